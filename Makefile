@@ -1,0 +1,34 @@
+# `make demo` and `make test` do everything on a fresh machine: Python 3.11 or newer with venv and pip is all they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test slow lint format clean
+
+demo: $(INSTALLED)
+	$(BIN)/llmcompress demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis llmcompress-demo
+
+$(INSTALLED): pyproject.toml llmcompress/tested_versions.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint llmcompress/tested_versions.txt --editable '.[dev]'
+	touch $@
