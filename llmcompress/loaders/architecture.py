@@ -1,0 +1,177 @@
+"""What a model is and whether it can be converted, answered from its ``config.json`` alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from llmcompress.errors import ModelError, SecurityError
+from llmcompress.loaders.exporter import installed_transformers, neighbours, not_convertible
+from llmcompress.loaders.quantized import Quantization, check_quantization
+from llmcompress.loaders.remote_code import refuse_hidden_code
+
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
+_CAUSAL_SUFFIXES = ("forcausallm", "lmheadmodel")
+# Keys under which a configuration carries the part that sees or hears.
+_OTHER_SENSES = ("vision_config", "audio_config", "mm_vision_tower", "img_processor", "audio_processor", "vit_config")
+_KINDS = (
+    ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "a vision-language model"),
+    ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", "a speech model"),
+    ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "an encoder-decoder (sequence-to-sequence) model"),
+    ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", "an encoder (masked language model)"),
+    ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "a classifier"),
+    ("MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES", "a token classifier"),
+    ("MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES", "an extractive question-answering model"),
+    ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", "an image classifier"),
+    ("MODEL_MAPPING_NAMES", "a bare model without an output head"),
+)
+
+
+# The first of these say what a whole model type is, the others what a class makes of it.
+_MEANT_BY_TYPE = 4
+
+
+class Architecture(NamedTuple):
+    """A causal language model that the exporter can convert."""
+
+    model_type: str
+    class_name: str
+    torch_dtype: str | None
+    """What the configuration says of the weights: bf16, fp16, fp32, another name, or None where it says nothing."""
+    quantization: Quantization
+    """'keep': converted as it is and not compressed again; 'dequantize': brought back to bf16 first."""
+    quantization_note: str
+    """One sentence on what happens to an already quantized checkpoint; empty for 'none'."""
+    remote_code: bool
+    """True when loading runs code from the model's repository."""
+
+
+def check_architecture(
+    config: Mapping[str, Any], *, trust_remote_code: bool = False, where: str = "config.json"
+) -> Architecture:
+    """Say what the model is, or why it cannot be converted. Reads no weight and runs nothing of the model's.
+
+    Raises:
+        ModelError: no causal language model, unknown to transformers or to the exporter at the installed versions,
+            or quantized in a way that cannot be converted.
+        SecurityError: it needs code from its repository and ``trust_remote_code`` is off, or it carries a field
+            that would make the exporter run such code whatever the flag says.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise ModelError(
+            f"model_type is {model_type!r}; the name of an architecture such as 'llama' is needed",
+            where=where,
+            hint="take the config.json that was published with the model",
+        )
+    refuse_hidden_code(config, trust_remote_code, where)
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(
+            f"architectures is {names!r}; a list of class names is needed",
+            where=where,
+            hint="take the config.json that was published with the model",
+        )
+
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    native = model_type in CONFIG_MAPPING_NAMES
+    auto_map = bool(config.get("auto_map"))
+    if not native and auto_map and not trust_remote_code:
+        reason = not_convertible(model_type)
+        raise SecurityError(
+            f"model type {model_type!r} is not part of transformers: loading it runs Python code from its repository",
+            where=where,
+            hint=f"--trust-remote-code would not help: {reason}"
+            if reason
+            else "read that code first; --trust-remote-code then allows it to run",
+        )
+    _refuse_other_kinds(config, model_type, names, where)
+    if reason := not_convertible(model_type):
+        hint = f"convertible here: {', '.join(neighbours(model_type))}"
+        raise ModelError(reason, where=where, hint=_newer_hint(config) or hint)
+    if not native and not auto_map:
+        raise ModelError(
+            f"transformers {installed_transformers()} does not know the model type {model_type!r}, "
+            "and the model brings no code for it",
+            where=where,
+            hint=_newer_hint(config) or "install the transformers version that the model's page names",
+        )
+    quantization, note = check_quantization(config, where)
+    return Architecture(
+        model_type=model_type,
+        class_name=names[0] if names else _causal_class(model_type) or model_type,
+        torch_dtype=_dtype(config),
+        quantization=quantization,
+        quantization_note=note,
+        remote_code=trust_remote_code and auto_map,
+    )
+
+
+def _refuse_other_kinds(config: Mapping[str, Any], model_type: str, names: list[str], where: str) -> None:
+    name = names[0] if names else ""
+    lowered = name.lower()
+    kind = ""
+    if "eagle" in lowered or "dflash" in lowered:
+        kind = "a draft model for speculative decoding, which cannot generate alone"
+    elif any(config.get(key) is not None for key in _OTHER_SENSES):
+        kind = _kind(name, model_type) or "a multimodal model"
+    elif name in _class_names(_table(_KINDS[0][0])):
+        # transformers lists some of these among the causal models as well.
+        kind = _KINDS[0][1]
+    elif config.get("is_encoder_decoder") is True:
+        kind = "an encoder-decoder (sequence-to-sequence) model"
+    elif name and not lowered.endswith(_CAUSAL_SUFFIXES) and lowered != (_causal_class(model_type) or "").lower():
+        kind = _kind(name, model_type) or "something else"
+    elif not name and _causal_class(model_type) is None:
+        kind = _kind(name, model_type)
+    if kind:
+        raise ModelError(
+            f"{name or model_type} is no causal language model but {kind}",
+            where=where,
+            hint="llmcompress takes decoder-only text models (architectures ending in ForCausalLM)",
+        )
+
+
+def _kind(class_name: str, model_type: str) -> str:
+    """What a class is, or else a model type; a type with a causal class is only what it is besides."""
+    tables = [(_table(name), kind) for name, kind in _KINDS]
+    by_name = (kind for table, kind in tables if class_name in _class_names(table))
+    besides = tables[:_MEANT_BY_TYPE] if _causal_class(model_type) else tables
+    by_type = (kind for table, kind in besides if model_type in table)
+    return next(by_name, None) or next(by_type, "")
+
+
+def _table(name: str) -> Mapping[str, str | tuple[str, ...]]:
+    from transformers.models.auto import modeling_auto
+
+    table: Mapping[str, str | tuple[str, ...]] = getattr(modeling_auto, name, {})
+    return table
+
+
+def _class_names(table: Mapping[str, str | tuple[str, ...]]) -> set[str]:
+    return {name for value in table.values() for name in ((value,) if isinstance(value, str) else value)}
+
+
+def _causal_class(model_type: str) -> str | None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    return name if isinstance(name, str) else None
+
+
+def _newer_hint(config: Mapping[str, Any]) -> str:
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        saved_with = Version(str(config.get("transformers_version")))
+    except InvalidVersion:
+        return ""
+    if saved_with <= Version(installed_transformers()):
+        return ""
+    return f"the model was saved with transformers {saved_with}, newer than the installed {installed_transformers()}"
+
+
+def _dtype(config: Mapping[str, Any]) -> str | None:
+    value = config.get("dtype") or config.get("torch_dtype")
+    return _DTYPES.get(value.removeprefix("torch."), value) if isinstance(value, str) else None

@@ -1,0 +1,223 @@
+"""What a person names as a model: a Hub id or a directory, pinned and checked before any weight is read."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from llmcompress.errors import ModelError, SecurityError, UsageError
+from llmcompress.hub import HubListing, check_repo_id, fetch, listing
+from llmcompress.loaders.json_file import read_json
+from llmcompress.loaders.remote_code import check_tokenizer
+from llmcompress.loaders.tensors import INDEX, SINGLE, choose_weights, read_index
+from llmcompress.progress import Reporter, silent
+
+Layout = Literal["checkpoint", "ir"]
+
+IR_FILES = ("openvino_model.xml", "openvino_model.bin")
+
+# Everything beside the weights that loading and tokenization read, as names in the top directory.
+_SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*vocab*.txt", "merges.txt", "*.bpe")
+_TEMPLATES = "additional_chat_templates/*.jinja"
+_IR_SIDE_FILES = tuple(f"openvino_{part}.{end}" for part in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
+_SKIPPED = ("*.index.json", "trainer_state.json", "optimizer*.json")
+_NEEDED = "give a Hugging Face checkpoint (config.json, safetensors) or an OpenVINO IR directory with its config.json"
+_CODE_CONFIGS = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+
+
+class Source(NamedTuple):
+    """A model that was found and whose ``config.json`` was read."""
+
+    kind: Literal["hub", "checkpoint", "ir"]
+    layout: Layout
+    """What the directory holds; for a Hub source either is possible."""
+    path: Path
+    """The directory with ``config.json``; a Hub source's weights are in it only after ``fetch_weights``."""
+    config: dict[str, Any]
+    id: str | None = None
+    """Hub id."""
+    revision: str | None = None
+    """The commit that a Hub source was resolved to."""
+    trust_remote_code: bool = False
+    files: HubListing | None = None
+    """What the Hub lists at that commit."""
+    expected_sha256: Mapping[str, str] = {}
+    """Hashes that the Hub states, by file name; known after ``fetch_weights``."""
+
+
+def resolve(
+    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, offline: bool = False
+) -> Source:
+    """Find a model by Hub id or path; of a Hub model only the file list and ``config.json`` are fetched.
+
+    An existing path goes before a Hub id of the same spelling. A directory that holds a checkpoint and an OpenVINO IR
+    is taken as the checkpoint, which is the more exact of the two.
+
+    Raises:
+        UsageError: neither an existing path nor a Hub id, or ``revision`` with a path.
+        ModelError: no readable ``config.json``, or nothing that can be loaded.
+        HubError: no such repository, no access, no network, or not cached.
+        SecurityError: a file name or link that leaves the model's directory.
+    """
+    text = os.fspath(source)
+    if "\0" in text or not text.strip():
+        raise UsageError(f"{text!r} is neither a path nor a Hub id", hint="give 'namespace/name' or a directory")
+    path = Path(os.path.expanduser(text))  # noqa: PTH111 - the method raises for an unknown user
+    if not os.path.lexists(path):
+        if isinstance(source, Path) or _looks_like_path(text):
+            raise UsageError(
+                f"the path {text!r} does not exist",
+                hint="give an existing directory, or a Hub id in the form namespace/name",
+            )
+        return _from_hub(text, revision, trust_remote_code, offline)
+    if revision is not None:
+        raise UsageError(
+            f"--revision {revision} has no effect on a directory",
+            where=text,
+            hint="leave it out, or give the Hub id; a local path of the same spelling goes first",
+        )
+    return _from_directory(path, trust_remote_code)
+
+
+def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
+    """Bring a Hub source's weights and tokenizer into the user's cache; check that a directory's are there.
+
+    Only what loading needs is fetched, pickle files never, Python files only with ``trust_remote_code``.
+
+    Raises:
+        SecurityError: the weights are pickle files only, an index names foreign files, or the tokenizer needs code.
+        ModelError: there are no weights.
+        HubError: a download failed or is not what the Hub states.
+    """
+    where = source.id or str(source.path)
+    if source.files is None:
+        if source.layout == "checkpoint":
+            choose_weights(_names(source.path), where=where)
+        _check_code(source)
+        return source
+    listed = [file.path for file in source.files.files]
+    main = IR_FILES[0] if source.layout == "ir" else choose_weights(listed, where=where)
+    side = [name for name in listed if _is_side_file(name, source)]
+    snapshot = fetch(source.files, [*side, *([main] if main == INDEX else [])])
+    _check_code(source._replace(path=snapshot.path))
+    weights = sorted(set(read_index(snapshot.path / INDEX).values())) if main == INDEX else [main]
+    if source.layout == "ir":
+        weights = [*IR_FILES, *(name for name in _IR_SIDE_FILES if name in listed)]
+    weighed = fetch(source.files, weights, progress=progress)
+    _check_links(snapshot.path)
+    return source._replace(path=snapshot.path, expected_sha256={**snapshot.sha256, **weighed.sha256})
+
+
+def _looks_like_path(text: str) -> bool:
+    odd = "\\" in text or text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1
+    return odd or ".." in text.split("/") or bool(re.match(r"[A-Za-z]:", text))
+
+
+def _from_hub(repo_id: str, revision: str | None, trust_remote_code: bool, offline: bool) -> Source:
+    check_repo_id(repo_id)
+    files = listing(repo_id, revision, offline=offline)
+    names = [file.path for file in files.files]
+    layout = _layout(names, repo_id)
+    path = fetch(files, ["config.json"]).path
+    return Source(
+        kind="hub",
+        layout=layout,
+        path=path,
+        config=read_json(path / "config.json"),
+        id=repo_id,
+        revision=files.commit,
+        trust_remote_code=trust_remote_code,
+        files=files,
+    )
+
+
+def _from_directory(path: Path, trust_remote_code: bool) -> Source:
+    if not path.is_dir():
+        raise UsageError(
+            "a directory is needed, and this is none" if path.exists() else "the link leads nowhere",
+            where=str(path),
+            hint="give the directory that holds config.json and the weights",
+        )
+    layout = _layout(_names(path), str(path))
+    _check_links(path)
+    return Source(
+        kind=layout,
+        layout=layout,
+        path=path.resolve(),
+        config=read_json(path / "config.json"),
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return [entry.name for entry in path.iterdir() if entry.is_file()]
+    except OSError as error:
+        raise ModelError(
+            f"it cannot be read: {error.strerror}", where=str(path), hint="check its permissions"
+        ) from error
+
+
+def _layout(names: Collection[str], where: str) -> Layout:
+    if "config.json" not in names:
+        raise ModelError(f"there is no config.json{_instead(names)}", where=where, hint=_NEEDED)
+    if SINGLE in names or INDEX in names or IR_FILES[0] not in names:
+        return "checkpoint"
+    if IR_FILES[1] not in names:
+        raise ModelError(f"{IR_FILES[0]} is there without {IR_FILES[1]}", where=where, hint="export the model again")
+    return "ir"
+
+
+def _instead(names: Collection[str]) -> str:
+    for pattern, found in (
+        ("adapter_config.json", "it is an adapter, to be merged into its base model first"),
+        ("model_index.json", "it is a diffusion pipeline"),
+        ("*.gguf", "it holds GGUF files, which are not read"),
+        ("openvino_language_model.xml", "it is an OpenVINO vision-language model"),
+        ("consolidated*", "it is a checkpoint in its trainer's own layout"),
+    ):
+        if fnmatch.filter(names, pattern):
+            return f": {found}"
+    return ""
+
+
+def _is_side_file(name: str, source: Source) -> bool:
+    if name.endswith(".py"):
+        return source.trust_remote_code
+    if "/" in name:
+        return fnmatch.fnmatchcase(name, _TEMPLATES)
+    wanted = any(fnmatch.fnmatchcase(name, pattern) for pattern in _SIDE_FILES)
+    return wanted and not any(fnmatch.fnmatchcase(name, pattern) for pattern in _SKIPPED)
+
+
+def _check_code(source: Source) -> None:
+    for name in _CODE_CONFIGS:
+        if (source.path / name).is_file():
+            check_tokenizer(
+                read_json(source.path / name),
+                model_type=str(source.config.get("model_type")),
+                trust_remote_code=source.trust_remote_code,
+                where=name,
+            )
+
+
+def _check_links(directory: Path) -> None:
+    """Refuse links that leave the directory, apart from those that the Hub's cache is made of."""
+    root = directory.resolve()
+    blobs = root.parent.parent / "blobs"
+    patterns = (*_SIDE_FILES, *_IR_SIDE_FILES, *IR_FILES, "*.safetensors", "*.py", "additional_chat_templates")
+    for entry in [*root.iterdir(), *(root / "additional_chat_templates").glob("*")]:
+        if not entry.is_symlink() or not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
+            continue
+        target = entry.resolve()
+        if target.is_relative_to(root) or (root.parent.name == "snapshots" and target.is_relative_to(blobs)):
+            continue
+        raise SecurityError(
+            f"{entry.name} is a link to {target}, outside the model's directory; it was not opened",
+            where=str(directory),
+            hint="replace the link by the file, if you know that it belongs there",
+        )

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmcompress.errors import ModelError, SecurityError
+from llmcompress.loaders import exporter, quantized
+from llmcompress.loaders.architecture import check_architecture
+from llmcompress.loaders.remote_code import check_tokenizer
+
+LLAMA: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("llama", "LlamaForCausalLM"),
+        ("qwen3", "Qwen3ForCausalLM"),
+        ("gpt2", "GPT2LMHeadModel"),
+        ("falcon", "FalconForCausalLM"),
+        ("mixtral", "MixtralForCausalLM"),
+        ("phimoe", "PhiMoEForCausalLM"),  # as published; transformers spells it PhimoeForCausalLM
+        ("phi3", "Phi3ForCausalLM"),
+    ],
+)
+def test_causal_language_models_pass(model_type: str, name: str) -> None:
+    found = check_architecture({"model_type": model_type, "architectures": [name], "torch_dtype": "bfloat16"})
+    assert found == (model_type, name, "bf16", "none", "", False)
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [
+        ({"dtype": "float16"}, "fp16"),
+        ({"torch_dtype": "torch.float32"}, "fp32"),
+        ({"dtype": "float8"}, "float8"),
+        ({}, None),
+    ],
+)
+def test_the_declared_precision(config: dict[str, str], dtype: str | None) -> None:
+    assert check_architecture({**LLAMA, **config}).torch_dtype == dtype
+
+
+def test_the_class_is_known_without_architectures() -> None:
+    assert check_architecture({"model_type": "qwen2"}).class_name == "Qwen2ForCausalLM"
+
+
+@pytest.mark.parametrize("model_type", [None, "", 5, ["llama"]])
+def test_without_a_model_type(model_type: object) -> None:
+    with pytest.raises(ModelError, match=r"model_type is .*; the name of an architecture"):
+        check_architecture({**LLAMA, "model_type": model_type})
+
+
+@pytest.mark.parametrize("names", ["LlamaForCausalLM", [1], {"a": 1}])
+def test_architectures_of_a_wrong_form(names: object) -> None:
+    with pytest.raises(ModelError, match=r"architectures is .*; a list of class names is needed"):
+        check_architecture({**LLAMA, "architectures": names})
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "an encoder (masked language model)"),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "an encoder-decoder"),
+        ({"model_type": "bart", "architectures": ["BartModel"], "is_encoder_decoder": True}, "an encoder-decoder"),
+        ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "a classifier"),
+        ({"model_type": "llama", "architectures": ["LlamaForTokenClassification"]}, "a token classifier"),
+        ({"model_type": "llama", "architectures": ["LlamaModel"]}, "a bare model without an output head"),
+        (
+            {"model_type": "llama", "architectures": ["LlamaForCausalLMEagle3"]},
+            "a draft model for speculative decoding",
+        ),
+        ({"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"]}, "a vision-language model"),
+        ({"model_type": "llava", "vision_config": {"model_type": "clip"}}, "a vision-language model"),
+        ({"model_type": "llama", "mm_vision_tower": "evil/repo"}, "a multimodal model"),
+        ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, "a vision-language model"),
+        ({"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}, "a speech model"),
+        ({"model_type": "vit", "architectures": ["ViTForImageClassification"]}, "an image classifier"),
+        ({"model_type": "llama", "architectures": ["Strange"]}, "something else"),
+    ],
+)
+def test_other_kinds_of_models_are_named(config: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        check_architecture(config)
+    assert f"is no causal language model but {reason}" in caught.value.message
+    assert "ForCausalLM" in caught.value.hint
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "mamba", "deepseek_v3"])
+def test_a_type_that_needs_an_older_transformers(model_type: str) -> None:
+    import transformers
+
+    with pytest.raises(ModelError, match=rf"only with transformers .*at most [\d.]+; {transformers.__version__}"):
+        check_architecture({"model_type": model_type})
+
+
+def test_version_limits_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Limits:
+        MIN_TRANSFORMERS_VERSION = "4.57"
+        MAX_TRANSFORMERS_VERSION = "5.0"
+
+    class Newer:
+        MIN_TRANSFORMERS_VERSION = "9.1"
+
+    class Never:
+        MIN_TRANSFORMERS_VERSION, MAX_TRANSFORMERS_VERSION = "5.5", "5.0"
+
+    monkeypatch.setattr(exporter, "_exporters", lambda: {"a": Limits, "b": Newer, "c": Never})
+    for installed, reason in (
+        ("5.0.0", ""),
+        ("4.57.0.dev0", ""),
+        (
+            "4.56.2",
+            "optimum-intel converts 'a' only with transformers at least 4.57 and at most 5.0; 4.56.2 is installed",
+        ),
+        (
+            "5.0.1",
+            "optimum-intel converts 'a' only with transformers at least 4.57 and at most 5.0; 5.0.1 is installed",
+        ),
+    ):
+        monkeypatch.setattr(exporter, "installed_transformers", lambda version=installed: version)
+        assert exporter.not_convertible("a") == reason
+    assert "at least 9.1; 5.0.1" in exporter.not_convertible("b")
+    assert "works with no transformers version (from 5.5 up to 5.0)" in exporter.not_convertible("c")
+
+
+def test_an_unknown_type_without_code_has_neighbours() -> None:
+    with pytest.raises(ModelError, match="optimum-intel has no export of model type 'qwen33'") as caught:
+        check_architecture({"model_type": "qwen33", "architectures": ["Qwen33ForCausalLM"]})
+    assert "qwen3" in caught.value.hint
+
+
+def test_a_model_of_a_newer_transformers_says_so() -> None:
+    with pytest.raises(ModelError, match="no export") as caught:
+        check_architecture({"model_type": "qwen9", "transformers_version": "99.1.0"})
+    assert "saved with transformers 99.1.0, newer than the installed" in caught.value.hint
+
+
+def test_a_type_the_exporter_knows_and_transformers_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmcompress.loaders.architecture.not_convertible", lambda model_type: "")
+    with pytest.raises(ModelError, match="does not know the model type 'tiny', and the model brings no code for it"):
+        check_architecture({"model_type": "tiny"})
+    allowed = check_architecture({"model_type": "tiny", "auto_map": {"AutoConfig": "a.B"}}, trust_remote_code=True)
+    assert allowed.remote_code is True
+    with pytest.raises(SecurityError) as caught:
+        check_architecture({"model_type": "tiny", "auto_map": {"AutoConfig": "a.B"}})
+    assert "--trust-remote-code then allows it" in caught.value.hint
+
+
+def test_remote_code_is_refused_and_the_flag_is_not_recommended_in_vain() -> None:
+    config = {"model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"], "auto_map": {"AutoConfig": "c.C"}}
+    with pytest.raises(SecurityError, match="'minicpm' is not part of transformers: loading it runs Python") as caught:
+        check_architecture(config)
+    assert "--trust-remote-code would not help: optimum-intel converts 'minicpm' only with" in caught.value.hint
+    with pytest.raises(ModelError, match="at most"):
+        check_architecture(config, trust_remote_code=True)
+
+
+def test_a_native_type_with_auto_map_uses_the_native_class() -> None:
+    config = {**LLAMA, "auto_map": {"AutoModelForCausalLM": "modeling.M"}}
+    assert check_architecture(config).remote_code is False
+    assert check_architecture(config, trust_remote_code=True).remote_code is True
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        {"text_config": {"auto_map": {"AutoModel": "m.M"}}},
+        {"img": [{"deep": {"auto_map": {"AutoModel": "evil/repo--m.M"}}}]},
+        {"quantization_config": {"auto_map": {"x": "y"}}},
+    ],
+)
+def test_nested_code_is_refused_at_any_depth(nested: dict[str, Any]) -> None:
+    with pytest.raises(SecurityError, match=r"\.auto_map: loading that part runs Python code"):
+        check_architecture({**LLAMA, **nested})
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_the_exporters_own_override_is_always_refused(trust: bool) -> None:
+    with pytest.raises(SecurityError, match="export_model_type makes the exporter treat the model as another type"):
+        check_architecture({**LLAMA, "export_model_type": "llava-qwen2"}, trust_remote_code=trust)
+
+
+@pytest.mark.parametrize("value", ["evil/kernel", {"": "evil/kernel:flash"}])
+def test_a_kernel_of_the_hub_is_refused(value: object) -> None:
+    with pytest.raises(SecurityError, match="a compute kernel would be fetched from the Hub and run"):
+        check_architecture({**LLAMA, "attn_implementation": value})
+    assert check_architecture({**LLAMA, "attn_implementation": "sdpa"}).class_name == "LlamaForCausalLM"
+
+
+def test_where_optimum_trusts_unasked_is_where_this_was_looked_at() -> None:
+    """Each place that hard-codes the flag serves a kind of model that is refused; a new one must be looked at."""
+    spec = importlib.util.find_spec("optimum.exporters.openvino")
+    assert spec is not None
+    assert spec.origin is not None
+    places = set()
+    for path in Path(spec.origin).parent.glob("*.py"):
+        for outer in ast.parse(path.read_text()).body:
+            for node in ast.walk(outer):
+                is_call = isinstance(node, ast.Call)
+                for keyword in node.keywords if is_call else ():
+                    if keyword.arg == "trust_remote_code" and getattr(keyword.value, "value", None) is True:
+                        places.add(getattr(outer, "name", "module"))
+    assert places <= {"LlavaQwen2OpenVINOConfig", "Phi3VisionOpenVINOConfig"}
+    for config in (
+        {"model_type": "llava-qwen2", "mm_vision_tower": "x"},
+        {"model_type": "phi3_v", "img_processor": {}},
+    ):
+        with pytest.raises(ModelError):
+            check_architecture(config, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("name", ["TinyTokenizer", None])
+def test_a_tokenizer_with_code(name: str | None) -> None:
+    config = {"auto_map": {"AutoTokenizer": ["t.T", None]}, "tokenizer_class": name}
+    with pytest.raises(SecurityError, match="auto_map: loading it runs Python code"):
+        check_tokenizer(config, model_type="chatglm")
+    check_tokenizer(config, model_type="chatglm", trust_remote_code=True)
+    check_tokenizer({**config, "tokenizer_class": "LlamaTokenizerFast"}, model_type="chatglm")
+    check_tokenizer(config, model_type="qwen2")
+    with pytest.raises(SecurityError, match="auto_map"):
+        check_tokenizer(config, model_type="qwen2", where="processor_config.json")
+
+
+@pytest.mark.parametrize(
+    ("declared", "what"),
+    [
+        ({"quant_method": "mxfp4"}, ("dequantize", "brought back to bf16")),
+        (
+            {"quant_method": "bitnet"},
+            ("keep", "BitNet ternary weights are kept as they are; they cannot be compressed again"),
+        ),
+        ({"quant_method": "gptq", "bits": 4}, ("keep", "GPTQ 4-bit weights are kept")),
+        ({"quant_method": "awq"}, ("keep", "AWQ 4-bit weights are kept")),
+    ],
+)
+def test_quantized_checkpoints_that_convert(
+    monkeypatch: pytest.MonkeyPatch, declared: dict[str, Any], what: tuple[str, str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(quantized, "_transformers_major", lambda: 4)
+    kind, note = quantized.check_quantization({"quantization_config": declared})
+    assert kind == what[0]
+    assert what[1] in note
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"quant_method": "fp8"}, "quantized already with 'fp8', which cannot be converted"),
+        ({"quant_method": "compressed-tensors"}, "quantized already with 'compressed-tensors'"),
+        ({"load_in_4bit": True}, "quantized already with 'bitsandbytes'"),
+        ({"bits": 4}, "quantized already with None"),
+        ({"quant_method": "gptq", "bits": 8}, "GPTQ of 8 bits; OpenVINO reads 4"),
+        ("fp8", "quantization_config is 'fp8'; an object is needed"),
+    ],
+)
+def test_quantized_checkpoints_that_do_not(declared: object, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        check_architecture({**LLAMA, "quantization_config": declared})
+    assert "before quantization" in caught.value.hint
+
+
+def test_what_reading_a_quantized_checkpoint_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="it is GPTQ: the package gptqmodel, which reads that, is not installed"):
+        quantized.check_quantization({"quantization_config": {"quant_method": "gptq", "bits": 4}})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr(quantized, "_transformers_major", lambda: 5)
+    with pytest.raises(ModelError, match="transformers 5 loads AWQ with layers of gptqmodel"):
+        quantized.check_quantization({"quantization_config": {"quant_method": "awq"}})
