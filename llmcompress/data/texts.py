@@ -1,0 +1,231 @@
+"""Dataset name or file -> documents.
+
+A ``.txt`` file is one document; a line of a ``.jsonl`` file, a row of a ``.parquet`` file or of a Hub dataset is one
+document. Nothing is executed: Hub datasets are data files only, at a pinned revision.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llmcompress.errors import DataError, HubError, UsageError
+from llmcompress.patching import replaced
+
+EXTENSIONS = (".txt", ".jsonl", ".parquet")
+MAX_FILE_BYTES = 1 << 30
+"""Local files are read as a whole; a calibration needs some megabytes."""
+
+
+class Rows(NamedTuple):
+    """The documents of one dataset as they are stored, by position."""
+
+    values: Sequence[object]
+    where: str
+    """The dataset's name in messages."""
+    unit: str
+    numbers: Sequence[int]
+    """Line or row number of each value, for messages."""
+
+    def place(self, index: int) -> str:
+        """Where the document at ``index`` stands, as ``file.jsonl: line 3``."""
+        return f"{self.where}: {self.unit} {self.numbers[index]}"
+
+
+def read_texts(
+    dataset: str | Path,
+    *,
+    subset: str | None = None,
+    split: str | None = "train",
+    text_field: str = "text",
+    offline: bool = False,
+) -> Iterator[str]:
+    """Read the documents of a dataset in their order, empty ones too.
+
+    Args:
+        dataset: A local ``.txt``, ``.jsonl`` or ``.parquet`` file, as a Path or a string that ends so, or a Hub
+            dataset ``namespace/name@revision``.
+        subset: A Hub dataset's configuration.
+        split: A Hub dataset's split.
+        text_field: The field or column that holds the text.
+        offline: Only what the local cache holds.
+
+    Raises:
+        UsageError: neither a file of a known kind nor a pinned Hub name.
+        DataError: the file or a row cannot be used, or the dataset has no such subset, split or field.
+        HubError: the Hub cannot be reached or has no such dataset.
+    """
+    rows = read_rows(dataset, subset=subset, split=split, fields=(text_field,), offline=offline)
+    for index in range(len(rows.values)):
+        yield text_of(rows, index)
+
+
+def text_of(rows: Rows, index: int) -> str:
+    """The document at ``index``, which must be a string."""
+    value = rows.values[index]
+    if not isinstance(value, str):
+        raise DataError(
+            f"the text field holds {_kind(value)}, a string is needed",
+            where=rows.place(index),
+            hint="set calibration.text_field to the field with the text",
+        )
+    return value
+
+
+def read_rows(
+    dataset: str | Path, *, subset: str | None, split: str | None, fields: tuple[str, ...], offline: bool
+) -> Rows:
+    """Read one column: of ``fields`` the first one that the data has. Errors as in :func:`read_texts`."""
+    if isinstance(dataset, Path) or dataset.lower().endswith(EXTENSIONS):
+        rows = _read_file(Path(dataset), fields)
+    else:
+        rows = _read_hub(dataset, subset, split, fields, offline)
+    if not len(rows.values):
+        raise DataError("no documents in it", where=rows.where, hint="name a dataset that holds text")
+    return rows
+
+
+def _read_file(path: Path, fields: tuple[str, ...]) -> Rows:
+    where = path.name
+    extension = path.suffix.lower()
+    if extension not in EXTENSIONS:
+        raise UsageError(
+            f"the ending {extension or '(none)'} is not known, accepted are {', '.join(EXTENSIONS)}",
+            where=where,
+            hint="convert the text to .jsonl with one object per document, or rename it to .txt",
+        )
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise DataError(
+                f"the file has {size} bytes, at most {MAX_FILE_BYTES} are read",
+                where=where,
+                hint="cut a part of it: some megabytes are enough",
+            )
+        if size == 0:
+            raise DataError("the file is empty", where=where, hint="name a file that holds text")
+        if extension == ".parquet":
+            return _read_parquet(path, fields)
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"cannot be read: {error.strerror or error}", where=where, hint=f"check the path {path}"
+        ) from None
+    if extension == ".jsonl":
+        return _read_jsonl(raw, where, fields)
+    text = _decode(raw, where, offset=0).removeprefix("\ufeff")
+    return Rows([text] if text.strip() else [], where, "document", [1])
+
+
+def _decode(raw: bytes, where: str, offset: int) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start} ({error.reason})",
+            where=where,
+            hint="convert it, for example with: iconv -f LATIN1 -t UTF-8",
+        ) from None
+
+
+def _read_jsonl(raw: bytes, where: str, fields: tuple[str, ...]) -> Rows:
+    values: list[object] = []
+    numbers: list[int] = []
+    offset = 0
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        text = _decode(line, where, offset).removeprefix("\ufeff" if number == 1 else "").strip()
+        offset += len(line) + 1
+        if not text:
+            continue
+        place = f"{where}: line {number}"
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"not JSON: {error}", where=place, hint="write one JSON object per line") from None
+        if not isinstance(row, dict):
+            raise DataError(f"holds {_kind(row)}, a JSON object is needed", where=place, hint="write one per line")
+        values.append(row[_first_field(fields, list(row), place)])
+        numbers.append(number)
+    return Rows(values, where, "line", numbers)
+
+
+def _read_parquet(path: Path, fields: tuple[str, ...]) -> Rows:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            field = _first_field(fields, file.schema_arrow.names, path.name)
+            values = file.read([field]).column(field).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"not a readable Parquet file: {error}", where=path.name, hint="write the file anew") from None
+    return Rows(values, path.name, "row", range(1, len(values) + 1))
+
+
+def _read_hub(name: str, subset: str | None, split: str | None, fields: tuple[str, ...], offline: bool) -> Rows:
+    repo_id, _, revision = name.partition("@")
+    if repo_id.count("/") != 1 or not all(repo_id.split("/")) or not revision:
+        raise UsageError(
+            f"got {name!r}, accepted are a file ({', '.join(EXTENSIONS)}) or a Hub dataset namespace/name@revision",
+            where="dataset",
+            hint="pin the revision, for example Salesforce/wikitext@<commit hash>",
+        )
+    table = _load_hub(repo_id, revision, subset, split, offline)
+    field = _first_field(fields, list(table.column_names), name)
+    return Rows(table[field], name, "row", range(1, len(table) + 1))
+
+
+def _load_hub(repo_id: str, revision: str, subset: str | None, split: str | None, offline: bool) -> Any:
+    import datasets
+
+    where = f"{repo_id}@{revision}"
+    try:
+        with replaced(datasets.config, "HF_HUB_OFFLINE", offline or datasets.config.HF_HUB_OFFLINE):
+            builder = datasets.load_dataset_builder(repo_id, subset, revision=revision)
+            _require_revision(builder, revision, where)
+            builder.download_and_prepare()
+            return builder.as_dataset(split=split or "train")
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise HubError(str(error), where=where, hint=f"see https://huggingface.co/datasets/{repo_id}") from None
+    except OSError as error:
+        reason = "it is not in the local cache" if offline else "the Hub cannot be reached and the cache has no copy"
+        raise HubError(
+            f"{reason}: {error}",
+            where=where,
+            hint="run once with the network, or give a local .txt, .jsonl or .parquet file",
+        ) from None
+    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"cannot be used: {error}",
+            where=where,
+            hint="check calibration.subset and calibration.split; datasets that need a script are not accepted",
+        ) from None
+
+
+def _require_revision(builder: Any, revision: str, where: str) -> None:
+    # Without the network, datasets silently takes the newest cached copy, whatever its revision.
+    from_cache = type(builder).__module__.endswith("packaged_modules.cache.cache")
+    if from_cache and builder.hash != revision:
+        raise HubError(
+            f"the Hub was not asked and the newest cached copy is revision {builder.hash}",
+            where=where,
+            hint="run once with the network, or pin the full commit hash of the cached copy",
+        )
+
+
+def _first_field(fields: tuple[str, ...], present: list[str], where: str) -> str:
+    for field in fields:
+        if field in present:
+            return field
+    raise DataError(
+        f"no field {' or '.join(map(repr, fields))}, there are: {', '.join(map(repr, present)) or 'none'}",
+        where=where,
+        hint="set calibration.text_field to one of them",
+    )
+
+
+def _kind(value: object) -> str:
+    kinds = {"NoneType": "null", "bool": "a boolean", "int": "a number", "float": "a number", "str": "a string"}
+    return {**kinds, "list": "a list", "dict": "an object"}.get(type(value).__name__, type(value).__name__)
