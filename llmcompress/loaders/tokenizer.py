@@ -1,0 +1,182 @@
+"""The tokenizer beside the model: loaded, saved with its OpenVINO conversion, and the conversion compared with it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcompress.errors import ModelError, SecurityError
+from llmcompress.loaders.graph import number_nodes
+from llmcompress.patching import replaced
+
+if TYPE_CHECKING:
+    pass
+
+TOKENIZER_XML = "openvino_tokenizer.xml"
+DETOKENIZER_XML = "openvino_detokenizer.xml"
+CONVERTED_FILES = (TOKENIZER_XML, "openvino_tokenizer.bin", DETOKENIZER_XML, "openvino_detokenizer.bin")
+
+_MODEL_FILES = ("openvino_model.xml", "openvino_model.bin", "config.json", "generation_config.json")
+REQUIRED_FILES: dict[str, tuple[str, ...]] = {
+    "optimum": (*_MODEL_FILES, "tokenizer_config.json"),
+    "genai": (*_MODEL_FILES, *CONVERTED_FILES),
+    "ovms": (*_MODEL_FILES, *CONVERTED_FILES, "tokenizer_config.json"),
+}
+"""What each runtime opens; ``chat_template.jinja`` comes with it where the tokenizer has a chat template."""
+
+# Without any of these transformers makes up an empty tokenizer for the model type instead of failing.
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
+# Where the tokenizer was loaded from; the same tokenizer must give the same bytes from any folder or cache.
+_ORIGIN_KEYS = ("is_local", "local_files_only", "name_or_path", "_commit_hash", "cache_dir")
+_HINT = "convert with --no-tokenizer to ship the model without it"
+
+CHECK_TEXTS = (
+    "",
+    " ",
+    "a",
+    "Hello, world!",
+    " leading and trailing ",
+    "two  spaces,   three",
+    "line\nbreak\n\nparagraph\r\ncrlf\ttab\n",
+    "def f(x):\n    return {'k': x[0] ** 2}  # note\n",
+    "It's what we'll do; they DON'T.",
+    "naïve café — “quotes” … Straße ﬁn",
+    "e\u0301 (combining), \u00a0no-break, \u3000ideographic, \u200bzero width",
+    "日本語のテキスト、你好，世界。한국어",
+    "😀 👨‍👩‍👧 🏳️‍🌈",
+    "مرحبا بالعالم 123 עברית हिन्दी ไทย Привет",
+    "3.14159 1,000,000 0x1F 2026-01-31",
+    "https://example.org/a_b?c=d&e=f#g <b>html</b> &amp; [INST] <|x|>",
+    "a . b , c ! d ?",
+    "x" * 200,
+)
+
+
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
+    """Load the transformers tokenizer of a local directory.
+
+    Raises:
+        ModelError: there is no tokenizer, or it is broken.
+        SecurityError: it needs Python code that came with the model.
+    """
+    from transformers import AutoTokenizer
+
+    where = path.name
+    if not trust_remote_code and not any(any(path.glob(name)) for name in _VOCABULARIES):
+        raise ModelError(
+            f"no tokenizer: none of {', '.join(_VOCABULARIES)} is there",
+            where=where,
+            hint=f"put the model's tokenizer files beside its weights, or {_HINT}",
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - transformers raises whatever the broken file provokes
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise SecurityError(
+                "the tokenizer is Python code that came with the model, and would be run",
+                where=where,
+                hint="read that code, then pass --trust-remote-code",
+            ) from None
+        raise ModelError(f"the tokenizer cannot be loaded: {_told(error)}", where=where, hint=_HINT) from None
+    if len(tokenizer) == 0:
+        raise ModelError("the tokenizer's vocabulary is empty", where=where, hint=_HINT)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, output_dir: Path) -> None:
+    """Write the tokenizer's own files and its OpenVINO tokenizer and detokenizer into an existing directory.
+
+    As ``optimum-cli export openvino`` does, the converted tokenizer pads on the left. The bytes depend on the
+    tokenizer and the libraries' versions alone: not on where it was loaded from, what it was used for before, or what
+    else was converted in this process.
+
+    Raises:
+        ModelError: openvino-tokenizers cannot convert it.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # An earlier call with padding or truncation stays in the backend and would be saved with it.
+        backend.no_padding()
+        backend.no_truncation()
+    tokenizer.save_pretrained(output_dir)
+    _forget_origin(output_dir / "tokenizer_config.json")
+    tokenizer.padding_side = "left"
+    tokenizer.truncation_side = "left"
+
+    import openvino as ov
+    from openvino_tokenizers import convert_tokenizer
+
+    try:
+        # The converter saves the tokenizer to a temporary directory to read it back: keep that inside the output.
+        with replaced(tempfile, "tempdir", str(output_dir)):
+            converted = convert_tokenizer(tokenizer, with_detokenizer=True)
+    except Exception as error:  # noqa: BLE001 - the converter raises what it stumbles over
+        raise ModelError(
+            f"openvino-tokenizers cannot convert {type(tokenizer).__name__}: {_told(error)}",
+            where="tokenizer",
+            hint=_HINT,
+        ) from None
+    if not isinstance(converted, tuple):
+        raise ModelError(
+            f"openvino-tokenizers made no detokenizer for {type(tokenizer).__name__}", where="tokenizer", hint=_HINT
+        )
+    for model, name in zip(converted, (TOKENIZER_XML, DETOKENIZER_XML), strict=True):
+        number_nodes(model)
+        ov.save_model(model, output_dir / name)
+
+
+def check_tokenizer(tokenizer: Any, output_dir: Path, texts: Sequence[str] = CHECK_TEXTS) -> None:
+    """Compare the converted tokenizer and detokenizer in ``output_dir`` with the original, text by text.
+
+    Every text, also with each special token inside, must give the same ids; the ids must decode to the same string
+    (special tokens skipped on both sides). Nothing is tolerated: openvino-tokenizers is exact for byte-level and
+    SentencePiece-style BPE and WordPiece; a Unigram vocabulary without whitespace folding is known to differ.
+
+    Raises:
+        ModelError: they differ or cannot be run; names the text and both results.
+    """
+    import numpy as np
+    import openvino as ov
+    import openvino_tokenizers  # noqa: F401 - makes ov.Core know the tokenizers' operations
+
+    core = ov.Core()
+    try:
+        encode = core.compile_model(output_dir / TOKENIZER_XML, "CPU")
+        decode = core.compile_model(output_dir / DETOKENIZER_XML, "CPU")
+    except RuntimeError as error:
+        raise ModelError(f"cannot be compiled: {_told(error)}", where=TOKENIZER_XML, hint=_HINT) from None
+    for text in (*texts, *(f"a{token}b {token} c" for token in tokenizer.all_special_tokens)):
+        expected = tokenizer(text, padding=False, truncation=False)["input_ids"]
+        got = [int(token) for token in np.ravel(encode([text])["input_ids"])]
+        if got != expected:
+            raise _differs(TOKENIZER_XML, f"the text {text!r}", expected, got)
+        if not expected:
+            continue
+        original = tokenizer.decode(expected, skip_special_tokens=True)
+        decoded = str(decode(np.array([expected], dtype=np.int64))["string_output"][0])
+        if decoded != original:
+            raise _differs(DETOKENIZER_XML, f"the ids {expected} of {text!r}", original, decoded)
+
+
+def _differs(where: str, what: str, expected: object, got: object) -> ModelError:
+    return ModelError(
+        f"differs from the original tokenizer: {what} gives {got!r}, the original gives {expected!r}",
+        where=where,
+        hint=f"OpenVINO would read or write other text than the model was made with; {_HINT}",
+    )
+
+
+def _forget_origin(path: Path) -> None:
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in config.items() if key not in _ORIGIN_KEYS}
+    text = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
