@@ -1,0 +1,7 @@
+"""Source -> ``LoadedModel``."""
+
+from __future__ import annotations
+
+from llmcompress.loaders.loaded_model import LoadedModel, load
+
+__all__ = ["LoadedModel", "load"]

@@ -1,0 +1,162 @@
+"""Hugging Face checkpoint -> ``ov.Model``, in memory.
+
+Optimum's exporter ends by saving the converted model. The model is taken there, before it is written: the constants
+of the graph are still views of the mapped safetensors files where the model class uses its weights as they are.
+This is the one place that depends on names inside optimum; where they have moved, the exporter's own staged IR
+in ``scratch_dir`` is read back instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcompress.errors import ModelError
+from llmcompress.loaders.ir import read_ir
+from llmcompress.patching import replaced
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+TASK = "text-generation-with-past"
+MAX_NAMES = 8
+
+
+class _ModelTaken(BaseException):
+    """Unwinds the exporter once the converted model is in hand; no ``except Exception`` may stop it."""
+
+
+def convert_checkpoint(directory: Path, scratch_dir: Path, *, trust_remote_code: bool = False) -> ov.Model:
+    """Load and convert a checkpoint, stateful and with its key-value cache inside the model.
+
+    Args:
+        directory: Holds ``config.json`` and safetensors files, already validated.
+        scratch_dir: Existing directory that receives the configuration files optimum writes
+            (``config.json``, ``generation_config.json``).
+        trust_remote_code: Run the Python code that the checkpoint brings.
+
+    Returns:
+        The model with the checkpoint's own precision (bf16, fp16 or fp32 constants).
+
+    Raises:
+        ModelError: The weights do not fit the architecture, or the exporter refuses it.
+    """
+    from optimum.exporters.openvino.__main__ import main_export
+    from optimum.exporters.openvino.utils import clear_class_registry
+    from optimum.intel.openvino.configuration import OVConfig
+
+    taken: list[ov.Model] = []
+    storages: list[object] = []
+    try:
+        with _instrumented_exporter(taken, storages):
+            main_export(
+                model_name_or_path=str(directory),
+                output=scratch_dir,
+                task=TASK,
+                library_name="transformers",
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                stateful=True,
+                # A configuration without quantization keeps optimum from choosing int8 by the model's size.
+                ov_config=OVConfig(dtype="auto"),
+                model_loading_kwargs={"use_safetensors": True},
+            )
+    except _ModelTaken as signal:
+        signal.__traceback__ = None
+    except (ValueError, RuntimeError, KeyError, NotImplementedError, ImportError, OSError) as error:
+        raise ModelError(
+            f"optimum's exporter could not convert this checkpoint: {_first_line(error)}",
+            where=directory.name,
+            hint="run with -v for its full output; `llmcompress doctor` compares the installed versions",
+        ) from error
+    finally:
+        clear_class_registry()
+        # The torch module and the traced graph are large; they go before compression begins.
+        gc.collect()
+    if not taken:
+        return read_ir(scratch_dir)
+    # A bf16 constant does not own the memory it shows: without the torch storages it would dangle.
+    keep_alive(taken[0], storages)
+    return taken[0]
+
+
+def keep_alive(model: ov.Model, owners: object) -> None:
+    """Tie the owners of a model's memory to the model's Python object; a clone needs the same tie."""
+    model._llmcompress_memory_owners = owners
+
+
+def clone_model(model: ov.Model) -> ov.Model:
+    """Copy the graph; constants stay shared and their memory stays alive as long as the copy does."""
+    copy = model.clone()
+    keep_alive(copy, getattr(model, "_llmcompress_memory_owners", None))
+    return copy
+
+
+@contextlib.contextmanager
+def _instrumented_exporter(taken: list[ov.Model], storages: list[object]) -> Iterator[None]:
+    """Replace two names inside optimum for the time of one export: the model's loading and the final save."""
+    from optimum.exporters.openvino import convert
+    from optimum.exporters.tasks import TasksManager
+
+    def take(model: ov.Model, *args: Any, **kwargs: Any) -> None:
+        taken.append(model)
+        raise _ModelTaken
+
+    model_class_for_task = TasksManager.get_model_class_for_task
+
+    def strict_model_class(*args: Any, **kwargs: Any) -> Any:
+        return _StrictLoader(model_class_for_task(*args, **kwargs), storages)
+
+    with contextlib.ExitStack() as stack:
+        if hasattr(convert, "save_model"):
+            stack.enter_context(replaced(convert, "save_model", take))
+        stack.enter_context(replaced(TasksManager, "get_model_class_for_task", staticmethod(strict_model_class)))
+        yield
+
+
+class _StrictLoader:
+    """Stands in for a transformers model class: ``from_pretrained`` that refuses what it would fill or drop."""
+
+    def __init__(self, model_class: Any, storages: list[object]) -> None:
+        self._model_class = model_class
+        self._storages = storages
+
+    def from_pretrained(self, directory: str, **kwargs: Any) -> Any:
+        where = Path(directory).name
+        try:
+            model, info = self._model_class.from_pretrained(directory, output_loading_info=True, **kwargs)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"transformers could not load the weights: {_first_line(error)}",
+                where=where,
+                hint="the tensors' names and shapes must be those that config.json describes",
+            ) from error
+        problems = [
+            f"{len(keys)} {adjective} ({_names(keys)})"
+            for adjective, keys in (
+                ("missing, which transformers would fill with random values", info["missing_keys"]),
+                ("unexpected, which it would drop", info["unexpected_keys"]),
+                ("of another shape", info["mismatched_keys"]),
+            )
+            if keys
+        ]
+        if problems:
+            raise ModelError(
+                f"the tensors are not those of {type(model).__name__}: {'; '.join(problems)}",
+                where=where,
+                hint="fetch the checkpoint again, or correct config.json",
+            )
+        self._storages += [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
+        return model
+
+
+def _names(keys: Collection[object]) -> str:
+    shown = sorted(map(str, keys))[:MAX_NAMES]
+    return ", ".join(shown) + (", ..." if len(keys) > MAX_NAMES else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,96 @@
+"""What an ``ov.Model`` is: checks of the graph, and how much of it is still mapped from files."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from llmcompress.errors import ModelError
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+REQUIRED_INPUTS = ("input_ids", "attention_mask", "beam_idx")
+
+
+def check_decoder(model: ov.Model, *, where: str) -> None:
+    """Refuse a graph that is not a stateful causal decoder with its past inside.
+
+    Raises:
+        ModelError: An input, the logits or the state is missing.
+    """
+    inputs = {name for port in model.inputs for name in port.get_names()}
+    outputs = {name for port in model.outputs for name in port.get_names()}
+    missing = [name for name in REQUIRED_INPUTS if name not in inputs]
+    if "logits" not in outputs:
+        missing.append("logits")
+    if not model.get_variables():
+        missing.append("the key-value cache as state")
+    if missing:
+        raise ModelError(
+            f"the graph is no stateful causal decoder: it lacks {', '.join(missing)}",
+            where=where,
+            hint="export it as text-generation-with-past and stateful, or give the original checkpoint",
+        )
+
+
+def number_nodes(model: ov.Model) -> None:
+    """Give nodes without a name of their own a number in graph order.
+
+    OpenVINO numbers them ("Slice_144", "Convert_127.0") over the whole process; the file must not tell what else was
+    built in it.
+    """
+    automatic = re.compile(r"\w+_\d+(\.\d+)?")
+    for number, node in enumerate(model.get_ordered_ops()):
+        name = f"{node.get_type_name()}_{number}"
+        if automatic.fullmatch(node.get_friendly_name()):
+            node.set_friendly_name(name)
+        for output in node.outputs():
+            names = output.get_names()
+            if any(automatic.fullmatch(old) for old in names):
+                output.set_names({name if automatic.fullmatch(old) else old for old in names})
+
+
+def is_compressed(model: ov.Model) -> bool:
+    """Whether NNCF has recorded an optimisation in the graph."""
+    return any(model.has_rt_info(["nncf", kind]) for kind in ("weight_compression", "quantization"))
+
+
+def count_parameters(model: ov.Model) -> int:
+    """Number of elements in the floating-point constants of an uncompressed graph."""
+    return sum(num_elements(op) for op in model.get_ops() if _is_weight(op))
+
+
+def mapped_share(model: ov.Model) -> float:
+    """Share of the weight bytes whose memory lies in a mapped file (0 where the system cannot tell)."""
+    import psutil
+
+    process = psutil.Process()
+    try:
+        maps = process.memory_maps(grouped=False)
+    except (AttributeError, psutil.Error, OSError):
+        return 0.0
+    ranges = [
+        tuple(int(end, 16) for end in region.addr.split("-"))
+        for region in maps
+        if region.path.endswith((".safetensors", ".bin")) or "/blobs/" in region.path
+    ]
+    total = mapped = 0
+    for op in model.get_ops():
+        if not _is_weight(op):
+            continue
+        size = op.get_byte_size()
+        total += size
+        address = op.data.ctypes.data
+        mapped += size if any(start <= address < end for start, end in ranges) else 0
+    return mapped / total if total else 0.0
+
+
+def num_elements(op: ov.Node) -> int:
+    """Number of elements of a node's first output."""
+    return math.prod(int(dimension) for dimension in op.get_output_shape(0))
+
+
+def _is_weight(op: ov.Node) -> bool:
+    return op.get_type_name() == "Constant" and op.get_element_type().is_real() and num_elements(op) > 1

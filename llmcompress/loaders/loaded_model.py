@@ -1,0 +1,180 @@
+"""A source, loaded: the graph, its tokenizer and configuration, and where all of it came from."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcompress.artifact import file_records
+from llmcompress.environment import quiet_libraries
+from llmcompress.loaders.architecture import check_architecture
+from llmcompress.loaders.generation import read_generation_config
+from llmcompress.loaders.graph import check_decoder, count_parameters, is_compressed, mapped_share
+from llmcompress.loaders.json_file import read_json
+from llmcompress.loaders.scan import scan
+from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.tensors import Checkpoint, read_checkpoint
+from llmcompress.progress import Progress, Reporter, silent
+from llmcompress.report import FileRecord, Provenance
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+ELEMENT_NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What every verb starts from. ``model`` is stateful, with the key-value cache inside."""
+
+    model: ov.Model
+    tokenizer: Any | None
+    """A transformers tokenizer; None where the source brings none and ``tokenizer=False`` was asked for."""
+    config: dict[str, Any]
+    generation_config: dict[str, Any] | None
+    provenance: Provenance
+    source: Source
+    num_parameters: int
+    """Elements in the checkpoint's tensors; of an IR, in the floating-point constants of its graph."""
+    mapped_share: float
+    """Share of the weights that are views of the source's files instead of copies in memory."""
+
+    def clone(self) -> LoadedModel:
+        """The same with a copy of the graph; the weights stay shared."""
+        from llmcompress.loaders.checkpoint import clone_model
+
+        return replace(self, model=clone_model(self.model))
+
+
+def load(
+    source: str | Path | Source,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    offline: bool = False,
+    allow_nonfinite: bool = False,
+    tokenizer: bool = True,
+    scratch_dir: Path | None = None,
+    progress: Reporter = silent,
+) -> LoadedModel:
+    """Load a Hub id, a checkpoint directory or an OpenVINO IR directory.
+
+    Args:
+        source: What to load, or what ``resolve`` made of it.
+        revision: Branch, tag or commit of a Hub source; resolved to one commit.
+        trust_remote_code: Run Python code that the repository brings.
+        offline: Use the local Hub cache only.
+        allow_nonfinite: Go on when a weight is NaN or infinite.
+        tokenizer: Load the tokenizer, and fail where there is none.
+        scratch_dir: Existing empty directory for the exporter's configuration files, and for its staged IR should
+            the in-memory way be closed; by default a temporary one.
+        progress: Told of the bytes checked and the steps done.
+
+    Raises:
+        UsageError: Neither a path nor a Hub id.
+        ModelError: The source is damaged, incomplete, or no causal language model that can be converted.
+        SecurityError: It would need pickle files or foreign code.
+        HubError: The Hub could not give it.
+    """
+    quiet_libraries()
+    if not isinstance(source, Source):
+        source = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
+    if source.layout == "checkpoint":
+        check_architecture(source.config, trust_remote_code=source.trust_remote_code)
+    source = fetch_weights(source, progress=progress)
+    read = _load_ir if source.layout == "ir" else _load_checkpoint
+    if scratch_dir is not None:
+        return read(source, scratch_dir, allow_nonfinite, tokenizer, progress)
+    with tempfile.TemporaryDirectory(prefix="llmcompress-") as directory:
+        return read(source, Path(directory), allow_nonfinite, tokenizer, progress)
+
+
+def _load_checkpoint(
+    source: Source, scratch_dir: Path, allow_nonfinite: bool, with_tokenizer: bool, progress: Reporter
+) -> LoadedModel:
+    checkpoint = read_checkpoint(source.path)
+    # The check of the weights' bytes shares the processor's time with the single-threaded import and trace.
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(
+            scan,
+            checkpoint,
+            allow_nonfinite=allow_nonfinite,
+            expected_sha256=source.expected_sha256,
+            progress=progress,
+        )
+        from llmcompress.loaders.checkpoint import convert_checkpoint
+
+        progress(Progress("load and trace", 0, 1))
+        model = convert_checkpoint(source.path, scratch_dir, trust_remote_code=source.trust_remote_code)
+        files = checked.result()
+    progress(Progress("load and trace", 1, 1))
+    check_decoder(model, where=source.id or source.path.name)
+    return LoadedModel(
+        model=model,
+        tokenizer=_tokenizer(source) if with_tokenizer else None,
+        config=read_json(scratch_dir / "config.json"),
+        generation_config=read_generation_config(source.path),
+        provenance=_provenance(source, _dtype(checkpoint), files),
+        source=source,
+        num_parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
+        mapped_share=mapped_share(model),
+    )
+
+
+def _load_ir(
+    source: Source, scratch_dir: Path, allow_nonfinite: bool, with_tokenizer: bool, progress: Reporter
+) -> LoadedModel:
+    from llmcompress.loaders.ir import read_ir
+
+    progress(Progress("read the model", 0, 1))
+    files = file_records(source.path, exclude=[])
+    model = read_ir(source.path)
+    progress(Progress("read the model", 1, 1))
+    check_decoder(model, where=source.id or source.path.name)
+    return LoadedModel(
+        model=model,
+        tokenizer=_tokenizer(source) if with_tokenizer else None,
+        config=source.config,
+        generation_config=read_generation_config(source.path),
+        provenance=_provenance(source, "compressed" if is_compressed(model) else _ir_dtype(model), files),
+        source=source,
+        num_parameters=count_parameters(model),
+        mapped_share=mapped_share(model),
+    )
+
+
+def _tokenizer(source: Source) -> Any:
+    from llmcompress.loaders.tokenizer import load_tokenizer
+
+    return load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+
+
+def _provenance(source: Source, dtype: str, files: tuple[FileRecord, ...]) -> Provenance:
+    architectures = source.config.get("architectures") or ["unknown"]
+    return Provenance(
+        kind=source.kind,
+        id=source.id,
+        revision=source.revision,
+        model_type=str(source.config.get("model_type")),
+        architecture=str(architectures[0]),
+        dtype=dtype,
+        files=files,
+        trust_remote_code=source.trust_remote_code,
+    )
+
+
+def _dtype(checkpoint: Checkpoint) -> str:
+    names = {ELEMENT_NAMES.get(tensor.dtype, tensor.dtype.lower()) for tensor in checkpoint.tensors.values()}
+    return names.pop() if len(names) == 1 else "mixed"
+
+
+def _ir_dtype(model: ov.Model) -> str:
+    types = {op.get_element_type().get_type_name() for op in model.get_ops() if op.get_type_name() == "Constant"}
+    for element, name in (("bf16", "bf16"), ("f16", "fp16"), ("f32", "fp32")):
+        if element in types:
+            return name
+    return "mixed"
