@@ -1,0 +1,36 @@
+"""Recipes: what to do to a model, as data that refuses what it would ignore."""
+
+from llmcompress.recipe.activations import AccuracyControl, Quantization
+from llmcompress.recipe.advanced import (
+    AdaptiveCodebookParameters,
+    AdvancedCompression,
+    AwqParameters,
+    GptqParameters,
+    LoraCorrectionParameters,
+    ScaleEstimationParameters,
+)
+from llmcompress.recipe.calibration import Calibration
+from llmcompress.recipe.files import dump_recipe, load_recipe, packaged_recipes
+from llmcompress.recipe.recipe import Recipe
+from llmcompress.recipe.runtime import Gate, Runtime
+from llmcompress.recipe.weights import IgnoredScope, WeightCompression
+
+__all__ = [
+    "AccuracyControl",
+    "AdaptiveCodebookParameters",
+    "AdvancedCompression",
+    "AwqParameters",
+    "Calibration",
+    "Gate",
+    "GptqParameters",
+    "IgnoredScope",
+    "LoraCorrectionParameters",
+    "Quantization",
+    "Recipe",
+    "Runtime",
+    "ScaleEstimationParameters",
+    "WeightCompression",
+    "dump_recipe",
+    "load_recipe",
+    "packaged_recipes",
+]

@@ -1,0 +1,46 @@
+"""Activations and weights in 8 bits: the arguments of ``nncf.quantize`` as data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from llmcompress.recipe.part import Part, Refusal, contradiction
+from llmcompress.recipe.weights import IgnoredScope
+
+
+class AccuracyControl(Part):
+    """Layers go back to full precision until the metric lost no more than ``max_drop``, in the metric's unit."""
+
+    metric: Literal["kl_divergence", "perplexity", "top1_agreement"]
+    max_drop: Annotated[float, Field(gt=0)]
+
+
+class Quantization(Part):
+    """How activations are quantized; refused here is what ``nncf.quantize`` refuses or would ignore."""
+
+    mode: Literal["int8", "fp8_e4m3", "fp8_e5m2"] = "int8"
+    preset: Literal["performance", "mixed"] | None = None
+    """``mixed``: activations asymmetric. None: mixed for int8."""
+    smooth_quant_alpha: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """From 0 to 1; -1 is off; None is NNCF's 0.95 for linear layers."""
+    fast_bias_correction: bool = True
+    ignored_scope: IgnoredScope = IgnoredScope()
+    accuracy_control: AccuracyControl | None = None
+
+    @field_validator("smooth_quant_alpha")
+    @classmethod
+    def _off_or_share(cls, value: float | None) -> float | None:
+        if value is not None and value < 0 and value != -1.0:
+            raise PydanticCustomError("alpha", "a number from 0 to 1, or -1 for off, is accepted")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.mode != "int8" and self.preset == "mixed":
+            raise contradiction(Refusal("preset", f"mode {self.mode} has no asymmetric form", "remove it"))
+        if self.mode != "int8" and self.accuracy_control is not None:
+            raise contradiction(Refusal("accuracy_control", f"NNCF has none for mode {self.mode}", "take mode int8"))
+        return self

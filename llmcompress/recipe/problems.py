@@ -1,0 +1,112 @@
+"""From pydantic's ValidationError to one RecipeError: where, what was got, what is accepted, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from llmcompress.errors import RecipeError
+from llmcompress.recipe.part import looks_like_token
+
+Location = tuple[str | int, ...]
+
+_ACCEPTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "model_type": "fields with values",
+    "model_attributes_type": "fields with values",
+    "finite_number": "a finite number",
+    "string_pattern_mismatch": "letters, digits, '.', '_' and '-' (at most 64, the first a letter or digit)",
+}
+
+
+def recipe_error(error: ValidationError, root: type[BaseModel], where: Callable[[Location], str]) -> RecipeError:
+    """Return the error for the first problem; ``where`` names the place of a field in the user's terms."""
+    details = error.errors(include_url=False)
+    first = details[0]
+    location: Location = first["loc"]
+    if first["type"] == "contradiction":
+        context = first["ctx"]
+        location = (*location, *filter(None, context["field"].split(".")))
+        message, hint = context["problem"], context["hint"]
+    elif first["type"] == "extra_forbidden":
+        message, hint = unknown_key(str(location[-1]), field_names(root, location[:-1]))
+    else:
+        message, hint = _value_problem(first)
+    if len(details) > 1:
+        message = f"{message} (and {len(details) - 1} more)"
+    return RecipeError(message, where=where(location), hint=hint)
+
+
+def unknown_key(name: str, known: Sequence[str]) -> tuple[str, str]:
+    """Return message and hint for a field that does not exist."""
+    return f"unknown key {shown(name)}; accepted: {', '.join(known)}", did_you_mean(name, known) or "remove it"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question with the nearest known name, or nothing."""
+    by_lower_case = {candidate.lower(): candidate for candidate in known}
+    nearest = difflib.get_close_matches(name[:100].lower(), by_lower_case, n=1)
+    return f"did you mean {by_lower_case[nearest[0]]}?" if nearest else ""
+
+
+def dotted(location: Location) -> str:
+    """Return a location as it is written after ``--set``, list items in brackets."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return text.removeprefix(".")
+
+
+def field_names(root: type[BaseModel], location: Location) -> list[str]:
+    """Return the names of the fields of the record at a location; none where there is no record."""
+    model: type[BaseModel] | None = root
+    for part in location:
+        field = model.model_fields.get(str(part)) if model else None
+        model = _record_in(field.annotation) if field else None
+    return list(model.model_fields) if model else []
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: short, and never a token."""
+    text = repr(value)
+    if looks_like_token(text):
+        return "(hidden: it looks like a token)"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _record_in(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _value_problem(detail: ErrorDetails) -> tuple[str, str]:
+    kind = detail["type"]
+    if kind == "missing":
+        return "is missing", "add it"
+    value = detail["input"]
+    if kind == "literal_error":
+        expected = detail["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        hint = did_you_mean(value, expected.split(", ")) if isinstance(value, str) else ""
+        return f"got {shown(value)}; accepted: {expected}", hint or "write one of these"
+    if kind == "token":
+        return detail["msg"], "remove it, and revoke the token if the file was shared"
+    if isinstance(value, (dict, list)):
+        value = "a list" if isinstance(value, list) else "fields with values"
+        got = f"got {value}"
+    else:
+        got = "got null" if value is None else f"got {shown(value)}"
+    message = detail["msg"]
+    accepted = _ACCEPTED.get(kind) or (message[0].lower() + message[1:]).removeprefix("input should be ")
+    if accepted.endswith(" is accepted") or accepted.endswith(" are accepted"):
+        return f"{got}; {accepted}", "write one of these"
+    return f"{got}; accepted: {accepted}", "write such a value"

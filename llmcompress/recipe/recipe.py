@@ -1,0 +1,100 @@
+"""What to do to a model, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llmcompress.recipe.activations import Quantization
+from llmcompress.recipe.calibration import Calibration
+from llmcompress.recipe.contradictions import data_refusals
+from llmcompress.recipe.part import Part, Refusal, Text, contradiction
+from llmcompress.recipe.runtime import Gate, Runtime
+from llmcompress.recipe.weights import WeightCompression
+
+NPU_GROUP_SIZES = (128, -1)
+
+
+class Recipe(Part):
+    """One way to compress a model.
+
+    ``method: none`` converts only, in the checkpoint's precision: the baseline of every comparison. ``weights``
+    needs ``weights``, ``activations`` needs ``activations`` and ``calibration``, ``weights_and_activations`` all
+    three; a part that the method or the other parts would not use is refused. ``target: npu`` accepts what that
+    device runs: int4_sym or int8_sym weights at ratio 1.0 with groups of 128 or one per channel.
+    """
+
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    description: Annotated[Text, Field(max_length=300)] | None = None
+    """One line: when to take it."""
+    method: Literal["none", "weights", "activations", "weights_and_activations"] = "weights"
+    target: Literal["any", "cpu", "gpu", "npu"] = "any"
+    weights: WeightCompression | None = None
+    activations: Quantization | None = None
+    calibration: Calibration | None = None
+    runtime: Runtime = Runtime()
+    gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for refusal in _refusals(self):
+            raise contradiction(refusal)
+        return self
+
+    def portable(self) -> Recipe:
+        """Return the recipe with a local dataset reduced to its file name: the same wherever the file lies.
+
+        For what is stored with a result; the text itself is identified by the hash of its tokens.
+        """
+        path = self.calibration.dataset_path() if self.calibration else None
+        if self.calibration is None or path is None:
+            return self
+        calibration = self.calibration.model_copy(update={"dataset": Path(path).name})
+        return self.model_copy(update={"calibration": calibration})
+
+
+def _refusals(recipe: Recipe) -> Iterator[Refusal]:
+    yield from _parts(recipe)
+    if recipe.weights is not None:
+        for refusal in data_refusals(recipe.weights, has_data=recipe.calibration is not None):
+            yield refusal._replace(field=f"weights.{refusal.field}" if refusal.field else "calibration")
+    if recipe.target == "npu":
+        yield from _npu(recipe)
+
+
+def _parts(recipe: Recipe) -> Iterator[Refusal]:
+    for name in ("weights", "activations"):
+        asked = name in recipe.method.split("_and_")
+        if asked and getattr(recipe, name) is None:
+            yield Refusal(name, f"is missing; method {recipe.method} needs it", f"add {name}: {{mode: ...}}")
+        if not asked and getattr(recipe, name) is not None:
+            yield Refusal(name, f"has no effect with method {recipe.method}", "remove it, or write another method")
+    if recipe.activations is not None and recipe.calibration is None:
+        yield Refusal("calibration", "is missing; activations need data", "add calibration: {dataset: FILE.txt}")
+    weights_use_data = recipe.weights is not None and recipe.weights.uses_data
+    if recipe.calibration is not None and recipe.activations is None and not weights_use_data:
+        hint = "remove it (--set calibration=null), or switch on a method that looks at data, such as weights.awq"
+        yield Refusal("calibration", "has no effect: nothing in this recipe looks at data", hint)
+
+
+def _npu(recipe: Recipe) -> Iterator[Refusal]:
+    weights = recipe.weights
+    if recipe.method != "weights" or weights is None:
+        yield Refusal("method", f"target npu accepts weights, not {recipe.method}", "write method: weights")
+        return
+    if weights.mode not in ("int4_sym", "int8_sym"):
+        yield Refusal("weights.mode", f"target npu accepts int4_sym and int8_sym, not {weights.mode}", "take int4_sym")
+    if weights.effective_group_size not in NPU_GROUP_SIZES:
+        problem = f"target npu accepts groups of 128 or -1, not {weights.effective_group_size}"
+        yield Refusal("weights.group_size", problem, "take -1 (one group per channel)")
+    if weights.group_size_fallback == "adjust":
+        problem = "target npu accepts groups of 128 or -1 only, and adjust makes others"
+        yield Refusal("weights.group_size_fallback", problem, "remove it, or take group_size -1")
+    if weights.ratio != 1.0:
+        yield Refusal("weights.ratio", f"target npu accepts 1.0, not {weights.ratio}", "remove it")
+    if weights.effective_backup_mode not in ("none", "int8_sym", "int8_asym"):
+        problem = f"target npu accepts none, int8_sym and int8_asym, not {weights.effective_backup_mode}"
+        yield Refusal("weights.backup_mode", problem, "take int8_sym")

@@ -1,0 +1,51 @@
+"""Hints for the runtime that are stored in the model, and the gate a model has to pass."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llmcompress.recipe.part import MAX_COUNT, Part, Refusal, contradiction
+
+CachePrecision = Literal["u8", "u4", "f16", "bf16", "f32"]
+GroupSize = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+
+
+class Runtime(Part):
+    """Hints in the model's rt_info that OpenVINO's CPU plugin reads; None leaves the choice to the plugin."""
+
+    kv_cache_precision: CachePrecision | None = None
+    value_cache_precision: CachePrecision | None = None
+    """Precision of the values where it differs from that of the keys."""
+    key_cache_group_size: GroupSize | None = None
+    """Channels that share a scale; 0: all of a head."""
+    value_cache_group_size: GroupSize | None = None
+    dynamic_quantization_group_size: GroupSize | None = None
+    """Activations that share a scale; 0 switches dynamic quantization off. Fast: the weights' group size."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        value_precision = self.value_cache_precision or self.kv_cache_precision
+        for name, group_size, precision in (
+            ("key_cache_group_size", self.key_cache_group_size, self.kv_cache_precision),
+            ("value_cache_group_size", self.value_cache_group_size, value_precision),
+        ):
+            if group_size is not None and precision in ("f16", "bf16", "f32"):
+                raise contradiction(Refusal(name, f"has no effect on a cache in {precision}", "remove it"))
+        return self
+
+    def properties(self) -> dict[str, str]:
+        """Return OpenVINO's names and values of the hints that are set."""
+        return {name.upper(): str(value) for name, value in self.model_dump(exclude_none=True).items()}
+
+
+class Gate(Part):
+    """What the compressed model may lose against its source."""
+
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    """Mean KL divergence per token, in nats."""
+    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the tokens for which both models prefer the same next token."""
+    max_perplexity_increase: Annotated[float, Field(ge=0)] | None = None
+    """Relative: 0.05 is five percent."""

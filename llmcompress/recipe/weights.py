@@ -1,0 +1,125 @@
+"""Which format the weights take, and by which methods: the arguments of ``nncf.compress_weights`` as data."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from llmcompress.recipe.advanced import AdvancedCompression
+from llmcompress.recipe.contradictions import weight_refusals
+from llmcompress.recipe.modes import (
+    DEFAULT_BACKUP,
+    BackupMode,
+    GroupSizeFallback,
+    Mode,
+    SensitivityMetric,
+    default_group_size,
+)
+from llmcompress.recipe.part import MAX_COUNT, Part, Texts, contradiction
+
+
+class IgnoredScope(Part):
+    """Nodes of the OpenVINO graph that stay as they are."""
+
+    names: Texts = ()
+    """Friendly names."""
+    patterns: Texts = ()
+    """Python regular expressions, matched from the start of a friendly name."""
+    types: Texts = ()
+    """Operation types, for example ``MatMul`` or ``Gather``."""
+
+    @field_validator("names", "patterns", "types")
+    @classmethod
+    def _no_repeats(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(values)) < len(values):
+            raise PydanticCustomError("repeated", "every entry once is accepted")
+        return values
+
+    @field_validator("patterns")
+    @classmethod
+    def _compile(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            try:
+                re.compile(value)
+            except (re.error, OverflowError, RecursionError):
+                raise PydanticCustomError("pattern", "Python regular expressions are accepted") from None
+        return values
+
+
+class WeightCompression(Part):
+    """How the weights are compressed; refused here is what ``nncf.compress_weights`` refuses or would ignore.
+
+    ``mode`` is the format of the linear layers. Embeddings, the last layer and, below ``ratio`` 1.0, the most
+    sensitive layers take ``backup_mode``.
+    """
+
+    mode: Mode
+    group_size: Annotated[int, Field(ge=-1, le=MAX_COUNT)] | None = None
+    """Weights along the input channels that share a scale; -1: all of an output channel; None: the mode's default."""
+    ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the linear layers' weights that takes ``mode``; 0.0 means none of them."""
+    all_layers: bool = False
+    """Embeddings and the last layer take ``mode`` as well."""
+    backup_mode: BackupMode | None = None
+    sensitivity_metric: SensitivityMetric | None = None
+    """Which layers ``ratio`` spares. None: by the weights alone, or by activations where there is calibration data."""
+    ignored_scope: IgnoredScope = IgnoredScope()
+    group_size_fallback: GroupSizeFallback = "error"
+    """For layers whose channels the group size does not divide."""
+    awq: bool = False
+    scale_estimation: bool = False
+    gptq: bool = False
+    lora_correction: bool = False
+    advanced: AdvancedCompression = AdvancedCompression()
+
+    @field_validator("group_size")
+    @classmethod
+    def _not_zero(cls, value: int | None) -> int | None:
+        if value == 0:
+            raise PydanticCustomError("group_size", "a positive number or -1 (one group per channel) is accepted")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for refusal in weight_refusals(self):
+            raise contradiction(refusal)
+        return self
+
+    @property
+    def effective_group_size(self) -> int:
+        """The group size NNCF works with; -1 is one group per output channel."""
+        return default_group_size(self.mode) if self.group_size is None else self.group_size
+
+    @property
+    def effective_backup_mode(self) -> BackupMode:
+        """The backup mode NNCF works with."""
+        return self.backup_mode or DEFAULT_BACKUP.get(self.mode, "int8_asym")
+
+    @property
+    def selects_layers(self) -> bool:
+        """Whether a sensitivity metric decides which layers take ``mode``."""
+        return 0.0 < self.ratio < 1.0 and self.mode != self.effective_backup_mode
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it cannot run without calibration data."""
+        data_free = (None, "weight_quantization_error")
+        return (
+            self.scale_estimation
+            or self.gptq
+            or self.lora_correction
+            or self.mode == "adaptive_codebook"
+            or (self.selects_layers and self.sensitivity_metric not in data_free)
+        )
+
+    @property
+    def uses_data(self) -> bool:
+        """Whether calibration data, where there is some, changes the result."""
+        return (
+            self.needs_data
+            or (self.awq and self.advanced.awq_params.prefer_data_aware_scaling)
+            or (self.selects_layers and self.sensitivity_metric is None)
+        )
