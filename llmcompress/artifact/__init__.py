@@ -1,0 +1,29 @@
+"""The output directory: staged beside its place, listed by its manifest, placed by one rename, verified when read."""
+
+from llmcompress.artifact.failures import write_errors
+from llmcompress.artifact.manifest import (
+    HUB_FILES,
+    MANIFEST,
+    REPORTS,
+    file_records,
+    manifest_sha256,
+    read_manifest,
+)
+from llmcompress.artifact.output import Staging, staging
+from llmcompress.artifact.verification import Problem, VerifyReport, require_verified, verify
+
+__all__ = [
+    "HUB_FILES",
+    "MANIFEST",
+    "REPORTS",
+    "Problem",
+    "Staging",
+    "VerifyReport",
+    "file_records",
+    "manifest_sha256",
+    "read_manifest",
+    "require_verified",
+    "staging",
+    "verify",
+    "write_errors",
+]

@@ -1,0 +1,81 @@
+"""Bytes that survive a power cut, and a directory put in place in one step."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+# A file system without the exchange says EINVAL, a system without the call ENOSYS, an old container filter EPERM.
+_NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP})
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a new file and wait until the device has it."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_tree(directory: Path) -> None:
+    """Wait until the device has every file and directory from ``directory`` down."""
+    for folder, _, files in os.walk(directory, topdown=False):
+        for name in files:
+            _sync(Path(folder, name))
+        sync_directory(Path(folder))
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the device has the names in ``directory``, where the operating and file system can do that."""
+    if os.name == "nt":
+        return
+    try:
+        _sync(directory)
+    except OSError as error:
+        # Some network file systems sync files only.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def replace_directory(new: Path, target: Path, aside: Path) -> None:
+    """Put ``new`` in the place of the existing ``target``; the old one ends at ``new`` or at ``aside``.
+
+    On Linux one exchange: at every moment ``target`` is the old or the new directory. Where the file system or the
+    operating system has none, two renames: between them ``target`` is absent and the old directory is at ``aside``,
+    from where the caller brings it back if the second one fails.
+    """
+    if _exchange(new, target):
+        return
+    target.rename(aside)
+    new.rename(target)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories by renameat2(2); False where that cannot be done."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    names = [ctypes.c_char_p(os.fsencode(path)) for path in (first, second)]
+    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(second))
+
+
+def _sync(path: Path) -> None:
+    # Windows flushes only a descriptor that may write.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

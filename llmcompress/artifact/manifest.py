@@ -1,0 +1,126 @@
+"""The manifest ``llmcompress.json``: what an output directory holds, file by file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from llmcompress.errors import ArtifactError
+from llmcompress.report import CompressionReport, FileRecord, Record
+
+MANIFEST = "llmcompress.json"
+
+REPORTS = frozenset({"README.md", "bench.json", "eval.json", "tune.json"})
+"""Files that later steps add: not listed in the manifest, they carry its hash instead."""
+
+HUB_FILES = frozenset({".gitattributes"})
+"""Files that the Hub adds to a repository."""
+
+NOT_LISTED = frozenset({MANIFEST}) | REPORTS | HUB_FILES
+
+SCHEMA_VERSION: int = CompressionReport.model_fields["schema_version"].default
+
+
+class _Header(Record):
+    """The fields that every version of the manifest has."""
+
+    schema_version: int
+    llmcompress_version: str = "unknown"
+
+
+def entries(directory: Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Everything below ``directory`` that is not a directory, by its POSIX path; links are not followed."""
+    with os.scandir(directory) as found:
+        for entry in found:
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from entries(Path(entry.path), name + "/")
+            else:
+                yield name, entry
+
+
+def file_records(directory: str | Path, exclude: Collection[str] = NOT_LISTED) -> tuple[FileRecord, ...]:
+    """Size and sha256 of every file below ``directory`` except those named in ``exclude``, sorted by POSIX path.
+
+    Every file is read once. Raises ArtifactError for what is no regular file (a device, a dangling link, a linked
+    directory).
+    """
+    return tuple(
+        file_record(name, entry) for name, entry in sorted(entries(Path(directory)), key=_name) if name not in exclude
+    )
+
+
+def file_record(name: str, entry: os.DirEntry[str]) -> FileRecord:
+    """Size and sha256 of one file, read once."""
+    if not entry.is_file():
+        raise ArtifactError("is no regular file", where=entry.path, hint="remove it, or put a copy in its place")
+    with Path(entry.path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileRecord(path=name, size_bytes=file.tell(), sha256=digest)
+
+
+def manifest_bytes(manifest: CompressionReport) -> bytes:
+    """The manifest as its file holds it: the same record gives the same bytes."""
+    return (manifest.model_dump_json(indent=2) + "\n").encode()
+
+
+def manifest_sha256(directory: str | Path) -> str:
+    """The hash of the manifest file, which reports carry to say which bytes they were measured on.
+
+    Raises ArtifactError if there is none.
+    """
+    return hashlib.sha256(_read(Path(directory))).hexdigest()
+
+
+def read_manifest(directory: str | Path) -> CompressionReport:
+    """The manifest of an output directory; its files are not looked at (``require_verified`` does).
+
+    Fields that a newer version added are tolerated. Raises ArtifactError if there is no manifest, if it cannot be
+    read, or if it needs a newer version.
+    """
+    text = _read(Path(directory))
+    where = str(Path(directory) / MANIFEST)
+    broken = "the file is damaged: compress again, or download it again"
+    try:
+        header = _Header.model_validate_json(text)
+    except ValidationError as error:
+        raise ArtifactError(f"cannot be read: {_first(error)}", where=where, hint=broken) from None
+    if header.schema_version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"written by llmcompress {header.llmcompress_version} with manifest version {header.schema_version}; "
+            f"this one reads up to version {SCHEMA_VERSION}",
+            where=where,
+            hint=f"install llmcompress {header.llmcompress_version} or newer",
+        )
+    try:
+        return CompressionReport.model_validate_json(text)
+    except ValidationError as error:
+        raise ArtifactError(f"cannot be read: {_first(error)}", where=where, hint=broken) from None
+
+
+def _read(directory: Path) -> bytes:
+    path = directory / MANIFEST
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(
+            f"is no llmcompress artifact: it has no {MANIFEST}",
+            where=str(directory),
+            hint="give the output directory of `llmcompress compress`",
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"cannot be read: {error.strerror}", where=str(path), hint="check the file") from error
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in detail["loc"])
+    return f"{place}: {detail['msg']}" if place else detail["msg"]
+
+
+def _name(item: tuple[str, os.DirEntry[str]]) -> str:
+    return item[0]
