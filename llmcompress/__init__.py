@@ -1,0 +1,94 @@
+"""Compress a large language model for OpenVINO, prove on the runtime what it cost, ship it with that evidence.
+
+    import llmcompress
+
+    report = llmcompress.compress("path/to/checkpoint", "int4", "out")
+    print(report.bits_per_weight)
+
+The names below are imported when they are first used: `import llmcompress` loads no heavy library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from llmcompress.environment import quiet_libraries
+
+if TYPE_CHECKING:
+    from llmcompress.artifact import verify
+    from llmcompress.compression import compress
+    from llmcompress.errors import (
+        ArtifactError,
+        DataError,
+        GateError,
+        HubError,
+        InterruptedRunError,
+        KilledForMemoryError,
+        LlmcompressError,
+        LockedError,
+        ModelError,
+        RecipeError,
+        ResourceError,
+        SecurityError,
+        UsageError,
+        WriteError,
+    )
+    from llmcompress.loaders import load
+    from llmcompress.recipe import Recipe, load_recipe
+    from llmcompress.report import CompressionReport
+
+    __version__: str
+
+__all__ = [
+    "ArtifactError",
+    "CompressionReport",
+    "DataError",
+    "GateError",
+    "HubError",
+    "InterruptedRunError",
+    "KilledForMemoryError",
+    "LlmcompressError",
+    "LockedError",
+    "ModelError",
+    "Recipe",
+    "RecipeError",
+    "ResourceError",
+    "SecurityError",
+    "UsageError",
+    "WriteError",
+    "__version__",
+    "compress",
+    "load",
+    "load_recipe",
+    "verify",
+]
+
+_HOME = {
+    "CompressionReport": "llmcompress.report",
+    "Recipe": "llmcompress.recipe",
+    "compress": "llmcompress.compression",
+    "load": "llmcompress.loaders",
+    "load_recipe": "llmcompress.recipe",
+    "verify": "llmcompress.artifact",
+}
+
+# OpenVINO reports usage while it is imported, so this cannot wait until one of the verbs is called.
+quiet_libraries()
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("llmcompress")
+    elif name in __all__:
+        value = getattr(import_module(_HOME.get(name, "llmcompress.errors")), name)
+    else:
+        raise AttributeError(f"module 'llmcompress' has no attribute {name!r}; it has {', '.join(__all__)}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

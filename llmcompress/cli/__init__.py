@@ -1,0 +1,81 @@
+"""The command line: parse, call one function, print its report.
+
+app.py         the commands, put together
+options.py     options that mean the same in every command
+console.py     reports to stdout, errors and logs to stderr
+bars.py        progress for people
+report_view.py, forecast_view.py   records as tables
+compress.py, verify.py, recipes.py, doctor.py, demo.py   one command each
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+_BROKEN_PIPE_EXIT_CODE = 141
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; return the exit code that the errors' tree in `llmcompress.errors` assigns."""
+    from typer import Exit
+
+    from llmcompress.cli.app import command
+    from llmcompress.cli.console import print_error
+    from llmcompress.errors import LlmcompressError
+
+    verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
+    try:
+        # Not `main`, which has a way of its own with errors, Ctrl-C and closed pipes.
+        root = command()
+        with root.make_context("llmcompress", list(arguments) or ["--help"]) as context:
+            root.invoke(context)
+        sys.stdout.flush()
+        return 0
+    except Exit as end:
+        sys.stdout.flush()
+        return end.exit_code
+    except BrokenPipeError:
+        # The reader of our stdout has seen enough; Python would complain once more while it exits.
+        _silence_stdout()
+        return _BROKEN_PIPE_EXIT_CODE
+    except LlmcompressError as error:
+        if verbose and hasattr(error, "__notes__"):
+            sys.stderr.write("\n".join(error.__notes__) + "\n")
+        print_error(error.message, where=error.where, hint=error.hint)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print_error("interrupted by Ctrl-C", hint="run the same command again")
+        return 130
+    except Exception as error:  # noqa: BLE001  (one line instead of a traceback, whatever it is)
+        if hasattr(error, "format_message"):
+            return _usage_error(error)
+        if verbose:
+            traceback.print_exception(error)
+        hint = "" if verbose else "run it again with -v for the whole traceback"
+        print_error(f"unexpected {type(error).__name__}: {error}".splitlines()[0], hint=hint)
+        return 1
+
+
+def _usage_error(error: Exception) -> int:
+    """Print an error of the command-line parser, which says what is wrong but not what to do."""
+    from llmcompress.cli.console import print_error
+
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "llmcompress"
+    message = str(error.format_message())  # type: ignore[attr-defined]
+    print_error(message[:1].lower() + message[1:].rstrip("."), where=path, hint=f"{path} --help")
+    return int(getattr(error, "exit_code", 2))
+
+
+def _silence_stdout() -> None:
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)

@@ -1,0 +1,134 @@
+"""`llmcompress compress`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmcompress.cli.options import Json, Offline, Overwrite, Revision, Source, TrustRemoteCode, Verbose
+
+if TYPE_CHECKING:
+    from llmcompress.compression.forecast import Forecast
+    from llmcompress.progress import Reporter
+    from llmcompress.recipe import Recipe
+
+
+def compress(
+    source: Source,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            "--recipe", "-r", metavar="NAME|FILE", show_default=False, help="A packaged recipe or a YAML file."
+        ),
+    ],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="Override one field; may be repeated."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Default: ./MODEL-RECIPE-ov"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only predict size, memory and disk, from config.json alone.")
+    ] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    offline: Offline = False,
+    overwrite: Overwrite = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")
+    ] = False,
+    no_tokenizer: Annotated[
+        bool, typer.Option("--no-tokenizer", help="Write no converted tokenizer; GenAI then cannot open the output.")
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compress a checkpoint into one complete, verified OpenVINO directory.
+
+    SOURCE is a Hub id, a checkpoint directory, or an OpenVINO IR directory.
+
+    [bold]Examples[/bold]
+    llmcompress compress meta-llama/Llama-3.2-1B-Instruct -r int4
+    llmcompress compress ./checkpoint -r int4-sym --set weights.group_size=64
+    llmcompress compress ./checkpoint -r int4-awq-se -o out --dry-run
+    """
+    from llmcompress.recipe import load_recipe
+
+    chosen = load_recipe(recipe, override or ())
+    access = {"revision": revision, "trust_remote_code": trust_remote_code, "offline": offline}
+    if dry_run:
+        _forecast(source, chosen, access, as_json=as_json, verbose=verbose)
+        return
+    from llmcompress.cli.bars import watching
+    from llmcompress.cli.console import print_json
+    from llmcompress.cli.report_view import print_report
+    from llmcompress.report import CompressionReport
+    from llmcompress.supervisor import run_supervised
+
+    output_dir = output if output is not None else Path(default_output_name(source, chosen.name))
+    options = {
+        "source": source,
+        "recipe": chosen,
+        # The worker may not share what the shell calls the working directory.
+        "output_dir": output_dir.absolute(),
+        "overwrite": overwrite,
+        "allow_nonfinite": allow_nonfinite,
+        "tokenizer": not no_tokenizer,
+        **access,
+    }
+    with watching(verbose=verbose) as watch:
+        report = run_supervised("llmcompress.compression:compress", options, progress=watch.report, logs=watch.log)
+    assert isinstance(report, CompressionReport)
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report, source=source, output_dir=output_dir, stages=verbose)
+
+
+def default_output_name(source: str, recipe_name: str) -> str:
+    """Return the name of the output directory, `MODEL-RECIPE-ov`, for a Hub id or a local directory."""
+    path = Path(source)
+    base = path.resolve().name if path.exists() else source.rstrip("/").rsplit("/", 1)[-1]
+    return f"{base or 'model'}-{recipe_name}-ov"
+
+
+def _forecast(source: str, recipe: Recipe, access: dict[str, Any], *, as_json: bool, verbose: bool) -> None:
+    from llmcompress.cli.bars import watching
+    from llmcompress.cli.console import print_json
+    from llmcompress.cli.forecast_view import print_forecast
+    from llmcompress.compression.forecast import Forecast
+    from llmcompress.errors import ResourceError
+    from llmcompress.supervisor import run_supervised
+
+    with watching(verbose=verbose) as watch:
+        forecast = run_supervised(
+            "llmcompress.cli.compress:forecast_source",
+            {"source": source, "recipe": recipe, "access": access},
+            progress=watch.report,
+            logs=watch.log,
+        )
+    assert isinstance(forecast, Forecast)
+    if as_json:
+        print_json(forecast)
+    else:
+        print_forecast(forecast, source=source, recipe_name=recipe.name)
+    if not forecast.fits:
+        raise ResourceError(
+            "this machine has not enough free memory or disk for it",
+            where=source,
+            hint="close other programs, free disk space, or take a machine with more of what is short above",
+        )
+
+
+def forecast_source(source: str, recipe: Recipe, access: dict[str, Any], progress: Reporter) -> Forecast:
+    """Find the source and predict what compressing it will take; reads no weight. For a worker."""
+    from llmcompress.compression.forecast import forecast
+    from llmcompress.loaders.source import resolve
+    from llmcompress.progress import Progress
+
+    progress(Progress("reading the configuration", 0, 0))
+    return forecast(resolve(source, **access), recipe)

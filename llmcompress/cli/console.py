@@ -1,0 +1,92 @@
+"""Reports go to stdout, errors and logs to stderr; colour only where a terminal shows it and NO_COLOR is not set."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import Console
+    from rich.table import Table
+
+_PIPE_WIDTH = 120
+
+
+def stdout() -> Console:
+    """Return the console for reports; in a pipe it has a fixed width, so that a report does not depend on a window."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def stderr() -> Console:
+    """Return the console for progress, logs and errors."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def write_line(text: str) -> None:
+    """Write one line to stdout as it is; characters that its encoding lacks are escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+
+
+def print_json(record: BaseModel | list[Any]) -> None:
+    """Print a record, or a list of plain values, as one JSON document in ASCII."""
+    plain = record if isinstance(record, list) else record.model_dump(mode="json")
+    sys.stdout.write(json.dumps(plain, indent=2) + "\n")
+
+
+def print_error(message: str, *, where: str = "", hint: str = "") -> None:
+    """Print `error: where: message` and `hint: what to do`, each on one line however narrow the terminal is."""
+    from rich.text import Text
+
+    console = stderr()
+    text = f"{where}: {message}" if where else message
+    console.print(Text("error: ", "bold red") + Text(text), soft_wrap=True)
+    if hint:
+        console.print(Text("hint: ", "bold cyan") + Text(hint), soft_wrap=True)
+
+
+def facts_table(facts: dict[str, str]) -> Table:
+    """Return names and values as two columns without lines; values are shown as they are."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def size_text(num_bytes: float) -> str:
+    """Return a number of bytes in the SI unit that keeps it short: `512 B`, `7.9 MB`, `1.47 GB`."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.3g} {unit}" if num_bytes < 100 * scale else f"{num_bytes / scale:,.0f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def count_text(count: int) -> str:
+    """Return a number of parameters in millions or billions: `8.13 M`, `1.1 B`."""
+    for unit, scale in (("B", 1e9), ("M", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:,}"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as people say it: `0.4 s`, `27 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

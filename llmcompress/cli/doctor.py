@@ -1,0 +1,75 @@
+"""`llmcompress doctor`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmcompress.cli.options import Json, Verbose
+
+if TYPE_CHECKING:
+    from llmcompress.doctor import Diagnosis
+
+
+def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
+    """Look for libraries that do not fit together, and show what this machine offers.
+
+    [bold]Examples[/bold]
+    llmcompress doctor
+    llmcompress doctor --json > doctor.json
+    """
+    from llmcompress.cli.bars import watching
+    from llmcompress.cli.console import print_json
+    from llmcompress.doctor import diagnose
+    from llmcompress.errors import ResourceError
+
+    with watching(verbose=verbose) as watch:
+        diagnosis = diagnose(watch.report)
+    if as_json:
+        print_json(diagnosis)
+    else:
+        _print(diagnosis)
+    broken = [finding for finding in diagnosis.findings if finding.broken]
+    if broken:
+        more = f", and {len(broken) - 1} more above" if len(broken) > 1 else ""
+        raise ResourceError(broken[0].message + more, where="doctor", hint=broken[0].hint)
+
+
+def _print(diagnosis: Diagnosis) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from llmcompress.cli.console import facts_table, size_text, stdout
+
+    facts = {
+        "Platform": f"{diagnosis.platform}, Python {diagnosis.python}",
+        "Processor": f"{diagnosis.cpu}, {diagnosis.num_cores} cores",
+        "Instructions": ", ".join(diagnosis.cpu_features) or "not listed by this system",
+        "Memory": f"{size_text(diagnosis.available_memory_bytes)} free of {size_text(diagnosis.memory_bytes)}"
+        + (" (limit of the control group)" if diagnosis.memory_limit_bytes is not None else "")
+        + (f", swap {size_text(diagnosis.swap_bytes)}" if diagnosis.swap_bytes else ", no swap"),
+    }
+    for disk in diagnosis.disks:
+        facts[disk.use[:1].upper() + disk.use[1:]] = f"{disk.path}  ({size_text(disk.free_bytes)} free)"
+    for device in diagnosis.devices:
+        capabilities = f"  ({', '.join(device.capabilities)})" if device.capabilities else ""
+        facts[f"Device {device.name}"] = device.full_name + capabilities
+    packages = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    packages.add_column("Package")
+    packages.add_column("Installed")
+    if diagnosis.has_tested_set:
+        packages.add_column("Tested with")
+    for package in diagnosis.packages:
+        differs = package.tested is not None and package.installed != package.tested
+        installed = Text(package.installed or "not installed", style="yellow" if differs else "")
+        tested = [(package.tested or "") + (" (differs)" if differs else "")] if diagnosis.has_tested_set else []
+        packages.add_row(package.name, installed, *tested)
+    console = stdout()
+    console.print(facts_table(facts))
+    console.print(packages)
+    for finding in diagnosis.findings:
+        label = ("broken: ", "bold red") if finding.broken else ("note: ", "bold")
+        console.print(Text.assemble(label, finding.message), soft_wrap=True)
+        console.print(Text.assemble(("hint: ", "bold cyan"), finding.hint), soft_wrap=True)
+    if not diagnosis.findings:
+        console.print("No broken combination was found.")

@@ -1,0 +1,67 @@
+"""`llmcompress recipes`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from llmcompress.cli.options import Json
+
+recipes = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
+
+
+@recipes.callback()
+def list_recipes(context: typer.Context, as_json: Json = False) -> None:
+    """List the packaged recipes, each with when to take it.
+
+    [bold]Examples[/bold]
+    llmcompress recipes
+    llmcompress recipes show int4 > mine.yaml
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from llmcompress.cli.console import print_json, stdout
+    from llmcompress.recipe import packaged_recipes
+
+    packaged = packaged_recipes()
+    if as_json:
+        print_json([recipe.model_dump(mode="json") for recipe in packaged])
+        return
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Recipe", no_wrap=True, style="bold")
+    table.add_column("When to take it", overflow="fold")
+    for recipe in packaged:
+        table.add_row(recipe.name, Text(recipe.description or ""))
+    stdout().print(table)
+
+
+@recipes.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", show_default=False)],
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="Override one field; may be repeated."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print one recipe as YAML that can be edited and given back to --recipe.
+
+    NAME|FILE is a packaged recipe or a YAML file.
+
+    [bold]Examples[/bold]
+    llmcompress recipes show int4
+    llmcompress recipes show int4 --set weights.group_size=64 > int4-g64.yaml
+    """
+    from llmcompress.cli.console import print_json, write_line
+    from llmcompress.recipe import dump_recipe, load_recipe
+
+    recipe = load_recipe(name, override or ())
+    if as_json:
+        print_json(recipe)
+    else:
+        write_line(dump_recipe(recipe).rstrip("\n"))

@@ -1,0 +1,107 @@
+"""A compression report for people."""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmcompress.cli.console import count_text, duration_text, facts_table, size_text, stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.table import Table
+
+    from llmcompress.compression.forecast import PlannedLayer
+    from llmcompress.report import CompressionReport, LayerRecord
+
+_TOKENIZER = {"equal": "converted, compared equal", "none": "left out; GenAI cannot open the output"}
+_CHAT_TEMPLATE = {
+    "equal": "compared equal",
+    "none": "the source has none",
+    "not checked": "not compared; that needs openvino-genai: pip install 'llmcompress[genai]'",
+}
+
+
+def print_report(report: CompressionReport, *, source: str, output_dir: Path, stages: bool) -> None:
+    """Print what was made, how big it is, what each weight became, what it took, and what to do next."""
+    from rich.text import Text
+
+    before = sum(
+        record.size_bytes for record in report.provenance.files if record.path.endswith((".safetensors", ".bin"))
+    )
+    sizes = f"{size_text(before)} -> {size_text(report.size_bytes)}"
+    if before:
+        sizes += f" ({report.size_bytes / before:.0%})"
+    revision = f" @ {report.provenance.revision[:12]}" if report.provenance.revision else ""
+    recipe = report.recipe.name + (f": {report.recipe.description}" if report.recipe.description else "")
+    model = f"{report.provenance.architecture}, {count_text(report.num_parameters)} parameters"
+    console = stdout()
+    console.print(
+        facts_table(
+            {
+                "Model": f"{output_dir.name}  ({model})",
+                "Source": f"{source}{revision}  ({report.provenance.dtype})",
+                "Recipe": recipe,
+                "Size": sizes,
+                "Bits per weight": f"{report.bits_per_weight:.2f}",
+                "Tokenizer": _TOKENIZER[report.tokenizer],
+                "Chat template": _CHAT_TEMPLATE[report.chat_template],
+                "Time": duration_text(report.measured.duration_s),
+                "Peak memory": size_text(report.measured.peak_rss_bytes),
+            }
+        )
+    )
+    console.print()
+    console.print(layers_table(report.layers))
+    if stages:
+        console.print()
+        console.print(_stages_table(report))
+    console.print()
+    console.print(Text.assemble(("Written to ", "bold"), str(output_dir)), soft_wrap=True)
+    console.print(
+        Text.assemble(("Next: ", "bold"), f"llmcompress verify {shlex.quote(str(output_dir))}"), soft_wrap=True
+    )
+
+
+def layers_table(layers: Iterable[LayerRecord | PlannedLayer]) -> Table:
+    """Return a table with one row for each kind of weight: format, group size, how many, parameters, bytes."""
+    from rich import box
+    from rich.table import Table
+
+    kinds: dict[tuple[str, int | None], list[LayerRecord | PlannedLayer]] = defaultdict(list)
+    for layer in layers:
+        kinds[layer.mode, layer.group_size].append(layer)
+    total = sum(layer.num_parameters for members in kinds.values() for layer in members)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Weights")
+    table.add_column("Group size")
+    for name in ("Layers", "Parameters", "Share", "Size"):
+        table.add_column(name, justify="right")
+    largest_first = sorted(kinds.items(), key=lambda kind: -sum(layer.num_parameters for layer in kind[1]))
+    for (mode, group_size), members in largest_first:
+        parameters = sum(layer.num_parameters for layer in members)
+        table.add_row(
+            mode,
+            "" if group_size is None else "per channel" if group_size == -1 else str(group_size),
+            str(len(members)),
+            count_text(parameters),
+            f"{parameters / total:.1%}" if total else "",
+            size_text(sum(layer.size_bytes for layer in members)),
+        )
+    return table
+
+
+def _stages_table(report: CompressionReport) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("Stage")
+    table.add_column("Time", justify="right")
+    table.add_column("Peak memory at its end", justify="right")
+    for stage in report.measured.stages:
+        table.add_row(stage.stage, duration_text(stage.duration_s), size_text(stage.peak_rss_bytes))
+    return table

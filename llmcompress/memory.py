@@ -1,0 +1,142 @@
+"""How much memory this process may use, and whether the operating system killed for it.
+
+Linux control groups (versions 1 and 2) are read because in a container the machine's own numbers promise too much.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+
+class Memory(NamedTuple):
+    """Memory in bytes, as far as this process is concerned."""
+
+    total: int
+    """What the machine has, or the control group's limit where that is less."""
+    available: int
+    """What can still be taken without swapping or being killed; file cache counts as available."""
+    limit: int | None
+    """The control group's limit; None when there is none below the machine's memory."""
+
+
+class ControlGroup(NamedTuple):
+    """One memory control group's directory and the version (1 or 2) of its file names."""
+
+    directory: Path
+    version: int
+
+
+def memory() -> Memory:
+    """Return the memory of this machine, narrowed by the limits of the control groups this process is in."""
+    machine = psutil.virtual_memory()
+    limits: list[int] = []
+    available = int(machine.available)
+    for group in control_groups():
+        limit = _limit(group)
+        if limit is None or limit >= machine.total:
+            continue
+        limits.append(limit)
+        available = min(available, max(0, limit - _used(group)))
+    limit = min(limits, default=None)
+    return Memory(total=limit or int(machine.total), available=available, limit=limit)
+
+
+def kill_count() -> int | None:
+    """Return how often the kernel has killed for memory, in this control group and on this machine; None: unknown."""
+    counts = [_number(Path("/proc/vmstat"), "oom_kill")]
+    for group in control_groups()[:1]:
+        counts.append(_number(group.directory / ("memory.oom_control", "memory.events")[group.version - 1], "oom_kill"))
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def peak_rss_bytes(pid: int) -> int:
+    """Return the most resident memory that a running process has had; 0 when it is gone.
+
+    Linux and Windows keep the peak; elsewhere it is the memory of this moment.
+    """
+    if sys.platform == "linux":
+        peak = _number(Path(f"/proc/{pid}/status"), "VmHWM:")
+        return 0 if peak is None else peak * 1024
+    try:
+        info = psutil.Process(pid).memory_info()
+    except psutil.Error:
+        return 0
+    return int(getattr(info, "peak_wset", info.rss))
+
+
+def reaped_peak_rss_bytes() -> int:
+    """Return the largest peak of all child processes that have ended; 0 where the system does not tell."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+
+
+def control_groups(
+    membership: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/proc/self/mountinfo")
+) -> list[ControlGroup]:
+    """Return the memory control groups of this process, its own first, then each one around it."""
+    try:
+        paths = {
+            (2 if controllers == "" else 1): path
+            for _, controllers, path in (line.split(":", 2) for line in membership.read_text().splitlines())
+            if controllers == "" or "memory" in controllers.split(",")
+        }
+        mounted = [line.split() for line in mounts.read_text().splitlines()]
+    except OSError:
+        return []
+    groups: list[ControlGroup] = []
+    for fields in mounted:
+        kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
+        version = 2 if kind == "cgroup2" else 1 if kind == "cgroup" and "memory" in options else 0
+        if version not in paths:
+            continue
+        root, mount_point = fields[3], Path(fields[4])
+        # In a container the mount begins inside the hierarchy, at `root`; paths are told from the hierarchy's top.
+        inside = Path(paths[version])
+        relative = inside.relative_to(root) if inside.is_relative_to(root) else Path()
+        directory = mount_point / relative
+        chain = [directory, *directory.parents][: len(relative.parts) + 1]
+        groups += [ControlGroup(found, version) for found in chain if _has_memory(found)]
+    return groups
+
+
+def _has_memory(directory: Path) -> bool:
+    return any((directory / name).exists() for name in ("memory.limit_in_bytes", "memory.max"))
+
+
+def _limit(group: ControlGroup) -> int | None:
+    text = _text(group.directory / ("memory.limit_in_bytes", "memory.max")[group.version - 1]).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _used(group: ControlGroup) -> int:
+    usage = _text(group.directory / ("memory.usage_in_bytes", "memory.current")[group.version - 1]).strip()
+    # File cache is given back under pressure, except the part that is shared memory.
+    statistics = group.directory / "memory.stat"
+    prefix, cache = (("total_", "cache"), ("", "file"))[group.version - 1]
+    cached = _number(statistics, f"{prefix}{cache}") or 0
+    shared = _number(statistics, f"{prefix}shmem") or 0
+    return int(usage or 0) - (cached - shared)
+
+
+def _number(file: Path, key: str) -> int | None:
+    for line in _text(file).splitlines():
+        fields = line.split()
+        if len(fields) >= 2 and fields[0] == key:
+            return int(fields[1])
+    return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,622 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmcompress.supervisor
+from llmcompress.cli import run
+from llmcompress.cli.bars import watching
+from llmcompress.cli.compress import default_output_name
+from llmcompress.cli.console import count_text, duration_text, size_text
+from llmcompress.errors import HubError, InterruptedRunError, LlmcompressError, ModelError
+from llmcompress.progress import Progress
+from llmcompress.recipe import Recipe, load_recipe
+from llmcompress.report import (
+    CompressionReport,
+    EnvironmentRecord,
+    FileRecord,
+    LayerRecord,
+    Measured,
+    Provenance,
+    StageTime,
+)
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = (["compress"], ["verify"], ["doctor"], ["demo"], ["recipes"], ["recipes", "show"])
+Captured = pytest.CaptureFixture[str]
+
+
+def layer(name: str, mode: str, group_size: int | None, num_parameters: int, size_bytes: int) -> LayerRecord:
+    return LayerRecord(
+        name=name,
+        shape=(num_parameters, 1),
+        num_parameters=num_parameters,
+        mode=mode,
+        group_size=group_size,
+        size_bytes=size_bytes,
+    )
+
+
+REPORT = CompressionReport(
+    llmcompress_version="0.1.0",
+    provenance=Provenance(
+        kind="hub",
+        id="some/model",
+        revision="0123456789abcdef0123456789abcdef01234567",
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        dtype="bf16",
+        files=(
+            FileRecord(path="model.safetensors", size_bytes=2_000_000_000, sha256="a" * 64),
+            FileRecord(path="config.json", size_bytes=600, sha256="b" * 64),
+        ),
+    ),
+    recipe=load_recipe("int4"),
+    calibration=None,
+    environment=EnvironmentRecord(versions={"nncf": "3.4.0"}, cpu="A CPU", num_threads=2, platform="linux-x86_64"),
+    num_parameters=1_000_000_000,
+    bits_per_weight=4.5,
+    size_bytes=560_000_000,
+    mapped_share=0.99,
+    tokenizer="equal",
+    chat_template="not checked",
+    layers=(
+        layer("a", "int4_asym", 128, 600_000_000, 320_000_000),
+        layer("b", "int4_asym", 128, 300_000_000, 160_000_000),
+        layer("head", "int8_asym", -1, 99_000_000, 79_000_000),
+        layer("norm", "f32", None, 1_000_000, 4_000_000),
+    ),
+    files=(FileRecord(path="openvino_model.bin", size_bytes=560_000_000, sha256="c" * 64),),
+    measured=Measured(
+        created="2026-01-01T00:00:00Z",
+        duration_s=27.4,
+        peak_rss_bytes=3_500_000_000,
+        stages=(StageTime(stage="compress weights", duration_s=14.2, peak_rss_bytes=3_400_000_000),),
+    ),
+)
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Answer every call of the supervisor with REPORT, and keep what it was called with."""
+    calls: list[dict[str, Any]] = []
+
+    def answer(target: str, kwargs: dict[str, Any], **others: Any) -> object:
+        calls.append({"target": target, **kwargs})
+        others["progress"](Progress("compress weights", 1, 2))
+        return REPORT
+
+    monkeypatch.setattr(llmcompress.supervisor, "run_supervised", answer)
+    return calls
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*arguments: Any, **options: Any) -> object:
+        raise error
+
+    monkeypatch.setattr(llmcompress.supervisor, "run_supervised", fail)
+
+
+def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "llmcompress", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+    )
+
+
+def test_help_imports_only_the_terminal() -> None:
+    program = (
+        "import sys; from llmcompress.cli import run; code = run(['compress', '--help'])\n"
+        "sys.stderr.write(' '.join({name.split('.')[0] for name, module in sys.modules.items() if module}))\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0
+    imported = set(done.stderr.split())
+    assert "typer" in imported
+    heavy = {"torch", "transformers", "openvino", "nncf", "optimum", "datasets", "numpy", "pyarrow", "huggingface_hub"}
+    assert imported & (heavy | {"pydantic", "psutil", "tokenizers", "safetensors", "accelerate", "yaml"}) == set()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_one_sentence_and_examples_that_fit(
+    command: list[str], width: int, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run([*command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    examples = [line.strip() for line in lines if line.startswith(" llmcompress ")]
+    assert examples
+    assert all(example.startswith("llmcompress " + " ".join(command)) for example in examples)
+    sentence = lines[3:][: lines[3:].index(next(line for line in lines[3:] if not line.strip()))]
+    assert " ".join(line.strip() for line in sentence).count(".") == 1
+    assert sentence[-1].strip().endswith(".")
+
+
+def test_no_command_shows_what_there_is(capsys: Captured) -> None:
+    assert run([]) == 0
+    shown = capsys.readouterr().out
+    assert all(command[0] in shown for command in COMMANDS)
+
+
+def test_version(capsys: Captured) -> None:
+    assert run(["--version"]) == 0
+    assert re.fullmatch(r"llmcompress \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["compres"], "llmcompress: no such command 'compres'", "llmcompress --help"),
+        (["compress", "-r", "int4"], "llmcompress compress: missing argument 'SOURCE'", "llmcompress compress --help"),
+        (["compress", "x"], "llmcompress compress: missing option '--recipe' / '-r'", "llmcompress compress --help"),
+        (
+            ["compress", "x", "-r", "int4", "--st"],
+            "llmcompress compress: no such option '--st'",
+            "llmcompress compress --help",
+        ),
+        (["verify"], "llmcompress verify: missing argument 'DIR'", "llmcompress verify --help"),
+    ],
+)
+def test_usage_errors_have_the_same_form_and_end_with_2(
+    arguments: list[str], message: str, hint: str, capsys: Captured
+) -> None:
+    assert run(arguments) == 2
+    captured = capsys.readouterr()
+    first, second = captured.err.splitlines()
+    assert captured.out == ""
+    assert first.startswith(f"error: {message}")
+    assert second == f"hint: {hint}"
+
+
+def test_a_recipe_error_comes_before_anything_slow(worker: list[dict[str, Any]], capsys: Captured) -> None:
+    assert run(["compress", "some/model", "-r", "int4", "--set", "weights.group_sise=64"]) == 2
+    assert "did you mean group_size" in capsys.readouterr().err
+    assert worker == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ModelError("has NaN", where="model.safetensors", hint="--allow-nonfinite goes on"), HubError("is not reachable")],
+)
+def test_our_errors_are_one_line_what_and_one_line_what_to_do(
+    error: LlmcompressError, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    raising(monkeypatch, error)
+    assert run(["compress", "some/model", "-r", "int4"]) == error.exit_code
+    where = f"{error.where}: " if error.where else ""
+    hint = f"hint: {error.hint}\n" if error.hint else ""
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"error: {where}{error.message}\n{hint}")
+
+
+def test_a_long_error_stays_on_one_line_and_is_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    raising(monkeypatch, ModelError("[red]tensor[/red] " * 20))
+    assert run(["compress", "some/model", "-r", "int4"]) == 4
+    assert capsys.readouterr().err == f"error: {'[red]tensor[/red] ' * 20}\n"
+
+
+def test_an_interruption_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    stopped = InterruptedRunError("interrupted by SIGTERM; nothing was left behind")
+    stopped.exit_code = 143
+    raising(monkeypatch, stopped)
+    assert run(["compress", "some/model", "-r", "int4"]) == 143
+    raising(monkeypatch, KeyboardInterrupt())
+    assert run(["compress", "some/model", "-r", "int4"]) == 130
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "error: interrupted by Ctrl-C",
+        "hint: run the same command again",
+    ]
+
+
+def test_an_unexpected_error_is_one_line_and_a_traceback_only_with_v(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    raising(monkeypatch, ZeroDivisionError("by zero\nsecond line"))
+    assert run(["compress", "some/model", "-r", "int4"]) == 1
+    assert capsys.readouterr().err == (
+        "error: unexpected ZeroDivisionError: by zero\nhint: run it again with -v for the whole traceback\n"
+    )
+    assert run(["compress", "some/model", "-r", "int4", "-v"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in shown
+    assert shown.endswith("error: unexpected ZeroDivisionError: by zero\n")
+
+
+def test_the_workers_traceback_is_shown_with_v_only(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    error = ModelError("is broken")
+    error.add_note("In the worker:\nTraceback of the worker")
+    raising(monkeypatch, error)
+    assert run(["compress", "some/model", "-r", "int4"]) == 4
+    assert capsys.readouterr().err == "error: is broken\n"
+    assert run(["compress", "some/model", "-r", "int4", "-v"]) == 4
+    assert capsys.readouterr().err == "In the worker:\nTraceback of the worker\nerror: is broken\n"
+
+
+def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path: Path) -> None:
+    arguments = ["some/model", "-r", "int4", "--set", "weights.group_size=64", "-o", str(tmp_path / "out")]
+    assert run(["compress", *arguments]) == 0
+    flags = ["--revision", "v1", "--trust-remote-code", "--offline", "--overwrite", "--allow-nonfinite"]
+    assert run(["compress", *arguments, *flags, "--no-tokenizer"]) == 0
+    plain, flagged = worker
+    assert plain == {
+        "target": "llmcompress.compression:compress",
+        "source": "some/model",
+        "recipe": load_recipe("int4", ["weights.group_size=64"]),
+        "output_dir": tmp_path / "out",
+        "revision": None,
+        "trust_remote_code": False,
+        "offline": False,
+        "overwrite": False,
+        "allow_nonfinite": False,
+        "tokenizer": True,
+    }
+    assert isinstance(plain["recipe"], Recipe)
+    assert flagged == plain | {
+        "revision": "v1",
+        "trust_remote_code": True,
+        "offline": True,
+        "overwrite": True,
+        "allow_nonfinite": True,
+        "tokenizer": False,
+    }
+
+
+def test_the_worker_takes_what_it_is_given() -> None:
+    import inspect
+
+    from llmcompress.compression import compress
+
+    given = {"source", "recipe", "output_dir", "revision", "trust_remote_code", "offline", "overwrite"}
+    assert given | {"allow_nonfinite", "tokenizer", "progress"} <= set(inspect.signature(compress).parameters)
+
+
+def test_the_output_is_named_after_model_and_recipe(
+    worker: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama").mkdir()
+    assert run(["compress", "some/model", "-r", "int4"]) == 0
+    assert worker[0]["output_dir"] == tmp_path / "model-int4-ov"
+    assert default_output_name("./llama/", "int8") == "llama-int8-ov"
+    assert default_output_name(".", "int8") == f"{tmp_path.name}-int8-ov"
+
+
+def test_the_report_for_people(worker: list[dict[str, Any]], capsys: Captured) -> None:
+    assert run(["compress", "some/model", "-r", "int4", "-o", "my out"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    shown = [" ".join(line.split()) for line in captured.out.splitlines()]
+    for line in (
+        "Model my out (LlamaForCausalLM, 1 B parameters)",
+        "Source some/model @ 0123456789ab (bf16)",
+        "Size 2 GB -> 560 MB (28%)",
+        "Bits per weight 4.50",
+        "Tokenizer converted, compared equal",
+        "Chat template not compared; that needs openvino-genai: pip install 'llmcompress[genai]'",
+        "Time 27 s",
+        "Peak memory 3.5 GB",
+        "int4_asym 128 2 900 M 90.0% 480 MB",
+        "int8_asym per channel 1 99 M 9.9% 79 MB",
+        "f32 1 1 M 0.1% 4 MB",
+        "Written to my out",
+        "Next: llmcompress verify 'my out'",
+    ):
+        assert line in shown
+    assert any(line.startswith(f"Recipe int4: {REPORT.recipe.description}"[:40]) for line in shown)
+    assert "compress weights" not in captured.out
+
+
+def test_v_shows_stage_durations(worker: list[dict[str, Any]], capsys: Captured) -> None:
+    assert run(["compress", "some/model", "-r", "int4", "-v"]) == 0
+    captured = capsys.readouterr()
+    assert "compress weights 14 s 3.4 GB" in [" ".join(line.split()) for line in captured.out.splitlines()]
+    assert re.fullmatch(r"compress weights: 0\.0 s\n", captured.err)
+
+
+def test_json_is_the_record_and_nothing_else(worker: list[dict[str, Any]], capsys: Captured) -> None:
+    assert run(["compress", "some/model", "-r", "int4", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert CompressionReport.model_validate_json(captured.out) == REPORT
+    assert json.loads(captured.out) == json.loads(REPORT.model_dump_json())
+    assert (captured.err, captured.out.isascii()) == ("", True)
+
+
+def forecast_of(fits: bool) -> Any:
+    from llmcompress.compression.forecast import Forecast, PlannedLayer
+
+    planned = PlannedLayer(
+        name="a", shape=(8, 8), num_parameters=64, mode="int4_asym", group_size=-1, size_bytes=5_000_000
+    )
+    return Forecast(
+        num_parameters=1_100_000_000,
+        layers=(planned,),
+        size_bytes=600_000_000,
+        bits_per_weight=4.36,
+        mapped_share=1.0,
+        peak_rss_bytes=3_500_000_000,
+        min_memory_bytes=1_250_000_000,
+        disk_bytes=620_000_000,
+        available_memory_bytes=8_000_000_000 if fits else 1_000_000_000,
+        free_disk_bytes=50_000_000_000,
+        fits=fits,
+        notes=("the head is tied to the embedding",),
+    )
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_dry_run_predicts_and_says_whether_it_fits(
+    fits: bool, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    forecast, targets = forecast_of(fits), []
+    monkeypatch.setattr(
+        llmcompress.supervisor, "run_supervised", lambda target, kwargs, **others: targets.append(target) or forecast
+    )
+    assert run(["compress", "some/model", "-r", "int4", "--dry-run"]) == (0 if fits else 3)
+    captured = capsys.readouterr()
+    shown = [" ".join(line.split()) for line in captured.out.splitlines()]
+    need = "1.25 GB of 8 GB free" if fits else "1.25 GB of 1 GB free NOT ENOUGH"
+    for line in (
+        "Source some/model (1.1 B parameters)",
+        "Size 600 MB (4.36 bits per weight)",
+        f"Memory {need}; peak 3.5 GB with mapped files",
+        "Disk 620 MB of 50 GB free",
+        "int4_asym per channel 1 64 100.0% 5 MB",
+        "note: the head is tied to the embedding",
+    ):
+        assert line in shown
+    assert targets == ["llmcompress.cli.compress:forecast_source"]
+    if not fits:
+        assert captured.err.startswith(
+            "error: some/model: this machine has not enough free memory or disk for it\nhint: "
+        )
+    assert run(["compress", "some/model", "-r", "int4", "--dry-run", "--json"]) == (0 if fits else 3)
+    assert json.loads(capsys.readouterr().out) == forecast.model_dump(mode="json")
+
+
+def test_recipes_lists_each_with_when_to_take_it(capsys: Captured) -> None:
+    assert run(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    assert run(["recipes", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"none", "int8", "int4", "int4-awq-se"} <= {recipe["name"] for recipe in listed}
+    for recipe in listed:
+        assert re.search(rf"^ {recipe['name']} +{re.escape(recipe['description'][:30])}", shown, re.MULTILINE)
+
+
+def test_recipes_show_prints_a_file_that_loads_as_the_same_recipe(tmp_path: Path, capsys: Captured) -> None:
+    assert run(["recipes", "show", "int4", "--set", "weights.group_size=64"]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    assert load_recipe(tmp_path / "mine.yaml") == load_recipe("int4", ["weights.group_size=64"])
+    assert run(["recipes", "show", str(tmp_path / "mine.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"]["group_size"] == 64
+
+
+def test_verify_names_each_deviation_and_ends_with_4(tmp_path: Path, capsys: Captured) -> None:
+    import hashlib
+
+    weights = b"weights"
+    record = FileRecord(path="openvino_model.bin", size_bytes=7, sha256=hashlib.sha256(weights).hexdigest())
+    manifest = REPORT.model_copy(update={"files": (record,), "size_bytes": 7})
+    (tmp_path / "llmcompress.json").write_text(manifest.model_dump_json())
+    (tmp_path / "openvino_model.bin").write_bytes(weights)
+    assert run(["verify", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: 1 files, all as the manifest says\n"
+
+    (tmp_path / "openvino_model.bin").write_bytes(b"weightS")
+    assert run(["verify", str(tmp_path)]) == 4
+    captured = capsys.readouterr()
+    assert captured.out.startswith("openvino_model.bin: has other content")
+    assert captured.err.startswith(f"error: {tmp_path}: 1 deviation from its manifest\nhint: ")
+    assert run(["verify", str(tmp_path), "--json"]) == 4
+    document = json.loads(capsys.readouterr().out)
+    assert (document["ok"], len(document["problems"])) == (False, 1)
+
+
+def test_doctor_shows_its_findings_and_ends_with_3(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    import llmcompress.doctor
+    from llmcompress.doctor.diagnosis import Device, Diagnosis, Disk, Finding, PackageVersion
+
+    sound = Diagnosis(
+        platform="linux-x86_64",
+        python="3.11.7",
+        cpu="A CPU",
+        num_cores=2,
+        cpu_features=("avx2",),
+        devices=(Device(name="CPU", full_name="A CPU", capabilities=("INT8",)),),
+        packages=(PackageVersion(name="nncf", installed="3.5.0", tested="3.4.0"),),
+        has_tested_set=True,
+        memory_bytes=8_000_000_000,
+        memory_limit_bytes=8_000_000_000,
+        available_memory_bytes=6_000_000_000,
+        swap_bytes=0,
+        disks=(Disk(use="Hugging Face cache", path="/cache", free_bytes=10**12),),
+        hf_home="/cache",
+        findings=(),
+    )
+    broken = Finding(message="torchvision was built for another torch", hint="pip install it again", broken=True)
+    monkeypatch.setattr(llmcompress.doctor, "diagnose", lambda progress: sound)
+    assert run(["doctor"]) == 0
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "Memory 6 GB free of 8 GB (limit of the control group), no swap",
+        "Hugging Face cache /cache (1,000 GB free)",
+        "Device CPU A CPU (INT8)",
+        "nncf 3.5.0 3.4.0 (differs)",
+        "No broken combination was found.",
+    ):
+        assert line in shown
+    sick = sound.model_copy(update={"findings": (broken, broken.model_copy(update={"message": "another"}))})
+    monkeypatch.setattr(llmcompress.doctor, "diagnose", lambda progress: sick)
+    assert run(["doctor"]) == 3
+    captured = capsys.readouterr()
+    assert "broken: torchvision was built for another torch\nhint: pip install it again\n" in captured.out
+    assert captured.err == (
+        "error: doctor: torchvision was built for another torch, and 1 more above\nhint: pip install it again\n"
+    )
+    assert run(["doctor", "--json"]) == 3
+    assert Diagnosis.model_validate_json(capsys.readouterr().out) == sick
+
+
+def test_the_demo_shows_sizes_weights_and_answers(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    from llmcompress.demo import DemoReport, DemoVariant
+
+    variants = [
+        DemoVariant(
+            directory=f"/x/{name}", report=REPORT, answer=f"[b]{name}[/b]", num_generated_tokens=3, stopped=True
+        )
+        for name in ("none", "int4")
+    ]
+    report = DemoReport(prompt="What is it?", variants=tuple(variants))
+    monkeypatch.setattr(llmcompress.supervisor, "run_supervised", lambda target, kwargs, **others: report)
+    assert run(["demo", "-o", "there"]) == 0
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "int4 560 MB 4.50 27 s",
+        "int8_asym per channel 1 99 M 9.9% 79 MB",
+        "Question: What is it?",
+        "int4: [b]none[/b]",
+        "int4: [b]int4[/b]",
+        "Next: llmcompress verify there/int4",
+    ):
+        assert line in shown
+    assert run(["demo", "--json"]) == 0
+    assert DemoReport.model_validate_json(capsys.readouterr().out) == report
+
+
+def test_a_reader_that_closes_the_pipe_is_quiet() -> None:
+    program = (
+        "import sys, time; from llmcompress.cli import run; from llmcompress.cli import console\n"
+        "sys.stdin.readline()\n"
+        "sys.exit(run(['recipes', '--json']))"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    assert child.stdin is not None
+    child.stdout.close()
+    child.stdin.write("go\n")
+    child.stdin.close()
+    assert child.stderr.read() == ""
+    child.stderr.close()
+    assert child.wait() == 141
+
+
+def test_an_encoding_without_our_characters_loses_nothing_needed() -> None:
+    done = process("recipes", "show", "int4", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    done = process("recipes", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+
+
+def terminal_output(program: str, **environment: str) -> str:
+    """Run a program whose stderr is a terminal of 100 columns; return what the terminal received."""
+    pty = pytest.importorskip("pty", reason="needs a POSIX pseudo-terminal")
+    ours, theirs = pty.openpty()
+    kept = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR", "TERM"}}
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        cwd=ROOT,
+        env=kept | {"COLUMNS": "100", "TERM": "xterm-256color"} | environment,
+    )
+    os.close(theirs)
+    received = b""
+    while True:
+        try:
+            block = os.read(ours, 65536)
+        except OSError:
+            break
+        if not block:
+            break
+        received += block
+    os.close(ours)
+    assert child.wait() == 0
+    return received.decode()
+
+
+TWO_STAGES = """
+import time
+from llmcompress.cli.bars import watching
+from llmcompress.progress import Progress
+with watching(verbose=True) as watch:
+    for done in range(4):
+        watch.report(Progress("read the weights", done * 10**9, 4 * 10**9, "bytes"))
+        time.sleep(0.05)
+    watch.log("a library [b]says[/b]")
+    watch.report(Progress("save", 0, 0))
+"""
+
+
+def test_bars_on_a_terminal_show_each_stage_done() -> None:
+    received = terminal_output(TWO_STAGES)
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", received).replace("\r", "\n")
+    assert re.search(r"✓ read the weights ━+ 4 GB of 4 GB +0:00:00", last)
+    assert re.search(r"✓ save +━+ +", last)
+    assert "a library [b]says[/b]" in last
+    # Colours are there, and not with NO_COLOR; moving the cursor is no colour.
+    colour = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|38;5;\d+)m")
+    assert colour.search(received)
+    assert not colour.search(terminal_output(TWO_STAGES, NO_COLOR="1"))
+
+
+def test_stages_that_run_side_by_side_or_again_keep_a_bar_each(capsys: Captured) -> None:
+    events = [("scan", 1, 4), ("trace", 0, 0), ("scan", 2, 4), ("compress", 0, 1), ("scan", 4, 4), ("compress", 1, 1)]
+    with watching(verbose=True) as watch:
+        for event in [*events, ("scan", 0, 1), ("scan", 1, 1)]:
+            watch.report(Progress(*event))
+    stages = [line.split(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert stages == ["trace", "scan", "compress", "scan"]
+
+
+def test_bars_are_silent_in_a_pipe(capsys: Captured) -> None:
+    with watching(verbose=False) as watch:
+        watch.report(Progress("save", 1, 2))
+        assert watch.log is None
+    assert capsys.readouterr() == ("", "")
+    with watching(verbose=True) as watch:
+        watch.report(Progress("save", 1, 2))
+        assert watch.log is not None
+        watch.log("a line")
+        watch.report(Progress("hash", 1, 2))
+    assert capsys.readouterr() == ("", "a line\nsave: 0.0 s\nhash: 0.0 s\n")
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 B"), (512, "512 B"), (7_940_000, "7.94 MB"), (1_470_000_000, "1.47 GB"), (560_000_000, "560 MB")],
+)
+def test_sizes(num_bytes: int, text: str) -> None:
+    assert size_text(num_bytes) == text
+
+
+def test_counts_and_durations() -> None:
+    assert [count_text(n) for n in (64, 8_130_000, 1_100_000_000)] == ["64", "8.13 M", "1.1 B"]
+    assert [duration_text(s) for s in (0.44, 9.94, 27.4, 59.7, 185, 7800)] == [
+        "0.4 s",
+        "9.9 s",
+        "27 s",
+        "1 min 00 s",
+        "3 min 05 s",
+        "2 h 10 min",
+    ]

@@ -1,0 +1,98 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from llmcompress import memory as memory_module
+from llmcompress.memory import ControlGroup, control_groups, kill_count, memory, peak_rss_bytes, reaped_peak_rss_bytes
+
+GB = 10**9
+
+
+def groups_in(tmp_path: Path, membership: str, mounts: str) -> list[ControlGroup]:
+    (tmp_path / "membership").write_text(membership)
+    (tmp_path / "mounts").write_text(mounts)
+    return control_groups(tmp_path / "membership", tmp_path / "mounts")
+
+
+def group(directory: Path, **files: object) -> Path:
+    directory.mkdir(parents=True)
+    for name, content in files.items():
+        (directory / f"memory.{name}").write_text(f"{content}\n")
+    return directory
+
+
+def test_version_2_group_and_the_ones_around_it(tmp_path: Path) -> None:
+    top = tmp_path / "fs"
+    outer = group(top / "outer", max="max")
+    inner = group(outer / "inner", max=5 * GB)
+    mount = f"42 31 0:39 / {top} rw,relatime shared:9 - cgroup2 cgroup2 rw\n"
+    assert groups_in(tmp_path, "0::/outer/inner\n", mount) == [ControlGroup(inner, 2), ControlGroup(outer, 2)]
+
+
+def test_version_1_group_seen_from_inside_a_container(tmp_path: Path) -> None:
+    # The mount begins at the container's own group, whose path in the hierarchy is not visible below the mount point.
+    top = group(tmp_path / "fs", limit_in_bytes=5 * GB)
+    mount = f"35 31 0:32 /docker/abc {top} rw,relatime - cgroup cgroup rw,memory\n"
+    assert groups_in(tmp_path, "4:memory:/docker/abc\n2:cpu:/\n0::/\n", mount) == [ControlGroup(top, 1)]
+    assert groups_in(tmp_path, "2:cpu:/\n", mount) == []
+
+
+def test_no_control_groups_on_other_systems(tmp_path: Path) -> None:
+    assert control_groups(tmp_path / "absent", tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_limit_narrows_what_is_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    limit = psutil.virtual_memory().total // 4
+    used, cache, shared = limit // 2, limit // 4, limit // 8
+    if version == 1:
+        statistics = f"cache 1\ntotal_cache {cache}\ntotal_shmem {shared}"
+        inner = group(tmp_path / "g", limit_in_bytes=limit, usage_in_bytes=used, stat=statistics)
+    else:
+        inner = group(tmp_path / "g", max=limit, current=used, stat=f"anon 1\nfile {cache}\nshmem {shared}")
+    unlimited = group(tmp_path / "u", limit_in_bytes=2**63 - 4096)
+    monkeypatch.setattr(
+        memory_module, "control_groups", lambda: [ControlGroup(inner, version), ControlGroup(unlimited, 1)]
+    )
+    found = memory()
+    assert (found.total, found.limit) == (limit, limit)
+    # The file cache can be given back, except shared memory: limit - (used - (cache - shared)).
+    assert found.available == min(limit - limit // 2 + limit // 4 - limit // 8, psutil.virtual_memory().available) or (
+        found.available == pytest.approx(limit * 5 / 8, rel=0.01)
+    )
+
+
+def test_without_a_limit_it_is_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "control_groups", list)
+    found = memory()
+    assert (found.total, found.limit) == (psutil.virtual_memory().total, None)
+    assert 0 < found.available <= found.total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_kernel_kills_are_counted_for_our_own_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "control_groups", list)
+    machine = kill_count()
+    assert machine is not None
+    own = group(tmp_path / "own", events="oom 9\noom_kill 3", max="max")
+    outer = group(tmp_path / "outer", events="oom_kill 100", max="max")
+    monkeypatch.setattr(memory_module, "control_groups", lambda: [ControlGroup(own, 2), ControlGroup(outer, 2)])
+    assert kill_count() == machine + 3
+
+
+def test_the_peak_is_kept_after_memory_is_given_back() -> None:
+    program = "import sys; x = bytearray(b'x' * 200_000_000); del x; print(); sys.stdin.read()"
+    child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    peak = peak_rss_bytes(child.pid)
+    child.communicate()
+    if sys.platform in {"linux", "win32"}:
+        assert 200_000_000 < peak < 500_000_000
+    if os.name != "nt":
+        assert reaped_peak_rss_bytes() > 200_000_000
+    assert peak_rss_bytes(child.pid) == 0

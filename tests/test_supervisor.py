@@ -1,0 +1,316 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import supervisor_fixture
+
+from llmcompress.errors import InterruptedRunError, KilledForMemoryError, LlmcompressError, ModelError
+from llmcompress.memory import Memory
+from llmcompress.progress import Progress
+from llmcompress.supervisor import run_supervised
+from llmcompress.supervisor.death import Death, explain
+
+posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+
+
+def call(name: str, **kwargs: object) -> object:
+    return run_supervised(f"supervisor_fixture:{name}", kwargs)
+
+
+def test_returns_the_result_from_another_process() -> None:
+    assert call("add", a=2, b=3) == 5
+    assert call("count", upto=0) != os.getpid()
+
+
+def test_progress_arrives_complete_in_order_and_in_this_thread() -> None:
+    seen: list[tuple[Progress, int]] = []
+    run_supervised(
+        "supervisor_fixture:count", {"upto": 500}, progress=lambda event: seen.append((event, threading.get_ident()))
+    )
+    assert [event for event, _ in seen] == [Progress("counting", n, 500, "numbers") for n in range(1, 501)]
+    assert {thread for _, thread in seen} == {threading.get_ident()}
+
+
+def test_a_result_larger_than_a_pipe_arrives() -> None:
+    assert call("big", num_bytes=5_000_000) == b"x" * 5_000_000
+
+
+def test_library_output_reaches_the_log_and_not_our_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    lines: list[str] = []
+    assert run_supervised("supervisor_fixture:chatter", {}, logs=lines.append) == "result"
+    assert sorted(lines) == ["from C, on descriptor 1", "on stderr", "on stdout, as libraries do"]
+    assert call("chatter") == "result"
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_the_worker_reads_nothing_from_our_stdin() -> None:
+    assert call("listen_to_stdin") == "-c"
+
+
+def test_telemetry_is_off_in_the_worker() -> None:
+    assert call("modules_and_environment") == (None, "1")
+
+
+def test_our_errors_arrive_whole() -> None:
+    with pytest.raises(ModelError) as caught:
+        call("raise_model_error")
+    assert (caught.value.message, caught.value.where, caught.value.hint) == (
+        "tensor a has NaN",
+        "model.safetensors",
+        "--allow-nonfinite",
+    )
+
+
+def test_a_library_error_keeps_its_type_and_its_traceback() -> None:
+    with pytest.raises(ValueError, match="from a library") as caught:
+        call("raise_value_error")
+    assert "in raise_value_error" in caught.value.__notes__[0]
+
+
+def test_an_error_that_cannot_travel_is_named() -> None:
+    with pytest.raises(LlmcompressError, match=r"^UnpicklableError: cannot travel"):
+        call("raise_unpicklable")
+    with pytest.raises(Exception, match=r"(?i)pickle"):
+        call("return_unpicklable")
+
+
+def test_an_unknown_target_is_an_import_error() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        run_supervised("no_such_module:f", {})
+
+
+def test_a_refused_allocation_is_a_memory_error_with_a_remedy() -> None:
+    with pytest.raises(KilledForMemoryError, match=r"an allocation was refused; the worker had reached \d\.\d\d GB"):
+        call("raise_memory_error")
+    with pytest.raises(KilledForMemoryError, match=r"the worker got no more memory: peak .* GB") as caught:
+        call("abort_for_memory")
+    assert "needs less" in caught.value.hint
+
+
+def test_a_library_that_exits_is_an_error() -> None:
+    with pytest.raises(LlmcompressError, match="a library ended the worker with exit code 5"):
+        call("system_exit")
+    with pytest.raises(LlmcompressError, match=r"the worker exited with 3 .*and wrote nothing"):
+        call("leave")
+
+
+@posix
+def test_a_crash_names_its_signal_the_stage_and_the_last_lines() -> None:
+    with pytest.raises(LlmcompressError) as caught:
+        call("end_with", number=int(signal.SIGBUS))
+    assert "the worker crashed with SIGBUS in stage 'scan'" in caught.value.message
+    assert "its last lines:\n  | the last words" in caught.value.message
+    assert (caught.value.exit_code, "doctor" in caught.value.hint) == (1, True)
+
+
+@linux
+def test_a_sigkill_that_the_kernel_did_not_count_is_only_possibly_memory() -> None:
+    with pytest.raises(LlmcompressError) as caught:
+        call("end_with", number=int(signal.SIGKILL))
+    assert "was killed (SIGKILL) in stage 'scan', possibly for its memory: peak 0.0" in caught.value.message
+    assert not isinstance(caught.value, KilledForMemoryError)
+
+
+DEATH = Death(-9, "compress", 1_500_000_000, Memory(8_000_000_000, 0, 8_000_000_000), 0, ())
+
+
+@pytest.mark.parametrize(
+    "death",
+    [
+        DEATH._replace(kills=1),
+        DEATH._replace(kills=None),
+        DEATH._replace(peak_rss_bytes=7_900_000_000),
+    ],
+    ids=["kernel counted", "kernel does not count", "near the limit"],
+)
+def test_a_sigkill_with_evidence_is_put_down_to_memory(death: Death) -> None:
+    error = explain(death)
+    assert isinstance(error, KilledForMemoryError)
+    assert error.exit_code == 10
+    peak = death.peak_rss_bytes / 1e9
+    assert error.message == (
+        f"the operating system killed the worker for its memory in stage 'compress': peak {peak:.2f} GB, limit 8.00 GB"
+    )
+    assert "--dry-run" in error.hint
+
+
+def test_a_signal_without_a_name_and_an_unknown_peak_are_told() -> None:
+    error = explain(DEATH._replace(returncode=-63, peak_rss_bytes=0, memory=Memory(10**9, 0, None)))
+    assert "crashed with signal 63" in error.message
+    assert "(peak unknown, machine 1.00 GB)" in error.message
+
+
+@linux
+def test_a_kill_by_a_control_group_is_reported_with_peak_and_limit() -> None:
+    group = Path("/sys/fs/cgroup/memory") / f"llmcompress-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(200_000_000))
+    except OSError as error:
+        pytest.skip(f"no writable version 1 memory control group here: {error}")
+    program = (
+        "import os, json\n"
+        f"open({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
+        "from llmcompress.supervisor import run_supervised\n"
+        "try: run_supervised('supervisor_fixture:allocate', {'num_bytes': 400_000_000})\n"
+        "except Exception as error: print(json.dumps([type(error).__name__, error.message]))\n"
+    )
+    try:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=_importable())
+    finally:
+        for _ in range(50):
+            if not (group / "cgroup.procs").read_text():
+                break
+            time.sleep(0.1)
+        group.rmdir()
+    assert done.returncode == 0, done.stderr
+    kind, message = json.loads(done.stdout)
+    assert kind == "KilledForMemoryError"
+    found = re.search(r"in stage 'filling': peak (\d\.\d\d) GB, limit 0.20 GB", message)
+    assert found is not None, message
+    assert 0.15 < float(found[1]) < 0.3
+
+
+@posix
+def test_a_grandchild_that_holds_the_pipe_does_not_hold_us() -> None:
+    began = time.monotonic()
+    with pytest.raises(LlmcompressError, match="exited with 3"):
+        call("leave_a_grandchild")
+    assert time.monotonic() - began < 15
+
+
+def test_a_reporter_that_raises_ends_the_worker(tmp_path: Path) -> None:
+    def refuse(event: Progress) -> None:
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.01)
+        raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError):
+        run_supervised("supervisor_fixture:write_then_wait", {"directory": tmp_path}, progress=refuse)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    assert not (tmp_path / "staging").exists()
+
+
+def _importable() -> dict[str, str]:
+    paths = [str(Path(supervisor_fixture.__file__).parent), str(Path(__file__).parent.parent)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+PARENT = """
+import json, sys
+from pathlib import Path
+from llmcompress.supervisor import run_supervised
+stages = []
+try:
+    result = run_supervised("supervisor_fixture:" + sys.argv[1], {"directory": Path(sys.argv[2])},
+                            progress=lambda event: stages.append(event.stage), grace_s=float(sys.argv[3]))
+except Exception as error:
+    print(json.dumps([type(error).__name__, error.exit_code, error.message, stages]))
+"""
+
+
+def _parent(name: str, directory: Path, grace_s: float = 10) -> tuple[subprocess.Popen[str], int]:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, name, str(directory), str(grace_s)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_importable(),
+        start_new_session=True,
+    )
+    for _ in range(600):
+        if (directory / "pid").exists() and (directory / "pid").read_text():
+            return parent, int((directory / "pid").read_text())
+        time.sleep(0.05)
+    parent.kill()
+    raise AssertionError("the worker did not start")
+
+
+@posix
+@pytest.mark.parametrize(
+    ("number", "by", "whole_group"),
+    [(signal.SIGTERM, "SIGTERM", False), (signal.SIGINT, "Ctrl-C", True), (signal.SIGHUP, "SIGHUP", True)],
+)
+def test_a_signal_stops_the_worker_which_cleans_up(
+    tmp_path: Path, number: signal.Signals, by: str, whole_group: bool
+) -> None:
+    parent, worker = _parent("write_then_wait", tmp_path)
+    (os.killpg if whole_group else os.kill)(parent.pid, number)
+    kind, exit_code, message, _ = json.loads(parent.communicate(timeout=30)[0])
+    assert (kind, exit_code) == ("InterruptedRunError", 128 + number)
+    assert message == f"interrupted by {by}; nothing was left behind"
+    assert not (tmp_path / "staging").exists()
+    assert not psutil.pid_exists(worker)
+
+
+@posix
+def test_a_worker_that_does_not_stop_is_killed_after_the_grace_period(tmp_path: Path) -> None:
+    parent, worker = _parent("ignore_sigterm", tmp_path, grace_s=1)
+    os.kill(parent.pid, signal.SIGTERM)
+    kind, exit_code, message, stages = json.loads(parent.communicate(timeout=30)[0])
+    assert (kind, exit_code) == ("InterruptedRunError", 143)
+    assert "did not stop by itself and was killed: the output is untouched" in message
+    assert stages == ["stopping"]
+    assert not psutil.pid_exists(worker)
+
+
+@posix
+def test_a_second_ctrl_c_kills_at_once(tmp_path: Path) -> None:
+    parent, _ = _parent("ignore_sigterm", tmp_path, grace_s=60)
+    os.kill(parent.pid, signal.SIGINT)
+    time.sleep(0.5)
+    os.kill(parent.pid, signal.SIGINT)
+    assert json.loads(parent.communicate(timeout=30)[0])[:2] == ["InterruptedRunError", 130]
+
+
+@posix
+def test_an_interruption_that_came_too_late_says_that_the_work_is_done(tmp_path: Path) -> None:
+    parent, _ = _parent("finish_when_told", tmp_path)
+    os.kill(parent.pid, signal.SIGTERM)
+    assert "the work was already done: its output is complete" in json.loads(parent.communicate(timeout=30)[0])[2]
+
+
+@posix
+def test_a_worker_that_is_told_to_stop_by_others_says_so(tmp_path: Path) -> None:
+    def terminate(event: Progress) -> None:
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.01)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+
+    with pytest.raises(InterruptedRunError, match="ended by SIGTERM") as caught:
+        run_supervised("supervisor_fixture:write_then_wait", {"directory": tmp_path}, progress=terminate)
+    assert caught.value.exit_code == 143
+    assert not (tmp_path / "staging").exists()
+
+
+@posix
+def test_the_worker_dies_with_its_parent(tmp_path: Path) -> None:
+    parent, worker = _parent("ignore_sigterm", tmp_path)
+    process = psutil.Process(worker)
+    parent.kill()
+    parent.wait()
+    psutil.wait_procs([process], timeout=20)
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_signal_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    call("add", a=1, b=1)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_runs_outside_the_main_thread() -> None:
+    results: list[object] = []
+    thread = threading.Thread(target=lambda: results.append(call("add", a=20, b=1)))
+    thread.start()
+    thread.join(timeout=60)
+    assert results == [21]
