@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
+from llmcompress.loaders.graph import forget_conversion
 from llmcompress.loaders.ir import read_ir
 from llmcompress.patching import replaced
 
@@ -80,6 +81,7 @@ def convert_checkpoint(directory: Path, scratch_dir: Path, *, trust_remote_code:
         return read_ir(scratch_dir)
     # A bf16 constant does not own the memory it shows: without the torch storages it would dangle.
     keep_alive(taken[0], storages)
+    forget_conversion(taken[0])
     return taken[0]
 
 

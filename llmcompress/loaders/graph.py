@@ -11,6 +11,7 @@ from llmcompress.errors import ModelError
 if TYPE_CHECKING:
     import openvino as ov
 
+CONVERSION_MARKS = ("DisableConstantFolding_0", "can_be_folded", "dequantization_node_0")
 REQUIRED_INPUTS = ("input_ids", "attention_mask", "beam_idx")
 
 
@@ -35,12 +36,27 @@ def check_decoder(model: ov.Model, *, where: str) -> None:
         )
 
 
-def number_nodes(model: ov.Model) -> None:
-    """Give nodes without a name of their own a number in graph order.
+def forget_conversion(model: ov.Model) -> None:
+    """Remove the marks of the conversion that saving to an IR drops.
 
-    OpenVINO numbers them ("Slice_144", "Convert_127.0") over the whole process; the file must not tell what else was
-    built in it.
+    With them the plugin fuses a little differently: activations would differ in the last bits, and so would whatever
+    is calibrated with them, from those of the same model read from its IR.
     """
+    for op in model.get_ops():
+        marks = op.get_rt_info()
+        for name in CONVERSION_MARKS:
+            if name in marks:
+                del marks[name]
+
+
+def number_nodes(model: ov.Model) -> None:
+    """Give nodes, and a model, without a name of their own one that depends on the graph alone.
+
+    OpenVINO numbers them ("Slice_144", "Convert_127.0", "Model3") over the whole process; the file must not tell what
+    else was built in it.
+    """
+    if re.fullmatch(r"Model\d+", model.get_friendly_name()):
+        model.set_friendly_name("Model")
     automatic = re.compile(r"\w+_\d+(\.\d+)?")
     for number, node in enumerate(model.get_ordered_ops()):
         name = f"{node.get_type_name()}_{number}"

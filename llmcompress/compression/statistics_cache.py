@@ -1,0 +1,68 @@
+"""NNCF's activation statistics, kept under a key of everything they depend on; NNCF's own cache checks none of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmcompress.artifact import file_records, write_errors
+from llmcompress.cache import cache_dir
+from llmcompress.environment import installed_versions
+from llmcompress.recipe import WeightCompression
+from llmcompress.report import CalibrationRecord, Provenance
+
+LISTING = "files.json"
+VERSIONED = ("nncf", "openvino", "optimum-intel", "transformers", "torch")
+
+
+def uses_statistics(weights: WeightCompression) -> bool:
+    """Whether NNCF collects activation statistics that its cache can hold; GPTQ's Hessians are collected apart."""
+    return weights.needs_data and not (weights.gptq and not weights.awq and weights.ratio in {None, 1.0})
+
+
+@contextlib.contextmanager
+def statistics(provenance: Provenance, calibration: CalibrationRecord) -> Iterator[Path]:
+    """A directory for ``statistics_path``: complete and checked if it was collected before, else not there yet.
+
+    What NNCF puts there is the same for every mode and method, so one collection serves every recipe of a model.
+    """
+    key = {
+        "files": [file.sha256 for file in provenance.files],
+        "model_type": provenance.model_type,
+        "token_ids": calibration.token_ids_sha256,
+        "num_windows": calibration.num_windows,
+        "versions": installed_versions(VERSIONED),
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    kept = cache_dir() / "statistics" / digest
+    if _intact(kept):
+        yield kept
+        return
+    collecting = kept.with_name(f"{digest}.{os.getpid()}-{secrets.token_hex(4)}")
+    with write_errors(kept):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield collecting
+        if collecting.is_dir():
+            listing = [record.model_dump() for record in file_records(collecting, exclude=())]
+            (collecting / LISTING).write_text(json.dumps(listing))
+            shutil.rmtree(kept, ignore_errors=True)
+            # Another run may have been first; its statistics are the same.
+            with contextlib.suppress(OSError):
+                collecting.rename(kept)
+    finally:
+        shutil.rmtree(collecting, ignore_errors=True)
+
+
+def _intact(directory: Path) -> bool:
+    try:
+        listing = json.loads((directory / LISTING).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(listing == [record.model_dump() for record in file_records(directory, exclude=(LISTING,))])

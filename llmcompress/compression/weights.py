@@ -1,0 +1,172 @@
+"""``nncf.compress_weights``: data-free and data-aware weight compression of an ``ov.Model``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcompress.errors import ModelError
+from llmcompress.patching import replaced
+from llmcompress.progress import Progress, Reporter, silent
+from llmcompress.recipe import WeightCompression
+
+if TYPE_CHECKING:
+    import nncf
+    import numpy as np
+    import openvino as ov
+
+PLAIN_OPTIONS = {"group_size", "ratio", "all_layers", "awq", "scale_estimation", "gptq", "lora_correction"}
+RECORD = ["nncf", "weight_compression"]
+# NNCF reads a ratio of 0 as "not given"; the smallest positive number keeps every layer at the backup precision.
+NO_PRIMARY_LAYERS = sys.float_info.min
+
+
+def compress_weights(
+    model: ov.Model,
+    weights: WeightCompression,
+    token_ids: np.ndarray | None = None,
+    *,
+    statistics_path: Path | None = None,
+    progress: Reporter = silent,
+) -> ov.Model:
+    """Compress in place, exactly as stock NNCF does with the same options, and return the model.
+
+    Args:
+        model: An uncompressed stateful decoder.
+        weights: What to do.
+        token_ids: Calibration windows, int64 ``[num_windows, seq_len]``; None for a data-free method.
+        statistics_path: Directory of NNCF's activation statistics: read when it exists, written when it does not.
+
+    Raises:
+        ModelError: NNCF cannot apply these settings to this graph.
+    """
+    import nncf
+
+    dataset = None if token_ids is None else nncf.Dataset(list(model_inputs(model, token_ids)))
+    arguments = nncf_arguments(weights, num_windows=0 if token_ids is None else len(token_ids))
+    if statistics_path is not None:
+        advanced = arguments.get("advanced_parameters") or nncf.AdvancedCompressionParameters()
+        arguments["advanced_parameters"] = dataclasses.replace(advanced, statistics_path=str(statistics_path))
+    try:
+        with _progress_reported(progress):
+            compressed = nncf.compress_weights(model, dataset=dataset, **arguments)
+    except (nncf.ValidationError, nncf.ParameterNotSupportedError, nncf.UnsupportedModelError) as error:
+        raise ModelError(
+            f"NNCF refuses these settings for this model: {str(error).strip()}",
+            where=f"weights.mode {weights.mode}",
+            hint="change the recipe's weights, or name the layers in weights.ignored_scope",
+        ) from error
+    _correct_record(compressed, weights, statistics_path)
+    return compressed
+
+
+def model_inputs(model: ov.Model, token_ids: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    """Inputs of one prefill call per window, for the inputs the graph has.
+
+    Args:
+        token_ids: int64 ``[num_windows, seq_len]``.
+    """
+    import numpy as np
+
+    names = {name for port in model.inputs for name in port.get_names()}
+    for window in token_ids:
+        seq_len = len(window)
+        inputs = {
+            "input_ids": window[None].astype(np.int64),
+            "attention_mask": np.ones((1, seq_len), dtype=np.int64),
+            "position_ids": np.arange(seq_len, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        yield {name: value for name, value in inputs.items() if name in names}
+
+
+def nncf_arguments(weights: WeightCompression, *, num_windows: int) -> dict[str, Any]:
+    """The keyword arguments of ``nncf.compress_weights`` for a recipe.
+
+    What a recipe leaves at its default is left out: NNCF's 8-bit modes refuse even the default of most options.
+    """
+    import nncf
+
+    arguments: dict[str, Any] = {"mode": nncf.CompressWeightsMode(weights.mode)}
+    for name in sorted(weights.model_fields_set & PLAIN_OPTIONS):
+        if getattr(weights, name) != type(weights).model_fields[name].default:
+            arguments[name] = getattr(weights, name)
+    if weights.ratio == 0:
+        arguments["ratio"] = NO_PRIMARY_LAYERS
+    if weights.sensitivity_metric is not None:
+        arguments["sensitivity_metric"] = nncf.SensitivityMetric(weights.sensitivity_metric)
+    if weights.backup_mode is not None:
+        arguments["backup_mode"] = nncf.BackupMode(weights.backup_mode)
+    scope = weights.ignored_scope
+    if scope.names or scope.patterns or scope.types:
+        arguments["ignored_scope"] = nncf.IgnoredScope(
+            names=list(scope.names), patterns=list(scope.patterns), types=list(scope.types)
+        )
+    if num_windows:
+        arguments["subset_size"] = num_windows
+    advanced = _advanced_parameters(weights)
+    if advanced is not None:
+        arguments["advanced_parameters"] = advanced
+    return arguments
+
+
+def _advanced_parameters(weights: WeightCompression) -> nncf.AdvancedCompressionParameters | None:
+    import nncf
+    import numpy as np
+    from nncf.tensor import TensorDataType
+
+    given = weights.advanced.model_dump(exclude_defaults=True)
+    if not given and weights.group_size_fallback == "error":
+        return None
+    advanced = nncf.AdvancedCompressionParameters(
+        group_size_fallback_mode=nncf.GroupSizeFallbackMode(weights.group_size_fallback)
+    )
+    if "codebook" in given:
+        given["codebook"] = np.array(given["codebook"], dtype=np.float32)
+    adaptive = given.get("adaptive_codebook_params", {})
+    if "value_type" in adaptive:
+        adaptive["value_type"] = TensorDataType(adaptive["value_type"])
+    for name, value in given.items():
+        nested = dataclasses.replace(getattr(advanced, name), **value) if isinstance(value, dict) else value
+        advanced = dataclasses.replace(advanced, **{name: nested})
+    return advanced
+
+
+def _correct_record(model: ov.Model, weights: WeightCompression, statistics_path: Path | None) -> None:
+    """Record what optimum would, and what was asked: no cache path of this machine, no stand-in for a ratio of 0."""
+    import nncf
+
+    model.set_rt_info(nncf.__version__, ["optimum", "nncf_version"])
+    # Optimum's exporter pins the cache to f16 in uncompressed models and lifts that after compressing.
+    options = model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
+    if options.pop("KV_CACHE_PRECISION", None) is not None:
+        model.set_rt_info(options, "runtime_options")
+    if statistics_path is not None:
+        advanced = str(model.get_rt_info([*RECORD, "advanced_parameters"]).value)
+        model.set_rt_info(advanced.replace(repr(str(statistics_path)), "None"), [*RECORD, "advanced_parameters"])
+    if weights.ratio == 0:
+        model.set_rt_info("0.0", [*RECORD, "ratio"])
+
+
+@contextlib.contextmanager
+def _progress_reported(progress: Reporter) -> Iterator[None]:
+    """Send NNCF's own progress bars to ``progress`` instead of the terminal."""
+    from nncf.common.logging.track_progress import track
+
+    def iterate(self: Any) -> Iterator[Any]:
+        stage = str(self.description).lower()
+        items: Iterable[Any] = self.sequence
+        total = int(self.total or (len(self.sequence) if hasattr(self.sequence, "__len__") else 0))
+        done = 0
+        progress(Progress(stage, 0, total))
+        for index, item in enumerate(items):
+            yield item
+            done += int(self.weights[index]) if self.weights is not None else 1
+            progress(Progress(stage, done, total, "weights" if self.weights is not None else "steps"))
+
+    with replaced(track, "__iter__", iterate):
+        yield

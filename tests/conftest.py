@@ -1,0 +1,47 @@
+"""What every test may use: models, texts, and a cache of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or fills the caches of the person who runs it."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("LLMCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("HF_HOME", os.environ.get("HF_HOME") or str(tmp_path_factory.mktemp("hf-home")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def ref_model() -> Path:
+    """The trained 8.4 M parameter reference checkpoint."""
+    return _shared("models/ref-llama-8m")
+
+
+@pytest.fixture(scope="session")
+def calibration_text() -> Path:
+    """A real text for calibration."""
+    return _shared("data/calibration-wiki.txt")
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Path:
+    """The checkpoint that comes with the package."""
+    return ROOT / "llmcompress" / "demo_checkpoint"
+
+
+def _shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there: the reference models and texts lie beside the repository")
+    return path
