@@ -1,0 +1,72 @@
+"""The main job end to end on the checkpoint that comes with the package: compress it, and let both versions speak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmcompress.environment import quiet_libraries
+from llmcompress.progress import Progress, Reporter, silent
+from llmcompress.report import CompressionReport, Record
+
+CHECKPOINT = Path(__file__).with_name("demo_checkpoint")
+RECIPES = ("none", "int8", "int4")
+PROMPT = "What is the with statement?"
+MAX_NEW_TOKENS = 80
+
+
+class DemoVariant(Record):
+    """One recipe's artifact and what it answered."""
+
+    directory: str
+    report: CompressionReport
+    answer: str
+    num_generated_tokens: int
+    stopped: bool
+    """True when the model ended its answer by itself."""
+
+
+class DemoReport(Record):
+    """The uncompressed conversion first, then each compressed one."""
+
+    prompt: str
+    variants: tuple[DemoVariant, ...]
+
+
+def run(output_dir: str | Path, *, progress: Reporter = silent) -> DemoReport:
+    """Compress the bundled checkpoint with each demo recipe into ``output_dir`` and answer one prompt with each.
+
+    Raises:
+        UsageError: ``output_dir`` holds something that is no earlier demo.
+        WriteError: It cannot be written.
+    """
+    quiet_libraries()
+    from llmcompress.compression import compress
+    from llmcompress.loaders import load
+
+    loaded = load(CHECKPOINT, progress=progress)
+    variants = []
+    for name in RECIPES:
+        directory = Path(output_dir) / name
+        report = compress(loaded, name, directory, overwrite=directory.exists(), progress=progress)
+        variants.append(_variant(directory, report, loaded.tokenizer, progress))
+    return DemoReport(prompt=PROMPT, variants=tuple(variants))
+
+
+def _variant(directory: Path, report: CompressionReport, tokenizer: object, progress: Reporter) -> DemoVariant:
+    from llmcompress.chat import render
+    from llmcompress.generation import compile_decoder, eos_token_ids, generate
+
+    progress(Progress(f"generate with {report.recipe.name}", 0, 1))
+    text = render(tokenizer, [{"role": "user", "content": PROMPT}], add_generation_prompt=True)
+    prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+    generation = generate(
+        compile_decoder(directory), prompt_ids, eos=eos_token_ids(directory), max_new_tokens=MAX_NEW_TOKENS
+    )
+    progress(Progress(f"generate with {report.recipe.name}", 1, 1))
+    return DemoVariant(
+        directory=str(directory),
+        report=report,
+        answer=tokenizer.decode(generation.token_ids).strip(),  # type: ignore[attr-defined]
+        num_generated_tokens=len(generation.token_ids),
+        stopped=generation.stopped,
+    )

@@ -1,0 +1,68 @@
+"""Greedy generation through the OpenVINO runtime: what an artifact says, with nothing but its own files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmcompress.loaders.json_file import read_json
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+
+class Generation(NamedTuple):
+    """The tokens after a prompt."""
+
+    token_ids: tuple[int, ...]
+    """Without the eos token."""
+    stopped: bool
+    """True when an eos token ended it, False when ``max_new_tokens`` did."""
+
+
+def compile_decoder(directory: Path, device: str = "CPU") -> ov.CompiledModel:
+    """Compile ``openvino_model.xml`` of an artifact for a device."""
+    import openvino as ov
+
+    return ov.Core().compile_model(directory / "openvino_model.xml", device)
+
+
+def eos_token_ids(directory: Path) -> frozenset[int]:
+    """The ids that end a text, from the artifact's generation config."""
+    eos = read_json(directory / "generation_config.json").get("eos_token_id")
+    return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+
+
+def generate(
+    compiled: ov.CompiledModel, prompt_ids: Sequence[int], *, eos: frozenset[int], max_new_tokens: int
+) -> Generation:
+    """Continue ``prompt_ids`` greedily on a fresh state.
+
+    Args:
+        compiled: A stateful decoder.
+        prompt_ids: Token ids of the prompt.
+        eos: Ids that end the text.
+        max_new_tokens: At most this many tokens are generated.
+    """
+    import numpy as np
+
+    names = {name for port in compiled.inputs for name in port.get_names()}
+    request = compiled.create_infer_request()
+    past, pending = 0, list(prompt_ids)
+    generated: list[int] = []
+    while len(generated) < max_new_tokens:
+        total = past + len(pending)
+        inputs: dict[str, Any] = {
+            "input_ids": np.array([pending], dtype=np.int64),
+            "attention_mask": np.ones((1, total), dtype=np.int64),
+            "position_ids": np.arange(past, total, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        request.infer({name: value for name, value in inputs.items() if name in names})
+        token = int(request.get_tensor("logits").data[0, -1].argmax())
+        if token in eos:
+            return Generation(tuple(generated), stopped=True)
+        generated.append(token)
+        past, pending = total, [token]
+    return Generation(tuple(generated), stopped=False)
