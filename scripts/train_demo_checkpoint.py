@@ -5,7 +5,7 @@ the chat template, so that a short chat ends by itself. Some documents are held 
 
     python scripts/train_demo_checkpoint.py
 
-Same Python, same library versions, same kind of CPU, same threads: same bytes. Another Python has another text.
+Same machine, Python, library versions and threads: same weights. Another Python has another text.
 """
 
 from __future__ import annotations

@@ -56,16 +56,19 @@ def model() -> Any:
 
 
 def mean_loss(model: Any, sequences: list[list[int]]) -> float:
-    """Nats per predicted token, each sequence in pieces of 512 predictions."""
+    """Nats per predicted token, each sequence in pieces of 512 predictions; short pieces are padded on the right."""
     import torch
 
+    pieces = [ids[start : start + 513] for ids in sequences for start in range(0, len(ids) - 1, 512)]
+    pieces.sort(key=len)
     losses: list[float] = []
     with torch.no_grad():
-        for ids in sequences:
-            for start in range(0, len(ids) - 1, 512):
-                piece = torch.tensor(ids[start : start + 513])
-                told = model(piece[None, :-1]).logits[0].log_softmax(-1)
-                losses += (-told[torch.arange(len(piece) - 1), piece[1:]]).tolist()
+        for first in range(0, len(pieces), 16):
+            batch = pieces[first : first + 16]
+            width = max(map(len, batch))
+            told = model(torch.tensor([ids + [0] * (width - len(ids)) for ids in batch])).logits.log_softmax(-1)
+            for row, ids in zip(told, batch, strict=True):
+                losses += (-row[torch.arange(len(ids) - 1), ids[1:]]).tolist()
     return sum(losses) / len(losses)
 
 
