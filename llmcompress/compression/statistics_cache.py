@@ -22,8 +22,11 @@ VERSIONED = ("nncf", "openvino", "optimum-intel", "transformers", "torch")
 
 
 def uses_statistics(weights: WeightCompression) -> bool:
-    """Whether NNCF collects activation statistics that its cache can hold; GPTQ's Hessians are collected apart."""
-    return weights.needs_data and not (weights.gptq and not weights.awq and weights.ratio in {None, 1.0})
+    """Whether NNCF, given data, collects statistics that its cache can hold; GPTQ collects its Hessians apart."""
+    without_gptq = weights.model_copy(
+        update={"gptq": False, "scale_estimation": weights.scale_estimation and not weights.gptq}
+    )
+    return without_gptq.uses_data
 
 
 @contextlib.contextmanager

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.artifact import file_records
+from llmcompress.artifact import MANIFEST, file_records, require_verified
+from llmcompress.artifact.manifest import entries
 from llmcompress.environment import quiet_libraries
 from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.graph import check_decoder, count_parameters, is_compressed, mapped_share
 from llmcompress.loaders.json_file import read_json
 from llmcompress.loaders.scan import scan
-from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.source import IR_FILES, Source, fetch_weights, resolve, side_files
 from llmcompress.loaders.tensors import Checkpoint, read_checkpoint
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.report import FileRecord, Provenance
@@ -110,7 +112,7 @@ def _load_checkpoint(
 
         progress(Progress("load and trace", 0, 1))
         model = convert_checkpoint(source.path, scratch_dir, trust_remote_code=source.trust_remote_code)
-        files = checked.result()
+        files = (*checked.result(), *_records(source, side_files(source)))
     progress(Progress("load and trace", 1, 1))
     check_decoder(model, where=source.id or source.path.name)
     return LoadedModel(
@@ -131,7 +133,9 @@ def _load_ir(
     from llmcompress.loaders.ir import read_ir
 
     progress(Progress("read the model", 0, 1))
-    files = file_records(source.path, exclude=[])
+    if (source.path / MANIFEST).is_file():
+        require_verified(source.path)
+    files = _records(source, (*IR_FILES, *side_files(source)))
     model = read_ir(source.path)
     progress(Progress("read the model", 1, 1))
     check_decoder(model, where=source.id or source.path.name)
@@ -145,6 +149,11 @@ def _load_ir(
         num_parameters=count_parameters(model),
         mapped_share=mapped_share(model),
     )
+
+
+def _records(source: Source, names: Collection[str]) -> tuple[FileRecord, ...]:
+    others = {name for name, _ in entries(source.path)} - set(names)
+    return file_records(source.path, exclude=others)
 
 
 def _tokenizer(source: Source) -> Any:
@@ -162,7 +171,7 @@ def _provenance(source: Source, dtype: str, files: tuple[FileRecord, ...]) -> Pr
         model_type=str(source.config.get("model_type")),
         architecture=str(architectures[0]),
         dtype=dtype,
-        files=files,
+        files=tuple(sorted(files, key=lambda file: file.path)),
         trust_remote_code=source.trust_remote_code,
     )
 

@@ -112,6 +112,11 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     return source._replace(path=snapshot.path, expected_sha256={**snapshot.sha256, **weighed.sha256})
 
 
+def side_files(source: Source) -> tuple[str, ...]:
+    """Names of the configuration and tokenizer files beside the weights, sorted."""
+    return tuple(sorted(name for name in _names(source.path) if _is_side_file(name, source)))
+
+
 def _looks_like_path(text: str) -> bool:
     odd = "\\" in text or text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1
     return odd or ".." in text.split("/") or bool(re.match(r"[A-Za-z]:", text))

@@ -1,0 +1,86 @@
+"""Activation statistics are used again only where everything they depend on is the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmcompress.compression.statistics_cache import statistics, uses_statistics
+from llmcompress.recipe import WeightCompression
+from llmcompress.report import CalibrationRecord, FileRecord, Provenance
+
+WEIGHTS = FileRecord(path="model.safetensors", size_bytes=1, sha256="a" * 64)
+CONFIG = FileRecord(path="config.json", size_bytes=1, sha256="b" * 64)
+PROVENANCE = Provenance(
+    kind="checkpoint", model_type="llama", architecture="LlamaForCausalLM", dtype="bf16", files=(CONFIG, WEIGHTS)
+)
+CALIBRATION = CalibrationRecord(dataset="x.txt", num_windows=4, seq_len=8, seed=0, token_ids_sha256="c" * 64)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path))
+
+
+def _collect(provenance: Provenance = PROVENANCE, calibration: CalibrationRecord = CALIBRATION) -> bool:
+    """Use the cache as a run does; True if the statistics had to be collected."""
+    with statistics(provenance, calibration) as directory:
+        if directory.exists():
+            assert (directory / "statistics").read_bytes() == b"numbers"
+            return False
+        directory.mkdir()
+        (directory / "statistics").write_bytes(b"numbers")
+    return True
+
+
+def test_collected_once() -> None:
+    assert [_collect(), _collect(), _collect()] == [True, False, False]
+
+
+def test_anything_else_is_another_key() -> None:
+    assert _collect()
+    other_config = CONFIG.model_copy(update={"sha256": "d" * 64})
+    assert _collect(PROVENANCE.model_copy(update={"files": (other_config, WEIGHTS)}))
+    assert _collect(calibration=CALIBRATION.model_copy(update={"token_ids_sha256": "e" * 64}))
+    assert _collect(calibration=CALIBRATION.model_copy(update={"num_windows": 3}))
+    assert not _collect()
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    assert _collect()
+    kept = next((tmp_path / "statistics").glob("*/statistics"))
+    kept.write_bytes(b"nimbers")
+    assert _collect()
+    assert not _collect()
+
+
+def _interrupted() -> None:
+    with statistics(PROVENANCE, CALIBRATION) as directory:
+        directory.mkdir()
+        (directory / "statistics").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+
+def test_interrupted_collection_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted()
+    assert not list((tmp_path / "statistics").iterdir())
+    assert _collect()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"scale_estimation": True}, True),
+        ({"gptq": True}, False),
+        ({"gptq": True, "awq": True}, True),
+        ({"gptq": True, "ratio": 0.5}, True),
+        ({"ratio": 0.5, "sensitivity_metric": "mean_activation_variance"}, True),
+        ({"ratio": 0.5}, True),
+        ({"awq": True}, True),
+    ],
+)
+def test_which_methods_use_it(options: dict[str, object], expected: bool) -> None:
+    """Beside calibration data; GPTQ collects its Hessians apart."""
+    assert uses_statistics(WeightCompression.model_validate({"mode": "int4_sym", **options})) is expected
