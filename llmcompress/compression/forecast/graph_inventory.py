@@ -1,0 +1,122 @@
+"""OpenVINO IR -> every weight of the model, from its graph; the ``.bin`` is mapped, not read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llmcompress.compression.forecast.records import Inventory, Kind, Weight
+from llmcompress.loaders.ir import read_ir
+from llmcompress.loaders.source import Source
+from llmcompress.recipe import IgnoredScope, Recipe
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+FLOATS = {"bf16", "f16", "f32"}
+KINDS: dict[str, tuple[Kind, int]] = {
+    "MatMul": ("matmul", 1),
+    "Gather": ("embedding", 0),
+    "Convolution": ("convolution", 1),
+    "GroupConvolution": ("convolution", 1),
+}
+
+
+def graph_inventory(source: Source, recipe: Recipe) -> Inventory:
+    """List the weights of an IR; the recipe's ignored scope is looked up in its node names.
+
+    Raises:
+        ModelError: the IR cannot be read.
+    """
+    model = read_ir(source.path)
+    scope = None if recipe.weights is None else recipe.weights.ignored_scope
+    total = 0
+    weights: dict[str, Weight] = {}
+    notes: list[str] = []
+    for op in model.get_ordered_ops():
+        kind = op.get_type_name()
+        if kind == "Constant":
+            total += op.get_byte_size()
+        if kind not in KINDS:
+            continue
+        role, port = KINDS[kind]
+        constant = _constant(op.input_value(port).get_node())
+        if constant is None:
+            continue
+        name, shape = constant.get_friendly_name(), tuple(int(d) for d in constant.get_output_shape(0))
+        dtype = constant.get_element_type().get_type_name()
+        if name in weights or len(shape) < 2 or dtype not in FLOATS:
+            continue
+        weights[name] = Weight(
+            name=name,
+            shape=shape,
+            kind=role,
+            in_axis=_in_axis(op, role, shape),
+            dtype=dtype,
+            ignored=scope is not None and _in_scope(op, scope),
+        )
+    head = _head(model)
+    listed = tuple(w._replace(is_head=w.name == head and w.kind == "matmul") for w in weights.values())
+    weight_bytes = sum(_element_bytes(w.dtype) * w.num_parameters for w in listed)
+    if not listed:
+        notes.append("the graph holds no floating-point weights: it seems to be compressed already")
+    return Inventory(
+        num_parameters=sum(w.num_parameters for w in listed),
+        weights=listed,
+        leftover_bytes=total - weight_bytes,
+        checkpoint_bytes=total,
+        mapped_bytes=total,
+        merged_bytes=0,
+        cast_bytes=0,
+        rewritten_bytes=0,
+        num_modules=len(listed),
+        vocab_size=max((w.shape[0] for w in listed if w.kind == "embedding"), default=0),
+        notes=tuple(notes),
+    )
+
+
+def _constant(node: ov.Node) -> ov.Node | None:
+    """The constant behind a value that is at most converted."""
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
+
+
+def _in_axis(op: ov.Node, role: Kind, shape: tuple[int, ...]) -> int:
+    if role == "matmul" and not op.get_attributes().get("transpose_b", False):
+        return len(shape) - 2
+    return len(shape) - 1
+
+
+def _in_scope(op: ov.Node, scope: IgnoredScope) -> bool:
+    name = op.get_friendly_name()
+    return (
+        name in scope.names
+        or any(re.match(pattern, name) for pattern in scope.patterns)
+        or op.get_type_name() in scope.types
+    )
+
+
+def _head(model: ov.Model) -> str | None:
+    """Name of the weight of the last matrix multiplication before the logits."""
+    for op in _upstream(model):
+        if op.get_type_name() == "MatMul":
+            constant = _constant(op.input_value(1).get_node())
+            return None if constant is None else str(constant.get_friendly_name())
+    return None
+
+
+def _upstream(model: ov.Model) -> Iterator[ov.Node]:
+    pending, seen = [model.outputs[0].get_node()], set()
+    while pending:
+        op = pending.pop(0)
+        if op.get_friendly_name() in seen:
+            continue
+        seen.add(op.get_friendly_name())
+        yield op
+        pending += [op.input_value(i).get_node() for i in range(op.get_input_size())]
+
+
+def _element_bytes(dtype: str) -> int:
+    return 4 if dtype == "f32" else 2

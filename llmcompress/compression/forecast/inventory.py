@@ -1,0 +1,223 @@
+"""config.json -> every weight of the model, from its classes on the meta device: nothing is allocated or read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmcompress.compression.forecast.records import Inventory, Kind, Weight
+from llmcompress.errors import ModelError
+from llmcompress.loaders.safetensors_file import read_header
+from llmcompress.loaders.source import Source
+
+if TYPE_CHECKING:
+    import torch
+
+SHORT_DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+HEADER_DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
+
+
+class _Use(NamedTuple):
+    """One place in the model that holds a parameter."""
+
+    module: torch.nn.Module
+    attribute: str
+    name: str
+
+
+def checkpoint_inventory(source: Source) -> Inventory:
+    """List what the exporter will make of a checkpoint's weights.
+
+    Where a module is exactly ``Linear``, ``Embedding`` or ``Conv1D``, its 16-bit weight stays as it is stored; all
+    other 16-bit parameters are cast to f32. Expert weights are three-dimensional; a fused gate and up projection is
+    cut in two. An f32 ``Conv1D`` is transposed. Tied weights are one constant.
+
+    Raises:
+        ModelError: transformers cannot build the model from this configuration.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    notes: list[str] = []
+    stored = _stored_dtype(source)
+    model, dtype = _meta_model(source, stored)
+    is_16bit = dtype != "f32"
+    if stored is None and not any(source.path.glob("*.safetensors")) and _config_dtype(source) is None:
+        notes.append(f"config.json does not say the weights' precision, and they are not fetched: {dtype} is assumed")
+    in_place = stored is None or stored == dtype
+    if not in_place:
+        notes.append(f"the files hold {stored}, config.json says {dtype}: all weights are converted in memory")
+    exact = _exact_classes()
+    uses: dict[int, list[_Use]] = {}
+    parameters: dict[int, torch.nn.Parameter] = {}
+    for module_name, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            parameters[id(parameter)] = parameter
+            uses.setdefault(id(parameter), []).append(
+                _Use(module, attribute, f"{module_name}.{attribute}" if module_name else attribute)
+            )
+    head = model.get_output_embeddings()
+    head_id = None if head is None else id(getattr(head, "weight", None))
+    weights: list[Weight] = []
+    leftover = mapped = merged = cast = rewritten = 0
+    element_bytes = 2 if is_16bit else 4
+    for key, parameter in parameters.items():
+        places = uses[key]
+        as_stored = not is_16bit or all(type(use.module) in exact for use in places)
+        graph_dtype = dtype if as_stored else "f32"
+        size = parameter.numel() * element_bytes
+        kind = _kind(parameter, places)
+        if parameter.ndim == 3 and kind == "matmul":
+            merged += size
+        elif in_place and as_stored:
+            transposed = not is_16bit and parameter.ndim > 1 and isinstance(places[0].module, Conv1D)
+            rewritten += size if transposed else 0
+            # Single f32 vectors end up in folded constants.
+            mapped += 0 if transposed or (not is_16bit and parameter.ndim == 1) else size
+        if not as_stored:
+            cast += parameter.numel() * 4
+        if kind is None:
+            leftover += parameter.numel() * (element_bytes if as_stored else 4)
+            continue
+        parts = _parts(parameter, places[0])
+        if len(parts) > 1:
+            rewritten += sum(_num(part) for part in parts) * 4
+        for index, shape in enumerate(parts):
+            weights.append(
+                Weight(
+                    name=places[0].name + (f".{index}" if len(parts) > 1 else ""),
+                    shape=shape,
+                    kind=kind,
+                    in_axis=_in_axis(places[0].module, shape),
+                    dtype=graph_dtype,
+                    is_head=key == head_id and kind == "matmul",
+                )
+            )
+    if not any(w.is_head for w in weights) and head is None and weights:
+        notes.append("the model class names no output head: its precision is predicted as that of the other layers")
+    leftover += _table_bytes(model)
+    total = sum(p.numel() for p in parameters.values())
+    config: Any = model.config
+    return Inventory(
+        num_parameters=total,
+        weights=tuple(weights),
+        leftover_bytes=leftover,
+        checkpoint_bytes=total * element_bytes,
+        mapped_bytes=mapped,
+        merged_bytes=merged,
+        cast_bytes=cast,
+        rewritten_bytes=rewritten,
+        num_modules=sum(1 for module in model.modules() if next(module.parameters(recurse=False), None) is not None),
+        vocab_size=int(getattr(config, "vocab_size", 0) or 0),
+        notes=tuple(notes),
+    )
+
+
+def _meta_model(source: Source, stored: str | None) -> tuple[Any, str]:
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    dtype = _config_dtype(source) or stored or "f32"
+    torch_dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}.get(dtype)
+    if torch_dtype is None:
+        raise ModelError(
+            f"config.json gives the weights' precision as {dtype!r}; bfloat16, float16 and float32 are accepted",
+            where=source.id or source.path.name,
+            hint="take a checkpoint of the model in one of these",
+        )
+    try:
+        config = AutoConfig.from_pretrained(
+            source.path, trust_remote_code=source.trust_remote_code, local_files_only=True
+        )
+        with init_empty_weights(include_buffers=True):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch_dtype, trust_remote_code=source.trust_remote_code
+            )
+        model.tie_weights()
+    except Exception as error:  # the model's own classes may raise anything
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"transformers cannot build the model that config.json describes: {first_line}",
+            where=source.id or source.path.name,
+            hint="take the config.json that was published with the model",
+        ) from error
+    return model, dtype
+
+
+def _config_dtype(source: Source) -> str | None:
+    value = source.config.get("dtype") or source.config.get("torch_dtype")
+    if not isinstance(value, str) or value == "auto":
+        return None
+    return SHORT_DTYPES.get(value.removeprefix("torch."), value)
+
+
+def _stored_dtype(source: Source) -> str | None:
+    """Precision of most of the stored elements; None where no file is there yet (only headers are read)."""
+    counts: dict[str, int] = {}
+    for file in sorted(source.path.glob("*.safetensors")):
+        for tensor in read_header(file).values():
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + _num(tensor.shape)
+    most = max(counts, key=lambda dtype: counts[dtype], default=None)
+    return None if most is None else HEADER_DTYPES.get(most, most)
+
+
+def _exact_classes() -> set[type]:
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    return {torch.nn.Linear, torch.nn.Embedding, Conv1D}
+
+
+def _kind(parameter: torch.nn.Parameter, places: list[_Use]) -> Kind | None:
+    """How NNCF will see the constant; None: left alone. An embedding that is also the head counts as embedding."""
+    import torch
+    from torch.nn.modules.conv import _ConvNd
+
+    if parameter.ndim < 2 or any("bias" in use.attribute for use in places):
+        return None
+    if any(isinstance(use.module, torch.nn.Embedding) for use in places):
+        return "embedding"
+    if isinstance(places[0].module, _ConvNd):
+        return "convolution"
+    multiplied = parameter.ndim == 3 or places[0].attribute == "weight" or isinstance(places[0].module, torch.nn.Linear)
+    return "matmul" if multiplied else None
+
+
+def _parts(parameter: torch.nn.Parameter, use: _Use) -> list[tuple[int, ...]]:
+    shape = tuple(parameter.shape)
+    if parameter.ndim != 3 or "gate_up" not in use.attribute:
+        return [shape]
+    axis = 2 if getattr(use.module, "is_transposed", False) else 1
+    half = tuple(size // 2 if index == axis else size for index, size in enumerate(shape))
+    return [half, half]
+
+
+def _in_axis(module: torch.nn.Module, shape: tuple[int, ...]) -> int:
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, Conv1D):
+        return 0
+    if len(shape) == 3 and getattr(module, "is_transposed", False):
+        return 1
+    return len(shape) - 1
+
+
+def _table_bytes(model: Any) -> int:
+    """Buffers that the graph may hold: rotary tables, and masks where a class writes its attention out.
+
+    Equal ones are stored once; GPT-Neo's masks differ between its global and local layers.
+    """
+    distinct: dict[Any, Any] = {(tuple(b.shape), b.dtype): b for b in model.buffers() if b.numel() > 1}
+    buffers = list(distinct.values())
+    tables: int = sum(b.numel() * 4 for b in buffers if b.is_floating_point())
+    if getattr(model, "_supports_sdpa", True):
+        return tables
+    num_masks: int = max(1, len(set(getattr(model.config, "attention_layers", None) or ())))
+    masks: int = sum(b.numel() * b.element_size() for b in buffers if not b.is_floating_point())
+    return tables + num_masks * masks
+
+
+def _num(shape: tuple[int, ...]) -> int:
+    num = 1
+    for size in shape:
+        num *= size
+    return num

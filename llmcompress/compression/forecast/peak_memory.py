@@ -1,0 +1,81 @@
+"""Peak memory of a run, put together from what is resident at its fullest moments.
+
+The constants were fitted to whole runs of generated checkpoints of 1 to 514 million parameters (Linux, x86-64,
+2 cores); the other terms are what each step must hold. Elsewhere the libraries' own share may differ.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llmcompress.compression.forecast.layout import ELEMENT_BYTES, uncompressed_bytes
+from llmcompress.compression.forecast.records import Inventory
+from llmcompress.recipe import Recipe
+
+MIB = 2**20
+LIBRARY_PAGES = 450 * MIB
+"""Code and data of torch, transformers, optimum, OpenVINO and NNCF that a run touches."""
+HOT_LIBRARY_PAGES = 150 * MIB
+"""Part of them without which a run only waits for the disk."""
+INTERPRETER_BYTES = 575 * MIB
+"""What these libraries allocate, with the traced graph of an empty model."""
+GRAPH_BYTES_PER_MODULE = 1_150_000
+"""Traced and converted graph, with NNCF's copy of it, for each module with weights."""
+KEPT_GRAPH_BYTES_PER_MODULE = 420_000
+"""Part of it that is still there when the last weight has been compressed."""
+STATISTICS_BYTES_PER_PARAMETER = 3
+"""The model compiled in f32 to see its activations; the runtime unpacks most weights."""
+DATA_AWARE_BYTES_PER_PARAMETER = 2
+"""Rescaled weights and what the allocator keeps of the statistics while data-aware methods work."""
+
+
+class PeakMemory(NamedTuple):
+    """Resident memory in bytes."""
+
+    total: int
+    """The peak as the system reports it, mapped file pages included."""
+    required: int
+    """The largest part at any moment that the system cannot take back under pressure."""
+
+
+def peak_memory(inventory: Inventory, recipe: Recipe, size_bytes: int) -> PeakMemory:
+    """Predict the peak of loading, converting and compressing; ``size_bytes`` is the output's.
+
+    These moments can be the fullest: the trace, when weights the class cannot show in place exist twice; the activation
+    statistics, where the recipe has data; the first compressed weight, as the largest goes first and is worked on in
+    f32; the last one, when all pages of the checkpoint have been read and the whole output is in memory.
+    """
+    traced = INTERPRETER_BYTES + inventory.num_modules * GRAPH_BYTES_PER_MODULE
+    kept = INTERPRETER_BYTES + inventory.num_modules * KEPT_GRAPH_BYTES_PER_MODULE
+    copies = inventory.merged_bytes + max(inventory.cast_bytes, inventory.rewritten_bytes)
+    pages = inventory.checkpoint_bytes
+    moments = [(traced + inventory.merged_bytes + inventory.cast_bytes + inventory.rewritten_bytes, pages)]
+    if recipe.weights is None:
+        moments.append((traced + copies, pages))
+    else:
+        largest = max(inventory.weights, key=lambda w: w.num_parameters, default=None)
+        worked_on = 0 if largest is None else largest.num_parameters * (4 if largest.dtype == "f32" else 8)
+        read = 0 if largest is None else uncompressed_bytes(largest)
+        # Tracing an f32 model computes with its weights; 16-bit ones stay unread until they are compressed.
+        in_f32 = all(ELEMENT_BYTES[w.dtype] == 4 for w in inventory.weights)
+        unread = 0 if in_f32 else max(0, inventory.mapped_bytes - read)
+        if recipe.calibration is not None:
+            unread = 0
+            moments.append((traced + copies + inventory.num_parameters * STATISTICS_BYTES_PER_PARAMETER, pages))
+            moments.append((moments[-1][0] + _gptq_inputs(inventory, recipe), pages))
+            worked_on += inventory.num_parameters * DATA_AWARE_BYTES_PER_PARAMETER
+        moments.append((traced + copies + worked_on, pages - unread))
+        moments.append((kept + copies + size_bytes, pages))
+    return PeakMemory(
+        total=max(own + file_pages for own, file_pages in moments) + LIBRARY_PAGES,
+        required=max(own for own, _ in moments) + HOT_LIBRARY_PAGES,
+    )
+
+
+def _gptq_inputs(inventory: Inventory, recipe: Recipe) -> int:
+    """The f32 inputs of one layer in all calibration windows, once as collected and once joined."""
+    if recipe.weights is None or recipe.calibration is None or not recipe.weights.gptq:
+        return 0
+    windows = min(recipe.calibration.num_samples, recipe.weights.advanced.gptq_params.subset_size)
+    widest = max((w.in_channels for w in inventory.weights if w.kind == "matmul"), default=0)
+    return 2 * 4 * windows * recipe.calibration.seq_len * widest

@@ -1,0 +1,156 @@
+"""Mode and group size of each weight, by the rules of NNCF's weight compression.
+
+They are those of ``nncf/quantization/algorithms/weight_compression/algorithm.py`` (3.4): matrix multiplications get the
+primary precision; embeddings, convolutions and the output head get the backup precision unless ``all_layers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from llmcompress.compression.forecast.records import Weight
+from llmcompress.errors import RecipeError
+from llmcompress.recipe import WeightCompression
+
+USUAL_GROUP_SIZES = (256, 128, 64, 32, 16, 8)
+MAX_NAMES = 4
+
+
+class Precision(NamedTuple):
+    """What a weight becomes; ``mode`` None: left as it is."""
+
+    mode: str | None
+    group_size: int = -1
+
+
+class Assignment(NamedTuple):
+    """The two precisions that are possible for a weight; the same one twice where nothing is left to decide."""
+
+    primary: Precision
+    backup: Precision
+
+
+def assign(weights: Sequence[Weight], recipe: WeightCompression) -> tuple[list[Assignment], list[str]]:
+    """Return the precisions of each weight, in order, and remarks on what could not be settled.
+
+    Raises:
+        RecipeError: the group size does not divide the input channels of layers that will get it.
+    """
+    if recipe.mode.startswith("int8"):
+        same = Precision(recipe.mode)
+        return [Assignment(same, same) if not w.ignored else _left() for w in weights], []
+    backup = _backup(recipe)
+    assigned: list[Assignment] = []
+    undivided: list[tuple[Weight, int]] = []
+    undivided_backup: list[tuple[Weight, int]] = []
+    for weight in weights:
+        if weight.ignored:
+            assigned.append(_left())
+            continue
+        primary = _primary(weight, recipe) or backup
+        if primary is not backup and not _divides(weight, primary):
+            if recipe.group_size_fallback == "ignore":
+                assigned.append(_left())
+                continue
+            if recipe.group_size_fallback == "adjust":
+                primary = _adjusted(weight, recipe) or backup
+            else:
+                undivided.append((weight, primary.group_size))
+        choice = Assignment(primary, primary if recipe.ratio == 1.0 else backup)
+        if backup in choice and not _divides(weight, backup):
+            undivided_backup.append((weight, backup.group_size))
+        assigned.append(choice)
+    notes = _check_groups(weights, assigned, undivided, recipe)
+    certain = [pair for pair in undivided_backup if pair[0].kind != "matmul" or pair[0].is_head]
+    if certain:
+        raise _refused(certain, weights, "backup_mode", recipe)
+    return assigned, notes
+
+
+def primary_share(weights: Sequence[Weight], ratio: float) -> float:
+    """Return the share of the parameters of ``weights`` that is expected to get the primary precision.
+
+    NNCF takes layers by rising sensitivity and stops before the first that would pass ``ratio``; the layer it stops at
+    is expected as large as the size-weighted mean, and to pass the mark by half of itself.
+    """
+    total = sum(w.num_parameters for w in weights)
+    if ratio >= 1.0 or not total:
+        return min(ratio, 1.0)
+    crossing = sum(w.num_parameters**2 for w in weights) / total
+    return max(0.0, ratio - crossing / 2 / total)
+
+
+def _primary(weight: Weight, recipe: WeightCompression) -> Precision | None:
+    if weight.kind == "convolution":
+        return None
+    if (weight.is_head or weight.kind == "embedding") and not recipe.all_layers:
+        return None
+    return Precision(recipe.mode, recipe.effective_group_size)
+
+
+def _backup(recipe: WeightCompression) -> Precision:
+    mode = recipe.effective_backup_mode
+    if mode == "none":
+        return Precision(None)
+    return Precision(mode, {"fp8_e4m3": recipe.effective_group_size, "mxfp8_e4m3": 32}.get(mode, -1))
+
+
+def _left() -> Assignment:
+    return Assignment(Precision(None), Precision(None))
+
+
+def _divides(weight: Weight, precision: Precision) -> bool:
+    return precision.mode is None or precision.group_size == -1 or weight.in_channels % precision.group_size == 0
+
+
+def _adjusted(weight: Weight, recipe: WeightCompression) -> Precision | None:
+    """The largest power of two that divides the channels, when it is not too small."""
+    power = weight.in_channels & -weight.in_channels
+    return Precision(recipe.mode, power) if power >= recipe.advanced.min_adjusted_group_size else None
+
+
+def _check_groups(
+    weights: Sequence[Weight],
+    assigned: Sequence[Assignment],
+    undivided: Sequence[tuple[Weight, int]],
+    recipe: WeightCompression,
+) -> list[str]:
+    """Refuse what is sure to fail; under mixed precision undivided layers may all get the backup precision."""
+    if not undivided:
+        return []
+    deciding = sum(w.num_parameters for w, a in zip(weights, assigned, strict=True) if a.primary.mode == recipe.mode)
+    if sum(w.num_parameters for w, _ in undivided) > (1.0 - recipe.ratio) * deciding:
+        raise _refused(undivided, weights, "group_size", recipe)
+    return [
+        f"group size {undivided[0][1]} does not divide the input channels of {_names(undivided)}: the run fails unless "
+        "mixed precision happens to give these the backup precision; set weights.group_size_fallback to adjust"
+    ]
+
+
+def _refused(
+    undivided: Sequence[tuple[Weight, int]], weights: Sequence[Weight], field: str, recipe: WeightCompression
+) -> RecipeError:
+    group_size = undivided[0][1]
+    fixed = recipe.mode in {"mxfp4", "mxfp8_e4m3", "nvfp4"} or recipe.backup_mode == "mxfp8_e4m3"
+    channels = {w.in_channels for w in weights if not w.ignored and w.kind == "matmul"}
+    working = [size for size in USUAL_GROUP_SIZES if all(c % size == 0 for c in channels)]
+    if field == "backup_mode":
+        hint = "set weights.backup_mode to int8_asym, which has no groups"
+    elif fixed:
+        hint = "weights.group_size_fallback ignore leaves these layers as they are"
+    else:
+        sizes = ", ".join(map(str, [*working, -1]))
+        hint = f"weights.group_size values that divide every layer: {sizes} (-1: per channel); or set "
+        hint += "weights.group_size_fallback to adjust"
+    return RecipeError(
+        f"group size {group_size} does not divide the input channels of {_names(undivided)}",
+        where=f"weights.{field}",
+        hint=hint,
+    )
+
+
+def _names(undivided: Sequence[tuple[Weight, int]]) -> str:
+    shown = ", ".join(f"{w.name} ({w.in_channels})" for w, _ in undivided[:MAX_NAMES])
+    rest = len(undivided) - MAX_NAMES
+    return f"{len(undivided)} layers: {shown}{f' and {rest} more' if rest > 0 else ''}"

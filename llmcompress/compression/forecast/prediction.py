@@ -1,0 +1,185 @@
+"""Predict size, memory and disk of a run, and compare them with what this machine has."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from llmcompress.compression.forecast.inventory import checkpoint_inventory
+from llmcompress.compression.forecast.layout import (
+    RESHAPE_AXIS_BYTES,
+    compressed_bytes,
+    layout,
+    lora_adapter_bytes,
+    uncompressed_bytes,
+)
+from llmcompress.compression.forecast.peak_memory import peak_memory
+from llmcompress.compression.forecast.precision import Assignment, Precision, assign, primary_share
+from llmcompress.compression.forecast.records import BY_SENSITIVITY, Forecast, Inventory, PlannedLayer, Weight
+from llmcompress.errors import ResourceError
+from llmcompress.loaders.ir import MODEL_FILE
+from llmcompress.loaders.source import Source
+from llmcompress.memory import memory
+from llmcompress.recipe import Recipe, WeightCompression
+
+# Scalars, shapes and axes that every converted decoder holds, stored once each.
+GRAPH_BYTES = 400
+# The IR's .xml, the tokenizer in both forms and the configuration, beside the .bin.
+SIDE_FILES_BYTES = 30_000_000
+
+
+def forecast(source: Source, recipe: Recipe, output_dir: Path | None = None) -> Forecast:
+    """Say what compressing ``source`` by ``recipe`` will give and take. Reads no weight.
+
+    A checkpoint is judged by its ``config.json``: the model is built on the meta device. An IR is judged by its graph.
+
+    Args:
+        source: As resolved; its weights need not be fetched.
+        recipe: What to do.
+        output_dir: Where the output would go; its file system is asked for free space (None: the working directory's).
+
+    Raises:
+        ModelError: the configuration describes no model that transformers can build, or the IR is damaged.
+        RecipeError: the group size does not divide the input channels of layers that will get it.
+    """
+    if source.layout == "ir" and (source.path / MODEL_FILE).is_file():
+        from llmcompress.compression.forecast.graph_inventory import graph_inventory
+
+        inventory = graph_inventory(source, recipe)
+    else:
+        inventory = checkpoint_inventory(source)
+    notes = [*inventory.notes, *_notes(source, recipe, inventory)]
+    layers, size_bytes, remarks = _layers(inventory, recipe.weights)
+    peak = peak_memory(inventory, recipe, size_bytes)
+    disk_bytes = size_bytes + SIDE_FILES_BYTES
+    available = memory().available
+    free = shutil.disk_usage(_existing_parent(output_dir or Path())).free
+    if peak.required <= available < peak.total:
+        notes.append("memory is short of the whole peak: pages of the checkpoint will be read again, which is slower")
+    return Forecast(
+        num_parameters=inventory.num_parameters,
+        layers=layers,
+        size_bytes=size_bytes,
+        bits_per_weight=8 * size_bytes / max(inventory.num_parameters, 1),
+        mapped_share=_mapped_share(inventory),
+        peak_rss_bytes=peak.total,
+        min_memory_bytes=peak.required,
+        disk_bytes=disk_bytes,
+        available_memory_bytes=available,
+        free_disk_bytes=free,
+        fits=peak.required <= available and disk_bytes <= free,
+        notes=tuple(notes + remarks),
+    )
+
+
+def require_fits(predicted: Forecast) -> None:
+    """Refuse a run that this machine cannot finish.
+
+    Raises:
+        ResourceError: memory or disk is short; names what is needed, what is here, and what to try.
+    """
+    if predicted.min_memory_bytes > predicted.available_memory_bytes:
+        raise ResourceError(
+            f"it needs at least {_gigabytes(predicted.min_memory_bytes)} of memory, "
+            f"{_gigabytes(predicted.available_memory_bytes)} are available",
+            where="memory",
+            hint="close other programs, take a data-free recipe, or a machine with more memory",
+        )
+    if predicted.disk_bytes > predicted.free_disk_bytes:
+        raise ResourceError(
+            f"the output needs {_gigabytes(predicted.disk_bytes)}, {_gigabytes(predicted.free_disk_bytes)} are free",
+            where="disk",
+            hint="free some space, give -o on another file system, or take a recipe with fewer bits",
+        )
+
+
+def _layers(inventory: Inventory, recipe: WeightCompression | None) -> tuple[tuple[PlannedLayer, ...], int, list[str]]:
+    """What each weight becomes, the size of all constants, and remarks."""
+    if recipe is None:
+        planned = tuple(_planned(w, w.dtype, None, uncompressed_bytes(w)) for w in inventory.weights)
+        return planned, sum(p.size_bytes for p in planned) + inventory.leftover_bytes + GRAPH_BYTES, []
+    assigned, remarks = assign(inventory.weights, recipe)
+    undecided = [w for w, a in zip(inventory.weights, assigned, strict=True) if a.primary != a.backup]
+    share = primary_share(undecided, recipe.ratio)
+    layers = []
+    for weight, choice in zip(inventory.weights, assigned, strict=True):
+        size = share * _bytes(weight, choice.primary, recipe) + (1 - share) * _bytes(weight, choice.backup, recipe)
+        layers.append(_named(weight, choice, round(size), share))
+    if undecided and 0 < share < 1:
+        remarks.append(
+            f"ratio {recipe.ratio}: which layers get the primary precision shows only with the weights; the size holds "
+            f"the expected share of {share:.0%}"
+        )
+    shapes = {w.shape for w, a in zip(inventory.weights, assigned, strict=True) if a.primary.group_size != -1}
+    reshapes = sum(len(shape) for shape in shapes) * RESHAPE_AXIS_BYTES
+    return tuple(layers), sum(p.size_bytes for p in layers) + inventory.leftover_bytes + reshapes + GRAPH_BYTES, remarks
+
+
+def _bytes(weight: Weight, precision: Precision, recipe: WeightCompression) -> int:
+    if precision.mode is None:
+        return uncompressed_bytes(weight)
+    stored = layout(precision.mode, recipe.advanced)
+    size = compressed_bytes(weight, stored, precision.group_size)
+    if recipe.lora_correction and stored.weight_bits == 4 and weight.kind == "matmul":
+        lora = recipe.advanced.lora_correction_params
+        size += lora_adapter_bytes(weight, lora.adapter_rank, int8=lora.use_int8_adapters)
+    return size
+
+
+def _named(weight: Weight, choice: Assignment, size: int, share: float) -> PlannedLayer:
+    if choice.primary != choice.backup and 0 < share < 1:
+        return _planned(weight, BY_SENSITIVITY, None, size)
+    precision = choice.primary if share > 0 else choice.backup
+    if precision.mode is None:
+        return _planned(weight, weight.dtype, None, size)
+    return _planned(weight, precision.mode, precision.group_size, size)
+
+
+def _planned(weight: Weight, mode: str, group_size: int | None, size: int) -> PlannedLayer:
+    return PlannedLayer(
+        name=weight.name,
+        shape=weight.shape,
+        num_parameters=weight.num_parameters,
+        mode=mode,
+        group_size=group_size,
+        size_bytes=size,
+    )
+
+
+def _notes(source: Source, recipe: Recipe, inventory: Inventory) -> list[str]:
+    notes = []
+    mapped = _mapped_share(inventory)
+    if mapped < 0.9:
+        notes.append(
+            f"{mapped:.0%} of the weights stay mapped from the files; the rest is copied into memory, because this "
+            "model class merges, casts or transposes them"
+        )
+    from_config = source.layout != "ir" or not (source.path / MODEL_FILE).is_file()
+    if from_config and recipe.weights is not None and any(recipe.weights.ignored_scope.model_dump().values()):
+        notes.append(
+            "weights.ignored_scope names nodes of the converted graph, which a configuration does not show: "
+            "the prediction leaves it out"
+        )
+    if from_config and source.layout == "ir":
+        notes.append("the OpenVINO model is not fetched yet: predicted from its config.json as for a checkpoint")
+    if from_config and source.config.get("quantization_config"):
+        notes.append("the checkpoint is quantized already: the prediction is that of its unquantized model")
+    if recipe.activations is not None:
+        notes.append("what activations add to the size is not predicted")
+    return notes
+
+
+def _mapped_share(inventory: Inventory) -> float:
+    graph_bytes = sum(map(uncompressed_bytes, inventory.weights)) + inventory.leftover_bytes
+    return inventory.mapped_bytes / max(graph_bytes, 1)
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
