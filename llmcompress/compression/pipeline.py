@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llmcompress.artifact import Staging, file_records, staging, write_errors
+from llmcompress.artifact.manifest import NOT_LISTED, entries, file_record
 from llmcompress.compression.contract import check_target
 from llmcompress.compression.forecast import forecast, require_fits
 from llmcompress.compression.layers import layer_table
@@ -22,7 +23,7 @@ from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Gate, Recipe, dump_recipe, load_recipe
-from llmcompress.report import CompressionReport
+from llmcompress.report import CompressionReport, FileRecord
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
+MODEL_FILES = frozenset({MODEL_XML, MODEL_BIN})
 
 
 class Conversions(NamedTuple):
@@ -113,27 +115,22 @@ def compress(
         with stages.stage("save"):
             _save_model(model, recipe, stage, progress)
             del model
-        with stages.stage("convert the tokenizer"):
+        with stages.stage("convert the tokenizer and hash"), ThreadPoolExecutor(1) as pool:
+            model_files = pool.submit(_model_records, stage.path)
             conversions = _save_side_files(loaded, recipe, original if tokenizer else None, stage, progress)
-        loaded_facts = (loaded.provenance, loaded.num_parameters, loaded.mapped_share)
-        del loaded
-        gc.collect()
-        with stages.stage("hash"):
-            progress(Progress("hash", 0, 1))
-            files = file_records(stage.path)
-            progress(Progress("hash", 1, 1))
-        provenance, num_parameters, mapped_share = loaded_facts
+            side_files = file_records(stage.path, exclude=NOT_LISTED | MODEL_FILES)
+            files = tuple(sorted((*model_files.result(), *side_files), key=lambda file: file.path))
         bin_bytes = next(file.size_bytes for file in files if file.path == MODEL_BIN)
         report = CompressionReport(
             llmcompress_version=environment_record().versions["llmcompress"],
-            provenance=provenance,
+            provenance=loaded.provenance,
             recipe=recipe.portable(),
             calibration=windows.record if windows else None,
             environment=environment_record(),
-            num_parameters=num_parameters,
-            bits_per_weight=bin_bytes * 8 / num_parameters,
+            num_parameters=loaded.num_parameters,
+            bits_per_weight=bin_bytes * 8 / loaded.num_parameters,
             size_bytes=sum(file.size_bytes for file in files),
-            mapped_share=mapped_share,
+            mapped_share=loaded.mapped_share,
             tokenizer=conversions.tokenizer,
             chat_template=conversions.chat_template,
             layers=layers,
@@ -240,6 +237,11 @@ def _save_model(model: ov.Model, recipe: Recipe, stage: Staging, progress: Repor
     with write_errors(stage.target):
         ov.save_model(model, stage.path / MODEL_XML, compress_to_fp16=False)
     progress(Progress("save", 1, 1))
+
+
+def _model_records(directory: Path) -> tuple[FileRecord, ...]:
+    """Hashed while the tokenizer is converted; other files of the directory are still being written."""
+    return tuple(file_record(name, entry) for name, entry in entries(directory) if name in MODEL_FILES)
 
 
 def _save_side_files(

@@ -1,0 +1,186 @@
+"""`llmcompress compress` against `optimum-cli export openvino`: wall time, peak memory, bytes written.
+
+Whole processes in turn (A B A B ...), our checks and hashes included; medians, and the ratio pair by pair. Then four
+recipes of one model: our one process against four runs of optimum-cli.
+
+    python benchmarks/compress.py                     # 1.1 B parameters, bf16, generated
+    python benchmarks/compress.py --runs 3 --layers 8 --hidden 1024 --intermediate 2816
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+BIN = Path(sys.executable).parent
+BLOCK_BYTES = 512
+
+# The same recipe in both tools' words; optimum's int4 default for an unknown model is asymmetric, groups of 128.
+RECIPES: dict[str, tuple[list[str], list[str]]] = {
+    "int4": (["-r", "int4"], ["--weight-format", "int4", "--group-size", "128", "--ratio", "1.0"]),
+    "int4-sym": (["-r", "int4-sym"], ["--weight-format", "int4", "--sym", "--group-size", "128", "--ratio", "1.0"]),
+    "int4-g64": (
+        ["-r", "int4", "--set", "weights.group_size=64"],
+        ["--weight-format", "int4", "--group-size", "64", "--ratio", "1.0"],
+    ),
+    "int8": (["-r", "int8"], ["--weight-format", "int8"]),
+}
+
+FOUR_IN_ONE = """
+import sys
+from llmcompress import compress, load, load_recipe
+loaded = load(sys.argv[1])
+for name, *overrides in (("int4",), ("int4-sym",), ("int4", "weights.group_size=64"), ("int8",)):
+    compress(loaded, load_recipe(name, overrides), f"{sys.argv[2]}/{name}{len(overrides)}")
+"""
+
+
+class Usage(NamedTuple):
+    """What one process took, its children included."""
+
+    wall_s: float
+    peak_rss_bytes: int
+    written_bytes: int
+
+
+def measure(command: list[str], log: Path) -> Usage:
+    """Run a command to its end; the operating system's own accounting of it and of the children it waited for."""
+    started = time.perf_counter()
+    with log.open("ab") as output:
+        pid = os.posix_spawn(
+            command[0],
+            command,
+            os.environ,
+            file_actions=[(os.POSIX_SPAWN_DUP2, output.fileno(), 1), (os.POSIX_SPAWN_DUP2, output.fileno(), 2)],
+        )
+        _, status, usage = os.wait4(pid, 0)
+    wall_s = time.perf_counter() - started
+    if status != 0:
+        raise SystemExit(f"{' '.join(command)} failed; its output is in {log}")
+    return Usage(wall_s, usage.ru_maxrss * 1024, usage.ru_oublock * BLOCK_BYTES)
+
+
+def ours(source: Path, output: Path, recipe: str) -> list[str]:
+    """Our command line for a recipe."""
+    return [str(BIN / "llmcompress"), "compress", str(source), *RECIPES[recipe][0], "-o", str(output)]
+
+
+def theirs(source: Path, output: Path, recipe: str) -> list[str]:
+    """Optimum's command line for the same recipe."""
+    options = ["--task", "text-generation-with-past", *RECIPES[recipe][1]]
+    return [str(BIN / "optimum-cli"), "export", "openvino", "-m", str(source), *options, str(output)]
+
+
+def compare_one(source: Path, work: Path, recipe: str, runs: int) -> dict[str, object]:
+    """One recipe, both commands in turn."""
+    pairs: list[tuple[Usage, Usage]] = []
+    for run in range(runs):
+        mine, other = work / f"ours-{run}", work / f"optimum-{run}"
+        pairs.append(
+            (
+                measure(ours(source, mine, recipe), work / "ours.log"),
+                measure(theirs(source, other, recipe), work / "optimum.log"),
+            )
+        )
+        equal = filecmp.cmp(mine / "openvino_model.bin", other / "openvino_model.bin", shallow=False)
+        bin_bytes = (mine / "openvino_model.bin").stat().st_size
+        shutil.rmtree(mine)
+        shutil.rmtree(other)
+    return {"case": recipe, "equal_bytes": equal, "bin_bytes": bin_bytes, **summarise(pairs)}
+
+
+def compare_four(source: Path, work: Path, runs: int) -> dict[str, object]:
+    """Four recipes: our one process against four of optimum's."""
+    pairs: list[tuple[Usage, Usage]] = []
+    for _ in range(runs):
+        mine = measure([sys.executable, "-c", FOUR_IN_ONE, str(source), str(work / "four")], work / "ours.log")
+        shutil.rmtree(work / "four")
+        single = []
+        for recipe in RECIPES:
+            single.append(measure(theirs(source, work / "one", recipe), work / "optimum.log"))
+            shutil.rmtree(work / "one")
+        pairs.append(
+            (
+                mine,
+                Usage(
+                    sum(usage.wall_s for usage in single),
+                    max(usage.peak_rss_bytes for usage in single),
+                    sum(usage.written_bytes for usage in single),
+                ),
+            )
+        )
+    return {"case": "four recipes", **summarise(pairs)}
+
+
+def summarise(pairs: list[tuple[Usage, Usage]]) -> dict[str, object]:
+    """Medians of both sides, and the median of the pairwise ratios."""
+    result: dict[str, object] = {"num_runs": len(pairs)}
+    for field in Usage._fields:
+        mine = [getattr(a, field) for a, _ in pairs]
+        other = [getattr(b, field) for _, b in pairs]
+        result[field] = {
+            "ours": statistics.median(mine),
+            "optimum": statistics.median(other),
+            "ratio": statistics.median(a / b for a, b in zip(mine, other, strict=True)),
+            "raw": [mine, other],
+        }
+    return result
+
+
+def main() -> None:
+    """Run the comparison and print a table, then one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 8 GB)")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--recipes", nargs="*", default=["int4", "int8"], choices=sorted(RECIPES))
+    parser.add_argument("--no-four", action="store_true", help="leave the four-recipe comparison out")
+    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--intermediate", type=int, default=5632)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.work, prefix="llmcompress-bench-") as directory:
+        work = Path(directory)
+        os.environ["TMPDIR"] = str(work)
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        source = work / "checkpoint"
+        # In a process of its own: a child's peak memory begins with that of the process it was spawned from.
+        shape = [f"--{name}={getattr(args, name)}" for name in ("layers", "hidden", "intermediate")]
+        script = str(Path(__file__).with_name("generated_llama.py"))
+        measure([sys.executable, script, str(source), *shape], work / "generate.log")
+        results = [compare_one(source, work, recipe, args.runs) for recipe in args.recipes]
+        if not args.no_four:
+            results.append(compare_four(source, work, args.runs))
+    table = Table("case", "figure", "ours", "optimum-cli", "ratio", "equal bytes")
+    for result in results:
+        for field, scale, unit in (("wall_s", 1, "s"), ("peak_rss_bytes", 1e9, "GB"), ("written_bytes", 1e9, "GB")):
+            figure = result[field]
+            assert isinstance(figure, dict)
+            table.add_row(
+                str(result["case"]),
+                field,
+                f"{figure['ours'] / scale:.2f} {unit}",
+                f"{figure['optimum'] / scale:.2f} {unit}",
+                f"{figure['ratio']:.2f}",
+                str(result.get("equal_bytes", "")),
+            )
+    Console().print(table)
+    print(
+        json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "results": results})
+    )
+
+
+if __name__ == "__main__":
+    main()
