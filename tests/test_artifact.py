@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import random
 import shutil
 import socket
@@ -22,12 +23,13 @@ from llmcompress.artifact import (
     manifest_sha256,
     output,
     read_manifest,
+    remove_leftovers,
     require_verified,
     staging,
     verify,
     write_errors,
 )
-from llmcompress.errors import ArtifactError, LockedError, UsageError, WriteError
+from llmcompress.errors import ArtifactError, LockedError, ModelError, UsageError, WriteError
 
 DEAD_PID = 2**22 + 1  # above the largest process number Linux gives
 
@@ -658,6 +660,21 @@ def test_an_artifact_in_the_hub_cache_is_verified_through_its_links(artifact: Pa
 # --- write errors
 
 
+def test_leftovers_are_removed_unless_a_run_is_at_work(out: Path) -> None:
+    with staging(out) as staged:
+        remove_leftovers(out)
+        assert staged.path.is_dir()
+    owner = {"pid": 2**22 - 1, "started": 0.0, "host": platform.node()}
+    stale = out.with_name(f".{out.name}.staging-0123abcd")
+    (stale / "model").mkdir(parents=True)
+    (stale / "owner.json").write_text(json.dumps(owner))
+    foreign = out.with_name(f".{out.name}.staging-mine")
+    foreign.mkdir()
+    remove_leftovers(out)
+    assert list(out.parent.iterdir()) == [foreign]
+    remove_leftovers(out.parent / "nowhere" / "out")
+
+
 def test_a_full_device_is_named_with_cause_and_room(tmp_path: Path) -> None:
     with (
         pytest.raises(WriteError) as caught,
@@ -704,6 +721,43 @@ def test_other_errors_pass_unchanged(tmp_path: Path, error: BaseException) -> No
     with pytest.raises(type(error)) as caught, write_errors(tmp_path):
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("chained", [True, False], ids=["from the cause", "from None"])
+def test_our_error_for_a_full_disk_is_a_write_error(tmp_path: Path, chained: bool) -> None:
+    def convert() -> None:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise ModelError("cannot be converted") from (error if chained else None)
+
+    with pytest.raises(WriteError, match=r"No space left on device \(ENOSPC\)") as caught, write_errors(tmp_path):
+        convert()
+    assert caught.value.where == str(tmp_path)
+    assert isinstance(caught.value.__cause__, ModelError)
+
+
+def test_our_error_for_a_failed_read_stays_as_it_is(tmp_path: Path) -> None:
+    def read() -> None:
+        try:
+            (tmp_path / "absent").read_bytes()
+        except OSError as error:
+            raise ModelError("cannot be read") from error
+
+    with pytest.raises(ModelError, match="cannot be read"), write_errors(tmp_path):
+        read()
+
+
+def test_a_write_that_stopped_under_a_size_limit_names_the_limit(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**40, before[1]))
+    try:
+        with pytest.raises(WriteError) as caught, write_errors(tmp_path):
+            raise RuntimeError("basic_ios::clear: iostream error")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "ulimit -f" in caught.value.hint
 
 
 def test_the_tokenizers_library_on_a_full_device() -> None:

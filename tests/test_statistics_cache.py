@@ -69,6 +69,15 @@ def test_interrupted_collection_leaves_nothing(tmp_path: Path) -> None:
     assert _collect()
 
 
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    assert _collect()
+    kept = next((tmp_path / "statistics").iterdir())
+    abandoned = kept.with_name(f"{kept.name}.{2**22 + 1}-0badcafe")
+    kept.rename(abandoned)
+    assert _collect()
+    assert [path.name for path in (tmp_path / "statistics").iterdir()] == [kept.name]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -9,7 +9,7 @@ from llmcompress.artifact.manifest import (
     manifest_sha256,
     read_manifest,
 )
-from llmcompress.artifact.output import Staging, staging
+from llmcompress.artifact.output import Staging, remove_leftovers, staging
 from llmcompress.artifact.verification import Problem, VerifyReport, require_verified, verify
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "file_records",
     "manifest_sha256",
     "read_manifest",
+    "remove_leftovers",
     "require_verified",
     "staging",
     "verify",

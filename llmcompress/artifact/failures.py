@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ _HINTS = {
     errno.ENOTEMPTY: "another program put something there meanwhile: choose another output directory",
 }
 
+# What only a write meets: whatever an error around one of these says, the disk is its cause.
+_WRITES_ONLY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
 # Rust libraries (safetensors, tokenizers) and shutil.Error keep the number only in their text.
 _NUMBER_IN_TEXT = re.compile(r"(?:\(os error |\[Errno )(\d+)")
 
@@ -38,14 +42,21 @@ def write_errors(path: Path) -> Iterator[None]:
     """Turn what a failed save under ``path`` raises into a WriteError with the path, the cause and the bytes free.
 
     Covers OSError, the texts of Rust libraries that end in ``(os error N)``, and OpenVINO's ``RuntimeError:
-    basic_ios::clear: iostream error``, which names neither path nor cause. Other exceptions pass unchanged.
+    basic_ios::clear: iostream error``, which names neither path nor cause. An error of ours that was raised for a full
+    disk, such as a conversion that could not write, becomes a WriteError too. Other exceptions pass unchanged.
     """
     try:
         yield
-    except LlmcompressError:
+    except WriteError:
         raise
+    except LlmcompressError as error:
+        cause = error.__cause__ or error.__context__
+        number = _number(cause) if cause else None
+        if number not in _WRITES_ONLY:
+            raise
+        raise _write_error(path, number) from error
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) and error.errno else _number_in_text(str(error))
+        number = _number(error)
         if number is None and not (isinstance(error, RuntimeError) and "iostream error" in str(error)):
             raise
         named = getattr(error, "filename", None)
@@ -58,12 +69,17 @@ def _write_error(where: Path, number: int | None) -> WriteError:
         cause = "the write stopped before its end, most often for a full disk or a file-size limit"
     else:
         cause = f"{os.strerror(number)} ({errno.errorcode.get(number, number)})"
-    hint = _ROOM if number is None else _HINTS.get(number, "choose another output directory")
+    if number is None:
+        hint = _HINTS[errno.EFBIG] if _size_is_limited() else _ROOM
+    else:
+        hint = _HINTS.get(number, "choose another output directory")
     return WriteError(f"cannot write: {cause}; {_free(where)}", where=str(where), hint=hint)
 
 
-def _number_in_text(text: str) -> int | None:
-    match = _NUMBER_IN_TEXT.search(text)
+def _number(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    match = _NUMBER_IN_TEXT.search(str(error))
     return int(match[1]) if match else None
 
 
@@ -78,6 +94,14 @@ def _free(path: Path) -> str:
         # Inodes run out before bytes where many small files live; then "bytes free" alone would mislead.
         return free + (" but no inodes" if counts and counts.f_files and not counts.f_favail else "")
     return "free space unknown"
+
+
+def _size_is_limited() -> bool:
+    if sys.platform == "win32":
+        return False
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from llmcompress.artifact.exchange import replace_directory, sync_directory, syn
 from llmcompress.artifact.failures import size_limit_as_error, write_errors
 from llmcompress.artifact.manifest import MANIFEST, NOT_LISTED, entries, manifest_bytes
 from llmcompress.artifact.placement import refuse_existing, refuse_overlap, resolve_output
-from llmcompress.errors import ArtifactError, LockedError
+from llmcompress.errors import ArtifactError, LlmcompressError, LockedError
 from llmcompress.report import CompressionReport, Record
 
 _OWNER, _MODEL, _REPLACED = "owner.json", "model", "replaced"
@@ -102,6 +102,15 @@ def staging(output_dir: str | Path, *, overwrite: bool = False, inputs: Iterable
             yield Staging(directory / _MODEL, target, overwrite)
         finally:
             _remove(directory, target)
+
+
+def remove_leftovers(output_dir: str | Path) -> None:
+    """Remove what a killed run to this output left beside it; nothing while another run is at work there."""
+    with suppress(LlmcompressError, OSError):
+        target = resolve_output(output_dir)
+        if target.with_name(f".{target.name}.lock").exists() or _stagings(target):
+            with _locked(target):
+                _remove_stale(target)
 
 
 def _refuse_mismatch(path: Path, manifest: CompressionReport) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.cli.console import duration_text, size_text, stderr
+from llmcompress.cli.console import count_text, duration_text, size_text, stderr
 from llmcompress.progress import Progress, Reporter
 
 if TYPE_CHECKING:
@@ -36,24 +36,29 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
         ProgressColumn,
         SpinnerColumn,
         TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
     )
     from rich.progress import Progress as Bars
     from rich.text import Text
 
     class Amount(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(_amount(int(task.completed), int(task.total or 0), str(task.fields["unit"])))
+            return Text(_amount(int(task.completed), int(task.total or 0), str(task.fields["unit"])), no_wrap=True)
+
+    class Time(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            if task.finished:
+                return Text(_time(task.finished_time, None), no_wrap=True)
+            return Text(_time(task.elapsed, task.time_remaining), no_wrap=True)
 
     console = stderr()
     bars = Bars(
         SpinnerColumn(finished_text="✓" if console.encoding.startswith("utf") else "*"),
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=16),
         Amount(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
+        Time(),
         console=console,
         disable=not console.is_terminal,
     )
@@ -98,8 +103,13 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
 
 
 def _amount(done: int, total: int, unit: str) -> str:
-    if unit == "bytes":
-        return f"{size_text(done)} of {size_text(total)}" if total else size_text(done)
-    if not total:
-        return f"{done} {unit}" if done else ""
-    return f"{done}/{total} {unit}"
+    """What a bar cannot say: bytes, weights, windows; a bar alone shows mere steps well enough."""
+    if unit == "steps":
+        return ""
+    text, suffix = (size_text, "") if unit == "bytes" else (count_text, f" {unit}")
+    return (f"{text(done)} of {text(total)}" if total else text(done)) + suffix
+
+
+def _time(elapsed_s: float | None, left_s: float | None) -> str:
+    text = duration_text(elapsed_s or 0)
+    return text if left_s is None else f"{text}, {duration_text(left_s)} left"

@@ -60,16 +60,19 @@ def compress(
 
     chosen = load_recipe(recipe, override or ())
     access = {"revision": revision, "trust_remote_code": trust_remote_code, "offline": offline}
+    output_dir = output if output is not None else Path(default_output_name(source, chosen.name))
     if dry_run:
-        _forecast(source, chosen, access, as_json=as_json, verbose=verbose)
+        _forecast(source, chosen, output_dir, access, as_json=as_json, verbose=verbose)
         return
+    from llmcompress.artifact import remove_leftovers
     from llmcompress.cli.bars import watching
     from llmcompress.cli.console import print_json
     from llmcompress.cli.report_view import print_report
+    from llmcompress.errors import LlmcompressError
+    from llmcompress.progress import Progress
     from llmcompress.report import CompressionReport
     from llmcompress.supervisor import run_supervised
 
-    output_dir = output if output is not None else Path(default_output_name(source, chosen.name))
     options = {
         "source": source,
         "recipe": chosen,
@@ -81,7 +84,14 @@ def compress(
         **access,
     }
     with watching(verbose=verbose) as watch:
-        report = run_supervised("llmcompress.compression:compress", options, progress=watch.report, logs=watch.log)
+        # Seconds go into importing libraries before the first stage.
+        watch.report(Progress("read the configuration", 0, 0))
+        try:
+            report = run_supervised("llmcompress.compression:compress", options, progress=watch.report, logs=watch.log)
+        except LlmcompressError:
+            # A worker that was killed could not clean up.
+            remove_leftovers(output_dir)
+            raise
     assert isinstance(report, CompressionReport)
     if as_json:
         print_json(report)
@@ -96,18 +106,22 @@ def default_output_name(source: str, recipe_name: str) -> str:
     return f"{base or 'model'}-{recipe_name}-ov"
 
 
-def _forecast(source: str, recipe: Recipe, access: dict[str, Any], *, as_json: bool, verbose: bool) -> None:
+def _forecast(
+    source: str, recipe: Recipe, output_dir: Path, access: dict[str, Any], *, as_json: bool, verbose: bool
+) -> None:
     from llmcompress.cli.bars import watching
     from llmcompress.cli.console import print_json
     from llmcompress.cli.forecast_view import print_forecast
     from llmcompress.compression.forecast import Forecast
     from llmcompress.errors import ResourceError
+    from llmcompress.progress import Progress
     from llmcompress.supervisor import run_supervised
 
     with watching(verbose=verbose) as watch:
+        watch.report(Progress("read the configuration", 0, 0))
         forecast = run_supervised(
             "llmcompress.cli.compress:forecast_source",
-            {"source": source, "recipe": recipe, "access": access},
+            {"source": source, "recipe": recipe, "output_dir": output_dir.absolute(), "access": access},
             progress=watch.report,
             logs=watch.log,
         )
@@ -124,11 +138,11 @@ def _forecast(source: str, recipe: Recipe, access: dict[str, Any], *, as_json: b
         )
 
 
-def forecast_source(source: str, recipe: Recipe, access: dict[str, Any], progress: Reporter) -> Forecast:
+def forecast_source(
+    source: str, recipe: Recipe, output_dir: Path, access: dict[str, Any], progress: Reporter
+) -> Forecast:
     """Find the source and predict what compressing it will take; reads no weight. For a worker."""
     from llmcompress.compression.forecast import forecast
     from llmcompress.loaders.source import resolve
-    from llmcompress.progress import Progress
 
-    progress(Progress("reading the configuration", 0, 0))
-    return forecast(resolve(source, **access), recipe)
+    return forecast(resolve(source, **access), recipe, output_dir)

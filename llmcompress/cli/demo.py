@@ -29,9 +29,11 @@ def demo(
     from llmcompress.cli.bars import watching
     from llmcompress.cli.console import print_json
     from llmcompress.demo import DemoReport
+    from llmcompress.progress import Progress
     from llmcompress.supervisor import run_supervised
 
     with watching(verbose=verbose) as watch:
+        watch.report(Progress("load the libraries", 0, 0))
         report = run_supervised(
             "llmcompress.demo:run", {"output_dir": output.absolute()}, progress=watch.report, logs=watch.log
         )
@@ -53,7 +55,7 @@ def _print(report: DemoReport, output: Path) -> None:
     from llmcompress.cli.report_view import layers_table
 
     console = stdout()
-    sizes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    sizes = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     sizes.add_column("Recipe", style="bold")
     for name in ("Size", "Bits per weight", "Time"):
         sizes.add_column(name, justify="right")
@@ -66,9 +68,11 @@ def _print(report: DemoReport, output: Path) -> None:
             duration_text(made.measured.duration_s),
         )
     console.print(sizes)
+    console.print()
     for variant in report.variants:
         console.print(Text.assemble((variant.report.recipe.name, "bold"), ": what its weights became"))
         console.print(layers_table(variant.report.layers))
+        console.print()
     console.print(Text.assemble(("Question: ", "bold"), report.prompt))
     for variant in report.variants:
         console.print(Text.assemble((f"{variant.report.recipe.name}: ", "bold"), variant.answer))

@@ -54,7 +54,7 @@ def _print(diagnosis: Diagnosis) -> None:
     for device in diagnosis.devices:
         capabilities = f"  ({', '.join(device.capabilities)})" if device.capabilities else ""
         facts[f"Device {device.name}"] = device.full_name + capabilities
-    packages = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    packages = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     packages.add_column("Package")
     packages.add_column("Installed")
     if diagnosis.has_tested_set:
@@ -66,7 +66,9 @@ def _print(diagnosis: Diagnosis) -> None:
         packages.add_row(package.name, installed, *tested)
     console = stdout()
     console.print(facts_table(facts))
+    console.print()
     console.print(packages)
+    console.print()
     for finding in diagnosis.findings:
         label = ("broken: ", "bold red") if finding.broken else ("note: ", "bold")
         console.print(Text.assemble(label, finding.message), soft_wrap=True)

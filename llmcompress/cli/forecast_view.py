@@ -35,5 +35,7 @@ def print_forecast(forecast: Forecast, *, source: str, recipe_name: str) -> None
     )
     console.print()
     console.print(layers_table(forecast.layers))
+    if forecast.notes:
+        console.print()
     for note in forecast.notes:
         console.print(Text(f"note: {note}"), soft_wrap=True)

@@ -32,7 +32,7 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("Recipe", no_wrap=True, style="bold")
     table.add_column("When to take it", overflow="fold")
     for recipe in packaged:

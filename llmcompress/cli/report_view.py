@@ -75,7 +75,7 @@ def layers_table(layers: Iterable[LayerRecord | PlannedLayer]) -> Table:
     for layer in layers:
         kinds[layer.mode, layer.group_size].append(layer)
     total = sum(layer.num_parameters for members in kinds.values() for layer in members)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("Weights")
     table.add_column("Group size")
     for name in ("Layers", "Parameters", "Share", "Size"):
@@ -98,7 +98,7 @@ def _stages_table(report: CompressionReport) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("Stage")
     table.add_column("Time", justify="right")
     table.add_column("Peak memory at its end", justify="right")

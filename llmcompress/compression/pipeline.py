@@ -94,11 +94,11 @@ def compress(
         found = source.source
     else:
         found = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
-        _refuse_quantized(found, recipe)
     with staging(output_dir, overwrite=overwrite, inputs=_inputs(found, recipe)) as stage:
         if not isinstance(source, LoadedModel):
             with stages.stage("forecast"):
                 progress(Progress("forecast", 0, 1))
+                _refuse_quantized(found, recipe)
                 require_fits(forecast(found, recipe, stage.target))
                 progress(Progress("forecast", 1, 1))
             with stages.stage("fetch"):
@@ -106,7 +106,7 @@ def compress(
         with stages.stage("tokenize"):
             original = _tokenizer(found) if tokenizer or recipe.calibration else None
             windows = _windows(found, recipe, original, offline)
-        with stages.stage("load and trace"):
+        with stages.stage("load and trace"), write_errors(stage.target):
             loaded = _loaded(source, found, stage, allow_nonfinite, progress)
         with stages.stage("compress"):
             model = _compressed(loaded, recipe, windows, progress)

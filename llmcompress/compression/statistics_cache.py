@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from llmcompress.artifact import file_records, write_errors
 from llmcompress.cache import cache_dir
 from llmcompress.environment import installed_versions
@@ -47,6 +49,7 @@ def statistics(provenance: Provenance, calibration: CalibrationRecord) -> Iterat
     if _intact(kept):
         yield kept
         return
+    _remove_abandoned(kept)
     collecting = kept.with_name(f"{digest}.{os.getpid()}-{secrets.token_hex(4)}")
     with write_errors(kept):
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +64,13 @@ def statistics(provenance: Provenance, calibration: CalibrationRecord) -> Iterat
                 collecting.rename(kept)
     finally:
         shutil.rmtree(collecting, ignore_errors=True)
+
+
+def _remove_abandoned(kept: Path) -> None:
+    """Remove what killed runs collected for the same key."""
+    for path in kept.parent.glob(f"{kept.name}.*-*"):
+        if not psutil.pid_exists(int(path.suffix[1:].partition("-")[0])):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _intact(directory: Path) -> bool:

@@ -13,7 +13,7 @@ _NEAR_THE_LIMIT = 0.9
 _SIGKILL = 9
 _REMEDY = (
     "give it more memory or close other programs; --dry-run predicts the peak; "
-    "a recipe without calibration data, such as int4, needs less"
+    "a recipe without calibration data needs less"
 )
 
 
