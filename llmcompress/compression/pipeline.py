@@ -18,6 +18,7 @@ from llmcompress.compression.statistics_cache import statistics, uses_statistics
 from llmcompress.environment import environment_record, quiet_libraries
 from llmcompress.errors import ModelError, RecipeError
 from llmcompress.loaders.architecture import check_architecture
+from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.graph import is_compressed
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights, resolve
@@ -94,8 +95,15 @@ def compress(
         found = source.source
     else:
         found = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
-    with staging(output_dir, overwrite=overwrite, inputs=_inputs(found, recipe)) as stage:
+    with (
+        staging(output_dir, overwrite=overwrite, inputs=_inputs(found, recipe)) as stage,
+        weights_checked(allow_nonfinite=allow_nonfinite, progress=progress) as check,
+    ):
+        checked = None
         if not isinstance(source, LoadedModel):
+            if found.kind == "checkpoint":
+                # The weights are here already; their check takes the time of the libraries' import.
+                checked = check(fetch_weights(found))
             with stages.stage("forecast"):
                 progress(Progress("forecast", 0, 1))
                 _refuse_quantized(found, recipe)
@@ -103,11 +111,13 @@ def compress(
                 progress(Progress("forecast", 1, 1))
             with stages.stage("fetch"):
                 found = fetch_weights(found, progress=progress)
+                if found.layout == "checkpoint" and checked is None:
+                    checked = check(found)
         with stages.stage("tokenize"):
             original = _tokenizer(found) if tokenizer or recipe.calibration else None
             windows = _windows(found, recipe, original, offline)
         with stages.stage("load and trace"), write_errors(stage.target):
-            loaded = _loaded(source, found, stage, allow_nonfinite, progress)
+            loaded = _loaded(source, found, checked, stage, progress)
         with stages.stage("compress"):
             model = _compressed(loaded, recipe, windows, progress)
             layers = layer_table(model, recipe.weights.mode if recipe.weights else None)
@@ -191,13 +201,17 @@ def _windows(found: Source, recipe: Recipe, tokenizer: Any, offline: bool) -> Wi
 
 
 def _loaded(
-    source: str | Path | LoadedModel, found: Source, stage: Staging, allow_nonfinite: bool, progress: Reporter
+    source: str | Path | LoadedModel,
+    found: Source,
+    checked: CheckedWeights | None,
+    stage: Staging,
+    progress: Reporter,
 ) -> LoadedModel:
     if isinstance(source, LoadedModel):
         return source.clone()
     scratch_dir = stage.path.with_name("scratch")
     scratch_dir.mkdir()
-    return load(found, allow_nonfinite=allow_nonfinite, tokenizer=False, scratch_dir=scratch_dir, progress=progress)
+    return load(found, tokenizer=False, scratch_dir=scratch_dir, checked=checked, progress=progress)
 
 
 def _compressed(loaded: LoadedModel, recipe: Recipe, windows: Windows | None, progress: Reporter) -> ov.Model:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
+from llmcompress.memory import return_large_blocks
 from llmcompress.patching import replaced
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import WeightCompression
@@ -52,7 +53,7 @@ def compress_weights(
         advanced = arguments.get("advanced_parameters") or nncf.AdvancedCompressionParameters()
         arguments["advanced_parameters"] = dataclasses.replace(advanced, statistics_path=str(statistics_path))
     try:
-        with _progress_reported(progress):
+        with _progress_reported(progress), _compiled_once():
             compressed = nncf.compress_weights(model, dataset=dataset, **arguments)
     except (nncf.ValidationError, nncf.ParameterNotSupportedError, nncf.UnsupportedModelError) as error:
         raise ModelError(
@@ -150,6 +151,36 @@ def _correct_record(model: ov.Model, weights: WeightCompression, statistics_path
         model.set_rt_info(advanced.replace(repr(str(statistics_path)), "None"), [*RECORD, "advanced_parameters"])
     if weights.ratio == 0:
         model.set_rt_info("0.0", [*RECORD, "ratio"])
+
+
+@contextlib.contextmanager
+def _compiled_once() -> Iterator[None]:
+    """Let NNCF compile its small quantization models once for each kind of weight instead of once for each weight.
+
+    It compiles them anew because results live in the inference request that made them; with a request of its own for
+    every weight they stay apart, and the arithmetic is the same. Where NNCF has moved the names, nothing is changed.
+    """
+    return_large_blocks()
+    from nncf.openvino.optimized_functions import models
+    from nncf.quantization.algorithms.weight_compression import openvino_backend
+
+    infer = getattr(models, "_infer_ov_model", None)
+    if infer is None or not hasattr(openvino_backend, "disable_results_caching"):
+        yield
+        return
+
+    def infer_apart(parameters: Any, compiled: ov.CompiledModel, inputs: Any) -> Any:
+        compiled._infer_request = None
+        return infer(parameters, compiled, inputs)
+
+    def cached(cache: Any) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    with (
+        replaced(models, "_infer_ov_model", infer_apart),
+        replaced(openvino_backend, "disable_results_caching", cached),
+    ):
+        yield
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,12 @@ from llmcompress.artifact import MANIFEST, file_records, require_verified
 from llmcompress.artifact.manifest import entries
 from llmcompress.environment import quiet_libraries
 from llmcompress.loaders.architecture import check_architecture
+from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.graph import check_decoder, count_parameters, is_compressed, mapped_share
 from llmcompress.loaders.json_file import read_json
-from llmcompress.loaders.scan import scan
 from llmcompress.loaders.source import IR_FILES, Source, fetch_weights, resolve, side_files
-from llmcompress.loaders.tensors import Checkpoint, read_checkpoint
+from llmcompress.loaders.tensors import Checkpoint
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.report import FileRecord, Provenance
 
@@ -61,6 +61,7 @@ def load(
     allow_nonfinite: bool = False,
     tokenizer: bool = True,
     scratch_dir: Path | None = None,
+    checked: CheckedWeights | None = None,
     progress: Reporter = silent,
 ) -> LoadedModel:
     """Load a Hub id, a checkpoint directory or an OpenVINO IR directory.
@@ -74,6 +75,7 @@ def load(
         tokenizer: Load the tokenizer, and fail where there is none.
         scratch_dir: Existing empty directory for the exporter's configuration files, and for its staged IR should
             the in-memory way be closed; by default a temporary one.
+        checked: The check of this source's weights, where one was begun earlier.
         progress: Told of the bytes checked and the steps done.
 
     Raises:
@@ -85,34 +87,29 @@ def load(
     quiet_libraries()
     if not isinstance(source, Source):
         source = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
-    if source.layout == "checkpoint":
-        check_architecture(source.config, trust_remote_code=source.trust_remote_code)
-    source = fetch_weights(source, progress=progress)
-    read = _load_ir if source.layout == "ir" else _load_checkpoint
-    if scratch_dir is not None:
-        return read(source, scratch_dir, allow_nonfinite, tokenizer, progress)
-    with tempfile.TemporaryDirectory(prefix="llmcompress-") as directory:
-        return read(source, Path(directory), allow_nonfinite, tokenizer, progress)
+    with ExitStack() as stack:
+        if scratch_dir is None:
+            scratch_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmcompress-")))
+        if source.layout == "ir":
+            return _load_ir(fetch_weights(source, progress=progress), tokenizer, progress)
+        if checked is None:
+            start = stack.enter_context(weights_checked(allow_nonfinite=allow_nonfinite, progress=progress))
+            source = fetch_weights(source, progress=progress)
+            checked = start(source)
+        return _load_checkpoint(source, checked, scratch_dir, tokenizer, progress)
 
 
 def _load_checkpoint(
-    source: Source, scratch_dir: Path, allow_nonfinite: bool, with_tokenizer: bool, progress: Reporter
+    source: Source, checked: CheckedWeights, scratch_dir: Path, with_tokenizer: bool, progress: Reporter
 ) -> LoadedModel:
-    checkpoint = read_checkpoint(source.path)
-    # The check of the weights' bytes shares the processor's time with the single-threaded import and trace.
-    with ThreadPoolExecutor(1) as pool:
-        checked = pool.submit(
-            scan,
-            checkpoint,
-            allow_nonfinite=allow_nonfinite,
-            expected_sha256=source.expected_sha256,
-            progress=progress,
-        )
-        from llmcompress.loaders.checkpoint import convert_checkpoint
+    check_architecture(source.config, trust_remote_code=source.trust_remote_code)
+    from llmcompress.loaders.checkpoint import convert_checkpoint
 
-        progress(Progress("load and trace", 0, 1))
-        model = convert_checkpoint(source.path, scratch_dir, trust_remote_code=source.trust_remote_code)
-        files = (*checked.result(), *_records(source, side_files(source)))
+    progress(Progress("load and trace", 0, 1))
+    if checked.records.done():
+        checked.records.result()
+    model = convert_checkpoint(source.path, scratch_dir, trust_remote_code=source.trust_remote_code)
+    files = (*checked.records.result(), *_records(source, side_files(source)))
     progress(Progress("load and trace", 1, 1))
     check_decoder(model, where=source.id or source.path.name)
     return LoadedModel(
@@ -120,16 +117,14 @@ def _load_checkpoint(
         tokenizer=_tokenizer(source) if with_tokenizer else None,
         config=read_json(scratch_dir / "config.json"),
         generation_config=read_generation_config(source.path),
-        provenance=_provenance(source, _dtype(checkpoint), files),
+        provenance=_provenance(source, _dtype(checked.checkpoint), files),
         source=source,
-        num_parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
+        num_parameters=sum(math.prod(tensor.shape) for tensor in checked.checkpoint.tensors.values()),
         mapped_share=mapped_share(model),
     )
 
 
-def _load_ir(
-    source: Source, scratch_dir: Path, allow_nonfinite: bool, with_tokenizer: bool, progress: Reporter
-) -> LoadedModel:
+def _load_ir(source: Source, with_tokenizer: bool, progress: Reporter) -> LoadedModel:
     from llmcompress.loaders.ir import read_ir
 
     progress(Progress("read the model", 0, 1))
