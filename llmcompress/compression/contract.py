@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from llmcompress.errors import RecipeError
 from llmcompress.recipe import Recipe
+from llmcompress.recipe.recipe import NPU_GROUP_SIZES
 from llmcompress.report import LayerRecord
 
-NPU_GROUP_SIZES = (-1, 128)
 NPU_MODES = ("int4_sym", "int8_sym", "int8_asym", "f16", "bf16", "f32")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,6 +19,7 @@ from llmcompress.errors import ModelError, RecipeError
 from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.graph import is_compressed
+from llmcompress.loaders.json_file import write_json
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.progress import Progress, Reporter, silent
@@ -131,12 +131,13 @@ def compress(
             side_files = file_records(stage.path, exclude=NOT_LISTED | MODEL_FILES)
             files = tuple(sorted((*model_files.result(), *side_files), key=lambda file: file.path))
         bin_bytes = next(file.size_bytes for file in files if file.path == MODEL_BIN)
+        environment = environment_record()
         report = CompressionReport(
-            llmcompress_version=environment_record().versions["llmcompress"],
+            llmcompress_version=environment.versions["llmcompress"],
             provenance=loaded.provenance,
             recipe=recipe.portable(),
             calibration=windows.record if windows else None,
-            environment=environment_record(),
+            environment=environment,
             num_parameters=loaded.num_parameters,
             bits_per_weight=bin_bytes * 8 / loaded.num_parameters,
             size_bytes=sum(file.size_bytes for file in files),
@@ -267,8 +268,7 @@ def _save_side_files(
 
     progress(Progress("convert the tokenizer", 0, 3))
     with write_errors(stage.target):
-        config = json.dumps(loaded.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        (stage.path / "config.json").write_text(config, encoding="utf-8", newline="\n")
+        write_json(stage.path / "config.json", loaded.config)
         (stage.path / "recipe.yaml").write_text(dump_recipe(recipe.portable()), encoding="utf-8", newline="\n")
         save_generation_config(loaded.config, loaded.generation_config, tokenizer, stage.path)
         if tokenizer is None:

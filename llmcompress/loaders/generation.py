@@ -9,6 +9,7 @@ from typing import Any
 
 from llmcompress.errors import ModelError
 from llmcompress.loaders.chat_template import turn_end_id
+from llmcompress.loaders.json_file import write_json
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -68,8 +69,7 @@ def save_generation_config(
     content = {key: value for key, value in generation_config.items() if key != "_from_model_config"}
     if eos:
         content["eos_token_id"] = eos[0] if len(eos) == 1 else eos
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    (output_dir / GENERATION_CONFIG).write_text(text, encoding="utf-8", newline="\n")
+    write_json(output_dir / GENERATION_CONFIG, content)
     return eos
 
 

@@ -1,8 +1,9 @@
-"""A JSON object from a model's directory, read with bounds."""
+"""A JSON object of a model's directory: read with bounds, written the same for the same content."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"it holds a {type(value).__name__}; an object is needed", where=str(path), hint=hint)
     return value
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object with sorted keys, UTF-8 and Unix line ends on every system."""
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", newline="\n")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.loaders.graph import number_nodes
+from llmcompress.loaders.json_file import write_json
 from llmcompress.patching import replaced
 
 if TYPE_CHECKING:
@@ -174,8 +175,7 @@ def _differs(where: str, what: str, expected: object, got: object) -> ModelError
 def _forget_origin(path: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in _ORIGIN_KEYS}
-    text = json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_json(path, kept)
 
 
 def _told(error: BaseException) -> str:
