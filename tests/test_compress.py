@@ -271,12 +271,12 @@ def test_no_tokenizer(loaded: LoadedModel, tmp_path: Path) -> None:
 def test_hints_reach_the_compiled_model(loaded: LoadedModel, tmp_path: Path) -> None:
     import openvino as ov
 
-    hints = {"dynamic_quantization_group_size": 64, "kv_cache_precision": "u8"}
+    hints = {"dynamic_quantization_group_size": 64, "kv_cache_precision": "u4"}
     recipe = Recipe(name="hinted", weights={"mode": "int4_sym", "group_size": 64}, runtime=hints)
     llmcompress.compress(loaded, recipe, tmp_path / "out", tokenizer=False)
     compiled = ov.Core().compile_model(tmp_path / "out" / "openvino_model.xml", "CPU")
     assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 64
-    assert compiled.get_property("KV_CACHE_PRECISION") == ov.Type.u8
+    assert compiled.get_property("KV_CACHE_PRECISION") == ov.Type.u4
 
 
 def test_uncompressed_ir_as_source(loaded: LoadedModel, stock_ir: Path, tmp_path: Path) -> None:
@@ -292,6 +292,50 @@ def test_compressed_ir_is_not_compressed_again(loaded: LoadedModel, tmp_path: Pa
     with pytest.raises(ModelError, match="the model is already compressed"):
         llmcompress.compress(tmp_path / "int8", "int4", tmp_path / "int4")
     assert not (tmp_path / "int4").exists()
+
+
+def test_infinite_weight_of_an_ir_is_named(stock_ir: Path, tmp_path: Path) -> None:
+    import openvino as ov
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(stock_ir, damaged)
+    model = ov.Core().read_model(stock_ir / "openvino_model.xml")
+    # bf16 is shown as a 16-bit float of another kind: 0x7F80 is its infinity and 0x7FC0 its NaN.
+    constants = [op for op in model.get_ops() if op.get_type_name() == "Constant" and len(op.shape) == 2]
+    constant = next(op for op in constants if op.get_element_type() == ov.Type.bf16)
+    bits = constant.data.copy().view("u2")
+    bits[3, 5], bits[7, 0] = 0x7F80, 0x7FC0
+    tensor = ov.Tensor(ov.Type.bf16, constant.get_output_shape(0))
+    tensor.data[:] = bits.view("f2")
+    replacement = ov.op.Constant(tensor)
+    replacement.set_friendly_name(constant.get_friendly_name())
+    for port in list(constant.output(0).get_target_inputs()):
+        port.replace_source_output(replacement.output(0))
+    ov.save_model(model, damaged / "openvino_model.xml", compress_to_fp16=False)
+
+    name = re.escape(constant.get_friendly_name())
+    expected = rf"1 tensors hold NaN or infinite weights: openvino_model.bin: {name}: 1 NaN and 1 Inf, .* \[3, 5\]"
+    with pytest.raises(ModelError, match=expected):
+        llmcompress.compress(damaged, "int8", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    llmcompress.compress(damaged, "none", tmp_path / "out", allow_nonfinite=True)
+    assert filecmp.cmp(damaged / "openvino_model.bin", tmp_path / "out" / "openvino_model.bin", shallow=False)
+
+
+@pytest.mark.parametrize("option", [{"revision": "main"}, {"trust_remote_code": True}, {"allow_nonfinite": True}])
+def test_options_of_loading_are_refused_for_a_loaded_model(
+    option: dict[str, Any], loaded: LoadedModel, tmp_path: Path
+) -> None:
+    (name,) = option
+    with pytest.raises(UsageError, match=f"{name} given for a model that is loaded already"):
+        llmcompress.compress(loaded, "int8", tmp_path / "out", **option)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gate_is_refused(loaded: LoadedModel, tmp_path: Path) -> None:
+    recipe = Recipe(name="gated", weights={"mode": "int8_asym"}, gate={"max_kl": 0.1})
+    with pytest.raises(RecipeError, match="gate sets thresholds, and this version does not evaluate a model"):
+        llmcompress.compress(loaded, recipe, tmp_path / "out")
 
 
 def test_method_of_a_later_version_is_refused(loaded: LoadedModel, text: Path, tmp_path: Path) -> None:

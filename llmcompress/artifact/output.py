@@ -52,6 +52,12 @@ class Staging:
     """Where they will be, absolute."""
     overwrite: bool
 
+    def scratch_dir(self) -> Path:
+        """Make and return an empty directory on the same file system; it goes with the staging."""
+        directory = self.path.with_name("scratch")
+        directory.mkdir()
+        return directory
+
     def publish(self, manifest: CompressionReport) -> Path:
         """Make everything durable, write the manifest last, and put the directory in place; returns ``target``.
 

@@ -15,9 +15,9 @@ from llmcompress.compression.layers import layer_table
 from llmcompress.compression.stages import Stages
 from llmcompress.compression.statistics_cache import statistics, uses_statistics
 from llmcompress.environment import environment_record, quiet_libraries
-from llmcompress.errors import ModelError, RecipeError
+from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.loaders.architecture import check_architecture
-from llmcompress.loaders.checking import CheckedWeights, weights_checked
+from llmcompress.loaders.checking import weights_checked
 from llmcompress.loaders.graph import is_compressed
 from llmcompress.loaders.json_file import write_json
 from llmcompress.loaders.loaded_model import LoadedModel, load
@@ -92,6 +92,7 @@ def compress(
         recipe = load_recipe(recipe)
     _refuse_unavailable(recipe)
     if isinstance(source, LoadedModel):
+        _refuse_loading_options(source, revision, trust_remote_code, allow_nonfinite)
         found = source.source
     else:
         found = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
@@ -117,7 +118,17 @@ def compress(
             original = _tokenizer(found) if tokenizer or recipe.calibration else None
             windows = _windows(found, recipe, original, offline)
         with stages.stage("load and trace"), write_errors(stage.target):
-            loaded = _loaded(source, found, checked, stage, progress)
+            if isinstance(source, LoadedModel):
+                loaded = source.clone()
+            else:
+                loaded = load(
+                    found,
+                    allow_nonfinite=allow_nonfinite,
+                    tokenizer=False,
+                    scratch_dir=stage.scratch_dir(),
+                    checked=checked,
+                    progress=progress,
+                )
         with stages.stage("compress"):
             model = _compressed(loaded, recipe, windows, progress)
             layers = layer_table(model, recipe.weights.mode if recipe.weights else None)
@@ -150,6 +161,19 @@ def compress(
         )
         stage.publish(report)
     return report
+
+
+def _refuse_loading_options(
+    loaded: LoadedModel, revision: str | None, trust_remote_code: bool, allow_nonfinite: bool
+) -> None:
+    options = {"revision": revision, "trust_remote_code": trust_remote_code, "allow_nonfinite": allow_nonfinite}
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UsageError(
+            f"{' and '.join(given)} given for a model that is loaded already",
+            where=loaded.source.id or loaded.source.path.name,
+            hint="give such options to llmcompress.load",
+        )
 
 
 def _refuse_unavailable(recipe: Recipe) -> None:
@@ -199,20 +223,6 @@ def _windows(found: Source, recipe: Recipe, tokenizer: Any, offline: bool) -> Wi
     return calibration_windows(
         recipe.calibration, tokenizer, offline=offline, max_seq_len=longest if isinstance(longest, int) else None
     )
-
-
-def _loaded(
-    source: str | Path | LoadedModel,
-    found: Source,
-    checked: CheckedWeights | None,
-    stage: Staging,
-    progress: Reporter,
-) -> LoadedModel:
-    if isinstance(source, LoadedModel):
-        return source.clone()
-    scratch_dir = stage.path.with_name("scratch")
-    scratch_dir.mkdir()
-    return load(found, tokenizer=False, scratch_dir=scratch_dir, checked=checked, progress=progress)
 
 
 def _compressed(loaded: LoadedModel, recipe: Recipe, windows: Windows | None, progress: Reporter) -> ov.Model:

@@ -144,7 +144,8 @@ def _correct_record(model: ov.Model, weights: WeightCompression, statistics_path
     model.set_rt_info(nncf.__version__, ["optimum", "nncf_version"])
     # Optimum's exporter pins the cache to f16 in uncompressed models and lifts that after compressing.
     options = model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
-    if options.pop("KV_CACHE_PRECISION", None) is not None:
+    if options.get("KV_CACHE_PRECISION") == "f16":
+        del options["KV_CACHE_PRECISION"]
         model.set_rt_info(options, "runtime_options")
     if statistics_path is not None:
         advanced = str(model.get_rt_info([*RECORD, "advanced_parameters"]).value)

@@ -75,7 +75,7 @@ def is_compressed(model: ov.Model) -> bool:
 
 def count_parameters(model: ov.Model) -> int:
     """Number of elements in the floating-point constants of an uncompressed graph."""
-    return sum(num_elements(op) for op in model.get_ops() if _is_weight(op))
+    return sum(num_elements(op) for op in model.get_ops() if is_weight(op))
 
 
 def mapped_share(model: ov.Model) -> float:
@@ -94,7 +94,7 @@ def mapped_share(model: ov.Model) -> float:
     ]
     total = mapped = 0
     for op in model.get_ops():
-        if not _is_weight(op):
+        if not is_weight(op):
             continue
         size = op.get_byte_size()
         total += size
@@ -108,5 +108,6 @@ def num_elements(op: ov.Node) -> int:
     return math.prod(int(dimension) for dimension in op.get_output_shape(0))
 
 
-def _is_weight(op: ov.Node) -> bool:
+def is_weight(op: ov.Node) -> bool:
+    """Whether a node holds floating-point numbers, and more than one."""
     return op.get_type_name() == "Constant" and op.get_element_type().is_real() and num_elements(op) > 1

@@ -18,6 +18,7 @@ from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.graph import check_decoder, count_parameters, is_compressed, mapped_share
 from llmcompress.loaders.json_file import read_json
+from llmcompress.loaders.scan import check_hashes, scan_constants
 from llmcompress.loaders.source import IR_FILES, Source, fetch_weights, resolve, side_files
 from llmcompress.loaders.tensors import Checkpoint
 from llmcompress.progress import Progress, Reporter, silent
@@ -91,7 +92,7 @@ def load(
         if scratch_dir is None:
             scratch_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmcompress-")))
         if source.layout == "ir":
-            return _load_ir(fetch_weights(source, progress=progress), tokenizer, progress)
+            return _load_ir(fetch_weights(source, progress=progress), tokenizer, allow_nonfinite, progress)
         if checked is None:
             start = stack.enter_context(weights_checked(allow_nonfinite=allow_nonfinite, progress=progress))
             source = fetch_weights(source, progress=progress)
@@ -124,16 +125,18 @@ def _load_checkpoint(
     )
 
 
-def _load_ir(source: Source, with_tokenizer: bool, progress: Reporter) -> LoadedModel:
+def _load_ir(source: Source, with_tokenizer: bool, allow_nonfinite: bool, progress: Reporter) -> LoadedModel:
     from llmcompress.loaders.ir import read_ir
 
     progress(Progress("read the model", 0, 1))
     if (source.path / MANIFEST).is_file():
         require_verified(source.path)
     files = _records(source, (*IR_FILES, *side_files(source)))
+    check_hashes(files, source.expected_sha256, source.path)
     model = read_ir(source.path)
-    progress(Progress("read the model", 1, 1))
     check_decoder(model, where=source.id or source.path.name)
+    scan_constants(model, where=str(source.path), file=IR_FILES[1], allow_nonfinite=allow_nonfinite)
+    progress(Progress("read the model", 1, 1))
     return LoadedModel(
         model=model,
         tokenizer=_tokenizer(source) if with_tokenizer else None,

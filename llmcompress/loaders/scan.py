@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import HubError, ModelError
+from llmcompress.loaders.graph import is_weight
 from llmcompress.loaders.safetensors_file import BITS, TensorInfo
 from llmcompress.loaders.tensors import Checkpoint
 from llmcompress.progress import Progress, Reporter, silent
@@ -24,6 +25,7 @@ from llmcompress.report import FileRecord
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import openvino as ov
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +43,16 @@ _LIMITS = {
     "F16": 0x7C00,
     "F8_E5M2": 0x7C,
     "F8_E4M3": 0x7F,
+}
+# OpenVINO's names of the formats above.
+_ELEMENTS = {
+    "f64": "F64",
+    "f32": "F32",
+    "bf16": "BF16",
+    "f16": "F16",
+    "f8e5m2": "F8_E5M2",
+    "f8e4m3": "F8_E4M3",
+    "f8e8m0": "F8_E8M0",
 }
 # Formats whose only value that is not finite is one NaN.
 _SINGLE_NAN = {"F8_E8M0": 0xFF, "F8_E4M3FNUZ": 0x80, "F8_E5M2FNUZ": 0x80}
@@ -103,25 +115,58 @@ def scan(
         content = (checkpoint.path / checkpoint.index_file).read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         records.append(FileRecord(path=checkpoint.index_file, size_bytes=len(content), sha256=digest))
+    check_hashes(records, expected_sha256 or {}, checkpoint.path)
+    findings = [finding for _, found in results for finding in found]
+    _judge(findings, where=str(checkpoint.path), allow_nonfinite=allow_nonfinite)
+    return tuple(records)
+
+
+def check_hashes(records: Iterable[FileRecord], expected_sha256: Mapping[str, str], directory: Path) -> None:
+    """Compare files with what the Hub states; files of which it states nothing are not compared.
+
+    Raises:
+        HubError: a file has another hash than expected.
+    """
     for record in records:
-        expected = (expected_sha256 or {}).get(record.path, record.sha256)
+        expected = expected_sha256.get(record.path, record.sha256)
         if record.sha256 != expected:
             raise HubError(
                 f"the file's sha256 is {record.sha256}; the Hub states {expected}",
-                where=str(checkpoint.path / record.path),
-                hint=f"delete {(checkpoint.path / record.path).resolve()} and run again",
+                where=str(directory / record.path),
+                hint=f"delete {(directory / record.path).resolve()} and run again",
             )
-    findings = [finding for _, found in results for finding in found]
+
+
+def scan_constants(model: ov.Model, *, where: str, file: str, allow_nonfinite: bool = False) -> None:
+    """Search the floating-point constants of a graph, scalars aside: a mask's -inf is one.
+
+    Raises:
+        ModelError: a constant holds NaN or infinite values (names it, how many, and where the first one is).
+    """
+    weights = [op for op in model.get_ops() if is_weight(op) and op.get_element_type().get_type_name() in _ELEMENTS]
+
+    def one(op: ov.Node) -> list[Finding]:
+        dtype = _ELEMENTS[op.get_element_type().get_type_name()]
+        tensor = TensorInfo(file, dtype, tuple(op.get_output_shape(0)), 0, op.get_byte_size())
+        search = _Search(file, [(op.get_friendly_name(), tensor)])
+        search.look(memoryview(op.data.reshape(-1).view("u1")), 0, _Span(0, 0, tensor.end))
+        return search.findings()
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        findings = [finding for found in pool.map(one, weights) for finding in found]
+    _judge(findings, where=where, allow_nonfinite=allow_nonfinite)
+
+
+def _judge(findings: list[Finding], *, where: str, allow_nonfinite: bool) -> None:
     problem = f"{len(findings)} tensors hold NaN or infinite weights: {'; '.join(map(_words, findings[:_SHOWN]))}"
     if findings and allow_nonfinite:
         _log.warning("%s; compressed as they are", problem)
     elif findings:
         raise ModelError(
             problem,
-            where=str(checkpoint.path),
-            hint="the checkpoint is damaged or its training diverged; --allow-nonfinite compresses it as it is",
+            where=where,
+            hint="the model is damaged or its training diverged; --allow-nonfinite compresses it as it is",
         )
-    return tuple(records)
 
 
 def _words(finding: Finding) -> str:
