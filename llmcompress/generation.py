@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,11 +21,13 @@ class Generation(NamedTuple):
     """True when an eos token ended it, False when ``max_new_tokens`` did."""
 
 
-def compile_decoder(directory: Path, device: str = "CPU") -> ov.CompiledModel:
-    """Compile ``openvino_model.xml`` of an artifact for a device."""
+def compile_decoder(
+    directory: Path, device: str = "CPU", properties: Mapping[str, str] | None = None
+) -> ov.CompiledModel:
+    """Compile ``openvino_model.xml`` of an artifact for a device, with runtime properties by OpenVINO's names."""
     import openvino as ov
 
-    return ov.Core().compile_model(directory / "openvino_model.xml", device)
+    return ov.Core().compile_model(directory / "openvino_model.xml", device, dict(properties or {}))
 
 
 def eos_token_ids(directory: Path) -> frozenset[int]:

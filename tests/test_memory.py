@@ -1,4 +1,5 @@
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -96,3 +97,27 @@ def test_the_peak_is_kept_after_memory_is_given_back() -> None:
     if os.name != "nt":
         assert reaped_peak_rss_bytes() > 200_000_000
     assert peak_rss_bytes(child.pid) == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it sets up glibc's malloc")
+def test_large_blocks_go_back_to_the_system_though_small_ones_lie_between() -> None:
+    program = """
+import sys
+import psutil
+from llmcompress.memory import return_large_blocks
+if sys.argv[1] == "return":
+    return_large_blocks()
+del_me = bytearray(30 << 20)
+del del_me  # glibc now keeps blocks of this size in the heap
+held = [(bytearray(4 << 20), bytearray(100_000)) for _ in range(64)]
+small = [pair[1] for pair in held]
+before = psutil.Process().memory_info().rss
+held.clear()
+print(before - psutil.Process().memory_info().rss)
+"""
+    freed = {
+        kind: int(subprocess.run([sys.executable, "-c", program, kind], check=True, capture_output=True).stdout)
+        for kind in ("return", "keep")
+    }
+    assert freed["return"] > 200 << 20
+    assert freed["keep"] < 50 << 20

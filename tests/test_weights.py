@@ -130,3 +130,37 @@ def test_nncf_reports_progress_to_us(caplog: pytest.LogCaptureFixture, capsys: p
         ("applying weight compression", 64 * 64, 64 * 64),
     ]
     assert "Applying" not in capsys.readouterr().out
+
+
+def test_nncf_compiles_once_for_each_kind_of_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nncf
+    import numpy as np
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    from llmcompress.compression.weights import compress_weights
+
+    def chain(num_layers: int) -> ov.Model:
+        value = parameter = ops.parameter([-1, 128], ov.Type.f32, name="input")
+        for layer in range(num_layers):
+            # NNCF computes smaller weights than these without a compiled model.
+            matrix = ops.constant(np.random.default_rng(layer).normal(size=(128, 128)).astype(np.float32))
+            value = ops.matmul(value, matrix, False, True)
+        return ov.Model([value], [parameter], "chain")
+
+    compiled = []
+    original = ov.compile_model
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        compiled.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(ov, "compile_model", counted)
+    numbers = []
+    for num_layers in (3, 12):
+        compiled.clear()
+        compress_weights(chain(num_layers), WeightCompression(mode="int8_asym"))
+        numbers.append(len(compiled))
+    compiled.clear()
+    nncf.compress_weights(chain(12), mode=nncf.CompressWeightsMode.INT8_ASYM)
+    assert 0 < numbers[0] == numbers[1] < 12 <= len(compiled)
