@@ -18,7 +18,11 @@ ROOT = Path(__file__).parent.parent
 
 def python(program: str, home: Path, *prefix: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run a program with an empty home directory and none of our settings."""
-    kept = {name: value for name, value in os.environ.items() if not re.match(r"HF_|DO_NOT_TRACK|CI$|NNCF_", name)}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not re.match(r"HF_|DO_NOT_TRACK|CI$|NNCF_|TORCHINDUCTOR_", name)
+    }
     environment = kept | {
         "HOME": str(home),
         "USERPROFILE": str(home),
