@@ -180,9 +180,9 @@ def main() -> None:
     default = Path(__file__).resolve().parents[1] / "llmcompress" / "demo_checkpoint"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--output", type=Path, default=default)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
