@@ -24,6 +24,7 @@ PACKAGES_THAT_DECIDE_BYTES = (
     "numpy",
     "safetensors",
 )
+PACKAGES_THAT_DECIDE_SCORES = ("llmcompress", "openvino", "optimum-intel", "torch", "transformers", "numpy")
 
 # Each is a default: what a person has set themselves is kept.
 _STAY_AT_HOME = {
@@ -55,19 +56,17 @@ def quiet_libraries() -> None:
         vars(hub_constants)["HF_HUB_DISABLE_TELEMETRY"] = True
 
 
-def environment_record() -> EnvironmentRecord:
+def environment_record(num_threads: int) -> EnvironmentRecord:
     """Record what the result's bytes depend on besides its inputs; no host name, user or time.
 
-    `num_threads` is the number of threads that torch computes with: sums split over threads round differently.
+    `num_threads` is the number of threads it was computed with: sums split over threads round differently.
     """
-    import torch
-
     from llmcompress.report import EnvironmentRecord
 
     return EnvironmentRecord(
         versions=installed_versions(PACKAGES_THAT_DECIDE_BYTES) | {"python": platform.python_version()},
         cpu=cpu_name(),
-        num_threads=torch.get_num_threads(),
+        num_threads=num_threads,
         platform=platform_name(),
     )
 

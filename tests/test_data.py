@@ -178,8 +178,8 @@ def test_hub_dataset(monkeypatch: pytest.MonkeyPatch, byte_level: Any, tmp_path:
     assert list(read_texts(name, subset="small", text_field="body", offline=True)) == DOCUMENTS
     assert list(read_texts(name, text_field="body")) == DOCUMENTS
     assert asked == [
-        (("space/name", "small"), {"revision": COMMIT}, True),
-        (("space/name", None), {"revision": COMMIT}, False),
+        (("space/name", "small"), {"revision": COMMIT, "data_files": None}, True),
+        (("space/name", None), {"revision": COMMIT, "data_files": None}, False),
     ]
     assert datasets.config.HF_HUB_OFFLINE is False
     refused(DataError, "no field 'text', there are: 'body', 'id'", name, lambda: list(read_texts(name)))

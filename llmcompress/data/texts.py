@@ -19,6 +19,31 @@ MAX_FILE_BYTES = 1 << 30
 """Local files are read as a whole; a calibration needs some megabytes."""
 
 
+class KnownDataset(NamedTuple):
+    """What a short name stands for."""
+
+    repo_id: str
+    revision: str
+    subset: str | None
+    split: str
+    data_files: dict[str, str] | None = None
+    """Files to take where a split is too large to be taken whole."""
+
+
+KNOWN_DATASETS = {
+    "wikitext2": KnownDataset(
+        "Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3", "wikitext-2-raw-v1", "test"
+    ),
+    "c4": KnownDataset(
+        "allenai/c4",
+        "1588ec454efa1a09f29cd18ddd04fe05fc8653a2",
+        None,
+        "validation",
+        {"validation": "en/c4-validation.00000-of-00008.json.gz"},
+    ),
+}
+
+
 class Rows(NamedTuple):
     """The documents of one dataset as they are stored, by position."""
 
@@ -45,8 +70,8 @@ def read_texts(
     """Read the documents of a dataset in their order, empty ones too.
 
     Args:
-        dataset: A local ``.txt``, ``.jsonl`` or ``.parquet`` file, as a Path or a string that ends so, or a Hub
-            dataset ``namespace/name@revision``.
+        dataset: A local ``.txt``, ``.jsonl`` or ``.parquet`` file, as a Path or a string that ends so, a Hub
+            dataset ``namespace/name@revision``, or a name of ``KNOWN_DATASETS``.
         subset: A Hub dataset's configuration.
         split: A Hub dataset's split.
         text_field: The field or column that holds the text.
@@ -69,7 +94,7 @@ def text_of(rows: Rows, index: int) -> str:
         raise DataError(
             f"the text field holds {_kind(value)}, a string is needed",
             where=rows.place(index),
-            hint="set calibration.text_field to the field with the text",
+            hint="set text_field to the field with the text",
         )
     return value
 
@@ -81,7 +106,7 @@ def read_rows(
     if isinstance(dataset, Path) or dataset.lower().endswith(EXTENSIONS):
         rows = _read_file(Path(dataset), fields)
     else:
-        rows = _read_hub(dataset, subset, split, fields, offline)
+        rows = _read_hub(_pinned(dataset, subset, split), fields, offline)
     if not len(rows.values):
         raise DataError("no documents in it", where=rows.where, hint="name a dataset that holds text")
     return rows
@@ -164,7 +189,9 @@ def _read_parquet(path: Path, fields: tuple[str, ...]) -> Rows:
     return Rows(values, path.name, "row", range(1, len(values) + 1))
 
 
-def _read_hub(name: str, subset: str | None, split: str | None, fields: tuple[str, ...], offline: bool) -> Rows:
+def _pinned(name: str, subset: str | None, split: str | None) -> KnownDataset:
+    if name in KNOWN_DATASETS:
+        return KNOWN_DATASETS[name]
     repo_id, _, revision = name.partition("@")
     if repo_id.count("/") != 1 or not all(repo_id.split("/")) or not revision:
         raise UsageError(
@@ -172,23 +199,30 @@ def _read_hub(name: str, subset: str | None, split: str | None, fields: tuple[st
             where="dataset",
             hint="pin the revision, for example Salesforce/wikitext@<commit hash>",
         )
-    table = _load_hub(repo_id, revision, subset, split, offline)
-    field = _first_field(fields, list(table.column_names), name)
-    return Rows(table[field], name, "row", range(1, len(table) + 1))
+    return KnownDataset(repo_id, revision, subset, split or "train")
 
 
-def _load_hub(repo_id: str, revision: str, subset: str | None, split: str | None, offline: bool) -> Any:
+def _read_hub(pinned: KnownDataset, fields: tuple[str, ...], offline: bool) -> Rows:
+    where = f"{pinned.repo_id}@{pinned.revision}"
+    table = _load_hub(pinned, where, offline)
+    field = _first_field(fields, list(table.column_names), where)
+    return Rows(table[field], where, "row", range(1, len(table) + 1))
+
+
+def _load_hub(pinned: KnownDataset, where: str, offline: bool) -> Any:
     import datasets
 
-    where = f"{repo_id}@{revision}"
     try:
         with replaced(datasets.config, "HF_HUB_OFFLINE", offline or datasets.config.HF_HUB_OFFLINE):
-            builder = datasets.load_dataset_builder(repo_id, subset, revision=revision)
-            _require_revision(builder, revision, where)
+            builder = datasets.load_dataset_builder(
+                pinned.repo_id, pinned.subset, revision=pinned.revision, data_files=pinned.data_files
+            )
+            _require_revision(builder, pinned.revision, where)
             builder.download_and_prepare()
-            return builder.as_dataset(split=split or "train")
+            return builder.as_dataset(split=pinned.split)
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise HubError(str(error), where=where, hint=f"see https://huggingface.co/datasets/{repo_id}") from None
+        hint = f"see https://huggingface.co/datasets/{pinned.repo_id}"
+        raise HubError(str(error), where=where, hint=hint) from None
     except OSError as error:
         reason = "it is not in the local cache" if offline else "the Hub cannot be reached and the cache has no copy"
         raise HubError(
@@ -200,7 +234,7 @@ def _load_hub(repo_id: str, revision: str, subset: str | None, split: str | None
         raise DataError(
             f"cannot be used: {error}",
             where=where,
-            hint="check calibration.subset and calibration.split; datasets that need a script are not accepted",
+            hint="check subset and split; datasets that need a script are not accepted",
         ) from None
 
 
@@ -222,7 +256,7 @@ def _first_field(fields: tuple[str, ...], present: list[str], where: str) -> str
     raise DataError(
         f"no field {' or '.join(map(repr, fields))}, there are: {', '.join(map(repr, present)) or 'none'}",
         where=where,
-        hint="set calibration.text_field to one of them",
+        hint="set text_field to one of them",
     )
 
 

@@ -10,6 +10,8 @@ from llmcompress.recipe.advanced import (
     ScaleEstimationParameters,
 )
 from llmcompress.recipe.calibration import Calibration
+from llmcompress.recipe.dataset import Dataset
+from llmcompress.recipe.evaluation import EvalSpec, eval_spec
 from llmcompress.recipe.files import dump_recipe, load_recipe, packaged_recipes
 from llmcompress.recipe.recipe import Recipe
 from llmcompress.recipe.runtime import Gate, Runtime
@@ -21,6 +23,8 @@ __all__ = [
     "AdvancedCompression",
     "AwqParameters",
     "Calibration",
+    "Dataset",
+    "EvalSpec",
     "Gate",
     "GptqParameters",
     "IgnoredScope",
@@ -31,6 +35,7 @@ __all__ = [
     "ScaleEstimationParameters",
     "WeightCompression",
     "dump_recipe",
+    "eval_spec",
     "load_recipe",
     "packaged_recipes",
 ]

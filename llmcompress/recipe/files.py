@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from llmcompress.errors import RecipeError
-from llmcompress.recipe.calibration import OF_THE_DATASET, is_file_name
+from llmcompress.recipe.dataset import OF_THE_DATASET, is_file_name
 from llmcompress.recipe.problems import Location, did_you_mean, dotted, field_names, recipe_error, shown
 from llmcompress.recipe.recipe import Recipe
 from llmcompress.strict_yaml import MAX_BYTES, Document, read_document, resolve_plain

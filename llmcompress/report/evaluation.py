@@ -1,0 +1,183 @@
+"""What an evaluation measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmcompress.recipe import EvalSpec
+from llmcompress.report.record import EnvironmentRecord, Measured, Provenance, Record
+
+Verdict = Literal["equivalent", "worse", "cannot tell"]
+
+
+class Estimate(Record):
+    """A mean over tokens with its interval, which takes the tokens of a window or document as one cluster."""
+
+    value: float
+    standard_error: float | None
+    """None where there are fewer than two clusters."""
+    low: float | None
+    """Lower end of the interval at the spec's confidence."""
+    high: float | None
+
+
+class TextRecord(Record):
+    """The text that was scored."""
+
+    dataset: str
+    num_documents: int
+    num_windows: int
+    num_clusters: int
+    """Windows, or documents under ``rolling``: what the intervals take as independent."""
+    num_scored_tokens: int
+    token_ids_sha256: str
+    """Over the ids of all windows and which of them are scored."""
+
+
+class PerplexityRecord(Record):
+    """Perplexity of one model; the field's names are lm-eval's where it has them."""
+
+    perplexity: Estimate
+    """Per token."""
+    nll: Estimate
+    """Mean negative log-likelihood per token, in nats."""
+    word_perplexity: Estimate | None = None
+    byte_perplexity: Estimate | None = None
+    bits_per_byte: Estimate | None = None
+
+
+class DivergenceRecord(Record):
+    """How far the candidate's next-token distribution is from the reference's, over the same tokens."""
+
+    exact: bool
+    """Over the full vocabulary. False: from the reference's top-K and the mass of the rest, a lower bound."""
+    top_k: int | None = None
+    captured_mass: float | None = None
+    """Mean probability of the top K tokens under the reference."""
+    kl_divergence: Estimate
+    """Mean of KL(reference || candidate) per token, in nats."""
+    kl_median: float
+    kl_p90: float
+    kl_p99: float
+    kl_p999: float
+    kl_max: float
+    top1_agreement: Estimate
+    """Share of tokens for which both prefer the same next token."""
+    log_perplexity_change: Estimate
+    """ln(perplexity of the candidate / perplexity of the reference), paired over tokens."""
+    perplexity_ratio: Estimate
+    rms_probability_change: float
+    """Root mean square of the change of the true token's probability."""
+
+
+class ModelRecord(Record):
+    """A model as it was run."""
+
+    provenance: Provenance
+    manifest_sha256: str | None = None
+    """Of the artifact's manifest: says which bytes were measured."""
+    properties: dict[str, str]
+    """Effective properties, read back from the compiled model."""
+    perplexity: PerplexityRecord
+
+
+class DamagePart(Record):
+    """The candidate against the reference in exact arithmetic, with one property of the runtime as it is used."""
+
+    part: Literal["weights", "kv_cache", "dynamic_quantization", "execution_precision", "all"]
+    properties: dict[str, str]
+    kl_divergence: Estimate
+    top1_agreement: Estimate
+    log_perplexity_change: Estimate
+
+
+class NoiseFloor(Record):
+    """The reference against itself under the other execution precision."""
+
+    precisions: tuple[str, str]
+    kl_divergence: Estimate
+    top1_agreement: Estimate
+
+
+class GenerationRecord(Record):
+    """Greedy continuations of the same prompts by both models."""
+
+    num_prompts: int
+    max_new_tokens: int
+    identical_share: float
+    """Share of the prompts with the same continuation."""
+    equal_prefix_share: float
+    """Mean share of a continuation before the first token that differs."""
+    first_divergent_token: tuple[int | None, ...]
+    """For each prompt its position; None where the continuations are equal."""
+
+
+class Check(Record):
+    """One requirement of the gate."""
+
+    name: str
+    passed: bool | None
+    """None: not measured."""
+    value: float | str | None
+    required: float | str
+    detail: str = ""
+
+
+class GateRecord(Record):
+    """What was required and whether it was met."""
+
+    passed: bool | None
+    """None: a threshold is set and was not measured."""
+    checks: tuple[Check, ...]
+
+
+class TaskScore(Record):
+    """One metric of one lm-evaluation-harness task."""
+
+    task: str
+    metric: str
+    value: float
+    standard_error: float | None
+    num_samples: int | None
+    version: str
+
+
+class ConversionRecord(Record):
+    """PyTorch against OpenVINO, both uncompressed, on the same tokens."""
+
+    num_prompts: int
+    num_tokens: int
+    mean_kl: float
+    max_kl: float
+    num_greedy_disagreements: int
+    num_near_ties: int
+    """Disagreements whose two tokens PyTorch holds for nearly equally likely."""
+    passed: bool
+
+
+class EvalReport(Record):
+    """The report ``eval.json``."""
+
+    schema_version: int = 1
+    llmcompress_version: str
+    spec: EvalSpec
+    chunk: int
+    """Tokens per call."""
+    text: TextRecord
+    model: ModelRecord
+    reference: ModelRecord | None = None
+    property_differences: dict[str, tuple[str, str]]
+    """Effective properties in which candidate and reference differ."""
+    divergence: DivergenceRecord | None = None
+    verdict: Verdict | None = None
+    noise_floor: NoiseFloor | None = None
+    split_damage: tuple[DamagePart, ...] = ()
+    generations: GenerationRecord | None = None
+    gate: GateRecord
+    tasks: tuple[TaskScore, ...] = ()
+    num_windows_resumed: int = 0
+    """Windows whose scores an interrupted evaluation had left."""
+    environment: EnvironmentRecord
+    measured: Measured
+    scored_tokens_per_s: float | None
+    """None: all scores were left by an interrupted evaluation."""

@@ -1,0 +1,65 @@
+"""What every report is made of."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Record(BaseModel):
+    """A frozen report record; fields that a newer version added are tolerated when read."""
+
+    # JSON has no NaN and no infinity; as strings they can be read back.
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+
+class FileRecord(Record):
+    """One file, by its path relative to the directory it is part of (POSIX separators)."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Provenance(Record):
+    """Where the model came from. Holds no local path: the same bytes give the same record anywhere."""
+
+    kind: Literal["hub", "checkpoint", "ir"]
+    id: str | None = None
+    """Hub id, or None for a local directory."""
+    revision: str | None = None
+    """The resolved commit hash of a Hub source."""
+    model_type: str
+    architecture: str
+    dtype: str
+    """Precision of the source's weights as its files hold them: bf16, fp16, fp32, or 'mixed'."""
+    files: tuple[FileRecord, ...]
+    trust_remote_code: bool = False
+
+
+class EnvironmentRecord(Record):
+    """What the result's bytes depend on besides its inputs."""
+
+    versions: dict[str, str]
+    cpu: str
+    num_threads: int
+    platform: str
+
+
+class StageTime(Record):
+    """How long one stage took and the process's peak resident memory at its end."""
+
+    stage: str
+    duration_s: float
+    peak_rss_bytes: int
+
+
+class Measured(Record):
+    """What differs from run to run."""
+
+    created: str
+    """UTC time, ISO 8601."""
+    duration_s: float
+    peak_rss_bytes: int
+    stages: tuple[StageTime, ...]
