@@ -34,9 +34,10 @@ if TYPE_CHECKING:
         UsageError,
         WriteError,
     )
+    from llmcompress.evaluation import check_conversion, evaluate
     from llmcompress.loaders import load
-    from llmcompress.recipe import Recipe, load_recipe
-    from llmcompress.report import CompressionReport
+    from llmcompress.recipe import EvalSpec, Gate, Recipe, load_recipe
+    from llmcompress.report import CompressionReport, EvalReport
 
     __version__: str
 
@@ -44,6 +45,9 @@ __all__ = [
     "ArtifactError",
     "CompressionReport",
     "DataError",
+    "EvalReport",
+    "EvalSpec",
+    "Gate",
     "GateError",
     "HubError",
     "InterruptedRunError",
@@ -58,7 +62,9 @@ __all__ = [
     "UsageError",
     "WriteError",
     "__version__",
+    "check_conversion",
     "compress",
+    "evaluate",
     "load",
     "load_recipe",
     "verify",
@@ -66,8 +72,13 @@ __all__ = [
 
 _HOME = {
     "CompressionReport": "llmcompress.report",
+    "EvalReport": "llmcompress.report",
+    "EvalSpec": "llmcompress.recipe",
+    "Gate": "llmcompress.recipe",
     "Recipe": "llmcompress.recipe",
+    "check_conversion": "llmcompress.evaluation",
     "compress": "llmcompress.compression",
+    "evaluate": "llmcompress.evaluation",
     "load": "llmcompress.loaders",
     "load_recipe": "llmcompress.recipe",
     "verify": "llmcompress.artifact",

@@ -32,7 +32,12 @@ def compile_decoder(
 
 def eos_token_ids(directory: Path) -> frozenset[int]:
     """The ids that end a text, from the artifact's generation config."""
-    eos = read_json(directory / "generation_config.json").get("eos_token_id")
+    return eos_ids(read_json(directory / "generation_config.json"))
+
+
+def eos_ids(config: Mapping[str, Any]) -> frozenset[int]:
+    """The ids that end a text, from a generation config or a model's configuration."""
+    eos = config.get("eos_token_id")
     return frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
 
 

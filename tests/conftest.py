@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,31 @@ def ref_model() -> Path:
 def calibration_text() -> Path:
     """A real text for calibration."""
     return _shared("data/calibration-wiki.txt")
+
+
+@pytest.fixture(scope="session")
+def wikitext() -> Path:
+    """A real text for evaluation, which nothing was calibrated on."""
+    return _shared("data/wikitext2-test-part1.txt")
+
+
+@pytest.fixture(scope="session")
+def artifact(ref_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes an artifact of the reference checkpoint by a name of ``evaluation_fixture.recipes``, each once."""
+    from evaluation_fixture import recipes
+
+    import llmcompress
+
+    directory = tmp_path_factory.mktemp("artifacts")
+    loaded = llmcompress.load(ref_model)
+
+    def make(name: str) -> Path:
+        output = directory / name
+        if not output.exists():
+            llmcompress.compress(loaded, recipes()[name], output)
+        return output
+
+    return make
 
 
 @pytest.fixture(scope="session")

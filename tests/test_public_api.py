@@ -48,6 +48,6 @@ def test_every_error_is_public() -> None:
 
 def test_an_unknown_name_says_what_there_is() -> None:
     with pytest.raises(
-        AttributeError, match=r"module 'llmcompress' has no attribute 'quantize'; it has .*compress, load"
+        AttributeError, match=r"module 'llmcompress' has no attribute 'quantize'; it has .*compress, evaluate, load"
     ):
         llmcompress.quantize  # type: ignore[attr-defined]  # noqa: B018

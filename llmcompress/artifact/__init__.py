@@ -10,6 +10,7 @@ from llmcompress.artifact.manifest import (
     read_manifest,
 )
 from llmcompress.artifact.output import Staging, remove_leftovers, staging
+from llmcompress.artifact.reports import write_report
 from llmcompress.artifact.verification import Problem, VerifyReport, require_verified, verify
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "staging",
     "verify",
     "write_errors",
+    "write_report",
 ]

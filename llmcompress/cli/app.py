@@ -9,6 +9,7 @@ import typer
 from llmcompress.cli.compress import compress
 from llmcompress.cli.demo import demo
 from llmcompress.cli.doctor import doctor
+from llmcompress.cli.evaluate import evaluate
 from llmcompress.cli.recipes import recipes
 from llmcompress.cli.verify import verify
 
@@ -31,8 +32,14 @@ def command() -> Any:
         epilog=_EXIT_CODES,
     )
     app.callback()(_root)
-    for function in (compress, verify, doctor, demo):
-        app.command()(function)
+    for name, function in (
+        ("compress", compress),
+        ("eval", evaluate),
+        ("verify", verify),
+        ("doctor", doctor),
+        ("demo", demo),
+    ):
+        app.command(name)(function)
     app.add_typer(recipes, name="recipes")
     return typer.main.get_command(app)
 

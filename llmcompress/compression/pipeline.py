@@ -12,7 +12,6 @@ from llmcompress.artifact.manifest import NOT_LISTED, entries, file_record
 from llmcompress.compression.contract import check_target
 from llmcompress.compression.forecast import forecast, require_fits
 from llmcompress.compression.layers import layer_table
-from llmcompress.compression.stages import Stages
 from llmcompress.compression.statistics_cache import statistics, uses_statistics
 from llmcompress.environment import environment_record, quiet_libraries
 from llmcompress.errors import ModelError, RecipeError, UsageError
@@ -23,8 +22,9 @@ from llmcompress.loaders.json_file import write_json
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.recipe import Gate, Recipe, dump_recipe, load_recipe
+from llmcompress.recipe import Recipe, dump_recipe, load_recipe
 from llmcompress.report import CompressionReport, FileRecord
+from llmcompress.stages import Stages
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -142,7 +142,7 @@ def compress(
             side_files = file_records(stage.path, exclude=NOT_LISTED | MODEL_FILES)
             files = tuple(sorted((*model_files.result(), *side_files), key=lambda file: file.path))
         bin_bytes = next(file.size_bytes for file in files if file.path == MODEL_BIN)
-        environment = environment_record()
+        environment = environment_record(_num_threads())
         report = CompressionReport(
             llmcompress_version=environment.versions["llmcompress"],
             provenance=loaded.provenance,
@@ -182,12 +182,6 @@ def _refuse_unavailable(recipe: Recipe) -> None:
             f"method {recipe.method} is not carried out by this version; none and weights are",
             where=f"recipe {recipe.name}",
             hint="take a recipe that compresses weights: llmcompress recipes",
-        )
-    if recipe.gate != Gate():
-        raise RecipeError(
-            "gate sets thresholds, and this version does not evaluate a model",
-            where=f"recipe {recipe.name}",
-            hint="remove the gate block",
         )
 
 
@@ -262,6 +256,12 @@ def _save_model(model: ov.Model, recipe: Recipe, stage: Staging, progress: Repor
     with write_errors(stage.target):
         ov.save_model(model, stage.path / MODEL_XML, compress_to_fp16=False)
     progress(Progress("save", 1, 1))
+
+
+def _num_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _model_records(directory: Path) -> tuple[FileRecord, ...]:

@@ -1,0 +1,243 @@
+"""`llmcompress eval`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llmcompress.cli.options import Json, Offline, Revision, Source, TrustRemoteCode, Verbose
+
+
+def evaluate(
+    source: Source,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="SOURCE", show_default=False, help="What it was made from: to compare."),
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option("--dataset", metavar="NAME|FILE", help="wikitext2, c4, a file, or namespace/name@COMMIT.")
+    ] = "wikitext2",
+    subset: Annotated[str | None, typer.Option("--subset", show_default=False, help="Of a Hub dataset.")] = None,
+    split: Annotated[str | None, typer.Option("--split", show_default=False, help="Of a Hub dataset.")] = None,
+    text_field: Annotated[
+        str | None, typer.Option("--text-field", show_default=False, help="Field that holds the text. Default: text")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option("--protocol", metavar="llama.cpp|sliding|rolling", help="How the text is cut and scored.")
+    ] = "llama.cpp",
+    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens per window.")] = 512,
+    stride: Annotated[
+        int | None, typer.Option("--stride", show_default=False, help="For sliding. Default: half a window")
+    ] = None,
+    num_windows: Annotated[
+        int | None, typer.Option("--num-windows", show_default=False, help="The first so many. Default: all")
+    ] = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option("--chunk", show_default=False, help="Tokens per call. Default: 64 as_used, whole windows pinned"),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")] = "CPU",
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision", metavar="as_used|pinned", help="As the device runs it, or f32 without dynamic quantization."
+        ),
+    ] = "as_used",
+    confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
+    kl_margin: Annotated[float, typer.Option("--kl-margin", help="Equivalent up to this mean KL, nats.")] = 0.01,
+    perplexity_margin: Annotated[
+        float, typer.Option("--perplexity-margin", help="Equivalent up to this relative increase.")
+    ] = 0.01,
+    reference_scores: Annotated[
+        str,
+        typer.Option(
+            "--reference-scores",
+            metavar="auto|exact|cached",
+            help="Both models at once, or one after the other with the reference's top tokens kept: a lower bound.",
+        ),
+    ] = "auto",
+    noise_floor: Annotated[
+        bool, typer.Option("--noise-floor", help="Also the reference against itself in its other precision.")
+    ] = False,
+    split_damage: Annotated[
+        bool, typer.Option("--split-damage", help="Also what weights, cache, activations and precision contribute.")
+    ] = False,
+    generations: Annotated[
+        int, typer.Option("--generations", min=0, help="Greedy continuations to compare with the reference's.")
+    ] = 0,
+    max_kl: Annotated[float | None, typer.Option("--max-kl", show_default=False, help="Gate: mean KL, nats.")] = None,
+    min_top1_agreement: Annotated[
+        float | None, typer.Option("--min-top1-agreement", show_default=False, help="Gate: share of tokens.")
+    ] = None,
+    max_perplexity_increase: Annotated[
+        float | None, typer.Option("--max-perplexity-increase", show_default=False, help="Gate: 0.05 is 5 %.")
+    ] = None,
+    probe_context: Annotated[
+        int | None,
+        typer.Option(
+            "--probe-context",
+            min=1,
+            show_default=False,
+            help="Tokens after which logits must be finite. Default: a window",
+        ),
+    ] = None,
+    check_conversion: Annotated[
+        bool, typer.Option("--check-conversion", help="Only compare a checkpoint in PyTorch with it in OpenVINO.")
+    ] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", metavar="NAME,...", show_default=False, help="Tasks of lm-evaluation-harness."),
+    ] = None,
+    task_limit: Annotated[
+        int | None, typer.Option("--task-limit", min=1, show_default=False, help="Samples of each task.")
+    ] = None,
+    task_path: Annotated[
+        Path | None, typer.Option("--task-path", show_default=False, help="Directory with task files of your own.")
+    ] = None,
+    revision: Revision = None,
+    reference_revision: Annotated[
+        str | None, typer.Option("--reference-revision", show_default=False, help="Revision of a Hub reference.")
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    offline: Offline = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure what a model lost, on the OpenVINO runtime: perplexity, KL divergence, agreement, and a verdict.
+
+    SOURCE and the reference are Hub ids, checkpoint directories, or OpenVINO IR directories. An artifact of ours gets
+    the report as its eval.json. Ends with exit code 7 when the gate is not passed.
+
+    [bold]Examples[/bold]
+    llmcompress eval model-int4-ov --reference meta-llama/Llama-3.2-1B-Instruct
+    llmcompress eval model-int4-ov --reference ./checkpoint --dataset texts.jsonl --max-kl 0.02
+    llmcompress eval ./checkpoint --check-conversion
+    """
+    access = {
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "offline": offline,
+        "allow_nonfinite": allow_nonfinite,
+    }
+    if check_conversion:
+        _conversion(source, access, as_json=as_json, verbose=verbose)
+        return
+    from llmcompress.errors import GateError, UsageError
+    from llmcompress.recipe import eval_spec
+
+    if reference_scores not in {"auto", "exact", "cached"}:
+        raise UsageError(f"got {reference_scores!r}; accepted: auto, exact, cached", where="--reference-scores")
+    spec = eval_spec(
+        # The worker may not share what the shell calls the working directory.
+        dataset=str(Path(dataset).absolute()) if Path(dataset).is_file() else dataset,
+        subset=subset,
+        split=split,
+        text_field=text_field,
+        protocol=protocol,
+        seq_len=seq_len,
+        stride=stride,
+        num_windows=num_windows,
+        chunk=chunk,
+        device=device,
+        precision=precision,
+        confidence=confidence,
+        kl_margin=kl_margin,
+        perplexity_margin=perplexity_margin,
+    )
+    thresholds = {
+        "max_kl": max_kl,
+        "min_top1_agreement": min_top1_agreement,
+        "max_perplexity_increase": max_perplexity_increase,
+    }
+    given = {name: value for name, value in thresholds.items() if value is not None}
+    if given and reference is None:
+        names = " and ".join("--" + name.replace("_", "-") for name in given)
+        raise UsageError(
+            f"{names} compare with a reference, and none was given",
+            hint="add --reference with the model that it was made from",
+        )
+    report = _run(
+        "llmcompress.evaluation:evaluate",
+        {
+            "source": source,
+            "spec": spec,
+            "reference": reference,
+            "reference_revision": reference_revision,
+            "reference_scores": reference_scores,
+            "gate": _gate(given),
+            "probe_context": probe_context,
+            "num_generations": generations,
+            "noise_floor": noise_floor,
+            "split_damage": split_damage,
+            "tasks": [name for name in (tasks or "").split(",") if name],
+            "task_limit": task_limit,
+            "task_path": None if task_path is None else task_path.absolute(),
+            **access,
+        },
+        verbose=verbose,
+    )
+    from llmcompress.cli.console import print_json
+    from llmcompress.cli.evaluation_view import print_evaluation
+    from llmcompress.report import EvalReport
+
+    assert isinstance(report, EvalReport)
+    if as_json:
+        print_json(report)
+    else:
+        print_evaluation(report, source=source, stages=verbose)
+    if report.gate.passed is False:
+        failed = [check for check in report.gate.checks if check.passed is False]
+        raise GateError(
+            "the gate is not passed: " + "; ".join(f"{check.name}: {check.value}" for check in failed),
+            where=source,
+            hint="take a recipe that loses less, or set other thresholds",
+        )
+
+
+def _gate(thresholds: dict[str, float]) -> Any:
+    from pydantic import ValidationError
+
+    from llmcompress.errors import UsageError
+    from llmcompress.recipe import Gate
+
+    try:
+        return Gate(**thresholds)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UsageError(f"got {first['input']}; {first['msg'].lower()}", where=name) from None
+
+
+def _conversion(source: str, access: dict[str, Any], *, as_json: bool, verbose: bool) -> None:
+    report = _run("llmcompress.evaluation:check_conversion", {"source": source, **access}, verbose=verbose)
+    from llmcompress.cli.console import print_json
+    from llmcompress.cli.evaluation_view import print_conversion
+    from llmcompress.errors import ModelError
+    from llmcompress.report import ConversionRecord
+
+    assert isinstance(report, ConversionRecord)
+    if as_json:
+        print_json(report)
+    else:
+        print_conversion(report)
+    if not report.passed:
+        raise ModelError(
+            "OpenVINO computes something else than PyTorch with the same weights",
+            where=source,
+            hint="do not compress it: report the architecture to optimum-intel, or try another version of it",
+        )
+
+
+def _run(function: str, options: dict[str, Any], *, verbose: bool) -> object:
+    from llmcompress.cli.bars import watching
+    from llmcompress.progress import Progress
+    from llmcompress.supervisor import run_supervised
+
+    with watching(verbose=verbose) as watch:
+        watch.report(Progress("read the configuration", 0, 0))
+        return run_supervised(function, options, progress=watch.report, logs=watch.log)

@@ -1,0 +1,207 @@
+"""An evaluation report for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmcompress.cli.console import duration_text, facts_table, stdout
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llmcompress.report import ConversionRecord, Estimate, EvalReport, GateRecord
+
+_VERDICTS = {
+    "equivalent": ("equivalent", "bold green"),
+    "worse": ("worse", "bold red"),
+    "cannot tell": ("cannot tell: more text would narrow the intervals", "bold yellow"),
+}
+_PARTS = {
+    "weights": "weights alone",
+    "kv_cache": "with the cache's precision",
+    "dynamic_quantization": "with dynamic quantization",
+    "execution_precision": "with the execution precision",
+    "all": "all as used",
+}
+
+
+def print_evaluation(report: EvalReport, *, source: str, stages: bool) -> None:
+    """Print what was measured, how sure it is, the verdict and the gate."""
+    from rich.text import Text
+
+    console = stdout()
+    console.print(facts_table(_facts(report, source)))
+    console.print()
+    console.print(_perplexity_table(report))
+    if report.divergence is not None:
+        console.print()
+        console.print(_divergence_table(report))
+    for table in (_damage_table(report), _tasks_table(report)):
+        if table is not None:
+            console.print()
+            console.print(table)
+    if report.generations is not None:
+        found = report.generations
+        console.print()
+        console.print(
+            f"Greedy continuations: {found.identical_share:.0%} of {found.num_prompts} are the same, "
+            f"{found.equal_prefix_share:.0%} of {found.max_new_tokens} tokens before the first difference"
+        )
+    console.print()
+    console.print(gate_table(report.gate))
+    if report.verdict is not None:
+        words, style = _VERDICTS[report.verdict]
+        spec = report.spec
+        console.print()
+        console.print(
+            Text.assemble(
+                ("Verdict: ", "bold"),
+                (words, style),
+                f"  (margins: KL {spec.kl_margin:g} nats, perplexity {spec.perplexity_margin:.3g} relative, "
+                f"{spec.confidence:.0%} intervals)",
+            ),
+            soft_wrap=True,
+        )
+    if stages:
+        console.print()
+        for stage in report.measured.stages:
+            console.print(f"{stage.stage}: {duration_text(stage.duration_s)}")
+
+
+def print_conversion(report: ConversionRecord) -> None:
+    """Print how OpenVINO compares with PyTorch."""
+    near = f", {report.num_near_ties} of them near-ties" if report.num_greedy_disagreements else ""
+    stdout().print(
+        facts_table(
+            {
+                "Compared": f"{report.num_tokens} tokens of {report.num_prompts} prompts, both in f32",
+                "Mean KL": f"{report.mean_kl:.3g} nats (at most 0.0001)",
+                "Largest KL": f"{report.max_kl:.3g} nats",
+                "Greedy choices": f"{report.num_greedy_disagreements} differ{near}",
+                "Conversion": "right" if report.passed else "wrong",
+            }
+        )
+    )
+
+
+def verdict_text(report: EvalReport) -> str:
+    """The verdict in one or two words."""
+    return report.verdict or "not measured"
+
+
+def interval_text(estimate: Estimate, form: str = ".4g") -> str:
+    """A value with its interval: `0.00479 [0.00457, 0.00501]`."""
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:{form}} [no interval: one window]"
+    return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+
+
+def gate_table(gate: GateRecord) -> Table:
+    """Return the gate's checks, one a row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = {True: ("passed", "green"), False: ("FAILED", "bold red"), None: ("not measured", "yellow")}
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("Gate", Text(*marks[gate.passed]), "")
+    for check in gate.checks:
+        value = f"{check.value:.4g}" if isinstance(check.value, float) else check.value
+        required = f"{check.required:.4g}" if isinstance(check.required, float) else check.required
+        detail = f"; {check.detail}" if check.detail else ""
+        got = "" if value is None else f"{value}, "
+        table.add_row(f"  {check.name}", Text(*marks[check.passed]), Text(f"{got}required: {required}{detail}"))
+    return table
+
+
+def _facts(report: EvalReport, source: str) -> dict[str, str]:
+    spec, text = report.spec, report.text
+    names = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+    short = {"INFERENCE_PRECISION_HINT": "execution", "KV_CACHE_PRECISION": "cache"}
+    used = [
+        f"{short.get(name, 'dynamic quantization')} {report.model.properties[name]}"
+        for name in names
+        if name in report.model.properties
+    ]
+    facts = {
+        "Model": source,
+        "Text": f"{text.dataset}: {text.num_scored_tokens:,} tokens scored in {text.num_windows} windows",
+        "Protocol": f"{spec.protocol}, {spec.seq_len} tokens, {report.chunk} tokens a call",
+        "Runtime": f"{spec.device}, {spec.precision}: {', '.join(used)}",
+    }
+    if report.property_differences:
+        facts["Reference differs"] = ", ".join(
+            f"{name} {theirs} (model: {mine})" for name, (mine, theirs) in report.property_differences.items()
+        )
+    if report.num_windows_resumed:
+        facts["Resumed"] = f"{report.num_windows_resumed} windows were scored by an interrupted evaluation"
+    if report.scored_tokens_per_s is not None:
+        facts["Speed"] = f"{report.scored_tokens_per_s:,.0f} scored tokens/s"
+    return facts
+
+
+def _perplexity_table(report: EvalReport) -> Table:
+    names = {"perplexity": "perplexity"}
+    if report.model.perplexity.word_perplexity is not None:
+        names |= {name: name for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")}
+    models = [("model", report.model)] + ([("reference", report.reference)] if report.reference else [])
+    table = _table("", *(name for name, _ in models))
+    for name in names:
+        values = [getattr(model.perplexity, name) for _, model in models if model is not None]
+        table.add_row(name, *(interval_text(value, ".5g") for value in values))
+    return table
+
+
+def _divergence_table(report: EvalReport) -> Table:
+    found = report.divergence
+    assert found is not None
+    table = _table("against the reference", "")
+    name = "KL divergence, nats" if found.exact else f"KL divergence, nats: a lower bound from the top {found.top_k}"
+    table.add_row(name, interval_text(found.kl_divergence))
+    table.add_row(
+        "  median, p90, p99, p99.9, max",
+        ", ".join(
+            f"{value:.3g}" for value in (found.kl_median, found.kl_p90, found.kl_p99, found.kl_p999, found.kl_max)
+        ),
+    )
+    if found.captured_mass is not None:
+        table.add_row("  mass in the top tokens", f"{found.captured_mass:.2%}")
+    if report.noise_floor is not None:
+        floor = report.noise_floor
+        table.add_row(f"  noise floor ({' against '.join(floor.precisions)})", interval_text(floor.kl_divergence))
+    table.add_row("top-1 agreement", interval_text(found.top1_agreement, ".2%"))
+    table.add_row("perplexity ratio", interval_text(found.perplexity_ratio, ".5g"))
+    table.add_row("RMS change of probability", f"{found.rms_probability_change:.2%}")
+    return table
+
+
+def _damage_table(report: EvalReport) -> Table | None:
+    if not report.split_damage:
+        return None
+    table = _table("damage against the exact reference", "KL divergence, nats", "top-1 agreement")
+    for part in report.split_damage:
+        agreement = interval_text(part.top1_agreement, ".2%")
+        table.add_row(_PARTS[part.part], interval_text(part.kl_divergence), agreement)
+    return table
+
+
+def _tasks_table(report: EvalReport) -> Table | None:
+    if not report.tasks:
+        return None
+    table = _table("task", "metric", "score", "samples")
+    for score in report.tasks:
+        error = "" if score.standard_error is None else f" ± {score.standard_error:.3g}"
+        table.add_row(score.task, score.metric, f"{score.value:.4g}{error}", str(score.num_samples or ""))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    return table

@@ -1,0 +1,139 @@
+"""The conversion check: the uncompressed model must be right in OpenVINO before it is made smaller."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmcompress.errors import UsageError
+from llmcompress.evaluation.runtime import compile_model, properties_of
+from llmcompress.evaluation.tokens import TextEncoder, text_encoder
+from llmcompress.loaders.loaded_model import LoadedModel, load
+from llmcompress.loaders.source import Source, fetch_weights
+from llmcompress.progress import Progress, Reporter
+from llmcompress.report import ConversionRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PROMPTS = (
+    "The quick brown fox jumps over the lazy dog, and then",
+    "In the year 1969 two people walked on the Moon for the first time. They",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "Es war einmal ein König, der hatte drei Töchter; die jüngste",
+    "1 + 1 = 2, 2 + 2 = 4, 3 + 3 =",
+)
+MAX_NEW_TOKENS = 32
+MAX_MEAN_KL = 1e-4
+NEAR_TIE_NATS = 1e-2
+"""Two tokens whose log-probabilities differ by less are a tie that rounding decides."""
+
+
+def check_conversion(source: Source, *, allow_nonfinite: bool, progress: Reporter) -> ConversionRecord:
+    """Compare PyTorch's and OpenVINO's logits of an uncompressed checkpoint, both in f32, and their greedy choices.
+
+    PyTorch continues each of ``PROMPTS`` greedily by 32 tokens; OpenVINO reads the prompt in one call and those tokens
+    one by one, through its key-value cache.
+
+    Raises:
+        UsageError: The source is no checkpoint.
+        ModelError: It cannot be loaded.
+    """
+    if source.layout != "checkpoint":
+        raise UsageError(
+            "--check-conversion compares with PyTorch and needs the checkpoint; this is an OpenVINO IR",
+            where=source.id or str(source.path),
+            hint="give the Hub id or the checkpoint's directory",
+        )
+    source = fetch_weights(source, progress=progress)
+    loaded = load(source, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
+    return compare_with_torch(loaded, text_encoder(source), progress)
+
+
+def compare_with_torch(loaded: LoadedModel, encoder: TextEncoder, progress: Reporter) -> ConversionRecord:
+    """The comparison itself, of a converted model with the checkpoint it was loaded from."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompts = [encoder.ids(prompt, special=True) for prompt in PROMPTS]
+    progress(Progress("PyTorch", 0, len(prompts), "prompts"))
+    module = AutoModelForCausalLM.from_pretrained(
+        loaded.source.path,
+        dtype=torch.float32,
+        trust_remote_code=loaded.source.trust_remote_code,
+        local_files_only=True,
+        use_safetensors=True,
+    ).eval()
+    expected = []
+    for number, prompt in enumerate(prompts):
+        expected.append(_by_torch(module, prompt))
+        progress(Progress("PyTorch", number + 1, len(prompts), "prompts"))
+    del module
+    compiled = compile_model(loaded.clone().model, "CPU", properties_of("CPU", "pinned"))
+    divergences, disagreements, near_ties = [], 0, 0
+    for number, (prompt, (ids, logits)) in enumerate(zip(prompts, expected, strict=True)):
+        progress(Progress("OpenVINO", number, len(prompts), "prompts"))
+        got = _by_openvino(compiled, ids, len(prompt))
+        first, second = _log_probabilities(logits), _log_probabilities(got)
+        divergences.append((np.exp(first) * (first - second)).sum(axis=1))
+        rows = np.arange(len(first))
+        chosen, other = first.argmax(axis=1), second.argmax(axis=1)
+        differs = chosen != other
+        tie = first[rows, chosen] - first[rows, other] < NEAR_TIE_NATS
+        disagreements += int(differs.sum())
+        near_ties += int((differs & tie).sum())
+    progress(Progress("OpenVINO", len(prompts), len(prompts), "prompts"))
+    kl = np.concatenate(divergences)
+    # What is not a number is no agreement.
+    passed = bool(np.nan_to_num(kl, nan=np.inf).mean() <= MAX_MEAN_KL and disagreements == near_ties)
+    return ConversionRecord(
+        num_prompts=len(prompts),
+        num_tokens=len(kl),
+        mean_kl=float(kl.mean()),
+        max_kl=float(kl.max()),
+        num_greedy_disagreements=disagreements,
+        num_near_ties=near_ties,
+        passed=passed,
+    )
+
+
+def _by_torch(module: Any, prompt: list[int]) -> tuple[list[int], NDArray[np.float64]]:
+    """The prompt with its greedy continuation, and the logits at every position but the last."""
+    import numpy as np
+    import torch
+
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(MAX_NEW_TOKENS):
+            ids.append(int(module(torch.tensor([ids])).logits[0, -1].argmax()))
+        logits = module(torch.tensor([ids])).logits[0, :-1]
+    return ids, logits.numpy().astype(np.float64)
+
+
+def _by_openvino(compiled: Any, ids: list[int], num_prompt: int) -> NDArray[np.float64]:
+    import numpy as np
+
+    names = {name for port in compiled.inputs for name in port.get_names()}
+    request = compiled.create_infer_request()
+    found = []
+    start = 0
+    for end in (num_prompt, *range(num_prompt + 1, len(ids))):
+        inputs = {
+            "input_ids": np.array([ids[start:end]], dtype=np.int64),
+            "attention_mask": np.ones((1, end), dtype=np.int64),
+            "position_ids": np.arange(start, end, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        request.infer({name: value for name, value in inputs.items() if name in names})
+        found.append(request.get_tensor("logits").data[0].astype(np.float64))
+        start = end
+    return np.concatenate(found)
+
+
+def _log_probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result

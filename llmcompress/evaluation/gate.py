@@ -1,0 +1,76 @@
+"""The gate: what a model must keep of its reference before it may be shipped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from llmcompress.recipe import Gate
+from llmcompress.report import Check, DivergenceRecord, GateRecord
+
+
+def combined(recipe: Gate | None, given: Gate) -> Gate:
+    """The recipe's thresholds, each replaced by the one given for this run."""
+    return Gate(**{**(recipe or Gate()).model_dump(exclude_none=True), **given.model_dump(exclude_none=True)})
+
+
+def threshold_checks(gate: Gate, divergence: DivergenceRecord | None) -> tuple[Check, ...]:
+    """Compare measured means with the thresholds that are set; a KL divergence that is a bound can only fail."""
+    detail = "" if divergence else "no --reference was given"
+    checks = []
+    if gate.max_kl is not None:
+        value = divergence.kl_divergence.value if divergence else None
+        passed = _at_most(value, gate.max_kl)
+        if passed and divergence and not divergence.exact:
+            passed, detail = None, "only a lower bound was measured; take --reference-scores exact"
+        checks.append(Check(name="max_kl", passed=passed, value=value, required=gate.max_kl, detail=detail))
+        detail = "" if divergence else detail
+    if gate.min_top1_agreement is not None:
+        value = divergence.top1_agreement.value if divergence else None
+        passed = None if value is None else value >= gate.min_top1_agreement
+        checks.append(
+            Check(
+                name="min_top1_agreement", passed=passed, value=value, required=gate.min_top1_agreement, detail=detail
+            )
+        )
+    if gate.max_perplexity_increase is not None:
+        value = divergence.perplexity_ratio.value - 1 if divergence else None
+        passed = _at_most(value, gate.max_perplexity_increase)
+        checks.append(
+            Check(
+                name="max_perplexity_increase",
+                passed=passed,
+                value=value,
+                required=gate.max_perplexity_increase,
+                detail=detail,
+            )
+        )
+    return tuple(checks)
+
+
+def finite_check(num_nonfinite: int, num_tokens: int) -> Check:
+    """Every token's probability is a number."""
+    return Check(
+        name="finite_scores",
+        passed=num_nonfinite == 0,
+        value=f"{num_nonfinite} of {num_tokens} tokens NaN or infinite",
+        required="none",
+    )
+
+
+def gate_record(checks: Iterable[Check]) -> GateRecord:
+    """Failed where a check failed; not decided where a threshold was not measured; passed otherwise."""
+    made = tuple(checks)
+    thresholds = [check for check in made if check.name in Gate.model_fields]
+    if any(check.passed is False for check in made):
+        passed: bool | None = False
+    elif any(check.passed is None for check in thresholds):
+        passed = None
+    else:
+        passed = True
+    return GateRecord(passed=passed, checks=made)
+
+
+def _at_most(value: float | None, limit: float) -> bool | None:
+    # What is not a number is beyond every limit.
+    return None if value is None else bool(not math.isnan(value) and value <= limit)

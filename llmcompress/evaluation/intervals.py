@@ -1,0 +1,87 @@
+"""Means over tokens with intervals that do not take neighbouring tokens for independent, and the verdict on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llmcompress.report import Estimate, Verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def clustered_mean(sums: NDArray[np.float64], counts: NDArray[np.int64], confidence: float) -> Estimate:
+    """Mean over all units of all clusters, with a cluster-robust standard error and a Student interval.
+
+    The ratio of two totals, linearised over the clusters, with the factor G / (G - 1): the estimator of Liang and Zeger
+    (1986) for a mean, t with G - 1 degrees of freedom.
+
+    Args:
+        sums: Sum of the values in each cluster, float64 ``[num_clusters]``.
+        counts: Number of units (tokens, words, bytes) in each cluster, int64 ``[num_clusters]``.
+        confidence: Between 0 and 1.
+    """
+    import numpy as np
+    from scipy import stats
+
+    total = float(counts.sum())
+    mean = float(sums.sum() / total)
+    num_clusters = len(sums)
+    if num_clusters < 2 or not math.isfinite(mean):
+        return Estimate(value=mean, standard_error=None, low=None, high=None)
+    shares = (sums - mean * counts) * (num_clusters / total)
+    error = float(stats.sem(shares))
+    reach = float(stats.t.ppf((1 + confidence) / 2, num_clusters - 1)) * error
+    # Zero on average by construction, apart from rounding.
+    assert abs(float(np.mean(shares))) <= 1e-6 * max(1.0, abs(mean))
+    return Estimate(value=mean, standard_error=error, low=mean - reach, high=mean + reach)
+
+
+def transformed(estimate: Estimate, function: Callable[[float], float], slope: float) -> Estimate:
+    """An estimate under a rising function, the ends of its interval mapped, the standard error by the delta method.
+
+    Args:
+        slope: The function's derivative at the estimate.
+    """
+    error = estimate.standard_error
+    return Estimate(
+        value=function(estimate.value),
+        standard_error=None if error is None else error * slope,
+        low=None if estimate.low is None else function(estimate.low),
+        high=None if estimate.high is None else function(estimate.high),
+    )
+
+
+def exponential(estimate: Estimate, scale: float = 1.0) -> Estimate:
+    """``exp(scale * estimate)``, as a perplexity is of a mean negative log-likelihood; infinite where it overflows."""
+
+    def function(value: float) -> float:
+        try:
+            return math.exp(scale * value)
+        except OverflowError:
+            return math.inf
+
+    return transformed(estimate, function, scale * function(estimate.value))
+
+
+def judge(kl: Estimate, log_perplexity: Estimate, *, kl_margin: float, perplexity_margin: float) -> Verdict:
+    """Say whether a model is equivalent to its reference, worse, or whether the text cannot tell.
+
+    ``equivalent``: the upper ends of both intervals are below the margins. ``worse``: a lower end is above its margin.
+
+    Args:
+        kl: Mean KL divergence per token, in nats.
+        log_perplexity: Change of the logarithm of perplexity.
+        perplexity_margin: Relative; 0.01 is one percent.
+    """
+    limits = ((kl, kl_margin), (log_perplexity, math.log1p(perplexity_margin)))
+    if any(not math.isfinite(estimate.value) for estimate, _ in limits):
+        return "worse"
+    if any(estimate.low is not None and estimate.low > margin for estimate, margin in limits):
+        return "worse"
+    if all(estimate.high is not None and estimate.high < margin for estimate, margin in limits):
+        return "equivalent"
+    return "cannot tell"

@@ -1,0 +1,136 @@
+"""Smoke probes: what no average shows and every user sees at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmcompress.evaluation.conversation import chat_template, question_ids
+from llmcompress.evaluation.graph import FIRST, add_scores
+from llmcompress.evaluation.runtime import compile_model
+from llmcompress.evaluation.tokens import TextEncoder
+from llmcompress.generation import Generation, generate
+from llmcompress.loaders.loaded_model import LoadedModel
+from llmcompress.progress import Progress, Reporter
+from llmcompress.report import Check
+
+if TYPE_CHECKING:
+    import numpy as np
+    import openvino as ov
+    from numpy.typing import NDArray
+
+QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea.", "Count from one to five.")
+MAX_NEW_TOKENS = 96
+LOOP_TOKENS = 16
+CALL_TOKENS = 512
+
+
+class Answers(NamedTuple):
+    """Greedy answers to ``QUESTIONS``."""
+
+    generations: tuple[Generation, ...]
+
+    @property
+    def num_stopped(self) -> int:
+        """How many ended by themselves."""
+        return sum(generation.stopped for generation in self.generations)
+
+    @property
+    def num_loops(self) -> int:
+        """How many end in one token again and again."""
+        return sum(is_loop(generation.token_ids) for generation in self.generations)
+
+
+def answers(
+    loaded: LoadedModel,
+    encoder: TextEncoder,
+    ends: frozenset[int],
+    device: str,
+    properties: dict[str, str],
+    progress: Reporter,
+    stage: str,
+) -> Answers | None:
+    """Let a model answer through its chat template; None where it has none or does not take a plain question."""
+    template = chat_template(loaded.source.path)
+    if template is None:
+        return None
+    prompts = [question_ids(template, encoder, question) for question in QUESTIONS]
+    compiled = compile_model(loaded.clone().model, device, properties)
+    generations = []
+    for number, prompt in enumerate(prompts):
+        progress(Progress(stage, number, len(prompts), "answers"))
+        if prompt is None:
+            return None
+        generations.append(generate(compiled, prompt, eos=ends, max_new_tokens=MAX_NEW_TOKENS))
+    progress(Progress(stage, len(prompts), len(prompts), "answers"))
+    return Answers(tuple(generations))
+
+
+def is_loop(token_ids: Sequence[int]) -> bool:
+    """Whether a text ends in one token repeated."""
+    return len(token_ids) >= LOOP_TOKENS and len(set(token_ids[-LOOP_TOKENS:])) == 1
+
+
+def answer_checks(candidate: Answers | None, reference: Answers | None) -> tuple[Check, ...]:
+    """Judge the answers: what the reference does as well is no damage, and without a reference only loops count."""
+    required = {"stops_at_eos": "at least one answer ends by itself", "no_token_loop": "no answer ends in a loop"}
+    if candidate is None:
+        detail = "no chat template that takes a plain question"
+        return tuple(
+            Check(name=name, passed=None, value=None, required=text, detail=detail) for name, text in required.items()
+        )
+    num = len(candidate.generations)
+    stops = Check(
+        name="stops_at_eos",
+        passed=True if candidate.num_stopped else (None if reference is None else not reference.num_stopped),
+        value=f"{candidate.num_stopped} of {num}",
+        required=required["stops_at_eos"],
+        detail="" if reference is None else f"reference: {reference.num_stopped} of {num}",
+    )
+    tolerated = 0 if reference is None else reference.num_loops
+    loops = Check(
+        name="no_token_loop",
+        passed=candidate.num_loops <= tolerated,
+        value=f"{candidate.num_loops} of {num}",
+        required=required["no_token_loop"],
+        detail="" if reference is None else f"reference: {reference.num_loops} of {num}",
+    )
+    return (stops, loops)
+
+
+def long_context_check(
+    loaded: LoadedModel,
+    token_ids: NDArray[np.int64],
+    num_tokens: int,
+    device: str,
+    properties: dict[str, str],
+    progress: Reporter,
+) -> Check:
+    """Feed ``num_tokens`` tokens of text, repeated where it is shorter, and look at the logits after the last one."""
+    import numpy as np
+
+    model = loaded.clone().model
+    add_scores(model, "logits")
+    compiled = compile_model(model, device, properties)
+    stream = np.resize(token_ids, num_tokens)[None]
+    names = {name for port in compiled.inputs for name in port.get_names()}
+    request: ov.InferRequest = compiled.create_infer_request()
+    for start in range(0, num_tokens, CALL_TOKENS):
+        end = min(start + CALL_TOKENS, num_tokens)
+        progress(Progress("long context", start, num_tokens, "tokens"))
+        inputs = {
+            "input_ids": stream[:, start:end],
+            "attention_mask": np.ones((1, end), dtype=np.int64),
+            "position_ids": np.arange(start, end, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+            FIRST: np.array([end - start - 1], dtype=np.int64),
+        }
+        request.infer({name: value for name, value in inputs.items() if name in names})
+    progress(Progress("long context", num_tokens, num_tokens, "tokens"))
+    finite = bool(np.isfinite(request.get_tensor("logits").data).all())
+    return Check(
+        name="finite_logits",
+        passed=finite,
+        value="finite" if finite else "NaN or infinite",
+        required=f"finite after {num_tokens} tokens",
+    )

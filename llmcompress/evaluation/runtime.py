@@ -1,0 +1,101 @@
+"""Compiling a model for a device, and what the device really does with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmcompress.errors import ResourceError, UsageError
+from llmcompress.recipe.evaluation import Precision
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+PINNED = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    "KV_CACHE_PRECISION": "f32",
+    "KEY_CACHE_PRECISION": "f32",
+    "VALUE_CACHE_PRECISION": "f32",
+}
+"""Exact execution: the error of the weights alone."""
+
+REPORTED = (
+    "EXECUTION_DEVICES",
+    "INFERENCE_PRECISION_HINT",
+    "EXECUTION_MODE_HINT",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE",
+    "KV_CACHE_PRECISION",
+    "KEY_CACHE_PRECISION",
+    "VALUE_CACHE_PRECISION",
+    "KEY_CACHE_GROUP_SIZE",
+    "VALUE_CACHE_GROUP_SIZE",
+    "NUM_STREAMS",
+    "INFERENCE_NUM_THREADS",
+)
+_SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "uint8_t": "u8", "int8_t": "i8"}
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, before anything slow.
+
+    Raises:
+        ResourceError: No such device on this machine.
+    """
+    import openvino as ov
+
+    available = ov.Core().available_devices
+    if device.split(".")[0].split(":")[0] not in {name.split(".")[0] for name in available} | {"AUTO", "HETERO"}:
+        raise ResourceError(
+            f"there is no device {device}; this machine has {', '.join(available)}",
+            where="device",
+            hint="llmcompress doctor lists devices and drivers",
+        )
+
+
+def properties_of(device: str, precision: Precision) -> dict[str, str]:
+    """The properties that a precision asks of a device; what the device does not know is left out."""
+    import openvino as ov
+
+    if precision == "as_used":
+        return {}
+    known = set(ov.Core().get_property(device, "SUPPORTED_PROPERTIES"))
+    return {name: value for name, value in PINNED.items() if name in known}
+
+
+def compile_model(model: ov.Model, device: str, properties: dict[str, str]) -> ov.CompiledModel:
+    """Compile for a device.
+
+    Raises:
+        UsageError: The device refuses the model or a property.
+    """
+    import openvino as ov
+
+    try:
+        return ov.Core().compile_model(model, device, properties)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UsageError(f"the device refuses it: {reason}", where=device, hint="try --device CPU") from error
+
+
+def effective_properties(compiled: ov.CompiledModel) -> dict[str, str]:
+    """What the compiled model really uses, of the properties that change its results or its speed."""
+    known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
+    return {name: _text(compiled.get_property(name)) for name in REPORTED if name in known}
+
+
+def differences(candidate: dict[str, str], reference: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Properties in which two models differ, as ``(candidate, reference)``."""
+    names = sorted(candidate.keys() | reference.keys())
+    pairs = {name: (candidate.get(name, "none"), reference.get(name, "none")) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _text(value: object) -> str:
+    import openvino as ov
+
+    if isinstance(value, ov.Type):
+        return str(value.get_type_name())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    text = str(getattr(value, "name", value))
+    return _SHORT.get(text, text)

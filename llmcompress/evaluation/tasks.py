@@ -1,0 +1,107 @@
+"""Task scores by lm-evaluation-harness, which runs the artifact through optimum-intel."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmcompress.errors import DataError, ResourceError, UsageError
+from llmcompress.report import TaskScore
+
+_STDERR = "_stderr"
+
+
+def require_lm_eval() -> None:
+    """Refuse task scores before anything slow where the harness is not installed.
+
+    Raises:
+        ResourceError: The extra lm-eval is missing.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ResourceError(
+            "task scores need lm-evaluation-harness, which is not installed",
+            where="--tasks",
+            hint='pip install "llmcompress[lm-eval]"',
+        )
+
+
+def score_tasks(
+    directory: Path,
+    tasks: Sequence[str],
+    *,
+    limit: int | None,
+    include_path: Path | None,
+    device: str,
+    properties: dict[str, str],
+) -> tuple[TaskScore, ...]:
+    """Run tasks of lm-evaluation-harness on an OpenVINO directory.
+
+    Args:
+        limit: Only so many samples of each task; such scores are for trying things out.
+        include_path: Directory with task files of one's own.
+        properties: For the device, as for the other measurements.
+
+    Raises:
+        UsageError: No such task.
+        DataError: A task's data cannot be had.
+    """
+    import lm_eval
+    from lm_eval.models.optimum_lm import OptimumLM
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=None if include_path is None else str(include_path))
+    unknown = [name for name in tasks if not manager.match_tasks([name])]
+    if unknown:
+        raise UsageError(
+            f"lm-evaluation-harness has no task {', '.join(unknown)}",
+            where="--tasks",
+            hint="lm_eval ls tasks lists them; --task-path adds a directory of your own",
+        )
+    model = _model(OptimumLM, directory, device, properties)
+    try:
+        results: dict[str, Any] = lm_eval.simple_evaluate(
+            model=model, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=1000, log_samples=False
+        )
+    except (OSError, ValueError) as error:
+        # Its data sets come from the Hub while it runs.
+        raise DataError(
+            f"lm-evaluation-harness stopped: {error}".splitlines()[0],
+            where=", ".join(tasks),
+            hint="run it again online",
+        ) from error
+    return _scores(results)
+
+
+def _model(kind: Any, directory: Path, device: str, properties: dict[str, str]) -> Any:
+    import json
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="llmcompress-") as folder:
+        config = Path(folder) / "ov_config.json"
+        config.write_text(json.dumps(properties), encoding="utf-8")
+        options = {"ov_config": str(config)} if properties else {}
+        return kind(pretrained=str(directory), device=device.lower(), **options)
+
+
+def _scores(results: dict[str, Any]) -> tuple[TaskScore, ...]:
+    scores = []
+    for task, metrics in sorted(results["results"].items()):
+        samples = results.get("n-samples", {}).get(task, {}).get("effective")
+        for key, value in sorted(metrics.items()):
+            metric, comma, name = key.partition(",")
+            if not comma or metric.endswith(_STDERR) or not isinstance(value, int | float):
+                continue
+            error = metrics.get(f"{metric}{_STDERR},{name}")
+            scores.append(
+                TaskScore(
+                    task=task,
+                    metric=metric if name == "none" else f"{metric} ({name})",
+                    value=float(value),
+                    standard_error=float(error) if isinstance(error, int | float) else None,
+                    num_samples=samples,
+                    version=str(results.get("versions", {}).get(task, "")),
+                )
+            )
+    return tuple(scores)

@@ -1,0 +1,157 @@
+"""The gate's judgement, the smoke probes, and chat templates without transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmcompress.evaluation.conversation import ChatTemplate, chat_template, question_ids
+from llmcompress.evaluation.gate import combined, gate_record, threshold_checks
+from llmcompress.evaluation.generations import first_difference
+from llmcompress.evaluation.probes import LOOP_TOKENS, Answers, answer_checks, is_loop
+from llmcompress.evaluation.tokens import TextEncoder
+from llmcompress.generation import Generation
+from llmcompress.recipe import Gate
+from llmcompress.report import Check, DivergenceRecord, Estimate
+
+
+def estimate(value: float) -> Estimate:
+    return Estimate(value=value, standard_error=0.0, low=value, high=value)
+
+
+def measured(kl: float = 0.01, *, agreement: float = 0.9, ratio: float = 1.02, exact: bool = True) -> DivergenceRecord:
+    return DivergenceRecord(
+        exact=exact,
+        top_k=None if exact else 64,
+        kl_divergence=estimate(kl),
+        kl_median=0,
+        kl_p90=0,
+        kl_p99=0,
+        kl_p999=0,
+        kl_max=0,
+        top1_agreement=estimate(agreement),
+        log_perplexity_change=estimate(0),
+        perplexity_ratio=estimate(ratio),
+        rms_probability_change=0,
+    )
+
+
+GATE = Gate(max_kl=0.02, min_top1_agreement=0.8, max_perplexity_increase=0.05)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "failed"),
+    [
+        (measured(), set()),
+        (measured(kl=0.021), {"max_kl"}),
+        (measured(kl=float("nan")), {"max_kl"}),
+        (measured(agreement=0.79), {"min_top1_agreement"}),
+        (measured(ratio=1.051), {"max_perplexity_increase"}),
+    ],
+)
+def test_thresholds(divergence: DivergenceRecord, failed: set[str]) -> None:
+    record = gate_record(threshold_checks(GATE, divergence))
+    assert {check.name for check in record.checks if check.passed is False} == failed
+    assert record.passed is (not failed)
+
+
+def test_what_was_not_measured_does_not_pass() -> None:
+    record = gate_record(threshold_checks(GATE, None))
+    assert record.passed is None
+    assert {check.detail for check in record.checks} == {"no --reference was given"}
+    bound = gate_record(threshold_checks(GATE, measured(exact=False)))
+    assert bound.passed is None
+    assert bound.checks[0].detail == "only a lower bound was measured; take --reference-scores exact"
+    assert gate_record(threshold_checks(GATE, measured(kl=0.03, exact=False))).passed is False
+    probe = Check(name="stops_at_eos", passed=None, value=None, required="")
+    assert gate_record([probe]).passed is True
+
+
+def test_a_runs_thresholds_go_before_the_recipes() -> None:
+    both = combined(Gate(max_kl=0.5, min_top1_agreement=0.5), Gate(max_kl=0.1))
+    assert both == Gate(max_kl=0.1, min_top1_agreement=0.5)
+    assert combined(None, Gate()) == Gate()
+
+
+def answers(*generations: tuple[int, bool]) -> Answers:
+    """Each of so many tokens, different or (negative) the same, stopped or not."""
+    return Answers(tuple(Generation(tuple(range(n)) if n >= 0 else (5,) * -n, stopped) for n, stopped in generations))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reference", "stops", "no_loop"),
+    [
+        (answers((9, True), (9, False)), None, True, True),
+        (answers((9, False)), None, None, True),
+        (answers((9, False)), answers((9, True)), False, True),
+        (answers((9, False)), answers((9, False)), True, True),
+        (answers((-20, False)), None, None, False),
+        (answers((-20, False)), answers((9, False)), True, False),
+        (answers((-20, False)), answers((-20, False)), True, True),
+        (None, None, None, None),
+    ],
+)
+def test_answers(candidate: Any, reference: Any, stops: bool | None, no_loop: bool | None) -> None:
+    assert [check.passed for check in answer_checks(candidate, reference)] == [stops, no_loop]
+
+
+def test_a_loop_is_one_token_again_and_again() -> None:
+    assert is_loop([1, 2, *[3] * LOOP_TOKENS])
+    assert not is_loop([*[3] * (LOOP_TOKENS - 1), 4])
+    assert not is_loop([3] * (LOOP_TOKENS - 1))
+    assert not is_loop([1, 2] * LOOP_TOKENS)
+
+
+def test_the_first_difference() -> None:
+    assert first_difference((1, 2, 3), (1, 2, 3)) is None
+    assert first_difference((1, 2, 3), (1, 9, 3)) == 1
+
+
+@pytest.mark.parametrize("name", ["ref_model", "demo_checkpoint"])
+def test_templates_render_as_transformers_does(name: str, request: pytest.FixtureRequest) -> None:
+    from transformers import AutoTokenizer
+
+    model = request.getfixturevalue(name)
+    template, tokenizer = chat_template(model), AutoTokenizer.from_pretrained(model)
+    assert template is not None
+    conversation = [{"role": "user", "content": 'A "question"? <b>\n'}, {"role": "assistant", "content": " yes "}]
+    for prompt in (True, False):
+        expected = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt)
+        assert template.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt) == expected
+
+
+ODD = (
+    "{%- for m in messages %}\n  {%- if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}\n"
+    "    {% if loop.index == 2 %}{% break %}{% endif %}\n{{ bos_token }}{{ m | tojson }}|\n{%- endfor %}\n"
+    "{% if strftime_now('%Y') | length == 4 %}y{% endif %}{{ tools is none }}"
+)
+
+
+def test_an_odd_template_renders_as_transformers_does(ref_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(ref_model)
+    tokenizer.chat_template = ODD
+    template = ChatTemplate(ODD, {"bos_token": tokenizer.bos_token})
+    conversation = [{"role": "user", "content": "<é & '>"}, {"role": "user", "content": "x"}]
+    expected = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
+    assert template.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True) == expected
+
+
+def test_where_the_template_stands(tmp_path: Path) -> None:
+    encoder = TextEncoder(lambda text, special: [len(text)], tmp_path)
+    assert chat_template(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "abc"}]}')
+    found = chat_template(tmp_path)
+    assert found is not None
+    assert question_ids(found, encoder, "?") == [3]
+    (tmp_path / "chat_template.jinja").write_text("{{ eos_token }}{{ messages[0].content }}")
+    config.write_text('{"eos_token": {"content": "</s>"}}')
+    found = chat_template(tmp_path)
+    assert found is not None
+    assert question_ids(found, encoder, "12") == [6]
+    refusing = ChatTemplate("{{ raise_exception('never') }}", {})
+    assert question_ids(refusing, encoder, "?") is None

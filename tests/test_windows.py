@@ -1,0 +1,187 @@
+"""The windowing protocols against their sources, written out anew."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_fixture import encoder_of, windows_of
+
+from llmcompress.errors import DataError, ModelError, UsageError
+from llmcompress.evaluation.tokens import TextEncoder, text_encoder
+from llmcompress.evaluation.windows import evaluation_windows, windows_sha256
+from llmcompress.loaders.source import Source
+from llmcompress.recipe import EvalSpec
+
+
+def counting(*, before: tuple[int, ...] = (), after: tuple[int, ...] = ()) -> TextEncoder:
+    """Token n for the word ``n``."""
+
+    def encode(text: str, special: bool) -> list[int]:
+        ids = [1 if word == "a" else int(word) for word in text.split()]
+        return [*before, *ids, *after] if special else ids
+
+    return TextEncoder(encode, Path("nowhere"))
+
+
+def numbers(count: int, first: int = 10) -> str:
+    return " ".join(map(str, range(first, first + count)))
+
+
+def spec(**options: object) -> EvalSpec:
+    return EvalSpec.model_validate({"dataset": "text.txt", "precision": "pinned", **options})
+
+
+def test_llama_cpp_scores_second_halves_after_the_beginning_of_text() -> None:
+    made = evaluation_windows([numbers(21)], spec(seq_len=8), counting(before=(7,), after=(8,)), where="text.txt")
+    # 22 tokens with the first one; the last 6 fill no window. Of each 8 tokens the last 3 are scored: those predicted
+    # at positions 4, 5 and 6.
+    assert [window.token_ids.tolist() for window in made.windows] == [
+        [7, 10, 11, 12, 13, 14, 15, 16],
+        [7, 18, 19, 20, 21, 22, 23, 24],
+    ]
+    assert [window.first_scored for window in made.windows] == [5, 5]
+    assert (made.record.num_windows, made.record.num_scored_tokens, made.record.num_clusters) == (2, 6, 2)
+    without = evaluation_windows([numbers(21)], spec(seq_len=8), counting(), where="text.txt")
+    assert without.windows[1].token_ids[0] == 18
+
+
+@pytest.mark.parametrize(("num_tokens", "seq_len", "stride"), [(50, 16, 8), (51, 16, 5), (16, 16, 8), (33, 16, 15)])
+def test_sliding_scores_every_token_once_as_the_guide_does(num_tokens: int, seq_len: int, stride: int) -> None:
+    made = evaluation_windows(
+        [numbers(num_tokens)], spec(protocol="sliding", seq_len=seq_len, stride=stride), counting(), where="text.txt"
+    )
+    expected = []
+    previous_end = 0
+    for begin in range(0, num_tokens, stride):
+        end = min(begin + seq_len, num_tokens)
+        target_len = end - previous_end
+        expected.append((begin + 10, end - begin, max(1, end - begin - target_len)))
+        previous_end = end
+        if end == num_tokens:
+            break
+    assert [(w.token_ids[0], len(w.token_ids), w.first_scored) for w in made.windows] == expected
+    scored = list(itertools.chain.from_iterable(w.token_ids[w.first_scored :].tolist() for w in made.windows))
+    assert scored == list(range(11, 10 + num_tokens))
+    assert all(w.first_scored >= seq_len - stride for w in made.windows[1:])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 8, 9, 16, 21])
+def test_rolling_equals_the_harness(num_tokens: int) -> None:
+    """``get_rolling_token_windows`` with ``context_len=1`` and ``make_disjoint_window``, as documented there."""
+    encoder = counting()
+    encoder.__dict__["prefix_id"] = 3
+    text = numbers(num_tokens)
+    made = evaluation_windows([text], spec(protocol="rolling", seq_len=8), encoder, where="text.txt")
+    ids = list(range(10, 10 + num_tokens))
+    expected = [([3, *ids[:7]][: min(8, num_tokens)], ids[:8])]
+    predicted = min(8, num_tokens)
+    while predicted < num_tokens:
+        count = min(num_tokens - predicted, 8)
+        end = predicted + count
+        expected.append((([3, *ids])[end - 8 : end], ids[end - count : end]))
+        predicted += count
+    got = [(w.token_ids[:-1].tolist(), w.token_ids[w.first_scored :].tolist()) for w in made.windows]
+    assert got == expected
+
+
+def test_rolling_counts_words_and_bytes_by_document() -> None:
+    encoder = counting()
+    encoder.__dict__["prefix_id"] = 3
+    texts = ["10 11\n12 ", "", "13"]
+    made = evaluation_windows(texts, spec(protocol="rolling", seq_len=8), encoder, where="x.jsonl")
+    assert made.num_words is not None
+    assert made.num_bytes is not None
+    assert made.num_words.tolist() == [len(re.split(r"\s+", text)) for text in (texts[0], texts[2])] == [4, 1]
+    assert made.num_bytes.tolist() == [9, 2]
+    assert (made.record.num_documents, made.record.num_clusters, made.record.num_scored_tokens) == (2, 2, 4)
+    one = evaluation_windows(texts, spec(protocol="rolling", seq_len=8, num_windows=1), encoder, where="x.jsonl")
+    assert one.record.num_documents == 1
+
+
+def test_documents_are_joined_by_an_empty_line() -> None:
+    seen: list[str] = []
+
+    def encode(text: str, special: bool) -> list[int]:
+        seen.append(text)
+        return list(range(20))
+
+    evaluation_windows(["one", "two"], spec(seq_len=8), TextEncoder(encode, Path()), where="x.jsonl")
+    assert "one\n\ntwo" in seen
+
+
+def test_text_that_is_too_short_is_refused() -> None:
+    for protocol in ("llama.cpp", "sliding"):
+        with pytest.raises(DataError, match="the text has 7 tokens, one window needs 8"):
+            evaluation_windows([numbers(7)], spec(protocol=protocol, seq_len=8), counting(), where="text.txt")
+    encoder = counting()
+    encoder.__dict__["prefix_id"] = 3
+    with pytest.raises(DataError, match="the text has 0 tokens"):
+        evaluation_windows([" "], spec(protocol="rolling", seq_len=8), encoder, where="text.txt")
+
+
+def test_rolling_needs_a_token_to_begin_with_and_whole_documents() -> None:
+    with pytest.raises(UsageError, match="the tokenizer has neither bos_token nor eos_token"):
+        evaluation_windows([numbers(7)], spec(protocol="rolling"), counting(), where="text.txt")
+    encoder = counting()
+    encoder.__dict__["prefix_id"] = 3
+    with pytest.raises(UsageError, match="the first document has 3 windows, num_windows is 2"):
+        evaluation_windows([numbers(20)], spec(protocol="rolling", seq_len=8, num_windows=2), encoder, where="t.txt")
+
+
+def test_the_hash_sees_ids_and_what_is_scored() -> None:
+    def of(first: int, scored: int) -> str:
+        made = evaluation_windows([numbers(8, first)], spec(seq_len=8), counting(), where="t")
+        return windows_sha256([made.windows[0]._replace(first_scored=scored)])
+
+    assert len({of(10, 5), of(11, 5), of(10, 4)}) == 3
+
+
+TEXTS = ("", "Hello, world! ", "naïve  «text»\n\n\tdef f(x): return 1\n", "日本語 😀", "<|endoftext|> inside <s>")
+
+
+def test_ids_equal_those_of_transformers(ref_model: Path, demo_checkpoint: Path) -> None:
+    from transformers import AutoTokenizer
+
+    for model in (ref_model, demo_checkpoint):
+        encoder, tokenizer = encoder_of(model), AutoTokenizer.from_pretrained(model)
+        for text, special in itertools.product(TEXTS, (True, False)):
+            assert encoder.ids(text, special=special) == tokenizer(text, add_special_tokens=special)["input_ids"]
+        assert encoder.frame.before == (tokenizer.bos_token_id,)
+        assert encoder.prefix_id == tokenizer.bos_token_id
+
+
+def test_ids_of_the_converted_tokenizer_and_of_transformers_itself(ref_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from llmcompress.loaders.tokenizer import save_tokenizer
+
+    save_tokenizer(AutoTokenizer.from_pretrained(ref_model), tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "config.json").write_text('{"bos_token_id": 5}')
+    encoder = text_encoder(Source(kind="ir", layout="ir", path=tmp_path, config={}))
+    expected = encoder_of(ref_model)
+    for text, special in itertools.product(TEXTS[1:], (True, False)):
+        assert encoder.ids(text, special=special) == expected.ids(text, special=special), text
+
+
+def test_no_tokenizer_and_a_broken_one(tmp_path: Path) -> None:
+    source = Source(kind="ir", layout="ir", path=tmp_path, config={})
+    with pytest.raises(ModelError, match=r"neither tokenizer\.json nor openvino_tokenizer\.xml"):
+        text_encoder(source)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="it cannot be read"):
+        text_encoder(source)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "openvino_tokenizer.xml").write_text("<net/>")
+    with pytest.raises(ModelError, match="it cannot be compiled"):
+        text_encoder(source)
+
+
+def test_windows_of_real_text(ref_model: Path, wikitext: Path) -> None:
+    made = windows_of(ref_model, wikitext, seq_len=128, num_windows=3)
+    assert all(window.token_ids[0] == encoder_of(ref_model).frame.before[0] for window in made.windows)
+    assert np.concatenate([window.token_ids for window in made.windows]).max() < 4096
