@@ -18,7 +18,9 @@ TOKENIZER = Path(__file__).parent.parent / "llmcompress" / "demo_checkpoint"
 STANDARD_DEVIATION = 0.02
 
 
-def generate(directory: Path, *, layers: int = 22, hidden: int = 2048, intermediate: int = 5632) -> Path:
+def generate(
+    directory: Path, *, layers: int = 22, hidden: int = 2048, intermediate: int = 5632, vocabulary: int = 32000
+) -> Path:
     """Write the checkpoint (bf16, one file) unless it is there already; 22 layers of 2048 are 1.1 B parameters."""
     if (directory / "model.safetensors").is_file():
         return directory
@@ -30,7 +32,7 @@ def generate(directory: Path, *, layers: int = 22, hidden: int = 2048, intermedi
         intermediate_size=intermediate,
         num_attention_heads=hidden // 64,
         num_key_value_heads=max(1, hidden // 512),
-        vocab_size=32000,
+        vocab_size=vocabulary,
         max_position_embeddings=2048,
         tie_word_embeddings=False,
         torch_dtype="bfloat16",
@@ -76,8 +78,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--intermediate", type=int, default=5632)
+    parser.add_argument("--vocabulary", type=int, default=32000)
     args = parser.parse_args()
-    generate(args.directory, layers=args.layers, hidden=args.hidden, intermediate=args.intermediate)
+    generate(
+        args.directory,
+        layers=args.layers,
+        hidden=args.hidden,
+        intermediate=args.intermediate,
+        vocabulary=args.vocabulary,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The main job end to end on the checkpoint that comes with the package: compress it, and let both versions speak."""
+"""The main job end to end on the checkpoint that comes with the package: compress it, measure what that cost, talk."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ from pathlib import Path
 
 from llmcompress.environment import quiet_libraries
 from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.report import CompressionReport, Record
+from llmcompress.recipe import EvalSpec
+from llmcompress.report import CompressionReport, EvalReport, Record
 
 CHECKPOINT = Path(__file__).with_name("demo_checkpoint")
-RECIPES = ("none", "int8", "int4")
-PROMPT = "What is the with statement?"
+REFERENCE = "none"
+RECIPES = (REFERENCE, "int8", "int4")
+HELD_OUT = EvalSpec(dataset=str(CHECKPOINT / "heldout.txt"), seq_len=256)
+PROMPT = "What does str.split do?"
 MAX_NEW_TOKENS = 80
 
 
 class DemoVariant(Record):
-    """One recipe's artifact and what it answered."""
+    """One recipe's artifact, what it lost, and what it answered."""
 
     directory: str
     report: CompressionReport
+    evaluation: EvalReport
+    """On text that the model was not trained on; of the compressed ones against the uncompressed one."""
     answer: str
     num_generated_tokens: int
     stopped: bool
@@ -33,7 +38,7 @@ class DemoReport(Record):
 
 
 def run(output_dir: str | Path, *, progress: Reporter = silent) -> DemoReport:
-    """Compress the bundled checkpoint with each demo recipe into ``output_dir`` and answer one prompt with each.
+    """Compress the bundled checkpoint with each demo recipe into ``output_dir``, evaluate each, and let it answer.
 
     Raises:
         UsageError: ``output_dir`` holds something that is no earlier demo.
@@ -41,6 +46,7 @@ def run(output_dir: str | Path, *, progress: Reporter = silent) -> DemoReport:
     """
     quiet_libraries()
     from llmcompress.compression import compress
+    from llmcompress.evaluation import evaluate
     from llmcompress.loaders import load
 
     loaded = load(CHECKPOINT, progress=progress)
@@ -48,11 +54,15 @@ def run(output_dir: str | Path, *, progress: Reporter = silent) -> DemoReport:
     for name in RECIPES:
         directory = Path(output_dir) / name
         report = compress(loaded, name, directory, overwrite=directory.exists(), progress=progress)
-        variants.append(_variant(directory, report, loaded.tokenizer, progress))
+        reference = None if name == REFERENCE else Path(output_dir) / REFERENCE
+        evaluation = evaluate(directory, HELD_OUT, reference=reference, progress=progress)
+        variants.append(_variant(directory, report, evaluation, loaded.tokenizer, progress))
     return DemoReport(prompt=PROMPT, variants=tuple(variants))
 
 
-def _variant(directory: Path, report: CompressionReport, tokenizer: object, progress: Reporter) -> DemoVariant:
+def _variant(
+    directory: Path, report: CompressionReport, evaluation: EvalReport, tokenizer: object, progress: Reporter
+) -> DemoVariant:
     from llmcompress.chat import render
     from llmcompress.generation import compile_decoder, eos_token_ids, generate
 
@@ -66,6 +76,7 @@ def _variant(directory: Path, report: CompressionReport, tokenizer: object, prog
     return DemoVariant(
         directory=str(directory),
         report=report,
+        evaluation=evaluation,
         answer=tokenizer.decode(generation.token_ids).strip(),  # type: ignore[attr-defined]
         num_generated_tokens=len(generation.token_ids),
         stopped=generation.stopped,

@@ -785,3 +785,29 @@ def test_the_child_of_the_fault_tests_works(out: Path) -> None:
     done = subprocess.run([*CHILD, out, "3"], capture_output=True, text=True, env=ENV)
     assert (done.returncode, done.stdout) == (0, "staged\npublished\n"), done.stderr
     assert seed_of(out, (3,)) == 3
+
+
+def test_a_report_is_put_in_place_or_the_old_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcompress.artifact import verify, write_report
+    from llmcompress.report import FileRecord
+
+    out = write_artifact(tmp_path / "out", 3)
+
+    def text() -> str:
+        return (out / "eval.json").read_text(encoding="utf-8")
+
+    write_report(out, "eval.json", FileRecord(path="first", size_bytes=1, sha256="a"))
+    assert '"first"' in text()
+    write_report(out, "eval.json", FileRecord(path="second", size_bytes=1, sha256="a"))
+    assert '"second"' in text()
+    assert verify(out).ok
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(WriteError, match="ENOSPC"):
+        write_report(out, "eval.json", FileRecord(path="third", size_bytes=1, sha256="a"))
+    assert '"second"' in text()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

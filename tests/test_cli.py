@@ -15,19 +15,26 @@ from llmcompress.cli.compress import default_output_name
 from llmcompress.cli.console import count_text, duration_text, size_text
 from llmcompress.errors import HubError, InterruptedRunError, LlmcompressError, ModelError
 from llmcompress.progress import Progress
-from llmcompress.recipe import Recipe, load_recipe
+from llmcompress.recipe import EvalSpec, Recipe, load_recipe
 from llmcompress.report import (
     CompressionReport,
+    DivergenceRecord,
     EnvironmentRecord,
+    Estimate,
+    EvalReport,
     FileRecord,
+    GateRecord,
     LayerRecord,
     Measured,
+    ModelRecord,
+    PerplexityRecord,
     Provenance,
     StageTime,
+    TextRecord,
 )
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = (["compress"], ["verify"], ["doctor"], ["demo"], ["recipes"], ["recipes", "show"])
+COMMANDS = (["compress"], ["eval"], ["verify"], ["doctor"], ["demo"], ["recipes"], ["recipes", "show"])
 Captured = pytest.CaptureFixture[str]
 
 
@@ -78,6 +85,50 @@ REPORT = CompressionReport(
         peak_rss_bytes=3_500_000_000,
         stages=(StageTime(stage="compress weights", duration_s=14.2, peak_rss_bytes=3_400_000_000),),
     ),
+)
+
+SURE = Estimate(value=0.02, standard_error=0.001, low=0.018, high=0.022)
+MODEL = ModelRecord(
+    provenance=REPORT.provenance,
+    properties={"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "u8"},
+    perplexity=PerplexityRecord(
+        perplexity=Estimate(value=12.5, standard_error=0.1, low=12.3, high=12.7),
+        nll=Estimate(value=2.526, standard_error=0.01, low=2.5, high=2.55),
+    ),
+)
+EVALUATION = EvalReport(
+    llmcompress_version="0.1.0",
+    spec=EvalSpec(dataset="text.txt", seq_len=256),
+    chunk=64,
+    text=TextRecord(
+        dataset="text.txt",
+        num_documents=1,
+        num_windows=8,
+        num_clusters=8,
+        num_scored_tokens=1016,
+        token_ids_sha256="d" * 64,
+    ),
+    model=MODEL,
+    reference=MODEL,
+    property_differences={"KV_CACHE_PRECISION": ("u8", "f16")},
+    divergence=DivergenceRecord(
+        exact=True,
+        kl_divergence=SURE,
+        kl_median=0.01,
+        kl_p90=0.03,
+        kl_p99=0.1,
+        kl_p999=0.2,
+        kl_max=0.3,
+        top1_agreement=Estimate(value=0.9, standard_error=0.01, low=0.88, high=0.92),
+        log_perplexity_change=SURE,
+        perplexity_ratio=SURE,
+        rms_probability_change=0.012,
+    ),
+    verdict="worse",
+    gate=GateRecord(passed=True, checks=()),
+    environment=REPORT.environment,
+    measured=REPORT.measured,
+    scored_tokens_per_s=500.0,
 )
 
 
@@ -471,12 +522,29 @@ def test_doctor_shows_its_findings_and_ends_with_3(monkeypatch: pytest.MonkeyPat
     assert Diagnosis.model_validate_json(capsys.readouterr().out) == sick
 
 
+def test_json_has_no_nan(capsys: Captured) -> None:
+    from llmcompress.cli.console import print_json
+
+    print_json(Estimate(value=float("nan"), standard_error=None, low=None, high=float("inf")))
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "value": "NaN",
+        "standard_error": None,
+        "low": None,
+        "high": "Infinity",
+    }
+
+
 def test_the_demo_shows_sizes_weights_and_answers(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     from llmcompress.demo import DemoReport, DemoVariant
 
     variants = [
         DemoVariant(
-            directory=f"/x/{name}", report=REPORT, answer=f"[b]{name}[/b]", num_generated_tokens=3, stopped=True
+            directory=f"/x/{name}",
+            report=REPORT,
+            evaluation=EVALUATION,
+            answer=f"[b]{name}[/b]",
+            num_generated_tokens=3,
+            stopped=True,
         )
         for name in ("none", "int4")
     ]
@@ -485,14 +553,16 @@ def test_the_demo_shows_sizes_weights_and_answers(monkeypatch: pytest.MonkeyPatc
     assert run(["demo", "-o", "there"]) == 0
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
-        "int4 560 MB 4.50 27 s",
+        "int4 560 MB 4.50 27 s 12.5 0.02 90.0% worse",
+        "Measured on 1,016 tokens of held-out text through the OpenVINO runtime.",
         "int8_asym per channel 1 99 M 9.9% 79 MB",
         "Question: What is it?",
         "int4: [b]none[/b]",
         "int4: [b]int4[/b]",
-        "Next: llmcompress verify there/int4",
     ):
         assert line in shown
+    (told,) = [line for line in shown if line.startswith("Next: ")]
+    assert told.startswith("Next: llmcompress eval there/int4 --reference there/none --dataset ")
     assert run(["demo", "--json"]) == 0
     assert DemoReport.model_validate_json(capsys.readouterr().out) == report
 

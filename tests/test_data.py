@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 
 from llmcompress.data import calibration_windows, read_texts, token_ids_sha256, windows
+from llmcompress.data.texts import KNOWN_DATASETS
 from llmcompress.errors import DataError, HubError, LlmcompressError, SecurityError, UsageError
-from llmcompress.recipe import Calibration
+from llmcompress.recipe import Calibration, EvalSpec
 from tests import tokenizer_fixture
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -191,6 +193,32 @@ def test_hub_dataset(monkeypatch: pytest.MonkeyPatch, byte_level: Any, tmp_path:
         from_hub.token_ids, calibration_windows(calibration(local, text_field="body"), byte_level).token_ids
     )
     assert from_hub.record.dataset == name
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN_DATASETS))
+def test_known_names_are_pinned_and_take_no_more_than_they_need(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    class Known(Builder):
+        def as_dataset(self, split: str) -> Any:
+            asked.append(split)
+            return datasets.Dataset.from_dict({"text": ["one", "two"]})
+
+    def load(*args: object, **options: object) -> Builder:
+        asked.append((args, options))
+        builder = Known()
+        builder.hash = str(options["revision"])
+        return builder
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
+    assert list(read_texts(name)) == ["one", "two"]
+    known = KNOWN_DATASETS[name]
+    assert re.fullmatch("[0-9a-f]{40}", known.revision)
+    options = {"revision": known.revision, "data_files": known.data_files}
+    assert asked == [((known.repo_id, known.subset), options), known.split]
+    assert EvalSpec(dataset=name).dataset_path() is None
 
 
 def hub_failures() -> list[Any]:

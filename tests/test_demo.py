@@ -1,4 +1,4 @@
-"""The demo: three artifacts of the bundled checkpoint, smaller each, and an answer from each."""
+"""The demo: three artifacts of the bundled checkpoint, smaller each, what that cost, and an answer from each."""
 
 from __future__ import annotations
 
@@ -17,4 +17,12 @@ def test_demo(tmp_path: Path) -> None:
         assert llmcompress.verify(variant.directory).ok
         assert variant.answer
         assert variant.num_generated_tokens <= demo.MAX_NEW_TOKENS
+        assert (Path(variant.directory) / "eval.json").is_file()
     assert report.variants[0].stopped
+    none, int8, int4 = (variant.evaluation for variant in report.variants)
+    assert none.divergence is none.verdict is None
+    assert int8.verdict == "equivalent"
+    assert int8.divergence is not None
+    assert int4.divergence is not None
+    assert 0 < int8.divergence.kl_divergence.value < int4.divergence.kl_divergence.value
+    assert int8.divergence.top1_agreement.value > int4.divergence.top1_agreement.value

@@ -306,7 +306,7 @@ def scrambled(source: Path, target: Path) -> Path:
     )
     values = scale.data.copy()
     tensor = ov.Tensor(scale.get_element_type(), scale.get_output_shape(0))
-    tensor.data[:] = np.random.default_rng(0).permutation(values.ravel()).reshape(values.shape) * 3
+    tensor.data[:] = np.random.default_rng(0).permutation(values.ravel()).reshape(values.shape)
     replacement = ov.op.Constant(tensor)
     for port in list(scale.output(0).get_target_inputs()):
         port.replace_source_output(replacement.output(0))
@@ -387,6 +387,18 @@ print(sorted({{"torch", "optimum", "transformers", "nncf", "datasets"}} & set(sy
 def refused(error: type[Exception], message: str, *arguments: Any, **options: Any) -> None:
     with pytest.raises(error, match=message):
         llmcompress.evaluate(*arguments, **options)
+
+
+def test_the_reference_is_scored_first_where_memory_is_short(
+    wikitext: Path, artifact: Artifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmcompress.evaluation import pipeline
+    from llmcompress.memory import Memory
+
+    spec = spec_of(wikitext, num_windows=1)
+    assert llmcompress.evaluate(artifact("int8"), spec, reference=artifact("none")).divergence.exact  # type: ignore[union-attr]
+    monkeypatch.setattr(pipeline, "memory", lambda: Memory(total=10**7, available=10**7, limit=10**7))
+    assert not llmcompress.evaluate(artifact("int8"), spec, reference=artifact("none")).divergence.exact  # type: ignore[union-attr]
 
 
 def test_bad_input_is_refused_before_scoring(

@@ -36,7 +36,8 @@ def write_line(text: str) -> None:
 
 def print_json(record: BaseModel | list[Any]) -> None:
     """Print a record, or a list of plain values, as one JSON document in ASCII."""
-    plain = record if isinstance(record, list) else record.model_dump(mode="json")
+    # Not model_dump, which leaves NaN as it is: JSON has none.
+    plain = record if isinstance(record, list) else json.loads(record.model_dump_json())
     sys.stdout.write(json.dumps(plain, indent=2) + "\n")
 
 

@@ -20,7 +20,7 @@ def demo(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compress the small model that comes with this package and let each version answer one question.
+    """Compress the small model that comes with this package, measure what that cost, and let each version answer.
 
     [bold]Examples[/bold]
     llmcompress demo
@@ -53,21 +53,29 @@ def _print(report: DemoReport, output: Path) -> None:
 
     from llmcompress.cli.console import duration_text, size_text, stdout
     from llmcompress.cli.report_view import layers_table
+    from llmcompress.demo import HELD_OUT
 
     console = stdout()
     sizes = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     sizes.add_column("Recipe", style="bold")
-    for name in ("Size", "Bits per weight", "Time"):
+    for name in ("Size", "Bits per weight", "Time", "Perplexity", "KL divergence", "Top-1 agreement"):
         sizes.add_column(name, justify="right")
+    sizes.add_column("Verdict")
     for variant in report.variants:
-        made = variant.report
+        made, lost = variant.report, variant.evaluation.divergence
         sizes.add_row(
             made.recipe.name,
             size_text(made.size_bytes),
             f"{made.bits_per_weight:.2f}",
             duration_text(made.measured.duration_s),
+            f"{variant.evaluation.model.perplexity.perplexity.value:.4g}",
+            f"{lost.kl_divergence.value:.2g}" if lost else "",
+            f"{lost.top1_agreement.value:.1%}" if lost else "",
+            variant.evaluation.verdict or "the reference",
         )
+    text = report.variants[0].evaluation.text
     console.print(sizes)
+    console.print(f"Measured on {text.num_scored_tokens:,} tokens of held-out text through the OpenVINO runtime.")
     console.print()
     for variant in report.variants:
         console.print(Text.assemble((variant.report.recipe.name, "bold"), ": what its weights became"))
@@ -78,7 +86,13 @@ def _print(report: DemoReport, output: Path) -> None:
         console.print(Text.assemble((f"{variant.report.recipe.name}: ", "bold"), variant.answer))
     console.print()
     console.print(Text.assemble(("Written to ", "bold"), str(output)), soft_wrap=True)
-    last = Path(report.variants[-1].directory).name
+    first, last = (Path(report.variants[index].directory).name for index in (0, -1))
+    names = [shlex.quote(str(output / name)) for name in (last, first)]
+    text_file = shlex.quote(str(HELD_OUT.dataset))
     console.print(
-        Text.assemble(("Next: ", "bold"), f"llmcompress verify {shlex.quote(str(output / last))}"), soft_wrap=True
+        Text.assemble(
+            ("Next: ", "bold"),
+            f"llmcompress eval {names[0]} --reference {names[1]} --dataset {text_file} --seq-len 256 --split-damage",
+        ),
+        soft_wrap=True,
     )

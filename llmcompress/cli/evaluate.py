@@ -9,8 +9,20 @@ import typer
 
 from llmcompress.cli.options import Json, Offline, Revision, Source, TrustRemoteCode, Verbose
 
+_WITH_CHECK_CONVERSION = {
+    "source",
+    "check_conversion",
+    "revision",
+    "trust_remote_code",
+    "offline",
+    "allow_nonfinite",
+    "as_json",
+    "verbose",
+}
+
 
 def evaluate(
+    context: typer.Context,
     source: Source,
     reference: Annotated[
         str | None,
@@ -110,8 +122,9 @@ def evaluate(
 ) -> None:
     """Measure what a model lost, on the OpenVINO runtime: perplexity, KL divergence, agreement, and a verdict.
 
-    SOURCE and the reference are Hub ids, checkpoint directories, or OpenVINO IR directories. An artifact of ours gets
-    the report as its eval.json. Ends with exit code 7 when the gate is not passed.
+    SOURCE and the reference are Hub ids, checkpoint directories, or OpenVINO IR directories.
+
+    An artifact of ours gets the report as its eval.json. Ends with exit code 7 when the gate is not passed.
 
     [bold]Examples[/bold]
     llmcompress eval model-int4-ov --reference meta-llama/Llama-3.2-1B-Instruct
@@ -125,6 +138,7 @@ def evaluate(
         "allow_nonfinite": allow_nonfinite,
     }
     if check_conversion:
+        _refuse_ignored(context)
         _conversion(source, access, as_json=as_json, verbose=verbose)
         return
     from llmcompress.errors import GateError, UsageError
@@ -196,6 +210,21 @@ def evaluate(
             "the gate is not passed: " + "; ".join(f"{check.name}: {check.value}" for check in failed),
             where=source,
             hint="take a recipe that loses less, or set other thresholds",
+        )
+
+
+def _refuse_ignored(context: typer.Context) -> None:
+    from llmcompress.errors import UsageError
+
+    given = [
+        "--" + name.replace("_", "-")
+        for name in context.params
+        if name not in _WITH_CHECK_CONVERSION and context.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} would have no effect on --check-conversion",
+            hint="the check has fixed prompts and always runs in f32 on the CPU; leave them out",
         )
 
 

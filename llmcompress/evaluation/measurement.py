@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.cache import cache_dir
@@ -38,6 +40,20 @@ class Text(NamedTuple):
     device: str
 
 
+@dataclass
+class Anew:
+    """What was not stored and had to be scored."""
+
+    numbers: set[int] = field(default_factory=set)
+    """Of windows."""
+    num_tokens: int = 0
+    duration_s: float = 0.0
+
+    def tokens_per_s(self) -> float | None:
+        """Scored tokens a second, compiling aside; None where nothing was scored."""
+        return self.num_tokens / self.duration_s if self.num_tokens else None
+
+
 class Scored(NamedTuple):
     """Scores of all tokens and how they came about."""
 
@@ -47,6 +63,7 @@ class Scored(NamedTuple):
     reference_properties: dict[str, str]
     num_resumed: int
     """Windows that were not scored anew."""
+    tokens_per_s: float | None
     stores: tuple[StoredScores, ...]
     """To be forgotten when the evaluation is done."""
     top_k: int | None = None
@@ -62,8 +79,8 @@ def score_alone(loaded: LoadedModel, properties: dict[str, str], text: Text, pro
     def run(todo: Sequence[Batch]) -> Iterator[tuple[Batch, list[Arrays]]]:
         return score(compiled, text.windows.windows, todo, text.chunk)
 
-    by_window, num_resumed = _all(made, store, run, text, "score", progress)
-    return Scored(token_scores(text.windows, by_window), effective, {}, num_resumed, (store,))
+    by_window, anew = _all(made, store, run, text, "score", progress)
+    return _scored(by_window, anew, effective, {}, text, store)
 
 
 def score_side_by_side(
@@ -86,8 +103,8 @@ def score_side_by_side(
         for batch, scores in score_pair(second, first, text.windows.windows, todo, text.chunk):
             yield batch, [_with_kl(window) for window in scores]
 
-    by_window, num_resumed = _all(_batches(candidate, text), store, run, text, stage, progress)
-    return Scored(token_scores(text.windows, by_window), effective, reference_effective, num_resumed, (store,))
+    by_window, anew = _all(_batches(candidate, text), store, run, text, stage, progress)
+    return _scored(by_window, anew, effective, reference_effective, text, store)
 
 
 def score_against_stored(
@@ -126,9 +143,9 @@ def score_against_stored(
             at_reference = stored.pop(batch.numbers)
             yield batch, [_bound(mine, theirs) for mine, theirs in zip(scores, at_reference, strict=True)]
 
-    by_window, num_resumed = _all(made, store, run, text, "score", progress)
-    scores = token_scores(text.windows, by_window)
-    return Scored(scores, effective, reference_effective, num_resumed, (store,), top_k, mass)
+    by_window, anew = _all(made, store, run, text, "score", progress)
+    scored = _scored(by_window, anew, effective, reference_effective, text, store)
+    return scored._replace(top_k=top_k, captured_mass=mass)
 
 
 def check_vocabularies(candidate: LoadedModel, reference: LoadedModel) -> None:
@@ -195,6 +212,24 @@ def _choose_k(reference: LoadedModel, properties: dict[str, str], text: Text, ba
     return min(top_k, len(mass))
 
 
+def _scored(
+    by_window: Sequence[Arrays],
+    anew: Anew,
+    properties: dict[str, str],
+    reference_properties: dict[str, str],
+    text: Text,
+    store: StoredScores,
+) -> Scored:
+    return Scored(
+        scores=token_scores(text.windows, by_window),
+        properties=properties,
+        reference_properties=reference_properties,
+        num_resumed=len(by_window) - len(anew.numbers),
+        tokens_per_s=anew.tokens_per_s(),
+        stores=(store,),
+    )
+
+
 def _compiled(
     loaded: LoadedModel, kind: Kind, properties: dict[str, str], text: Text, *, top_k: int = 0
 ) -> tuple[ov.CompiledModel, dict[str, str]]:
@@ -233,13 +268,13 @@ def _all(
     text: Text,
     stage: str,
     progress: Reporter,
-) -> tuple[list[Arrays], int]:
-    """The arrays of every window, in the order of the text, and how many of them were stored already."""
+) -> tuple[list[Arrays], Anew]:
+    """The arrays of every window, in the order of the text."""
     found: dict[int, Arrays] = {}
-    anew: set[int] = set()
+    anew = Anew()
     for batch, scores in _each(made, store, run, text, stage, progress, anew=anew):
         found.update(zip(batch.numbers, scores, strict=True))
-    return [found[number] for number in range(len(found))], len(found) - len(anew)
+    return [found[number] for number in range(len(found))], anew
 
 
 def _each(
@@ -250,7 +285,7 @@ def _each(
     stage: str,
     progress: Reporter,
     *,
-    anew: set[int] | None = None,
+    anew: Anew | None = None,
     keep: bool = False,
 ) -> Iterator[tuple[Batch, list[Arrays]]]:
     """Every batch with its scores: the stored ones first, then the others, which are stored."""
@@ -265,12 +300,16 @@ def _each(
         done += sum(len(window["nll"]) for window in scores)
         progress(Progress(stage, done, total, "tokens"))
         yield batch, scores
+    started = time.perf_counter()
     for batch, scores in run(todo):
         if not store.add(batch.numbers, scores) and keep:
             raise _no_cache()
+        num_tokens = sum(len(window["nll"]) for window in scores)
         if anew is not None:
-            anew.update(batch.numbers)
-        done += sum(len(window["nll"]) for window in scores)
+            anew.numbers.update(batch.numbers)
+            anew.num_tokens += num_tokens
+            anew.duration_s = time.perf_counter() - started
+        done += num_tokens
         progress(Progress(stage, done, total, "tokens"))
         yield batch, scores
 

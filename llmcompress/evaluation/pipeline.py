@@ -146,7 +146,6 @@ def evaluate(
     feed = Text(text.windows, chunk, spec.device)
     with stages.stage("score"):
         scored = _score(loaded, against, asked, feed, reference_scores, progress)
-    duration_s = stages.measured().stages[-1].duration_s
     measured_divergence = None
     if against is not None:
         measured_divergence = divergence(
@@ -191,7 +190,6 @@ def evaluate(
         if verdict == "equivalent" and not measured_divergence.exact:
             # A lower bound below the margin shows nothing.
             verdict = "cannot tell"
-    num_new = text.windows.record.num_windows - scored.num_resumed
     report = EvalReport(
         llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
         spec=spec.model_copy(update={"dataset": text.windows.record.dataset}),
@@ -212,7 +210,7 @@ def evaluate(
         num_windows_resumed=scored.num_resumed,
         environment=environment_record(int(scored.properties.get("INFERENCE_NUM_THREADS", 0))),
         measured=stages.measured(),
-        scored_tokens_per_s=text.windows.record.num_scored_tokens / duration_s if num_new else None,
+        scored_tokens_per_s=scored.tokens_per_s,
     )
     if manifest is not None and found.id is None:
         write_report(found.path, EVAL_REPORT, report)

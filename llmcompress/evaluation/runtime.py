@@ -17,7 +17,14 @@ PINNED = {
     "KEY_CACHE_PRECISION": "f32",
     "VALUE_CACHE_PRECISION": "f32",
 }
-"""Exact execution: the error of the weights alone."""
+"""Exact execution on the CPU: the error of the weights alone."""
+
+PINNED_ELSEWHERE = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    "KV_CACHE_PRECISION": "f16",
+}
+"""The same for other devices, whose cache is f16 where it is not quantized."""
 
 REPORTED = (
     "EXECUTION_DEVICES",
@@ -59,7 +66,8 @@ def properties_of(device: str, precision: Precision) -> dict[str, str]:
     if precision == "as_used":
         return {}
     known = set(ov.Core().get_property(device, "SUPPORTED_PROPERTIES"))
-    return {name: value for name, value in PINNED.items() if name in known}
+    pinned = PINNED if device.startswith("CPU") else PINNED_ELSEWHERE
+    return {name: value for name, value in pinned.items() if name in known}
 
 
 def compile_model(model: ov.Model, device: str, properties: dict[str, str]) -> ov.CompiledModel:

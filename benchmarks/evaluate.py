@@ -1,0 +1,178 @@
+"""Scored tokens per second: against bare inference of the same windows, and against lm-eval's OpenVINO model.
+
+One process, one compiled model for each side, the sides in turn (A B C A B C ...); medians, and the ratio run by run.
+Against bare inference: the same windows in the same batches and calls, once with our reductions and once with the plain
+graph, whose logits nobody reads; llama.cpp scores half of the tokens, rolling all of them. Against
+lm-evaluation-harness: the same text under rolling windows, `loglikelihood_rolling` of its `openvino` model. The body is
+generated: 1.1 B parameters, int4.
+
+    python benchmarks/evaluate.py                                     # needs the extra lm-eval
+    python benchmarks/evaluate.py --layers 4 --hidden 512 --intermediate 1408 --vocabulary 32000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from generated_llama import TOKENIZER, generate
+from rich.console import Console
+from rich.table import Table
+
+import llmcompress
+from llmcompress.evaluation.graph import add_scores, vocabulary_size
+from llmcompress.evaluation.scoring import batches, calls, score
+from llmcompress.evaluation.tokens import text_encoder
+from llmcompress.evaluation.windows import Windows, evaluation_windows
+from llmcompress.loaders.source import resolve
+
+TEXT = TOKENIZER / "heldout.txt"
+
+
+def bare(compiled: Any, windows: Windows, vocabulary: int, chunk: int) -> None:
+    """The same batches and calls through the plain graph."""
+    import numpy as np
+
+    names = {name for port in compiled.inputs for name in port.get_names()}
+    request = compiled.create_infer_request()
+    for batch in batches(windows.windows, chunk, vocabulary):
+        request.reset_state()
+        size = len(batch.numbers)
+        for call in calls(batch, chunk):
+            inputs = {
+                "input_ids": batch.token_ids[:, call.start : call.end],
+                "attention_mask": np.ones((size, call.end), dtype=np.int64),
+                "position_ids": np.tile(np.arange(call.start, call.end), (size, 1)),
+                "beam_idx": np.arange(size, dtype=np.int32),
+            }
+            request.infer({name: value for name, value in inputs.items() if name in names})
+
+
+def timed(sides: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each side, in turn, after one turn that is not counted."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for run in range(runs + 1):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if run:
+                found[name].append(time.perf_counter() - started)
+    return found
+
+
+def compare(directory: Path, num_windows: int, seq_len: int, runs: int) -> list[dict[str, object]]:
+    """Both comparisons on one model."""
+    import openvino as ov
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.optimum_lm import OptimumLM
+
+    text = TEXT.read_text(encoding="utf-8")
+    encoder = text_encoder(resolve(directory))
+    windows = {
+        protocol: evaluation_windows(
+            [text] if protocol == "llama.cpp" else [text[: num_windows * seq_len * 3]],
+            llmcompress.EvalSpec(
+                dataset=str(TEXT),
+                protocol=protocol,
+                seq_len=seq_len,
+                num_windows=num_windows if protocol == "llama.cpp" else None,
+            ),
+            encoder,
+            where=TEXT.name,
+        )
+        for protocol in ("llama.cpp", "rolling")
+    }
+    core = ov.Core()
+    plain = core.read_model(directory / "openvino_model.xml")
+    vocabulary = vocabulary_size(plain)
+    compiled_plain = core.compile_model(plain, "CPU")
+    scoring = core.read_model(directory / "openvino_model.xml")
+    add_scores(scoring, "nll")
+    compiled = core.compile_model(scoring, "CPU")
+    harness = OptimumLM(pretrained=str(directory), device="cpu", max_length=seq_len)
+    rolling_text = text[: num_windows * seq_len * 3]
+
+    def ours(protocol: str) -> None:
+        made = batches(windows[protocol].windows, seq_len, vocabulary)
+        for _ in score(compiled, windows[protocol].windows, made, seq_len):
+            pass
+
+    def theirs() -> None:
+        harness.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (rolling_text,), 0)], disable_tqdm=True)
+
+    results = []
+    for protocol, name, other in (
+        ("llama.cpp", "bare inference", lambda: bare(compiled_plain, windows["llama.cpp"], vocabulary, seq_len)),
+        ("rolling", "bare inference", lambda: bare(compiled_plain, windows["rolling"], vocabulary, seq_len)),
+        ("rolling", "lm-eval", theirs),
+    ):
+        seconds = timed({"ours": lambda protocol=protocol: ours(protocol), name: other}, runs)
+        tokens = windows[protocol].record.num_scored_tokens
+        results.append(
+            {
+                "vocabulary": vocabulary,
+                "against": name,
+                "protocol": protocol,
+                "scored_tokens": tokens,
+                "ours_tokens_per_s": tokens / statistics.median(seconds["ours"]),
+                "other_tokens_per_s": tokens / statistics.median(seconds[name]),
+                "ratio": statistics.median(b / a for a, b in zip(seconds["ours"], seconds[name], strict=True)),
+                "raw_s": seconds,
+            }
+        )
+    return results
+
+
+def main() -> None:
+    """Run both comparisons for each vocabulary and print a table, then one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=None, help="where checkpoints and outputs go (about 8 GB)")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--vocabulary", type=int, nargs="+", default=[32000, 128000])
+    parser.add_argument("--num-windows", type=int, default=4)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--intermediate", type=int, default=5632)
+    args = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    results: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory(dir=args.work, prefix="llmcompress-bench-") as folder:
+        for vocabulary in args.vocabulary:
+            checkpoint = generate(
+                Path(folder) / f"checkpoint-{vocabulary}",
+                layers=args.layers,
+                hidden=args.hidden,
+                intermediate=args.intermediate,
+                vocabulary=vocabulary,
+            )
+            output = Path(folder) / f"int4-{vocabulary}"
+            # Random weights of another vocabulary than the tokenizer's: only their sizes matter here.
+            llmcompress.compress(checkpoint, "int4", output)
+            results += compare(output, args.num_windows, args.seq_len, args.runs)
+    table = Table("vocabulary", "against", "protocol", "scored tokens/s", "theirs", "ratio")
+    for result in results:
+        table.add_row(
+            f"{result['vocabulary']:,}",
+            str(result["against"]),
+            str(result["protocol"]),
+            f"{result['ours_tokens_per_s']:.0f}",
+            f"{result['other_tokens_per_s']:.0f}",
+            f"{result['ratio']:.2f}",
+        )
+    Console().print(table)
+    print(
+        json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "results": results})
+    )
+
+
+if __name__ == "__main__":
+    main()
