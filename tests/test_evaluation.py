@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -295,18 +296,16 @@ def test_half_written_scores_are_scored_again(tmp_path: Path, monkeypatch: pytes
 
 
 def scrambled(source: Path, target: Path) -> Path:
-    """The artifact with the scales of one layer in another order, and a manifest that says so."""
+    """The artifact with the scales of one layer scrambled, and without its manifest, which would notice."""
     import openvino as ov
 
     shutil.copytree(source, target)
     model = ov.Core().read_model(source / "openvino_model.xml")
-    scale = max(
-        (op for op in model.get_ops() if op.get_type_name() == "Constant" and "scale" in op.get_friendly_name()),
-        key=lambda op: op.get_byte_size(),
-    )
+    constants = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
+    scale = next(op for op in constants if re.search(r"layers\.3\.mlp\.down_proj.*scale", op.get_friendly_name()))
     values = scale.data.copy()
     tensor = ov.Tensor(scale.get_element_type(), scale.get_output_shape(0))
-    tensor.data[:] = np.random.default_rng(0).permutation(values.ravel()).reshape(values.shape)
+    tensor.data[:] = values * np.random.default_rng(0).lognormal(sigma=1.0, size=values.shape)
     replacement = ov.op.Constant(tensor)
     for port in list(scale.output(0).get_target_inputs()):
         port.replace_source_output(replacement.output(0))
@@ -322,7 +321,8 @@ def test_a_damaged_model_fails_the_gate(wikitext: Path, artifact: Artifacts, tmp
     report = llmcompress.evaluate(damaged, spec, reference=artifact("none"), gate=gate)
     assert report.gate.passed is False
     failed = {check.name for check in report.gate.checks if check.passed is False}
-    assert failed >= {"max_kl", "min_top1_agreement", "max_perplexity_increase"}
+    # Perplexity does not see it.
+    assert failed == {"max_kl"}
     assert report.verdict == "worse"
     healthy = llmcompress.evaluate(artifact("int4"), spec, reference=artifact("none"), gate=gate)
     assert healthy.gate.passed is True, healthy.gate
