@@ -3,7 +3,7 @@
 LlmcompressError            1   something unexpected
 ├── UsageError              2   an argument or option that cannot be carried out
 │   └── RecipeError         2   a recipe that is wrong or contradicts itself
-├── ResourceError           3   memory, disk or a device that is not there, refused before the work began
+├── ResourceError           3   memory, disk or a library that is not there, refused before the work began
 ├── ModelError              4   a checkpoint or an OpenVINO model that cannot be used
 │   └── ArtifactError       4   an output directory that is not what its manifest says
 ├── DataError               4   a text or dataset that cannot be used
@@ -52,7 +52,7 @@ class RecipeError(UsageError):
 
 
 class ResourceError(LlmcompressError):
-    """Memory, disk or a device that is not there, refused before the work began."""
+    """Memory, disk or a library that is not there, refused before the work began."""
 
     exit_code = 3
 

@@ -85,7 +85,7 @@ def test_the_gate_ends_with_7_and_is_written_down(output: Path, wikitext: Path, 
         (["--dataset", "wikitext"], 2, "dataset: without a namespace"),
         (["--seq-len", 1024], 2, "1024 tokens were asked for, the model's context is 512"),
         (["--check-conversion"], 2, "--dataset would have no effect on --check-conversion"),
-        (["--device", "NPU7"], 3, "there is no device NPU7"),
+        (["--device", "NPU7"], 2, "there is no device NPU7"),
     ],
 )
 def test_what_is_refused(arguments: list[object], code: int, message: str, artifact: Artifacts, wikitext: Path) -> None:

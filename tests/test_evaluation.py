@@ -18,7 +18,7 @@ from evaluation_fixture import NUM_WINDOWS, SEQ_LEN, all_logits, encoder_of, log
 from tiny_models import build_checkpoint
 
 import llmcompress
-from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
+from llmcompress.errors import DataError, ModelError, UsageError
 from llmcompress.evaluation.runtime import PINNED, properties_of
 from llmcompress.progress import Progress
 from llmcompress.recipe import Gate
@@ -421,7 +421,7 @@ def test_bad_input_is_refused_before_scoring(
     )
     refused(UsageError, "1000 tokens were asked for", model, spec_of(wikitext), probe_context=1000)
     refused(ModelError, "its tokenizer reads the text otherwise", model, spec_of(wikitext), reference=demo_checkpoint)
-    refused(ResourceError, "there is no device NPU9", model, spec_of(wikitext, device="NPU9"))
+    refused(UsageError, "there is no device NPU9", model, spec_of(wikitext, device="NPU9"))
     refused(UsageError, "--noise-floor and --split-damage compare with a reference", model, spec_of(wikitext),
             noise_floor=True, split_damage=True)  # fmt: skip
     refused(UsageError, "does not exist", tmp_path / "absent", spec_of(wikitext))

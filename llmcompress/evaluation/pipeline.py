@@ -101,10 +101,10 @@ def evaluate(
         The report. ``report.gate.passed`` says whether the model may be shipped.
 
     Raises:
-        UsageError: Options that contradict each other, a context beyond the model's, or no such source.
+        UsageError: Options that contradict each other, a context beyond the model's, no such source or device.
         DataError: The text cannot be used or is too short.
         ModelError: A model is damaged, or the two have different tokens.
-        ResourceError: No such device, or an extra is missing.
+        ResourceError: An extra is missing.
         HubError: The Hub could not give it.
         SecurityError: A source would need pickle files or foreign code.
         WriteError: The report or the reference's scores could not be written.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcompress.errors import ResourceError, UsageError
+from llmcompress.errors import UsageError
 from llmcompress.recipe.evaluation import Precision
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def check_device(device: str) -> None:
     """Refuse a device that is not there, before anything slow.
 
     Raises:
-        ResourceError: No such device on this machine.
+        UsageError: No such device on this machine.
     """
     import openvino as ov
 
     available = ov.Core().available_devices
     if device.split(".")[0].split(":")[0] not in {name.split(".")[0] for name in available} | {"AUTO", "HETERO"}:
-        raise ResourceError(
+        raise UsageError(
             f"there is no device {device}; this machine has {', '.join(available)}",
             where="device",
             hint="llmcompress doctor lists devices and drivers",
