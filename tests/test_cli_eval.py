@@ -29,7 +29,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def output(artifact: Artifacts, tmp_path: Path) -> Path:
-    return shutil.copytree(artifact("int4"), tmp_path / "int4")
+    return shutil.copytree(artifact("int4"), tmp_path / "int4", ignore=shutil.ignore_patterns("eval.json"))
 
 
 def test_a_person_sees_numbers_intervals_and_a_verdict(output: Path, wikitext: Path, ref_model: Path) -> None:
@@ -66,6 +66,14 @@ def test_the_gate_ends_with_7_and_is_written_down(output: Path, wikitext: Path, 
     assert "hint: take a recipe that loses less" in done.stderr
 
 
+def test_a_threshold_that_was_not_decided_ends_with_7(output: Path, wikitext: Path, ref_model: Path) -> None:
+    done = run(output, "--reference", ref_model, "--dataset", wikitext, "--num-windows", 2, "--seq-len", 64,
+               "--max-kl", "1", "--reference-scores", "cached")  # fmt: skip
+    assert done.returncode == 7
+    assert "max_kl could not be decided: only a lower bound was measured" in done.stderr
+    assert "cannot tell: only a lower bound was measured; take --reference-scores exact" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -79,6 +87,7 @@ def test_the_gate_ends_with_7_and_is_written_down(output: Path, wikitext: Path, 
         (["--protocol", "guide"], 2, "protocol: got 'guide'; accepted: llama.cpp, sliding, rolling"),
         (["--precision", "exact"], 2, "precision: got 'exact'; accepted: as_used, pinned"),
         (["--confidence", "1.5"], 2, "confidence: got 1.5"),
+        (["--tasks", " ,"], 2, "--tasks: got ' ,'; names with commas between are accepted"),
         (["--max-kl", "0.1"], 2, "--max-kl compare with a reference, and none was given"),
         (["--reference-scores", "some"], 2, "--reference-scores: got 'some'; accepted: auto, exact, cached"),
         (["--dataset", "wikitext2", "--split", "test"], 2, "split: has no effect with the known name wikitext2"),

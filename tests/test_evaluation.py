@@ -18,7 +18,7 @@ from evaluation_fixture import NUM_WINDOWS, SEQ_LEN, all_logits, encoder_of, log
 from tiny_models import build_checkpoint
 
 import llmcompress
-from llmcompress.errors import DataError, ModelError, UsageError
+from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
 from llmcompress.evaluation.runtime import PINNED, properties_of
 from llmcompress.progress import Progress
 from llmcompress.recipe import Gate
@@ -341,6 +341,7 @@ def test_the_recipes_gate_is_applied(ref_model: Path, wikitext: Path, artifact: 
     assert report.gate.passed is False
     loose = llmcompress.evaluate(tmp_path / "gated", spec, reference=artifact("none"), gate=Gate(max_kl=1.0))
     assert loose.gate.passed is True
+    # The recipe's own threshold cannot be decided without a reference.
     assert llmcompress.evaluate(tmp_path / "gated", spec).gate.passed is None
 
 
@@ -362,6 +363,26 @@ def test_the_report_goes_into_the_artifact_and_is_no_part_of_its_manifest(
     assert report.generations is not None
     assert report.generations.num_prompts == 2
     assert [path.name for path in tmp_path.iterdir()] == ["int4"]
+
+
+def test_an_earlier_report_with_a_reference_is_kept(wikitext: Path, artifact: Artifacts, tmp_path: Path) -> None:
+    output = shutil.copytree(artifact("int4"), tmp_path / "int4", ignore=shutil.ignore_patterns("eval.json"))
+    spec = spec_of(wikitext, num_windows=2)
+    first = llmcompress.evaluate(output, spec, reference=artifact("none"), gate=Gate(max_kl=0.0001))
+    assert first.gate.passed is False
+    alone = llmcompress.evaluate(output, spec)
+    assert alone.gate.passed is False
+    assert EvalReport.model_validate_json((output / "eval.json").read_text()) == first
+    again = llmcompress.evaluate(output, spec, reference=artifact("none"))
+    assert again.gate.passed is False
+    passed = llmcompress.evaluate(output, spec, reference=artifact("none"), gate=Gate(max_kl=1.0))
+    assert passed.gate.passed is True
+    assert EvalReport.model_validate_json((output / "eval.json").read_text()) == passed
+
+
+def test_positions_by_another_name(wikitext: Path, tmp_path: Path) -> None:
+    model = build_checkpoint(tmp_path / "gpt2", "gpt2", n_positions=64)
+    refused(UsageError, "128 tokens were asked for, the model's context is 64", model, spec_of(wikitext))
 
 
 def test_a_checkpoint_is_a_source_and_a_reference(ref_model: Path, wikitext: Path, artifact: Artifacts) -> None:
@@ -399,6 +420,8 @@ def test_the_reference_is_scored_first_where_memory_is_short(
     assert llmcompress.evaluate(artifact("int8"), spec, reference=artifact("none")).divergence.exact  # type: ignore[union-attr]
     monkeypatch.setattr(pipeline, "memory", lambda: Memory(total=10**7, available=10**7, limit=10**7))
     assert not llmcompress.evaluate(artifact("int8"), spec, reference=artifact("none")).divergence.exact  # type: ignore[union-attr]
+    with pytest.raises(ResourceError, match="run two models at once: about 0"):
+        llmcompress.evaluate(artifact("int8"), spec, reference=artifact("none"), noise_floor=True)
 
 
 def test_bad_input_is_refused_before_scoring(
@@ -424,6 +447,16 @@ def test_bad_input_is_refused_before_scoring(
     refused(UsageError, "there is no device NPU9", model, spec_of(wikitext, device="NPU9"))
     refused(UsageError, "--noise-floor and --split-damage compare with a reference", model, spec_of(wikitext),
             noise_floor=True, split_damage=True)  # fmt: skip
+    refused(UsageError, "--precision pinned takes that away", model, spec_of(wikitext), reference=model,
+            split_damage=True)  # fmt: skip
+    refused(UsageError, "--chunk 128 feeds whole windows", model, spec_of(wikitext, precision="as_used", chunk=128),
+            reference=model, split_damage=True)  # fmt: skip
+    refused(UsageError, "which --reference-scores cached avoids", model, spec_of(wikitext), reference=model,
+            noise_floor=True, reference_scores="cached")  # fmt: skip
+    refused(UsageError, "does not take the properties that exact execution needs", model, spec_of(wikitext,
+            device="AUTO"))  # fmt: skip
+    refused(UsageError, "cannot be asked for its properties", model, spec_of(wikitext, device="HETERO:NOPE"))
+    refused(UsageError, "have no effect without --tasks", model, spec_of(wikitext), task_limit=3)
     refused(UsageError, "does not exist", tmp_path / "absent", spec_of(wikitext))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmcompress.evaluation.conversation import ChatTemplate, chat_template, question_ids
-from llmcompress.evaluation.gate import combined, gate_record, threshold_checks
+from llmcompress.evaluation.gate import EARLIER, carried, combined, gate_record, threshold_checks
 from llmcompress.evaluation.generations import first_difference
 from llmcompress.evaluation.probes import LOOP_TOKENS, Answers, answer_checks, is_loop
 from llmcompress.evaluation.tokens import TextEncoder
@@ -67,6 +67,19 @@ def test_what_was_not_measured_does_not_pass() -> None:
     assert gate_record(threshold_checks(GATE, measured(kl=0.03, exact=False))).passed is False
     probe = Check(name="stops_at_eos", passed=None, value=None, required="")
     assert gate_record([probe]).passed is True
+
+
+def test_a_failed_check_stays_until_it_is_made_again() -> None:
+    failed = gate_record(threshold_checks(GATE, measured(kl=0.5)))
+    alone = gate_record([Check(name="finite_scores", passed=True, value="", required="")])
+    both = carried(failed, alone)
+    assert both.passed is False
+    assert {check.name: check.detail for check in both.checks}["max_kl"] == EARLIER
+    assert carried(failed, gate_record(threshold_checks(GATE, None))).passed is False
+    assert carried(failed, gate_record(threshold_checks(GATE, measured()))).passed is True
+    # What passed once, perhaps under another threshold, is not passed now.
+    passed = gate_record(threshold_checks(GATE, measured()))
+    assert carried(passed, gate_record(threshold_checks(GATE, None))).passed is None
 
 
 def test_a_runs_thresholds_go_before_the_recipes() -> None:

@@ -12,7 +12,7 @@ from evaluation_fixture import encoder_of, windows_of
 
 from llmcompress.errors import DataError, ModelError, UsageError
 from llmcompress.evaluation.tokens import TextEncoder, text_encoder
-from llmcompress.evaluation.windows import evaluation_windows, windows_sha256
+from llmcompress.evaluation.windows import evaluation_windows, wikitext_pages, windows_sha256
 from llmcompress.loaders.source import Source
 from llmcompress.recipe import EvalSpec
 
@@ -102,6 +102,38 @@ def test_rolling_counts_words_and_bytes_by_document() -> None:
     assert one.record.num_documents == 1
 
 
+def test_the_windows_of_one_document_are_its_clusters() -> None:
+    encoder = counting()
+    encoder.__dict__["prefix_id"] = 3
+    made = evaluation_windows([numbers(20)], spec(protocol="rolling", seq_len=8), encoder, where="x.txt")
+    assert made.record.num_clusters == 3
+    assert made.num_words is not None
+    assert made.num_words.tolist() == [8, 8, 4]
+
+
+def test_rows_of_wikitext_become_pages() -> None:
+    rows = ["", " = One = \n", "", " a = b = c \n", " = = Part = = \n", " text \n", " = Two = \n", " more \n", ""]
+    assert wikitext_pages(rows) == [
+        " = One = \n a = b = c \n = = Part = = \n text \n",
+        " = Two = \n more \n",
+    ]
+
+
+def test_few_windows_of_many_documents_need_no_more_of_them() -> None:
+    lengths: list[int] = []
+
+    def encode(text: str, special: bool) -> list[int]:
+        lengths.append(len(text.split()))
+        return [int(word) for word in text.replace("a", "1").split()]
+
+    documents = [numbers(10)] * 1000
+    encoder = TextEncoder(encode, Path())
+    few = evaluation_windows(documents, spec(seq_len=8, num_windows=3), encoder, where="x.jsonl")
+    assert max(lengths) < 200
+    whole = evaluation_windows(documents, spec(seq_len=8), encoder, where="x.jsonl")
+    assert [w.token_ids.tolist() for w in few.windows] == [w.token_ids.tolist() for w in whole.windows[:3]]
+
+
 def test_documents_are_joined_by_an_empty_line() -> None:
     seen: list[str] = []
 
@@ -161,11 +193,40 @@ def test_ids_of_the_converted_tokenizer_and_of_transformers_itself(ref_model: Pa
 
     save_tokenizer(AutoTokenizer.from_pretrained(ref_model), tmp_path)
     (tmp_path / "tokenizer.json").unlink()
-    (tmp_path / "config.json").write_text('{"bos_token_id": 5}')
     encoder = text_encoder(Source(kind="ir", layout="ir", path=tmp_path, config={}))
     expected = encoder_of(ref_model)
     for text, special in itertools.product(TEXTS[1:], (True, False)):
         assert encoder.ids(text, special=special) == expected.ids(text, special=special), text
+
+
+def test_the_prefix_is_the_tokenizers_own(ref_model: Path, tmp_path: Path) -> None:
+    """A tokenizer without a beginning of text takes its end, whatever the model's configuration names."""
+    for name in ("tokenizer.json", "config.json"):
+        (tmp_path / name).write_bytes((ref_model / name).read_bytes())
+    source = Source(kind="ir", layout="ir", path=tmp_path, config={})
+    assert text_encoder(source).prefix_id == 1
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": null, "eos_token": "<|endoftext|>"}')
+    assert text_encoder(source).prefix_id == 0
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert text_encoder(source).prefix_id is None
+
+
+def test_a_conversion_that_puts_tokens_at_both_ends(ref_model: Path, tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    from llmcompress.loaders.tokenizer import save_tokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(ref_model)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A <|endoftext|>", special_tokens=[("<s>", 1), ("<|endoftext|>", 0)]
+    )
+    save_tokenizer(tokenizer, tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    encoder = text_encoder(Source(kind="ir", layout="ir", path=tmp_path, config={}))
+    bare = encoder_of(ref_model).ids("Hello world", special=False)
+    assert encoder.ids("Hello world", special=False) == bare
+    assert encoder.ids("Hello world", special=True) == [1, *bare, 0]
 
 
 def test_no_tokenizer_and_a_broken_one(tmp_path: Path) -> None:

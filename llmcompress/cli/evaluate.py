@@ -163,6 +163,9 @@ def evaluate(
         kl_margin=kl_margin,
         perplexity_margin=perplexity_margin,
     )
+    task_names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if tasks is not None and not task_names:
+        raise UsageError(f"got {tasks!r}; names with commas between are accepted", where="--tasks")
     thresholds = {
         "max_kl": max_kl,
         "min_top1_agreement": min_top1_agreement,
@@ -188,7 +191,7 @@ def evaluate(
             "num_generations": generations,
             "noise_floor": noise_floor,
             "split_damage": split_damage,
-            "tasks": [name for name in (tasks or "").split(",") if name],
+            "tasks": task_names,
             "task_limit": task_limit,
             "task_path": None if task_path is None else task_path.absolute(),
             **access,
@@ -204,6 +207,11 @@ def evaluate(
         print_json(report)
     else:
         print_evaluation(report, source=source, stages=verbose)
+    undecided = [check for check in report.gate.checks if check.name in given and check.passed is None]
+    if undecided:
+        raise GateError(
+            "; ".join(f"{check.name} could not be decided: {check.detail}" for check in undecided), where=source
+        )
     if report.gate.passed is False:
         failed = [check for check in report.gate.checks if check.passed is False]
         raise GateError(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _VERDICTS = {
     "equivalent": ("equivalent", "bold green"),
     "worse": ("worse", "bold red"),
-    "cannot tell": ("cannot tell: more text would narrow the intervals", "bold yellow"),
+    "cannot tell": ("cannot tell", "bold yellow"),
 }
 _PARTS = {
     "weights": "weights alone",
@@ -51,6 +51,7 @@ def print_evaluation(report: EvalReport, *, source: str, stages: bool) -> None:
     console.print(gate_table(report.gate))
     if report.verdict is not None:
         words, style = _VERDICTS[report.verdict]
+        words += _reason(report)
         spec = report.spec
         console.print()
         console.print(
@@ -66,6 +67,17 @@ def print_evaluation(report: EvalReport, *, source: str, stages: bool) -> None:
         console.print()
         for stage in report.measured.stages:
             console.print(f"{stage.stage}: {duration_text(stage.duration_s)}")
+
+
+def _reason(report: EvalReport) -> str:
+    found = report.divergence
+    if report.verdict != "cannot tell" or found is None:
+        return ""
+    if not found.exact:
+        return ": only a lower bound was measured; take --reference-scores exact"
+    if found.kl_divergence.high is None:
+        return ": one window has no interval; take more text"
+    return ": more text would narrow the intervals"
 
 
 def print_conversion(report: ConversionRecord) -> None:
@@ -92,7 +104,7 @@ def verdict_text(report: EvalReport) -> str:
 def interval_text(estimate: Estimate, form: str = ".4g") -> str:
     """A value with its interval: `0.00479 [0.00457, 0.00501]`."""
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:{form}} [no interval: one window]"
+        return f"{estimate.value:{form}} [no interval]"
     return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
 
 

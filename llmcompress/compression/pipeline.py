@@ -20,7 +20,7 @@ from llmcompress.loaders.checking import weights_checked
 from llmcompress.loaders.graph import is_compressed
 from llmcompress.loaders.json_file import write_json
 from llmcompress.loaders.loaded_model import LoadedModel, load
-from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.source import Source, fetch_weights, longest_context, resolve
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Recipe, dump_recipe, load_recipe
 from llmcompress.report import CompressionReport, FileRecord
@@ -213,10 +213,7 @@ def _windows(found: Source, recipe: Recipe, tokenizer: Any, offline: bool) -> Wi
         return None
     from llmcompress.data import calibration_windows
 
-    longest = found.config.get("max_position_embeddings")
-    return calibration_windows(
-        recipe.calibration, tokenizer, offline=offline, max_seq_len=longest if isinstance(longest, int) else None
-    )
+    return calibration_windows(recipe.calibration, tokenizer, offline=offline, max_seq_len=longest_context(found))
 
 
 def _compressed(loaded: LoadedModel, recipe: Recipe, windows: Windows | None, progress: Reporter) -> ov.Model:

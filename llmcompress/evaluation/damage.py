@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from llmcompress.evaluation.measurement import Scored, Text, score_side_by_side
+from llmcompress.evaluation.measurement import Text, score_side_by_side
+from llmcompress.evaluation.resume import StoredScores
 from llmcompress.evaluation.runtime import PINNED, properties_of
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.loaders.loaded_model import LoadedModel
@@ -28,6 +29,7 @@ def split_damage(
     as_used: dict[str, str],
     text: Text,
     confidence: float,
+    stores: list[StoredScores],
     progress: Reporter,
 ) -> tuple[DamagePart, ...]:
     """The candidate against the reference in exact arithmetic: pinned as well, then with one property as it is used.
@@ -35,6 +37,7 @@ def split_damage(
     Args:
         as_used: The candidate's effective properties on this device.
         text: Fed in chunks, or the cache's precision would not be seen.
+        stores: Gets what is to be forgotten when the whole evaluation is done.
     """
     exact = properties_of(text.device, "pinned")
     parts = []
@@ -53,32 +56,32 @@ def split_damage(
                 log_perplexity_change=found.log_perplexity_change,
             )
         )
-        _forget(scored)
+        stores += scored.stores
     return tuple(parts)
 
 
-def noise_floor(reference: LoadedModel, text: Text, confidence: float, progress: Reporter) -> NoiseFloor:
+def noise_floor(
+    reference: LoadedModel, text: Text, confidence: float, stores: list[StoredScores], progress: Reporter
+) -> NoiseFloor:
     """The reference in exact arithmetic against itself under the other execution precision.
 
     That is the device's default, or bf16 where the default is f32.
+
+    Args:
+        stores: Gets what is to be forgotten when the whole evaluation is done.
     """
     exact = properties_of(text.device, "pinned")
     other = {name: value for name, value in exact.items() if name != "INFERENCE_PRECISION_HINT"}
     scored = score_side_by_side(reference, reference, other, exact, text, progress, stage="noise floor")
     name = "INFERENCE_PRECISION_HINT"
     if scored.properties.get(name) == scored.reference_properties.get(name):
-        _forget(scored)
+        stores += scored.stores
         other[name] = "bf16"
         scored = score_side_by_side(reference, reference, other, exact, text, progress, stage="noise floor")
     found = divergence(scored.scores, confidence)
-    _forget(scored)
+    stores += scored.stores
     return NoiseFloor(
         precisions=(scored.reference_properties.get(name, "unknown"), scored.properties.get(name, "unknown")),
         kl_divergence=found.kl_divergence,
         top1_agreement=found.top1_agreement,
     )
-
-
-def _forget(scored: Scored) -> None:
-    for store in scored.stores:
-        store.forget()

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from llmcompress.recipe import Gate
 from llmcompress.report import Check, DivergenceRecord, GateRecord
 
+EARLIER = "from an earlier evaluation of the same bytes"
+
 
 def combined(recipe: Gate | None, given: Gate) -> Gate:
     """The recipe's thresholds, each replaced by the one given for this run."""
@@ -56,6 +58,18 @@ def finite_check(num_nonfinite: int, num_tokens: int) -> Check:
         value=f"{num_nonfinite} of {num_tokens} tokens NaN or infinite",
         required="none",
     )
+
+
+def carried(earlier: GateRecord, now: GateRecord) -> GateRecord:
+    """The gate with each check that failed earlier and was not decided this time."""
+    decided = {check.name for check in now.checks if check.passed is not None}
+    kept = [
+        check.model_copy(update={"detail": EARLIER})
+        for check in earlier.checks
+        if check.passed is False and check.name not in decided
+    ]
+    names = {check.name for check in kept}
+    return gate_record([*kept, *(check for check in now.checks if check.name not in names)])
 
 
 def gate_record(checks: Iterable[Check]) -> GateRecord:

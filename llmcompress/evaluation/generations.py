@@ -35,6 +35,8 @@ def compare_generations(
             prompt = window.token_ids[:PROMPT_TOKENS].tolist()
             made.append(generate(compiled, prompt, eos=frozenset(), max_new_tokens=MAX_NEW_TOKENS).token_ids)
         texts.append(made)
+        # Before the other model is compiled.
+        del compiled
     progress(Progress("generate", 2 * len(chosen), 2 * len(chosen), "texts"))
     parted = [first_difference(mine, theirs) for theirs, mine in zip(*texts, strict=True)]
     return GenerationRecord(

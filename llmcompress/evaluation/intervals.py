@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmcompress.report import Estimate, Verdict
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def clustered_mean(sums: NDArray[np.float64], counts: NDArray[np.int64], confidence: float) -> Estimate:
+def clustered_mean(sums: NDArray[np.float64], counts: NDArray[Any], confidence: float) -> Estimate:
     """Mean over all units of all clusters, with a cluster-robust standard error and a Student interval.
 
     The ratio of two totals, linearised over the clusters, with the factor G / (G - 1): the estimator of Liang and Zeger
@@ -21,7 +21,7 @@ def clustered_mean(sums: NDArray[np.float64], counts: NDArray[np.int64], confide
 
     Args:
         sums: Sum of the values in each cluster, float64 ``[num_clusters]``.
-        counts: Number of units (tokens, words, bytes) in each cluster, int64 ``[num_clusters]``.
+        counts: Number of units (tokens, words, bytes) in each cluster, ``[num_clusters]``.
         confidence: Between 0 and 1.
     """
     import numpy as np

@@ -168,17 +168,20 @@ def _reference_scores(
 ) -> tuple[StoredScores, int, dict[str, str], float]:
     import numpy as np
 
-    _, effective = _compiled(reference, "nll", properties, text)
+    compiled, effective = _compiled(reference, "logits", properties, text)
     key = _key("reference", text, [(reference, effective)])
     known = StoredScores("reference-scores", key).get(made[0].numbers)
-    top_k = known[0]["ids"].shape[1] if known else _choose_k(reference, properties, text, made[0])
+    top_k = known[0]["ids"].shape[1] if known else _choose_k(compiled, text, made[0])
+    # It is large: never two of it at once.
+    del compiled
     vocabulary = vocabulary_size(reference.model)
     while True:
         store = StoredScores("reference-scores", key)
-        compiled, effective = _compiled(reference, "top_k", properties, text, top_k=top_k)
 
-        def run(todo: Sequence[Batch], compiled: Any = compiled) -> Iterator[tuple[Batch, list[Arrays]]]:
-            return score(compiled, text.windows.windows, todo, text.chunk)
+        def run(todo: Sequence[Batch], top_k: int = top_k) -> Iterator[tuple[Batch, list[Arrays]]]:
+            if todo:
+                compiled, _ = _compiled(reference, "top_k", properties, text, top_k=top_k)
+                yield from score(compiled, text.windows.windows, todo, text.chunk)
 
         masses: list[float] = []
         num_tokens = 0
@@ -193,11 +196,10 @@ def _reference_scores(
         store.forget()
 
 
-def _choose_k(reference: LoadedModel, properties: dict[str, str], text: Text, batch: Batch) -> int:
+def _choose_k(compiled: ov.CompiledModel, text: Text, batch: Batch) -> int:
     """The smallest power of two whose tokens hold enough of the mass on the first tokens of the text."""
     import numpy as np
 
-    compiled, _ = _compiled(reference, "logits", properties, text)
     number = batch.numbers[0]
     window = text.windows.windows[number]
     only = Batch((number,), window.token_ids[None], window.first_scored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 from llmcompress.artifact import MANIFEST, manifest_sha256, read_manifest, write_report
 from llmcompress.data import read_texts
 from llmcompress.environment import environment_record, installed_versions, quiet_libraries
-from llmcompress.errors import ModelError, UsageError
+from llmcompress.errors import ModelError, ResourceError, UsageError
 from llmcompress.evaluation.conversion import check_conversion as compare_conversion
 from llmcompress.evaluation.damage import noise_floor as measure_noise_floor
 from llmcompress.evaluation.damage import split_damage as measure_damage
-from llmcompress.evaluation.gate import combined, finite_check, gate_record, threshold_checks
+from llmcompress.evaluation.gate import carried, combined, finite_check, gate_record, threshold_checks
 from llmcompress.evaluation.generations import compare_generations
 from llmcompress.evaluation.intervals import judge
 from llmcompress.evaluation.measurement import (
@@ -27,17 +28,19 @@ from llmcompress.evaluation.measurement import (
 from llmcompress.evaluation.probes import answer_checks, answers, long_context_check
 from llmcompress.evaluation.runtime import check_device, differences, properties_of
 from llmcompress.evaluation.statistics import divergence, perplexity
-from llmcompress.evaluation.tasks import require_lm_eval, score_tasks
+from llmcompress.evaluation.tasks import check_tasks, score_tasks
 from llmcompress.evaluation.tokens import TextEncoder, text_encoder
-from llmcompress.evaluation.windows import Windows, evaluation_windows
+from llmcompress.evaluation.windows import Windows, evaluation_windows, wikitext_pages
 from llmcompress.generation import eos_ids
 from llmcompress.loaders.loaded_model import LoadedModel, load
-from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.source import Source, fetch_weights, longest_context, resolve
 from llmcompress.memory import memory
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import EvalSpec, Gate
 from llmcompress.report import Check, ConversionRecord, DamagePart, EvalReport, FileRecord, ModelRecord, TaskScore
 from llmcompress.stages import Stages
+
+_log = logging.getLogger(__name__)
 
 EVAL_REPORT = "eval.json"
 ReferenceScores = Literal["auto", "exact", "cached"]
@@ -112,9 +115,13 @@ def evaluate(
     quiet_libraries()
     stages = Stages()
     _check_options(reference, reference_revision, reference_scores, num_generations, noise_floor, split_damage)
-    if tasks:
-        require_lm_eval()
+    _check_split(spec, reference_scores, noise_floor, split_damage)
+    if not tasks and (task_limit is not None or task_path is not None):
+        raise UsageError("--task-limit and --task-path have no effect without --tasks", hint="name the tasks")
     check_device(spec.device)
+    asked = properties_of(spec.device, spec.precision)
+    if split_damage or noise_floor:
+        properties_of(spec.device, "pinned")
     access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "offline": offline}
     found = resolve(source, revision=revision, **access)
     found_reference = None if reference is None else resolve(reference, revision=reference_revision, **access)
@@ -124,6 +131,8 @@ def evaluate(
             where=found.id or str(found.path),
             hint="compress it first, for example with --recipe none",
         )
+    if tasks:
+        check_tasks(tasks, task_path)
     for each in filter(None, (found, found_reference)):
         _check_context(each, max(spec.seq_len, probe_context or 0))
     with stages.stage("read the text"):
@@ -141,7 +150,8 @@ def evaluate(
         if found_reference is not None:
             against = load(found_reference, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
             check_vocabularies(loaded, against)
-    asked = properties_of(spec.device, spec.precision)
+    if against is not None and reference_scores == "auto":
+        reference_scores = _affordable(loaded, against, extras=noise_floor or split_damage)
     chunk = spec.effective_chunk
     feed = Text(text.windows, chunk, spec.device)
     with stages.stage("score"):
@@ -152,13 +162,14 @@ def evaluate(
             scored.scores, spec.confidence, top_k=scored.top_k, captured_mass=scored.captured_mass
         )
     floor, generations = None, None
+    stores = list(scored.stores)
     parts: tuple[DamagePart, ...] = ()
     if against is not None and noise_floor:
         with stages.stage("noise floor"):
-            floor = measure_noise_floor(against, feed, spec.confidence, progress)
+            floor = measure_noise_floor(against, feed, spec.confidence, stores, progress)
     if against is not None and split_damage:
         with stages.stage("split damage"):
-            parts = measure_damage(loaded, against, scored.properties, feed, spec.confidence, progress)
+            parts = measure_damage(loaded, against, scored.properties, feed, spec.confidence, stores, progress)
     if against is not None and num_generations:
         with stages.stage("generate"):
             generations = compare_generations(
@@ -176,7 +187,13 @@ def evaluate(
         with stages.stage("tasks"):
             progress(Progress("tasks", 0, 1))
             scores = score_tasks(
-                found.path, tasks, limit=task_limit, include_path=task_path, device=spec.device, properties=asked
+                found.path,
+                tasks,
+                limit=task_limit,
+                include_path=task_path,
+                offline=offline,
+                device=spec.device,
+                properties=asked,
             )
             progress(Progress("tasks", 1, 1))
     verdict = None
@@ -213,8 +230,8 @@ def evaluate(
         scored_tokens_per_s=scored.tokens_per_s,
     )
     if manifest is not None and found.id is None:
-        write_report(found.path, EVAL_REPORT, report)
-    for store in scored.stores:
+        report = _stored(found.path, report)
+    for store in stores:
         store.forget()
     return report
 
@@ -260,9 +277,27 @@ def _check_options(
         )
 
 
+def _check_split(spec: EvalSpec, reference_scores: ReferenceScores, noise_floor: bool, split_damage: bool) -> None:
+    if split_damage and spec.precision == "pinned":
+        raise UsageError(
+            "--split-damage shows what the runtime adds, and --precision pinned takes that away",
+            hint="leave --precision pinned out",
+        )
+    if split_damage and spec.effective_chunk >= spec.seq_len:
+        raise UsageError(
+            f"--chunk {spec.effective_chunk} feeds whole windows, in which the cache's precision is not seen",
+            hint="leave --chunk out, or take a smaller one",
+        )
+    if reference_scores == "cached" and (noise_floor or split_damage):
+        raise UsageError(
+            "--noise-floor and --split-damage run two models at once, which --reference-scores cached avoids",
+            hint="leave one or the other out",
+        )
+
+
 def _check_context(source: Source, num_tokens: int) -> None:
-    longest = source.config.get("max_position_embeddings")
-    if isinstance(longest, int) and num_tokens > longest:
+    longest = longest_context(source)
+    if longest is not None and num_tokens > longest:
         raise UsageError(
             f"{num_tokens} tokens were asked for, the model's context is {longest}",
             where=source.id or source.path.name,
@@ -273,7 +308,8 @@ def _check_context(source: Source, num_tokens: int) -> None:
 def _documents(spec: EvalSpec, offline: bool) -> list[str]:
     path = spec.dataset_path()
     dataset = spec.dataset if path is None else path
-    return list(read_texts(dataset, subset=spec.subset, split=spec.split, text_field=spec.text_field, offline=offline))
+    texts = list(read_texts(dataset, subset=spec.subset, split=spec.split, text_field=spec.text_field, offline=offline))
+    return wikitext_pages(texts) if (spec.dataset, spec.protocol) == ("wikitext2", "rolling") else texts
 
 
 def _text(source: Source, documents: Sequence[str], spec: EvalSpec) -> _Text:
@@ -304,12 +340,47 @@ def _score(
 ) -> Scored:
     if against is None:
         return score_alone(loaded, asked, feed, progress)
-    if reference_scores == "auto":
-        needed = sum(_weight_bytes(model.provenance.files) for model in (loaded, against)) * ROOM
-        reference_scores = "exact" if needed < memory().available else "cached"
     if reference_scores == "exact":
         return score_side_by_side(loaded, against, asked, asked, feed, progress)
     return score_against_stored(loaded, against, asked, asked, feed, progress)
+
+
+def _affordable(loaded: LoadedModel, against: LoadedModel, *, extras: bool) -> ReferenceScores:
+    """Both models at once where memory suffices."""
+    needed = int(sum(_weight_bytes(model.provenance.files) for model in (loaded, against)) * ROOM)
+    available = memory().available
+    if needed < available:
+        return "exact"
+    if extras:
+        raise ResourceError(
+            f"--noise-floor and --split-damage run two models at once: about {needed / 1e9:.1f} GB are needed, "
+            f"{available / 1e9:.1f} GB are free",
+            hint="leave them out: the rest goes with the reference's scores cached",
+        )
+    return "cached"
+
+
+def _stored(directory: Path, report: EvalReport) -> EvalReport:
+    """Write the report into the artifact; what an earlier one of the same bytes has shown is not lost by it.
+
+    A check that failed stays failed until it is made again and passes. A report without a reference does not replace
+    one with it.
+    """
+    earlier = _earlier(directory)
+    if earlier is not None and earlier.model.manifest_sha256 == report.model.manifest_sha256:
+        report = report.model_copy(update={"gate": carried(earlier.gate, report.gate)})
+        if earlier.divergence is not None and report.divergence is None:
+            _log.warning("%s keeps the earlier report, which has a reference", directory / EVAL_REPORT)
+            return report
+    write_report(directory, EVAL_REPORT, report)
+    return report
+
+
+def _earlier(directory: Path) -> EvalReport | None:
+    try:
+        return EvalReport.model_validate_json((directory / EVAL_REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _weight_bytes(files: Sequence[FileRecord]) -> int:

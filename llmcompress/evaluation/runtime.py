@@ -60,13 +60,27 @@ def check_device(device: str) -> None:
 
 
 def properties_of(device: str, precision: Precision) -> dict[str, str]:
-    """The properties that a precision asks of a device; what the device does not know is left out."""
+    """The properties that a precision asks of a device; what the device does not know is left out.
+
+    Raises:
+        UsageError: The device, such as AUTO, cannot be pinned.
+    """
     import openvino as ov
 
     if precision == "as_used":
         return {}
-    known = set(ov.Core().get_property(device, "SUPPORTED_PROPERTIES"))
+    try:
+        known = set(ov.Core().get_property(device, "SUPPORTED_PROPERTIES"))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UsageError(f"it cannot be asked for its properties: {reason}", where=device) from None
     pinned = PINNED if device.startswith("CPU") else PINNED_ELSEWHERE
+    if "INFERENCE_PRECISION_HINT" not in known:
+        raise UsageError(
+            "it does not take the properties that exact execution needs",
+            where=device,
+            hint="name the device itself, such as CPU or GPU",
+        )
     return {name: value for name, value in pinned.items() if name in known}
 
 

@@ -33,7 +33,7 @@ class TokenScores(NamedTuple):
 
         return np.bincount(self.clusters)
 
-    def total_per(self, name: str, counts: NDArray[np.int64], confidence: float) -> Estimate:
+    def total_per(self, name: str, counts: NDArray[Any], confidence: float) -> Estimate:
         """Total of one score over the total of ``counts``, which holds one number for each cluster."""
         import numpy as np
 

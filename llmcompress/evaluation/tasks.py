@@ -8,22 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from llmcompress.errors import DataError, ResourceError, UsageError
+from llmcompress.patching import replaced
 from llmcompress.report import TaskScore
 
 _STDERR = "_stderr"
 
 
-def require_lm_eval() -> None:
-    """Refuse task scores before anything slow where the harness is not installed.
+def check_tasks(tasks: Sequence[str], include_path: Path | None) -> None:
+    """Refuse tasks before anything slow.
 
     Raises:
         ResourceError: The extra lm-eval is missing.
+        UsageError: No such task.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ResourceError(
             "task scores need lm-evaluation-harness, which is not installed",
             where="--tasks",
             hint='pip install "llmcompress[lm-eval]"',
+        )
+    manager = _manager(include_path)
+    unknown = [name for name in tasks if not manager.match_tasks([name])]
+    if unknown:
+        raise UsageError(
+            f"lm-evaluation-harness has no task {', '.join(unknown)}",
+            where="--tasks",
+            hint="lm_eval ls tasks lists them; --task-path adds a directory of your own",
         )
 
 
@@ -33,6 +43,7 @@ def score_tasks(
     *,
     limit: int | None,
     include_path: Path | None,
+    offline: bool,
     device: str,
     properties: dict[str, str],
 ) -> tuple[TaskScore, ...]:
@@ -41,30 +52,27 @@ def score_tasks(
     Args:
         limit: Only so many samples of each task; such scores are for trying things out.
         include_path: Directory with task files of one's own.
+        offline: Take the tasks' data from the local cache only.
         properties: For the device, as for the other measurements.
 
     Raises:
-        UsageError: No such task.
-        DataError: A task's data cannot be had.
+        DataError: A task's data cannot be had, or the harness cannot run the model.
     """
+    import datasets
     import lm_eval
     from lm_eval.models.optimum_lm import OptimumLM
-    from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=None if include_path is None else str(include_path))
-    unknown = [name for name in tasks if not manager.match_tasks([name])]
-    if unknown:
-        raise UsageError(
-            f"lm-evaluation-harness has no task {', '.join(unknown)}",
-            where="--tasks",
-            hint="lm_eval ls tasks lists them; --task-path adds a directory of your own",
-        )
-    model = _model(OptimumLM, directory, device, properties)
     try:
-        results: dict[str, Any] = lm_eval.simple_evaluate(
-            model=model, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=1000, log_samples=False
-        )
-    except (OSError, ValueError) as error:
+        with replaced(datasets.config, "HF_HUB_OFFLINE", offline or datasets.config.HF_HUB_OFFLINE):
+            results: dict[str, Any] = lm_eval.simple_evaluate(
+                model=_model(OptimumLM, directory, device, properties),
+                tasks=list(tasks),
+                limit=limit,
+                task_manager=_manager(include_path),
+                bootstrap_iters=1000,
+                log_samples=False,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
         # Its data sets come from the Hub while it runs.
         raise DataError(
             f"lm-evaluation-harness stopped: {error}".splitlines()[0],
@@ -72,6 +80,12 @@ def score_tasks(
             hint="run it again online",
         ) from error
     return _scores(results)
+
+
+def _manager(include_path: Path | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=None if include_path is None else str(include_path))
 
 
 def _model(kind: Any, directory: Path, device: str, properties: dict[str, str]) -> Any:

@@ -44,13 +44,13 @@ class TextEncoder:
     @cached_property
     def prefix_id(self) -> int | None:
         """The token before a document under ``rolling``: beginning-of-text, else end-of-text, as lm-eval has it."""
+        # What the tokenizer's own configuration leaves out, it has not: the model's may name another one's token.
         files = [self._directory / name for name in ("tokenizer_config.json", "config.json")]
-        configs = [read_json(path) for path in files if path.is_file()]
+        config = next((read_json(path) for path in files if path.is_file()), {})
         for name in ("bos_token", "eos_token"):
-            for config in configs:
-                found = self._token_id(config, name)
-                if found is not None:
-                    return found
+            found = self._token_id(config, name)
+            if found is not None:
+                return found
         return None
 
     def _token_id(self, config: dict[str, Any], name: str) -> int | None:
@@ -125,8 +125,8 @@ def _converted(directory: Path) -> Callable[[str, bool], list[int]]:
         return [int(token) for token in compiled([text])["input_ids"][0]]
 
     # Special tokens are part of the conversion; those around an empty text are those around every text.
-    around = framed("")
-    before = len(around) if framed("a")[: len(around)] == around else 0
+    around, text = framed(""), framed("a")
+    before = next((n for n in range(len(around)) if around[n] != text[n]), len(around))
     after = len(around) - before
 
     def encode(text: str, special: bool) -> list[int]:

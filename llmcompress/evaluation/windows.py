@@ -37,16 +37,17 @@ class Windows(NamedTuple):
 
     windows: tuple[Window, ...]
     record: TextRecord
-    num_words: NDArray[np.int64] | None
+    num_words: NDArray[np.float64] | None
     """Words per cluster under ``rolling``, separated by white space as lm-eval counts them."""
-    num_bytes: NDArray[np.int64] | None
+    num_bytes: NDArray[np.float64] | None
 
 
 def evaluation_windows(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder, *, where: str) -> Windows:
     """Tokenise documents and cut them into windows as ``spec.protocol`` does.
 
     Under ``llama.cpp`` and ``sliding`` documents are joined by an empty line to one text, as the guide of
-    transformers does. Under ``rolling``, ``num_windows`` takes the first documents that fit in so many windows.
+    transformers does. Under ``rolling``, ``num_windows`` takes the first documents that fit in so many windows, and a
+    document is a cluster; the windows of a single one are, its words and bytes shared out by tokens.
 
     Raises:
         DataError: The text is too short for one window.
@@ -58,11 +59,15 @@ def evaluation_windows(documents: Sequence[str], spec: EvalSpec, encoder: TextEn
     if spec.protocol == "rolling":
         windows, used = _rolling(documents, spec, encoder, where)
         kept = [documents[index] for index in used]
-        num_words = np.array([len(re.split(r"\s+", text)) for text in kept], dtype=np.int64)
-        num_bytes = np.array([len(text.encode("utf-8")) for text in kept], dtype=np.int64)
+        num_words = np.array([len(re.split(r"\s+", text)) for text in kept], dtype=np.float64)
+        num_bytes = np.array([len(text.encode("utf-8")) for text in kept], dtype=np.float64)
+        if len(kept) == 1:
+            windows = [window._replace(cluster=number) for number, window in enumerate(windows)]
+            scored = np.array([len(window.token_ids) - window.first_scored for window in windows])
+            num_words, num_bytes = (count[0] * scored / scored.sum() for count in (num_words, num_bytes))
     else:
         kept = [text for text in documents if text.strip()] if len(documents) > 1 else list(documents)
-        ids = np.array(encoder.ids("\n\n".join(documents), special=True), dtype=np.int64)
+        ids = np.array(_ids(documents, spec, encoder), dtype=np.int64)
         windows = _llama_cpp(ids, spec.seq_len, encoder) if spec.protocol == "llama.cpp" else _sliding(ids, spec)
         if not windows:
             raise _too_short(len(ids), spec.seq_len, where)
@@ -76,6 +81,27 @@ def evaluation_windows(documents: Sequence[str], spec: EvalSpec, encoder: TextEn
         token_ids_sha256=windows_sha256(windows),
     )
     return Windows(tuple(windows), record, num_words, num_bytes)
+
+
+def wikitext_pages(rows: Sequence[str]) -> list[str]:
+    """Join WikiText's rows, a line each, to its pages, which begin with a heading of the first level."""
+    pages: list[list[str]] = []
+    for row in rows:
+        if not pages or re.fullmatch(r" = [^=].* = \n?", row):
+            pages.append([])
+        pages[-1].append(row)
+    return [text for page in pages if (text := "".join(page)).strip()]
+
+
+def _ids(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> list[int]:
+    """Ids of the joined documents; of many, where few windows are wanted, of no more than those need."""
+    count = len(documents) if spec.num_windows is None else 1
+    while True:
+        ids = encoder.ids("\n\n".join(documents[:count]), special=True)
+        # One window more than wanted: at the end of what was taken, tokens may join otherwise.
+        if count >= len(documents) or len(ids) >= ((spec.num_windows or 0) + 1) * spec.seq_len:
+            return ids
+        count *= 4
 
 
 def windows_sha256(windows: Sequence[Window]) -> str:

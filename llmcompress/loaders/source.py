@@ -26,6 +26,7 @@ _TEMPLATES = "additional_chat_templates/*.jinja"
 _IR_SIDE_FILES = tuple(f"openvino_{part}.{end}" for part in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
 _SKIPPED = ("*.index.json", "trainer_state.json", "optimizer*.json")
 _NEEDED = "give a Hugging Face checkpoint (config.json, safetensors) or an OpenVINO IR directory with its config.json"
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 _CODE_CONFIGS = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 
@@ -106,10 +107,17 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     _check_code(source._replace(path=snapshot.path))
     weights = sorted(set(read_index(snapshot.path / INDEX).values())) if main == INDEX else [main]
     if source.layout == "ir":
-        weights = [*IR_FILES, *(name for name in _IR_SIDE_FILES if name in listed)]
+        # An artifact of ours lists its recipe too, and is complete only with it.
+        weights = [*IR_FILES, *(name for name in (*_IR_SIDE_FILES, "recipe.yaml") if name in listed)]
     weighed = fetch(source.files, weights, progress=progress)
     _check_links(snapshot.path)
     return source._replace(path=snapshot.path, expected_sha256={**snapshot.sha256, **weighed.sha256})
+
+
+def longest_context(source: Source) -> int | None:
+    """Tokens that the model's positions reach, by the names configurations have for it; None where it states none."""
+    found = (source.config.get(name) for name in _CONTEXT_KEYS)
+    return next((value for value in found if isinstance(value, int)), None)
 
 
 def side_files(source: Source) -> tuple[str, ...]:
