@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from evaluation_fixture import NUM_WINDOWS, SEQ_LEN, all_logits, encoder_of, log_softmax, spec_of, windows_of
+from fake_hub import FakeHub, running, use
 from tiny_models import build_checkpoint
 
 import llmcompress
@@ -505,3 +506,16 @@ def test_a_graph_with_nan_fails_its_gate(wikitext: Path, artifact: Artifacts, tm
     assert {check.name for check in report.gate.checks if check.passed is False} >= {"finite_scores", "finite_logits"}
     assert report.verdict == "worse"
     assert EvalReport.model_validate_json(report.model_dump_json()).verdict == "worse"
+
+
+def test_an_artifact_on_the_hub_is_a_source(
+    wikitext: Path, artifact: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in artifact("int8").iterdir() if path.name != "eval.json"}
+    with running(FakeHub(files={**files, "README.md": b"# card", ".gitattributes": b""})) as server:
+        use(server.url, tmp_path / "cache", monkeypatch)
+        report = llmcompress.evaluate("acme/tiny", spec_of(wikitext, num_windows=2), reference=artifact("none"))
+    assert (report.model.provenance.kind, report.model.provenance.id) == ("hub", "acme/tiny")
+    assert report.model.manifest_sha256 is not None
+    assert report.verdict == "equivalent"
+    assert not list((tmp_path / "cache").rglob("eval.json"))
