@@ -17,6 +17,7 @@ from llmcompress.environment import quiet_libraries
 
 if TYPE_CHECKING:
     from llmcompress.artifact import verify
+    from llmcompress.benchmarking import benchmark
     from llmcompress.compression import compress
     from llmcompress.errors import (
         ArtifactError,
@@ -36,13 +37,15 @@ if TYPE_CHECKING:
     )
     from llmcompress.evaluation import check_conversion, evaluate
     from llmcompress.loaders import load
-    from llmcompress.recipe import EvalSpec, Gate, Recipe, load_recipe
-    from llmcompress.report import CompressionReport, EvalReport
+    from llmcompress.recipe import BenchSpec, EvalSpec, Gate, Recipe, load_recipe
+    from llmcompress.report import BenchReport, CompressionReport, EvalReport
 
     __version__: str
 
 __all__ = [
     "ArtifactError",
+    "BenchReport",
+    "BenchSpec",
     "CompressionReport",
     "DataError",
     "EvalReport",
@@ -62,6 +65,7 @@ __all__ = [
     "UsageError",
     "WriteError",
     "__version__",
+    "benchmark",
     "check_conversion",
     "compress",
     "evaluate",
@@ -71,11 +75,14 @@ __all__ = [
 ]
 
 _HOME = {
+    "BenchReport": "llmcompress.report",
+    "BenchSpec": "llmcompress.recipe",
     "CompressionReport": "llmcompress.report",
     "EvalReport": "llmcompress.report",
     "EvalSpec": "llmcompress.recipe",
     "Gate": "llmcompress.recipe",
     "Recipe": "llmcompress.recipe",
+    "benchmark": "llmcompress.benchmarking",
     "check_conversion": "llmcompress.evaluation",
     "compress": "llmcompress.compression",
     "evaluate": "llmcompress.evaluation",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from llmcompress.environment import quiet_libraries
 from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.recipe import EvalSpec
-from llmcompress.report import CompressionReport, EvalReport, Record
+from llmcompress.recipe import BenchSpec, EvalSpec
+from llmcompress.report import BenchReport, CompressionReport, EvalReport, Record
 
 CHECKPOINT = Path(__file__).with_name("demo_checkpoint")
 REFERENCE = "none"
@@ -15,6 +15,7 @@ RECIPES = (REFERENCE, "int8", "int4")
 HELD_OUT = EvalSpec(dataset=str(CHECKPOINT / "heldout.txt"), seq_len=256)
 PROMPT = "What does str.split do?"
 MAX_NEW_TOKENS = 80
+SPEED = BenchSpec(prompt_tokens=(256,), new_tokens=(64,))
 
 
 class DemoVariant(Record):
@@ -24,6 +25,8 @@ class DemoVariant(Record):
     report: CompressionReport
     evaluation: EvalReport
     """On text that the model was not trained on; of the compressed ones against the uncompressed one."""
+    speed: BenchReport
+    """Of all variants in turn."""
     answer: str
     num_generated_tokens: int
     stopped: bool
@@ -45,23 +48,31 @@ def run(output_dir: str | Path, *, progress: Reporter = silent) -> DemoReport:
         WriteError: It cannot be written.
     """
     quiet_libraries()
+    from llmcompress.benchmarking import benchmark
     from llmcompress.compression import compress
     from llmcompress.evaluation import evaluate
     from llmcompress.loaders import load
 
     loaded = load(CHECKPOINT, progress=progress)
-    variants = []
+    made = []
     for name in RECIPES:
         directory = Path(output_dir) / name
         report = compress(loaded, name, directory, overwrite=directory.exists(), progress=progress)
         reference = None if name == REFERENCE else Path(output_dir) / REFERENCE
         evaluation = evaluate(directory, HELD_OUT, reference=reference, progress=progress)
-        variants.append(_variant(directory, report, evaluation, loaded.tokenizer, progress))
+        made.append((directory, report, evaluation))
+    speeds = benchmark([directory for directory, *_ in made], SPEED, progress=progress)
+    variants = [_variant(*parts, speed, loaded.tokenizer, progress) for parts, speed in zip(made, speeds, strict=True)]
     return DemoReport(prompt=PROMPT, variants=tuple(variants))
 
 
 def _variant(
-    directory: Path, report: CompressionReport, evaluation: EvalReport, tokenizer: object, progress: Reporter
+    directory: Path,
+    report: CompressionReport,
+    evaluation: EvalReport,
+    speed: BenchReport,
+    tokenizer: object,
+    progress: Reporter,
 ) -> DemoVariant:
     from llmcompress.chat import render
     from llmcompress.generation import compile_decoder, eos_token_ids, generate
@@ -77,6 +88,7 @@ def _variant(
         directory=str(directory),
         report=report,
         evaluation=evaluation,
+        speed=speed,
         answer=tokenizer.decode(generation.token_ids).strip(),  # type: ignore[attr-defined]
         num_generated_tokens=len(generation.token_ids),
         stopped=generation.stopped,

@@ -15,8 +15,10 @@ from llmcompress.cli.compress import default_output_name
 from llmcompress.cli.console import count_text, duration_text, size_text
 from llmcompress.errors import HubError, InterruptedRunError, LlmcompressError, ModelError
 from llmcompress.progress import Progress
-from llmcompress.recipe import EvalSpec, Recipe, load_recipe
+from llmcompress.recipe import BenchSpec, EvalSpec, Recipe, load_recipe
 from llmcompress.report import (
+    BenchCase,
+    BenchReport,
     CompressionReport,
     DivergenceRecord,
     EnvironmentRecord,
@@ -30,11 +32,23 @@ from llmcompress.report import (
     PerplexityRecord,
     Provenance,
     StageTime,
+    Stats,
+    Steadiness,
     TextRecord,
 )
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = (["compress"], ["eval"], ["verify"], ["doctor"], ["demo"], ["recipes"], ["recipes", "show"])
+COMMANDS = (
+    ["compress"],
+    ["eval"],
+    ["bench"],
+    ["compare"],
+    ["verify"],
+    ["doctor"],
+    ["demo"],
+    ["recipes"],
+    ["recipes", "show"],
+)
 Captured = pytest.CaptureFixture[str]
 
 
@@ -129,6 +143,39 @@ EVALUATION = EvalReport(
     environment=REPORT.environment,
     measured=REPORT.measured,
     scored_tokens_per_s=500.0,
+)
+
+RATE = Stats(values=(20.0,), mean=20.0, std=0.0, p50=20.0, p90=20.0, p99=20.0)
+SPEED = BenchReport(
+    llmcompress_version="0.1.0",
+    spec=BenchSpec(),
+    source="model",
+    manifest_sha256=None,
+    size_bytes=560_000_000,
+    settings=(),
+    cases=(
+        BenchCase(
+            device="CPU",
+            threads=None,
+            batch_size=1,
+            depth=0,
+            prompt_tokens=512,
+            new_tokens=128,
+            ttft_s=RATE,
+            prefill_tokens_per_s=RATE,
+            tpot_s=RATE,
+            decode_tokens_per_s=RATE,
+            energy_j_per_token=None,
+            roofline=None,
+        ),
+    ),
+    peak_rss_bytes=900_000_000,
+    steady_rss_bytes=800_000_000,
+    compared_with=None,
+    ratios=(),
+    steadiness=Steadiness(load_before=None, load_after=None, frequency_mhz=None, temperature_c=None),
+    environment=REPORT.environment,
+    measured=REPORT.measured,
 )
 
 
@@ -542,6 +589,7 @@ def test_the_demo_shows_sizes_weights_and_answers(monkeypatch: pytest.MonkeyPatc
             directory=f"/x/{name}",
             report=REPORT,
             evaluation=EVALUATION,
+            speed=SPEED,
             answer=f"[b]{name}[/b]",
             num_generated_tokens=3,
             stopped=True,
@@ -553,7 +601,7 @@ def test_the_demo_shows_sizes_weights_and_answers(monkeypatch: pytest.MonkeyPatc
     assert run(["demo", "-o", "there"]) == 0
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
-        "int4 560 MB 4.50 27 s 12.5 0.02 90.0% worse",
+        "int4 560 MB 4.50 27 s 12.5 0.02 90.0% 20.0 ± 0.0 900 MB worse",
         "Measured on 1,016 tokens of held-out text through the OpenVINO runtime.",
         "int8_asym per channel 1 99 M 9.9% 79 MB",
         "Question: What is it?",

@@ -18,6 +18,9 @@ def test_demo(tmp_path: Path) -> None:
         assert variant.answer
         assert variant.num_generated_tokens <= demo.MAX_NEW_TOKENS
         assert (Path(variant.directory) / "eval.json").is_file()
+        assert (Path(variant.directory) / "bench.json").is_file()
+        assert variant.speed.cases[0].decode_tokens_per_s is not None
+        assert variant.speed.peak_rss_bytes > 10_000_000
     assert report.variants[0].stopped
     none, int8, int4 = (variant.evaluation for variant in report.variants)
     assert none.divergence is none.verdict is None

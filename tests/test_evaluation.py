@@ -20,10 +20,10 @@ from tiny_models import build_checkpoint
 
 import llmcompress
 from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
-from llmcompress.evaluation.runtime import PINNED, properties_of
 from llmcompress.progress import Progress
 from llmcompress.recipe import Gate
 from llmcompress.report import EvalReport
+from llmcompress.runtime import PINNED, properties_of
 
 Artifacts = Callable[[str], Path]
 

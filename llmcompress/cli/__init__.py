@@ -4,8 +4,8 @@ app.py         the commands, put together
 options.py     options that mean the same in every command
 console.py     reports to stdout, errors and logs to stderr
 bars.py        progress for people
-report_view.py, forecast_view.py   records as tables
-compress.py, verify.py, recipes.py, doctor.py, demo.py   one command each
+*_view.py      records as tables
+compress.py, evaluate.py, bench.py, compare.py, verify.py, recipes.py, doctor.py, demo.py   one command each
 """
 
 from __future__ import annotations

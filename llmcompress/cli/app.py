@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from llmcompress.cli.bench import bench
+from llmcompress.cli.compare import compare
 from llmcompress.cli.compress import compress
 from llmcompress.cli.demo import demo
 from llmcompress.cli.doctor import doctor
@@ -35,6 +37,8 @@ def command() -> Any:
     for name, function in (
         ("compress", compress),
         ("eval", evaluate),
+        ("bench", bench),
+        ("compare", compare),
         ("verify", verify),
         ("doctor", doctor),
         ("demo", demo),

@@ -51,6 +51,7 @@ def _print(report: DemoReport, output: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from llmcompress.cli.bench_view import rate_text
     from llmcompress.cli.console import duration_text, size_text, stdout
     from llmcompress.cli.report_view import layers_table
     from llmcompress.demo import HELD_OUT
@@ -58,7 +59,7 @@ def _print(report: DemoReport, output: Path) -> None:
     console = stdout()
     sizes = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     sizes.add_column("Recipe", style="bold")
-    for name in ("Size", "Bits per weight", "Time", "Perplexity", "KL divergence", "Top-1 agreement"):
+    for name in ("Size", "Bits/weight", "Time", "Perplexity", "KL", "Top-1", "Decode tokens/s", "Peak memory"):
         sizes.add_column(name, justify="right")
     sizes.add_column("Verdict")
     for variant in report.variants:
@@ -71,6 +72,8 @@ def _print(report: DemoReport, output: Path) -> None:
             f"{variant.evaluation.model.perplexity.perplexity.value:.4g}",
             f"{lost.kl_divergence.value:.2g}" if lost else "",
             f"{lost.top1_agreement.value:.1%}" if lost else "",
+            rate_text(variant.speed.cases[0].decode_tokens_per_s),
+            size_text(variant.speed.peak_rss_bytes),
             variant.evaluation.verdict or "the reference",
         )
     text = report.variants[0].evaluation.text

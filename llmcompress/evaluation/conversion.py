@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import UsageError
-from llmcompress.evaluation.runtime import compile_model, properties_of
 from llmcompress.evaluation.tokens import TextEncoder, text_encoder
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights
 from llmcompress.progress import Progress, Reporter
 from llmcompress.report import ConversionRecord
+from llmcompress.runtime import compile_model, properties_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,11 +6,11 @@ from typing import Literal, get_args
 
 from llmcompress.evaluation.measurement import Text, score_side_by_side
 from llmcompress.evaluation.resume import StoredScores
-from llmcompress.evaluation.runtime import PINNED, properties_of
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.progress import Reporter
 from llmcompress.report import DamagePart, NoiseFloor
+from llmcompress.runtime import PINNED, properties_of
 
 Part = Literal["weights", "kv_cache", "dynamic_quantization", "execution_precision", "all"]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from llmcompress.evaluation.runtime import compile_model
 from llmcompress.evaluation.windows import Windows
 from llmcompress.generation import generate
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.progress import Progress, Reporter
 from llmcompress.report import GenerationRecord
+from llmcompress.runtime import compile_model
 
 PROMPT_TOKENS = 32
 MAX_NEW_TOKENS = 64

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from llmcompress.errors import ModelError
+from llmcompress.loaders.graph import logits_from, logits_result, slice_positions
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -24,8 +25,6 @@ REFERENCE_LOGITS = "reference_logits"
 REFERENCE_IDS = "reference_ids"
 """int32 [batch, tokens - first, K]."""
 
-_ELEMENTWISE = {"Add", "Convert", "Divide", "Multiply", "Subtract", "Tanh"}
-
 
 def vocabulary_size(model: ov.Model) -> int:
     """Number of logits per position.
@@ -33,7 +32,7 @@ def vocabulary_size(model: ov.Model) -> int:
     Raises:
         ModelError: The graph leaves it open.
     """
-    size = _logits(model).input_value(0).get_partial_shape()[2]
+    size = logits_result(model).input_value(0).get_partial_shape()[2]
     if size.is_dynamic:
         raise ModelError(
             "the number of logits is not fixed in the graph", where="logits", hint="export the model again"
@@ -53,16 +52,16 @@ def add_scores(model: ov.Model, kind: Kind, *, top_k: int = 0) -> None:
     import openvino as ov
     from openvino import opset15 as ops
 
-    result = _logits(model)
+    result = logits_result(model)
     first = _parameter(FIRST, ov.Type.i64, [1])
     parameters, outputs = [first], {}
-    logits = ops.convert(_sliced(result, first), ov.Type.f32)
+    logits = ops.convert(logits_from(result, first), ov.Type.f32)
     if kind == "logits":
         outputs["logits"] = logits
     else:
         targets = _parameter(TARGETS, ov.Type.i64, [-1, -1])
         parameters.append(targets)
-        following = ops.unsqueeze(_slice(targets, first), ops.constant(2))
+        following = ops.unsqueeze(slice_positions(targets, first), ops.constant(2))
         log_sum = _log_sum_exp(logits)
         outputs["nll"] = _at(log_sum, logits, following)
     if kind == "divergence":
@@ -90,13 +89,6 @@ def add_scores(model: ov.Model, kind: Kind, *, top_k: int = 0) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _logits(model: ov.Model) -> ov.Node:
-    for result in model.get_results():
-        if "logits" in result.input_value(0).get_names() | result.output(0).get_names():
-            return result
-    raise ModelError("the graph has no output logits", where="model", hint="export it as text-generation-with-past")
-
-
 def _parameter(name: str, element_type: ov.Type, shape: list[int]) -> ov.Node:
     from openvino import PartialShape
     from openvino import opset15 as ops
@@ -104,35 +96,6 @@ def _parameter(name: str, element_type: ov.Type, shape: list[int]) -> ov.Node:
     node = ops.parameter(PartialShape(shape), element_type, name=name)
     node.output(0).set_names({name})
     return node
-
-
-def _sliced(result: ov.Node, first: ov.Node) -> ov.Output:
-    """The logits from the first scored position on, cut before the output head where it can be found."""
-    node = result.input_value(0).get_node()
-    while node.get_type_name() in _ELEMENTWISE:
-        varying = [port.get_source_output() for port in node.inputs() if not _is_constant(port.get_source_output())]
-        if len(varying) != 1:
-            break
-        node = varying[0].get_node()
-    if node.get_type_name() == "MatMul" and node.input_value(0).get_partial_shape().rank.get_length() == 3:
-        node.input(0).replace_source_output(_slice(node.input_value(0), first).output(0))
-        value: ov.Output = result.input_value(0)
-        return value
-    return _slice(result.input_value(0), first).output(0)
-
-
-def _slice(value: ov.Output | ov.Node, first: ov.Node) -> ov.Node:
-    from openvino import opset15 as ops
-
-    end = ops.constant([2**31 - 1], dtype="int64")
-    return ops.slice(value, first, end, ops.constant([1], dtype="int64"), ops.constant([1], dtype="int64"))
-
-
-def _is_constant(value: ov.Output) -> bool:
-    node = value.get_node()
-    if node.get_type_name() == "Parameter" or node.get_input_size() == 0:
-        return bool(node.get_type_name() == "Constant")
-    return all(_is_constant(port.get_source_output()) for port in node.inputs())
 
 
 def _log_sum_exp(logits: ov.Node) -> ov.Node:

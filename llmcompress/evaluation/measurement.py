@@ -12,12 +12,12 @@ from llmcompress.environment import PACKAGES_THAT_DECIDE_SCORES, cpu_name, insta
 from llmcompress.errors import ModelError, WriteError
 from llmcompress.evaluation.graph import REFERENCE_IDS, Kind, add_scores, vocabulary_size
 from llmcompress.evaluation.resume import StoredScores, content_key
-from llmcompress.evaluation.runtime import compile_model, effective_properties
 from llmcompress.evaluation.scoring import Batch, Call, batches, score, score_pair
 from llmcompress.evaluation.statistics import TokenScores, exact_kl, token_scores
 from llmcompress.evaluation.windows import Windows
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.progress import Progress, Reporter
+from llmcompress.runtime import compile_model, effective_properties
 
 if TYPE_CHECKING:
     import openvino as ov

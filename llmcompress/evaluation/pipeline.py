@@ -26,7 +26,6 @@ from llmcompress.evaluation.measurement import (
     score_side_by_side,
 )
 from llmcompress.evaluation.probes import answer_checks, answers, long_context_check
-from llmcompress.evaluation.runtime import check_device, differences, properties_of
 from llmcompress.evaluation.statistics import divergence, perplexity
 from llmcompress.evaluation.tasks import check_tasks, score_tasks
 from llmcompress.evaluation.tokens import TextEncoder, text_encoder
@@ -38,6 +37,7 @@ from llmcompress.memory import memory
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import EvalSpec, Gate
 from llmcompress.report import Check, ConversionRecord, DamagePart, EvalReport, FileRecord, ModelRecord, TaskScore
+from llmcompress.runtime import check_device, differences, properties_of
 from llmcompress.stages import Stages
 
 _log = logging.getLogger(__name__)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.evaluation.conversation import chat_template, question_ids
 from llmcompress.evaluation.graph import FIRST, add_scores
-from llmcompress.evaluation.runtime import compile_model
 from llmcompress.evaluation.tokens import TextEncoder
 from llmcompress.generation import Generation, generate
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.progress import Progress, Reporter
 from llmcompress.report import Check
+from llmcompress.runtime import compile_model
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 CONVERSION_MARKS = ("DisableConstantFolding_0", "can_be_folded", "dequantization_node_0")
+_ELEMENTWISE = {"Add", "Convert", "Divide", "Multiply", "Subtract", "Tanh"}
 REQUIRED_INPUTS = ("input_ids", "attention_mask", "beam_idx")
 
 
@@ -106,6 +107,53 @@ def mapped_share(model: ov.Model) -> float:
 def num_elements(op: ov.Node) -> int:
     """Number of elements of a node's first output."""
     return math.prod(int(dimension) for dimension in op.get_output_shape(0))
+
+
+def logits_result(model: ov.Model) -> ov.Node:
+    """The graph's output of logits.
+
+    Raises:
+        ModelError: There is none.
+    """
+    for result in model.get_results():
+        if "logits" in result.input_value(0).get_names() | result.output(0).get_names():
+            return result
+    raise ModelError("the graph has no output logits", where="model", hint="export it as text-generation-with-past")
+
+
+def logits_from(result: ov.Node, first: ov.Node) -> ov.Output:
+    """The logits from position ``first`` on, cut before the output head where it can be found.
+
+    Args:
+        result: What ``logits_result`` found.
+        first: int64 ``[1]``.
+    """
+    node = result.input_value(0).get_node()
+    while node.get_type_name() in _ELEMENTWISE:
+        varying = [port.get_source_output() for port in node.inputs() if not _is_constant(port.get_source_output())]
+        if len(varying) != 1:
+            break
+        node = varying[0].get_node()
+    if node.get_type_name() == "MatMul" and node.input_value(0).get_partial_shape().rank.get_length() == 3:
+        node.input(0).replace_source_output(slice_positions(node.input_value(0), first).output(0))
+        value: ov.Output = result.input_value(0)
+        return value
+    return slice_positions(result.input_value(0), first).output(0)
+
+
+def slice_positions(value: ov.Output | ov.Node, first: ov.Node) -> ov.Node:
+    """``value[:, first:]``"""
+    from openvino import opset15 as ops
+
+    end = ops.constant([2**31 - 1], dtype="int64")
+    return ops.slice(value, first, end, ops.constant([1], dtype="int64"), ops.constant([1], dtype="int64"))
+
+
+def _is_constant(value: ov.Output) -> bool:
+    node = value.get_node()
+    if node.get_type_name() == "Parameter" or node.get_input_size() == 0:
+        return bool(node.get_type_name() == "Constant")
+    return all(_is_constant(port.get_source_output()) for port in node.inputs())
 
 
 def is_weight(op: ov.Node) -> bool:

@@ -9,6 +9,7 @@ from llmcompress.recipe.advanced import (
     LoraCorrectionParameters,
     ScaleEstimationParameters,
 )
+from llmcompress.recipe.benchmark import BenchSpec, bench_spec
 from llmcompress.recipe.calibration import Calibration
 from llmcompress.recipe.dataset import Dataset
 from llmcompress.recipe.evaluation import EvalSpec, eval_spec
@@ -22,6 +23,7 @@ __all__ = [
     "AdaptiveCodebookParameters",
     "AdvancedCompression",
     "AwqParameters",
+    "BenchSpec",
     "Calibration",
     "Dataset",
     "EvalSpec",
@@ -34,6 +36,7 @@ __all__ = [
     "Runtime",
     "ScaleEstimationParameters",
     "WeightCompression",
+    "bench_spec",
     "dump_recipe",
     "eval_spec",
     "load_recipe",

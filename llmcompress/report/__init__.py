@@ -1,5 +1,17 @@
 """What happened, as data: the records that the verbs return and the files in an output directory hold."""
 
+from llmcompress.report.benchmark import (
+    BenchCase,
+    BenchReport,
+    BenchSetting,
+    Judgement,
+    LoadTime,
+    LoadTimes,
+    Ratio,
+    Roofline,
+    Stats,
+    Steadiness,
+)
 from llmcompress.report.compression import CalibrationRecord, CompressionReport, LayerRecord
 from llmcompress.report.evaluation import (
     Check,
@@ -20,6 +32,9 @@ from llmcompress.report.evaluation import (
 from llmcompress.report.record import EnvironmentRecord, FileRecord, Measured, Provenance, Record, StageTime
 
 __all__ = [
+    "BenchCase",
+    "BenchReport",
+    "BenchSetting",
     "CalibrationRecord",
     "Check",
     "CompressionReport",
@@ -32,14 +47,21 @@ __all__ = [
     "FileRecord",
     "GateRecord",
     "GenerationRecord",
+    "Judgement",
     "LayerRecord",
+    "LoadTime",
+    "LoadTimes",
     "Measured",
     "ModelRecord",
     "NoiseFloor",
     "PerplexityRecord",
     "Provenance",
+    "Ratio",
     "Record",
+    "Roofline",
     "StageTime",
+    "Stats",
+    "Steadiness",
     "TaskScore",
     "TextRecord",
     "Verdict",

@@ -1,0 +1,124 @@
+"""Do our speeds agree with OpenVINO GenAI's own? And what its prefix cache does to a repeated prompt.
+
+Both engines run the same IR in processes of their own, runs in turn (A B A B ...); the ratio of decode and prefill
+rates, ours over `LLMPipeline`'s PerfMetrics, is to be within 5 % of 1. Then the pipeline alone, the same prompt twice,
+prefix caching off and on.
+
+    python benchmarks/bench_fidelity.py
+    python benchmarks/bench_fidelity.py --layers 8 --hidden 1024 --intermediate 2816 --recipes int4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+
+from generated_llama import generate
+from rich.console import Console
+from rich.table import Table
+
+import llmcompress
+from llmcompress.benchmarking.client import Client
+from llmcompress.benchmarking.genai_engine import GenaiEngine
+from llmcompress.benchmarking.ratios import paired_ratio
+from llmcompress.benchmarking.timing import decode_tokens_per_s, prefill_tokens_per_s, ttft_s
+from llmcompress.recipe.benchmark import Shape
+
+TOLERANCE = 0.05
+
+
+def compare(directory: Path, shape: Shape, runs: int) -> list[dict[str, object]]:
+    """Rates of both engines, in turn."""
+    rates: dict[str, dict[str, list[float]]] = {}
+    with Client(directory, "openvino", name="openvino") as ours, Client(directory, "genai", name="genai") as genai:
+        for client in (ours, genai):
+            client.open("CPU", {})
+        for number in range(runs + 1):
+            for name, client in (("openvino", ours), ("genai", genai)):
+                run = client.run(shape, number)
+                if number:
+                    found = rates.setdefault(name, {"prefill": [], "decode": []})
+                    found["prefill"].append(prefill_tokens_per_s(run, shape.batch_size, shape.prompt_tokens))
+                    found["decode"].append(decode_tokens_per_s(run, shape.batch_size))
+    results: list[dict[str, object]] = []
+    for figure in ("prefill", "decode"):
+        mine, theirs = rates["openvino"][figure], rates["genai"][figure]
+        ratio = paired_ratio(mine, theirs, 0.95)
+        results.append(
+            {
+                "figure": figure,
+                "openvino_tokens_per_s": statistics.median(mine),
+                "genai_tokens_per_s": statistics.median(theirs),
+                "ratio": statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
+                "interval": [ratio.low, ratio.high],
+                "raw": [mine, theirs],
+            }
+        )
+    return results
+
+
+def repeated_prompt(directory: Path, shape: Shape) -> dict[str, float]:
+    """Time to first token of a prompt that was seen before, without and with the pipeline's prefix cache."""
+    found = {}
+    for name, caching in (("off", False), ("on", True)):
+        engine = GenaiEngine(directory)
+        engine.open("CPU", {}, prefix_caching=caching)
+        engine.run(shape, 0)
+        found[name] = statistics.median(ttft_s(engine.run(shape, 0)) for _ in range(3))
+        engine.close()
+    return found
+
+
+def main() -> None:
+    """Run both comparisons for each recipe and print tables, then one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 5 GB)")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--recipes", nargs="+", default=["int8", "int4"])
+    parser.add_argument("--prompt-tokens", type=int, default=256)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--intermediate", type=int, default=5632)
+    args = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    shape = Shape(1, 0, args.prompt_tokens, args.new_tokens)
+    table = Table("recipe", "figure", "ours tokens/s", "GenAI tokens/s", "ratio", "within 5 %")
+    cache = Table("recipe", "ttft of a repeated prompt, prefix cache off", "on")
+    results = []
+    with tempfile.TemporaryDirectory(dir=args.work, prefix="llmcompress-bench-") as folder:
+        checkpoint = generate(
+            Path(folder) / "checkpoint", layers=args.layers, hidden=args.hidden, intermediate=args.intermediate
+        )
+        for recipe in args.recipes:
+            output = Path(folder) / recipe
+            llmcompress.compress(checkpoint, recipe, output)
+            for found in compare(output, shape, args.runs):
+                results.append({"recipe": recipe, **found})
+                ratio = found["ratio"]
+                assert isinstance(ratio, float)
+                table.add_row(
+                    recipe,
+                    str(found["figure"]),
+                    f"{found['openvino_tokens_per_s']:.4g}",
+                    f"{found['genai_tokens_per_s']:.4g}",
+                    f"{ratio:.3f}",
+                    "yes" if abs(ratio - 1) <= TOLERANCE else "no",
+                )
+            repeated = repeated_prompt(output, shape)
+            results.append({"recipe": recipe, "figure": "ttft_s of a repeated prompt", **repeated})
+            cache.add_row(recipe, f"{repeated['off']:.3f} s", f"{repeated['on']:.3f} s")
+    for each in (table, cache):
+        Console().print(each)
+    print(
+        json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "results": results})
+    )
+
+
+if __name__ == "__main__":
+    main()

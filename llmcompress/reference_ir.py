@@ -1,0 +1,53 @@
+"""The uncompressed model as an OpenVINO IR, made once: what a checkpoint is measured as."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from llmcompress.cache import cache_dir
+from llmcompress.environment import PACKAGES_THAT_DECIDE_SCORES, installed_versions, quiet_libraries
+from llmcompress.loaders.source import resolve
+from llmcompress.progress import Reporter, silent
+
+
+def reference_ir(
+    source: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    offline: bool = False,
+    progress: Reporter = silent,
+) -> Path:
+    """Return an OpenVINO IR directory of a source: its own, or one converted without compression and cached.
+
+    A Hub source is known by its commit, a directory by its files' names, sizes and times of change.
+
+    Raises: what ``resolve`` and ``compress`` raise.
+    """
+    quiet_libraries()
+    found = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
+    if found.layout == "ir":
+        return found.path
+    identity: list[object] = [found.id, found.revision]
+    if found.id is None:
+        stats = sorted((path.name, path.stat()) for path in found.path.iterdir() if path.is_file())
+        identity += [str(found.path), [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
+    versions = installed_versions(PACKAGES_THAT_DECIDE_SCORES)
+    key = hashlib.sha256(json.dumps([identity, versions]).encode()).hexdigest()
+    # The last part is what reports call the model.
+    output = cache_dir() / "reference-ir" / key / f"{(found.id or found.path.name).rsplit('/', 1)[-1]}-none-ov"
+    if not output.exists():
+        from llmcompress.compression import compress
+
+        compress(
+            source,
+            "none",
+            output,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            offline=offline,
+            progress=progress,
+        )
+    return output

@@ -1,0 +1,134 @@
+"""What a benchmark measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmcompress.recipe.benchmark import BenchSpec
+from llmcompress.report.evaluation import Estimate
+from llmcompress.report.record import EnvironmentRecord, Measured, Record
+
+Judgement = Literal["better", "worse", "inside the noise"]
+
+
+class Stats(Record):
+    """Raw values and what is quoted of them."""
+
+    values: tuple[float, ...]
+    mean: float
+    std: float
+    """Of a sample; 0 for a single value."""
+    p50: float
+    p90: float
+    p99: float
+
+
+class LoadTime(Record):
+    """Reading the model and compiling it, in seconds."""
+
+    read_s: float
+    compile_s: float
+
+
+class LoadTimes(Record):
+    """The three ways a model is opened."""
+
+    cold: LoadTime
+    """After its pages were given up by the system's file cache, where the system can be asked to."""
+    warm: LoadTime
+    cached: LoadTime | None
+    """From OpenVINO's model cache; None where the engine or device has none."""
+
+
+class Roofline(Record):
+    """How close decoding comes to the speed of reading memory."""
+
+    bandwidth_bytes_per_s: float
+    """Measured on this machine by reading a large array with the same number of threads."""
+    weight_bytes: int
+    """Read for every token: all constants but the embedding's table."""
+    cache_bytes: int
+    """Of keys and values, read for every token, halfway through the run."""
+    limit_tokens_per_s: float
+    share: float
+    """Measured over limit."""
+    gain_of_half_the_bits: float
+    """At most so many times as fast if the weights took half the bytes and nothing else changed."""
+
+
+class BenchCase(Record):
+    """One model, one setting, one shape."""
+
+    device: str
+    threads: int | None
+    batch_size: int
+    depth: int
+    prompt_tokens: int
+    new_tokens: int
+    ttft_s: Stats
+    """Time to first token: the prompt, with logits of its last position only."""
+    prefill_tokens_per_s: Stats
+    tpot_s: Stats | None
+    """Time of each further token, of all repetitions; None where only one token was made."""
+    decode_tokens_per_s: Stats | None
+    """Of all sequences of the batch together, per repetition."""
+    energy_j_per_token: float | None
+    """Of the processor's package, prompt included; None: the machine exposes no counter."""
+    roofline: Roofline | None
+    """None where the memory read is not the CPU's."""
+
+
+class BenchSetting(Record):
+    """One model on one device."""
+
+    device: str
+    threads: int | None
+    load: LoadTimes
+    properties: dict[str, str]
+    """Effective properties, read back from the compiled model."""
+
+
+class Steadiness(Record):
+    """How steady the machine was."""
+
+    load_before: float | None
+    """Processes that wanted to run in the last minute."""
+    load_after: float | None
+    frequency_mhz: tuple[float, float] | None
+    """Lowest and highest of the processor that were seen between runs."""
+    temperature_c: float | None
+    """Highest that was seen."""
+
+
+class Ratio(Record):
+    """One figure of this model over the same of the first source, from interleaved runs."""
+
+    case: int
+    """Position in ``cases``."""
+    figure: Literal["ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"]
+    ratio: Estimate
+    judgement: Judgement
+
+
+class BenchReport(Record):
+    """The report ``bench.json`` of one model."""
+
+    schema_version: int = 1
+    llmcompress_version: str
+    spec: BenchSpec
+    source: str
+    """Name of the directory or Hub id."""
+    manifest_sha256: str | None
+    size_bytes: int
+    """Of the model's ``.bin`` on disk."""
+    settings: tuple[BenchSetting, ...]
+    cases: tuple[BenchCase, ...]
+    peak_rss_bytes: int
+    """Of the worker process that held this model and nothing else, loading and the runs of the first setting."""
+    steady_rss_bytes: int
+    """Of the same after those runs."""
+    compared_with: str | None
+    ratios: tuple[Ratio, ...]
+    steadiness: Steadiness
+    environment: EnvironmentRecord
+    measured: Measured
