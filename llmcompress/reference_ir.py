@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 from llmcompress.cache import cache_dir
 from llmcompress.environment import PACKAGES_THAT_DECIDE_SCORES, installed_versions, quiet_libraries
@@ -19,17 +18,18 @@ def reference_ir(
     trust_remote_code: bool = False,
     offline: bool = False,
     progress: Reporter = silent,
-) -> Path:
-    """Return an OpenVINO IR directory of a source: its own, or one converted without compression and cached.
+) -> str:
+    """Return what to run in place of a source: itself where it is an OpenVINO IR, else the directory of one.
 
-    A Hub source is known by its commit, a directory by its files' names, sizes and times of change.
+    A checkpoint is converted without compression, once. A Hub source is known by its commit, a directory by its files'
+    names, sizes and times of change.
 
     Raises: what ``resolve`` and ``compress`` raise.
     """
     quiet_libraries()
     found = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
     if found.layout == "ir":
-        return found.path
+        return found.id or str(found.path)
     identity: list[object] = [found.id, found.revision]
     if found.id is None:
         stats = sorted((path.name, path.stat()) for path in found.path.iterdir() if path.is_file())
@@ -50,4 +50,4 @@ def reference_ir(
             offline=offline,
             progress=progress,
         )
-    return output
+    return str(output)

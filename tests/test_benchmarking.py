@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_hub import FakeHub, running, use
 from tiny_models import build_checkpoint
 
 import llmcompress
@@ -388,6 +389,23 @@ def test_a_checkpoint_is_benchmarked_as_its_uncompressed_ir(tmp_path: Path, monk
     before = (made / "openvino_model.bin").stat().st_mtime_ns
     assert cli("bench", checkpoint, *SHORT).returncode == 0
     assert (made / "openvino_model.bin").stat().st_mtime_ns == before
+
+
+def test_an_ir_on_the_hub_is_not_written_to(
+    artifact: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmcompress.reference_ir import reference_ir
+
+    files = {path.name: path.read_bytes() for path in artifact("int8").iterdir() if path.suffix != ".md"}
+    files = {name: data for name, data in files.items() if name not in {"eval.json", "bench.json"}}
+    with running(FakeHub(files=files)) as server:
+        use(server.url, tmp_path / "cache", monkeypatch)
+        assert reference_ir("acme/tiny", revision="main") == "acme/tiny"
+        spec = BenchSpec(repetitions=1, prompt_tokens=(8,), new_tokens=(2,))
+        hub, local = llmcompress.benchmark(["acme/tiny", artifact("int8")], spec, revision="main")
+    assert (hub.source, local.source) == ("acme/tiny", "int8")
+    assert hub.manifest_sha256 == local.manifest_sha256
+    assert not list((tmp_path / "cache").rglob("bench.json"))
 
 
 @pytest.mark.parametrize(

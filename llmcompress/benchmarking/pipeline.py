@@ -130,7 +130,8 @@ def _start(
     stack: contextlib.ExitStack,
     progress: Reporter,
 ) -> _Model:
-    found = resolve(source, revision=revision, offline=offline)
+    # A revision is of the Hub sources among them.
+    found = resolve(source, revision=None if Path(source).exists() else revision, offline=offline)
     name = found.id or found.path.name
     if found.layout != "ir":
         raise ModelError(

@@ -53,10 +53,12 @@ def bench(
 ) -> None:
     """Measure how fast OpenVINO models generate and how much memory they take.
 
-    SOURCE is a Hub id, a checkpoint directory, or an OpenVINO IR directory; a checkpoint is converted once, without
-    compression. Of several, runs are interleaved and compared with the first.
+    SOURCE is a Hub id, a checkpoint directory, or an OpenVINO IR directory.
+    A checkpoint is converted once, without compression.
+    Runs of several are interleaved, and each is compared with the first.
 
-    Lists are combined: -p 128,1024 -b 1,4 measures four shapes. An artifact of ours gets the report as its bench.json.
+    Lists are combined: -p 128,1024 -b 1,4 measures four shapes.
+    An artifact of ours gets the report as its bench.json.
 
     [bold]Examples[/bold]
     llmcompress bench model-int4-ov
@@ -70,6 +72,7 @@ def bench(
     from llmcompress.errors import UsageError
     from llmcompress.progress import Progress
     from llmcompress.recipe import bench_spec
+    from llmcompress.runtime import check_device
     from llmcompress.supervisor import run_supervised
 
     if output_format not in FORMATS:
@@ -89,6 +92,8 @@ def bench(
         warmup_runs=warmup_runs,
         repetitions=repetitions,
     )
+    for name in spec.devices:
+        check_device(name)
     places = [str(Path(source).absolute()) if Path(source).is_dir() else source for source in sources]
     access = {"trust_remote_code": trust_remote_code, "offline": offline}
     with watching(verbose=verbose) as watch:
@@ -104,7 +109,7 @@ def bench(
             )
             for place in places
         ]
-        options = {"sources": found, "spec": spec, "offline": offline}
+        options = {"sources": found, "spec": spec, "revision": revision, "offline": offline}
         reports = run_supervised("llmcompress.benchmarking:benchmark", options, progress=watch.report, logs=watch.log)
     assert isinstance(reports, tuple)
     print_reports(reports, "json" if as_json else output_format)
