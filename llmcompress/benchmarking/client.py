@@ -28,9 +28,8 @@ class Client:
         self._kills_before = kill_count()
         # Not -m, under which the worker's records would be of another module than here.
         command = [sys.executable, "-c", "from llmcompress.benchmarking.worker import main; main()"]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        # What it writes to stderr goes where ours goes: the command line shows that with -v.
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._ask("start", str(directory), engine)
 
     @property
