@@ -811,3 +811,22 @@ def test_a_report_is_put_in_place_or_the_old_one_stays(tmp_path: Path, monkeypat
         write_report(out, "eval.json", FileRecord(path="third", size_bytes=1, sha256="a"))
     assert '"second"' in text()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_ctrl_c_during_the_removal_of_what_was_staged_is_heard_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[Path] = []
+    rmtree = shutil.rmtree
+
+    def interrupted(path: Path) -> None:
+        times.append(path)
+        if len(times) < 3:
+            raise KeyboardInterrupt
+        rmtree(path)
+
+    monkeypatch.setattr("llmcompress.artifact.output.shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), staging(tmp_path / "out") as stage:
+        (stage.path / "file").write_text("x")
+    assert len(times) == 3
+    assert list(tmp_path.iterdir()) == []

@@ -30,6 +30,8 @@ from llmcompress.errors import ArtifactError, LlmcompressError, LockedError
 from llmcompress.report import CompressionReport, Record
 
 _OWNER, _MODEL, _REPLACED = "owner.json", "model", "replaced"
+_REMOVALS = 5
+"""Attempts at removing what was staged, should one signal after another interrupt it."""
 
 _log = logging.getLogger(__name__)
 
@@ -226,7 +228,20 @@ def _remove_stale(target: Path) -> None:
 
 
 def _remove(directory: Path, target: Path) -> None:
-    """Remove a staging directory, its mark last; an old output that was moved aside goes back where it was."""
+    """Remove a staging directory, also when Ctrl-C comes while that is done; it is raised afterwards."""
+    interruption: BaseException | None = None
+    for _ in range(_REMOVALS):
+        try:
+            _remove_now(directory, target)
+            break
+        except BaseException as error:  # noqa: BLE001 - whatever a signal's handler raises
+            interruption = error
+    if interruption is not None:
+        raise interruption
+
+
+def _remove_now(directory: Path, target: Path) -> None:
+    """Remove it, its mark last; an old output that was moved aside goes back where it was."""
     if not directory.exists():
         return
     try:
