@@ -233,6 +233,8 @@ def test_pinned_is_what_the_device_does_and_is_reported(wikitext: Path, artifact
 
 
 def test_damage_is_split_and_the_noise_floor_measured(wikitext: Path, artifact: Artifacts) -> None:
+    import openvino as ov
+
     report = llmcompress.evaluate(
         artifact("u4-cache"),
         spec_of(wikitext, precision="as_used", num_windows=4),
@@ -250,8 +252,11 @@ def test_damage_is_split_and_the_noise_floor_measured(wikitext: Path, artifact: 
     assert properties["kv_cache"]["KV_CACHE_PRECISION"] == "u4"
     assert properties["dynamic_quantization"]["KV_CACHE_PRECISION"] == "f32"
     assert report.noise_floor is not None
-    assert report.noise_floor.precisions == ("f32", "bf16")
-    assert 0 < report.noise_floor.kl_divergence.value < 2e-4
+    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert report.noise_floor.precisions == ("f32", "bf16")
+        assert 0 < report.noise_floor.kl_divergence.value < 2e-4
+    else:
+        assert report.noise_floor.precisions[0] == "f32"
 
 
 def test_an_interrupted_evaluation_goes_on(
