@@ -33,27 +33,19 @@ from llmcompress.evaluation.scoring import batches, calls, score
 from llmcompress.evaluation.tokens import text_encoder
 from llmcompress.evaluation.windows import Windows, evaluation_windows
 from llmcompress.loaders.source import resolve
+from llmcompress.runtime import decoder_inputs, input_names
 
 TEXT = TOKENIZER / "heldout.txt"
 
 
 def bare(compiled: Any, windows: Windows, vocabulary: int, chunk: int) -> None:
     """The same batches and calls through the plain graph."""
-    import numpy as np
-
-    names = {name for port in compiled.inputs for name in port.get_names()}
+    names = input_names(compiled)
     request = compiled.create_infer_request()
     for batch in batches(windows.windows, chunk, vocabulary):
         request.reset_state()
-        size = len(batch.numbers)
         for call in calls(batch, chunk):
-            inputs = {
-                "input_ids": batch.token_ids[:, call.start : call.end],
-                "attention_mask": np.ones((size, call.end), dtype=np.int64),
-                "position_ids": np.tile(np.arange(call.start, call.end), (size, 1)),
-                "beam_idx": np.arange(size, dtype=np.int32),
-            }
-            request.infer({name: value for name, value in inputs.items() if name in names})
+            request.infer(decoder_inputs(batch.token_ids[:, call.start : call.end], call.start, names))
 
 
 def timed(sides: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:

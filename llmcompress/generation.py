@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.loaders.json_file import read_json
+from llmcompress.runtime import decoder_inputs, input_names
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -54,22 +55,15 @@ def generate(
     """
     import numpy as np
 
-    names = {name for port in compiled.inputs for name in port.get_names()}
+    names = input_names(compiled)
     request = compiled.create_infer_request()
     past, pending = 0, list(prompt_ids)
     generated: list[int] = []
     while len(generated) < max_new_tokens:
-        total = past + len(pending)
-        inputs: dict[str, Any] = {
-            "input_ids": np.array([pending], dtype=np.int64),
-            "attention_mask": np.ones((1, total), dtype=np.int64),
-            "position_ids": np.arange(past, total, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
-        }
-        request.infer({name: value for name, value in inputs.items() if name in names})
+        request.infer(decoder_inputs(np.array([pending]), past, names))
         token = int(request.get_tensor("logits").data[0, -1].argmax())
         if token in eos:
             return Generation(tuple(generated), stopped=True)
         generated.append(token)
-        past, pending = total, [token]
+        past, pending = past + len(pending), [token]
     return Generation(tuple(generated), stopped=False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import UsageError
 from llmcompress.recipe.evaluation import Precision
 
 if TYPE_CHECKING:
+    import numpy as np
     import openvino as ov
+    from numpy.typing import NDArray
 
 PINNED = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -97,6 +100,31 @@ def compile_model(model: ov.Model, device: str, properties: dict[str, str]) -> o
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UsageError(f"the device refuses it: {reason}", where=device, hint="try --device CPU") from error
+
+
+def input_names(model: ov.Model | ov.CompiledModel) -> set[str]:
+    """Names of the inputs that a model has."""
+    return {name for port in model.inputs for name in port.get_names()}
+
+
+def decoder_inputs(token_ids: NDArray[np.int64], past: int, names: Collection[str]) -> dict[str, NDArray[Any]]:
+    """What a stateful decoder is fed in one call, of the inputs it has.
+
+    Args:
+        token_ids: int64 ``[batch, tokens]``, nothing padded on the left.
+        past: Tokens that its cache holds already.
+        names: Of its inputs.
+    """
+    import numpy as np
+
+    size, count = token_ids.shape
+    values: dict[str, NDArray[Any]] = {
+        "input_ids": np.ascontiguousarray(token_ids, dtype=np.int64),
+        "attention_mask": np.ones((size, past + count), dtype=np.int64),
+        "position_ids": np.tile(np.arange(past, past + count, dtype=np.int64), (size, 1)),
+        "beam_idx": np.arange(size, dtype=np.int32),
+    }
+    return {name: value for name, value in values.items() if name in names}
 
 
 def effective_properties(compiled: ov.CompiledModel) -> dict[str, str]:

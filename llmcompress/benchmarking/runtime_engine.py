@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmcompress.benchmarking.timing import Run
 from llmcompress.loaders.graph import logits_from, logits_result
 from llmcompress.recipe.benchmark import Shape
 from llmcompress.report import LoadTime
+from llmcompress.runtime import decoder_inputs, input_names
 
 if TYPE_CHECKING:
-    import numpy as np
     import openvino as ov
-    from numpy.typing import NDArray
 
 DEPTH_CALL_TOKENS = 512
 VOCABULARY = 1000
@@ -60,23 +59,23 @@ class RuntimeEngine:
         import numpy as np
 
         compiled = self.compiled()
-        names = {name for port in compiled.inputs for name in port.get_names()}
+        names = input_names(compiled)
         request = compiled.create_infer_request()
         total = shape.depth + shape.prompt_tokens + shape.new_tokens
         ids = np.random.default_rng(seed).integers(0, VOCABULARY, (shape.batch_size, total))
         position = 0
         while position < shape.depth:
             end = min(position + DEPTH_CALL_TOKENS, shape.depth)
-            request.infer(_inputs(ids, position, end, names))
+            request.infer(decoder_inputs(ids[:, position:end], position, names))
             position = end
         moments = []
         end = shape.depth + shape.prompt_tokens
-        inputs = _inputs(ids, position, end, names)
+        inputs = decoder_inputs(ids[:, position:end], position, names)
         started = time.perf_counter()
         request.infer(inputs)
         moments.append(time.perf_counter())
         for start in range(end, end + shape.new_tokens - 1):
-            request.infer(_inputs(ids, start, start + 1, names))
+            request.infer(decoder_inputs(ids[:, start : start + 1], start, names))
             moments.append(time.perf_counter())
         return Run(started, tuple(moments))
 
@@ -88,16 +87,3 @@ def _last_position_only(model: ov.Model) -> None:
     last = logits_from(result, ops.constant([-1], dtype="int64"))
     result.input(0).replace_source_output(last)
     model.validate_nodes_and_infer_types()
-
-
-def _inputs(ids: NDArray[np.int64], start: int, end: int, names: set[str]) -> dict[str, NDArray[Any]]:
-    import numpy as np
-
-    size = len(ids)
-    values: dict[str, NDArray[Any]] = {
-        "input_ids": np.ascontiguousarray(ids[:, start:end]),
-        "attention_mask": np.ones((size, end), dtype=np.int64),
-        "position_ids": np.tile(np.arange(start, end), (size, 1)),
-        "beam_idx": np.arange(size, dtype=np.int32),
-    }
-    return {name: value for name, value in values.items() if name in names}

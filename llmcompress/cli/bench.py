@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose
+from llmcompress.cli.options import Json, Offline, Precision, Revision, TrustRemoteCode, Verbose
 
 FORMATS = ("table", "json", "jsonl", "csv", "markdown")
 
@@ -32,12 +32,7 @@ def bench(
     engine: Annotated[
         str, typer.Option("--engine", metavar="openvino|genai", help="The runtime directly, or GenAI's pipeline.")
     ] = "openvino",
-    precision: Annotated[
-        str,
-        typer.Option(
-            "--precision", metavar="as_used|pinned", help="As the device runs it, or f32 without dynamic quantization."
-        ),
-    ] = "as_used",
+    precision: Precision = "as_used",
     properties: Annotated[
         list[str] | None,
         typer.Option("--property", metavar="KEY=VALUE", show_default=False, help="Device property; may be repeated."),

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.console import duration_text, size_text, stdout
+from llmcompress.cli.console import duration_text, plain, print_json, size_text, stdout
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,11 +22,10 @@ _MARKDOWN_WIDTH = 1000
 def print_reports(reports: Sequence[BenchReport], form: str) -> None:
     """Print reports as ``table``, ``markdown``, ``json`` (a list), ``jsonl`` (one a line) or ``csv`` (a row a case)."""
     if form == "json":
-        documents = [json.loads(report.model_dump_json()) for report in reports]
-        sys.stdout.write(json.dumps(documents, indent=2) + "\n")
+        print_json([plain(report) for report in reports])
     elif form == "jsonl":
         for report in reports:
-            sys.stdout.write(json.dumps(json.loads(report.model_dump_json())) + "\n")
+            sys.stdout.write(json.dumps(plain(report)) + "\n")
     elif form == "csv":
         sys.stdout.write(_csv(reports))
     else:

@@ -23,14 +23,12 @@ def compare(
     [bold]Examples[/bold]
     llmcompress compare model-int8-ov model-int4-ov
     """
-    import json
-    import sys
-
     from llmcompress.cli.compare_view import print_comparison
+    from llmcompress.cli.console import plain, print_json
     from llmcompress.comparison import summary
 
     rows = [summary(directory) for directory in directories]
     if as_json:
-        sys.stdout.write(json.dumps([json.loads(row.model_dump_json()) for row in rows], indent=2) + "\n")
+        print_json([plain(row) for row in rows])
     else:
         print_comparison(rows)

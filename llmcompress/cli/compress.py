@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmcompress.cli.options import Json, Offline, Overwrite, Revision, Source, TrustRemoteCode, Verbose
+from llmcompress.cli.options import AllowNonfinite, Json, Offline, Overwrite, Revision, Source, TrustRemoteCode, Verbose
 
 if TYPE_CHECKING:
     from llmcompress.compression.forecast import Forecast
@@ -38,9 +38,7 @@ def compress(
     trust_remote_code: TrustRemoteCode = False,
     offline: Offline = False,
     overwrite: Overwrite = False,
-    allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")
-    ] = False,
+    allow_nonfinite: AllowNonfinite = False,
     no_tokenizer: Annotated[
         bool, typer.Option("--no-tokenizer", help="Write no converted tokenizer; GenAI then cannot open the output.")
     ] = False,

@@ -34,11 +34,14 @@ def write_line(text: str) -> None:
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
 
 
+def plain(record: BaseModel) -> Any:
+    """Return a record as values that JSON has; model_dump would leave NaN as it is, which JSON has not."""
+    return json.loads(record.model_dump_json())
+
+
 def print_json(record: BaseModel | list[Any]) -> None:
     """Print a record, or a list of plain values, as one JSON document in ASCII."""
-    # Not model_dump, which leaves NaN as it is: JSON has none.
-    plain = record if isinstance(record, list) else json.loads(record.model_dump_json())
-    sys.stdout.write(json.dumps(plain, indent=2) + "\n")
+    sys.stdout.write(json.dumps(record if isinstance(record, list) else plain(record), indent=2) + "\n")
 
 
 def print_error(message: str, *, where: str = "", hint: str = "") -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmcompress.cli.options import Json, Offline, Revision, Source, TrustRemoteCode, Verbose
+from llmcompress.cli.options import AllowNonfinite, Json, Offline, Precision, Revision, Source, TrustRemoteCode, Verbose
 
 _WITH_CHECK_CONVERSION = {
     "source",
@@ -51,12 +51,7 @@ def evaluate(
         typer.Option("--chunk", show_default=False, help="Tokens per call. Default: 64 as_used, whole windows pinned"),
     ] = None,
     device: Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")] = "CPU",
-    precision: Annotated[
-        str,
-        typer.Option(
-            "--precision", metavar="as_used|pinned", help="As the device runs it, or f32 without dynamic quantization."
-        ),
-    ] = "as_used",
+    precision: Precision = "as_used",
     confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
     kl_margin: Annotated[float, typer.Option("--kl-margin", help="Equivalent up to this mean KL, nats.")] = 0.01,
     perplexity_margin: Annotated[
@@ -114,9 +109,7 @@ def evaluate(
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     offline: Offline = False,
-    allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")
-    ] = False,
+    allow_nonfinite: AllowNonfinite = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:

@@ -15,6 +15,13 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")]
+AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", metavar="as_used|pinned", help="As the device runs it, or f32 without dynamic quantization."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, in one step at the end.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON document.")]
 Verbose = Annotated[

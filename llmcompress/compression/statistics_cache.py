@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import secrets
@@ -14,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from llmcompress.artifact import file_records, write_errors
-from llmcompress.cache import cache_dir
+from llmcompress.cache import cache_dir, content_key
 from llmcompress.environment import installed_versions
 from llmcompress.recipe import WeightCompression
 from llmcompress.report import CalibrationRecord, Provenance
@@ -44,7 +43,7 @@ def statistics(provenance: Provenance, calibration: CalibrationRecord) -> Iterat
         "num_windows": calibration.num_windows,
         "versions": installed_versions(VERSIONED),
     }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    digest = content_key(key)
     kept = cache_dir() / "statistics" / digest
     if _intact(kept):
         yield kept

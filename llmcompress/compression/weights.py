@@ -14,6 +14,7 @@ from llmcompress.memory import return_large_blocks
 from llmcompress.patching import replaced
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import WeightCompression
+from llmcompress.runtime import decoder_inputs, input_names
 
 if TYPE_CHECKING:
     import nncf
@@ -71,18 +72,9 @@ def model_inputs(model: ov.Model, token_ids: np.ndarray) -> Iterator[dict[str, n
     Args:
         token_ids: int64 ``[num_windows, seq_len]``.
     """
-    import numpy as np
-
-    names = {name for port in model.inputs for name in port.get_names()}
+    names = input_names(model)
     for window in token_ids:
-        seq_len = len(window)
-        inputs = {
-            "input_ids": window[None].astype(np.int64),
-            "attention_mask": np.ones((1, seq_len), dtype=np.int64),
-            "position_ids": np.arange(seq_len, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
-        }
-        yield {name: value for name, value in inputs.items() if name in names}
+        yield decoder_inputs(window[None], 0, names)
 
 
 def nncf_arguments(weights: WeightCompression, *, num_windows: int) -> dict[str, Any]:

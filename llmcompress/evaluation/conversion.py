@@ -10,7 +10,7 @@ from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights
 from llmcompress.progress import Progress, Reporter
 from llmcompress.report import ConversionRecord
-from llmcompress.runtime import compile_model, properties_of
+from llmcompress.runtime import compile_model, decoder_inputs, input_names, properties_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,18 +114,12 @@ def _by_torch(module: Any, prompt: list[int]) -> tuple[list[int], NDArray[np.flo
 def _by_openvino(compiled: Any, ids: list[int], num_prompt: int) -> NDArray[np.float64]:
     import numpy as np
 
-    names = {name for port in compiled.inputs for name in port.get_names()}
+    names = input_names(compiled)
     request = compiled.create_infer_request()
     found = []
     start = 0
     for end in (num_prompt, *range(num_prompt + 1, len(ids))):
-        inputs = {
-            "input_ids": np.array([ids[start:end]], dtype=np.int64),
-            "attention_mask": np.ones((1, end), dtype=np.int64),
-            "position_ids": np.arange(start, end, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
-        }
-        request.infer({name: value for name, value in inputs.items() if name in names})
+        request.infer(decoder_inputs(np.array([ids[start:end]]), start, names))
         found.append(request.get_tensor("logits").data[0].astype(np.float64))
         start = end
     return np.concatenate(found)

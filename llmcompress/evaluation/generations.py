@@ -17,7 +17,6 @@ def compare_generations(
     candidate: LoadedModel,
     reference: LoadedModel,
     properties: dict[str, str],
-    reference_properties: dict[str, str],
     windows: Windows,
     num_prompts: int,
     device: str,
@@ -27,8 +26,8 @@ def compare_generations(
     texts: list[list[tuple[int, ...]]] = []
     step = max(1, len(windows.windows) // num_prompts)
     chosen = windows.windows[::step][:num_prompts]
-    for loaded, asked in ((reference, reference_properties), (candidate, properties)):
-        compiled = compile_model(loaded.clone().model, device, asked)
+    for loaded in (reference, candidate):
+        compiled = compile_model(loaded.clone().model, device, properties)
         made = []
         for number, window in enumerate(chosen):
             progress(Progress("generate", len(texts) * len(chosen) + number, 2 * len(chosen), "texts"))

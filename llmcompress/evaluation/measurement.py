@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmcompress.cache import cache_dir
+from llmcompress.cache import cache_dir, content_key
 from llmcompress.environment import PACKAGES_THAT_DECIDE_SCORES, cpu_name, installed_versions
 from llmcompress.errors import ModelError, WriteError
 from llmcompress.evaluation.graph import REFERENCE_IDS, Kind, add_scores, vocabulary_size
-from llmcompress.evaluation.resume import StoredScores, content_key
+from llmcompress.evaluation.resume import StoredScores
 from llmcompress.evaluation.scoring import Batch, Call, batches, score, score_pair
 from llmcompress.evaluation.statistics import TokenScores, exact_kl, token_scores
 from llmcompress.evaluation.windows import Windows

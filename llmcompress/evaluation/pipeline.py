@@ -173,7 +173,7 @@ def evaluate(
     if against is not None and num_generations:
         with stages.stage("generate"):
             generations = compare_generations(
-                loaded, against, asked, asked, text.windows, num_generations, spec.device, progress
+                loaded, against, asked, text.windows, num_generations, spec.device, progress
             )
     manifest = read_manifest(found.path) if (found.path / MANIFEST).is_file() else None
     thresholds = combined(manifest.recipe.gate if manifest else None, gate or Gate())

@@ -12,7 +12,7 @@ from llmcompress.generation import Generation, generate
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.progress import Progress, Reporter
 from llmcompress.report import Check
-from llmcompress.runtime import compile_model
+from llmcompress.runtime import compile_model, decoder_inputs, input_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,19 +113,13 @@ def long_context_check(
     add_scores(model, "logits")
     compiled = compile_model(model, device, properties)
     stream = np.resize(token_ids, num_tokens)[None]
-    names = {name for port in compiled.inputs for name in port.get_names()}
+    names = input_names(compiled)
     request: ov.InferRequest = compiled.create_infer_request()
     for start in range(0, num_tokens, CALL_TOKENS):
         end = min(start + CALL_TOKENS, num_tokens)
         progress(Progress("long context", start, num_tokens, "tokens"))
-        inputs = {
-            "input_ids": stream[:, start:end],
-            "attention_mask": np.ones((1, end), dtype=np.int64),
-            "position_ids": np.arange(start, end, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
-            FIRST: np.array([end - start - 1], dtype=np.int64),
-        }
-        request.infer({name: value for name, value in inputs.items() if name in names})
+        inputs = decoder_inputs(stream[:, start:end], start, names)
+        request.infer({**inputs, FIRST: np.array([end - start - 1], dtype=np.int64)})
     progress(Progress("long context", num_tokens, num_tokens, "tokens"))
     finite = bool(np.isfinite(request.get_tensor("logits").data).all())
     return Check(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, TARGETS
 from llmcompress.evaluation.windows import Window
+from llmcompress.runtime import decoder_inputs, input_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,7 @@ class Scorer:
     """One compiled model and one request, with a state of its own."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
-        self._names = {name for port in compiled.inputs for name in port.get_names()}
+        self._names = input_names(compiled)
         self._outputs = [next(iter(port.get_names())) for port in compiled.outputs]
         self._request = compiled.create_infer_request()
 
@@ -83,12 +84,8 @@ class Scorer:
         import numpy as np
         import openvino as ov
 
-        size = len(batch.token_ids)
         values: Arrays = {
-            "input_ids": batch.token_ids[:, call.start : call.end],
-            "attention_mask": np.ones((size, call.end), dtype=np.int64),
-            "position_ids": np.tile(np.arange(call.start, call.end, dtype=np.int64), (size, 1)),
-            "beam_idx": np.arange(size, dtype=np.int32),
+            **decoder_inputs(batch.token_ids[:, call.start : call.end], call.start, self._names),
             TARGETS: batch.token_ids[:, call.start + 1 : call.end + 1],
             FIRST: np.array([call.first - call.start], dtype=np.int64),
         }
