@@ -84,7 +84,9 @@ class Worker:
         """Memory of this process, now and at its most."""
         import psutil
 
-        return MemoryUse(peak_rss_bytes(os.getpid()), int(psutil.Process().memory_info().rss))
+        steady = int(psutil.Process().memory_info().rss)
+        # The kernel brings its record of the peak up to date some pages late.
+        return MemoryUse(max(peak_rss_bytes(os.getpid()), steady), steady)
 
     def _sizes(self) -> tuple[int, int]:
         """Bytes of the constants that every token needs, and elements that a token adds to the cache."""
