@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmcompress.artifact import Staging, file_records, staging, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED, entries, file_record
-from llmcompress.compression.contract import check_target
-from llmcompress.compression.forecast import forecast, require_fits
-from llmcompress.compression.layers import layer_table
-from llmcompress.compression.statistics_cache import statistics, uses_statistics
+from llmcompress.compression.in_memory import CompressedModel, compress_in_memory
 from llmcompress.environment import environment_record, quiet_libraries
-from llmcompress.errors import ModelError, RecipeError, UsageError
-from llmcompress.loaders.architecture import check_architecture
-from llmcompress.loaders.checking import weights_checked
-from llmcompress.loaders.graph import is_compressed
+from llmcompress.errors import UsageError
 from llmcompress.loaders.json_file import write_json
-from llmcompress.loaders.loaded_model import LoadedModel, load
-from llmcompress.loaders.source import Source, fetch_weights, longest_context, resolve
+from llmcompress.loaders.loaded_model import LoadedModel
+from llmcompress.loaders.source import Source, resolve
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Recipe, dump_recipe, load_recipe
 from llmcompress.report import CompressionReport, FileRecord
@@ -28,8 +21,6 @@ from llmcompress.stages import Stages
 
 if TYPE_CHECKING:
     import openvino as ov
-
-    from llmcompress.data import Windows
 
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
@@ -90,77 +81,67 @@ def compress(
     stages = Stages()
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe)
-    _refuse_unavailable(recipe)
     if isinstance(source, LoadedModel):
         _refuse_loading_options(source, revision, trust_remote_code, allow_nonfinite)
         found = source.source
     else:
         found = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
-    with (
-        staging(output_dir, overwrite=overwrite, inputs=_inputs(found, recipe)) as stage,
-        weights_checked(allow_nonfinite=allow_nonfinite, progress=progress) as check,
-    ):
-        checked = None
-        if not isinstance(source, LoadedModel):
-            if found.kind == "checkpoint":
-                # The weights are here already; their check takes the time of the libraries' import.
-                checked = check(fetch_weights(found))
-            with stages.stage("forecast"):
-                progress(Progress("forecast", 0, 1))
-                _refuse_quantized(found, recipe)
-                require_fits(forecast(found, recipe, stage.target))
-                progress(Progress("forecast", 1, 1))
-            with stages.stage("fetch"):
-                found = fetch_weights(found, progress=progress)
-                if found.layout == "checkpoint" and checked is None:
-                    checked = check(found)
-        with stages.stage("tokenize"):
-            original = _tokenizer(found) if tokenizer or recipe.calibration else None
-            windows = _windows(found, recipe, original, offline)
-        with stages.stage("load and trace"), write_errors(stage.target):
-            if isinstance(source, LoadedModel):
-                loaded = source.clone()
-            else:
-                loaded = load(
-                    found,
-                    allow_nonfinite=allow_nonfinite,
-                    tokenizer=False,
-                    scratch_dir=stage.scratch_dir(),
-                    checked=checked,
-                    progress=progress,
-                )
-        with stages.stage("compress"):
-            model = _compressed(loaded, recipe, windows, progress)
-            layers = layer_table(model, recipe.weights.mode if recipe.weights else None)
-            check_target(recipe, layers)
-        with stages.stage("save"):
-            _save_model(model, recipe, stage, progress)
-            del model
-        with stages.stage("convert the tokenizer and hash"), ThreadPoolExecutor(1) as pool:
-            model_files = pool.submit(_model_records, stage.path)
-            conversions = _save_side_files(loaded, recipe, original if tokenizer else None, stage, progress)
-            side_files = file_records(stage.path, exclude=NOT_LISTED | MODEL_FILES)
-            files = tuple(sorted((*model_files.result(), *side_files), key=lambda file: file.path))
-        bin_bytes = next(file.size_bytes for file in files if file.path == MODEL_BIN)
-        environment = environment_record(_num_threads())
-        report = CompressionReport(
-            llmcompress_version=environment.versions["llmcompress"],
-            provenance=loaded.provenance,
-            recipe=recipe.portable(),
-            calibration=windows.record if windows else None,
-            environment=environment,
-            num_parameters=loaded.num_parameters,
-            bits_per_weight=bin_bytes * 8 / loaded.num_parameters,
-            size_bytes=sum(file.size_bytes for file in files),
-            mapped_share=loaded.mapped_share,
-            tokenizer=conversions.tokenizer,
-            chat_template=conversions.chat_template,
-            layers=layers,
-            files=files,
-            measured=stages.measured(),
+    with staging(output_dir, overwrite=overwrite, inputs=inputs(found, recipe)) as stage:
+        compressed = compress_in_memory(
+            source if isinstance(source, LoadedModel) else found,
+            recipe,
+            scratch_dir=stage.scratch_dir(),
+            target=stage.target,
+            offline=offline,
+            allow_nonfinite=allow_nonfinite,
+            tokenizer=tokenizer,
+            stages=stages,
+            progress=progress,
         )
-        stage.publish(report)
+        return write(compressed, stage, progress=progress)
+
+
+def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = silent) -> CompressionReport:
+    """Write a compressed model, its tokenizer and its manifest, and put the directory in place.
+
+    Raises:
+        ModelError: The tokenizer's conversion differs from the original.
+        WriteError: The output could not be written.
+    """
+    loaded, stages = compressed.loaded, compressed.stages
+    with stages.stage("save"):
+        _save_model(compressed.model, stage, progress)
+    with stages.stage("convert the tokenizer and hash"), ThreadPoolExecutor(1) as pool:
+        model_files = pool.submit(_model_records, stage.path)
+        conversions = _save_side_files(compressed, stage, progress)
+        side_files = file_records(stage.path, exclude=NOT_LISTED | MODEL_FILES)
+        files = tuple(sorted((*model_files.result(), *side_files), key=lambda file: file.path))
+    bin_bytes = next(file.size_bytes for file in files if file.path == MODEL_BIN)
+    environment = environment_record(_num_threads())
+    report = CompressionReport(
+        llmcompress_version=environment.versions["llmcompress"],
+        provenance=loaded.provenance,
+        recipe=compressed.recipe.portable(),
+        calibration=compressed.calibration,
+        environment=environment,
+        num_parameters=loaded.num_parameters,
+        bits_per_weight=bin_bytes * 8 / loaded.num_parameters,
+        size_bytes=sum(file.size_bytes for file in files),
+        mapped_share=loaded.mapped_share,
+        tokenizer=conversions.tokenizer,
+        chat_template=conversions.chat_template,
+        layers=compressed.layers,
+        files=files,
+        measured=stages.measured(),
+    )
+    stage.publish(report)
     return report
+
+
+def inputs(found: Source, recipe: Recipe) -> list[Path]:
+    """The files and directories that an output is made from, and must not touch."""
+    data = recipe.calibration.dataset_path() if recipe.calibration else None
+    return [found.path, *([data] if data else [])]
 
 
 def _refuse_loading_options(
@@ -176,79 +157,12 @@ def _refuse_loading_options(
         )
 
 
-def _refuse_unavailable(recipe: Recipe) -> None:
-    if recipe.method not in {"none", "weights"}:
-        raise RecipeError(
-            f"method {recipe.method} is not carried out by this version; none and weights are",
-            where=f"recipe {recipe.name}",
-            hint="take a recipe that compresses weights: llmcompress recipes",
-        )
-
-
-def _refuse_quantized(found: Source, recipe: Recipe) -> None:
-    if found.layout == "ir":
-        return
-    architecture = check_architecture(found.config, trust_remote_code=found.trust_remote_code)
-    if architecture.quantization == "keep" and recipe.method != "none":
-        raise ModelError(
-            f"the checkpoint is already quantized and recipe {recipe.name} would quantize it again",
-            where=found.id or found.path.name,
-            hint="convert it as it is with --recipe none, or give the original checkpoint",
-        )
-
-
-def _inputs(found: Source, recipe: Recipe) -> list[Path]:
-    data = recipe.calibration.dataset_path() if recipe.calibration else None
-    return [found.path, *([data] if data else [])]
-
-
-def _tokenizer(found: Source) -> Any:
-    from llmcompress.loaders.tokenizer import load_tokenizer
-
-    return load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
-
-
-def _windows(found: Source, recipe: Recipe, tokenizer: Any, offline: bool) -> Windows | None:
-    if recipe.calibration is None:
-        return None
-    from llmcompress.data import calibration_windows
-
-    return calibration_windows(recipe.calibration, tokenizer, offline=offline, max_seq_len=longest_context(found))
-
-
-def _compressed(loaded: LoadedModel, recipe: Recipe, windows: Windows | None, progress: Reporter) -> ov.Model:
-    model = loaded.model
-    if recipe.weights is None:
-        return model
-    if is_compressed(model):
-        raise ModelError(
-            "the model is already compressed; compressing it again would add to its error unseen",
-            where=loaded.source.id or loaded.source.path.name,
-            hint="give the original checkpoint",
-        )
-    from llmcompress.compression.weights import compress_weights
-
-    with contextlib.ExitStack() as stack:
-        path = None
-        if windows is not None and uses_statistics(recipe.weights):
-            path = stack.enter_context(statistics(loaded.provenance, windows.record))
-        return compress_weights(
-            model,
-            recipe.weights,
-            windows.token_ids if windows else None,
-            statistics_path=path,
-            progress=progress,
-        )
-
-
-def _save_model(model: ov.Model, recipe: Recipe, stage: Staging, progress: Reporter) -> None:
+def _save_model(model: ov.Model, stage: Staging, progress: Reporter) -> None:
     import openvino as ov
 
     from llmcompress.loaders.graph import number_nodes
 
     progress(Progress("save", 0, 1))
-    for name, value in recipe.runtime.properties().items():
-        model.set_rt_info(value, ["runtime_options", name])
     number_nodes(model)
     with write_errors(stage.target):
         ov.save_model(model, stage.path / MODEL_XML, compress_to_fp16=False)
@@ -266,17 +180,17 @@ def _model_records(directory: Path) -> tuple[FileRecord, ...]:
     return tuple(file_record(name, entry) for name, entry in entries(directory) if name in MODEL_FILES)
 
 
-def _save_side_files(
-    loaded: LoadedModel, recipe: Recipe, tokenizer: Any | None, stage: Staging, progress: Reporter
-) -> Conversions:
+def _save_side_files(compressed: CompressedModel, stage: Staging, progress: Reporter) -> Conversions:
     from llmcompress.loaders.chat_template import check_chat_template
     from llmcompress.loaders.generation import save_generation_config
     from llmcompress.loaders.tokenizer import check_tokenizer, save_tokenizer
 
+    loaded, tokenizer = compressed.loaded, compressed.tokenizer
     progress(Progress("convert the tokenizer", 0, 3))
     with write_errors(stage.target):
         write_json(stage.path / "config.json", loaded.config)
-        (stage.path / "recipe.yaml").write_text(dump_recipe(recipe.portable()), encoding="utf-8", newline="\n")
+        recipe = dump_recipe(compressed.recipe.portable())
+        (stage.path / "recipe.yaml").write_text(recipe, encoding="utf-8", newline="\n")
         save_generation_config(loaded.config, loaded.generation_config, tokenizer, stage.path)
         if tokenizer is None:
             return Conversions("none", "none")

@@ -36,7 +36,8 @@ def recipe_error(error: ValidationError, root: type[BaseModel], where: Callable[
     location: Location = first["loc"]
     if first["type"] == "contradiction":
         context = first["ctx"]
-        location = (*location, *filter(None, context["field"].split(".")))
+        parts = filter(None, context["field"].split("."))
+        location = (*location, *(int(part) if part.isdecimal() else part for part in parts))
         message, hint = context["problem"], context["hint"]
     elif first["type"] == "extra_forbidden":
         message, hint = unknown_key(str(location[-1]), field_names(root, location[:-1]))
@@ -66,9 +67,11 @@ def dotted(location: Location) -> str:
 
 
 def field_names(root: type[BaseModel], location: Location) -> list[str]:
-    """Return the names of the fields of the record at a location; none where there is no record."""
+    """Return the names of the fields of the record at a location, in a list or not; none where there is no record."""
     model: type[BaseModel] | None = root
     for part in location:
+        if isinstance(part, int):
+            continue
         field = model.model_fields.get(str(part)) if model else None
         model = _record_in(field.annotation) if field else None
     return list(model.model_fields) if model else []

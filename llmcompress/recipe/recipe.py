@@ -33,6 +33,8 @@ class Recipe(Part):
     method: Literal["none", "weights", "activations", "weights_and_activations"] = "weights"
     target: Literal["any", "cpu", "gpu", "npu"] = "any"
     weights: WeightCompression | None = None
+    further_weights: Annotated[tuple[WeightCompression, ...], Field(strict=False)] = ()
+    """More passes after ``weights``, in order; each compresses what the passes before left in floating point."""
     activations: Quantization | None = None
     calibration: Calibration | None = None
     runtime: Runtime = Runtime()
@@ -55,12 +57,18 @@ class Recipe(Part):
         calibration = self.calibration.model_copy(update={"dataset": Path(path).name})
         return self.model_copy(update={"calibration": calibration})
 
+    @property
+    def weight_passes(self) -> tuple[WeightCompression, ...]:
+        """``weights`` and ``further_weights``, in the order in which they are carried out."""
+        return (*([self.weights] if self.weights else []), *self.further_weights)
+
 
 def _refusals(recipe: Recipe) -> Iterator[Refusal]:
     yield from _parts(recipe)
-    if recipe.weights is not None:
-        for refusal in data_refusals(recipe.weights, has_data=recipe.calibration is not None):
-            yield refusal._replace(field=f"weights.{refusal.field}" if refusal.field else "calibration")
+    yield from _further(recipe)
+    for place, weights in zip(_places(recipe), recipe.weight_passes, strict=True):
+        for refusal in data_refusals(weights, has_data=recipe.calibration is not None):
+            yield refusal._replace(field=f"{place}.{refusal.field}" if refusal.field else "calibration")
     if recipe.target == "npu":
         yield from _npu(recipe)
 
@@ -74,10 +82,26 @@ def _parts(recipe: Recipe) -> Iterator[Refusal]:
             yield Refusal(name, f"has no effect with method {recipe.method}", "remove it, or write another method")
     if recipe.activations is not None and recipe.calibration is None:
         yield Refusal("calibration", "is missing; activations need data", "add calibration: {dataset: FILE.txt}")
-    weights_use_data = recipe.weights is not None and recipe.weights.uses_data
+    weights_use_data = any(weights.uses_data for weights in recipe.weight_passes)
     if recipe.calibration is not None and recipe.activations is None and not weights_use_data:
         hint = "remove it (--set calibration=null), or switch on a method that looks at data, such as weights.awq"
         yield Refusal("calibration", "has no effect: nothing in this recipe looks at data", hint)
+
+
+def _places(recipe: Recipe) -> list[str]:
+    return ["weights"] * (recipe.weights is not None) + [
+        f"further_weights.{index}" for index in range(len(recipe.further_weights))
+    ]
+
+
+def _further(recipe: Recipe) -> Iterator[Refusal]:
+    if recipe.further_weights and recipe.weights is None:
+        yield Refusal("further_weights", "has no effect without weights", "write the first pass as weights")
+        return
+    for place, before in zip(_places(recipe)[1:], recipe.weight_passes, strict=False):
+        if not before.leaves_weights:
+            hint = "remove it, or name the layers it is for in the ignored_scope of the pass before"
+            yield Refusal(place, "has no effect: the pass before leaves no layer uncompressed", hint)
 
 
 def _npu(recipe: Recipe) -> Iterator[Refusal]:
@@ -85,6 +109,8 @@ def _npu(recipe: Recipe) -> Iterator[Refusal]:
     if recipe.method != "weights" or weights is None:
         yield Refusal("method", f"target npu accepts weights, not {recipe.method}", "write method: weights")
         return
+    if recipe.further_weights:
+        yield Refusal("further_weights", "target npu accepts one pass", "remove it")
     if weights.mode not in ("int4_sym", "int8_sym"):
         yield Refusal("weights.mode", f"target npu accepts int4_sym and int8_sym, not {weights.mode}", "take int4_sym")
     if weights.effective_group_size not in NPU_GROUP_SIZES:

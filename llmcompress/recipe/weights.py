@@ -104,6 +104,13 @@ class WeightCompression(Part):
         return 0.0 < self.ratio < 1.0 and self.mode != self.effective_backup_mode
 
     @property
+    def leaves_weights(self) -> bool:
+        """Whether it can leave layers in floating point."""
+        scope = self.ignored_scope
+        by_scope = bool(scope.names or scope.patterns or scope.types)
+        return by_scope or self.effective_backup_mode == "none" or self.group_size_fallback == "ignore"
+
+    @property
     def needs_data(self) -> bool:
         """Whether it cannot run without calibration data."""
         data_free = (None, "weight_quantization_error")

@@ -74,8 +74,9 @@ def peak_memory(inventory: Inventory, recipe: Recipe, size_bytes: int) -> PeakMe
 
 def _gptq_inputs(inventory: Inventory, recipe: Recipe) -> int:
     """The f32 inputs of one layer in all calibration windows, once as collected and once joined."""
-    if recipe.weights is None or recipe.calibration is None or not recipe.weights.gptq:
+    by_gptq = [weights.advanced.gptq_params.subset_size for weights in recipe.weight_passes if weights.gptq]
+    if recipe.calibration is None or not by_gptq:
         return 0
-    windows = min(recipe.calibration.num_samples, recipe.weights.advanced.gptq_params.subset_size)
+    windows = min(recipe.calibration.num_samples, max(by_gptq))
     widest = max((w.in_channels for w in inventory.weights if w.kind == "matmul"), default=0)
     return 2 * 4 * windows * recipe.calibration.seq_len * widest

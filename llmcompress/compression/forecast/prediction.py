@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from llmcompress.compression.forecast.inventory import checkpoint_inventory
@@ -49,7 +50,7 @@ def forecast(source: Source, recipe: Recipe, output_dir: Path | None = None) -> 
     else:
         inventory = checkpoint_inventory(source)
     notes = [*inventory.notes, *_notes(source, recipe, inventory)]
-    layers, size_bytes, remarks = _layers(inventory, recipe.weights)
+    layers, size_bytes, remarks = _layers(inventory, recipe.weight_passes)
     peak = peak_memory(inventory, recipe, size_bytes)
     disk_bytes = size_bytes + SIDE_FILES_BYTES
     available = memory().available
@@ -93,26 +94,39 @@ def require_fits(predicted: Forecast) -> None:
         )
 
 
-def _layers(inventory: Inventory, recipe: WeightCompression | None) -> tuple[tuple[PlannedLayer, ...], int, list[str]]:
+def _layers(
+    inventory: Inventory, passes: Sequence[WeightCompression]
+) -> tuple[tuple[PlannedLayer, ...], int, list[str]]:
     """What each weight becomes, the size of all constants, and remarks."""
-    if recipe is None:
-        planned = tuple(_planned(w, w.dtype, None, uncompressed_bytes(w)) for w in inventory.weights)
-        return planned, sum(p.size_bytes for p in planned) + inventory.leftover_bytes + GRAPH_BYTES, []
-    assigned, remarks = assign(inventory.weights, recipe)
-    undecided = [w for w, a in zip(inventory.weights, assigned, strict=True) if a.primary != a.backup]
-    share = primary_share(undecided, recipe.ratio)
-    layers = []
-    for weight, choice in zip(inventory.weights, assigned, strict=True):
-        size = share * _bytes(weight, choice.primary, recipe) + (1 - share) * _bytes(weight, choice.backup, recipe)
-        layers.append(_named(weight, choice, round(size), share))
-    if undecided and 0 < share < 1:
-        remarks.append(
-            f"ratio {recipe.ratio}: which layers get the primary precision shows only with the weights; the size holds "
-            f"the expected share of {share:.0%}"
-        )
-    shapes = {w.shape for w, a in zip(inventory.weights, assigned, strict=True) if a.primary.group_size != -1}
-    reshapes = sum(len(shape) for shape in shapes) * RESHAPE_AXIS_BYTES
-    return tuple(layers), sum(p.size_bytes for p in layers) + inventory.leftover_bytes + reshapes + GRAPH_BYTES, remarks
+    pending = list(enumerate(inventory.weights))
+    layers = {index: _planned(w, w.dtype, None, uncompressed_bytes(w)) for index, w in pending}
+    remarks: list[str] = []
+    reshapes = 0
+    for recipe in passes:
+        weights = [weight for _, weight in pending]
+        assigned, notes = assign(weights, recipe)
+        remarks += notes
+        undecided = [w for w, a in zip(weights, assigned, strict=True) if a.primary != a.backup]
+        share = primary_share(undecided, recipe.ratio)
+        for (index, weight), choice in zip(pending, assigned, strict=True):
+            size = share * _bytes(weight, choice.primary, recipe) + (1 - share) * _bytes(weight, choice.backup, recipe)
+            layers[index] = _named(weight, choice, round(size), share)
+        if undecided and 0 < share < 1:
+            remarks.append(
+                f"ratio {recipe.ratio}: which layers get the primary precision shows only with the weights; the size "
+                f"holds the expected share of {share:.0%}"
+            )
+        shapes = {w.shape for w, a in zip(weights, assigned, strict=True) if a.primary.group_size != -1}
+        reshapes += sum(len(shape) for shape in shapes) * RESHAPE_AXIS_BYTES
+        # What one pass leaves alone, the next one takes; its own ignored scope is looked up for the first pass only.
+        pending = [
+            (index, weight._replace(ignored=False))
+            for (index, weight), choice in zip(pending, assigned, strict=True)
+            if choice.primary.mode is None and choice.backup.mode is None
+        ]
+    planned = tuple(layers[index] for index in range(len(layers)))
+    size_bytes = sum(layer.size_bytes for layer in planned) + inventory.leftover_bytes + reshapes + GRAPH_BYTES
+    return planned, size_bytes, remarks
 
 
 def _bytes(weight: Weight, precision: Precision, recipe: WeightCompression) -> int:
@@ -155,10 +169,12 @@ def _notes(source: Source, recipe: Recipe, inventory: Inventory) -> list[str]:
             "model class merges, casts or transposes them"
         )
     from_config = source.layout != "ir" or not (source.path / MODEL_FILE).is_file()
-    if from_config and recipe.weights is not None and any(recipe.weights.ignored_scope.model_dump().values()):
+    scoped = [bool(any(weights.ignored_scope.model_dump().values())) for weights in recipe.weight_passes]
+    if any(scoped if from_config else scoped[1:]):
         notes.append(
-            "weights.ignored_scope names nodes of the converted graph, which a configuration does not show: "
-            "the prediction leaves it out"
+            "an ignored_scope names nodes of the converted graph, which "
+            + ("a configuration does not show" if from_config else "are looked up for the first pass only")
+            + ": the prediction leaves it out"
         )
     if from_config and source.layout == "ir":
         notes.append("the OpenVINO model is not fetched yet: predicted from its config.json as for a checkpoint")

@@ -1,0 +1,194 @@
+"""A source and a recipe in, a compressed ``ov.Model`` in memory out, with all that its directory will need."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcompress.artifact import write_errors
+from llmcompress.compression.contract import check_target
+from llmcompress.compression.forecast import forecast, require_fits
+from llmcompress.compression.layers import CODEBOOKS, layer_table
+from llmcompress.compression.statistics_cache import statistics, uses_statistics
+from llmcompress.errors import ModelError, RecipeError
+from llmcompress.loaders.architecture import check_architecture
+from llmcompress.loaders.checking import weights_checked
+from llmcompress.loaders.graph import is_compressed
+from llmcompress.loaders.loaded_model import LoadedModel, load
+from llmcompress.loaders.source import Source, fetch_weights, longest_context
+from llmcompress.progress import Progress, Reporter, silent
+from llmcompress.recipe import Recipe
+from llmcompress.report import CalibrationRecord, LayerRecord
+from llmcompress.stages import Stages
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+    from llmcompress.data import Windows
+
+
+@dataclass(frozen=True)
+class CompressedModel:
+    """A compressed model that is not written yet."""
+
+    loaded: LoadedModel
+    """What it was made from; ``model`` in it is the compressed graph, its runtime hints included."""
+    recipe: Recipe
+    tokenizer: Any | None
+    """A transformers tokenizer; None where it was left out."""
+    calibration: CalibrationRecord | None
+    layers: tuple[LayerRecord, ...]
+    stages: Stages
+    """Time and memory so far."""
+
+    @property
+    def model(self) -> ov.Model:
+        """The compressed graph."""
+        return self.loaded.model
+
+
+def compress_in_memory(
+    source: Source | LoadedModel,
+    recipe: Recipe,
+    *,
+    scratch_dir: Path,
+    target: Path | None = None,
+    offline: bool = False,
+    allow_nonfinite: bool = False,
+    tokenizer: bool = True,
+    stages: Stages,
+    progress: Reporter = silent,
+) -> CompressedModel:
+    """Check, load and compress a model; nothing is written but the exporter's configuration files.
+
+    Args:
+        source: As resolved, or loaded: its graph is copied.
+        recipe: What to do.
+        scratch_dir: Existing empty directory for the exporter's configuration files.
+        target: Where the model will be written; None: the disk's space is not asked for.
+        offline: Take calibration data from local files and caches only.
+        allow_nonfinite: Go on when a weight is NaN or infinite.
+        tokenizer: Load the tokenizer, and fail where there is none.
+        stages: Where time and memory are noted.
+        progress: Told of every stage.
+
+    Raises: as ``compress``, apart from what concerns the output directory.
+    """
+    found = source.source if isinstance(source, LoadedModel) else source
+    _refuse_unavailable(recipe)
+    with weights_checked(allow_nonfinite=allow_nonfinite, progress=progress) as check:
+        checked = None
+        if not isinstance(source, LoadedModel):
+            if found.kind == "checkpoint":
+                # The weights are here already; their check takes the time of the libraries' import.
+                checked = check(fetch_weights(found))
+            with stages.stage("forecast"):
+                progress(Progress("forecast", 0, 1))
+                _refuse_quantized(found, recipe)
+                predicted = forecast(found, recipe, target)
+                require_fits(predicted if target else predicted.model_copy(update={"disk_bytes": 0}))
+                progress(Progress("forecast", 1, 1))
+            with stages.stage("fetch"):
+                found = fetch_weights(found, progress=progress)
+                if found.layout == "checkpoint" and checked is None:
+                    checked = check(found)
+        with stages.stage("tokenize"):
+            original = _tokenizer(found) if tokenizer or recipe.calibration else None
+            windows = _windows(found, recipe, original, offline)
+        with stages.stage("load and trace"), write_errors(target or scratch_dir):
+            if isinstance(source, LoadedModel):
+                loaded = source.clone()
+            else:
+                loaded = load(
+                    found,
+                    allow_nonfinite=allow_nonfinite,
+                    tokenizer=False,
+                    scratch_dir=scratch_dir,
+                    checked=checked,
+                    progress=progress,
+                )
+        with stages.stage("compress"):
+            _compress_weights(loaded, recipe, windows, progress)
+            hint(loaded.model, recipe.runtime.properties())
+            modes = [weights.mode for weights in recipe.weight_passes]
+            layers = layer_table(loaded.model, next((mode for mode in modes if mode in CODEBOOKS), None))
+            check_target(recipe, layers)
+    return CompressedModel(
+        loaded=loaded,
+        recipe=recipe,
+        tokenizer=original if tokenizer else None,
+        calibration=windows.record if windows else None,
+        layers=layers,
+        stages=stages,
+    )
+
+
+def hint(model: ov.Model, properties: Mapping[str, str]) -> None:
+    """Write runtime properties into the model, where the plugin reads them."""
+    for name, value in properties.items():
+        model.set_rt_info(value, ["runtime_options", name])
+
+
+def _refuse_unavailable(recipe: Recipe) -> None:
+    """Raise RecipeError for a recipe that is not carried out."""
+    if recipe.method not in {"none", "weights"}:
+        raise RecipeError(
+            f"method {recipe.method} is not carried out by this version; none and weights are",
+            where=f"recipe {recipe.name}",
+            hint="take a recipe that compresses weights: llmcompress recipes",
+        )
+
+
+def _refuse_quantized(found: Source, recipe: Recipe) -> None:
+    if found.layout == "ir":
+        return
+    architecture = check_architecture(found.config, trust_remote_code=found.trust_remote_code)
+    if architecture.quantization == "keep" and recipe.method != "none":
+        raise ModelError(
+            f"the checkpoint is already quantized and recipe {recipe.name} would quantize it again",
+            where=found.id or found.path.name,
+            hint="convert it as it is with --recipe none, or give the original checkpoint",
+        )
+
+
+def _tokenizer(found: Source) -> Any:
+    from llmcompress.loaders.tokenizer import load_tokenizer
+
+    return load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
+
+
+def _windows(found: Source, recipe: Recipe, tokenizer: Any, offline: bool) -> Windows | None:
+    if recipe.calibration is None:
+        return None
+    from llmcompress.data import calibration_windows
+
+    return calibration_windows(recipe.calibration, tokenizer, offline=offline, max_seq_len=longest_context(found))
+
+
+def _compress_weights(loaded: LoadedModel, recipe: Recipe, windows: Windows | None, progress: Reporter) -> None:
+    if not recipe.weight_passes:
+        return
+    if is_compressed(loaded.model):
+        raise ModelError(
+            "the model is already compressed; compressing it again would add to its error unseen",
+            where=loaded.source.id or loaded.source.path.name,
+            hint="give the original checkpoint",
+        )
+    from llmcompress.compression.weights import compress_weights
+
+    for weights in recipe.weight_passes:
+        with contextlib.ExitStack() as stack:
+            path = None
+            # Of a graph that an earlier pass changed the statistics are others.
+            if windows is not None and weights is recipe.weights and uses_statistics(weights):
+                path = stack.enter_context(statistics(loaded.provenance, windows.record))
+            compress_weights(
+                loaded.model,
+                weights,
+                windows.token_ids if windows and weights.uses_data else None,
+                statistics_path=path,
+                progress=progress,
+            )
