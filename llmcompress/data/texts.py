@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import DataError, HubError, UsageError
 from llmcompress.patching import replaced
+
+if TYPE_CHECKING:
+    from llmcompress.recipe import Dataset
 
 EXTENSIONS = (".txt", ".jsonl", ".parquet")
 MAX_FILE_BYTES = 1 << 30
@@ -85,6 +88,13 @@ def read_texts(
     rows = read_rows(dataset, subset=subset, split=split, fields=(text_field,), offline=offline)
     for index in range(len(rows.values)):
         yield text_of(rows, index)
+
+
+def require_text(dataset: Dataset) -> None:
+    """Raise DataError now if the local file that ``dataset`` names is not there; nothing is read."""
+    path = dataset.dataset_path()
+    if path is not None and not path.is_file():
+        raise DataError("no such file", where=path.name, hint=f"check the path {path}")
 
 
 def text_of(rows: Rows, index: int) -> str:

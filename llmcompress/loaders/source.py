@@ -84,6 +84,20 @@ def resolve(
     return _from_directory(path, trust_remote_code)
 
 
+def fetch_side_files(source: Source) -> Source:
+    """Bring a Hub source's tokenizer and configuration files into the user's cache, and no weights.
+
+    Raises:
+        SecurityError: the tokenizer needs code.
+        HubError: a download failed or is not what the Hub states.
+    """
+    if source.files is not None:
+        names = [file.path for file in source.files.files if _is_side_file(file.path, source)]
+        source = source._replace(path=fetch(source.files, names).path)
+    _check_code(source)
+    return source
+
+
 def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     """Bring a Hub source's weights and tokenizer into the user's cache; check that a directory's are there.
 

@@ -33,7 +33,7 @@ REQUIRED_FILES: dict[str, tuple[str, ...]] = {
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 # Where the tokenizer was loaded from; the same tokenizer must give the same bytes from any folder or cache.
 _ORIGIN_KEYS = ("is_local", "local_files_only", "name_or_path", "_commit_hash", "cache_dir")
-_HINT = "convert with --no-tokenizer to ship the model without it"
+_HINT = "convert with --no-tokenizer (in Python: tokenizer=False) to ship the model without it"
 
 CHECK_TEXTS = (
     "",

@@ -13,12 +13,13 @@ from llmcompress.recipe.benchmark import BenchSpec, bench_spec
 from llmcompress.recipe.calibration import Calibration
 from llmcompress.recipe.dataset import Dataset
 from llmcompress.recipe.evaluation import EvalSpec, eval_spec
-from llmcompress.recipe.files import dump_recipe, load_recipe, packaged_recipes
+from llmcompress.recipe.files import RECOMMENDED, dump_recipe, load_recipe, override_recipe, packaged_recipes
 from llmcompress.recipe.recipe import Recipe
 from llmcompress.recipe.runtime import Gate, Runtime
 from llmcompress.recipe.weights import IgnoredScope, WeightCompression
 
 __all__ = [
+    "RECOMMENDED",
     "AccuracyControl",
     "AdaptiveCodebookParameters",
     "AdvancedCompression",
@@ -40,5 +41,6 @@ __all__ = [
     "dump_recipe",
     "eval_spec",
     "load_recipe",
+    "override_recipe",
     "packaged_recipes",
 ]

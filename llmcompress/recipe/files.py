@@ -19,6 +19,9 @@ from llmcompress.recipe.problems import Location, did_you_mean, dotted, field_na
 from llmcompress.recipe.recipe import Recipe
 from llmcompress.strict_yaml import MAX_BYTES, Document, read_document, resolve_plain
 
+RECOMMENDED = {"optimum-default": 4, "optimum-default-8bit": 8}
+"""Names that stand for what Optimum recommends for the model at hand, and the bits it is asked for."""
+
 _OVERRIDE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=(.*)", re.ASCII | re.DOTALL)
 _DATASET = ("calibration", "dataset")
 
@@ -40,7 +43,20 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     source, folder = _find(name_or_path)
     label = source.name if folder is None else str(name_or_path)
-    document = read_document(_read(source, label), where=label)
+    return _recipe(_read(source, label), label, folder, overrides)
+
+
+def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """Return the recipe with ``overrides``, which are as those of ``load_recipe``.
+
+    Raises RecipeError that names the override, and what is accepted there.
+    """
+    return _recipe(dump_recipe(recipe), recipe.name, None, overrides) if overrides else recipe
+
+
+def _recipe(text: str, label: str, folder: Path | None, overrides: Sequence[str]) -> Recipe:
+    """Make the recipe of a YAML text; relative paths in it start at ``folder``."""
+    document = read_document(text, where=label)
     if document.value is None:
         raise RecipeError("the file is empty", where=label, hint="see: llmcompress recipes show int4")
     if not isinstance(document.value, dict):
@@ -85,6 +101,9 @@ def _find(name_or_path: str | Path) -> tuple[Traversable, Path | None]:
     packaged = _packaged()
     if isinstance(name_or_path, str) and text in packaged:
         return packaged[text], None
+    if text in RECOMMENDED:
+        hint = f"take it with a model: llmcompress compress MODEL --recipe {text} --dry-run"
+        raise RecipeError("depends on the model: it is what Optimum recommends for it", where=text, hint=hint)
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,9 @@ from llmcompress.recipe.contradictions import data_refusals
 from llmcompress.recipe.part import Part, Refusal, Text, contradiction
 from llmcompress.recipe.runtime import Gate, Runtime
 from llmcompress.recipe.weights import WeightCompression
+
+if TYPE_CHECKING:
+    from llmcompress.integrations.quantization_config import OVRecipeConfig
 
 NPU_GROUP_SIZES = (128, -1)
 
@@ -61,6 +64,52 @@ class Recipe(Part):
     def weight_passes(self) -> tuple[WeightCompression, ...]:
         """``weights`` and ``further_weights``, in the order in which they are carried out."""
         return (*([self.weights] if self.weights else []), *self.further_weights)
+
+    def to_quantization_config(self) -> OVRecipeConfig:
+        """Return the recipe as a ``quantization_config`` for stock ``optimum.intel.OVModelForCausalLM``.
+
+        Raises RecipeError that names the field which the stock path cannot carry.
+        """
+        # The one door upwards: Optimum's users look for it here.
+        from llmcompress.integrations.quantization_config import OVRecipeConfig
+
+        return OVRecipeConfig.from_recipe(self)
+
+    @classmethod
+    def from_quantization_config(
+        cls, config: object, *, name: str = "optimum", calibration: Calibration | None = None
+    ) -> Recipe:
+        """Return the recipe that does what an Optimum configuration does.
+
+        Args:
+            config: An ``OVWeightQuantizationConfig``, ``OVQuantizationConfig`` or ``OVMixedQuantizationConfig``, a
+                dictionary of one, or an ``OVRecipeConfig``.
+            name: The recipe's name.
+            calibration: The text to look at instead of the configuration's dataset.
+
+        Raises RecipeError that names the field which a recipe cannot express.
+        """
+        from llmcompress.recipe.optimum import recipe_from_optimum
+
+        return recipe_from_optimum(config, name=name, calibration=calibration)
+
+    @classmethod
+    def from_artifact(
+        cls, directory: str | Path, *, name: str = "recorded", calibration: Calibration | None = None
+    ) -> Recipe:
+        """Return the recipe that an OpenVINO model was made by: our manifest's, or else the one that NNCF recorded.
+
+        Args:
+            directory: An output directory of ``compress``, or any OpenVINO IR directory.
+            name: The recipe's name where there is no manifest.
+            calibration: The text of a data-aware method: NNCF's record does not hold it, and our manifest holds a local
+                one without the folder that it lay in.
+
+        Raises RecipeError that names the field which the record does not tell, ModelError for no or a damaged model.
+        """
+        from llmcompress.loaders.recorded import recorded_recipe  # noqa: TID251 - as above
+
+        return recorded_recipe(Path(directory), name=name, calibration=calibration)
 
 
 def _refusals(recipe: Recipe) -> Iterator[Refusal]:

@@ -1,0 +1,329 @@
+"""Recipes as ``quantization_config`` of stock ``optimum.intel.OVModelForCausalLM.from_pretrained``.
+
+Optimum takes subclasses of its own configuration classes and asks them for NNCF's arguments, so every mode of NNCF
+gets through, also those that Optimum has no name for. Calibration texts get through as lists of strings, which Optimum
+tokenizes with the tokenizer that the configuration names: here each string spells the token ids of one window, and the
+tokenizer is one that reads them back.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from optimum.intel import OVMixedQuantizationConfig, OVQuantizationConfig, OVWeightQuantizationConfig
+from optimum.intel.openvino.configuration import OVQuantizationMethod
+
+from llmcompress.compression.activations import quantize_arguments
+from llmcompress.compression.weights import nncf_arguments
+from llmcompress.data import calibration_windows, require_text
+from llmcompress.errors import RecipeError
+from llmcompress.loaders.source import fetch_side_files, longest_context, resolve
+from llmcompress.loaders.tokenizer import load_tokenizer
+from llmcompress.recipe import IgnoredScope, Recipe, load_recipe
+from llmcompress.recipe.modes import INT8
+from llmcompress.recipe.optimum import recipe_from_optimum
+
+ConfigT = TypeVar("ConfigT", bound="OVRecipeConfig")
+
+_ACTIVATION_DTYPES = {"int8": "int8", "fp8_e4m3": "f8e4m3", "fp8_e5m2": "f8e5m2"}
+_TO_OURS = "give the recipe itself to llmcompress.OVModelForCausalLM.from_pretrained, which carries it out"
+
+
+class OVRecipeConfig(ABC):
+    """A recipe that Optimum accepts; made by ``from_recipe``, always of one of the subclasses below.
+
+    Frozen apart from what Optimum itself writes into a configuration: ``tokenizer`` (the model whose tokenizer cuts
+    the calibration text, set by ``from_pretrained``), ``num_samples`` and ``ignored_scope``. Equal recipes are equal
+    and have equal hashes; pickling and ``from_dict(config.to_dict())`` lose nothing.
+    """
+
+    processor = None
+    """Of multimodal models only."""
+    statistics_path = None
+    """A cache, which no recipe names."""
+    WRITABLE: ClassVar[frozenset[str]] = frozenset({"tokenizer", "num_samples", "ignored_scope"})
+
+    recipe: Recipe
+    num_samples: int | None
+    ignored_scope: dict[str, list[str]] | None
+
+    def __init__(self, recipe: Recipe) -> None:
+        calibration = recipe.calibration
+        self.__dict__.update(
+            recipe=recipe,
+            num_samples=calibration.num_samples if calibration else None,
+            ignored_scope=_scope(self._own_scope(recipe)),
+            _dataset_kwargs={},
+            _bound=None,
+        )
+
+    @staticmethod
+    def from_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> OVRecipeConfig:
+        """Return the configuration of a packaged recipe, a YAML file, or a ``Recipe``.
+
+        Args:
+            recipe: What to do.
+            overrides: ``"field.field=value"``, for a name or a file.
+
+        Raises:
+            RecipeError: the recipe is wrong, or the stock path cannot carry the field that the error names.
+            DataError: the local calibration text is not there.
+        """
+        if not isinstance(recipe, Recipe):
+            recipe = load_recipe(recipe, overrides)
+        elif overrides:
+            raise RecipeError("overrides are for a recipe's name or file", where="overrides", hint="change the Recipe")
+        _refuse_uncarried(recipe)
+        if recipe.calibration is not None:
+            require_text(recipe.calibration)
+        return _CLASSES[recipe.method](recipe)
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> OVRecipeConfig:
+        """Return the configuration that ``to_dict`` wrote.
+
+        Raises:
+            RecipeError: it holds no recipe, or something beside it.
+        """
+        given = {**config_dict, **kwargs}
+        if "recipe" not in given or given.keys() - {"recipe", "num_samples", "ignored_scope"}:
+            raise RecipeError(
+                f"got the keys {', '.join(sorted(given))}; accepted: recipe, num_samples, ignored_scope",
+                where="quantization_config",
+                hint="for a configuration of Optimum's own: Recipe.from_quantization_config",
+            )
+        config = cls.from_recipe(recipe_from_optimum({"recipe": given["recipe"]}, name="recipe"))
+        for name in given.keys() - {"recipe"}:
+            setattr(config, name, given[name])
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe, and what Optimum changed, as values that JSON keeps."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json", exclude_defaults=True),
+            "num_samples": self.num_samples,
+            "ignored_scope": self.ignored_scope,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OVRecipeConfig) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(self.recipe)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.recipe!r})"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.WRITABLE:
+            raise RecipeError(
+                f"{name} cannot be set on a configuration that follows a recipe",
+                where=f"quantization_config.{name}",
+                hint="change the recipe, and make a configuration of it",
+            )
+        super().__setattr__(name, value)
+
+    def post_init(self) -> None:  # noqa: B027 - Optimum calls it
+        """Nothing is left to check: a recipe is checked when it is made."""
+
+    @property
+    def tokenizer(self) -> str | None:
+        """None until a model's is set; then a directory with the tokenizer that reads ``dataset``."""
+        return self.__dict__["_bound"].tokenizer if self.__dict__["_bound"] else None
+
+    @tokenizer.setter
+    def tokenizer(self, source: str | Path | None) -> None:
+        """Take a Hub id or a checkpoint directory, and cut the recipe's calibration text by its tokenizer."""
+        self.__dict__["_bound"] = None if source is None else _Bound(str(source), self.recipe)
+
+    @property
+    def dataset(self) -> list[str] | None:
+        """The calibration windows as strings of token ids; None without them, or before ``tokenizer`` is set."""
+        return self.__dict__["_bound"].texts if self.__dict__["_bound"] else None
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """Nothing beside the recipe."""
+        return {}
+
+    @staticmethod
+    @abstractmethod
+    def _own_scope(recipe: Recipe) -> IgnoredScope: ...
+
+    def _num_windows(self) -> int:
+        if self.recipe.calibration is None:
+            return 0
+        if self.tokenizer is None:
+            raise RecipeError(
+                "the calibration text is not tokenized: no model is known",
+                where="quantization_config.tokenizer",
+                hint="set it to the model's Hub id or directory; from_pretrained does",
+            )
+        return self.num_samples or self.recipe.calibration.num_samples
+
+
+class OVRecipeWeightConfig(OVRecipeConfig, OVWeightQuantizationConfig):  # type: ignore[misc]
+    """A recipe of method ``weights``."""
+
+    @staticmethod
+    def _own_scope(recipe: Recipe) -> IgnoredScope:
+        assert recipe.weights is not None
+        return recipe.weights.ignored_scope
+
+    @property
+    def bits(self) -> int:
+        """8 for NNCF's int8 modes, which Optimum gives no data, and 4 for all others."""
+        assert self.recipe.weights is not None
+        return 8 if self.recipe.weights.mode in INT8 else 4
+
+    @property
+    def dtype(self) -> str:
+        """NNCF's name of the mode."""
+        assert self.recipe.weights is not None
+        return self.recipe.weights.mode
+
+    @property
+    def backup_precision(self) -> str | None:
+        """The recipe's backup mode."""
+        assert self.recipe.weights is not None
+        return self.recipe.weights.backup_mode
+
+    @property
+    def quant_method(self) -> OVQuantizationMethod:
+        """Whether AWQ is on."""
+        assert self.recipe.weights is not None
+        return OVQuantizationMethod.AWQ if self.recipe.weights.awq else OVQuantizationMethod.DEFAULT
+
+    @property
+    def dq_group_size(self) -> int | None:
+        """The one runtime hint that Optimum writes into the model."""
+        return self.recipe.runtime.dynamic_quantization_group_size
+
+    def to_nncf_dict(self) -> dict[str, Any]:
+        """The arguments of ``nncf.compress_weights``."""
+        assert self.recipe.weights is not None
+        arguments = nncf_arguments(self.recipe.weights, num_windows=self._num_windows())
+        return {**arguments, "ignored_scope": self.get_ignored_scope_instance()}
+
+
+class OVRecipeFullConfig(OVRecipeConfig, OVQuantizationConfig):  # type: ignore[misc]
+    """A recipe of method ``activations``."""
+
+    @staticmethod
+    def _own_scope(recipe: Recipe) -> IgnoredScope:
+        assert recipe.activations is not None
+        return recipe.activations.ignored_scope
+
+    @property
+    def bits(self) -> int:
+        """8: nothing less is for activations."""
+        return 8
+
+    @property
+    def dtype(self) -> str:
+        """Optimum's name of the mode."""
+        assert self.recipe.activations is not None
+        return _ACTIVATION_DTYPES[self.recipe.activations.mode]
+
+    def to_nncf_dict(self) -> dict[str, Any]:
+        """The arguments of ``nncf.quantize``."""
+        assert self.recipe.activations is not None
+        arguments = quantize_arguments(self.recipe.activations, num_windows=self._num_windows())
+        return {**arguments, "ignored_scope": self.get_ignored_scope_instance()}
+
+
+class OVRecipeMixedConfig(OVRecipeConfig, OVMixedQuantizationConfig):  # type: ignore[misc]
+    """A recipe of method ``weights_and_activations``."""
+
+    @staticmethod
+    def _own_scope(recipe: Recipe) -> IgnoredScope:
+        return IgnoredScope()
+
+    @property
+    def weight_quantization_config(self) -> OVRecipeWeightConfig:
+        """The first step."""
+        return _step(self, OVRecipeWeightConfig(self.recipe))
+
+    @property
+    def full_quantization_config(self) -> OVRecipeFullConfig:
+        """The second step."""
+        return _step(self, OVRecipeFullConfig(self.recipe))
+
+
+_CLASSES: dict[str, type[OVRecipeConfig]] = {
+    "weights": OVRecipeWeightConfig,
+    "activations": OVRecipeFullConfig,
+    "weights_and_activations": OVRecipeMixedConfig,
+}
+
+
+class _Bound:
+    """A recipe for one model: its calibration windows as texts, and the tokenizer that reads these."""
+
+    def __init__(self, source: str, recipe: Recipe) -> None:
+        self.tokenizer = source
+        self.texts: list[str] | None = None
+        if recipe.calibration is None:
+            return
+        found = fetch_side_files(resolve(source))
+        own = load_tokenizer(found.path)
+        token_ids = calibration_windows(recipe.calibration, own, max_seq_len=longest_context(found)).token_ids
+        self.texts = [" ".join(map(str, window)) for window in token_ids.tolist()]
+        # Removed with the last copy of this.
+        self._directory = tempfile.TemporaryDirectory(prefix="llmcompress-token-ids-")
+        self.tokenizer = self._directory.name
+        _write_ids_tokenizer(int(token_ids.max()) + 1, self.tokenizer)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Bound:
+        # Optimum copies configurations; the directory lives as long as any copy.
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The windows belong to one process; another use makes them again, equal.
+        return type(None), ()
+
+
+def _step(whole: OVRecipeMixedConfig, step: ConfigT) -> ConfigT:
+    step.__dict__["_bound"] = whole.__dict__["_bound"]
+    return step
+
+
+def _write_ids_tokenizer(vocab_size: int, directory: str) -> None:
+    """Write a tokenizer for which the text "7 40" is the ids 7 and 40."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {str(token): token for token in range(vocab_size)}
+    backend = Tokenizer(models.WordLevel(vocab=vocab, unk_token="0"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"]
+    ).save_pretrained(directory)
+
+
+def _scope(scope: IgnoredScope) -> dict[str, list[str]] | None:
+    given = {kind: list(values) for kind, values in scope.model_dump().items() if values}
+    return given or None
+
+
+def _refuse_uncarried(recipe: Recipe) -> None:
+    if recipe.method == "none":
+        raise RecipeError(
+            "method none is no quantization",
+            where=f"recipe {recipe.name}: method",
+            hint="leave quantization_config out, and write load_in_8bit=False",
+        )
+    if recipe.further_weights:
+        problem = "Optimum's from_pretrained compresses weights in one pass"
+        raise RecipeError(problem, where=f"recipe {recipe.name}: further_weights", hint=_TO_OURS)
+    if recipe.activations is not None and recipe.activations.accuracy_control is not None:
+        problem = "Optimum's from_pretrained has no accuracy control"
+        raise RecipeError(problem, where=f"recipe {recipe.name}: activations.accuracy_control", hint=_TO_OURS)
+    carried = set() if recipe.weights is None else {"dynamic_quantization_group_size"}
+    for name in recipe.runtime.model_dump(exclude_none=True).keys() - carried:
+        problem = "Optimum's from_pretrained does not write this hint into the model"
+        raise RecipeError(problem, where=f"recipe {recipe.name}: runtime.{name}", hint=_TO_OURS)
