@@ -20,7 +20,11 @@ def compress(
     recipe: Annotated[
         str,
         typer.Option(
-            "--recipe", "-r", metavar="NAME|FILE", show_default=False, help="A packaged recipe or a YAML file."
+            "--recipe",
+            "-r",
+            metavar="NAME|FILE",
+            show_default=False,
+            help="A packaged recipe, a YAML file, or optimum-default.",
         ),
     ],
     override: Annotated[
@@ -53,11 +57,15 @@ def compress(
     llmcompress compress meta-llama/Llama-3.2-1B-Instruct -r int4
     llmcompress compress ./checkpoint -r int4-sym --set weights.group_size=64
     llmcompress compress ./checkpoint -r int4-awq-se -o out --dry-run
+    llmcompress compress Qwen/Qwen2.5-1.5B-Instruct -r optimum-default
     """
-    from llmcompress.recipe import load_recipe
+    from llmcompress.recipe import RECOMMENDED, load_recipe
 
-    chosen = load_recipe(recipe, override or ())
-    access = {"revision": revision, "trust_remote_code": trust_remote_code, "offline": offline}
+    access: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "offline": offline}
+    if recipe in RECOMMENDED:
+        chosen = _recommended(source, recipe, override or [], access, verbose=verbose)
+    else:
+        chosen = load_recipe(recipe, override or ())
     output_dir = output if output is not None else Path(default_output_name(source, chosen.name))
     if dry_run:
         _forecast(source, chosen, output_dir, access, as_json=as_json, verbose=verbose)
@@ -102,6 +110,37 @@ def default_output_name(source: str, recipe_name: str) -> str:
     path = Path(source)
     base = path.resolve().name if path.exists() else source.rstrip("/").rsplit("/", 1)[-1]
     return f"{base or 'model'}-{recipe_name}-ov"
+
+
+def _recommended(source: str, name: str, overrides: list[str], access: dict[str, Any], *, verbose: bool) -> Recipe:
+    """What Optimum recommends for the model; says on stderr which entry that is."""
+    from rich.text import Text
+
+    from llmcompress.cli.bars import watching
+    from llmcompress.cli.console import stderr
+    from llmcompress.progress import Progress
+    from llmcompress.recipe import Recipe
+    from llmcompress.supervisor import run_supervised
+
+    with watching(verbose=verbose) as watch:
+        watch.report(Progress("look up Optimum's settings", 0, 0))
+        recipe = run_supervised(
+            "llmcompress.cli.compress:recommend",
+            {"source": source, "name": name, "overrides": overrides, "access": access},
+            progress=watch.report,
+            logs=watch.log,
+        )
+    assert isinstance(recipe, Recipe)
+    stderr().print(Text.assemble((f"{name}: ", "bold"), recipe.description or ""), soft_wrap=True)
+    return recipe
+
+
+def recommend(source: str, name: str, overrides: list[str], access: dict[str, Any], progress: Reporter) -> Recipe:
+    """Find the source and what Optimum recommends for it; reads no weight. For a worker."""
+    from llmcompress.loaders.recommended import recommended_recipe
+    from llmcompress.loaders.source import resolve
+
+    return recommended_recipe(resolve(source, **access), name, overrides)
 
 
 def _forecast(

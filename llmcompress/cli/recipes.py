@@ -22,7 +22,7 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from llmcompress.cli.console import print_json, stdout
-    from llmcompress.recipe import packaged_recipes
+    from llmcompress.recipe import RECOMMENDED, packaged_recipes
 
     packaged = packaged_recipes()
     if as_json:
@@ -37,6 +37,8 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
     table.add_column("When to take it", overflow="fold")
     for recipe in packaged:
         table.add_row(recipe.name, Text(recipe.description or ""))
+    for name, bits in RECOMMENDED.items():
+        table.add_row(name, f"What Optimum recommends for the model at hand in {bits} bits, else its general settings.")
     stdout().print(table)
 
 

@@ -13,9 +13,10 @@ from llmcompress.environment import environment_record, quiet_libraries
 from llmcompress.errors import UsageError
 from llmcompress.loaders.json_file import write_json
 from llmcompress.loaders.loaded_model import LoadedModel
+from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import Source, resolve
 from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.recipe import Recipe, dump_recipe, load_recipe
+from llmcompress.recipe import RECOMMENDED, Recipe, dump_recipe, load_recipe
 from llmcompress.report import CompressionReport, FileRecord
 from llmcompress.stages import Stages
 
@@ -52,7 +53,8 @@ def compress(
     Args:
         source: Hub id, checkpoint directory, OpenVINO IR directory, or what ``load`` returned: its graph is copied,
             so that one loaded model serves many recipes.
-        recipe: A packaged recipe's name, a YAML file, or a ``Recipe``.
+        recipe: A packaged recipe's name, a YAML file, a ``Recipe``, or ``optimum-default`` (``optimum-default-8bit``)
+            for what Optimum recommends for this model.
         output_dir: Appears complete, by one rename, or not at all.
         revision: Branch, tag or commit of a Hub source.
         trust_remote_code: Run Python code that the repository brings.
@@ -79,13 +81,16 @@ def compress(
     """
     quiet_libraries()
     stages = Stages()
-    if not isinstance(recipe, Recipe):
+    # What Optimum recommends depends on the model; any other recipe is read before the model is looked for.
+    if not isinstance(recipe, Recipe) and recipe not in RECOMMENDED:
         recipe = load_recipe(recipe)
     if isinstance(source, LoadedModel):
         _refuse_loading_options(source, revision, trust_remote_code, allow_nonfinite)
         found = source.source
     else:
         found = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
+    if not isinstance(recipe, Recipe):
+        recipe = recommended_recipe(found, str(recipe))
     with staging(output_dir, overwrite=overwrite, inputs=inputs(found, recipe)) as stage:
         compressed = compress_in_memory(
             source if isinstance(source, LoadedModel) else found,

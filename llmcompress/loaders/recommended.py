@@ -1,0 +1,94 @@
+"""Optimum's recommended settings for well-known models, as recipes.
+
+Optimum looks them up by the folder's name as well, so that a directory called like a model gets that model's settings;
+here only what the checkpoint says of itself counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from llmcompress.errors import RecipeError
+from llmcompress.loaders.source import Source
+from llmcompress.recipe import RECOMMENDED, Recipe, override_recipe
+from llmcompress.recipe.calibration import Calibration
+from llmcompress.recipe.optimum import TEXTS, recipe_from_optimum
+
+_log = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_ANY_TEXT = Calibration(dataset="overridden.txt")
+
+
+def recommended_recipe(source: Source, name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return what Optimum recommends for a model; ``description`` says which entry that is and why, or that none is.
+
+    Args:
+        source: As resolved.
+        name: One of ``RECOMMENDED``.
+        overrides: ``"field.field=value"``, applied to the entry.
+
+    Raises:
+        RecipeError: the entry is for a multimodal pipeline, or says what a recipe cannot; names the field.
+    """
+    from optimum.intel.openvino import configuration
+
+    bits = RECOMMENDED[name]
+    table = configuration._DEFAULT_4BIT_WQ_CONFIGS if bits == 4 else configuration._DEFAULT_8BIT_WQ_CONFIGS
+    recorded = _recorded_ids(source)
+    found = next((model_id for model_id in recorded if model_id in table), None)
+    if found is None:
+        ids = " or ".join(recorded) or "this model, whose configuration names no Hub id"
+        general = configuration._DEFAULT_4BIT_WQ_CONFIG if bits == 4 else {"bits": 8, "sym": False}
+        return _recipe(
+            general, name, f"Optimum has no {bits}-bit entry for {ids}: its general {bits}-bit settings", overrides
+        )
+    why = f"Optimum's {bits}-bit entry for {found}, which is {recorded[found]}"
+    return _recipe(table[found], name, why, overrides)
+
+
+def _recorded_ids(source: Source) -> dict[str, str]:
+    """Hub ids by which the checkpoint may be known, and who says so."""
+    ids = {} if source.id is None else {source.id: "the Hub id"}
+    recorded = source.config.get("_name_or_path")
+    if isinstance(recorded, str) and _HUB_ID.fullmatch(recorded):
+        ids.setdefault(recorded, "the name in its config.json")
+    return ids
+
+
+def _recipe(entry: Mapping[str, Any], name: str, why: str, overrides: Sequence[str]) -> Recipe:
+    if "quantization_configs" in entry:
+        raise RecipeError(
+            f"{why}, is for a multimodal pipeline of the models {', '.join(entry['quantization_configs'])}",
+            where=name,
+            hint="take a recipe for causal language models: llmcompress recipes",
+        )
+    passes = [entry[key] for key in ("quantization_config1", "quantization_config2") if key in entry]
+    # A text that the command line names may stand in for one that no recipe can name.
+    own_text = any(override.startswith("calibration.dataset=") for override in overrides)
+    recipes = [
+        recipe_from_optimum(
+            # Bits alone stand for a look into these tables; here they are what the table says.
+            {"sym": False, **settings},
+            name=name,
+            calibration=_ANY_TEXT if own_text and settings.get("dataset", "wikitext2") not in TEXTS else None,
+        )
+        for settings in passes or [entry]
+    ]
+    fields = recipes[0].model_dump(exclude_defaults=True)
+    fields["description"] = why[:300]
+    if len(recipes) > 1:
+        fields["further_weights"] = [
+            recipe.weights.model_dump(exclude_defaults=True) for recipe in recipes[1:] if recipe.weights
+        ]
+    try:
+        recipe = Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise RecipeError(f"Optimum's entry cannot be carried out: {error.errors()[0]['msg']}", where=name) from None
+    _log.info("%s: %s", name, why)
+    return override_recipe(recipe, overrides)
