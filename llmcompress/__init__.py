@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         WriteError,
     )
     from llmcompress.evaluation import check_conversion, evaluate
+    from llmcompress.integrations.modeling import OVModelForCausalLM
+    from llmcompress.integrations.quantization_config import OVRecipeConfig
     from llmcompress.loaders import load
     from llmcompress.recipe import BenchSpec, EvalSpec, Gate, Recipe, load_recipe
     from llmcompress.report import BenchReport, CompressionReport, EvalReport
@@ -58,6 +60,8 @@ __all__ = [
     "LlmcompressError",
     "LockedError",
     "ModelError",
+    "OVModelForCausalLM",
+    "OVRecipeConfig",
     "Recipe",
     "RecipeError",
     "ResourceError",
@@ -81,6 +85,8 @@ _HOME = {
     "EvalReport": "llmcompress.report",
     "EvalSpec": "llmcompress.recipe",
     "Gate": "llmcompress.recipe",
+    "OVModelForCausalLM": "llmcompress.integrations.modeling",
+    "OVRecipeConfig": "llmcompress.integrations.quantization_config",
     "Recipe": "llmcompress.recipe",
     "benchmark": "llmcompress.benchmarking",
     "check_conversion": "llmcompress.evaluation",

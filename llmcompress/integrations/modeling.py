@@ -1,0 +1,212 @@
+"""``OVModelForCausalLM`` that carries out recipes: in memory, without a full-precision IR on the way."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from optimum.intel import OVModelForCausalLM as StockModelForCausalLM
+from transformers import AutoConfig
+
+from llmcompress.artifact import staging
+from llmcompress.compression.in_memory import CompressedModel, compress_in_memory
+from llmcompress.compression.pipeline import inputs, write
+from llmcompress.environment import quiet_libraries
+from llmcompress.errors import UsageError
+from llmcompress.integrations.quantization_config import OVRecipeConfig
+from llmcompress.loaders.generation import save_generation_config
+from llmcompress.loaders.json_file import write_json
+from llmcompress.loaders.recommended import recommended_recipe
+from llmcompress.loaders.source import Source, resolve
+from llmcompress.recipe import RECOMMENDED, Recipe, load_recipe
+from llmcompress.stages import Stages
+
+_FOR_THE_INSTANCE = frozenset(
+    {"device", "dynamic_shapes", "ov_config", "compile", "generation_config", "preprocessors"}
+)
+_ELSEWHERE: Mapping[str, tuple[tuple[object, ...], str]] = {
+    "token": ((None, True), "log in, or set HF_TOKEN: recipes take the token from there only"),
+    "cache_dir": ((None,), "set HF_HUB_CACHE instead"),
+    "force_download": ((False,), "remove it: files in the cache are checked, and fetched again where they are wrong"),
+    "subfolder": (("",), "give the directory that holds config.json"),
+    "load_in_8bit": ((None, False), "take the recipe int8"),
+    "torch_dtype": ((None, "auto"), "remove it: recipes start from the checkpoint's own precision"),
+    "task": ((None, "text-generation", "text-generation-with-past"), "remove it"),
+    "compile_only": ((False,), "compress first, and open the saved directory with compile_only=True"),
+    "variant": ((None,), "give a directory with the files of that variant"),
+    "from_onnx": ((False,), "give the original checkpoint"),
+    "file_name": ((None,), "give the directory that holds openvino_model.xml"),
+}
+"""Options of the parent that a recipe leaves no room for: what is accepted, and what to do instead."""
+
+
+class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
+    """Optimum's class, with recipes: ``from_pretrained(model_id, quantization_config="int4")``.
+
+    With a recipe (a packaged name, a YAML file, a ``Recipe`` or an ``OVRecipeConfig``) the checkpoint is checked,
+    converted and compressed in memory, exactly as ``llmcompress.compress`` does it, and ``save_pretrained`` writes what
+    that writes: the model with its tokenizer, the tokenizer's conversion, and the manifest. Without one, everything is
+    Optimum's.
+    """
+
+    _compressed: CompressedModel | None = None
+    _own_generation_config: dict[str, Any] | None = None
+
+    @classmethod
+    def from_pretrained(cls, model_id: str | Path, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
+        """Return the model, compressed by a recipe; for anything else as the parent does.
+
+        Args:
+            model_id: A Hub id, a checkpoint directory, or a directory with an uncompressed OpenVINO IR.
+            args: The parent's, for calls without a recipe.
+            quantization_config: A recipe's name, a YAML file, a ``Recipe``, an ``OVRecipeConfig``, ``optimum-default``,
+                or any configuration of Optimum's.
+            kwargs: The parent's; ``export`` is not needed. ``use_cache=False`` and ``stateful=False`` take Optimum's
+                own path, which gets the recipe as a configuration. With a recipe also those of
+                ``llmcompress.compress``: ``tokenizer=False`` for a model without one, ``allow_nonfinite=True``.
+
+        Raises:
+            UsageError: an option of the parent's that a recipe leaves no room for.
+            RecipeError, ModelError, DataError, HubError, SecurityError, ResourceError: as ``llmcompress.compress``.
+        """
+        if not _is_recipe(quantization_config):
+            return super().from_pretrained(model_id, *args, quantization_config=quantization_config, **kwargs)
+        if args:
+            problem = f"{len(args)} positional arguments after the model"
+            raise UsageError(problem, where="from_pretrained", hint="write them with their names")
+        quiet_libraries()
+        recipe = _chosen(quantization_config)
+        stateless = kwargs.get("use_cache") is False or kwargs.get("stateful") is False
+        if recipe is None or not stateless:
+            options = _Options(kwargs)
+            found = resolve(
+                model_id,
+                revision=options.revision,
+                trust_remote_code=options.trust_remote_code,
+                offline=options.local_files_only,
+            )
+            recipe = recipe or recommended_recipe(found, quantization_config)
+        if stateless:
+            kwargs["export"] = True
+            return super().from_pretrained(model_id, quantization_config=OVRecipeConfig.from_recipe(recipe), **kwargs)
+        return _in_memory(cls, found, str(model_id), recipe, options)
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Write a model compressed by a recipe as one complete, verified directory; any other as the parent does.
+
+        An empty directory or an earlier artifact is replaced in one step; any other existing directory is refused.
+
+        Raises:
+            UsageError: the directory holds something else, or is an input of this model.
+            ModelError: the tokenizer's conversion differs from the original.
+            WriteError, LockedError: it cannot be written.
+        """
+        if self._compressed is None:
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        compressed = self._as_it_is_now(self._compressed)
+        sources = inputs(compressed.loaded.source, compressed.recipe)
+        with staging(save_directory, overwrite=True, inputs=sources) as stage:
+            write(compressed, stage)
+        if push_to_hub:
+            return self.push_to_hub(str(save_directory), **kwargs)
+        return None
+
+    def _as_it_is_now(self, compressed: CompressedModel) -> CompressedModel:
+        """What is to be written: with the generation settings that the user has changed since."""
+        loaded = compressed.loaded
+        stages = copy.deepcopy(compressed.stages)
+        now = self.generation_config.to_dict()
+        if now != self._own_generation_config:
+            changed = {**(loaded.generation_config or {}), **self.generation_config.to_diff_dict()}
+            loaded = dataclasses.replace(loaded, generation_config=changed)
+        return dataclasses.replace(compressed, loaded=loaded, stages=stages)
+
+
+class _Options:
+    """The parent's options, sorted: where to find the model, and what the instance gets."""
+
+    def __init__(self, kwargs: Mapping[str, Any]) -> None:
+        given = dict(kwargs)
+        self.revision: str | None = given.pop("revision", None)
+        self.trust_remote_code = bool(given.pop("trust_remote_code", False))
+        self.local_files_only = bool(given.pop("local_files_only", False))
+        self.config = given.pop("config", None)
+        self.tokenizer = bool(given.pop("tokenizer", True))
+        self.allow_nonfinite = bool(given.pop("allow_nonfinite", False))
+        for needless in ("export", "use_cache", "stateful"):
+            given.pop(needless, None)
+        self.instance = {name: given.pop(name) for name in _FOR_THE_INSTANCE & given.keys()}
+        for name, value in given.items():
+            accepted, instead = _ELSEWHERE.get(name, ((), "remove it"))
+            if not any(value is one or value == one for one in accepted):
+                raise UsageError(f"{name} has no effect together with a recipe", where="from_pretrained", hint=instead)
+
+
+def _is_recipe(given: object) -> bool:
+    return isinstance(given, (str, Path, Recipe, OVRecipeConfig)) or (isinstance(given, Mapping) and "recipe" in given)
+
+
+def _chosen(given: Any) -> Recipe | None:
+    """The recipe, or None for one that depends on the model."""
+    if isinstance(given, (str, Path)):
+        return None if given in RECOMMENDED else load_recipe(given)
+    return given if isinstance(given, Recipe) else Recipe.from_quantization_config(given)
+
+
+def _in_memory(
+    cls: type[OVModelForCausalLM], found: Source, model_id: str, recipe: Recipe, options: _Options
+) -> OVModelForCausalLM:
+    stages = Stages()
+    with tempfile.TemporaryDirectory(prefix="llmcompress-") as scratch:
+        compressed = compress_in_memory(
+            found,
+            recipe,
+            scratch_dir=Path(scratch),
+            offline=options.local_files_only,
+            allow_nonfinite=options.allow_nonfinite,
+            tokenizer=options.tokenizer,
+            stages=stages,
+        )
+        stages.pause()
+        loaded = compressed.loaded
+        config = options.config
+        write_json(Path(scratch) / "config.json", loaded.config)
+        save_generation_config(loaded.config, loaded.generation_config, compressed.tokenizer, Path(scratch))
+        if config is None or isinstance(config, (str, os.PathLike)):
+            # Code of the model's own lies beside its configuration, not beside the exporter's.
+            place = found.path if found.trust_remote_code else scratch
+            config = AutoConfig.from_pretrained(config or place, trust_remote_code=found.trust_remote_code)
+        config.name_or_path = model_id
+        opened = _opening(cls, compressed)._from_pretrained(Path(scratch), config, **options.instance)
+    opened.model_save_dir = None
+    # Optimum chooses a class of its own for some model types; ours goes before it.
+    opened.__class__ = _ours_over(cls, type(opened).__mro__[1] if isinstance(opened, cls) else type(opened))
+    opened._compressed = compressed
+    opened._own_generation_config = opened.generation_config.to_dict()
+    return cast(OVModelForCausalLM, opened)
+
+
+def _opening(cls: type[OVModelForCausalLM], compressed: CompressedModel) -> Any:
+    """A class whose ``_from_pretrained`` opens the model in memory where the parent reads a file."""
+
+    class Opening(cls):  # type: ignore[misc, valid-type]
+        @staticmethod
+        def _cached_file(model_path: Path, **kwargs: Any) -> Path:
+            return model_path / "openvino_model.xml"
+
+        @staticmethod
+        def load_model(file_name: Path, **kwargs: Any) -> Any:
+            return compressed.model
+
+    return Opening
+
+
+def _ours_over(cls: type[OVModelForCausalLM], chosen: type) -> type:
+    if issubclass(cls, chosen):
+        return cls
+    return type(cls.__name__, (cls, chosen), {"__module__": cls.__module__, "__doc__": cls.__doc__})
