@@ -5,6 +5,7 @@ options.py     options that mean the same in every command
 console.py     reports to stdout, errors and logs to stderr
 bars.py        progress for people
 *_view.py      records as tables
+optimum_command.py  the same commands under `optimum-cli llmcompress`
 compress.py, evaluate.py, bench.py, compare.py, verify.py, recipes.py, doctor.py, demo.py   one command each
 """
 
