@@ -206,6 +206,7 @@ def test_verdicts_on_real_models(wikitext: Path, artifact: Artifacts) -> None:
     assert verdicts == {"int8": "equivalent", "int2": "worse"}
 
 
+@pytest.mark.slow
 def test_the_caches_precision_is_seen_in_chunks_only(wikitext: Path, artifact: Artifacts) -> None:
     def kl(**options: Any) -> float:
         spec = spec_of(wikitext, precision="as_used", num_windows=4, **options)
@@ -416,6 +417,7 @@ def refused(error: type[Exception], message: str, *arguments: Any, **options: An
         llmcompress.evaluate(*arguments, **options)
 
 
+@pytest.mark.slow
 def test_the_reference_is_scored_first_where_memory_is_short(
     wikitext: Path, artifact: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

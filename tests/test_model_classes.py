@@ -30,6 +30,8 @@ CLASSES: list[tuple[str, dict[str, Any]]] = [
     ("mixtral", {"max_shard_size": "1MB"}),
     ("qwen3_moe", {"tied": True}),
 ]
+# Each takes some seconds; those whose graphs are like another's wait for `make slow`.
+SLOW = {"qwen2", "mistral", "phi3", "gpt_neox", "opt"}
 RECIPES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "int8": ([], {"bits": 8, "sym": False}),
     "int4-sym": (
@@ -52,7 +54,13 @@ def test_every_class_of_the_builder_is_here() -> None:
     assert {name for name, _ in CLASSES} == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize(("model_type", "options"), CLASSES, ids=[name for name, _ in CLASSES])
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        pytest.param(name, options, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, options in CLASSES
+    ],
+)
 def test_a_class_compresses_as_stock_optimum_does(model_type: str, options: dict[str, Any], tmp_path: Path) -> None:
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 

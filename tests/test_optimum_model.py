@@ -80,7 +80,10 @@ def stock_and_ours(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     return make
 
 
-@pytest.mark.parametrize("name", ["int8", "int4", "awq-se", "int3", "nvfp4", "ratio"])
+@pytest.mark.parametrize(
+    "name",
+    ["int8", "awq-se", "int3", "ratio", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int4", "nvfp4"))],
+)
 def test_the_same_bytes_by_the_stock_class_and_by_ours(name: str, stock_and_ours: Callable[[str], Path]) -> None:
     assert _same(stock_and_ours(name) / "ours", stock_and_ours(name) / "stock")
 
@@ -149,7 +152,7 @@ def test_hints_that_only_ours_writes_are_in_force(tiny: Path) -> None:
     assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == 64
 
 
-@pytest.mark.parametrize("method", ["activations", "weights_and_activations"])
+@pytest.mark.parametrize("method", [pytest.param("activations", marks=pytest.mark.slow), "weights_and_activations"])
 def test_activations_go_through_the_stock_class(method: str, tiny: Path, tmp_path: Path) -> None:
     """Compared with stock configurations, fed with the same windows by Optimum's quantizer."""
     import nncf
@@ -245,14 +248,51 @@ def test_saving_again_replaces_and_foreign_directories_stay(ours: Any, tiny: Pat
     assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
 
 
-def test_changed_generation_settings_are_saved(tiny: Path, tmp_path: Path) -> None:
-    model = OVModelForCausalLM.from_pretrained(tiny, quantization_config="int8", compile=False)
-    assert model.generation_config.eos_token_id == 257
-    model.generation_config.max_new_tokens = 3
+def test_changed_settings_are_saved(tiny: Path, tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    model = OVModelForCausalLM.from_pretrained(
+        tiny,
+        quantization_config="int8",
+        compile=False,
+        generation_config=GenerationConfig(max_new_tokens=7, do_sample=True, temperature=0.3, eos_token_id=257),
+    )
+    model.generation_config.bos_token_id = None
+    model.config.use_cache = False
+    model.config.pad_token_id = None
     model.save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
-    assert saved["max_new_tokens"] == 3
-    assert saved["eos_token_id"] == 257
+    assert {key: saved.get(key) for key in ("max_new_tokens", "do_sample", "temperature", "eos_token_id")} == {
+        "max_new_tokens": 7,
+        "do_sample": True,
+        "temperature": 0.3,
+        "eos_token_id": 257,
+    }
+    assert "bos_token_id" not in saved
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["use_cache"] is False
+    assert "pad_token_id" not in config
+    assert config["hidden_size"] == 128
+
+
+def test_a_graph_that_was_changed_is_saved_without_a_manifest(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import nncf
+    from optimum.intel import OVConfig, OVQuantizer, OVWeightQuantizationConfig
+
+    model = OVModelForCausalLM.from_pretrained(tiny, quantization_config="none", compile=False)
+    OVQuantizer(model).quantize(ov_config=OVConfig(quantization_config=OVWeightQuantizationConfig(bits=8)))
+    model.save_pretrained(tmp_path / "in-place")
+    other = OVModelForCausalLM.from_pretrained(tiny, quantization_config="none", compile=False)
+    other.model = nncf.compress_weights(other.model.clone())
+    other.save_pretrained(tmp_path / "replaced")
+    for place in ("in-place", "replaced"):
+        assert not (tmp_path / place / "llmcompress.json").exists()
+        weights = Recipe.from_artifact(tmp_path / place).weights
+        assert weights is not None
+        assert weights.mode == "int8_asym"
+    assert caplog.text.count("saved without a manifest") == 2
 
 
 def test_no_model_is_written_before_it_is_saved(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +366,14 @@ def test_without_a_cache_it_takes_optimums_own_path(tiny: Path) -> None:
     assert not model.stateful
     stock = _stock(tiny, load_recipe("int8").to_quantization_config(), use_cache=False)
     assert _answer(model, tiny) == _answer(stock, tiny)
+
+
+def test_what_a_model_without_a_cache_leaves_no_room_for(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="have no effect with use_cache=False"):
+        OVModelForCausalLM.from_pretrained(tiny, quantization_config="int8", use_cache=False, tokenizer=False)
+    llmcompress.compress(tiny, "none", tmp_path / "none", tokenizer=False)
+    with pytest.raises(UsageError, match="with its cache inside cannot be opened without it"):
+        OVModelForCausalLM.from_pretrained(tmp_path / "none", quantization_config="int8", stateful=False)
 
 
 def test_without_a_recipe_it_is_its_parent(tiny: Path, tmp_path: Path) -> None:
@@ -436,6 +484,27 @@ def test_a_hub_models_tokenizer_alone_is_fetched_for_its_windows(hub: FakeHub, t
     assert config.dataset is not None
     assert len(config.dataset) == 8
     assert not hub.asked("model.safetensors")
+
+
+def test_a_tokenizer_with_code_of_its_own_needs_leave(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "custom")
+    settings = json.loads((tiny / "tokenizer_config.json").read_text())
+    settings["auto_map"] = {"AutoTokenizer": [None, "own.OwnTokenizer"]}
+    settings["tokenizer_class"] = "OwnTokenizer"
+    (tmp_path / "custom" / "tokenizer_config.json").write_text(json.dumps(settings))
+    code = (
+        "from transformers import PreTrainedTokenizerFast\n\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    (tmp_path / "custom" / "own.py").write_text(code)
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"line {number} of a text that is long enough" for number in range(300)))
+    recipe = load_recipe("int4-awq-se", [f"calibration.dataset={text}", *WINDOWS])
+    with pytest.raises(llmcompress.SecurityError):
+        recipe.to_quantization_config().tokenizer = str(tmp_path / "custom")
+    trusting = recipe.to_quantization_config(trust_remote_code=True, revision="of-the-hub", offline=True)
+    trusting.tokenizer = str(tmp_path / "custom")
+    assert trusting.dataset is not None
+    assert trusting == recipe.to_quantization_config()
 
 
 def test_classes_that_optimum_chooses_by_itself_stay_ours(tmp_path: Path) -> None:

@@ -55,7 +55,11 @@ def _carried() -> list[Recipe]:
         )
         for mode in get_args(Mode)
     ]
-    return [*(recipe for recipe in packaged_recipes() if recipe.method != "none"), *modes]
+    scoped = Recipe.model_validate(
+        {"name": "scoped", "weights": {"mode": "int4_sym", "ignored_scope": {"patterns": [".*down_proj.*"]}}}
+    )
+    packaged = [recipe for recipe in packaged_recipes() if recipe.method != "none" and recipe.target != "npu"]
+    return [*packaged, *modes, scoped]
 
 
 @pytest.mark.parametrize("recipe", _carried(), ids=lambda recipe: str(recipe.name))
@@ -67,6 +71,8 @@ def test_nothing_is_lost_on_the_way_through_json_pickle_and_copies(recipe: Recip
         assert hash(other) == hash(config)
         assert other.recipe == recipe
         assert type(other) is type(config)
+    assert Recipe.from_quantization_config(config.to_dict()) == recipe
+    assert Recipe.from_quantization_config({"recipe": config.to_dict()["recipe"]}) == recipe
     assert json.loads(config.to_json_string())["recipe"]["name"] == recipe.name  # type: ignore[attr-defined]
 
 
@@ -88,7 +94,8 @@ def test_what_optimum_saves_of_it_is_enough(tmp_path: Path) -> None:
     """Optimum makes a class of its own of the saved dictionary; the recipe is in there."""
     from optimum.intel.openvino.configuration import OVConfig
 
-    config = load_recipe("int4", ["weights.ratio=0.8"]).to_quantization_config()
+    changes = ["weights.ratio=0.8", "weights.ignored_scope={types: [Gather]}"]
+    config = load_recipe("int4", changes).to_quantization_config()
     OVConfig(quantization_config=config).save_pretrained(tmp_path)
     loaded = OVConfig.from_pretrained(tmp_path).quantization_config
     assert Recipe.from_quantization_config(loaded) == config.recipe
@@ -297,7 +304,24 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"dtype": "f8e4m3", "smooth_quant_alpha": 0}, "smooth_quant_alpha", "0 is read as not given by Optimum"),
     ({"dtype": "f8e4m3"}, "dataset", "activations need data"),
     ({"quantization_configs": {"lm_model": {"bits": 4}}}, "quantization_configs", "a pipeline of several models"),
-    ({"quantization_config1": {"bits": 4}, "quantization_config2": {"bits": 8}}, "quantization_config1", "two passes"),
+    (
+        {"quantization_config1": {"bits": 4, "sym": True}, "quantization_config2": {"bits": 8, "dq_group_size": 32}},
+        "quantization_config2",
+        "only the first pass of a recipe says",
+    ),
+    (
+        {"quantization_config1": 4, "quantization_config2": {"bits": 8}},
+        "quantization_config1",
+        "a configuration or its",
+    ),
+    ({"bits": 4, "ratio": "all"}, "ratio", "got 'all'; accepted: a number"),
+    ({"dtype": "f8e4m3", "dataset": "wikitext2", "smooth_quant_alpha": "x"}, "smooth_quant_alpha", "got 'x'"),
+    ({"bits": 4, "ignored_scope": ["a"]}, "ignored_scope", "a dictionary with names, patterns and types"),
+    ({"bits": 4, "ignored_scope": {"names": "abc"}}, "ignored_scope.names", "got 'abc'; accepted: a list"),
+    ({"bits": 4, "group_size": 64, "advanced_parameters": "x"}, "advanced_parameters", "got 'x'; accepted: nncf"),
+    ({"bits": 4, "gptq": True, "dataset": "wikitext2", "_dataset_kwargs": {"n": 1}}, "dataset", "got the options n"),
+    ({"recipe": {"name": "r", "method": "none"}, "bits": 4}, "bits", "a recipe has no such setting"),
+    ({"recipe": "int4"}, "recipe", "got 'int4'; accepted: the fields of a recipe"),
     (
         {
             "weight_quantization_config": {"bits": 4, "unknown": 1},
@@ -320,11 +344,9 @@ def test_what_a_recipe_cannot_express_names_the_field(config: dict[str, Any], fi
 
 def test_pipelines_and_foreign_objects_are_refused() -> None:
     from optimum.intel import OVPipelineQuantizationConfig
-    from optimum.intel.openvino.configuration import _GPTOSSQuantizationConfig
 
     for config, where in (
         (OVPipelineQuantizationConfig({"model": {"bits": 4, "sym": True}}), "quantization_config.quantization_configs"),
-        (_GPTOSSQuantizationConfig({"bits": 4}, {"bits": 8}), "quantization_config.quantization_config1"),
         (3, "quantization_config"),
     ):
         with pytest.raises(RecipeError) as caught:
@@ -333,10 +355,26 @@ def test_pipelines_and_foreign_objects_are_refused() -> None:
     assert "got int; accepted: OVWeightQuantizationConfig" in caught.value.message
 
 
+def test_two_passes_in_one_configuration_become_two_passes() -> None:
+    from optimum.intel.openvino.configuration import _GPTOSSQuantizationConfig
+
+    words = (
+        {"bits": 4, "sym": True, "group_size": 32, "ignored_scope": {"patterns": [".*attn.*"]}},
+        {"bits": 8, "sym": False},
+    )
+    recipe = Recipe.from_quantization_config(_GPTOSSQuantizationConfig(*words))
+    assert [weights.mode for weights in recipe.weight_passes] == ["int4_sym", "int8_asym"]
+    assert recipe.weight_passes[0].ignored_scope.patterns == (".*attn.*",)
+    names = ("quantization_config1", "quantization_config2")
+    assert Recipe.from_quantization_config(dict(zip(names, words, strict=True))) == recipe
+
+
 def test_a_text_of_ones_own_stands_in_for_optimums(text: Path) -> None:
     own = Calibration(dataset=str(text), num_samples=4)
-    recipe = Recipe.from_quantization_config({"bits": 4, "gptq": True, "dataset": "c4"}, name="mine", calibration=own)
-    assert recipe.calibration == own
+    words = {"bits": 4, "gptq": True, "dataset": "c4:seq_len=512", "num_samples": 17}
+    recipe = Recipe.from_quantization_config(words, name="mine", calibration=own)
+    # What the text's record leaves open, the configuration says.
+    assert recipe.calibration == own.model_copy(update={"seq_len": 512})
     assert recipe.name == "mine"
     with pytest.raises(RecipeError, match="has no effect on a configuration that holds a recipe"):
         Recipe.from_quantization_config(OVRecipeConfig.from_recipe("int4"), calibration=own)
@@ -357,6 +395,8 @@ def test_what_the_stock_path_cannot_carry_is_refused_by_name(text: Path) -> None
         (Recipe.model_validate({**two, "further_weights": [{"mode": "int8_sym"}]}), "further_weights", "in one pass"),
         (Recipe.model_validate(controlled), "activations.accuracy_control", "has no accuracy control"),
         (Recipe.model_validate(hinted), "runtime.dynamic_quantization_group_size", "does not write this hint"),
+        (load_recipe("int4-npu"), "target", "does not check that the device takes every layer"),
+        (load_recipe("int8", ["gate.max_kl=0.1"]), "gate", "keeps no thresholds with the model"),
     ]
     for recipe, field, problem in cases:
         with pytest.raises(RecipeError) as caught:

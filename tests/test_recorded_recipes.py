@@ -183,6 +183,25 @@ UNREADABLE: list[tuple[dict[str, str], str, str, str]] = [
         "a recipe has none",
     ),
     ({**RECORD, "mode": "int5_sym"}, "weight_compression", "weights.mode", "got 'int5_sym'; accepted: int8_sym"),
+    ({**RECORD, "group_size": "x"}, "weight_compression", "nncf/weight_compression.group_size", "which is no number"),
+    (
+        {key: value for key, value in RECORD.items() if key != "sensitivity_metric"},
+        "weight_compression",
+        "nncf/weight_compression.sensitivity_metric",
+        "is not recorded",
+    ),
+    (
+        {**RECORD, "advanced_parameters": "[1]"},
+        "weight_compression",
+        "nncf/weight_compression.advanced_parameters",
+        "cannot be read back from the text",
+    ),
+    (
+        {**RECORD, "advanced_parameters": "{'lora_adapter_rank': 8}"},
+        "weight_compression",
+        "nncf/weight_compression.advanced_parameters.lora_adapter_rank",
+        "a recipe has no such setting",
+    ),
     ({"max_drop": "0.01"}, "quantization", "nncf/quantization.max_drop", "does not record by which metric"),
     ({"subset_size": "2"}, "quantization", "calibration", "activations were measured on a text"),
 ]
@@ -198,6 +217,50 @@ def test_what_a_record_does_not_tell_names_the_field(
     assert caught.value.where == f"openvino_model.xml: {field}"
     assert problem in caught.value.message
     assert caught.value.hint
+
+
+def test_records_of_other_versions_and_with_kept_statistics(stock_ir: Path, tmp_path: Path) -> None:
+    older = {key: value for key, value in RECORD.items() if key != "backup_mode"}
+    advanced = {"advanced_parameters": "{'statistics_path': '/somewhere'}"}
+    recipe = Recipe.from_artifact(_with_record(stock_ir, tmp_path / "made", {**older, **advanced, "ratio": "1"}))
+    assert recipe.weights is not None
+    assert recipe.weights.model_dump(exclude_defaults=True) == {"mode": "int4_sym", "group_size": 32}
+
+
+def test_a_hint_that_is_no_number(stock_ir: Path, tmp_path: Path) -> None:
+    import openvino as ov
+
+    model = ov.Core().read_model(stock_ir / "openvino_model.xml")
+    model.set_rt_info("auto", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+    ov.save_model(model, tmp_path / "openvino_model.xml", compress_to_fp16=False)
+    with pytest.raises(RecipeError, match="is 'auto', which is no number") as caught:
+        Recipe.from_artifact(tmp_path)
+    assert caught.value.where == "openvino_model.xml: runtime_options.DYNAMIC_QUANTIZATION_GROUP_SIZE"
+
+
+def test_a_text_for_a_model_that_looked_at_none(stock_ir: Path, text: Path, tmp_path: Path) -> None:
+    made = _by_nncf(stock_ir, tmp_path / "made", Recipe.model_validate({"name": "r", "weights": {**INT4, "awq": True}}))
+    with pytest.raises(RecipeError, match="the record shows that no data was looked at"):
+        Recipe.from_artifact(made, calibration=_calibration(text))
+
+
+def test_no_primary_layers_by_the_stock_class(checkpoint: Path, tmp_path: Path) -> None:
+    from optimum.intel import OVModelForCausalLM
+
+    recipe = Recipe.model_validate({"name": "r", "weights": {**INT4, "ratio": 0.0}})
+    config = recipe.to_quantization_config()
+    OVModelForCausalLM.from_pretrained(
+        checkpoint, export=True, compile=False, quantization_config=config
+    ).save_pretrained(tmp_path / "made")
+    assert Recipe.from_artifact(tmp_path / "made", name="r") == recipe
+
+
+def test_other_settings_of_quantized_activations_are_named(stock_ir: Path, text: Path, tmp_path: Path) -> None:
+    record = {"subset_size": "2", "advanced_parameters": "{'overflow_fix': 'enable'}"}
+    made = _with_record(stock_ir, tmp_path / "made", record, "quantization")
+    with pytest.raises(RecipeError, match="is None, a recipe has") as caught:
+        Recipe.from_artifact(made, calibration=_calibration(text))
+    assert caught.value.where.startswith("openvino_model.xml: nncf/quantization.advanced_parameters.")
 
 
 def test_compressed_without_a_record(stock_ir: Path, tmp_path: Path) -> None:
@@ -232,5 +295,5 @@ def test_quantized_activations(dtype: str, mode: str, checkpoint: Path, text: Pa
         "smooth_quant_alpha": 0.5,
     }
     more = _calibration(text).model_copy(update={"num_samples": 3})
-    with pytest.raises(RecipeError, match="num_samples is 3, NNCF recorded 2"):
+    with pytest.raises(RecipeError, match="is 3 in a recipe, NNCF recorded 2"):
         Recipe.from_artifact(tmp_path / "made", calibration=more)

@@ -12,7 +12,7 @@ from llmcompress.compression.pipeline import compress
 from llmcompress.loaders import LoadedModel, load
 from llmcompress.recipe import Recipe, load_recipe
 
-CHECKPOINTS = ("ref_model", "demo_checkpoint")
+CHECKPOINTS = ("ref_model", pytest.param("demo_checkpoint", marks=pytest.mark.slow))
 WINDOWS = ("calibration.num_samples=8", "calibration.seq_len=64")
 
 

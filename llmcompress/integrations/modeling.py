@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from optimum.intel import OVModelForCausalLM as StockModelForCausalLM
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
 from llmcompress.artifact import staging
 from llmcompress.compression.in_memory import CompressedModel, compress_in_memory
@@ -26,6 +28,9 @@ from llmcompress.loaders.source import Source, resolve
 from llmcompress.recipe import RECOMMENDED, Recipe, load_recipe
 from llmcompress.stages import Stages
 
+_log = logging.getLogger(__name__)
+
+_BOOKKEEPING = {"_name_or_path", "name_or_path", "transformers_version", "_from_model_config", "_commit_hash"}
 _FOR_THE_INSTANCE = frozenset(
     {"device", "dynamic_shapes", "ov_config", "compile", "generation_config", "preprocessors"}
 )
@@ -54,8 +59,7 @@ class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
     Optimum's.
     """
 
-    _compressed: CompressedModel | None = None
-    _own_generation_config: dict[str, Any] | None = None
+    _made: _Made | None = None
 
     @classmethod
     def from_pretrained(cls, model_id: str | Path, *args: Any, quantization_config: Any = None, **kwargs: Any) -> Any:
@@ -81,34 +85,44 @@ class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
             raise UsageError(problem, where="from_pretrained", hint="write them with their names")
         quiet_libraries()
         recipe = _chosen(quantization_config)
-        stateless = kwargs.get("use_cache") is False or kwargs.get("stateful") is False
-        if recipe is None or not stateless:
-            options = _Options(kwargs)
-            found = resolve(
-                model_id,
-                revision=options.revision,
-                trust_remote_code=options.trust_remote_code,
-                offline=options.local_files_only,
-            )
-            recipe = recipe or recommended_recipe(found, quantization_config)
-        if stateless:
-            kwargs["export"] = True
-            return super().from_pretrained(model_id, quantization_config=OVRecipeConfig.from_recipe(recipe), **kwargs)
-        return _in_memory(cls, found, str(model_id), recipe, options)
+        options = _Options(kwargs)
+        found = resolve(
+            model_id,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
+            offline=options.local_files_only,
+        )
+        recipe = recipe or recommended_recipe(found, quantization_config)
+        if not options.stateless:
+            return _in_memory(cls, found, str(model_id), recipe, options)
+        if found.layout == "ir":
+            problem = "an OpenVINO model with its cache inside cannot be opened without it"
+            raise UsageError(problem, where=str(model_id), hint="give the original checkpoint")
+        config = OVRecipeConfig.from_recipe(
+            recipe,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
+            offline=options.local_files_only,
+        )
+        return super().from_pretrained(model_id, quantization_config=config, **{**kwargs, "export": True})
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """Write a model compressed by a recipe as one complete, verified directory; any other as the parent does.
 
-        An empty directory or an earlier artifact is replaced in one step; any other existing directory is refused.
+        An empty directory or an earlier artifact is replaced in one step; any other existing directory is refused. A
+        model whose graph was changed after it was made is no longer what the recipe makes: it is saved as the parent
+        does it, without a manifest.
 
         Raises:
             UsageError: the directory holds something else, or is an input of this model.
             ModelError: the tokenizer's conversion differs from the original.
             WriteError, LockedError: it cannot be written.
         """
-        if self._compressed is None:
+        if self._made is None or not self._made.is_intact(self.model):
+            if self._made is not None:
+                _log.warning("the graph was changed after the recipe was carried out: saved without a manifest")
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        compressed = self._as_it_is_now(self._compressed)
+        compressed = self._made.as_it_is_now(self.config, self.generation_config)
         sources = inputs(compressed.loaded.source, compressed.recipe)
         with staging(save_directory, overwrite=True, inputs=sources) as stage:
             write(compressed, stage)
@@ -116,15 +130,44 @@ class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
             return self.push_to_hub(str(save_directory), **kwargs)
         return None
 
-    def _as_it_is_now(self, compressed: CompressedModel) -> CompressedModel:
-        """What is to be written: with the generation settings that the user has changed since."""
-        loaded = compressed.loaded
-        stages = copy.deepcopy(compressed.stages)
-        now = self.generation_config.to_dict()
-        if now != self._own_generation_config:
-            changed = {**(loaded.generation_config or {}), **self.generation_config.to_diff_dict()}
-            loaded = dataclasses.replace(loaded, generation_config=changed)
-        return dataclasses.replace(compressed, loaded=loaded, stages=stages)
+
+@dataclass(frozen=True)
+class _Made:
+    """What a recipe made, and how the instance looked then: what its user changed since is told by the difference."""
+
+    compressed: CompressedModel
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+    record: str
+
+    def is_intact(self, model: Any) -> bool:
+        """Whether the graph is still the one that was made, and nothing has been applied to it."""
+        return model is self.compressed.model and _record(model) == self.record
+
+    def as_it_is_now(self, config: Any, generation_config: Any) -> CompressedModel:
+        """What is to be written, with the settings that were changed."""
+        loaded = self.compressed.loaded
+        loaded = dataclasses.replace(
+            loaded,
+            config=_changed(loaded.config, self.config, config.to_dict()) or {},
+            generation_config=_changed(loaded.generation_config, self.generation_config, generation_config.to_dict()),
+        )
+        return dataclasses.replace(self.compressed, loaded=loaded, stages=copy.deepcopy(self.compressed.stages))
+
+
+def _changed(written: dict[str, Any] | None, before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any] | None:
+    """The fields of a file, with what is now other than before; as it was where nothing is."""
+    names = {name for name in before.keys() | now.keys() if name not in _BOOKKEEPING}
+    changed = {name: now.get(name) for name in names if before.get(name) != now.get(name)}
+    if not changed:
+        return written
+    return {name: value for name, value in {**(written or {}), **changed}.items() if value is not None}
+
+
+def _record(model: Any) -> str:
+    """What NNCF wrote into the model of what was done to it."""
+    paths = [["nncf", kind] for kind in ("weight_compression", "quantization")]
+    return str([model.get_rt_info(path).value for path in paths if model.has_rt_info(path)])
 
 
 class _Options:
@@ -138,8 +181,15 @@ class _Options:
         self.config = given.pop("config", None)
         self.tokenizer = bool(given.pop("tokenizer", True))
         self.allow_nonfinite = bool(given.pop("allow_nonfinite", False))
-        for needless in ("export", "use_cache", "stateful"):
-            given.pop(needless, None)
+        given.pop("export", None)
+        self.stateless = given.pop("use_cache", True) is False or given.pop("stateful", True) is False
+        given.pop("stateful", None)
+        if self.stateless and (self.allow_nonfinite or not self.tokenizer):
+            raise UsageError(
+                "tokenizer and allow_nonfinite have no effect with use_cache=False, which is Optimum's own path",
+                where="from_pretrained",
+                hint="remove them",
+            )
         self.instance = {name: given.pop(name) for name in _FOR_THE_INSTANCE & given.keys()}
         for name, value in given.items():
             accepted, instead = _ELSEWHERE.get(name, ((), "remove it"))
@@ -174,20 +224,26 @@ def _in_memory(
         )
         stages.pause()
         loaded = compressed.loaded
-        config = options.config
         write_json(Path(scratch) / "config.json", loaded.config)
         save_generation_config(loaded.config, loaded.generation_config, compressed.tokenizer, Path(scratch))
-        if config is None or isinstance(config, (str, os.PathLike)):
-            # Code of the model's own lies beside its configuration, not beside the exporter's.
-            place = found.path if found.trust_remote_code else scratch
-            config = AutoConfig.from_pretrained(config or place, trust_remote_code=found.trust_remote_code)
-        config.name_or_path = model_id
+        # Code of the model's own lies beside its configuration, not beside the exporter's.
+        place = found.path if found.trust_remote_code else scratch
+        own = AutoConfig.from_pretrained(place, trust_remote_code=found.trust_remote_code)
+        own.name_or_path = model_id
+        config = options.config if options.config is not None else own
+        if isinstance(config, (str, os.PathLike)):
+            config = AutoConfig.from_pretrained(config, trust_remote_code=found.trust_remote_code)
         opened = _opening(cls, compressed)._from_pretrained(Path(scratch), config, **options.instance)
+        generation_config = GenerationConfig.from_pretrained(scratch)
     opened.model_save_dir = None
     # Optimum chooses a class of its own for some model types; ours goes before it.
     opened.__class__ = _ours_over(cls, type(opened).__mro__[1] if isinstance(opened, cls) else type(opened))
-    opened._compressed = compressed
-    opened._own_generation_config = opened.generation_config.to_dict()
+    opened._made = _Made(
+        compressed=compressed,
+        config=own.to_dict(),
+        generation_config=generation_config.to_dict(),
+        record=_record(compressed.model),
+    )
     return cast(OVModelForCausalLM, opened)
 
 

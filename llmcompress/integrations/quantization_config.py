@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from optimum.intel import OVMixedQuantizationConfig, OVQuantizationConfig, OVWeightQuantizationConfig
 from optimum.intel.openvino.configuration import OVQuantizationMethod
+from pydantic import ValidationError
 
 from llmcompress.compression.activations import quantize_arguments
 from llmcompress.compression.weights import nncf_arguments
@@ -23,13 +24,14 @@ from llmcompress.data import calibration_windows, require_text
 from llmcompress.errors import RecipeError
 from llmcompress.loaders.source import fetch_side_files, longest_context, resolve
 from llmcompress.loaders.tokenizer import load_tokenizer
-from llmcompress.recipe import IgnoredScope, Recipe, load_recipe
+from llmcompress.recipe import Gate, IgnoredScope, Recipe, load_recipe
 from llmcompress.recipe.modes import INT8
-from llmcompress.recipe.optimum import recipe_from_optimum
+from llmcompress.recipe.optimum import ACTIVATION_MODES
+from llmcompress.recipe.problems import dotted, recipe_error
 
 ConfigT = TypeVar("ConfigT", bound="OVRecipeConfig")
 
-_ACTIVATION_DTYPES = {"int8": "int8", "fp8_e4m3": "f8e4m3", "fp8_e5m2": "f8e5m2"}
+_ACTIVATION_DTYPES = {mode: dtype for dtype, mode in ACTIVATION_MODES.items()}
 _TO_OURS = "give the recipe itself to llmcompress.OVModelForCausalLM.from_pretrained, which carries it out"
 
 
@@ -51,9 +53,10 @@ class OVRecipeConfig(ABC):
     num_samples: int | None
     ignored_scope: dict[str, list[str]] | None
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, **access: Any) -> None:
         calibration = recipe.calibration
         self.__dict__.update(
+            _access=access,
             recipe=recipe,
             num_samples=calibration.num_samples if calibration else None,
             ignored_scope=_scope(self._own_scope(recipe)),
@@ -62,12 +65,22 @@ class OVRecipeConfig(ABC):
         )
 
     @staticmethod
-    def from_recipe(recipe: str | Path | Recipe, overrides: Sequence[str] = ()) -> OVRecipeConfig:
+    def from_recipe(
+        recipe: str | Path | Recipe,
+        overrides: Sequence[str] = (),
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        offline: bool = False,
+    ) -> OVRecipeConfig:
         """Return the configuration of a packaged recipe, a YAML file, or a ``Recipe``.
 
         Args:
             recipe: What to do.
             overrides: ``"field.field=value"``, for a name or a file.
+            revision: Of the model's tokenizer on the Hub, which Optimum does not say; for data-aware recipes.
+            trust_remote_code: Run Python code that the tokenizer brings.
+            offline: Take the tokenizer and a Hub dataset from local caches only.
 
         Raises:
             RecipeError: the recipe is wrong, or the stock path cannot carry the field that the error names.
@@ -80,7 +93,8 @@ class OVRecipeConfig(ABC):
         _refuse_uncarried(recipe)
         if recipe.calibration is not None:
             require_text(recipe.calibration)
-        return _CLASSES[recipe.method](recipe)
+        access = {"revision": revision, "trust_remote_code": trust_remote_code, "offline": offline}
+        return _CLASSES[recipe.method](recipe, **access)
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> OVRecipeConfig:
@@ -96,7 +110,12 @@ class OVRecipeConfig(ABC):
                 where="quantization_config",
                 hint="for a configuration of Optimum's own: Recipe.from_quantization_config",
             )
-        config = cls.from_recipe(recipe_from_optimum({"recipe": given["recipe"]}, name="recipe"))
+        try:
+            recipe = Recipe.model_validate(given["recipe"])
+        except ValidationError as error:
+            place = "quantization_config.recipe"
+            raise recipe_error(error, Recipe, lambda location: f"{place}.{dotted(location)}") from None
+        config = cls.from_recipe(recipe)
         for name in given.keys() - {"recipe"}:
             setattr(config, name, given[name])
         return config
@@ -138,7 +157,7 @@ class OVRecipeConfig(ABC):
     @tokenizer.setter
     def tokenizer(self, source: str | Path | None) -> None:
         """Take a Hub id or a checkpoint directory, and cut the recipe's calibration text by its tokenizer."""
-        self.__dict__["_bound"] = None if source is None else _Bound(str(source), self.recipe)
+        self.__dict__["_bound"] = None if source is None else _Bound(str(source), self.recipe, self.__dict__["_access"])
 
     @property
     def dataset(self) -> list[str] | None:
@@ -264,14 +283,18 @@ _CLASSES: dict[str, type[OVRecipeConfig]] = {
 class _Bound:
     """A recipe for one model: its calibration windows as texts, and the tokenizer that reads these."""
 
-    def __init__(self, source: str, recipe: Recipe) -> None:
+    def __init__(self, source: str, recipe: Recipe, access: Mapping[str, Any]) -> None:
         self.tokenizer = source
         self.texts: list[str] | None = None
         if recipe.calibration is None:
             return
-        found = fetch_side_files(resolve(source))
-        own = load_tokenizer(found.path)
-        token_ids = calibration_windows(recipe.calibration, own, max_seq_len=longest_context(found)).token_ids
+        # A directory has no revisions; the model may be one although the configuration is for the Hub's, too.
+        found = resolve(source, **{**access, **({"revision": None} if Path(source).is_dir() else {})})
+        found = fetch_side_files(found)
+        own = load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
+        token_ids = calibration_windows(
+            recipe.calibration, own, offline=bool(access.get("offline")), max_seq_len=longest_context(found)
+        ).token_ids
         self.texts = [" ".join(map(str, window)) for window in token_ids.tolist()]
         # Removed with the last copy of this.
         self._directory = tempfile.TemporaryDirectory(prefix="llmcompress-token-ids-")
@@ -322,8 +345,15 @@ def _refuse_uncarried(recipe: Recipe) -> None:
         raise RecipeError(problem, where=f"recipe {recipe.name}: further_weights", hint=_TO_OURS)
     if recipe.activations is not None and recipe.activations.accuracy_control is not None:
         problem = "Optimum's from_pretrained has no accuracy control"
-        raise RecipeError(problem, where=f"recipe {recipe.name}: activations.accuracy_control", hint=_TO_OURS)
+        raise RecipeError(problem, where=f"recipe {recipe.name}: activations.accuracy_control", hint="remove it")
+    instead = _TO_OURS if recipe.method == "weights" else "remove it"
     carried = set() if recipe.weights is None else {"dynamic_quantization_group_size"}
     for name in recipe.runtime.model_dump(exclude_none=True).keys() - carried:
         problem = "Optimum's from_pretrained does not write this hint into the model"
-        raise RecipeError(problem, where=f"recipe {recipe.name}: runtime.{name}", hint=_TO_OURS)
+        raise RecipeError(problem, where=f"recipe {recipe.name}: runtime.{name}", hint=instead)
+    if recipe.target == "npu":
+        problem = "Optimum's from_pretrained does not check that the device takes every layer"
+        raise RecipeError(problem, where=f"recipe {recipe.name}: target", hint=instead)
+    if recipe.gate != Gate():
+        problem = "Optimum's from_pretrained keeps no thresholds with the model"
+        raise RecipeError(problem, where=f"recipe {recipe.name}: gate", hint=instead)

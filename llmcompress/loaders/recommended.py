@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from llmcompress.errors import RecipeError
 from llmcompress.loaders.source import Source
 from llmcompress.recipe import RECOMMENDED, Recipe, override_recipe
@@ -68,27 +66,12 @@ def _recipe(entry: Mapping[str, Any], name: str, why: str, overrides: Sequence[s
             where=name,
             hint="take a recipe for causal language models: llmcompress recipes",
         )
-    passes = [entry[key] for key in ("quantization_config1", "quantization_config2") if key in entry]
     # A text that the command line names may stand in for one that no recipe can name.
     own_text = any(override.startswith("calibration.dataset=") for override in overrides)
-    recipes = [
-        recipe_from_optimum(
-            # Bits alone stand for a look into these tables; here they are what the table says.
-            {"sym": False, **settings},
-            name=name,
-            calibration=_ANY_TEXT if own_text and settings.get("dataset", "wikitext2") not in TEXTS else None,
-        )
-        for settings in passes or [entry]
-    ]
-    fields = recipes[0].model_dump(exclude_defaults=True)
-    fields["description"] = why[:300]
-    if len(recipes) > 1:
-        fields["further_weights"] = [
-            recipe.weights.model_dump(exclude_defaults=True) for recipe in recipes[1:] if recipe.weights
-        ]
-    try:
-        recipe = Recipe.model_validate(fields)
-    except ValidationError as error:
-        raise RecipeError(f"Optimum's entry cannot be carried out: {error.errors()[0]['msg']}", where=name) from None
+    stands_in = own_text and entry.get("dataset", "wikitext2") not in TEXTS
+    # Bits alone stand for a look into these tables; here they are what the table says.
+    settings = {"sym": False, **entry} if "bits" in entry else entry
+    recipe = recipe_from_optimum(settings, name=name, calibration=_ANY_TEXT if stands_in else None)
+    recipe = recipe.model_copy(update={"description": why[:300]})
     _log.info("%s: %s", name, why)
     return override_recipe(recipe, overrides)

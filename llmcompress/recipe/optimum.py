@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -31,7 +31,9 @@ DEFAULT_SEQ_LEN = 32
 DEFAULT_NUM_SAMPLES = 128
 
 _WEIGHT_FORMATS = ("int4", "int8", "mxfp4", "nf4", "cb4")
-_ACTIVATION_MODES = {"int8": "int8", "f8e4m3": "fp8_e4m3", "f8e5m2": "fp8_e5m2"}
+_STEPS = ("weight_quantization_config", "full_quantization_config")
+_PASSES = ("quantization_config1", "quantization_config2")
+ACTIVATION_MODES = {"int8": "int8", "f8e4m3": "fp8_e4m3", "f8e5m2": "fp8_e5m2"}
 _SAME_NAME = (
     *("group_size", "ratio", "all_layers", "sensitivity_metric"),
     *("scale_estimation", "gptq", "lora_correction", "group_size_fallback"),
@@ -70,7 +72,9 @@ def recipe_from_optimum(config: object, *, name: str, calibration: Calibration |
         return own
     kind, fields = _kind_and_fields(config)
     data: Fields = {"name": name}
-    if kind == "mixed":
+    if kind == "passes":
+        data |= _passes(fields, calibration)
+    elif kind == "mixed":
         data |= {"method": "weights_and_activations", **_mixed(fields, calibration)}
     elif kind == "full":
         text = _calibration(fields, calibration)
@@ -78,50 +82,65 @@ def recipe_from_optimum(config: object, *, name: str, calibration: Calibration |
     else:
         text = _calibration(fields, calibration)
         data |= {**_weights(fields), **text}
-    for leftover in sorted(fields):
-        raise _refuse(leftover, "a recipe has no such setting", "remove it")
+    _refuse_leftovers(fields)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise recipe_error(error, Recipe, _optimum_place) from None
 
 
-def advanced_fields(parameters: Mapping[str, Any]) -> Fields:
+def advanced_fields(parameters: Any, where: str) -> Fields:
     """Translate ``nncf.AdvancedCompressionParameters``, as a dictionary, to fields of ``weights``.
 
     Raises:
-        RecipeError: names the parameter that a recipe does not have.
+        RecipeError: names the parameter, below ``where``, that a recipe does not have.
     """
+    if not isinstance(parameters, Mapping):
+        problem = f"got {shown(parameters)}; accepted: nncf.AdvancedCompressionParameters"
+        raise RecipeError(problem, where=where, hint="give such an object, or its dictionary")
     given = dict(parameters)
     for field, default in (("statistics_path", None), ("lora_adapter_rank", 256), ("backend_params", {})):
         if given.pop(field, default) != default:
-            raise _refuse(f"advanced_parameters.{field}", "a recipe has no such setting", "remove it")
+            raise RecipeError("a recipe has no such setting", where=f"{where}.{field}", hint="remove it")
     fields: Fields = {}
     fallback = _plain(given.pop("group_size_fallback_mode", "error"))
     if fallback != "error":
         fields["group_size_fallback"] = fallback
     codebook = given.pop("codebook", None)
     if codebook is not None:
-        given["codebook"] = [float(value) for value in codebook]
+        # An array of numpy's or torch's, or a list.
+        given["codebook"] = codebook.tolist() if hasattr(codebook, "tolist") else codebook
     return {**fields, "advanced": {field: _plain(value) for field, value in given.items()}}
 
 
 def _own_recipe(config: object) -> Recipe | None:
     """The recipe of an ``OVRecipeConfig``, of its dictionary, or of what Optimum made of that dictionary."""
-    given = config.to_dict() if hasattr(config, "recipe") and hasattr(config, "to_dict") else config
-    if not isinstance(given, Mapping):
-        given = getattr(config, "kwargs", None) or {}
-    if not isinstance(given.get("recipe"), Mapping):
+    if isinstance(config, Mapping):
+        given = dict(config)
+    elif isinstance(getattr(config, "kwargs", None), Mapping):
+        # Optimum keeps keys that it does not know in kwargs, and the others as attributes.
+        names = ("num_samples", "ignored_scope")
+        kwargs = {"recipe": getattr(config, "recipe", None), **config.kwargs}  # type: ignore[attr-defined]
+        given = {**kwargs, **{name: getattr(config, name) for name in names if hasattr(config, name)}}
+    else:
         return None
-    fields: Fields = copy.deepcopy(dict(given["recipe"]))
-    if given.get("num_samples") and "calibration" in fields:
-        fields["calibration"]["num_samples"] = given["num_samples"]
-    changed = _ignored_scope({"ignored_scope": given.get("ignored_scope")})
-    parts = [part for part in ("weights", "activations") if part in fields]
-    for part in parts:
-        if len(parts) == 1:
-            fields[part].pop("ignored_scope", None)
-        _merge_scopes(fields[part], changed)
+    recipe = given.pop("recipe", None)
+    if recipe is None:
+        return None
+    fields: Fields = recipe.model_dump(exclude_defaults=True) if isinstance(recipe, Recipe) else copy.deepcopy(recipe)
+    if not isinstance(fields, dict):
+        raise _refuse("recipe", f"got {shown(recipe)}; accepted: the fields of a recipe", "see: llmcompress recipes")
+    if (num_samples := given.pop("num_samples", None)) is not None and "calibration" in fields:
+        fields["calibration"]["num_samples"] = num_samples
+    if "ignored_scope" in given:
+        changed = _ignored_scope(given)
+        parts = [part for part in ("weights", "activations") if part in fields]
+        for part in parts:
+            # Of two steps each has a scope of its own, and this one is for both.
+            if len(parts) == 1:
+                fields[part].pop("ignored_scope", None)
+            _merge_scopes(fields[part], changed)
+    _refuse_leftovers(given)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
@@ -142,7 +161,7 @@ def _kind_and_fields(config: object) -> tuple[str, Fields]:
     if "OVPipelineQuantizationConfig" in classes:
         raise _pipeline()
     if "_GPTOSSQuantizationConfig" in classes:
-        raise _two_passes()
+        return "passes", _flat(vars(config))
     raise RecipeError(
         f"got {type(config).__name__}; accepted: OVWeightQuantizationConfig, OVQuantizationConfig, "
         "OVMixedQuantizationConfig, a dictionary of one, or OVRecipeConfig",
@@ -154,12 +173,12 @@ def _kind_and_fields(config: object) -> tuple[str, Fields]:
 def _kind_of_mapping(config: Mapping[str, Any]) -> str:
     """By the rules of Optimum, which tells its classes apart by the keys; what it only guesses is refused."""
     keys = {key for key, value in config.items() if value is not None}
-    if {"weight_quantization_config", "full_quantization_config"} <= keys:
+    if set(_STEPS) <= keys:
         return "mixed"
     if "quantization_configs" in keys or "default_config" in keys:
         raise _pipeline()
-    if "quantization_config1" in keys:
-        raise _two_passes()
+    if set(_PASSES) <= keys:
+        return "passes"
     if keys == {"bits"}:
         problem = "bits alone stand for Optimum's settings for the model at hand, and which that is, is not known here"
         raise _refuse("bits", problem, "take the recipe optimum-default, or add sym and group_size")
@@ -174,17 +193,15 @@ def _pipeline() -> RecipeError:
     return _refuse("quantization_configs", problem, "give the language model's configuration alone")
 
 
-def _two_passes() -> RecipeError:
-    problem = "two passes in one configuration, which Optimum takes on its command line only"
-    return _refuse("quantization_config1", problem, "take the recipe optimum-default, or write further_weights")
-
-
 def _flat(config: Mapping[str, Any]) -> Fields:
     fields = {**config, **(config.get("kwargs") or {})}
     for bookkeeping in ("kwargs", "weight_only"):
         fields.pop(bookkeeping, None)
-    parts = ("weight_quantization_config", "full_quantization_config")
-    return {key: value if key in parts else _plain(value) for key, value in fields.items() if value is not None}
+    return {
+        key: value if key in (*_STEPS, *_PASSES) else _plain(value)
+        for key, value in fields.items()
+        if value is not None
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -194,6 +211,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return getattr(value, "value", value)
+
+
+def _passes(fields: Fields, calibration: Calibration | None) -> Fields:
+    """Take the passes of a configuration that has several; returns fields of a recipe."""
+    passes: list[Fields] = []
+    for name in _PASSES:
+        part = _flat(_part(fields, name))
+        result = {**_weights(part), **_calibration(part, None if passes else calibration)}
+        _refuse_leftovers(part, f"{name}.")
+        passes.append(result)
+    first, *others = passes
+    for name, other in zip(_PASSES[1:], others, strict=True):
+        if other.keys() != {"weights"}:
+            problem = "only the first pass of a recipe says what the model looks at and how it runs"
+            raise _refuse(name, problem, "remove dataset and dq_group_size from it")
+    return {**first, "further_weights": [other["weights"] for other in others]}
 
 
 def _weights(fields: Fields) -> Fields:
@@ -209,11 +242,11 @@ def _weights(fields: Fields) -> Fields:
         raise _refuse("ratio", problem, "write 1.0, or a recipe with ratio 0.0")
     advanced = fields.pop("advanced_parameters", None)
     if advanced is not None:
-        weights |= advanced_fields(advanced)
+        weights |= advanced_fields(advanced, f"{WHERE}.advanced_parameters")
     for name in _SAME_NAME:
         # What is switched off is not said: 8-bit modes of a recipe refuse even that.
         if (value := fields.pop(name, None)) is not None and value is not False:
-            weights[name] = float(value) if name == "ratio" else value
+            weights[name] = _real(value) if name == "ratio" else value
     if (backup := fields.pop("backup_precision", None)) is not None:
         weights["backup_mode"] = backup
     if fields.pop("statistics_path", None) is not None:
@@ -242,28 +275,27 @@ def _weight_mode(fields: Fields) -> str:
 def _activations(fields: Fields) -> Fields:
     """Take the fields of full quantization; returns the fields of a recipe's ``activations``."""
     dtype = fields.pop("dtype", None) or fields.pop("activation_format", None) or "int8"
-    if dtype not in _ACTIVATION_MODES:
-        raise _refuse("dtype", f"got {shown(dtype)}; accepted: {', '.join(_ACTIVATION_MODES)}", "write one of these")
+    if dtype not in ACTIVATION_MODES:
+        raise _refuse("dtype", f"got {shown(dtype)}; accepted: {', '.join(ACTIVATION_MODES)}", "write one of these")
     for name, accepted in (("bits", 8), ("model_type", "transformer"), ("overflow_fix", "disable")):
         if (value := fields.pop(name, accepted)) != accepted:
             raise _refuse(name, f"got {shown(value)}; accepted: {accepted}", "remove it")
     # Where a configuration says nothing of the method, transformers' base class says "default".
     fields.pop("quant_method", None)
-    activations: Fields = {"mode": _ACTIVATION_MODES[dtype], **_ignored_scope(fields)}
+    activations: Fields = {"mode": ACTIVATION_MODES[dtype], **_ignored_scope(fields)}
     if fields.pop("sym", False) and dtype == "int8":
         activations["preset"] = "performance"
     if (alpha := fields.pop("smooth_quant_alpha", None)) is not None:
         if alpha == 0:
             raise _refuse("smooth_quant_alpha", "0 is read as not given by Optimum", "write a small number, or -1")
-        activations["smooth_quant_alpha"] = float(alpha)
+        activations["smooth_quant_alpha"] = _real(alpha)
     if not fields.pop("fast_bias_correction", True):
         activations["fast_bias_correction"] = False
     return activations
 
 
 def _mixed(fields: Fields, calibration: Calibration | None) -> Fields:
-    weights = _flat(_part(fields, "weight_quantization_config"))
-    full = _flat(_part(fields, "full_quantization_config"))
+    weights, full = (_flat(_part(fields, name)) for name in _STEPS)
     shared = _ignored_scope(fields)
     asked = {name: [part.pop(name, None) for part in (fields, weights, full)] for name in ("num_samples", "dataset")}
     kwargs = [part.pop("_dataset_kwargs", None) for part in (fields, weights, full)]
@@ -279,9 +311,8 @@ def _mixed(fields: Fields, calibration: Calibration | None) -> Fields:
     if activations["mode"] != "int8":
         # As Optimum does it: what 4 bits leave is quantized with the activations, to 8-bit floats.
         result["weights"].setdefault("backup_mode", "none")
-    for part, name in ((weights, "weight_quantization_config"), (full, "full_quantization_config")):
-        for leftover in sorted(part):
-            raise _refuse(f"{name}.{leftover}", "a recipe has no such setting", "remove it")
+    for part, name in zip((weights, full), _STEPS, strict=True):
+        _refuse_leftovers(part, f"{name}.")
     for target in (result["weights"], activations):
         _merge_scopes(target, shared)
     given = {name: value for name, value in text.items() if value is not None}
@@ -290,6 +321,8 @@ def _mixed(fields: Fields, calibration: Calibration | None) -> Fields:
 
 def _part(fields: Fields, name: str) -> Mapping[str, Any]:
     part = fields.pop(name)
+    if not isinstance(part, Mapping) and not hasattr(part, "to_nncf_dict"):
+        raise _refuse(name, f"got {shown(part)}; accepted: a configuration or its dictionary", "give one of these")
     return part if isinstance(part, Mapping) else vars(part)
 
 
@@ -300,46 +333,69 @@ def _merge_scopes(target: Fields, shared: Fields) -> None:
 
 
 def _ignored_scope(fields: Fields) -> Fields:
-    scope = dict(fields.pop("ignored_scope", None) or {})
+    given = fields.pop("ignored_scope", None) or {}
+    if not isinstance(given, Mapping):
+        problem = f"got {shown(given)}; accepted: a dictionary with names, patterns and types"
+        raise _refuse("ignored_scope", problem, "write it so")
+    scope = dict(given)
     if scope.pop("subgraphs", None):
         problem = "a recipe names nodes one by one, by pattern, or by type"
         raise _refuse("ignored_scope.subgraphs", problem, "write names or patterns")
     if scope.pop("validate", True) is not True:
         problem = "a recipe's ignored scope has to be found in the model"
         raise _refuse("ignored_scope.validate", problem, "remove it, and the names that the model may not have")
-    scope = {kind: list(values) for kind, values in scope.items() if values}
-    return {"ignored_scope": scope} if scope else {}
+    for kind, values in scope.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise _refuse(f"ignored_scope.{kind}", f"got {shown(values)}; accepted: a list", "write a list")
+    kept = {kind: list(values) for kind, values in scope.items() if values}
+    return {"ignored_scope": kept} if kept else {}
 
 
 def _calibration(fields: Fields, calibration: Calibration | None) -> Fields:
     """Take the fields that name a text; returns the recipe's ``calibration``, or nothing."""
     _refuse_tokenizer(fields)
     dataset, num_samples = fields.pop("dataset", None), fields.pop("num_samples", None)
-    seq_len = (fields.pop("_dataset_kwargs", None) or {}).get("seq_len")
+    options = dict(fields.pop("_dataset_kwargs", None) or {})
+    if isinstance(dataset, str):
+        dataset, _, text = dataset.partition(":")
+        key, _, value = text.partition("=")
+        if text and (key != "seq_len" or not value.isdecimal()):
+            raise _refuse("dataset", f"got the option {shown(text)}; accepted: seq_len=NUMBER", "correct it")
+        options |= {"seq_len": int(value)} if text else {}
+    counts = {"num_samples": num_samples, "seq_len": options.pop("seq_len", None)}
+    if options:
+        raise _refuse("dataset", f"got the options {', '.join(options)}; accepted: seq_len", "remove the others")
     if calibration is not None:
-        return {"calibration": calibration}
+        # What it leaves open, the configuration may say.
+        said = {name: count for name, count in counts.items() if count and name not in calibration.model_fields_set}
+        return {"calibration": {**calibration.model_dump(exclude_defaults=True), **said}}
     if dataset is None:
         if num_samples is not None:
             raise _refuse("num_samples", "has no effect without a dataset", "remove it")
         return {}
     if not isinstance(dataset, str):
         raise _refuse("dataset", "a recipe names its text and does not hold it", _TO_OWN_TEXT)
-    name, _, options = dataset.partition(":")
-    key, _, value = options.partition("=")
-    if options and (key != "seq_len" or not value.isdecimal()):
-        raise _refuse("dataset", f"got the option {shown(options)}; accepted: seq_len=NUMBER", "correct it")
-    if name not in TEXTS:
-        problem = f"no recipe draws the samples that Optimum calls {shown(name)}; accepted: {', '.join(TEXTS)}"
+    if dataset not in TEXTS:
+        problem = f"no recipe draws the samples that Optimum calls {shown(dataset)}; accepted: {', '.join(TEXTS)}"
         raise _refuse("dataset", problem, _TO_OWN_TEXT)
-    length = int(value) if options else seq_len
-    counts = {"num_samples": num_samples or DEFAULT_NUM_SAMPLES, "seq_len": length or DEFAULT_SEQ_LEN}
-    return {"calibration": {**TEXTS[name], **counts}}
+    defaults = {"num_samples": DEFAULT_NUM_SAMPLES, "seq_len": DEFAULT_SEQ_LEN}
+    return {"calibration": {**TEXTS[dataset], **{name: counts[name] or default for name, default in defaults.items()}}}
 
 
 def _refuse_tokenizer(fields: Fields) -> None:
     for name in ("tokenizer", "processor"):
         if fields.pop(name, None) is not None:
             raise _refuse(name, "a recipe uses the model's own", "remove it")
+
+
+def _refuse_leftovers(fields: Fields, place: str = "") -> None:
+    for leftover in sorted(fields):
+        raise _refuse(f"{place}{leftover}", "a recipe has no such setting", "remove it")
+
+
+def _real(value: Any) -> Any:
+    """A whole number as a real one; what is no number is left for the recipe to refuse."""
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _optimum_place(location: Location) -> str:

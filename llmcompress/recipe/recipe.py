@@ -65,15 +65,20 @@ class Recipe(Part):
         """``weights`` and ``further_weights``, in the order in which they are carried out."""
         return (*([self.weights] if self.weights else []), *self.further_weights)
 
-    def to_quantization_config(self) -> OVRecipeConfig:
+    def to_quantization_config(
+        self, *, revision: str | None = None, trust_remote_code: bool = False, offline: bool = False
+    ) -> OVRecipeConfig:
         """Return the recipe as a ``quantization_config`` for stock ``optimum.intel.OVModelForCausalLM``.
 
-        Raises RecipeError that names the field which the stock path cannot carry.
+        The options are for the tokenizer that cuts the calibration text: Optimum does not hand on those of
+        ``from_pretrained``.
+
+        Raises RecipeError that names the field which the stock path cannot carry, DataError for a missing text.
         """
-        # The one door upwards: Optimum's users look for it here.
+        # The doors upwards are here and below: Optimum's users look for them here.
         from llmcompress.integrations.quantization_config import OVRecipeConfig
 
-        return OVRecipeConfig.from_recipe(self)
+        return OVRecipeConfig.from_recipe(self, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
 
     @classmethod
     def from_quantization_config(
@@ -107,7 +112,7 @@ class Recipe(Part):
 
         Raises RecipeError that names the field which the record does not tell, ModelError for no or a damaged model.
         """
-        from llmcompress.loaders.recorded import recorded_recipe  # noqa: TID251 - as above
+        from llmcompress.compression.recorded import recorded_recipe  # noqa: TID251 - as above
 
         return recorded_recipe(Path(directory), name=name, calibration=calibration)
 

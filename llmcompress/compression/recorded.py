@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from llmcompress.artifact import MANIFEST, read_manifest
+from llmcompress.compression.activations import quantize_arguments
+from llmcompress.compression.weights import NO_PRIMARY_LAYERS
 from llmcompress.errors import RecipeError
 from llmcompress.loaders.graph import num_elements
 from llmcompress.loaders.ir import MODEL_FILE, read_ir
-from llmcompress.recipe import Calibration, Recipe, Runtime, WeightCompression
+from llmcompress.recipe import Calibration, Quantization, Recipe, Runtime, WeightCompression
 from llmcompress.recipe.modes import DEFAULT_BACKUP, default_group_size
 from llmcompress.recipe.optimum import advanced_fields
 from llmcompress.recipe.part import Part
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 Fields = dict[str, Any]
 PartT = TypeVar("PartT", bound=Part)
+NumberT = TypeVar("NumberT", int, float)
 
 WEIGHTS = "nncf/weight_compression"
 ACTIVATIONS = "nncf/quantization"
@@ -35,10 +38,16 @@ LARGE = 1 << 12
 """Elements from which a constant is taken for a weight."""
 NO_DATA_METRIC = "weight_quantization_error"
 """What NNCF records as the sensitivity metric where none was given and there was no data."""
+SMOOTH_QUANT_ALPHA = 0.95
+"""NNCF's, for linear layers, where none was given."""
+
+_BY_HAND = "write the recipe by hand"
 
 
 def recorded_recipe(directory: Path, *, name: str, calibration: Calibration | None = None) -> Recipe:
     """Return the recipe that a model was made by; as ``Recipe.from_artifact``.
+
+    Whether AWQ looked at data is told by the sensitivity metric in the record, whose default is another without data.
 
     Raises:
         ArtifactError: the manifest is damaged.
@@ -59,26 +68,31 @@ def recorded_recipe(directory: Path, *, name: str, calibration: Calibration | No
         data["weights"] = _weights(weights)
         if data["weights"]["mode"].startswith("int8") and formats & FEW_BITS:
             problem = "the graph holds formats of fewer bits than the record: it was compressed in several passes, of "
-            raise _refuse(f"{WEIGHTS}.mode", problem + "which NNCF records the last", "write the recipe by hand")
-        had_data = weights.get("sensitivity_metric", NO_DATA_METRIC) != NO_DATA_METRIC
-        if calibration is None and had_data and _validated(WeightCompression, data["weights"]).uses_data:
-            problem = "the model was made by looking at data, and NNCF does not record the text"
-            raise _refuse("calibration", problem, "give it as calibration=Calibration(dataset='FILE')")
+            raise _refuse(f"{WEIGHTS}.mode", problem + "which NNCF records the last", _BY_HAND)
+        if not activations:
+            _check_data(weights, data["weights"], calibration)
     elif formats & LOW_BITS and not activations:
-        problem = "the weights are compressed, and NNCF recorded nothing"
-        raise _refuse(WEIGHTS, problem, "write the recipe by hand")
+        raise _refuse(WEIGHTS, "the weights are compressed, and NNCF recorded nothing", _BY_HAND)
     if activations:
-        data["activations"] = _activations(activations, model)
-        if calibration is None:
-            problem = "activations were measured on a text that NNCF does not record"
-            raise _refuse("calibration", problem, "give it as calibration=Calibration(dataset='FILE')")
-        if str(calibration.num_samples) != activations.get("subset_size"):
-            problem = f"num_samples is {calibration.num_samples}, NNCF recorded {activations.get('subset_size')}"
-            raise _refuse("calibration.num_samples", problem, "give the calibration that was used")
+        data["activations"] = _activations(activations, model, calibration)
     data["method"] = "_and_".join(part for part in ("weights", "activations") if part in data) or "none"
     if calibration is not None:
         data["calibration"] = calibration
     return _validated(Recipe, data)
+
+
+def _check_data(recorded: Fields, weights: Fields, calibration: Calibration | None) -> None:
+    """Hold the record's sensitivity metric, which tells whether there was data, against the calibration given."""
+    metric = recorded.get("sensitivity_metric")
+    if weights["mode"].startswith("int8"):
+        return
+    had_data = metric != NO_DATA_METRIC
+    if calibration is None and had_data and _validated(WeightCompression, weights).uses_data:
+        problem = "the model was made by looking at data, and NNCF does not record the text"
+        raise _refuse("calibration", problem, "give it as calibration=Calibration(dataset='FILE')")
+    # With layers to choose, somebody may have asked for that metric although there was data.
+    if calibration is not None and not had_data and not 0 < weights["ratio"] < 1:
+        raise _refuse("calibration", "the record shows that no data was looked at", "remove it")
 
 
 def _validated(part: type[PartT], data: Fields) -> PartT:
@@ -104,56 +118,71 @@ def _runtime(model: ov.Model, *, compressed: bool) -> Fields:
     if not compressed and options.get("KV_CACHE_PRECISION") == "f16":
         # Optimum's exporter writes it into every uncompressed model.
         del options["KV_CACHE_PRECISION"]
-    hints = {field.upper(): field for field in Runtime.model_fields}
+    hints = {field.upper(): field for field in Runtime.model_fields if field.upper() in options}
     return {
-        field: int(options[name]) if field.endswith("group_size") else options[name]
+        field: _number(options, name, "runtime_options", int) if field.endswith("group_size") else options[name]
         for name, field in hints.items()
-        if name in options
     }
 
 
-def _weights(recorded: dict[str, Any]) -> Fields:
+def _weights(recorded: Fields) -> Fields:
     """NNCF records what it worked with, defaults included; a recipe says only what is not the default."""
-    mode = recorded["mode"]
+    mode: Any = _said(recorded, "mode", WEIGHTS)
     if recorded.get("compression_format", "dequantize") != "dequantize":
         raise _refuse(f"{WEIGHTS}.compression_format", f"is {recorded['compression_format']}", "a recipe has none")
     weights: Fields = {"mode": mode, **_ignored_scope(recorded, WEIGHTS)}
     if mode.startswith("int8"):
         return weights
-    group_size, ratio = int(recorded["group_size"]), float(recorded["ratio"])
+    group_size, ratio = (_number(recorded, "group_size", WEIGHTS, int), _number(recorded, "ratio", WEIGHTS, float))
     if group_size != default_group_size(mode):
         weights["group_size"] = group_size
-    if recorded["backup_mode"] != DEFAULT_BACKUP.get(mode, "int8_asym"):
-        weights["backup_mode"] = recorded["backup_mode"]
-    weights["ratio"] = ratio
+    # A version that records no backup mode has one only.
+    if (backup := recorded.get("backup_mode", "int8_asym")) != DEFAULT_BACKUP.get(mode, "int8_asym"):
+        weights["backup_mode"] = backup
+    weights["ratio"] = 0.0 if ratio == NO_PRIMARY_LAYERS else ratio
     for switch in ("all_layers", "awq", "scale_estimation", "gptq", "lora_correction"):
         if recorded.get(switch) == "True":
             weights[switch] = True
     # Without layers to choose there is nothing for it to choose by.
-    metric = recorded["sensitivity_metric"]
+    metric = _said(recorded, "sensitivity_metric", WEIGHTS)
     if 0 < ratio < 1 and metric not in (NO_DATA_METRIC, "max_activation_variance"):
         weights["sensitivity_metric"] = metric
-    try:
-        advanced = ast.literal_eval(recorded.get("advanced_parameters", "{}"))
-    except (ValueError, SyntaxError):
-        problem = "cannot be read back from the text that NNCF recorded (a codebook is cut off in it)"
-        raise _refuse(f"{WEIGHTS}.advanced_parameters", problem, "write the recipe by hand") from None
-    return {**weights, **advanced_fields(advanced)}
+    # Where statistics were kept changes no weight.
+    advanced = {**_literal(recorded, "advanced_parameters", WEIGHTS), "statistics_path": None}
+    return {**weights, **advanced_fields(advanced, f"{MODEL_FILE}: {WEIGHTS}.advanced_parameters")}
 
 
-def _activations(recorded: dict[str, Any], model: ov.Model) -> Fields:
+def _activations(recorded: Fields, model: ov.Model, calibration: Calibration | None) -> Fields:
+    from nncf.quantization.advanced_parameters import convert_to_dict_recursively
+
     if "max_drop" in recorded:
-        problem = "accuracy control: NNCF does not record by which metric"
-        raise _refuse(f"{ACTIVATIONS}.max_drop", problem, "write the recipe by hand")
-    advanced = ast.literal_eval(recorded.get("advanced_parameters", "{}"))
-    alpha = advanced.get("smooth_quant_alphas", {}).get("matmul", 0.95)
+        raise _refuse(f"{ACTIVATIONS}.max_drop", "accuracy control: NNCF does not record by which metric", _BY_HAND)
+    if calibration is None:
+        problem = "activations were measured on a text that NNCF does not record"
+        raise _refuse("calibration", problem, "give it as calibration=Calibration(dataset='FILE')")
+    advanced = _literal(recorded, "advanced_parameters", ACTIVATIONS)
+    alpha = advanced.get("smooth_quant_alphas", {}).get("matmul", SMOOTH_QUANT_ALPHA)
     activations: Fields = {"mode": _activation_mode(model), **_ignored_scope(recorded, ACTIVATIONS)}
-    if activations["mode"] == "int8" and "performance" in str(recorded.get("preset")).lower():
+    if activations["mode"] == "int8" and recorded.get("preset") == "performance":
         activations["preset"] = "performance"
-    if alpha != 0.95:
+    if alpha != SMOOTH_QUANT_ALPHA:
         activations["smooth_quant_alpha"] = float(alpha)
     if recorded.get("fast_bias_correction") == "False":
         activations["fast_bias_correction"] = False
+    # What the recipe would give NNCF, as NNCF would record it: everything else has to be the same.
+    arguments = quantize_arguments(_validated(Quantization, activations), num_windows=calibration.num_samples)
+    expected = convert_to_dict_recursively(arguments["advanced_parameters"])
+    for field in sorted(expected.keys() | advanced.keys()):
+        if advanced.get(field) != expected.get(field):
+            problem = f"is {advanced.get(field)!r}, a recipe has {expected.get(field)!r}"
+            raise _refuse(f"{ACTIVATIONS}.advanced_parameters.{field}", problem, _BY_HAND)
+    for place, field, value in (
+        ("calibration.num_samples", "subset_size", str(calibration.num_samples)),
+        (f"{ACTIVATIONS}.model_type", "model_type", "transformer"),
+        (f"{ACTIVATIONS}.target_device", "target_device", "ANY"),
+    ):
+        if recorded.get(field) != value:
+            raise _refuse(place, f"is {value} in a recipe, NNCF recorded {recorded.get(field)}", "give what was used")
     return activations
 
 
@@ -171,8 +200,34 @@ def _ignored_scope(recorded: dict[str, Any], where: str) -> Fields:
     if not isinstance(scope, dict):
         return {}
     if "subgraphs" in scope:
-        raise _refuse(f"{where}.ignored_scope.subgraphs", "a recipe has none", "write the recipe by hand")
-    return {"ignored_scope": {kind: ast.literal_eval(values) for kind, values in scope.items()}}
+        raise _refuse(f"{where}.ignored_scope.subgraphs", "a recipe has none", _BY_HAND)
+    return {"ignored_scope": {kind: _literal(scope, kind, f"{where}.ignored_scope", list) for kind in scope}}
+
+
+def _said(recorded: Fields, field: str, where: str) -> str:
+    if field not in recorded:
+        raise _refuse(f"{where}.{field}", "is not recorded", _BY_HAND)
+    return str(recorded[field])
+
+
+def _number(recorded: Fields, field: str, where: str, kind: type[NumberT]) -> NumberT:
+    text = _said(recorded, field, where)
+    try:
+        return kind(text)
+    except ValueError:
+        raise _refuse(f"{where}.{field}", f"is {text!r}, which is no number", _BY_HAND) from None
+
+
+def _literal(recorded: Fields, field: str, where: str, kind: type = dict) -> Any:
+    """A dictionary or list as NNCF wrote it: in Python's notation."""
+    try:
+        value = ast.literal_eval(recorded.get(field, "{}"))
+    except (ValueError, SyntaxError):
+        value = None
+    if not isinstance(value, kind):
+        problem = "cannot be read back from the text that NNCF recorded (a codebook is cut off in it)"
+        raise _refuse(f"{where}.{field}", problem, _BY_HAND)
+    return value
 
 
 def _refuse(field: str, problem: str, hint: str) -> RecipeError:
