@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,12 @@ def effective_properties(compiled: ov.CompiledModel) -> dict[str, str]:
     """What the compiled model really uses, of the properties that change its results or its speed."""
     known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
     return {name: _text(compiled.get_property(name)) for name in REPORTED if name in known}
+
+
+def executed_precisions(compiled: ov.CompiledModel) -> Counter[tuple[str, str]]:
+    """Number of operations that the plugin executes, by its name for their type and the precision it computes in."""
+    infos = [op.get_rt_info() for op in compiled.get_runtime_model().get_ops()]
+    return Counter((str(info["layerType"].value), str(info["runtimePrecision"].value)) for info in infos)
 
 
 def differences(candidate: dict[str, str], reference: dict[str, str]) -> dict[str, tuple[str, str]]:

@@ -332,12 +332,6 @@ def test_options_of_loading_are_refused_for_a_loaded_model(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_method_of_a_later_version_is_refused(loaded: LoadedModel, text: Path, tmp_path: Path) -> None:
-    recipe = Recipe(name="ptq", method="activations", activations={"mode": "int8"}, calibration=_calibration(text))
-    with pytest.raises(RecipeError, match="method activations is not carried out by this version"):
-        llmcompress.compress(loaded, recipe, tmp_path / "out")
-
-
 def test_npu_contract_is_checked_in_the_graph(loaded: LoadedModel, tmp_path: Path) -> None:
     # The tiny model's channels leave no room for groups of 128 in every layer.
     odd = Recipe.model_construct(

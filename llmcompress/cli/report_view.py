@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llmcompress.compression.forecast import PlannedLayer
-    from llmcompress.report import CompressionReport, LayerRecord
+    from llmcompress.report import ActivationRecord, CompressionReport, LayerRecord
 
 _TOKENIZER = {"equal": "converted, compared equal", "none": "left out; GenAI cannot open the output"}
 _CHAT_TEMPLATE = {
@@ -39,6 +39,7 @@ def print_report(report: CompressionReport, *, source: str, output_dir: Path, st
     recipe = report.recipe.name + (f": {report.recipe.description}" if report.recipe.description else "")
     model = f"{report.provenance.architecture}, {count_text(report.num_parameters)} parameters"
     console = stdout()
+    activations = {} if report.activations is None else {"Activations": _activations_text(report.activations)}
     console.print(
         facts_table(
             {
@@ -47,6 +48,7 @@ def print_report(report: CompressionReport, *, source: str, output_dir: Path, st
                 "Recipe": recipe,
                 "Size": sizes,
                 "Bits per weight": f"{report.bits_per_weight:.2f}",
+                **activations,
                 "Tokenizer": _TOKENIZER[report.tokenizer],
                 "Chat template": _CHAT_TEMPLATE[report.chat_template],
                 "Time": duration_text(report.measured.duration_s),
@@ -64,6 +66,16 @@ def print_report(report: CompressionReport, *, source: str, output_dir: Path, st
     console.print(
         Text.assemble(("Next: ", "bold"), f"llmcompress verify {shlex.quote(str(output_dir))}"), soft_wrap=True
     )
+
+
+def _activations_text(activations: ActivationRecord) -> str:
+    counts = ", ".join(
+        f"{count.num_quantized} of {count.num_quantized + count.num_in_float} {count.type}"
+        for count in activations.operations
+    )
+    total = sum(activations.executed.values())
+    executed = f"{activations.device} executes {activations.num_executed_low} of {total} in 8 bits"
+    return f"{activations.mode}: {counts}; {executed}"
 
 
 def layers_table(layers: Iterable[LayerRecord | PlannedLayer]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from llmcompress.artifact import write_errors
 from llmcompress.compression.contract import check_target
 from llmcompress.compression.forecast import forecast, require_fits
 from llmcompress.compression.layers import CODEBOOKS, layer_table
+from llmcompress.compression.quantized_operations import activation_record
 from llmcompress.compression.statistics_cache import statistics, uses_statistics
 from llmcompress.errors import ModelError, RecipeError
 from llmcompress.loaders.architecture import check_architecture
@@ -21,7 +22,7 @@ from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights, longest_context
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Recipe
-from llmcompress.report import CalibrationRecord, LayerRecord
+from llmcompress.report import ActivationRecord, CalibrationRecord, LayerRecord
 from llmcompress.stages import Stages
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class CompressedModel:
     """A transformers tokenizer; None where it was left out."""
     calibration: CalibrationRecord | None
     layers: tuple[LayerRecord, ...]
+    activations: ActivationRecord | None
     stages: Stages
     """Time and memory so far."""
 
@@ -111,17 +113,19 @@ def compress_in_memory(
                     progress=progress,
                 )
         with stages.stage("compress"):
-            _compress_weights(loaded, recipe, windows, progress)
+            loaded = _carried_out(loaded, recipe, windows, progress)
             hint(loaded.model, recipe.runtime.properties())
             modes = [weights.mode for weights in recipe.weight_passes]
             layers = layer_table(loaded.model, next((mode for mode in modes if mode in CODEBOOKS), None))
             check_target(recipe, layers)
+            activations = activation_record(loaded.model, recipe.activations) if recipe.activations else None
     return CompressedModel(
         loaded=loaded,
         recipe=recipe,
         tokenizer=original if tokenizer else None,
         calibration=windows.record if windows else None,
         layers=layers,
+        activations=activations,
         stages=stages,
     )
 
@@ -133,12 +137,11 @@ def hint(model: ov.Model, properties: Mapping[str, str]) -> None:
 
 
 def _refuse_unavailable(recipe: Recipe) -> None:
-    """Raise RecipeError for a recipe that is not carried out."""
-    if recipe.method not in {"none", "weights"}:
+    if recipe.activations is not None and recipe.activations.accuracy_control is not None:
         raise RecipeError(
-            f"method {recipe.method} is not carried out by this version; none and weights are",
-            where=f"recipe {recipe.name}",
-            hint="take a recipe that compresses weights: llmcompress recipes",
+            "is not carried out by this version",
+            where=f"recipe {recipe.name}: activations.accuracy_control",
+            hint="remove it, and judge the result with `llmcompress eval` and a gate",
         )
 
 
@@ -168,15 +171,16 @@ def _windows(found: Source, recipe: Recipe, tokenizer: Any, offline: bool) -> Wi
     return calibration_windows(recipe.calibration, tokenizer, offline=offline, max_seq_len=longest_context(found))
 
 
-def _compress_weights(loaded: LoadedModel, recipe: Recipe, windows: Windows | None, progress: Reporter) -> None:
-    if not recipe.weight_passes:
-        return
+def _carried_out(loaded: LoadedModel, recipe: Recipe, windows: Windows | None, progress: Reporter) -> LoadedModel:
+    if recipe.method == "none":
+        return loaded
     if is_compressed(loaded.model):
         raise ModelError(
             "the model is already compressed; compressing it again would add to its error unseen",
             where=loaded.source.id or loaded.source.path.name,
             hint="give the original checkpoint",
         )
+    from llmcompress.compression.activations import quantize_activations
     from llmcompress.compression.weights import compress_weights
 
     for weights in recipe.weight_passes:
@@ -192,3 +196,8 @@ def _compress_weights(loaded: LoadedModel, recipe: Recipe, windows: Windows | No
                 statistics_path=path,
                 progress=progress,
             )
+    if recipe.activations is None or windows is None:
+        return loaded
+    return replace(
+        loaded, model=quantize_activations(loaded.model, recipe.activations, windows.token_ids, progress=progress)
+    )

@@ -23,7 +23,7 @@ INTEGERS = {
     "u2": "int2_sym",
 }
 SCALED_FLOATS = {("f4e2m1", "f8e8m0"): "mxfp4", ("f4e2m1", "f8e4m3"): "nvfp4", ("f8e4m3", "f8e8m0"): "mxfp8_e4m3"}
-PLAIN_FLOATS = {"nf4": "nf4", "f4e2m1": "fp4", "f8e4m3": "fp8_e4m3"}
+PLAIN_FLOATS = {"nf4": "nf4", "f4e2m1": "fp4", "f8e4m3": "fp8_e4m3", "f8e5m2": "fp8_e5m2"}
 CODEBOOK_INDEX_SUFFIX = "_nncf_codebook_idxs"
 CODEBOOKS = {"cb4", "codebook", "adaptive_codebook"}
 

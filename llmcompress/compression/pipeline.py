@@ -136,6 +136,7 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         tokenizer=conversions.tokenizer,
         chat_template=conversions.chat_template,
         layers=compressed.layers,
+        activations=compressed.activations,
         files=files,
         measured=stages.measured(),
     )

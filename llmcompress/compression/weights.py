@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcompress.compression.nncf_runs import mark_as_optimized, model_inputs, progress_reported
 from llmcompress.errors import ModelError
 from llmcompress.memory import return_large_blocks
 from llmcompress.patching import replaced
-from llmcompress.progress import Progress, Reporter, silent
+from llmcompress.progress import Reporter, silent
 from llmcompress.recipe import WeightCompression
-from llmcompress.runtime import decoder_inputs, input_names
 
 if TYPE_CHECKING:
     import nncf
@@ -54,7 +54,7 @@ def compress_weights(
         advanced = arguments.get("advanced_parameters") or nncf.AdvancedCompressionParameters()
         arguments["advanced_parameters"] = dataclasses.replace(advanced, statistics_path=str(statistics_path))
     try:
-        with _progress_reported(progress), _compiled_once():
+        with progress_reported(progress), _compiled_once():
             compressed = nncf.compress_weights(model, dataset=dataset, **arguments)
     except (nncf.ValidationError, nncf.ParameterNotSupportedError, nncf.UnsupportedModelError) as error:
         raise ModelError(
@@ -64,17 +64,6 @@ def compress_weights(
         ) from error
     _correct_record(compressed, weights, statistics_path)
     return compressed
-
-
-def model_inputs(model: ov.Model, token_ids: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    """Inputs of one prefill call per window, for the inputs the graph has.
-
-    Args:
-        token_ids: int64 ``[num_windows, seq_len]``.
-    """
-    names = input_names(model)
-    for window in token_ids:
-        yield decoder_inputs(window[None], 0, names)
 
 
 def nncf_arguments(weights: WeightCompression, *, num_windows: int) -> dict[str, Any]:
@@ -130,15 +119,8 @@ def _advanced_parameters(weights: WeightCompression) -> nncf.AdvancedCompression
 
 
 def _correct_record(model: ov.Model, weights: WeightCompression, statistics_path: Path | None) -> None:
-    """Record what optimum would, and what was asked: no cache path of this machine, no stand-in for a ratio of 0."""
-    import nncf
-
-    model.set_rt_info(nncf.__version__, ["optimum", "nncf_version"])
-    # Optimum's exporter pins the cache to f16 in uncompressed models and lifts that after compressing.
-    options = model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
-    if options.get("KV_CACHE_PRECISION") == "f16":
-        del options["KV_CACHE_PRECISION"]
-        model.set_rt_info(options, "runtime_options")
+    """Record what was asked: no cache path of this machine, no stand-in for a ratio of 0."""
+    mark_as_optimized(model)
     if statistics_path is not None:
         advanced = str(model.get_rt_info([*RECORD, "advanced_parameters"]).value)
         model.set_rt_info(advanced.replace(repr(str(statistics_path)), "None"), [*RECORD, "advanced_parameters"])
@@ -173,24 +155,4 @@ def _compiled_once() -> Iterator[None]:
         replaced(models, "_infer_ov_model", infer_apart),
         replaced(openvino_backend, "disable_results_caching", cached),
     ):
-        yield
-
-
-@contextlib.contextmanager
-def _progress_reported(progress: Reporter) -> Iterator[None]:
-    """Send NNCF's own progress bars to ``progress`` instead of the terminal."""
-    from nncf.common.logging.track_progress import track
-
-    def iterate(self: Any) -> Iterator[Any]:
-        stage = str(self.description).lower()
-        items: Iterable[Any] = self.sequence
-        total = int(self.total or (len(self.sequence) if hasattr(self.sequence, "__len__") else 0))
-        done = 0
-        progress(Progress(stage, 0, total))
-        for index, item in enumerate(items):
-            yield item
-            done += int(self.weights[index]) if self.weights is not None else 1
-            progress(Progress(stage, done, total, "weights" if self.weights is not None else "steps"))
-
-    with replaced(track, "__iter__", iterate):
         yield

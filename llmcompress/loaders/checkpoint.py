@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.graph import forget_conversion
+from llmcompress.loaders.graph import forget_conversion, keep_alive, memory_owners
 from llmcompress.loaders.ir import read_ir
 from llmcompress.patching import replaced
 
@@ -85,15 +85,10 @@ def convert_checkpoint(directory: Path, scratch_dir: Path, *, trust_remote_code:
     return taken[0]
 
 
-def keep_alive(model: ov.Model, owners: object) -> None:
-    """Tie the owners of a model's memory to the model's Python object; a clone needs the same tie."""
-    model._llmcompress_memory_owners = owners
-
-
 def clone_model(model: ov.Model) -> ov.Model:
     """Copy the graph; constants stay shared and their memory stays alive as long as the copy does."""
     copy = model.clone()
-    keep_alive(copy, getattr(model, "_llmcompress_memory_owners", None))
+    keep_alive(copy, memory_owners(model))
     return copy
 
 

@@ -37,6 +37,16 @@ def check_decoder(model: ov.Model, *, where: str) -> None:
         )
 
 
+def keep_alive(model: ov.Model, owners: object) -> None:
+    """Tie the owners of a model's memory to the model's Python object; what shares the memory needs the same tie."""
+    model._llmcompress_memory_owners = owners
+
+
+def memory_owners(model: ov.Model) -> object:
+    """What ``keep_alive`` tied to a model."""
+    return getattr(model, "_llmcompress_memory_owners", None)
+
+
 def forget_conversion(model: ov.Model) -> None:
     """Remove the marks of the conversion that saving to an IR drops.
 

@@ -12,7 +12,14 @@ from llmcompress.report.benchmark import (
     Stats,
     Steadiness,
 )
-from llmcompress.report.compression import CalibrationRecord, CompressionReport, LayerRecord
+from llmcompress.report.compression import (
+    ActivationRecord,
+    CalibrationRecord,
+    CompressionReport,
+    FloatOperation,
+    LayerRecord,
+    OperationCount,
+)
 from llmcompress.report.evaluation import (
     Check,
     ConversionRecord,
@@ -32,6 +39,7 @@ from llmcompress.report.evaluation import (
 from llmcompress.report.record import EnvironmentRecord, FileRecord, Measured, Provenance, Record, StageTime
 
 __all__ = [
+    "ActivationRecord",
     "BenchCase",
     "BenchReport",
     "BenchSetting",
@@ -45,6 +53,7 @@ __all__ = [
     "Estimate",
     "EvalReport",
     "FileRecord",
+    "FloatOperation",
     "GateRecord",
     "GenerationRecord",
     "Judgement",
@@ -54,6 +63,7 @@ __all__ = [
     "Measured",
     "ModelRecord",
     "NoiseFloor",
+    "OperationCount",
     "PerplexityRecord",
     "Provenance",
     "Ratio",

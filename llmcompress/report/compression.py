@@ -15,7 +15,7 @@ class LayerRecord(Record):
     shape: tuple[int, ...]
     num_parameters: int
     mode: str
-    """NNCF's CompressWeightsMode value, or the element type (bf16, f16, f32) when left uncompressed."""
+    """NNCF's CompressWeightsMode value (or fp8_e5m2), or the element type (bf16, f16, f32) when left uncompressed."""
     group_size: int | None
     """Group size along the input channels; -1 per channel; None when uncompressed."""
     size_bytes: int
@@ -31,6 +31,39 @@ class CalibrationRecord(Record):
     seq_len: int
     seed: int
     token_ids_sha256: str
+
+
+class OperationCount(Record):
+    """Operations of one type, by whether all their computed inputs are quantized."""
+
+    type: str
+    """OpenVINO's name of the operation."""
+    num_quantized: int
+    num_in_float: int
+
+
+class FloatOperation(Record):
+    """One operation that computes in floating point although activations are quantized."""
+
+    name: str
+    type: str
+    reason: str
+
+
+class ActivationRecord(Record):
+    """What quantizing activations came to: in the graph, and on the device."""
+
+    mode: str
+    num_quantizers: int
+    """FakeQuantize or FakeConvert nodes on activations."""
+    operations: tuple[OperationCount, ...]
+    in_float: tuple[FloatOperation, ...]
+    device: str
+    """Where the graph was compiled to see what is executed."""
+    num_executed_low: int
+    """Matrix multiplications that the plugin executes in 8 bits; a quantizer before any other only costs."""
+    executed: dict[str, int]
+    """Matrix multiplications that the plugin executes, by the precision it computes in."""
 
 
 class CompressionReport(Record):
@@ -53,5 +86,7 @@ class CompressionReport(Record):
     chat_template: Literal["equal", "none", "not checked"]
     """The chat template as OpenVINO GenAI renders it against the original; not checked without openvino-genai."""
     layers: tuple[LayerRecord, ...]
+    activations: ActivationRecord | None = None
+    """None where activations are not quantized."""
     files: tuple[FileRecord, ...]
     measured: Measured

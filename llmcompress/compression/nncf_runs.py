@@ -1,0 +1,58 @@
+"""What every run of NNCF on a decoder shares: its inputs, its progress, and the marks that Optimum would leave."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from llmcompress.patching import replaced
+from llmcompress.progress import Progress, Reporter
+from llmcompress.runtime import decoder_inputs, input_names
+
+if TYPE_CHECKING:
+    import numpy as np
+    import openvino as ov
+
+
+def model_inputs(model: ov.Model, token_ids: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    """Inputs of one prefill call per window, for the inputs the graph has.
+
+    Args:
+        token_ids: int64 ``[num_windows, seq_len]``.
+    """
+    names = input_names(model)
+    for window in token_ids:
+        yield decoder_inputs(window[None], 0, names)
+
+
+def mark_as_optimized(model: ov.Model) -> None:
+    """Write and lift the hints that Optimum writes and lifts for a model that NNCF has worked on."""
+    import nncf
+
+    model.set_rt_info(nncf.__version__, ["optimum", "nncf_version"])
+    # The exporter pins the cache to f16 in uncompressed models.
+    options = model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
+    if options.get("KV_CACHE_PRECISION") == "f16":
+        del options["KV_CACHE_PRECISION"]
+        model.set_rt_info(options, "runtime_options")
+
+
+@contextlib.contextmanager
+def progress_reported(progress: Reporter) -> Iterator[None]:
+    """Send NNCF's own progress bars to ``progress`` instead of the terminal."""
+    from nncf.common.logging.track_progress import track
+
+    def iterate(self: Any) -> Iterator[Any]:
+        stage = str(self.description).lower()
+        items: Iterable[Any] = self.sequence
+        total = int(self.total or (len(self.sequence) if hasattr(self.sequence, "__len__") else 0))
+        done = 0
+        progress(Progress(stage, 0, total))
+        for index, item in enumerate(items):
+            yield item
+            done += int(self.weights[index]) if self.weights is not None else 1
+            progress(Progress(stage, done, total, "weights" if self.weights is not None else "steps"))
+
+    with replaced(track, "__iter__", iterate):
+        yield
