@@ -68,3 +68,32 @@ def test_ir_with_another_hash_than_the_hub_states(source: Source, monkeypatch: p
     with pytest.raises(HubError, match=f"; the Hub states {'0' * 64}") as caught:
         load(stated)
     assert caught.value.where.endswith("openvino_model.bin")
+
+
+def test_openvinos_arrays_are_taken_in_one_thread() -> None:
+    """Two threads that ask OpenVINO's binding for its first array at once wait for each other for ever."""
+    import openvino as ov
+
+    from llmcompress.loaders.scan import scan_constants
+
+    asked: list[threading.Thread] = []
+
+    class Constant:
+        def __init__(self, values: list[float]) -> None:
+            self._node = ov.opset15.constant(np.array(values, dtype=np.float32))
+
+        @property
+        def data(self) -> Any:
+            asked.append(threading.current_thread())
+            return self._node.data
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._node, name)
+
+    class Model:
+        def get_ops(self) -> list[Constant]:
+            return [Constant([1.0, 2.0]), Constant([3.0, float("nan")])]
+
+    with pytest.raises(ModelError, match="1 tensors hold NaN"):
+        scan_constants(Model(), where="model", file="openvino_model.bin")  # type: ignore[arg-type]
+    assert asked == [threading.main_thread()] * 2

@@ -145,15 +145,17 @@ def scan_constants(model: ov.Model, *, where: str, file: str, allow_nonfinite: b
     """
     weights = [op for op in model.get_ops() if is_weight(op) and op.get_element_type().get_type_name() in _ELEMENTS]
 
-    def one(op: ov.Node) -> list[Finding]:
+    def one(op: ov.Node, data: Any) -> list[Finding]:
         dtype = _ELEMENTS[op.get_element_type().get_type_name()]
         tensor = TensorInfo(file, dtype, tuple(op.get_output_shape(0)), 0, op.get_byte_size())
         search = _Search(file, [(op.get_friendly_name(), tensor)])
-        search.look(memoryview(op.data.reshape(-1).view("u1")), 0, _Span(0, 0, tensor.end))
+        search.look(memoryview(data.reshape(-1).view("u1")), 0, _Span(0, 0, tensor.end))
         return search.findings()
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        findings = [finding for found in pool.map(one, weights) for finding in found]
+        # Not in the threads: when two of them ask OpenVINO for its first array at once, both wait for ever.
+        arrays = [op.data for op in weights]
+        findings = [finding for found in pool.map(one, weights, arrays) for finding in found]
     _judge(findings, where=where, allow_nonfinite=allow_nonfinite)
 
 
