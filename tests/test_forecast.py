@@ -374,3 +374,22 @@ def test_peak_memory_of_a_real_run(model_type: str, dtype: str, recipe: str, tmp
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0
     assert predicted.peak_rss_bytes == pytest.approx(usage.ru_maxrss * 1024, rel=0.2)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("int8-ptq", "int8_sym"), ("fp8-ptq", "fp8_e4m3")])
+def test_quantized_activations(name: str, mode: str, tmp_path: Path) -> None:
+    """The weights are predicted as they become, and the memory that NNCF takes is in the peak."""
+    from llmcompress.compression import compress
+    from llmcompress.recipe import load_recipe
+
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"line {number} of a text that is long enough" for number in range(400)))
+    changes = [f"calibration.dataset={text}", "calibration.num_samples=4", "calibration.seq_len=32"]
+    checkpoint = build_checkpoint(tmp_path / "tiny")
+    predicted = forecast(resolve(checkpoint), load_recipe(name, changes))
+    report = compress(checkpoint, load_recipe(name, changes), tmp_path / "out")
+    assert {layer.mode for layer in predicted.layers} == {layer.mode for layer in report.layers} == {mode}
+    actual = (tmp_path / "out" / "openvino_model.bin").stat().st_size
+    assert abs(predicted.size_bytes - actual) < 0.04 * actual
+    weights_alone = forecast(resolve(checkpoint), recipe_of(mode="int8_sym"))
+    assert predicted.peak_rss_bytes > weights_alone.peak_rss_bytes

@@ -30,7 +30,8 @@ def graph_inventory(source: Source, recipe: Recipe) -> Inventory:
         ModelError: the IR cannot be read.
     """
     model = read_ir(source.path)
-    scope = None if recipe.weights is None else recipe.weights.ignored_scope
+    first = recipe.weights or recipe.activations
+    scope = None if first is None else first.ignored_scope
     total = 0
     weights: dict[str, Weight] = {}
     notes: list[str] = []

@@ -28,6 +28,9 @@ STATISTICS_BYTES_PER_PARAMETER = 3
 DATA_AWARE_BYTES_PER_PARAMETER = 2
 """Rescaled weights and what the allocator keeps of the statistics while data-aware methods work."""
 
+QUANTIZE_BYTES_PER_PARAMETER = 20
+"""Models compiled in f32, and NNCF's copies of the weights, while activations are quantized."""
+
 
 class PeakMemory(NamedTuple):
     """Resident memory in bytes."""
@@ -42,14 +45,17 @@ def peak_memory(inventory: Inventory, recipe: Recipe, size_bytes: int) -> PeakMe
     """Predict the peak of loading, converting and compressing; ``size_bytes`` is the output's.
 
     These moments can be the fullest: the trace, when weights the class cannot show in place exist twice; the activation
-    statistics, where the recipe has data; the first compressed weight, as the largest goes first and is worked on in
-    f32; the last one, when all pages of the checkpoint have been read and the whole output is in memory.
+    statistics, where the recipe has data; the quantization of activations; the first compressed weight, as the largest
+    goes first and is worked on in f32; the last one, when all pages of the checkpoint have been read and the whole
+    output is in memory.
     """
     traced = INTERPRETER_BYTES + inventory.num_modules * GRAPH_BYTES_PER_MODULE
     kept = INTERPRETER_BYTES + inventory.num_modules * KEPT_GRAPH_BYTES_PER_MODULE
     copies = inventory.merged_bytes + max(inventory.cast_bytes, inventory.rewritten_bytes)
     pages = inventory.checkpoint_bytes
     moments = [(traced + inventory.merged_bytes + inventory.cast_bytes + inventory.rewritten_bytes, pages)]
+    if recipe.activations is not None:
+        moments.append((traced + copies + inventory.num_parameters * QUANTIZE_BYTES_PER_PARAMETER, pages))
     if recipe.weights is None:
         moments.append((traced + copies, pages))
     else:

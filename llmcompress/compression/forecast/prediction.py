@@ -50,7 +50,7 @@ def forecast(source: Source, recipe: Recipe, output_dir: Path | None = None) -> 
     else:
         inventory = checkpoint_inventory(source)
     notes = [*inventory.notes, *_notes(source, recipe, inventory)]
-    layers, size_bytes, remarks = _layers(inventory, recipe.weight_passes)
+    layers, size_bytes, remarks = _layers(inventory, [*recipe.weight_passes, *_by_activations(recipe)])
     peak = peak_memory(inventory, recipe, size_bytes)
     disk_bytes = size_bytes + SIDE_FILES_BYTES
     available = memory().available
@@ -92,6 +92,17 @@ def require_fits(predicted: Forecast) -> None:
             where="disk",
             hint="free some space, give -o on another file system, or take a recipe with fewer bits",
         )
+
+
+def _by_activations(recipe: Recipe) -> list[WeightCompression]:
+    """What quantizing activations does to the weights that are left: as compressing them per channel would."""
+    if recipe.activations is None:
+        return []
+    scope = recipe.activations.ignored_scope
+    if recipe.activations.mode == "int8":
+        return [WeightCompression(mode="int8_sym", ignored_scope=scope)]
+    # Both kinds of 8-bit floats take the same bytes.
+    return [WeightCompression(mode="fp8_e4m3", group_size=-1, ignored_scope=scope)]
 
 
 def _layers(
@@ -169,7 +180,8 @@ def _notes(source: Source, recipe: Recipe, inventory: Inventory) -> list[str]:
             "model class merges, casts or transposes them"
         )
     from_config = source.layout != "ir" or not (source.path / MODEL_FILE).is_file()
-    scoped = [bool(any(weights.ignored_scope.model_dump().values())) for weights in recipe.weight_passes]
+    passes = [*recipe.weight_passes, *_by_activations(recipe)]
+    scoped = [bool(any(weights.ignored_scope.model_dump().values())) for weights in passes]
     if any(scoped if from_config else scoped[1:]):
         notes.append(
             "an ignored_scope names nodes of the converted graph, which "
@@ -181,7 +193,7 @@ def _notes(source: Source, recipe: Recipe, inventory: Inventory) -> list[str]:
     if from_config and source.config.get("quantization_config"):
         notes.append("the checkpoint is quantized already: the prediction is that of its unquantized model")
     if recipe.activations is not None:
-        notes.append("what activations add to the size is not predicted")
+        notes.append("the ranges and scales of activations, which add little to the size, are not predicted")
     return notes
 
 
