@@ -94,7 +94,14 @@ STOCK: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("activations", "words"), STOCK, ids=["int8", "int8-without-smooth-quant", "fp8_e5m2"])
+@pytest.mark.parametrize(
+    ("activations", "words"),
+    [
+        pytest.param(*STOCK[0], id="int8"),
+        pytest.param(*STOCK[1], id="int8-without-smooth-quant", marks=pytest.mark.slow),
+        pytest.param(*STOCK[2], id="fp8_e5m2", marks=pytest.mark.slow),
+    ],
+)
 def test_the_bytes_of_stock_nncf(
     activations: dict[str, Any],
     words: dict[str, Any],
@@ -126,6 +133,7 @@ def test_the_bytes_of_stock_nncf(
     assert filecmp.cmp(output / "openvino_model.bin", tmp_path / "stock.bin", shallow=False)
 
 
+@pytest.mark.slow
 def test_low_bit_weights_under_quantized_activations(
     saved: Saved, ref_model: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +191,7 @@ def test_what_is_ignored_stays_in_float_and_is_executed_so(saved: Saved) -> None
     assert sum(layer.mode == "bf16" for layer in spared.layers) == 8
 
 
+@pytest.mark.slow
 def test_a_quantizer_that_the_device_does_not_execute_is_seen(saved: Saved) -> None:
     _, report = saved(mode="fp8_e5m2", fast_bias_correction=False)
     assert report.activations is not None
@@ -193,8 +202,10 @@ def test_a_quantizer_that_the_device_does_not_execute_is_seen(saved: Saved) -> N
 # Low-bit weights are summed in f32, in another order for every length: now and then a rounding of activations flips.
 @pytest.mark.parametrize(
     ("weights", "tolerance"),
-    [(None, 1e-3), ({"mode": "int4_sym", "group_size": 64}, 0.3)],
-    ids=["int8", "int4-weights"],
+    [
+        pytest.param(None, 1e-3, id="int8"),
+        pytest.param({"mode": "int4_sym", "group_size": 64}, 0.3, id="int4-weights", marks=pytest.mark.slow),
+    ],
 )
 def test_several_turns_equal_a_single_shot(weights: dict[str, Any] | None, tolerance: float, saved: Saved) -> None:
     """The state holds what was said before: fed in three parts or at once, the same tokens give the same logits."""
@@ -216,6 +227,7 @@ def test_several_turns_equal_a_single_shot(weights: dict[str, Any] | None, toler
     assert np.abs(forgetful - whole[:, 25:]).max() > 3
 
 
+@pytest.mark.slow
 def test_little_is_lost(saved: Saved, ref_model: Path, wikitext: Path) -> None:
     """Perplexity of held-out text in plain numpy, quantized against uncompressed."""
     import openvino as ov

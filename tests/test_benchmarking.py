@@ -379,6 +379,7 @@ def test_the_command_and_its_formats(artifact: Artifacts, tmp_path: Path) -> Non
     assert json.loads(cli("compare", outputs[0], "--json").stdout)[0]["decode_tokens_per_s"] is None
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_benchmarked_as_its_uncompressed_ir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
     checkpoint = build_checkpoint(tmp_path / "tiny", "llama", num_hidden_layers=1)

@@ -113,6 +113,7 @@ def test_a_threshold_out_of_range(artifact: Artifacts, ref_model: Path, wikitext
     assert "--min-top1-agreement: got 90" in done.stderr
 
 
+@pytest.mark.slow
 def test_check_conversion(ref_model: Path) -> None:
     done = run(ref_model, "--check-conversion", "--json")
     assert done.returncode == 0, done.stderr

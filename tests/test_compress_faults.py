@@ -62,6 +62,7 @@ def _said(ended: Ended) -> tuple[str, str]:
     return lines[-2].removeprefix("error: "), lines[-1].removeprefix("hint: ")
 
 
+@pytest.mark.slow
 def test_kills_at_different_moments_leave_nothing_that_a_rerun_does_not_remove(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

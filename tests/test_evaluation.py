@@ -153,6 +153,7 @@ def test_divergence_equals_the_full_vocabulary_in_numpy(ref_model: Path, wikitex
     assert found.kl_divergence.high == pytest.approx(means.mean() + reach, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_cached_reference_gives_a_lower_bound_and_is_used_again(wikitext: Path, artifact: Artifacts) -> None:
     spec = spec_of(wikitext, num_windows=4)
     exact = llmcompress.evaluate(artifact("int4"), spec, reference=artifact("none")).divergence
@@ -197,6 +198,7 @@ def test_all_of_the_vocabulary_is_no_bound(ref_model: Path, wikitext: Path, arti
     np.testing.assert_allclose(scored.scores.values["kl"], pair.scores.values["kl"], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_verdicts_on_real_models(wikitext: Path, artifact: Artifacts) -> None:
     spec = spec_of(wikitext, num_windows=40)
     verdicts = {
@@ -233,6 +235,7 @@ def test_pinned_is_what_the_device_does_and_is_reported(wikitext: Path, artifact
     assert as_used.model.properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == "32"
 
 
+@pytest.mark.slow
 def test_damage_is_split_and_the_noise_floor_measured(wikitext: Path, artifact: Artifacts) -> None:
     import openvino as ov
 
@@ -372,6 +375,7 @@ def test_the_report_goes_into_the_artifact_and_is_no_part_of_its_manifest(
     assert [path.name for path in tmp_path.iterdir()] == ["int4"]
 
 
+@pytest.mark.slow
 def test_an_earlier_report_with_a_reference_is_kept(wikitext: Path, artifact: Artifacts, tmp_path: Path) -> None:
     output = shutil.copytree(artifact("int4"), tmp_path / "int4", ignore=shutil.ignore_patterns("eval.json"))
     spec = spec_of(wikitext, num_windows=2)

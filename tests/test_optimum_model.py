@@ -82,7 +82,7 @@ def stock_and_ours(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize(
     "name",
-    ["int8", "awq-se", "int3", "ratio", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int4", "nvfp4"))],
+    ["awq-se", "int3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "int4", "nvfp4", "ratio"))],
 )
 def test_the_same_bytes_by_the_stock_class_and_by_ours(name: str, stock_and_ours: Callable[[str], Path]) -> None:
     assert _same(stock_and_ours(name) / "ours", stock_and_ours(name) / "stock")
@@ -152,7 +152,8 @@ def test_hints_that_only_ours_writes_are_in_force(tiny: Path) -> None:
     assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == 64
 
 
-@pytest.mark.parametrize("method", [pytest.param("activations", marks=pytest.mark.slow), "weights_and_activations"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["activations", "weights_and_activations"])
 def test_activations_go_through_the_stock_class(method: str, tiny: Path, tmp_path: Path) -> None:
     """Compared with stock configurations, fed with the same windows by Optimum's quantizer."""
     import nncf

@@ -73,7 +73,7 @@ def test_wrong_types_are_refused_not_converted(weights: str, words: str, tmp_pat
 
 def test_names_and_paths_that_are_not_there(tmp_path: Path) -> None:
     cases: list[tuple[Any, str, str]] = [
-        ("int4_awq", "no packaged recipe of this name; accepted: fp8, int4", "did you mean int4-awq?"),
+        ("int4_awq", "no packaged recipe of this name; accepted: fp8, fp8-ptq, int4", "did you mean int4-awq?"),
         ("INT4", "no packaged recipe of this name", "did you mean int4?"),
         ("zzzzzz", "no packaged recipe of this name", "llmcompress recipes"),
         ("..", "no packaged recipe of this name", "llmcompress recipes"),

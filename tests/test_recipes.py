@@ -8,6 +8,7 @@ from llmcompress.recipe import Recipe, dump_recipe, load_recipe, packaged_recipe
 
 NAMES = [
     "fp8",
+    "fp8-ptq",
     "int4",
     "int4-awq",
     "int4-awq-se",
@@ -16,6 +17,7 @@ NAMES = [
     "int4-npu",
     "int4-sym",
     "int8",
+    "int8-ptq",
     "int8-sym",
     "mxfp4",
     "nf4",
@@ -66,7 +68,7 @@ def test_does_what_its_name_says(name: str, mode: str, group_size: int, methods:
 
 def test_only_the_data_aware_ones_name_a_dataset_and_pin_it() -> None:
     with_data = {recipe.name: recipe.calibration for recipe in packaged_recipes() if recipe.calibration}
-    assert set(with_data) == {"int4-awq-se", "int4-gptq"}
+    assert set(with_data) == {"fp8-ptq", "int4-awq-se", "int4-gptq", "int8-ptq"}
     for calibration in with_data.values():
         assert calibration.dataset == "Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3"
         assert (calibration.subset, calibration.split) == ("wikitext-2-raw-v1", "train")

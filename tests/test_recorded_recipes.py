@@ -278,6 +278,7 @@ def test_no_model(tmp_path: Path) -> None:
         Recipe.from_artifact(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "mode"), [("int8", "int8"), ("f8e5m2", "fp8_e5m2")])
 def test_quantized_activations(dtype: str, mode: str, checkpoint: Path, text: Path, tmp_path: Path) -> None:
     from optimum.intel import OVModelForCausalLM, OVQuantizationConfig

@@ -83,7 +83,10 @@ def test_a_task_is_scored_and_stored(
 
 @pytest.mark.parametrize(
     ("error", "message", "names"),
-    [(UsageError, "has no task no_such_task", ["no_such_task"]), (DataError, "stopped: ", ["tiny_choice"])],
+    [
+        (UsageError, "has no task no_such_task", ["no_such_task"]),
+        pytest.param(DataError, "stopped: ", ["tiny_choice"], marks=pytest.mark.slow),
+    ],
 )
 def test_tasks_that_cannot_be_had(
     error: type[Exception], message: str, names: list[str], tasks: Path, artifact: Callable[[str], Path], wikitext: Path
