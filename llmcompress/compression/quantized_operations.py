@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from llmcompress.loaders.graph import is_constant
 from llmcompress.recipe import IgnoredScope, Quantization
 from llmcompress.report import ActivationRecord, FloatOperation, OperationCount
 from llmcompress.runtime import compile_model, executed_precisions
@@ -36,7 +37,7 @@ def activation_record(model: ov.Model, quantization: Quantization) -> Activation
     num_quantizers = 0
     for op in model.get_ordered_ops():
         kind = op.get_type_name()
-        num_quantizers += kind in QUANTIZERS and not _is_constant(op.input_value(0).get_node())
+        num_quantizers += kind in QUANTIZERS and not is_constant(op.input_value(0).get_node())
         if kind not in COMPUTING:
             continue
         if all(_quantized_inputs(op)):
@@ -64,22 +65,13 @@ def activation_record(model: ov.Model, quantization: Quantization) -> Activation
 def _quantized_inputs(op: ov.Node) -> list[bool]:
     """For every input that is computed, whether it comes out of a quantizer."""
     nodes = [port.get_source_output().get_node() for port in op.inputs()]
-    return [_behind_quantizer(node) for node in nodes if not _is_constant(node)]
+    return [_behind_quantizer(node) for node in nodes if not is_constant(node)]
 
 
 def _behind_quantizer(node: ov.Node) -> bool:
     while node.get_type_name() in PASSED_THROUGH:
         node = node.input_value(0).get_node()
     return node.get_type_name() in QUANTIZERS
-
-
-def _is_constant(node: ov.Node) -> bool:
-    """Whether a value comes from constants alone, as a compressed weight does."""
-    if node.get_input_size() == 0:
-        return bool(node.get_type_name() == "Constant")
-    return node.get_type_name() != "ReadValue" and all(
-        _is_constant(port.get_source_output().get_node()) for port in node.inputs()
-    )
 
 
 def _reason(op: ov.Node, quantization: Quantization) -> str:

@@ -140,10 +140,10 @@ def logits_from(result: ov.Node, first: ov.Node) -> ov.Output:
     """
     node = result.input_value(0).get_node()
     while node.get_type_name() in _ELEMENTWISE:
-        varying = [port.get_source_output() for port in node.inputs() if not _is_constant(port.get_source_output())]
+        varying = [source for port in node.inputs() if not is_constant(source := port.get_source_output().get_node())]
         if len(varying) != 1:
             break
-        node = varying[0].get_node()
+        node = varying[0]
     if node.get_type_name() == "MatMul" and node.input_value(0).get_partial_shape().rank.get_length() == 3:
         node.input(0).replace_source_output(slice_positions(node.input_value(0), first).output(0))
         value: ov.Output = result.input_value(0)
@@ -159,11 +159,13 @@ def slice_positions(value: ov.Output | ov.Node, first: ov.Node) -> ov.Node:
     return ops.slice(value, first, end, ops.constant([1], dtype="int64"), ops.constant([1], dtype="int64"))
 
 
-def _is_constant(value: ov.Output) -> bool:
-    node = value.get_node()
-    if node.get_type_name() == "Parameter" or node.get_input_size() == 0:
+def is_constant(node: ov.Node) -> bool:
+    """Whether a value comes from constants alone, as a compressed weight does; what is read from the state does not."""
+    if node.get_input_size() == 0:
         return bool(node.get_type_name() == "Constant")
-    return all(_is_constant(port.get_source_output()) for port in node.inputs())
+    return node.get_type_name() != "ReadValue" and all(
+        is_constant(port.get_source_output().get_node()) for port in node.inputs()
+    )
 
 
 def is_weight(op: ov.Node) -> bool:
