@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.compression.nncf_runs import mark_as_optimized, model_inputs, progress_reported
+from llmcompress.compression.nncf_runs import mark_as_optimized, model_inputs, nncf_scope, progress_reported
 from llmcompress.errors import DataError, ModelError
 from llmcompress.loaders.graph import keep_alive, memory_owners
 from llmcompress.progress import Reporter, silent
@@ -80,15 +80,12 @@ def quantize_arguments(quantization: Quantization, *, num_windows: int) -> dict[
         advanced.smooth_quant_alphas.matmul = quantization.smooth_quant_alpha
     fp8 = FP8_MODES.get(quantization.mode)
     symmetric = fp8 is not None or quantization.preset == "performance"
-    scope = quantization.ignored_scope
     return {
         "mode": nncf.QuantizationMode[fp8] if fp8 else None,
         "preset": nncf.QuantizationPreset.PERFORMANCE if symmetric else nncf.QuantizationPreset.MIXED,
         "subset_size": num_windows,
         "fast_bias_correction": quantization.fast_bias_correction,
         "model_type": nncf.ModelType.TRANSFORMER,
-        "ignored_scope": nncf.IgnoredScope(
-            names=list(scope.names), patterns=list(scope.patterns), types=list(scope.types)
-        ),
+        "ignored_scope": nncf_scope(quantization.ignored_scope),
         "advanced_parameters": advanced,
     }

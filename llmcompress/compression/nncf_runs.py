@@ -1,4 +1,4 @@
-"""What every run of NNCF on a decoder shares: its inputs, its progress, and the marks that Optimum would leave."""
+"""What runs of NNCF on a decoder share: inputs, scope, progress, and the marks that Optimum would leave."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.patching import replaced
 from llmcompress.progress import Progress, Reporter
+from llmcompress.recipe import IgnoredScope
 from llmcompress.runtime import decoder_inputs, input_names
 
 if TYPE_CHECKING:
+    import nncf
     import numpy as np
     import openvino as ov
 
@@ -24,6 +26,13 @@ def model_inputs(model: ov.Model, token_ids: np.ndarray) -> Iterator[dict[str, n
     names = input_names(model)
     for window in token_ids:
         yield decoder_inputs(window[None], 0, names)
+
+
+def nncf_scope(scope: IgnoredScope) -> nncf.IgnoredScope:
+    """A recipe's ignored scope as NNCF takes it."""
+    import nncf
+
+    return nncf.IgnoredScope(names=list(scope.names), patterns=list(scope.patterns), types=list(scope.types))
 
 
 def mark_as_optimized(model: ov.Model) -> None:

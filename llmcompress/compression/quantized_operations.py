@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from llmcompress.loaders.graph import is_constant
-from llmcompress.recipe import IgnoredScope, Quantization
+from llmcompress.recipe import Quantization
 from llmcompress.report import ActivationRecord, FloatOperation, OperationCount
 from llmcompress.runtime import compile_model, executed_precisions
 
@@ -75,14 +74,8 @@ def _behind_quantizer(node: ov.Node) -> bool:
 
 
 def _reason(op: ov.Node, quantization: Quantization) -> str:
-    if _in_scope(op, quantization.ignored_scope):
+    if quantization.ignored_scope.matches(op.get_friendly_name(), op.get_type_name()):
         return "ignored_scope"
     if any(_quantized_inputs(op)):
         return "only some of its inputs are quantized"
     return "NNCF places no quantizer there"
-
-
-def _in_scope(op: ov.Node, scope: IgnoredScope) -> bool:
-    name = op.get_friendly_name()
-    by_pattern = any(re.match(pattern, name) for pattern in scope.patterns)
-    return by_pattern or name in scope.names or op.get_type_name() in scope.types

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.compression.nncf_runs import mark_as_optimized, model_inputs, progress_reported
+from llmcompress.compression.nncf_runs import mark_as_optimized, model_inputs, nncf_scope, progress_reported
 from llmcompress.errors import ModelError
 from llmcompress.memory import return_large_blocks
 from llmcompress.patching import replaced
@@ -83,11 +83,8 @@ def nncf_arguments(weights: WeightCompression, *, num_windows: int) -> dict[str,
         arguments["sensitivity_metric"] = nncf.SensitivityMetric(weights.sensitivity_metric)
     if weights.backup_mode is not None:
         arguments["backup_mode"] = nncf.BackupMode(weights.backup_mode)
-    scope = weights.ignored_scope
-    if scope.names or scope.patterns or scope.types:
-        arguments["ignored_scope"] = nncf.IgnoredScope(
-            names=list(scope.names), patterns=list(scope.patterns), types=list(scope.types)
-        )
+    if not weights.ignored_scope.is_empty:
+        arguments["ignored_scope"] = nncf_scope(weights.ignored_scope)
     if num_windows:
         arguments["subset_size"] = num_windows
     advanced = _advanced_parameters(weights)

@@ -97,7 +97,7 @@ def _methods(weights: WeightCompression) -> Iterator[Refusal]:
             "scale_estimation", f"has no effect beside gptq with mode {weights.mode}", "write false for one of the two"
         )
     # NNCF looks up the activations of every compressed layer, and an embedding has none.
-    if weights.all_layers and not any(weights.ignored_scope.model_dump().values()):
+    if weights.all_layers and weights.ignored_scope.is_empty:
         for needed in (weights.lora_correction and "lora_correction", weights.mode == "adaptive_codebook" and "mode"):
             if needed:
                 hint = "write all_layers: false, or name the embedding in ignored_scope"

@@ -48,6 +48,15 @@ class IgnoredScope(Part):
                 raise PydanticCustomError("pattern", "Python regular expressions are accepted") from None
         return values
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it names nothing."""
+        return not (self.names or self.patterns or self.types)
+
+    def matches(self, name: str, op_type: str) -> bool:
+        """Whether a node of that friendly name and operation type is in it."""
+        return name in self.names or op_type in self.types or any(re.match(pattern, name) for pattern in self.patterns)
+
 
 class WeightCompression(Part):
     """How the weights are compressed; refused here is what ``nncf.compress_weights`` refuses or would ignore.
@@ -106,8 +115,7 @@ class WeightCompression(Part):
     @property
     def leaves_weights(self) -> bool:
         """Whether it can leave layers in floating point."""
-        scope = self.ignored_scope
-        by_scope = bool(scope.names or scope.patterns or scope.types)
+        by_scope = not self.ignored_scope.is_empty
         return by_scope or self.effective_backup_mode == "none" or self.group_size_fallback == "ignore"
 
     @property

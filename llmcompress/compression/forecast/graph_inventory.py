@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llmcompress.compression.forecast.records import Inventory, Kind, Weight
 from llmcompress.loaders.ir import read_ir
 from llmcompress.loaders.source import Source
-from llmcompress.recipe import IgnoredScope, Recipe
+from llmcompress.recipe import Recipe
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -55,7 +54,7 @@ def graph_inventory(source: Source, recipe: Recipe) -> Inventory:
             kind=role,
             in_axis=_in_axis(op, role, shape),
             dtype=dtype,
-            ignored=scope is not None and _in_scope(op, scope),
+            ignored=scope is not None and scope.matches(op.get_friendly_name(), kind),
         )
     head = _head(model)
     listed = tuple(w._replace(is_head=w.name == head and w.kind == "matmul") for w in weights.values())
@@ -88,15 +87,6 @@ def _in_axis(op: ov.Node, role: Kind, shape: tuple[int, ...]) -> int:
     if role == "matmul" and not op.get_attributes().get("transpose_b", False):
         return len(shape) - 2
     return len(shape) - 1
-
-
-def _in_scope(op: ov.Node, scope: IgnoredScope) -> bool:
-    name = op.get_friendly_name()
-    return (
-        name in scope.names
-        or any(re.match(pattern, name) for pattern in scope.patterns)
-        or op.get_type_name() in scope.types
-    )
 
 
 def _head(model: ov.Model) -> str | None:

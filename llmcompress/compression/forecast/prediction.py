@@ -181,7 +181,7 @@ def _notes(source: Source, recipe: Recipe, inventory: Inventory) -> list[str]:
         )
     from_config = source.layout != "ir" or not (source.path / MODEL_FILE).is_file()
     passes = [*recipe.weight_passes, *_by_activations(recipe)]
-    scoped = [bool(any(weights.ignored_scope.model_dump().values())) for weights in passes]
+    scoped = [not weights.ignored_scope.is_empty for weights in passes]
     if any(scoped if from_config else scoped[1:]):
         notes.append(
             "an ignored_scope names nodes of the converted graph, which "
