@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.compression.nncf_runs import mark_as_optimized, model_inputs, nncf_scope, progress_reported
-from llmcompress.errors import DataError, ModelError
+from llmcompress.compression.nncf_runs import (
+    mark_as_optimized,
+    model_inputs,
+    nncf_scope,
+    progress_reported,
+    refusals_explained,
+)
+from llmcompress.errors import DataError
 from llmcompress.loaders.graph import keep_alive, memory_owners
 from llmcompress.progress import Reporter, silent
 from llmcompress.recipe import Quantization
@@ -37,15 +43,12 @@ def quantize_activations(
     samples = list(model_inputs(model, token_ids))
     _check_finite(model, samples[0])
     arguments = quantize_arguments(quantization, num_windows=len(samples))
-    try:
-        with progress_reported(progress):
-            quantized = nncf.quantize(model, nncf.Dataset(samples), **arguments)
-    except (nncf.ValidationError, nncf.ParameterNotSupportedError, nncf.UnsupportedModelError) as error:
-        raise ModelError(
-            f"NNCF refuses these settings for this model: {str(error).strip()}",
-            where=f"activations.mode {quantization.mode}",
-            hint="change the recipe's activations, or name the operations in activations.ignored_scope",
-        ) from error
+    explained = refusals_explained(
+        where=f"activations.mode {quantization.mode}",
+        hint="change the recipe's activations, or name the operations in activations.ignored_scope",
+    )
+    with explained, progress_reported(progress):
+        quantized = nncf.quantize(model, nncf.Dataset(samples), **arguments)
     # What stays in floating point is still the memory of the source.
     keep_alive(quantized, memory_owners(model))
     mark_as_optimized(quantized)

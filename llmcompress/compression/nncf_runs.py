@@ -1,4 +1,4 @@
-"""What runs of NNCF on a decoder share: inputs, scope, progress, and the marks that Optimum would leave."""
+"""What runs of NNCF on a decoder share: inputs, scope, progress, refusals, and the marks that Optimum would leave."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from llmcompress.errors import ModelError
 from llmcompress.patching import replaced
 from llmcompress.progress import Progress, Reporter
 from llmcompress.recipe import IgnoredScope
@@ -45,6 +46,19 @@ def mark_as_optimized(model: ov.Model) -> None:
     if options.get("KV_CACHE_PRECISION") == "f16":
         del options["KV_CACHE_PRECISION"]
         model.set_rt_info(options, "runtime_options")
+
+
+@contextlib.contextmanager
+def refusals_explained(*, where: str, hint: str) -> Iterator[None]:
+    """Raise what NNCF refuses as a ModelError at ``where`` in the recipe."""
+    import nncf
+
+    try:
+        yield
+    except (nncf.ValidationError, nncf.ParameterNotSupportedError, nncf.UnsupportedModelError) as error:
+        raise ModelError(
+            f"NNCF refuses these settings for this model: {str(error).strip()}", where=where, hint=hint
+        ) from error
 
 
 @contextlib.contextmanager

@@ -9,8 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.compression.nncf_runs import mark_as_optimized, model_inputs, nncf_scope, progress_reported
-from llmcompress.errors import ModelError
+from llmcompress.compression.nncf_runs import (
+    mark_as_optimized,
+    model_inputs,
+    nncf_scope,
+    progress_reported,
+    refusals_explained,
+)
 from llmcompress.memory import return_large_blocks
 from llmcompress.patching import replaced
 from llmcompress.progress import Reporter, silent
@@ -53,15 +58,12 @@ def compress_weights(
     if statistics_path is not None:
         advanced = arguments.get("advanced_parameters") or nncf.AdvancedCompressionParameters()
         arguments["advanced_parameters"] = dataclasses.replace(advanced, statistics_path=str(statistics_path))
-    try:
-        with progress_reported(progress), _compiled_once():
-            compressed = nncf.compress_weights(model, dataset=dataset, **arguments)
-    except (nncf.ValidationError, nncf.ParameterNotSupportedError, nncf.UnsupportedModelError) as error:
-        raise ModelError(
-            f"NNCF refuses these settings for this model: {str(error).strip()}",
-            where=f"weights.mode {weights.mode}",
-            hint="change the recipe's weights, or name the layers in weights.ignored_scope",
-        ) from error
+    explained = refusals_explained(
+        where=f"weights.mode {weights.mode}",
+        hint="change the recipe's weights, or name the layers in weights.ignored_scope",
+    )
+    with explained, progress_reported(progress), _compiled_once():
+        compressed = nncf.compress_weights(model, dataset=dataset, **arguments)
     _correct_record(compressed, weights, statistics_path)
     return compressed
 
