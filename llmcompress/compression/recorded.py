@@ -15,7 +15,7 @@ from llmcompress.artifact import MANIFEST, read_manifest
 from llmcompress.compression.activations import quantize_arguments
 from llmcompress.compression.weights import NO_PRIMARY_LAYERS
 from llmcompress.errors import RecipeError
-from llmcompress.loaders.graph import num_elements
+from llmcompress.loaders.graph import nncf_records, num_elements
 from llmcompress.loaders.ir import MODEL_FILE, read_ir
 from llmcompress.recipe import Calibration, Quantization, Recipe, Runtime, WeightCompression
 from llmcompress.recipe.modes import DEFAULT_BACKUP, default_group_size
@@ -61,7 +61,8 @@ def recorded_recipe(directory: Path, *, name: str, calibration: Calibration | No
         # A local text is named in the manifest without the folder that it lay in.
         return _validated(Recipe, {**recipe.model_dump(exclude_defaults=True), "calibration": calibration})
     model = read_ir(directory)
-    weights, activations = _record(model, "weight_compression"), _record(model, "quantization")
+    records = nncf_records(model)
+    weights, activations = records.get("weight_compression", {}), records.get("quantization", {})
     formats = {op.get_element_type().get_type_name() for op in model.get_ops() if _is_large_constant(op)}
     data: Fields = {"name": name, "runtime": _runtime(model, compressed=bool(weights or activations))}
     if weights:
@@ -100,13 +101,6 @@ def _validated(part: type[PartT], data: Fields) -> PartT:
         return part.model_validate(data)
     except ValidationError as error:
         raise recipe_error(error, part, lambda place: f"{MODEL_FILE}: {dotted(place)}") from None
-
-
-def _record(model: ov.Model, algorithm: str) -> dict[str, Any]:
-    if not model.has_rt_info(["nncf", algorithm]):
-        return {}
-    recorded: dict[str, Any] = model.get_rt_info(["nncf", algorithm]).value
-    return recorded
 
 
 def _is_large_constant(op: ov.Node) -> bool:

@@ -22,6 +22,7 @@ from llmcompress.environment import quiet_libraries
 from llmcompress.errors import UsageError
 from llmcompress.integrations.quantization_config import OVRecipeConfig
 from llmcompress.loaders.generation import save_generation_config
+from llmcompress.loaders.graph import nncf_records
 from llmcompress.loaders.json_file import write_json
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import Source, resolve
@@ -138,11 +139,11 @@ class _Made:
     compressed: CompressedModel
     config: dict[str, Any]
     generation_config: dict[str, Any]
-    record: str
+    records: dict[str, dict[str, Any]]
 
     def is_intact(self, model: Any) -> bool:
         """Whether the graph is still the one that was made, and nothing has been applied to it."""
-        return model is self.compressed.model and _record(model) == self.record
+        return model is self.compressed.model and nncf_records(model) == self.records
 
     def as_it_is_now(self, config: Any, generation_config: Any) -> CompressedModel:
         """What is to be written, with the settings that were changed."""
@@ -162,12 +163,6 @@ def _changed(written: dict[str, Any] | None, before: dict[str, Any], now: dict[s
     if not changed:
         return written
     return {name: value for name, value in {**(written or {}), **changed}.items() if value is not None}
-
-
-def _record(model: Any) -> str:
-    """What NNCF wrote into the model of what was done to it."""
-    paths = [["nncf", kind] for kind in ("weight_compression", "quantization")]
-    return str([model.get_rt_info(path).value for path in paths if model.has_rt_info(path)])
 
 
 class _Options:
@@ -242,7 +237,7 @@ def _in_memory(
         compressed=compressed,
         config=own.to_dict(),
         generation_config=generation_config.to_dict(),
-        record=_record(compressed.model),
+        records=nncf_records(compressed.model),
     )
     return cast(OVModelForCausalLM, opened)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
 
@@ -79,9 +79,15 @@ def number_nodes(model: ov.Model) -> None:
                 output.set_names({name if automatic.fullmatch(old) else old for old in names})
 
 
+def nncf_records(model: ov.Model) -> dict[str, dict[str, Any]]:
+    """What NNCF recorded in the graph of its last run of each kind: ``weight_compression`` and ``quantization``."""
+    paths = {kind: ["nncf", kind] for kind in ("weight_compression", "quantization")}
+    return {kind: model.get_rt_info(path).value for kind, path in paths.items() if model.has_rt_info(path)}
+
+
 def is_compressed(model: ov.Model) -> bool:
     """Whether NNCF has recorded an optimisation in the graph."""
-    return any(model.has_rt_info(["nncf", kind]) for kind in ("weight_compression", "quantization"))
+    return bool(nncf_records(model))
 
 
 def count_parameters(model: ov.Model) -> int:
