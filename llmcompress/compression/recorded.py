@@ -9,8 +9,6 @@ import ast
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
-
 from llmcompress.artifact import MANIFEST, read_manifest
 from llmcompress.compression.activations import quantize_arguments
 from llmcompress.compression.weights import NO_PRIMARY_LAYERS
@@ -20,14 +18,12 @@ from llmcompress.loaders.ir import MODEL_FILE, read_ir
 from llmcompress.recipe import Calibration, Quantization, Recipe, Runtime, WeightCompression
 from llmcompress.recipe.modes import DEFAULT_BACKUP, default_group_size
 from llmcompress.recipe.optimum import advanced_fields
-from llmcompress.recipe.part import Part
-from llmcompress.recipe.problems import dotted, recipe_error
+from llmcompress.recipe.problems import Location, dotted, validated
 
 if TYPE_CHECKING:
     import openvino as ov
 
 Fields = dict[str, Any]
-PartT = TypeVar("PartT", bound=Part)
 NumberT = TypeVar("NumberT", int, float)
 
 WEIGHTS = "nncf/weight_compression"
@@ -59,7 +55,7 @@ def recorded_recipe(directory: Path, *, name: str, calibration: Calibration | No
         if calibration is None:
             return recipe
         # A local text is named in the manifest without the folder that it lay in.
-        return _validated(Recipe, {**recipe.model_dump(exclude_defaults=True), "calibration": calibration})
+        return validated(Recipe, {**recipe.model_dump(exclude_defaults=True), "calibration": calibration}, _place)
     model = read_ir(directory)
     records = nncf_records(model)
     weights, activations = records.get("weight_compression", {}), records.get("quantization", {})
@@ -79,7 +75,7 @@ def recorded_recipe(directory: Path, *, name: str, calibration: Calibration | No
     data["method"] = "_and_".join(part for part in ("weights", "activations") if part in data) or "none"
     if calibration is not None:
         data["calibration"] = calibration
-    return _validated(Recipe, data)
+    return validated(Recipe, data, _place)
 
 
 def _check_data(recorded: Fields, weights: Fields, calibration: Calibration | None) -> None:
@@ -88,7 +84,7 @@ def _check_data(recorded: Fields, weights: Fields, calibration: Calibration | No
     if weights["mode"].startswith("int8"):
         return
     had_data = metric != NO_DATA_METRIC
-    if calibration is None and had_data and _validated(WeightCompression, weights).uses_data:
+    if calibration is None and had_data and validated(WeightCompression, weights, _place).uses_data:
         problem = "the model was made by looking at data, and NNCF does not record the text"
         raise _refuse("calibration", problem, "give it as calibration=Calibration(dataset='FILE')")
     # With layers to choose, somebody may have asked for that metric although there was data.
@@ -96,11 +92,8 @@ def _check_data(recorded: Fields, weights: Fields, calibration: Calibration | No
         raise _refuse("calibration", "the record shows that no data was looked at", "remove it")
 
 
-def _validated(part: type[PartT], data: Fields) -> PartT:
-    try:
-        return part.model_validate(data)
-    except ValidationError as error:
-        raise recipe_error(error, part, lambda place: f"{MODEL_FILE}: {dotted(place)}") from None
+def _place(location: Location) -> str:
+    return f"{MODEL_FILE}: {dotted(location)}"
 
 
 def _is_large_constant(op: ov.Node) -> bool:
@@ -164,7 +157,7 @@ def _activations(recorded: Fields, model: ov.Model, calibration: Calibration | N
     if recorded.get("fast_bias_correction") == "False":
         activations["fast_bias_correction"] = False
     # What the recipe would give NNCF, as NNCF would record it: everything else has to be the same.
-    arguments = quantize_arguments(_validated(Quantization, activations), num_windows=calibration.num_samples)
+    arguments = quantize_arguments(validated(Quantization, activations, _place), num_windows=calibration.num_samples)
     expected = convert_to_dict_recursively(arguments["advanced_parameters"])
     for field in sorted(expected.keys() | advanced.keys()):
         if advanced.get(field) != expected.get(field):

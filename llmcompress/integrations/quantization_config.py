@@ -16,7 +16,6 @@ from typing import Any, ClassVar, TypeVar
 
 from optimum.intel import OVMixedQuantizationConfig, OVQuantizationConfig, OVWeightQuantizationConfig
 from optimum.intel.openvino.configuration import OVQuantizationMethod
-from pydantic import ValidationError
 
 from llmcompress.compression.activations import quantize_arguments
 from llmcompress.compression.weights import nncf_arguments
@@ -27,7 +26,7 @@ from llmcompress.loaders.tokenizer import load_tokenizer
 from llmcompress.recipe import Gate, IgnoredScope, Recipe, load_recipe
 from llmcompress.recipe.modes import INT8
 from llmcompress.recipe.optimum import ACTIVATION_MODES
-from llmcompress.recipe.problems import dotted, recipe_error
+from llmcompress.recipe.problems import dotted, validated
 
 ConfigT = TypeVar("ConfigT", bound="OVRecipeConfig")
 
@@ -110,12 +109,9 @@ class OVRecipeConfig(ABC):
                 where="quantization_config",
                 hint="for a configuration of Optimum's own: Recipe.from_quantization_config",
             )
-        try:
-            recipe = Recipe.model_validate(given["recipe"])
-        except ValidationError as error:
-            place = "quantization_config.recipe"
-            raise recipe_error(error, Recipe, lambda location: f"{place}.{dotted(location)}") from None
-        config = cls.from_recipe(recipe)
+        config = cls.from_recipe(
+            validated(Recipe, given["recipe"], lambda place: f"quantization_config.recipe.{dotted(place)}")
+        )
         for name in given.keys() - {"recipe"}:
             setattr(config, name, given[name])
         return config

@@ -6,12 +6,11 @@ import itertools
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from llmcompress.errors import UsageError
 from llmcompress.recipe.evaluation import Precision
 from llmcompress.recipe.part import MAX_COUNT, Count, Part, Refusal, Text, Texts, contradiction
-from llmcompress.recipe.problems import dotted, recipe_error
+from llmcompress.recipe.problems import from_options
 
 Engine = Literal["openvino", "genai"]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
@@ -85,8 +84,4 @@ def bench_spec(**values: Any) -> BenchSpec:
     Raises:
         UsageError: A value is not accepted.
     """
-    try:
-        return BenchSpec(**{name: value for name, value in values.items() if value is not None})
-    except ValidationError as error:
-        told = recipe_error(error, BenchSpec, dotted)
-        raise UsageError(told.message, where=told.where, hint=told.hint) from None
+    return from_options(BenchSpec, values)

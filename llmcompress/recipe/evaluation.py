@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from llmcompress.errors import UsageError
 from llmcompress.recipe.dataset import Dataset
 from llmcompress.recipe.part import MAX_COUNT, Count, Refusal, Text, contradiction
-from llmcompress.recipe.problems import dotted, recipe_error
+from llmcompress.recipe.problems import from_options
 
 Protocol = Literal["llama.cpp", "sliding", "rolling"]
 Precision = Literal["as_used", "pinned"]
@@ -76,8 +75,4 @@ def eval_spec(**values: Any) -> EvalSpec:
     Raises:
         UsageError: A value is not accepted or would have no effect.
     """
-    try:
-        return EvalSpec(**{name: value for name, value in values.items() if value is not None})
-    except ValidationError as error:
-        told = recipe_error(error, EvalSpec, dotted)
-        raise UsageError(told.message, where=told.where, hint=told.hint) from None
+    return from_options(EvalSpec, values)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from llmcompress.errors import RecipeError
 from llmcompress.recipe.dataset import OF_THE_DATASET, is_file_name
-from llmcompress.recipe.problems import Location, did_you_mean, dotted, field_names, recipe_error, shown
+from llmcompress.recipe.problems import Location, did_you_mean, dotted, field_names, shown, validated
 from llmcompress.recipe.recipe import Recipe
 from llmcompress.strict_yaml import MAX_BYTES, Document, read_document, resolve_plain
 
@@ -77,10 +76,7 @@ def _recipe(text: str, label: str, folder: Path | None, overrides: Sequence[str]
                 return f"--set {dotted(path)}"
         return _place(label, document, location)
 
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise recipe_error(error, Recipe, where) from None
+    return validated(Recipe, data, where)
 
 
 def dump_recipe(recipe: Recipe) -> str:

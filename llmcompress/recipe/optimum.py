@@ -7,11 +7,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from llmcompress.errors import RecipeError
 from llmcompress.recipe.calibration import Calibration
-from llmcompress.recipe.problems import Location, dotted, recipe_error, shown
+from llmcompress.recipe.problems import Location, dotted, shown, validated
 from llmcompress.recipe.recipe import Recipe
 
 Fields = dict[str, Any]
@@ -83,10 +81,7 @@ def recipe_from_optimum(config: object, *, name: str, calibration: Calibration |
         text = _calibration(fields, calibration)
         data |= {**_weights(fields), **text}
     _refuse_leftovers(fields)
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise recipe_error(error, Recipe, _optimum_place) from None
+    return validated(Recipe, data, _optimum_place)
 
 
 def advanced_fields(parameters: Any, where: str) -> Fields:
@@ -141,10 +136,7 @@ def _own_recipe(config: object) -> Recipe | None:
                 fields[part].pop("ignored_scope", None)
             _merge_scopes(fields[part], changed)
     _refuse_leftovers(given)
-    try:
-        return Recipe.model_validate(fields)
-    except ValidationError as error:
-        raise recipe_error(error, Recipe, lambda place: f"{WHERE}.recipe.{dotted(place)}") from None
+    return validated(Recipe, fields, lambda place: f"{WHERE}.recipe.{dotted(place)}")
 
 
 def _kind_and_fields(config: object) -> tuple[str, Fields]:

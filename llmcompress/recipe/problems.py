@@ -1,19 +1,20 @@
-"""From pydantic's ValidationError to one RecipeError: where, what was got, what is accepted, what to do."""
+"""Fields that a person wrote -> a record, or one error: where, what was got, what is accepted, what to do."""
 
 from __future__ import annotations
 
 import difflib
 import typing
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llmcompress.errors import RecipeError
-from llmcompress.recipe.part import looks_like_token
+from llmcompress.errors import RecipeError, UsageError
+from llmcompress.recipe.part import Part, looks_like_token
 
 Location = tuple[str | int, ...]
+PartT = TypeVar("PartT", bound=Part)
 
 _ACCEPTED = {
     "int_type": "a whole number",
@@ -29,28 +30,33 @@ _ACCEPTED = {
 }
 
 
-def recipe_error(error: ValidationError, root: type[BaseModel], where: Callable[[Location], str]) -> RecipeError:
-    """Return the error for the first problem; ``where`` names the place of a field in the user's terms."""
-    details = error.errors(include_url=False)
-    first = details[0]
-    location: Location = first["loc"]
-    if first["type"] == "contradiction":
-        context = first["ctx"]
-        parts = filter(None, context["field"].split("."))
-        location = (*location, *(int(part) if part.isdecimal() else part for part in parts))
-        message, hint = context["problem"], context["hint"]
-    elif first["type"] == "extra_forbidden":
-        message, hint = unknown_key(str(location[-1]), field_names(root, location[:-1]))
-    else:
-        message, hint = _value_problem(first)
-    if len(details) > 1:
-        message = f"{message} (and {len(details) - 1} more)"
-    return RecipeError(message, where=where(location), hint=hint)
+def validated(part: type[PartT], fields: object, where: Callable[[Location], str]) -> PartT:
+    """Make a record of the fields that a person wrote.
+
+    Args:
+        part: The record's class.
+        fields: A dictionary, unless the person got it wrong.
+        where: Names the place of a field in the user's terms.
+
+    Raises:
+        RecipeError: The first problem.
+    """
+    try:
+        return part.model_validate(fields)
+    except ValidationError as error:
+        raise _recipe_error(error, part, where) from None
 
 
-def unknown_key(name: str, known: Sequence[str]) -> tuple[str, str]:
-    """Return message and hint for a field that does not exist."""
-    return f"unknown key {shown(name)}; accepted: {', '.join(known)}", did_you_mean(name, known) or "remove it"
+def from_options(spec: type[PartT], options: Mapping[str, object]) -> PartT:
+    """Make a record of options; what is None is left at its default.
+
+    Raises:
+        UsageError: The first problem, and the option's name.
+    """
+    try:
+        return validated(spec, {name: value for name, value in options.items() if value is not None}, dotted)
+    except RecipeError as error:
+        raise UsageError(error.message, where=error.where, hint=error.hint) from None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -83,6 +89,28 @@ def shown(value: object) -> str:
     if looks_like_token(text):
         return "(hidden: it looks like a token)"
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _recipe_error(error: ValidationError, root: type[BaseModel], where: Callable[[Location], str]) -> RecipeError:
+    details = error.errors(include_url=False)
+    first = details[0]
+    location: Location = first["loc"]
+    if first["type"] == "contradiction":
+        context = first["ctx"]
+        parts = filter(None, context["field"].split("."))
+        location = (*location, *(int(part) if part.isdecimal() else part for part in parts))
+        message, hint = context["problem"], context["hint"]
+    elif first["type"] == "extra_forbidden":
+        message, hint = _unknown_key(str(location[-1]), field_names(root, location[:-1]))
+    else:
+        message, hint = _value_problem(first)
+    if len(details) > 1:
+        message = f"{message} (and {len(details) - 1} more)"
+    return RecipeError(message, where=where(location), hint=hint)
+
+
+def _unknown_key(name: str, known: Sequence[str]) -> tuple[str, str]:
+    return f"unknown key {shown(name)}; accepted: {', '.join(known)}", did_you_mean(name, known) or "remove it"
 
 
 def _record_in(annotation: Any) -> type[BaseModel] | None:
