@@ -23,7 +23,7 @@ from llmcompress.data import calibration_windows, require_text
 from llmcompress.errors import RecipeError
 from llmcompress.loaders.source import fetch_side_files, longest_context, resolve
 from llmcompress.loaders.tokenizer import load_tokenizer
-from llmcompress.recipe import Gate, IgnoredScope, Recipe, load_recipe
+from llmcompress.recipe import Gate, IgnoredScope, Quantization, Recipe, WeightCompression, load_recipe
 from llmcompress.recipe.modes import INT8
 from llmcompress.recipe.optimum import ACTIVATION_MODES
 from llmcompress.recipe.problems import dotted, validated
@@ -54,11 +54,11 @@ class OVRecipeConfig(ABC):
 
     def __init__(self, recipe: Recipe, **access: Any) -> None:
         calibration = recipe.calibration
+        self.__dict__["recipe"] = recipe
         self.__dict__.update(
             _access=access,
-            recipe=recipe,
             num_samples=calibration.num_samples if calibration else None,
-            ignored_scope=_scope(self._own_scope(recipe)),
+            ignored_scope=_scope(self._own_scope),
             _dataset_kwargs={},
             _bound=None,
         )
@@ -165,9 +165,9 @@ class OVRecipeConfig(ABC):
         """Nothing beside the recipe."""
         return {}
 
-    @staticmethod
+    @property
     @abstractmethod
-    def _own_scope(recipe: Recipe) -> IgnoredScope: ...
+    def _own_scope(self) -> IgnoredScope: ...
 
     def _num_windows(self) -> int:
         if self.recipe.calibration is None:
@@ -184,34 +184,34 @@ class OVRecipeConfig(ABC):
 class OVRecipeWeightConfig(OVRecipeConfig, OVWeightQuantizationConfig):  # type: ignore[misc]
     """A recipe of method ``weights``."""
 
-    @staticmethod
-    def _own_scope(recipe: Recipe) -> IgnoredScope:
-        assert recipe.weights is not None
-        return recipe.weights.ignored_scope
+    @property
+    def _weights(self) -> WeightCompression:
+        assert self.recipe.weights is not None
+        return self.recipe.weights
+
+    @property
+    def _own_scope(self) -> IgnoredScope:
+        return self._weights.ignored_scope
 
     @property
     def bits(self) -> int:
         """8 for NNCF's int8 modes, which Optimum gives no data, and 4 for all others."""
-        assert self.recipe.weights is not None
-        return 8 if self.recipe.weights.mode in INT8 else 4
+        return 8 if self._weights.mode in INT8 else 4
 
     @property
     def dtype(self) -> str:
         """NNCF's name of the mode."""
-        assert self.recipe.weights is not None
-        return self.recipe.weights.mode
+        return self._weights.mode
 
     @property
     def backup_precision(self) -> str | None:
         """The recipe's backup mode."""
-        assert self.recipe.weights is not None
-        return self.recipe.weights.backup_mode
+        return self._weights.backup_mode
 
     @property
     def quant_method(self) -> OVQuantizationMethod:
         """Whether AWQ is on."""
-        assert self.recipe.weights is not None
-        return OVQuantizationMethod.AWQ if self.recipe.weights.awq else OVQuantizationMethod.DEFAULT
+        return OVQuantizationMethod.AWQ if self._weights.awq else OVQuantizationMethod.DEFAULT
 
     @property
     def dq_group_size(self) -> int | None:
@@ -220,18 +220,21 @@ class OVRecipeWeightConfig(OVRecipeConfig, OVWeightQuantizationConfig):  # type:
 
     def to_nncf_dict(self) -> dict[str, Any]:
         """The arguments of ``nncf.compress_weights``."""
-        assert self.recipe.weights is not None
-        arguments = nncf_arguments(self.recipe.weights, num_windows=self._num_windows())
+        arguments = nncf_arguments(self._weights, num_windows=self._num_windows())
         return {**arguments, "ignored_scope": self.get_ignored_scope_instance()}
 
 
 class OVRecipeFullConfig(OVRecipeConfig, OVQuantizationConfig):  # type: ignore[misc]
     """A recipe of method ``activations``."""
 
-    @staticmethod
-    def _own_scope(recipe: Recipe) -> IgnoredScope:
-        assert recipe.activations is not None
-        return recipe.activations.ignored_scope
+    @property
+    def _activations(self) -> Quantization:
+        assert self.recipe.activations is not None
+        return self.recipe.activations
+
+    @property
+    def _own_scope(self) -> IgnoredScope:
+        return self._activations.ignored_scope
 
     @property
     def bits(self) -> int:
@@ -241,21 +244,19 @@ class OVRecipeFullConfig(OVRecipeConfig, OVQuantizationConfig):  # type: ignore[
     @property
     def dtype(self) -> str:
         """Optimum's name of the mode."""
-        assert self.recipe.activations is not None
-        return _ACTIVATION_DTYPES[self.recipe.activations.mode]
+        return _ACTIVATION_DTYPES[self._activations.mode]
 
     def to_nncf_dict(self) -> dict[str, Any]:
         """The arguments of ``nncf.quantize``."""
-        assert self.recipe.activations is not None
-        arguments = quantize_arguments(self.recipe.activations, num_windows=self._num_windows())
+        arguments = quantize_arguments(self._activations, num_windows=self._num_windows())
         return {**arguments, "ignored_scope": self.get_ignored_scope_instance()}
 
 
 class OVRecipeMixedConfig(OVRecipeConfig, OVMixedQuantizationConfig):  # type: ignore[misc]
     """A recipe of method ``weights_and_activations``."""
 
-    @staticmethod
-    def _own_scope(recipe: Recipe) -> IgnoredScope:
+    @property
+    def _own_scope(self) -> IgnoredScope:
         return IgnoredScope()
 
     @property
