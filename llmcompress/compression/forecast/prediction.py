@@ -49,8 +49,9 @@ def forecast(source: Source, recipe: Recipe, output_dir: Path | None = None) -> 
         inventory = graph_inventory(source, recipe)
     else:
         inventory = checkpoint_inventory(source)
-    notes = [*inventory.notes, *_notes(source, recipe, inventory)]
-    layers, size_bytes, remarks = _layers(inventory, [*recipe.weight_passes, *_by_activations(recipe)])
+    passes = [*recipe.weight_passes, *_by_activations(recipe)]
+    notes = [*inventory.notes, *_notes(source, recipe, passes, inventory)]
+    layers, size_bytes, remarks = _layers(inventory, passes)
     peak = peak_memory(inventory, recipe, size_bytes)
     disk_bytes = size_bytes + SIDE_FILES_BYTES
     available = memory().available
@@ -171,7 +172,7 @@ def _planned(weight: Weight, mode: str, group_size: int | None, size: int) -> Pl
     )
 
 
-def _notes(source: Source, recipe: Recipe, inventory: Inventory) -> list[str]:
+def _notes(source: Source, recipe: Recipe, passes: Sequence[WeightCompression], inventory: Inventory) -> list[str]:
     notes = []
     mapped = _mapped_share(inventory)
     if mapped < 0.9:
@@ -180,7 +181,6 @@ def _notes(source: Source, recipe: Recipe, inventory: Inventory) -> list[str]:
             "model class merges, casts or transposes them"
         )
     from_config = source.layout != "ir" or not (source.path / MODEL_FILE).is_file()
-    passes = [*recipe.weight_passes, *_by_activations(recipe)]
     scoped = [not weights.ignored_scope.is_empty for weights in passes]
     if any(scoped if from_config else scoped[1:]):
         notes.append(
