@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +113,9 @@ def compress_in_memory(
                 )
         with stages.stage("compress"):
             loaded = _carried_out(loaded, recipe, windows, progress)
-            hint(loaded.model, recipe.runtime.properties())
+            # Where the plugin reads them.
+            for name, value in recipe.runtime.properties().items():
+                loaded.model.set_rt_info(value, ["runtime_options", name])
             modes = [weights.mode for weights in recipe.weight_passes]
             layers = layer_table(loaded.model, next((mode for mode in modes if mode in CODEBOOKS), None))
             check_target(recipe, layers)
@@ -128,12 +129,6 @@ def compress_in_memory(
         activations=activations,
         stages=stages,
     )
-
-
-def hint(model: ov.Model, properties: Mapping[str, str]) -> None:
-    """Write runtime properties into the model, where the plugin reads them."""
-    for name, value in properties.items():
-        model.set_rt_info(value, ["runtime_options", name])
 
 
 def _refuse_unavailable(recipe: Recipe) -> None:
