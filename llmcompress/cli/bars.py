@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.cli.console import count_text, duration_text, size_text, stderr
 from llmcompress.progress import Progress, Reporter
@@ -100,6 +100,17 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
         for stage in list(running):
             finish(stage)
     sys.stderr.flush()
+
+
+def run_watched(
+    function: str, options: dict[str, Any], *, verbose: bool, stage: str = "read the configuration"
+) -> object:
+    """Run a function in a worker and show its stages; ``stage`` is what goes before its own, seconds of imports."""
+    from llmcompress.supervisor import run_supervised
+
+    with watching(verbose=verbose) as watch:
+        watch.report(Progress(stage, 0, 0))
+        return run_supervised(function, options, progress=watch.report, logs=watch.log)
 
 
 def _amount(done: int, total: int, unit: str) -> str:

@@ -71,13 +71,11 @@ def compress(
         _forecast(source, chosen, output_dir, access, as_json=as_json, verbose=verbose)
         return
     from llmcompress.artifact import remove_leftovers
-    from llmcompress.cli.bars import watching
+    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import print_json
     from llmcompress.cli.report_view import print_report
     from llmcompress.errors import LlmcompressError
-    from llmcompress.progress import Progress
     from llmcompress.report import CompressionReport
-    from llmcompress.supervisor import run_supervised
 
     options = {
         "source": source,
@@ -89,15 +87,12 @@ def compress(
         "tokenizer": not no_tokenizer,
         **access,
     }
-    with watching(verbose=verbose) as watch:
-        # Seconds go into importing libraries before the first stage.
-        watch.report(Progress("read the configuration", 0, 0))
-        try:
-            report = run_supervised("llmcompress.compression:compress", options, progress=watch.report, logs=watch.log)
-        except LlmcompressError:
-            # A worker that was killed could not clean up.
-            remove_leftovers(output_dir)
-            raise
+    try:
+        report = run_watched("llmcompress.compression:compress", options, verbose=verbose)
+    except LlmcompressError:
+        # A worker that was killed could not clean up.
+        remove_leftovers(output_dir)
+        raise
     assert isinstance(report, CompressionReport)
     if as_json:
         print_json(report)
@@ -116,20 +111,16 @@ def _recommended(source: str, name: str, overrides: list[str], access: dict[str,
     """What Optimum recommends for the model; says on stderr which entry that is."""
     from rich.text import Text
 
-    from llmcompress.cli.bars import watching
+    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import stderr
-    from llmcompress.progress import Progress
     from llmcompress.recipe import Recipe
-    from llmcompress.supervisor import run_supervised
 
-    with watching(verbose=verbose) as watch:
-        watch.report(Progress("look up Optimum's settings", 0, 0))
-        recipe = run_supervised(
-            "llmcompress.cli.compress:recommend",
-            {"source": source, "name": name, "overrides": overrides, "access": access},
-            progress=watch.report,
-            logs=watch.log,
-        )
+    recipe = run_watched(
+        "llmcompress.cli.compress:recommend",
+        {"source": source, "name": name, "overrides": overrides, "access": access},
+        verbose=verbose,
+        stage="look up Optimum's settings",
+    )
     assert isinstance(recipe, Recipe)
     stderr().print(Text.assemble((f"{name}: ", "bold"), recipe.description or ""), soft_wrap=True)
     return recipe
@@ -146,22 +137,17 @@ def recommend(source: str, name: str, overrides: list[str], access: dict[str, An
 def _forecast(
     source: str, recipe: Recipe, output_dir: Path, access: dict[str, Any], *, as_json: bool, verbose: bool
 ) -> None:
-    from llmcompress.cli.bars import watching
+    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import print_json
     from llmcompress.cli.forecast_view import print_forecast
     from llmcompress.compression.forecast import Forecast
     from llmcompress.errors import ResourceError
-    from llmcompress.progress import Progress
-    from llmcompress.supervisor import run_supervised
 
-    with watching(verbose=verbose) as watch:
-        watch.report(Progress("read the configuration", 0, 0))
-        forecast = run_supervised(
-            "llmcompress.cli.compress:forecast_source",
-            {"source": source, "recipe": recipe, "output_dir": output_dir.absolute(), "access": access},
-            progress=watch.report,
-            logs=watch.log,
-        )
+    forecast = run_watched(
+        "llmcompress.cli.compress:forecast_source",
+        {"source": source, "recipe": recipe, "output_dir": output_dir.absolute(), "access": access},
+        verbose=verbose,
+    )
     assert isinstance(forecast, Forecast)
     if as_json:
         print_json(forecast)

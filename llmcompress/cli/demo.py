@@ -26,17 +26,12 @@ def demo(
     llmcompress demo
     llmcompress demo -o /tmp/demo
     """
-    from llmcompress.cli.bars import watching
+    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import print_json
     from llmcompress.demo import DemoReport
-    from llmcompress.progress import Progress
-    from llmcompress.supervisor import run_supervised
 
-    with watching(verbose=verbose) as watch:
-        watch.report(Progress("load the libraries", 0, 0))
-        report = run_supervised(
-            "llmcompress.demo:run", {"output_dir": output.absolute()}, progress=watch.report, logs=watch.log
-        )
+    options = {"output_dir": output.absolute()}
+    report = run_watched("llmcompress.demo:run", options, verbose=verbose, stage="load the libraries")
     assert isinstance(report, DemoReport)
     if as_json:
         print_json(report)

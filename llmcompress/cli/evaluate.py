@@ -134,6 +134,7 @@ def evaluate(
         _refuse_ignored(context)
         _conversion(source, access, as_json=as_json, verbose=verbose)
         return
+    from llmcompress.cli.bars import run_watched
     from llmcompress.errors import GateError, UsageError
     from llmcompress.recipe import eval_spec
 
@@ -171,7 +172,7 @@ def evaluate(
             f"{names} compare with a reference, and none was given",
             hint="add --reference with the model that it was made from",
         )
-    report = _run(
+    report = run_watched(
         "llmcompress.evaluation:evaluate",
         {
             "source": source,
@@ -244,12 +245,13 @@ def _gate(thresholds: dict[str, float]) -> Any:
 
 
 def _conversion(source: str, access: dict[str, Any], *, as_json: bool, verbose: bool) -> None:
-    report = _run("llmcompress.evaluation:check_conversion", {"source": source, **access}, verbose=verbose)
+    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import print_json
     from llmcompress.cli.evaluation_view import print_conversion
     from llmcompress.errors import ModelError
     from llmcompress.report import ConversionRecord
 
+    report = run_watched("llmcompress.evaluation:check_conversion", {"source": source, **access}, verbose=verbose)
     assert isinstance(report, ConversionRecord)
     if as_json:
         print_json(report)
@@ -261,13 +263,3 @@ def _conversion(source: str, access: dict[str, Any], *, as_json: bool, verbose: 
             where=source,
             hint="do not compress it: report the architecture to optimum-intel, or try another version of it",
         )
-
-
-def _run(function: str, options: dict[str, Any], *, verbose: bool) -> object:
-    from llmcompress.cli.bars import watching
-    from llmcompress.progress import Progress
-    from llmcompress.supervisor import run_supervised
-
-    with watching(verbose=verbose) as watch:
-        watch.report(Progress("read the configuration", 0, 0))
-        return run_supervised(function, options, progress=watch.report, logs=watch.log)
