@@ -18,7 +18,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from generated_llama import generate
+from generated_llama import body_arguments, generate
 from rich.console import Console
 from rich.table import Table
 
@@ -82,9 +82,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["int8", "int4"])
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--hidden", type=int, default=2048)
-    parser.add_argument("--intermediate", type=int, default=5632)
+    body_arguments(parser)
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     shape = Shape(1, 0, args.prompt_tokens, args.new_tokens)

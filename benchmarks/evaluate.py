@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from generated_llama import TOKENIZER, generate
+from generated_llama import TOKENIZER, body_arguments, generate
 from rich.console import Console
 from rich.table import Table
 
@@ -131,9 +131,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[32000, 128000])
     parser.add_argument("--num-windows", type=int, default=4)
     parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--hidden", type=int, default=2048)
-    parser.add_argument("--intermediate", type=int, default=5632)
+    body_arguments(parser)
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     results: list[dict[str, object]] = []

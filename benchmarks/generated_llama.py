@@ -71,13 +71,18 @@ def generate(
     return directory
 
 
+def body_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how large the model is."""
+    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--intermediate", type=int, default=5632)
+
+
 def main() -> None:
     """Write one checkpoint to the directory given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--hidden", type=int, default=2048)
-    parser.add_argument("--intermediate", type=int, default=5632)
+    body_arguments(parser)
     parser.add_argument("--vocabulary", type=int, default=32000)
     args = parser.parse_args()
     generate(
