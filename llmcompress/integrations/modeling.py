@@ -177,8 +177,8 @@ class _Options:
         self.tokenizer = bool(given.pop("tokenizer", True))
         self.allow_nonfinite = bool(given.pop("allow_nonfinite", False))
         given.pop("export", None)
-        self.stateless = given.pop("use_cache", True) is False or given.pop("stateful", True) is False
-        given.pop("stateful", None)
+        use_cache, stateful = given.pop("use_cache", True), given.pop("stateful", True)
+        self.stateless = use_cache is False or stateful is False
         if self.stateless and (self.allow_nonfinite or not self.tokenizer):
             raise UsageError(
                 "tokenizer and allow_nonfinite have no effect with use_cache=False, which is Optimum's own path",
