@@ -96,7 +96,7 @@ class OVRecipeConfig(ABC):
         return _CLASSES[recipe.method](recipe, **access)
 
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> OVRecipeConfig:
+    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> OVRecipeConfig:
         """Return the configuration that ``to_dict`` wrote.
 
         Raises:
