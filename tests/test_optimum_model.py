@@ -363,8 +363,11 @@ def test_options_of_the_parent(tiny: Path) -> None:
 
 
 def test_without_a_cache_it_takes_optimums_own_path(tiny: Path) -> None:
-    model = OVModelForCausalLM.from_pretrained(tiny, quantization_config="optimum-default-8bit", use_cache=False)
+    model = OVModelForCausalLM.from_pretrained(
+        tiny, quantization_config="optimum-default-8bit", use_cache=False, preprocessors=["a tokenizer"]
+    )
     assert not model.use_cache
+    assert model.preprocessors == ["a tokenizer"]
     assert not model.stateful
     stock = _stock(tiny, load_recipe("int8").to_quantization_config(), use_cache=False)
     assert _answer(model, tiny) == _answer(stock, tiny)
@@ -431,6 +434,7 @@ def test_an_uncompressed_ir_is_compressed_and_a_compressed_one_refused(tiny: Pat
         ({"variant": "fp16"}, "give a directory with the files of that variant"),
         ({"from_onnx": True}, "give the original checkpoint"),
         ({"file_name": "model.xml"}, "give the directory that holds openvino_model.xml"),
+        ({"preprocessors": ["a tokenizer"]}, "save_pretrained writes the model's own tokenizer"),
         ({"groupsize": 64}, "remove it"),
     ],
 )

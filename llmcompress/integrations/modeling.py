@@ -32,9 +32,7 @@ from llmcompress.stages import Stages
 _log = logging.getLogger(__name__)
 
 _BOOKKEEPING = {"_name_or_path", "name_or_path", "transformers_version", "_from_model_config", "_commit_hash"}
-_FOR_THE_INSTANCE = frozenset(
-    {"device", "dynamic_shapes", "ov_config", "compile", "generation_config", "preprocessors"}
-)
+_FOR_THE_INSTANCE = frozenset({"device", "dynamic_shapes", "ov_config", "compile", "generation_config"})
 _ELSEWHERE: Mapping[str, tuple[tuple[object, ...], str]] = {
     "token": ((None, True), "log in, or set HF_TOKEN: recipes take the token from there only"),
     "cache_dir": ((None,), "set HF_HUB_CACHE instead"),
@@ -47,6 +45,7 @@ _ELSEWHERE: Mapping[str, tuple[tuple[object, ...], str]] = {
     "variant": ((None,), "give a directory with the files of that variant"),
     "from_onnx": ((False,), "give the original checkpoint"),
     "file_name": ((None,), "give the directory that holds openvino_model.xml"),
+    "preprocessors": ((None, []), "remove it: save_pretrained writes the model's own tokenizer"),
 }
 """Options of the parent that a recipe leaves no room for: what is accepted, and what to do instead."""
 
@@ -185,6 +184,9 @@ class _Options:
                 where="from_pretrained",
                 hint="remove them",
             )
+        if self.stateless:
+            # Optimum's own path saves them.
+            given.pop("preprocessors", None)
         self.instance = {name: given.pop(name) for name in _FOR_THE_INSTANCE & given.keys()}
         for name, value in given.items():
             accepted, instead = _ELSEWHERE.get(name, ((), "remove it"))
