@@ -12,7 +12,6 @@ import llmcompress.supervisor
 from llmcompress.cli import run
 from llmcompress.cli.bars import watching
 from llmcompress.cli.compress import default_output_name
-from llmcompress.cli.console import count_text, duration_text, size_text
 from llmcompress.errors import HubError, InterruptedRunError, LlmcompressError, ModelError
 from llmcompress.progress import Progress
 from llmcompress.recipe import BenchSpec, EvalSpec, Recipe, load_recipe
@@ -36,6 +35,7 @@ from llmcompress.report import (
     Steadiness,
     TextRecord,
 )
+from llmcompress.wording import count_text, duration_text, size_text
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (

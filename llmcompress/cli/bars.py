@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmcompress.cli.console import count_text, duration_text, size_text, stderr
+from llmcompress.cli.console import stderr
 from llmcompress.progress import Progress, Reporter
+from llmcompress.wording import count_text, duration_text, size_text
 
 if TYPE_CHECKING:
     from rich.progress import Task, TaskID

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.console import duration_text, plain, print_json, size_text, stdout
+from llmcompress.cli.console import plain, print_json, stdout
+from llmcompress.wording import duration_text, rate_text, shape_text, size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llmcompress.report import BenchCase, BenchReport, Stats
+    from llmcompress.report import BenchCase, BenchReport
 
 _MARKDOWN_WIDTH = 1000
 
@@ -30,20 +31,6 @@ def print_reports(reports: Sequence[BenchReport], form: str) -> None:
         sys.stdout.write(_csv(reports))
     else:
         _print_tables(reports, markdown=form == "markdown")
-
-
-def rate_text(stats: Stats | None) -> str:
-    """A rate with its spread over the repetitions: `52.3 ± 0.4`."""
-    if stats is None:
-        return ""
-    return f"{stats.p50:,.0f} ± {stats.std:,.0f}" if stats.p50 >= 100 else f"{stats.p50:.1f} ± {stats.std:.1f}"
-
-
-def shape_text(case: BenchCase) -> str:
-    """A shape in short: `512+128`, `4 x 512+128 at 2048`."""
-    batch = f"{case.batch_size} x " if case.batch_size > 1 else ""
-    depth = f" at {case.depth}" if case.depth else ""
-    return f"{batch}{case.prompt_tokens}+{case.new_tokens}{depth}"
 
 
 def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.bench_view import rate_text, shape_text
-from llmcompress.cli.console import size_text, stdout
-from llmcompress.cli.evaluation_view import interval_text
+from llmcompress.cli.console import stdout
+from llmcompress.wording import interval_text, rate_text, shape_text, size_text
 
 if TYPE_CHECKING:
     from llmcompress.comparison import Summary

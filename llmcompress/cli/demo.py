@@ -11,6 +11,7 @@ from llmcompress.cli.options import Json, Verbose
 
 if TYPE_CHECKING:
     from llmcompress.demo import DemoReport
+    from llmcompress.wording import duration_text, rate_text, size_text
 
 
 def demo(
@@ -46,8 +47,7 @@ def _print(report: DemoReport, output: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from llmcompress.cli.bench_view import rate_text
-    from llmcompress.cli.console import duration_text, size_text, stdout
+    from llmcompress.cli.console import stdout
     from llmcompress.cli.report_view import layers_table
     from llmcompress.demo import HELD_OUT
 

@@ -8,6 +8,7 @@ from llmcompress.cli.options import Json, Verbose
 
 if TYPE_CHECKING:
     from llmcompress.doctor import Diagnosis
+    from llmcompress.wording import size_text
 
 
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
@@ -39,7 +40,7 @@ def _print(diagnosis: Diagnosis) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from llmcompress.cli.console import facts_table, size_text, stdout
+    from llmcompress.cli.console import facts_table, stdout
 
     facts = {
         "Platform": f"{diagnosis.platform}, Python {diagnosis.python}",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.console import duration_text, facts_table, stdout
+from llmcompress.cli.console import facts_table, stdout
+from llmcompress.wording import duration_text, interval_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llmcompress.report import ConversionRecord, Estimate, EvalReport, GateRecord
+    from llmcompress.report import ConversionRecord, EvalReport, GateRecord
 
 _VERDICTS = {
     "equivalent": ("equivalent", "bold green"),
@@ -99,13 +100,6 @@ def print_conversion(report: ConversionRecord) -> None:
 def verdict_text(report: EvalReport) -> str:
     """The verdict in one or two words."""
     return report.verdict or "not measured"
-
-
-def interval_text(estimate: Estimate, form: str = ".4g") -> str:
-    """A value with its interval: `0.00479 [0.00457, 0.00501]`."""
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:{form}} [no interval]"
-    return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
 
 
 def gate_table(gate: GateRecord) -> Table:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.console import count_text, facts_table, size_text, stdout
+from llmcompress.cli.console import facts_table, stdout
+from llmcompress.wording import count_text, size_text
 
 if TYPE_CHECKING:
     from llmcompress.compression.forecast import Forecast

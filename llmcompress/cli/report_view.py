@@ -7,7 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.console import count_text, duration_text, facts_table, size_text, stdout
+from llmcompress.cli.console import facts_table, stdout
+from llmcompress.wording import count_text, duration_text, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
