@@ -142,6 +142,12 @@ def test_divergence_equals_the_full_vocabulary_in_numpy(ref_model: Path, wikitex
     assert found.kl_max == pytest.approx(float(tokens.max()), rel=1e-3)
     assert found.kl_median == pytest.approx(float(np.median(tokens)), abs=1e-6)
     assert found.kl_p99 == pytest.approx(float(np.quantile(tokens, 0.99)), rel=1e-3)
+    histogram = found.kl_histogram
+    assert histogram is not None
+    assert sum(histogram.counts) == len(tokens)
+    expected, _ = np.histogram(tokens, (-np.inf, *histogram.edges, np.inf))
+    # A value beside an edge may fall to either side.
+    assert np.abs(expected - np.asarray(histogram.counts)).sum() <= 0.02 * len(tokens)
     assert found.top1_agreement.value == pytest.approx(float(np.concatenate(agrees).mean()), abs=1.1 / len(tokens))
     assert found.log_perplexity_change.value == pytest.approx(float(np.concatenate(change).mean()), abs=1e-5)
     assert found.rms_probability_change == pytest.approx(

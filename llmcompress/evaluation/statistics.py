@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.evaluation.intervals import clustered_mean, exponential, transformed
 from llmcompress.evaluation.windows import Windows
-from llmcompress.report import DivergenceRecord, Estimate, PerplexityRecord
+from llmcompress.report import DivergenceRecord, Estimate, Histogram, PerplexityRecord
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+KL_EDGES = tuple(10 ** (exponent / 4) for exponent in range(-24, 5))
+"""Edges of the histogram of KL divergence, in nats: four a decade, the same for all, from what rounding leaves up."""
 
 
 class TokenScores(NamedTuple):
@@ -99,11 +102,19 @@ def divergence(
         kl_p99=p99,
         kl_p999=p999,
         kl_max=float(kl.max()),
+        kl_histogram=Histogram(edges=KL_EDGES, counts=_counts(kl, KL_EDGES)),
         top1_agreement=scores.mean("agrees", confidence),
         log_perplexity_change=change,
         perplexity_ratio=exponential(change),
         rms_probability_change=float(np.sqrt(np.mean(probability_change**2))),
     )
+
+
+def _counts(values: NDArray[np.float64], edges: Sequence[float]) -> tuple[int, ...]:
+    import numpy as np
+
+    places = np.searchsorted(np.asarray(edges), values, side="right")
+    return tuple(int(count) for count in np.bincount(places, minlength=len(edges) + 1))
 
 
 def exact_kl(scores: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:

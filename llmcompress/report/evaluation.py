@@ -46,6 +46,14 @@ class PerplexityRecord(Record):
     bits_per_byte: Estimate | None = None
 
 
+class Histogram(Record):
+    """How many values lie between fixed edges."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    """One more than edges: below the first, from each up to the next, from the last on."""
+
+
 class DivergenceRecord(Record):
     """How far the candidate's next-token distribution is from the reference's, over the same tokens."""
 
@@ -61,6 +69,8 @@ class DivergenceRecord(Record):
     kl_p99: float
     kl_p999: float
     kl_max: float
+    kl_histogram: Histogram | None = None
+    """Over tokens; None in reports of versions that did not count."""
     top1_agreement: Estimate
     """Share of tokens for which both prefer the same next token."""
     log_perplexity_change: Estimate
