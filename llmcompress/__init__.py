@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from llmcompress.loaders import load
     from llmcompress.recipe import BenchSpec, EvalSpec, Gate, Recipe, load_recipe
     from llmcompress.report import BenchReport, CompressionReport, EvalReport
+    from llmcompress.summary import compare, write_page
 
     __version__: str
 
@@ -71,11 +72,13 @@ __all__ = [
     "__version__",
     "benchmark",
     "check_conversion",
+    "compare",
     "compress",
     "evaluate",
     "load",
     "load_recipe",
     "verify",
+    "write_page",
 ]
 
 _HOME = {
@@ -90,11 +93,13 @@ _HOME = {
     "Recipe": "llmcompress.recipe",
     "benchmark": "llmcompress.benchmarking",
     "check_conversion": "llmcompress.evaluation",
+    "compare": "llmcompress.summary",
     "compress": "llmcompress.compression",
     "evaluate": "llmcompress.evaluation",
     "load": "llmcompress.loaders",
     "load_recipe": "llmcompress.recipe",
     "verify": "llmcompress.artifact",
+    "write_page": "llmcompress.summary",
 }
 
 # OpenVINO reports usage while it is imported, so this cannot wait until one of the verbs is called.

@@ -370,13 +370,13 @@ def test_the_command_and_its_formats(artifact: Artifacts, tmp_path: Path) -> Non
     assert compared.returncode == 0, compared.stderr
     assert "16+4" in compared.stdout
     assert "not measured" in compared.stdout
-    rows = json.loads(cli("compare", *outputs, "--json").stdout)
-    assert rows[0]["decode_tokens_per_s"]["p50"] > 0
+    rows = json.loads(cli("compare", *outputs, "--json").stdout)["rows"]
+    assert rows[0]["benchmark"]["cases"][0]["decode_tokens_per_s"]["p50"] > 0
     # A report of other bytes is not shown.
     report = json.loads((outputs[0] / "bench.json").read_text())
     report["manifest_sha256"] = "0" * 64
     (outputs[0] / "bench.json").write_text(json.dumps(report))
-    assert json.loads(cli("compare", outputs[0], "--json").stdout)[0]["decode_tokens_per_s"] is None
+    assert json.loads(cli("compare", outputs[0], "--json").stdout)["rows"][0]["benchmark"] is None
 
 
 @pytest.mark.slow

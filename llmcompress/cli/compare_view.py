@@ -1,46 +1,64 @@
-"""A comparison of artifacts for people."""
+"""A comparison of artifacts for people and for programs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.console import stdout
-from llmcompress.wording import interval_text, rate_text, shape_text, size_text
+from llmcompress.cli.console import print_json, stdout, write_text
 
 if TYPE_CHECKING:
-    from llmcompress.comparison import Summary
+    from llmcompress.summary import Comparison
 
-_NOTHING = "not measured"
+_COLUMN_WIDTH = 25
+"""What a name and an interval take at most, about."""
+_TITLE_WIDTH = 20
 
 
-def print_comparison(rows: Sequence[Summary]) -> None:
-    """Print one column for each artifact."""
+def print_comparison(comparison: Comparison, form: str) -> None:
+    """Print a comparison as ``table``, ``json``, ``csv`` or ``markdown``."""
+    from llmcompress.summary import csv_text, markdown
+
+    if form == "json":
+        print_json(comparison)
+    elif form == "csv":
+        write_text(csv_text(comparison))
+    elif form == "markdown":
+        write_text(markdown(comparison))
+    else:
+        _print_tables(comparison)
+
+
+def _print_tables(comparison: Comparison) -> None:
+    """One column for each artifact, as many beside each other as there is room for."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("", style="bold", no_wrap=True)
-    for row in rows:
-        table.add_column(row.directory, justify="right", overflow="fold")
-    lines = {
-        "recipe": [row.recipe for row in rows],
-        "size": [size_text(row.size_bytes) for row in rows],
-        "bits per weight": [f"{row.bits_per_weight:.2f}" for row in rows],
-        "perplexity": [interval_text(row.perplexity, ".4g") if row.perplexity else _NOTHING for row in rows],
-        "KL divergence": [interval_text(row.kl_divergence, ".3g") if row.kl_divergence else _NOTHING for row in rows],
-        "top-1 agreement": [
-            interval_text(row.top1_agreement, ".1%") if row.top1_agreement else _NOTHING for row in rows
-        ],
-        "verdict": [row.verdict or _NOTHING for row in rows],
-        "gate": [{True: "passed", False: "FAILED", None: _NOTHING}[row.gate_passed] for row in rows],
-        "shape": [shape_text(row.shape) if row.shape else _NOTHING for row in rows],
-        "ttft": [f"{row.ttft_s.p50 * 1e3:.4g} ms" if row.ttft_s else _NOTHING for row in rows],
-        "tpot": [f"{row.tpot_s.p50 * 1e3:.4g} ms" if row.tpot_s else _NOTHING for row in rows],
-        "prefill tokens/s": [rate_text(row.prefill_tokens_per_s) or _NOTHING for row in rows],
-        "decode tokens/s": [rate_text(row.decode_tokens_per_s) or _NOTHING for row in rows],
-        "peak memory": [size_text(row.peak_rss_bytes) if row.peak_rss_bytes else _NOTHING for row in rows],
-    }
-    for name, values in lines.items():
-        table.add_row(name, *values)
-    stdout().print(table)
+    from llmcompress.summary.table import lines, notes
+
+    console = stdout()
+    per_table = max(1, (console.width - _TITLE_WIDTH) // _COLUMN_WIDTH)
+    found = lines(comparison)
+    for start in range(0, len(comparison.rows), per_table):
+        shown = range(start, min(start + per_table, len(comparison.rows)))
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        table.add_column("", style="bold", no_wrap=True)
+        for number in shown:
+            table.add_column(Text(comparison.rows[number].name), justify="right", overflow="fold")
+        for line in found:
+            table.add_row(line.title, *(Text(line.texts[number]) for number in shown))
+        if start:
+            console.print()
+        console.print(table)
+    if comparison.failures:
+        failures = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        failures.add_column("failed", style="bold", overflow="fold")
+        failures.add_column("exit code", justify="right")
+        failures.add_column("reason", overflow="fold")
+        for failed in comparison.failures:
+            failures.add_row(Text(failed.name), str(failed.exit_code), Text(failed.reason))
+        console.print()
+        console.print(failures)
+    for note in notes(comparison):
+        console.print()
+        console.print(Text(note), soft_wrap=True)

@@ -30,8 +30,13 @@ def stderr() -> Console:
 
 def write_line(text: str) -> None:
     """Write one line to stdout as it is; characters that its encoding lacks are escaped."""
+    write_text(text + "\n")
+
+
+def write_text(text: str) -> None:
+    """Write text to stdout as it is; characters that its encoding lacks are escaped."""
     encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def plain(record: BaseModel) -> Any:

@@ -1,0 +1,117 @@
+"""The commands that lead to a row's figures, from its records.
+
+Records hold no local path. Words in capitals stand for one that is not known here: ``SOURCE`` for the model that was
+compressed, ``REFERENCE`` for the one that it was compared with; a text file is called by its name alone.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from llmcompress.errors import LlmcompressError
+from llmcompress.recipe import BenchSpec, EvalSpec, Recipe, load_recipe
+from llmcompress.report import EvalReport, ModelRecord, Provenance
+from llmcompress.summary.comparison import Comparison
+from llmcompress.summary.rows import Row
+
+_EVAL_OPTIONS = ("subset", "split", "text_field", "protocol", "seq_len", "stride", "num_windows", "chunk", "device",
+                 "precision", "confidence", "kl_margin", "perplexity_margin")  # fmt: skip
+_THRESHOLDS = ("max_kl", "min_top1_agreement", "max_perplexity_increase")
+
+
+def commands(comparison: Comparison) -> tuple[str, ...]:
+    """What was run, in an order in which it can be run again."""
+    rows = comparison.rows
+    found = [shlex.join(_compress(row)) for row in rows]
+    found += [shlex.join(_eval(row, row.evaluation, rows)) for row in rows if row.evaluation]
+    return (*found, *(shlex.join(command) for command in _bench(rows)))
+
+
+def _compress(row: Row) -> list[str]:
+    manifest = row.manifest
+    command = ["llmcompress", "compress", *_source(manifest.provenance, "SOURCE")]
+    command += ["--recipe", _recipe(manifest.recipe, row), "--output", row.directory]
+    if manifest.provenance.trust_remote_code:
+        command.append("--trust-remote-code")
+    if manifest.tokenizer == "none":
+        command.append("--no-tokenizer")
+    return command
+
+
+def _recipe(recipe: Recipe, row: Row) -> str:
+    """The packaged recipe's name if it is still that recipe, else the copy that was kept with the model."""
+    try:
+        if load_recipe(recipe.name) == recipe:
+            return recipe.name
+    except LlmcompressError:
+        pass
+    return f"{row.directory}/recipe.yaml"
+
+
+def _eval(row: Row, report: EvalReport, rows: Sequence[Row]) -> list[str]:
+    spec = report.spec
+    command = ["llmcompress", "eval", row.directory]
+    if report.reference is not None:
+        command += ["--reference", *_reference(report.reference, rows)]
+    command += ["--dataset", spec.dataset]
+    for name in _EVAL_OPTIONS:
+        value = getattr(spec, name)
+        if value != EvalSpec.model_fields[name].default:
+            command += [_option(name), str(value)]
+    if report.divergence is not None:
+        command += ["--reference-scores", "exact" if report.divergence.exact else "cached"]
+    command += ["--noise-floor"] if report.noise_floor else []
+    command += ["--split-damage"] if report.split_damage else []
+    if report.generations is not None:
+        command += ["--generations", str(report.generations.num_prompts)]
+    own = row.manifest.recipe.gate
+    for check in report.gate.checks:
+        if check.name in _THRESHOLDS and getattr(own, check.name, None) != check.required:
+            command += [_option(check.name), str(check.required)]
+    if report.tasks:
+        command += ["--tasks", ",".join(dict.fromkeys(score.task for score in report.tasks))]
+    return command
+
+
+def _reference(reference: ModelRecord, rows: Sequence[Row]) -> list[str]:
+    for row in rows:
+        if row.manifest_sha256 == reference.manifest_sha256:
+            return [row.directory]
+    return _source(reference.provenance, "REFERENCE", "--reference-revision")
+
+
+def _bench(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """One command for the rows that were measured in turn; the one that the others were compared with first."""
+    runs: dict[tuple[str, BenchSpec], list[Row]] = {}
+    for row in rows:
+        if row.benchmark is not None:
+            runs.setdefault((row.benchmark.measured.created, row.benchmark.spec), []).append(row)
+    for (_, spec), members in runs.items():
+        first_others = sorted(members, key=lambda row: bool(row.benchmark and row.benchmark.compared_with))
+        yield ["llmcompress", "bench", *(row.directory for row in first_others), *_bench_options(spec)]
+
+
+def _bench_options(spec: BenchSpec) -> Iterator[str]:
+    lists = {"devices": "device", "threads": "threads", "batch_sizes": "batch_size", "depths": "depth",
+             "prompt_tokens": "prompt_tokens", "new_tokens": "new_tokens"}  # fmt: skip
+    for name, option in lists.items():
+        value = getattr(spec, name)
+        if value != BenchSpec.model_fields[name].default:
+            yield from (_option(option), ",".join(str(item) for item in value))
+    for name in ("repetitions", "warmup_runs", "engine", "precision"):
+        value = getattr(spec, name)
+        if value != BenchSpec.model_fields[name].default:
+            yield from (_option(name), str(value))
+    for text in spec.properties:
+        yield from ("--property", text)
+
+
+def _source(provenance: Provenance, unknown: str, revision: str = "--revision") -> list[str]:
+    if provenance.id is None:
+        return [unknown]
+    return [provenance.id, *([revision, provenance.revision] if provenance.revision else [])]
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,137 @@
+"""Labels beside points: numbers and names where they cover nothing."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from llmcompress.summary.svg import FONT_SIZE, MUTED, printable
+from llmcompress.summary.trade_offs import Point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+
+LABEL_LENGTH = 18
+"""Characters of a label beside a point."""
+
+_NEAR = (
+    ((8, 0), "left", "center"),
+    ((-8, 0), "right", "center"),
+    ((0, 8), "center", "bottom"),
+    ((0, -8), "center", "top"),
+    ((6, 6), "left", "bottom"),
+    ((-6, 6), "right", "bottom"),
+    ((6, -6), "left", "top"),
+    ((-6, -6), "right", "top"),
+)
+_FAR = tuple(
+    ((scale * x, scale * y), horizontal, vertical) for scale in (3, 5) for (x, y), horizontal, vertical in _NEAR
+)
+"""With a line to the point."""
+
+
+def place_labels(axes: Axes, points: Sequence[Point], names: Sequence[str], lines: Sequence[Bbox]) -> None:
+    """Number and name where neither a point nor a line nor another label is, else the number alone."""
+    reach = 6.0
+    at = [axes.transData.transform((point.x, point.y)) for point in points]
+    taken = [*lines, *(_box(x - reach, y - reach, x + reach, y + reach) for x, y in at)]
+    inside = axes.get_window_extent()
+    for point, name, (x, y) in zip(points, names, at, strict=True):
+        number = str(point.row + 1)
+        full = cut(f"{number} {name}", LABEL_LENGTH)
+        others = [box for box in taken if not (box.x0 <= x <= box.x1 and box.y0 <= y <= box.y1)]
+        label = (
+            _placed(axes, full, point, _NEAR, taken, inside)
+            or _placed(axes, full, point, _FAR, taken, inside)
+            or _placed(axes, number, point, (*_NEAR, *_FAR), taken, inside)
+            # Lines of its own may be crossed; and in a crowd on top of something is better than nowhere.
+            or _placed(axes, number, point, _NEAR, others, inside)
+            or _annotation(axes, number, point, *_NEAR[2])
+        )
+        taken.append(_text_box(label))
+
+
+def _placed(
+    axes: Axes,
+    text: str,
+    point: Point,
+    places: Sequence[tuple[tuple[float, float], str, str]],
+    taken: Sequence[Bbox],
+    inside: Bbox,
+) -> Annotation | None:
+    for offset, horizontal, vertical in places:
+        label = _annotation(axes, text, point, offset, horizontal, vertical)
+        box = _text_box(label)
+        fits = box.x0 >= inside.x0 and box.x1 <= inside.x1 and box.y0 >= inside.y0 and box.y1 <= inside.y1
+        if fits and not any(box.overlaps(other) for other in taken):
+            return label
+        label.remove()
+    return None
+
+
+def _annotation(
+    axes: Axes, text: str, point: Point, offset: tuple[float, float], horizontal: str, vertical: str
+) -> Annotation:
+    far = max(map(abs, offset)) > 10
+    leader = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4} if far else None
+    label = axes.annotate(
+        text,
+        (point.x, point.y),
+        xytext=offset,
+        textcoords="offset points",
+        ha=horizontal,
+        va=vertical,
+        fontsize=FONT_SIZE - 1,
+        zorder=4,
+        arrowprops=leader,
+    )
+    label.set_in_layout(False)
+    return label
+
+
+def _text_box(label: Annotation) -> Bbox:
+    """Where the text is, without its line to the point."""
+    from matplotlib.text import Text
+
+    # Puts the text where it belongs, and would count the line in.
+    label.get_window_extent()
+    return Text.get_window_extent(label)
+
+
+def segments(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> list[Bbox]:
+    """What a line along the axes covers, piece by piece."""
+    ends = axes.transData.transform(list(zip(xs, ys, strict=True)))
+    return [
+        _box(min(a[0], b[0]) - 1, min(a[1], b[1]) - 1, max(a[0], b[0]) + 1, max(a[1], b[1]) + 1)
+        for a, b in itertools.pairwise(ends)
+    ]
+
+
+def _box(x0: float, y0: float, x1: float, y1: float) -> Bbox:
+    from matplotlib.transforms import Bbox
+
+    return Bbox([[x0, y0], [x1, y1]])
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without the words that all begin or end with: of ``model-int4-ov`` and ``model-int8-ov`` the middle."""
+    words = [re.split(r"([-_/])", name) for name in names]
+    shortest = min(len(parts) for parts in words)
+    first = 0
+    # A separator follows each word, and one word has to stay.
+    while first + 2 < shortest and len({tuple(parts[: first + 2]) for parts in words}) == 1:
+        first += 2
+    last = 0
+    while first + last + 2 < shortest and len({tuple(parts[len(parts) - last - 2 :]) for parts in words}) == 1:
+        last += 2
+    return ["".join(parts[first : len(parts) - last]) for parts in words]
+
+
+def cut(text: str, length: int) -> str:
+    """At most so many printable characters."""
+    text = printable(text)
+    return text if len(text) <= length else text[: length - 1] + "…"

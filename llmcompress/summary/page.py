@@ -1,0 +1,117 @@
+"""One self-contained HTML page: no network, no script, readable on a phone, in the dark and without colour."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmcompress.artifact import write_errors
+from llmcompress.artifact.exchange import sync_directory, write_synced
+from llmcompress.errors import UsageError
+from llmcompress.summary.commands import commands
+from llmcompress.summary.comparison import Comparison
+from llmcompress.summary.sections import (
+    KINDS,
+    distribution_figures,
+    environments,
+    heat_map,
+    latency_figures,
+    trade_off_figures,
+)
+from llmcompress.summary.svg import printable
+from llmcompress.summary.table import NOT_MEASURED, lines, notes
+from llmcompress.wording import rate_text, size_text
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+_MARK = '<meta name="generator" content="llmcompress compare">'
+"""What a page of ours has near its start, and nothing of the user's."""
+_START = 2000
+
+
+def write_page(comparison: Comparison, path: str | Path) -> Path:
+    """Write the page by one rename; an earlier page of ours is replaced.
+
+    Raises:
+        UsageError: There is something else at ``path``, or no directory for it.
+        WriteError: The disk refuses; an earlier page is still there.
+    """
+    target = check_page_path(path)
+    content = page(comparison).encode("utf-8", "replace")
+    unfinished = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+    with write_errors(target):
+        try:
+            write_synced(unfinished, content)
+            unfinished.replace(target)
+            sync_directory(target.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return target
+
+
+def check_page_path(path: str | Path) -> Path:
+    """Whether a page may be written there; the absolute path.
+
+    Raises:
+        UsageError: There is something else, or no directory for it.
+        WriteError: What is there cannot be read.
+    """
+    target = Path(path).absolute()
+    elsewhere = "choose another file for the page"
+    if target.is_dir():
+        raise UsageError("is a directory", where=str(path), hint=f"name a file, such as {Path(path) / 'compare.html'}")
+    if target.exists() and not target.is_file():
+        raise UsageError("is no regular file", where=str(path), hint=elsewhere)
+    if not target.parent.is_dir():
+        raise UsageError("its directory does not exist", where=str(path), hint=f"mkdir -p {Path(path).parent}")
+    if target.exists():
+        with write_errors(target), target.open("rb") as file:
+            if _MARK.encode() not in file.read(_START):
+                raise UsageError("exists and is no page of llmcompress: it is left as it is", where=str(path),
+                                 hint=elsewhere)  # fmt: skip
+    return target
+
+
+def page(comparison: Comparison) -> str:
+    """The page as text: the same comparison gives the same text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    room = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(room),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Names of models, layers and files are not ours.
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    environment.filters.update(size=size_text, rate=rate_text, breakable=_breakable)
+    rows = comparison.rows
+    return environment.get_template("page.html.j2").render(
+        mark=Markup(_MARK),
+        style=Markup((room / "page.css").read_text(encoding="utf-8")),
+        comparison=comparison,
+        lines=lines(comparison),
+        notes=notes(comparison),
+        trade_offs=list(trade_off_figures(comparison)),
+        distributions=list(distribution_figures(comparison)),
+        latencies=list(latency_figures(comparison)),
+        heat_maps=[heat_map(row) for row in rows],
+        environments=environments(rows),
+        commands=commands(comparison),
+        kinds=KINDS,
+        members={basis.mark: [rows[number].name for number in basis.rows] for basis in comparison.bases},
+        not_measured=NOT_MEASURED,
+    )
+
+
+def _breakable(name: str) -> Markup:
+    """A dotted name that may be broken into lines after each dot and underscore."""
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(re.findall(r"[^._]*[._]?", printable(name)))

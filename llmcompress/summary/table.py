@@ -1,0 +1,245 @@
+"""A comparison as a table: the same texts in the terminal, in Markdown and on the page; raw numbers as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from llmcompress.report import BenchCase, Estimate
+from llmcompress.summary.comparability import Kind
+from llmcompress.summary.comparison import Comparison
+from llmcompress.summary.rows import FailedRow, Row
+from llmcompress.wording import interval_text, rate_text, shape_text, size_text
+
+NOT_MEASURED = "not measured"
+REFERENCE = "the reference"
+_WORDS: dict[Kind, str] = {"perplexity": "Perplexities", "kl_divergence": "KL divergences", "speed": "Speeds"}
+
+
+class Line(NamedTuple):
+    """One figure of every row."""
+
+    title: str
+    texts: tuple[str, ...]
+    numeric: bool = True
+
+
+def lines(comparison: Comparison) -> tuple[Line, ...]:
+    """The figures of all rows as texts; what cannot be compared with all others carries the mark of its basis."""
+    rows = comparison.rows
+    references = {number for basis in comparison.bases for number in basis.references}
+    lost = _marks(comparison, "kl_divergence")
+    perplexity = _marks(comparison, "perplexity")
+    speed = _marks(comparison, "speed")
+
+    def of_reference(number: int, row: Row) -> str:
+        return REFERENCE if number in references else NOT_MEASURED
+
+    def per_row(text: Callable[[int, Row], str]) -> tuple[str, ...]:
+        return tuple(text(number, row) for number, row in enumerate(rows))
+
+    def per_case(text: Callable[[BenchCase], str]) -> tuple[str, ...]:
+        return per_row(lambda number, row: (text(case) or NOT_MEASURED) if (case := _case(row)) else NOT_MEASURED)
+
+    return (
+        Line("recipe", per_row(lambda number, row: row.manifest.recipe.name), numeric=False),
+        Line("size", per_row(lambda number, row: size_text(row.manifest.size_bytes))),
+        Line("bits per weight", per_row(lambda number, row: f"{row.manifest.bits_per_weight:.2f}")),
+        Line(
+            "perplexity",
+            per_row(
+                lambda number, row: (
+                    interval_text(row.evaluation.model.perplexity.perplexity, ".4g") + perplexity.get(number, "")
+                    if row.evaluation
+                    else NOT_MEASURED
+                )
+            ),
+        ),
+        Line(
+            "KL divergence",
+            per_row(
+                lambda number, row: (
+                    ("" if row.divergence.exact else "at least ")
+                    + interval_text(row.divergence.kl_divergence, ".3g")
+                    + lost.get(number, "")
+                    if row.divergence
+                    else of_reference(number, row)
+                )
+            ),
+        ),
+        Line(
+            "top-1 agreement",
+            per_row(
+                lambda number, row: (
+                    interval_text(row.divergence.top1_agreement, ".1%") if row.divergence else of_reference(number, row)
+                )
+            ),
+        ),
+        Line(
+            "verdict",
+            per_row(lambda number, row: (row.evaluation and row.evaluation.verdict) or of_reference(number, row)),
+            numeric=False,
+        ),
+        Line("gate", per_row(lambda number, row: _gate(row)), numeric=False),
+        Line(
+            "shape",
+            per_row(
+                lambda number, row: shape_text(case) + speed.get(number, "") if (case := _case(row)) else NOT_MEASURED
+            ),
+        ),
+        Line("ttft", per_case(lambda case: f"{case.ttft_s.p50 * 1e3:.4g} ms")),
+        Line("tpot", per_case(lambda case: f"{case.tpot_s.p50 * 1e3:.4g} ms" if case.tpot_s else "")),
+        Line("prefill tokens/s", per_case(lambda case: rate_text(case.prefill_tokens_per_s))),
+        Line("decode tokens/s", per_case(lambda case: rate_text(case.decode_tokens_per_s))),
+        Line(
+            "peak memory",
+            per_row(lambda number, row: size_text(row.benchmark.peak_rss_bytes) if row.benchmark else NOT_MEASURED),
+        ),
+    )
+
+
+def notes(comparison: Comparison) -> tuple[str, ...]:
+    """What a reader has to know before comparing two figures, one sentence each."""
+    found = []
+    for kind, words in _WORDS.items():
+        bases = comparison.bases_of(kind)
+        if len(bases) > 1:
+            all_facts = [basis.facts for basis in bases]
+            kinds = "; ".join(f"[{basis.mark}] {_differing(basis.facts, all_facts)}" for basis in bases)
+            found.append(f"{words} are of {len(bases)} kinds that cannot be compared with each other: {kinds}.")
+    for row in comparison.rows:
+        found += [f"{row.name}: {name} {why}." for name, why in row.passed_over.items()]
+    return tuple(found)
+
+
+def markdown(comparison: Comparison) -> str:
+    """A table with a row for each artifact, a table of failures, and what cannot be compared, as GitHub renders it."""
+    parts = []
+    if comparison.rows:
+        table = lines(comparison)
+        parts.append(
+            _markdown_table(
+                ["model", *(line.title for line in table)],
+                [False, *(line.numeric for line in table)],
+                [[row.name, *(line.texts[number] for line in table)] for number, row in enumerate(comparison.rows)],
+            )
+        )
+    if comparison.failures:
+        cells = [[failed.name, str(failed.exit_code), failed.reason] for failed in comparison.failures]
+        parts.append(_markdown_table(["failed", "exit code", "reason"], [False, True, False], cells))
+    found = notes(comparison)
+    if found:
+        parts.append("\n".join(f"- {_escaped(note)}" for note in found) + "\n")
+    return "\n".join(parts)
+
+
+def csv_text(comparison: Comparison) -> str:
+    """One row for each artifact and each failure, raw numbers in SI units; empty where not measured.
+
+    Speed is that of the benchmark's first shape. Two figures of one kind can be compared where their ``_basis`` is the
+    same.
+    """
+    stream = io.StringIO()
+    records = [_record(comparison, number) for number in range(len(comparison.rows))]
+    records += [_failed_record(failed) for failed in comparison.failures]
+    writer = csv.DictWriter(stream, _CSV_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return stream.getvalue()
+
+
+_CSV_FIELDS = (
+    "name", "directory", "recipe", "size_bytes", "bits_per_weight",
+    "perplexity", "perplexity_low", "perplexity_high", "perplexity_basis",
+    "kl_divergence", "kl_divergence_low", "kl_divergence_high", "kl_divergence_exact", "kl_divergence_basis",
+    "kl_median", "kl_p90", "kl_p99", "kl_p999", "kl_max",
+    "top1_agreement", "top1_agreement_low", "top1_agreement_high", "verdict", "gate_passed",
+    "device", "threads", "batch_size", "depth", "prompt_tokens", "new_tokens",
+    "ttft_p50_s", "prefill_p50_tokens_per_s", "tpot_p50_s", "tpot_p90_s", "tpot_p99_s",
+    "decode_p50_tokens_per_s", "decode_std_tokens_per_s", "speed_basis", "peak_rss_bytes",
+    "failure", "exit_code",
+)  # fmt: skip
+
+
+def _record(comparison: Comparison, number: int) -> dict[str, Any]:
+    row = comparison.rows[number]
+    found: dict[str, Any] = {
+        "name": row.name,
+        "directory": row.directory,
+        "recipe": row.manifest.recipe.name,
+        "size_bytes": row.manifest.size_bytes,
+        "bits_per_weight": row.manifest.bits_per_weight,
+    }
+    if row.evaluation is not None:
+        found |= _estimate("perplexity", row.evaluation.model.perplexity.perplexity)
+        found |= {"verdict": row.evaluation.verdict, "gate_passed": row.evaluation.gate.passed}
+    lost = row.divergence
+    if lost is not None:
+        found |= _estimate("kl_divergence", lost.kl_divergence) | _estimate("top1_agreement", lost.top1_agreement)
+        found["kl_divergence_exact"] = lost.exact
+        found |= {name: getattr(lost, name) for name in ("kl_median", "kl_p90", "kl_p99", "kl_p999", "kl_max")}
+    case = _case(row)
+    if row.benchmark is not None and case is not None:
+        found |= {
+            name: getattr(case, name)
+            for name in ("device", "threads", "batch_size", "depth", "prompt_tokens", "new_tokens")
+        }
+        found |= {"ttft_p50_s": case.ttft_s.p50, "prefill_p50_tokens_per_s": case.prefill_tokens_per_s.p50}
+        if case.tpot_s is not None:
+            found |= {f"tpot_{name}_s": getattr(case.tpot_s, name) for name in ("p50", "p90", "p99")}
+        if case.decode_tokens_per_s is not None:
+            found |= {f"decode_{name}_tokens_per_s": getattr(case.decode_tokens_per_s, name) for name in ("p50", "std")}
+        found["peak_rss_bytes"] = row.benchmark.peak_rss_bytes
+    kinds: tuple[Kind, ...] = ("perplexity", "kl_divergence", "speed")
+    return found | {f"{kind}_basis": _mark(comparison, kind, number) for kind in kinds}
+
+
+def _failed_record(failed: FailedRow) -> dict[str, Any]:
+    return {"name": failed.name, "failure": failed.reason, "exit_code": failed.exit_code}
+
+
+def _estimate(name: str, estimate: Estimate) -> dict[str, float | None]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def _case(row: Row) -> BenchCase | None:
+    return row.benchmark.cases[0] if row.benchmark and row.benchmark.cases else None
+
+
+def _mark(comparison: Comparison, kind: Kind, number: int) -> str | None:
+    """The basis of one row's figure; of speed, that of the benchmark's first case."""
+    for basis in comparison.bases_of(kind):
+        if number in basis.rows and (kind != "speed" or basis.cases[basis.rows.index(number)] == 0):
+            return basis.mark
+    return None
+
+
+def _marks(comparison: Comparison, kind: Kind) -> dict[int, str]:
+    """`` [K1]`` for each row; empty where all rows with such a figure share one basis."""
+    found = {number: _mark(comparison, kind, number) for number in range(len(comparison.rows))}
+    marks = {number: mark for number, mark in found.items() if mark is not None}
+    return {number: f" [{mark}]" for number, mark in marks.items()} if len(set(marks.values())) > 1 else {}
+
+
+def _differing(facts: dict[str, str], others: Sequence[dict[str, str]]) -> str:
+    """Those of the facts that are not the same for all."""
+    differing = [f"{name} {value}" for name, value in facts.items() if any(o.get(name) != value for o in others)]
+    return ", ".join(differing)
+
+
+def _gate(row: Row) -> str:
+    return {True: "passed", False: "FAILED", None: NOT_MEASURED}[row.evaluation.gate.passed if row.evaluation else None]
+
+
+def _markdown_table(titles: Sequence[str], numeric: Sequence[bool], cells: Sequence[Sequence[str]]) -> str:
+    rows = [titles, ["---:" if right else "---" for right in numeric]]
+    rows += [[_escaped(cell) for cell in line] for line in cells]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _escaped(text: str) -> str:
+    """Text on one line in which nothing is markup, neither Markdown's nor HTML's."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~!&])", r"\\\1", " ".join(text.split()))
