@@ -18,7 +18,6 @@ from llmcompress.environment import quiet_libraries
 if TYPE_CHECKING:
     from llmcompress.artifact import verify
     from llmcompress.benchmarking import benchmark
-    from llmcompress.compression import compress
     from llmcompress.errors import (
         ArtifactError,
         DataError,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from llmcompress.integrations.modeling import OVModelForCausalLM
     from llmcompress.integrations.quantization_config import OVRecipeConfig
     from llmcompress.loaders import load
+    from llmcompress.pipeline import compress
     from llmcompress.recipe import BenchSpec, EvalSpec, Gate, Recipe, load_recipe
     from llmcompress.report import BenchReport, CompressionReport, EvalReport
     from llmcompress.summary import compare, write_page
@@ -94,7 +94,7 @@ _HOME = {
     "benchmark": "llmcompress.benchmarking",
     "check_conversion": "llmcompress.evaluation",
     "compare": "llmcompress.summary",
-    "compress": "llmcompress.compression",
+    "compress": "llmcompress.pipeline",
     "evaluate": "llmcompress.evaluation",
     "load": "llmcompress.loaders",
     "load_recipe": "llmcompress.recipe",

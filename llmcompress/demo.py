@@ -49,9 +49,9 @@ def run(output_dir: str | Path, *, progress: Reporter = silent) -> DemoReport:
     """
     quiet_libraries()
     from llmcompress.benchmarking import benchmark
-    from llmcompress.compression import compress
     from llmcompress.evaluation import evaluate
     from llmcompress.loaders import load
+    from llmcompress.pipeline import compress
 
     loaded = load(CHECKPOINT, progress=progress)
     made = []

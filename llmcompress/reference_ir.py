@@ -35,7 +35,7 @@ def reference_ir(
     # The last part is what reports call the model.
     output = cache_dir() / "reference-ir" / key / f"{(found.id or found.path.name).rsplit('/', 1)[-1]}-none-ov"
     if not output.exists():
-        from llmcompress.compression import compress
+        from llmcompress.pipeline import compress
 
         compress(
             source,

@@ -374,7 +374,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
 def test_the_worker_takes_what_it_is_given() -> None:
     import inspect
 
-    from llmcompress.compression import compress
+    from llmcompress.pipeline import compress
 
     given = {"source", "recipe", "output_dir", "revision", "trust_remote_code", "offline", "overwrite"}
     assert given | {"allow_nonfinite", "tokenizer", "progress"} <= set(inspect.signature(compress).parameters)

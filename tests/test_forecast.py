@@ -344,7 +344,7 @@ def test_codebooks() -> None:
 
 WATCHED_RUN = """
 import sys
-from llmcompress.compression.pipeline import compress
+from llmcompress.pipeline import compress
 compress(sys.argv[1], sys.argv[2], sys.argv[3], offline=True)
 """
 
@@ -379,7 +379,7 @@ def test_peak_memory_of_a_real_run(model_type: str, dtype: str, recipe: str, tmp
 @pytest.mark.parametrize(("name", "mode"), [("int8-ptq", "int8_sym"), ("fp8-ptq", "fp8_e4m3")])
 def test_quantized_activations(name: str, mode: str, tmp_path: Path) -> None:
     """The weights are predicted as they become, and the memory that NNCF takes is in the peak."""
-    from llmcompress.compression import compress
+    from llmcompress.pipeline import compress
     from llmcompress.recipe import load_recipe
 
     text = tmp_path / "text.txt"

@@ -18,6 +18,7 @@ NAMES = [
     "int4-sym",
     "int8",
     "int8-ptq",
+    "int8-ptq-accuracy",
     "int8-sym",
     "mxfp4",
     "nf4",
@@ -68,7 +69,7 @@ def test_does_what_its_name_says(name: str, mode: str, group_size: int, methods:
 
 def test_only_the_data_aware_ones_name_a_dataset_and_pin_it() -> None:
     with_data = {recipe.name: recipe.calibration for recipe in packaged_recipes() if recipe.calibration}
-    assert set(with_data) == {"fp8-ptq", "int4-awq-se", "int4-gptq", "int8-ptq"}
+    assert set(with_data) == {"fp8-ptq", "int4-awq-se", "int4-gptq", "int8-ptq", "int8-ptq-accuracy"}
     for calibration in with_data.values():
         assert calibration.dataset == "Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3"
         assert (calibration.subset, calibration.split) == ("wikitext-2-raw-v1", "train")

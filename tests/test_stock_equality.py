@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from llmcompress.compression.pipeline import compress
 from llmcompress.loaders import LoadedModel, load
+from llmcompress.pipeline import compress
 from llmcompress.recipe import Recipe, load_recipe
 
 CHECKPOINTS = ("ref_model", pytest.param("demo_checkpoint", marks=pytest.mark.slow))

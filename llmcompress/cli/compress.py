@@ -88,7 +88,7 @@ def compress(
         **access,
     }
     try:
-        report = run_watched("llmcompress.compression:compress", options, verbose=verbose)
+        report = run_watched("llmcompress.pipeline:compress", options, verbose=verbose)
     except LlmcompressError:
         # A worker that was killed could not clean up.
         remove_leftovers(output_dir)

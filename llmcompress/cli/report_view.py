@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llmcompress.compression.forecast import PlannedLayer
-    from llmcompress.report import ActivationRecord, CompressionReport, LayerRecord
+    from llmcompress.report import AccuracyRecord, ActivationRecord, CompressionReport, LayerRecord
 
 _TOKENIZER = {"equal": "converted, compared equal", "none": "left out; GenAI cannot open the output"}
 _CHAT_TEMPLATE = {
@@ -40,7 +40,13 @@ def print_report(report: CompressionReport, *, source: str, output_dir: Path, st
     recipe = report.recipe.name + (f": {report.recipe.description}" if report.recipe.description else "")
     model = f"{report.provenance.architecture}, {count_text(report.num_parameters)} parameters"
     console = stdout()
-    activations = {} if report.activations is None else {"Activations": _activations_text(report.activations)}
+    activations = {}
+    accuracy = None
+    if report.activations is not None:
+        activations["Activations"] = _activations_text(report.activations)
+        accuracy = report.activations.accuracy
+    if accuracy is not None:
+        activations["Accuracy control"] = _accuracy_text(accuracy)
     console.print(
         facts_table(
             {
@@ -59,6 +65,9 @@ def print_report(report: CompressionReport, *, source: str, output_dir: Path, st
     )
     console.print()
     console.print(layers_table(report.layers))
+    if accuracy is not None and accuracy.reverted:
+        console.print()
+        console.print(_reverted_table(accuracy))
     if stages:
         console.print()
         console.print(_stages_table(report))
@@ -77,6 +86,31 @@ def _activations_text(activations: ActivationRecord) -> str:
     total = sum(activations.executed.values())
     executed = f"{activations.device} executes {activations.num_executed_low} of {total} in 8 bits"
     return f"{activations.mode}: {counts}; {executed}"
+
+
+def _accuracy_text(accuracy: AccuracyRecord) -> str:
+    num_operations = sum(len(group.operations) for group in accuracy.reverted)
+    kept = "kept" if accuracy.met else "NOT kept"
+    return (
+        f"{kept}: {accuracy.metric} lost {accuracy.drop:.4g} of {accuracy.max_drop:.4g} allowed, "
+        f"{accuracy.drop_quantized:.4g} with everything quantized; {num_operations} operations back in floating point "
+        f"({accuracy.validation.num_windows} held-out windows of {accuracy.validation.dataset})"
+    )
+
+
+def _reverted_table(accuracy: AccuracyRecord) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("Back in floating point", overflow="fold")
+    for name in ("Costs", "Lost before", "Lost after"):
+        table.add_column(name, justify="right")
+    for group in accuracy.reverted:
+        names = ", ".join(name.removeprefix("__module.").split("/")[0] for name in group.operations)
+        before, after = (f"{drop:.4g}" for drop in (group.drop_before, group.drop_after))
+        table.add_row(names or "quantizers alone", size_text(group.added_bytes), before, after)
+    return table
 
 
 def layers_table(layers: Iterable[LayerRecord | PlannedLayer]) -> Table:

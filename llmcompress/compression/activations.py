@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llmcompress.compression.accuracy_control import quantize_with_accuracy_control
 from llmcompress.compression.nncf_runs import (
     mark_as_optimized,
     model_inputs,
@@ -13,60 +14,83 @@ from llmcompress.compression.nncf_runs import (
 )
 from llmcompress.errors import DataError
 from llmcompress.loaders.graph import keep_alive, memory_owners
-from llmcompress.progress import Reporter, silent
+from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Quantization
+from llmcompress.report import AccuracyRecord
 from llmcompress.runtime import PINNED, compile_model
 
 if TYPE_CHECKING:
     import numpy as np
     import openvino as ov
 
+    from llmcompress.compression.accuracy_control import MakeMetric
+    from llmcompress.data import Windows
+
 FP8_MODES = {"fp8_e4m3": "FP8_E4M3", "fp8_e5m2": "FP8_E5M2"}
 
 
 def quantize_activations(
-    model: ov.Model, quantization: Quantization, token_ids: np.ndarray, *, progress: Reporter = silent
-) -> ov.Model:
-    """Quantize, exactly as stock NNCF does with the same options, and return a new model.
+    model: ov.Model,
+    quantization: Quantization,
+    windows: Windows,
+    make_metric: MakeMetric,
+    *,
+    progress: Reporter = silent,
+) -> tuple[ov.Model, AccuracyRecord | None]:
+    """Quantize, without accuracy control exactly as stock NNCF does with the same options, and return a new model.
 
     Args:
         model: A stateful decoder; weights that are compressed already keep their format.
-        quantization: What to do, without accuracy control.
-        token_ids: Calibration windows, int64 ``[num_windows, seq_len]``; the cache is emptied before each.
+        quantization: What to do.
+        windows: For calibration, and held out for accuracy control; the cache is emptied before each.
+        make_metric: Makes the metric that accuracy control goes by.
+
+    Returns:
+        The model, and what accuracy control did.
 
     Raises:
         ModelError: NNCF cannot apply these settings to this graph.
-        DataError: the model gives numbers that are not finite on the first window.
+        DataError: the model gives numbers that are not finite.
+        GateError: accuracy control cannot keep what it must.
     """
     import nncf
 
-    samples = list(model_inputs(model, token_ids))
-    _check_finite(model, samples[0])
+    samples = list(model_inputs(model, windows.token_ids))
+    _check_finite(model, samples, progress)
     arguments = quantize_arguments(quantization, num_windows=len(samples))
     explained = refusals_explained(
         where=f"activations.mode {quantization.mode}",
         hint="change the recipe's activations, or name the operations in activations.ignored_scope",
     )
+    accuracy = None
     with explained, progress_reported(progress):
-        quantized = nncf.quantize(model, nncf.Dataset(samples), **arguments)
+        if quantization.accuracy_control is None:
+            quantized = nncf.quantize(model, nncf.Dataset(samples), **arguments)
+        else:
+            quantized, accuracy = quantize_with_accuracy_control(
+                model, quantization.accuracy_control, windows, make_metric, arguments
+            )
     # What stays in floating point is still the memory of the source.
     keep_alive(quantized, memory_owners(model))
     mark_as_optimized(quantized)
-    return quantized
+    return quantized, accuracy
 
 
-def _check_finite(model: ov.Model, sample: dict[str, np.ndarray]) -> None:
+def _check_finite(model: ov.Model, samples: list[dict[str, np.ndarray]], progress: Reporter) -> None:
     """NNCF would take ranges of NaN without a word."""
     import numpy as np
 
-    request = compile_model(model, "CPU", PINNED).create_infer_request()
-    logits = request.infer(sample)["logits"]
-    if not np.isfinite(logits).all():
-        raise DataError(
-            "the model gives NaN or infinite logits on the first calibration window: no ranges can be measured",
-            where="calibration",
-            hint="check the model with `llmcompress eval`, and the text for tokens that it does not know",
-        )
+    compiled = compile_model(model, "CPU", PINNED)
+    for number, sample in enumerate(samples, 1):
+        logits = compiled.create_infer_request().infer(sample)["logits"]
+        if not np.isfinite(logits).all():
+            raise DataError(
+                f"the model gives NaN or infinite logits on calibration window {number} of {len(samples)}: no ranges "
+                "can be measured",
+                where="calibration",
+                hint="check the model with `llmcompress eval`, and the text for tokens that it does not know",
+            )
+        progress(Progress("check the activations", number, len(samples)))
 
 
 def quantize_arguments(quantization: Quantization, *, num_windows: int) -> dict[str, Any]:

@@ -1,13 +1,70 @@
-"""What a target device accepts, checked in the layers of the produced graph."""
+"""What a target device accepts: tried on it before the work, and checked in the layers of the produced graph."""
 
 from __future__ import annotations
 
-from llmcompress.errors import RecipeError
+from typing import TYPE_CHECKING
+
+from llmcompress.compression.quantized_operations import EXECUTED_AS, LOW_PRECISIONS
+from llmcompress.errors import RecipeError, UsageError
 from llmcompress.recipe import Recipe
 from llmcompress.recipe.recipe import NPU_GROUP_SIZES
 from llmcompress.report import LayerRecord
+from llmcompress.runtime import compile_model, executed_precisions
+
+if TYPE_CHECKING:
+    import openvino as ov
 
 NPU_MODES = ("int4_sym", "int8_sym", "int8_asym", "f16", "bf16", "f32")
+
+
+FLOAT8 = {"fp8_e4m3": "f8e4m3", "fp8_e5m2": "f8e5m2"}
+
+
+def check_executed(recipe: Recipe) -> None:
+    """Refuse quantized activations that the recipe's target, where this machine has it, computes in floating point.
+
+    Tried on one small layer. Without a named target the recipe may be for another machine.
+
+    Raises:
+        RecipeError: The device refuses them, or gains nothing by them.
+    """
+    import openvino as ov
+
+    device = recipe.target.upper()
+    available = {name.split(".")[0] for name in ov.Core().available_devices}
+    if recipe.activations is None or device not in available:
+        return
+    mode = recipe.activations.mode
+    try:
+        executed = executed_precisions(compile_model(_quantized_layer(mode), device, {}))
+        found = {precision for kind, precision in executed if kind in EXECUTED_AS}
+        problem = f"computes in {', '.join(sorted(found))} what is quantized so" if not found & LOW_PRECISIONS else ""
+    except UsageError as error:
+        problem = f"refuses such a layer: {error.message}"
+    if problem:
+        raise RecipeError(
+            f"mode {mode} is not what target {recipe.target} runs: the {device} of this machine {problem}",
+            where=f"recipe {recipe.name}: activations.mode",
+            hint="take another mode, or write target: any to make it for another machine",
+        )
+
+
+def _quantized_layer(mode: str) -> ov.Model:
+    """A linear layer as NNCF quantizes it."""
+    import numpy as np
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    def quantized(value: ov.Node) -> ov.Node:
+        if mode in FLOAT8:
+            return ops.fake_convert(value, ops.constant([1.0], ov.Type.f32), destination_type=FLOAT8[mode])
+        low, high = ops.constant(np.float32(-1)), ops.constant(np.float32(127 / 128))
+        return ops.fake_quantize(value, low, high, low, high, 256)
+
+    activations = ops.parameter(ov.PartialShape([-1, 64]), ov.Type.f32)
+    weights = ops.constant(np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64))
+    product = ops.matmul(quantized(activations), quantized(weights), False, True)
+    return ov.Model([ops.result(product)], [activations], "layer")
 
 
 def check_target(recipe: Recipe, layers: tuple[LayerRecord, ...]) -> None:

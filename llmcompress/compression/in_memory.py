@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.artifact import write_errors
-from llmcompress.compression.contract import check_target
+from llmcompress.compression.contract import check_executed, check_target
 from llmcompress.compression.forecast import forecast, require_fits
 from llmcompress.compression.layers import CODEBOOKS, layer_table
 from llmcompress.compression.quantized_operations import activation_record
 from llmcompress.compression.statistics_cache import statistics, uses_statistics
-from llmcompress.errors import ModelError, RecipeError
+from llmcompress.errors import ModelError
 from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.checking import weights_checked
 from llmcompress.loaders.graph import is_compressed
@@ -21,12 +21,13 @@ from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights, longest_context
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Recipe
-from llmcompress.report import ActivationRecord, CalibrationRecord, LayerRecord
+from llmcompress.report import AccuracyRecord, ActivationRecord, CalibrationRecord, LayerRecord
 from llmcompress.stages import Stages
 
 if TYPE_CHECKING:
     import openvino as ov
 
+    from llmcompress.compression.accuracy_control import MakeMetric
     from llmcompress.data import Windows
 
 
@@ -60,6 +61,7 @@ def compress_in_memory(
     offline: bool = False,
     allow_nonfinite: bool = False,
     tokenizer: bool = True,
+    make_metric: MakeMetric,
     stages: Stages,
     progress: Reporter = silent,
 ) -> CompressedModel:
@@ -73,13 +75,14 @@ def compress_in_memory(
         offline: Take calibration data from local files and caches only.
         allow_nonfinite: Go on when a weight is NaN or infinite.
         tokenizer: Load the tokenizer, and fail where there is none.
+        make_metric: Makes the metric that accuracy control goes by.
         stages: Where time and memory are noted.
         progress: Told of every stage.
 
     Raises: as ``compress``, apart from what concerns the output directory.
     """
     found = source.source if isinstance(source, LoadedModel) else source
-    _refuse_unavailable(recipe)
+    check_executed(recipe)
     with weights_checked(allow_nonfinite=allow_nonfinite, progress=progress) as check:
         checked = None
         if not isinstance(source, LoadedModel):
@@ -112,14 +115,14 @@ def compress_in_memory(
                     progress=progress,
                 )
         with stages.stage("compress"):
-            loaded = _carried_out(loaded, recipe, windows, progress)
+            loaded, accuracy = _carried_out(loaded, recipe, windows, make_metric, progress)
             # Where the plugin reads them.
             for name, value in recipe.runtime.properties().items():
                 loaded.model.set_rt_info(value, ["runtime_options", name])
             modes = [weights.mode for weights in recipe.weight_passes]
             layers = layer_table(loaded.model, next((mode for mode in modes if mode in CODEBOOKS), None))
             check_target(recipe, layers)
-            activations = activation_record(loaded.model, recipe.activations) if recipe.activations else None
+            activations = activation_record(loaded.model, recipe.activations, accuracy) if recipe.activations else None
     return CompressedModel(
         loaded=loaded,
         recipe=recipe,
@@ -129,15 +132,6 @@ def compress_in_memory(
         activations=activations,
         stages=stages,
     )
-
-
-def _refuse_unavailable(recipe: Recipe) -> None:
-    if recipe.activations is not None and recipe.activations.accuracy_control is not None:
-        raise RecipeError(
-            "is not carried out by this version",
-            where=f"recipe {recipe.name}: activations.accuracy_control",
-            hint="remove it, and judge the result with `llmcompress eval` and a gate",
-        )
 
 
 def _refuse_quantized(found: Source, recipe: Recipe) -> None:
@@ -163,12 +157,21 @@ def _windows(found: Source, recipe: Recipe, tokenizer: Any, offline: bool) -> Wi
         return None
     from llmcompress.data import calibration_windows
 
-    return calibration_windows(recipe.calibration, tokenizer, offline=offline, max_seq_len=longest_context(found))
+    control = recipe.activations.accuracy_control if recipe.activations else None
+    return calibration_windows(
+        recipe.calibration,
+        tokenizer,
+        num_held_out=control.num_samples if control else 0,
+        offline=offline,
+        max_seq_len=longest_context(found),
+    )
 
 
-def _carried_out(loaded: LoadedModel, recipe: Recipe, windows: Windows | None, progress: Reporter) -> LoadedModel:
+def _carried_out(
+    loaded: LoadedModel, recipe: Recipe, windows: Windows | None, make_metric: MakeMetric, progress: Reporter
+) -> tuple[LoadedModel, AccuracyRecord | None]:
     if recipe.method == "none":
-        return loaded
+        return loaded, None
     if is_compressed(loaded.model):
         raise ModelError(
             "the model is already compressed; compressing it again would add to its error unseen",
@@ -192,7 +195,6 @@ def _carried_out(loaded: LoadedModel, recipe: Recipe, windows: Windows | None, p
                 progress=progress,
             )
     if recipe.activations is None or windows is None:
-        return loaded
-    return replace(
-        loaded, model=quantize_activations(loaded.model, recipe.activations, windows.token_ids, progress=progress)
-    )
+        return loaded, None
+    model, accuracy = quantize_activations(loaded.model, recipe.activations, windows, make_metric, progress=progress)
+    return replace(loaded, model=model), accuracy

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from llmcompress.loaders.graph import is_constant
 from llmcompress.recipe import Quantization
-from llmcompress.report import ActivationRecord, FloatOperation, OperationCount
+from llmcompress.report import AccuracyRecord, ActivationRecord, FloatOperation, OperationCount
 from llmcompress.runtime import compile_model, executed_precisions
 
 if TYPE_CHECKING:
@@ -21,12 +21,15 @@ EXECUTED_AS = {"MatMul", "FullyConnected", "Convolution"}
 LOW_PRECISIONS = {"i8", "u8", "f8e4m3", "f8e5m2"}
 
 
-def activation_record(model: ov.Model, quantization: Quantization) -> ActivationRecord:
+def activation_record(
+    model: ov.Model, quantization: Quantization, accuracy: AccuracyRecord | None = None
+) -> ActivationRecord:
     """Count the operations with quantized inputs, and those that the CPU executes in low precision.
 
     Args:
         model: With quantized activations.
         quantization: What was asked for.
+        accuracy: What accuracy control did.
 
     Raises:
         UsageError: the CPU refuses the model.
@@ -34,6 +37,7 @@ def activation_record(model: ov.Model, quantization: Quantization) -> Activation
     quantized: Counter[str] = Counter()
     in_float: list[FloatOperation] = []
     num_quantizers = 0
+    reverted = {name for group in accuracy.reverted for name in group.operations} if accuracy else set()
     for op in model.get_ordered_ops():
         kind = op.get_type_name()
         num_quantizers += kind in QUANTIZERS and not is_constant(op.input_value(0).get_node())
@@ -42,7 +46,9 @@ def activation_record(model: ov.Model, quantization: Quantization) -> Activation
         if all(_quantized_inputs(op)):
             quantized[kind] += 1
         else:
-            in_float.append(FloatOperation(name=op.get_friendly_name(), type=kind, reason=_reason(op, quantization)))
+            name = op.get_friendly_name()
+            reason = "accuracy_control" if name in reverted else _reason(op, quantization)
+            in_float.append(FloatOperation(name=name, type=kind, reason=reason))
     left = Counter(operation.type for operation in in_float)
     executed = executed_precisions(compile_model(model, "CPU", {}))
     computing = Counter(precision for (kind, precision) in executed.elements() if kind in EXECUTED_AS)
@@ -58,6 +64,7 @@ def activation_record(model: ov.Model, quantization: Quantization) -> Activation
         device="CPU",
         num_executed_low=sum(count for precision, count in computing.items() if precision in LOW_PRECISIONS),
         executed=dict(sorted(computing.items())),
+        accuracy=accuracy,
     )
 
 

@@ -31,6 +31,8 @@ class Windows:
 
     token_ids: NDArray[np.int64]
     record: CalibrationRecord
+    held_out: Windows | None = None
+    """Windows of the same text that are not among these."""
 
 
 class _Piece(NamedTuple):
@@ -45,7 +47,12 @@ class _Frame(NamedTuple):
 
 
 def calibration_windows(
-    calibration: Calibration, tokenizer: Any, *, offline: bool = False, max_seq_len: int | None = None
+    calibration: Calibration,
+    tokenizer: Any,
+    *,
+    num_held_out: int = 0,
+    offline: bool = False,
+    max_seq_len: int | None = None,
 ) -> Windows:
     """Tokenise the calibration dataset and take ``num_samples`` windows of exactly ``seq_len`` tokens.
 
@@ -63,6 +70,7 @@ def calibration_windows(
     Args:
         calibration: What to take; its local file, if it names one, is ``calibration.dataset_path()``.
         tokenizer: A transformers tokenizer.
+        num_held_out: Further windows to draw as ``held_out``, none with the tokens of a calibration window.
         offline: Take a Hub dataset from the local cache only.
         max_seq_len: The model's longest context in tokens, when known.
 
@@ -90,7 +98,7 @@ def calibration_windows(
         pieces, complete = _sample(len(rows.values), document, generator, budget, piece_chars)
         stream = _tokenise(pieces, tokenizer, frame)
         available = len(stream) // seq_len
-        if available >= wanted or complete:
+        if available >= wanted + num_held_out or complete:
             break
         budget *= 4
     if available < wanted:
@@ -99,17 +107,33 @@ def calibration_windows(
             where=rows.where,
             hint=f"take more text, or set {_affordable(available, len(stream))}",
         )
+    cut = stream[: available * seq_len].reshape(available, seq_len)
     chosen = generator.choice(available, size=wanted, replace=False)
-    token_ids = stream[: available * seq_len].reshape(available, seq_len)[chosen]
-    token_ids.flags.writeable = False
-    record = CalibrationRecord(
-        dataset=rows.where,
-        num_windows=wanted,
-        seq_len=seq_len,
-        seed=calibration.seed,
-        token_ids_sha256=token_ids_sha256(token_ids),
-    )
-    return Windows(token_ids, record)
+
+    def windows(token_ids: NDArray[np.int64], held_out: Windows | None = None) -> Windows:
+        token_ids.flags.writeable = False
+        record = CalibrationRecord(
+            dataset=rows.where,
+            num_windows=len(token_ids),
+            seq_len=seq_len,
+            seed=calibration.seed,
+            token_ids_sha256=token_ids_sha256(token_ids),
+        )
+        return Windows(token_ids, record, held_out)
+
+    if not num_held_out:
+        return windows(cut[chosen])
+    taken = {window.tobytes() for window in cut[chosen]}
+    # A text may say the same twice.
+    others = [number for number in range(available) if cut[number].tobytes() not in taken]
+    if len(others) < num_held_out:
+        raise DataError(
+            f"the text gives {len(others)} windows of {seq_len} tokens besides the {wanted} for calibration, "
+            f"{num_held_out} are to be held out",
+            where=rows.where,
+            hint="take more text, or set fewer of calibration.num_samples or accuracy_control.num_samples",
+        )
+    return windows(cut[chosen], windows(cut[generator.choice(others, size=num_held_out, replace=False)]))
 
 
 def _affordable(available: int, num_tokens: int) -> str:

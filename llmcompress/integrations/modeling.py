@@ -17,9 +17,10 @@ from transformers import AutoConfig, GenerationConfig
 
 from llmcompress.artifact import staging
 from llmcompress.compression.in_memory import CompressedModel, compress_in_memory
-from llmcompress.compression.pipeline import inputs, write
+from llmcompress.compression.output import inputs, write
 from llmcompress.environment import quiet_libraries
 from llmcompress.errors import UsageError
+from llmcompress.evaluation.accuracy import accuracy_metric
 from llmcompress.integrations.quantization_config import OVRecipeConfig
 from llmcompress.loaders.generation import save_generation_config
 from llmcompress.loaders.graph import nncf_records
@@ -217,6 +218,7 @@ def _in_memory(
             offline=options.local_files_only,
             allow_nonfinite=options.allow_nonfinite,
             tokenizer=options.tokenizer,
+            make_metric=accuracy_metric,
             stages=stages,
         )
         stages.pause()

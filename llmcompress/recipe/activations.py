@@ -12,10 +12,32 @@ from llmcompress.recipe.weights import IgnoredScope
 
 
 class AccuracyControl(Part):
-    """Layers go back to full precision until the metric lost no more than ``max_drop``, in the metric's unit."""
+    """Operations go back to floating point until the metric lost no more than ``max_drop`` on held-out windows.
+
+    Those are of the calibration's text and length, and none of them is a calibration window. The model is compared
+    with itself before its activations were quantized.
+    """
 
     metric: Literal["kl_divergence", "perplexity", "top1_agreement"]
     max_drop: Annotated[float, Field(gt=0)]
+    """In the metric's unit: nats per token, perplexity, share of tokens (0.01 is one in a hundred)."""
+    num_samples: Annotated[int, Field(ge=1)] = 32
+    """Held-out windows."""
+    ranking_num_samples: Annotated[int, Field(ge=1)] | None = None
+    """Windows of these that decide which operation costs most; None: all."""
+    max_num_iterations: Annotated[int, Field(ge=1)] | None = None
+    """Groups of operations that are tried at most; None: all."""
+    keep_best: bool = False
+    """Keep the best model where ``max_drop`` cannot be met, instead of none."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.ranking_num_samples is not None and self.ranking_num_samples > self.num_samples:
+            problem = f"is more than num_samples {self.num_samples}"
+            raise contradiction(Refusal("ranking_num_samples", problem, "take as many or fewer"))
+        if self.metric == "top1_agreement" and self.max_drop >= 1:
+            raise contradiction(Refusal("max_drop", "is a share of tokens and has no effect from 1 on", "take 0.01"))
+        return self
 
 
 class Quantization(Part):

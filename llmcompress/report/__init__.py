@@ -13,12 +13,14 @@ from llmcompress.report.benchmark import (
     Steadiness,
 )
 from llmcompress.report.compression import (
+    AccuracyRecord,
     ActivationRecord,
     CalibrationRecord,
     CompressionReport,
     FloatOperation,
     LayerRecord,
     OperationCount,
+    RevertRecord,
 )
 from llmcompress.report.evaluation import (
     Check,
@@ -40,6 +42,7 @@ from llmcompress.report.evaluation import (
 from llmcompress.report.record import EnvironmentRecord, FileRecord, Measured, Provenance, Record, StageTime
 
 __all__ = [
+    "AccuracyRecord",
     "ActivationRecord",
     "BenchCase",
     "BenchReport",
@@ -70,6 +73,7 @@ __all__ = [
     "Provenance",
     "Ratio",
     "Record",
+    "RevertRecord",
     "Roofline",
     "StageTime",
     "Stats",

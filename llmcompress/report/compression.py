@@ -50,6 +50,35 @@ class FloatOperation(Record):
     reason: str
 
 
+class RevertRecord(Record):
+    """Operations that went back to floating point together, since they share quantizers."""
+
+    operations: tuple[str, ...]
+    added_bytes: int
+    """What their weights take more than in 8 bits."""
+    drop_before: float
+    drop_after: float
+    """With these and all reverted before them in floating point."""
+
+
+class AccuracyRecord(Record):
+    """What accuracy control did: drops of the metric on held-out windows, in its unit."""
+
+    metric: str
+    max_drop: float
+    met: bool
+    validation: CalibrationRecord
+    """The held-out windows."""
+    reference: float
+    """The metric before activations were quantized."""
+    drop_quantized: float
+    """With everything quantized."""
+    drop: float
+    """Of the model that was written."""
+    reverted: tuple[RevertRecord, ...]
+    """In the order in which they were reverted."""
+
+
 class ActivationRecord(Record):
     """What quantizing activations came to: in the graph, and on the device."""
 
@@ -64,6 +93,8 @@ class ActivationRecord(Record):
     """Matrix multiplications that the plugin executes in 8 bits; a quantizer before any other only costs."""
     executed: dict[str, int]
     """Matrix multiplications that the plugin executes, by the precision it computes in."""
+    accuracy: AccuracyRecord | None = None
+    """None without accuracy control."""
 
 
 class CompressionReport(Record):

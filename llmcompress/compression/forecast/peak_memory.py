@@ -30,6 +30,8 @@ DATA_AWARE_BYTES_PER_PARAMETER = 2
 
 QUANTIZE_BYTES_PER_PARAMETER = 20
 """Models compiled in f32, and NNCF's copies of the weights, while activations are quantized."""
+ACCURACY_BYTES_PER_PARAMETER = 3
+"""What searching for operations to revert holds besides: the first weights, and one more model at a time."""
 
 
 class PeakMemory(NamedTuple):
@@ -55,7 +57,8 @@ def peak_memory(inventory: Inventory, recipe: Recipe, size_bytes: int) -> PeakMe
     pages = inventory.checkpoint_bytes
     moments = [(traced + inventory.merged_bytes + inventory.cast_bytes + inventory.rewritten_bytes, pages)]
     if recipe.activations is not None:
-        moments.append((traced + copies + inventory.num_parameters * QUANTIZE_BYTES_PER_PARAMETER, pages))
+        quantizing = traced + copies + inventory.num_parameters * QUANTIZE_BYTES_PER_PARAMETER
+        moments.append((quantizing + _accuracy_control(inventory, recipe), pages))
     if recipe.weights is None:
         moments.append((traced + copies, pages))
     else:
@@ -76,6 +79,17 @@ def peak_memory(inventory: Inventory, recipe: Recipe, size_bytes: int) -> PeakMe
         total=max(own + file_pages for own, file_pages in moments) + LIBRARY_PAGES,
         required=max(own for own, _ in moments) + HOT_LIBRARY_PAGES,
     )
+
+
+def _accuracy_control(inventory: Inventory, recipe: Recipe) -> int:
+    """The search, and for a divergence the reference's f32 logits of all held-out windows."""
+    control = recipe.activations.accuracy_control if recipe.activations else None
+    if control is None or recipe.calibration is None:
+        return 0
+    searched = inventory.num_parameters * ACCURACY_BYTES_PER_PARAMETER
+    vocabulary = max((w.shape[0] for w in inventory.weights if w.kind == "embedding"), default=0)
+    by_logits = control.metric == "kl_divergence"
+    return searched + by_logits * 4 * control.num_samples * recipe.calibration.seq_len * vocabulary
 
 
 def _gptq_inputs(inventory: Inventory, recipe: Recipe) -> int:

@@ -194,6 +194,8 @@ def _notes(source: Source, recipe: Recipe, passes: Sequence[WeightCompression], 
         notes.append("the checkpoint is quantized already: the prediction is that of its unquantized model")
     if recipe.activations is not None:
         notes.append("the ranges and scales of activations, which add little to the size, are not predicted")
+        if recipe.activations.accuracy_control is not None:
+            notes.append("what accuracy control gives back to floating point is not predicted: it adds to the size")
     return notes
 
 

@@ -1,0 +1,114 @@
+"""The metric that accuracy control goes by: a compiled decoder and held-out windows in, one number out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmcompress.errors import DataError
+from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, TARGETS, add_scores, vocabulary_size
+from llmcompress.evaluation.statistics import exact_kl
+from llmcompress.runtime import PINNED, compile_model, decoder_inputs, input_names
+
+if TYPE_CHECKING:
+    import numpy as np
+    import openvino as ov
+    from numpy.typing import NDArray
+
+    Window = NDArray[np.int64]
+    AccuracyMetric = Callable[[ov.CompiledModel, Iterable[Window]], tuple[float, list[float]]]
+
+
+def accuracy_metric(name: str, reference: ov.Model, windows: Sequence[Window]) -> AccuracyMetric:
+    """A function that says how good a compiled decoder is on some of the windows, and on each of them alone.
+
+    Higher is better: minus the perplexity, 1 minus the KL divergence from the reference in nats per token, or the
+    share of tokens whose likeliest next token is the reference's. Each window goes through in one call from an empty
+    cache, every token after its first is scored. The reference runs once, in f32.
+
+    Args:
+        name: ``perplexity``, ``kl_divergence`` or ``top1_agreement``.
+        reference: A stateful decoder.
+        windows: int64 ``[seq_len]`` each, all of one length; for the divergence the reference's logits of all are
+            kept, float32 ``[seq_len - 1, vocabulary]`` each.
+
+    Raises:
+        DataError: The reference gives numbers that are not finite.
+        UsageError: The CPU refuses the reference.
+    """
+    import numpy as np
+
+    compiled = compile_model(reference, "CPU", PINNED)
+    score = _scorer(vocabulary_size(reference))
+    references: dict[bytes, NDArray[np.float32]] = {}
+    for number, window in enumerate(windows, 1):
+        logits = _logits(compiled, window)
+        if not np.isfinite(logits).all():
+            raise DataError(
+                f"{name} cannot be computed: the uncompressed model gives NaN or infinite logits on held-out window "
+                f"{number} of {len(windows)}",
+                where="accuracy_control",
+                hint="check the model with `llmcompress eval`, and the text for tokens that it does not know",
+            )
+        references[window.tobytes()] = logits if name == "kl_divergence" else logits.argmax(axis=1)
+
+    def values(model: ov.CompiledModel, window: Window) -> float:
+        logits = _logits(model, window)
+        known = references[window.tobytes()]
+        if name == "top1_agreement":
+            return float((logits.argmax(axis=1) == known).mean())
+        # For the perplexity any finite reference will do.
+        scores = score(logits, known if name == "kl_divergence" else logits, window)
+        value = float(np.mean(exact_kl(scores) if name == "kl_divergence" else scores["nll"]))
+        return value if math.isfinite(value) else math.inf
+
+    def metric(model: ov.CompiledModel, chosen: Iterable[Window]) -> tuple[float, list[float]]:
+        found = [values(model, window) for window in chosen]
+        as_metric = _AS_METRIC[name]
+        return as_metric(float(np.mean(found))), [as_metric(value) for value in found]
+
+    return metric
+
+
+GIVEN = "given_logits"
+
+# NNCF divides by the reference's metric: a divergence of 0 would not do.
+_AS_METRIC: dict[str, Callable[[float], float]] = {
+    "kl_divergence": lambda kl: 1 - kl,
+    "perplexity": lambda nll: -math.exp(nll) if nll < 700 else -math.inf,
+    "top1_agreement": lambda share: share,
+}
+
+
+def _logits(compiled: ov.CompiledModel, window: Window) -> NDArray[np.float32]:
+    """``[seq_len - 1, vocabulary]``; a request of its own has an empty cache."""
+    names = input_names(compiled)
+    found = compiled.create_infer_request().infer(decoder_inputs(window[None, :-1], 0, names))["logits"]
+    logits: NDArray[np.float32] = found[0]
+    return logits
+
+
+def _scorer(vocabulary: int) -> Callable[[NDArray[Any], NDArray[Any], Window], dict[str, NDArray[Any]]]:
+    """The reductions of the evaluation, on logits that are given."""
+    import numpy as np
+    import openvino as ov
+    from openvino import opset15 as ops
+
+    given = ops.parameter(ov.PartialShape([1, -1, vocabulary]), ov.Type.f32)
+    given.output(0).set_names({GIVEN, "logits"})
+    model = ov.Model([ops.result(given)], [given], "scores")
+    add_scores(model, "divergence")
+    request = compile_model(model, "CPU", PINNED).create_infer_request()
+
+    def score(logits: NDArray[Any], reference: NDArray[Any], window: Window) -> dict[str, NDArray[Any]]:
+        inputs = {
+            GIVEN: logits[None],
+            REFERENCE_LOGITS: reference[None],
+            TARGETS: window[None, 1:],
+            FIRST: np.zeros(1, dtype=np.int64),
+        }
+        found = request.infer(inputs)
+        return {name: found[name][0] for name in ("nll", "kl", "kl_coarse")}
+
+    return score
