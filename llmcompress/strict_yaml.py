@@ -66,7 +66,7 @@ def read_document(text: str, *, where: str) -> Document:
         # Some of them are line breaks for YAML 1.1 only, which would also shift the lines of every other error.
         position = _line_column(text, found.start())
         _refuse(f"the invisible character U+{ord(found[0]):04X}", where, position, "delete it")
-    loader = _Loader(text, where)
+    loader = BoundedLoader(text, where)
     try:
         return _build(loader, where)
     except yaml.MarkedYAMLError as error:
@@ -108,7 +108,7 @@ def resolve_plain(text: str) -> object:
     return text
 
 
-class _Loader(yaml.SafeLoader):
+class BoundedLoader(yaml.SafeLoader):
     """PyYAML's scanner, which looks 1024 characters ahead, stopped before it collects as many open brackets."""
 
     def __init__(self, text: str, where: str) -> None:
@@ -116,6 +116,7 @@ class _Loader(yaml.SafeLoader):
         self.where = where
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        """Refuse one open bracket too many."""
         if self.flow_level >= MAX_DEPTH:
             _refuse_depth(self.where, _position(self.get_mark()))
         super().fetch_flow_collection_start(token)
@@ -130,7 +131,7 @@ class _Open:
         self.key: str | None = None
 
 
-def _build(loader: _Loader, where: str) -> Document:
+def _build(loader: BoundedLoader, where: str) -> Document:
     positions: dict[Location, tuple[int, int]] = {}
     stack: list[_Open] = []
     root: object = None

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from llmcompress.errors import HubError, ModelError, SecurityError, UsageError
 from llmcompress.loaders.architecture import check_architecture
-from llmcompress.loaders.source import fetch_weights, resolve
+from llmcompress.loaders.source import fetch_weights, resolve, side_files
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
 WEIGHTS = save({"w": np.arange(32, dtype=np.float32)})
@@ -81,8 +81,10 @@ def test_fetching_brings_what_loading_needs_and_nothing_else(fake: FakeHub) -> N
         "additional_chat_templates/tools.jinja",
         "tokenizer.model",
         "merges.txt",
+        "README.md",
         "model.safetensors",
     }
+    assert "README.md" not in side_files(source)
     assert (source.path / "model.safetensors").read_bytes() == WEIGHTS
     assert source.expected_sha256 == {"model.safetensors": sha256(WEIGHTS), "tokenizer.model": sha256(b"sentencepiece")}
 

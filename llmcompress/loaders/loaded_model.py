@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.artifact import MANIFEST, file_records, require_verified
+from llmcompress.artifact import MANIFEST, file_records, read_manifest, require_verified
 from llmcompress.artifact.manifest import entries
 from llmcompress.environment import quiet_libraries
 from llmcompress.loaders.architecture import check_architecture
@@ -18,11 +18,12 @@ from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.graph import check_decoder, count_parameters, is_compressed, mapped_share
 from llmcompress.loaders.json_file import read_json
+from llmcompress.loaders.model_card import read_source_card
 from llmcompress.loaders.scan import check_hashes, scan_constants
 from llmcompress.loaders.source import IR_FILES, Source, fetch_weights, resolve, side_files
 from llmcompress.loaders.tensors import Checkpoint
 from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.report import FileRecord, Provenance
+from llmcompress.report import FileRecord, Provenance, SourceCard
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -171,7 +172,16 @@ def _provenance(source: Source, dtype: str, files: tuple[FileRecord, ...]) -> Pr
         dtype=dtype,
         files=tuple(sorted(files, key=lambda file: file.path)),
         trust_remote_code=source.trust_remote_code,
+        card=_card(source),
     )
+
+
+def _card(source: Source) -> SourceCard | None:
+    """What the source's page states; of an artifact of ours that has none, what its own source's page stated."""
+    card = read_source_card(source.path)
+    if card is None and source.layout == "ir" and (source.path / MANIFEST).is_file():
+        return read_manifest(source.path).provenance.card
+    return card
 
 
 def _dtype(checkpoint: Checkpoint) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from llmcompress.errors import ModelError, SecurityError, UsageError
 from llmcompress.hub import HubListing, check_repo_id, fetch, listing
 from llmcompress.loaders.json_file import read_json
+from llmcompress.loaders.model_card import README
 from llmcompress.loaders.remote_code import check_tokenizer
 from llmcompress.loaders.tensors import INDEX, SINGLE, choose_weights, read_index
 from llmcompress.progress import Reporter, silent
@@ -93,7 +94,7 @@ def fetch_side_files(source: Source) -> Source:
     """
     if source.files is not None:
         names = [file.path for file in source.files.files if _is_side_file(file.path, source)]
-        source = source._replace(path=fetch(source.files, names).path)
+        source = source._replace(path=fetch(source.files, [*names, *_readme(source.files)]).path)
     _check_code(source)
     return source
 
@@ -117,7 +118,7 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     listed = [file.path for file in source.files.files]
     main = IR_FILES[0] if source.layout == "ir" else choose_weights(listed, where=where)
     side = [name for name in listed if _is_side_file(name, source)]
-    snapshot = fetch(source.files, [*side, *([main] if main == INDEX else [])])
+    snapshot = fetch(source.files, [*side, *_readme(source.files), *([main] if main == INDEX else [])])
     _check_code(source._replace(path=snapshot.path))
     weights = sorted(set(read_index(snapshot.path / INDEX).values())) if main == INDEX else [main]
     if source.layout == "ir":
@@ -221,6 +222,11 @@ def _is_side_file(name: str, source: Source) -> bool:
     return wanted and not any(fnmatch.fnmatchcase(name, pattern) for pattern in _SKIPPED)
 
 
+def _readme(files: HubListing) -> list[str]:
+    """The model's page, which states its license; it is no side file, as no byte of the output depends on it."""
+    return [README] if any(file.path == README for file in files.files) else []
+
+
 def _check_code(source: Source) -> None:
     for name in _CODE_CONFIGS:
         if (source.path / name).is_file():
@@ -236,7 +242,7 @@ def _check_links(directory: Path) -> None:
     """Refuse links that leave the directory, apart from those that the Hub's cache is made of."""
     root = directory.resolve()
     blobs = root.parent.parent / "blobs"
-    patterns = (*_SIDE_FILES, *_IR_SIDE_FILES, *IR_FILES, "*.safetensors", "*.py", "additional_chat_templates")
+    patterns = (*_SIDE_FILES, *_IR_SIDE_FILES, *IR_FILES, README, "*.safetensors", "*.py", "additional_chat_templates")
     for entry in [*root.iterdir(), *(root / "additional_chat_templates").glob("*")]:
         if not entry.is_symlink() or not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
             continue

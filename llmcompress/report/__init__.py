@@ -39,7 +39,15 @@ from llmcompress.report.evaluation import (
     TextRecord,
     Verdict,
 )
-from llmcompress.report.record import EnvironmentRecord, FileRecord, Measured, Provenance, Record, StageTime
+from llmcompress.report.record import (
+    EnvironmentRecord,
+    FileRecord,
+    Measured,
+    Provenance,
+    Record,
+    SourceCard,
+    StageTime,
+)
 
 __all__ = [
     "AccuracyRecord",
@@ -75,6 +83,7 @@ __all__ = [
     "Record",
     "RevertRecord",
     "Roofline",
+    "SourceCard",
     "StageTime",
     "Stats",
     "Steadiness",

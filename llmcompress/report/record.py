@@ -22,6 +22,21 @@ class FileRecord(Record):
     sha256: str
 
 
+class SourceCard(Record):
+    """What the README of a source states in its front matter: what somebody wrote, checked by nobody."""
+
+    license: tuple[str, ...] = ()
+    """The Hub's identifiers."""
+    license_name: str | None = None
+    license_link: str | None = None
+    """A URL, or a file of the source."""
+    language: tuple[str, ...] = ()
+    problem: str | None = None
+    """Why the front matter could not be read."""
+    sha256: str
+    """Of the README."""
+
+
 class Provenance(Record):
     """Where the model came from. Holds no local path: the same bytes give the same record anywhere."""
 
@@ -36,6 +51,8 @@ class Provenance(Record):
     """Precision of the source's weights as its files hold them: bf16, fp16, fp32, or 'mixed'."""
     files: tuple[FileRecord, ...]
     trust_remote_code: bool = False
+    card: SourceCard | None = None
+    """None where the source has no README, and in what versions before this field wrote."""
 
 
 class EnvironmentRecord(Record):
