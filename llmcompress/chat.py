@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from llmcompress.deadline import OutOfTimeError, deadline
 from llmcompress.errors import ModelError, SecurityError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MAX_TEMPLATE_CHARS = 1 << 20
 TIME_LIMIT_S = 5.0
 
 Message = Mapping[str, str]
 """One turn: ``role`` and ``content``."""
-
-
-class _OutOfTimeError(Exception):
-    pass
 
 
 def render(
@@ -46,11 +36,11 @@ def render(
             hint=hint,
         )
     try:
-        with _deadline(time_limit_s):
+        with deadline(time_limit_s):
             text = tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
             )
-    except _OutOfTimeError:
+    except OutOfTimeError:
         message = f"rendering did not end within {time_limit_s:g} s"
         raise SecurityError(message, where="chat template", hint=hint) from None
     except (SandboxError, RecursionError, OverflowError, MemoryError) as error:
@@ -64,25 +54,6 @@ def render(
             hint="check chat_template.jinja or the chat_template of tokenizer_config.json",
         ) from None
     return str(text)
-
-
-@contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
-    # A trace function sees every line that the compiled template runs, in any thread and on any system; a signal or
-    # a child process would need the main thread, POSIX, or seconds of imports.
-    end = time.monotonic() + seconds
-
-    def watch(frame: FrameType, event: str, argument: object) -> Any:
-        if time.monotonic() > end:
-            raise _OutOfTimeError
-        return watch
-
-    before = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 def _template_chars(template: object) -> int:

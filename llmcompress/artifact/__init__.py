@@ -10,20 +10,23 @@ from llmcompress.artifact.manifest import (
     read_manifest,
 )
 from llmcompress.artifact.output import Staging, remove_leftovers, staging
-from llmcompress.artifact.reports import write_report
+from llmcompress.artifact.reports import Measurements, read_measurements, replace_report, write_report
 from llmcompress.artifact.verification import Problem, VerifyReport, require_verified, verify
 
 __all__ = [
     "HUB_FILES",
     "MANIFEST",
     "REPORTS",
+    "Measurements",
     "Problem",
     "Staging",
     "VerifyReport",
     "file_records",
     "manifest_sha256",
     "read_manifest",
+    "read_measurements",
     "remove_leftovers",
+    "replace_report",
     "require_verified",
     "staging",
     "verify",

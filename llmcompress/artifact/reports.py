@@ -1,13 +1,50 @@
-"""Reports that later steps put into an output directory."""
+"""Reports that later steps put into an output directory, and what they say of the bytes that lie there now."""
 
 from __future__ import annotations
 
 import secrets
 from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from pydantic import ValidationError
 
 from llmcompress.artifact.exchange import sync_directory, write_synced
 from llmcompress.artifact.failures import write_errors
-from llmcompress.report import Record
+from llmcompress.artifact.manifest import manifest_sha256, read_manifest
+from llmcompress.report import BenchReport, CompressionReport, EvalReport, Record
+
+_Report = TypeVar("_Report", EvalReport, BenchReport)
+
+
+class Measurements(NamedTuple):
+    """The manifest of an artifact and the reports that were measured on these very bytes."""
+
+    manifest: CompressionReport
+    manifest_sha256: str
+    evaluation: EvalReport | None
+    benchmark: BenchReport | None
+    unused: dict[str, str]
+    """Reports that are there and are not used, each with the reason."""
+
+
+def read_measurements(directory: Path) -> Measurements:
+    """Read the manifest and the reports of an artifact; a report of other bytes is not used.
+
+    Raises:
+        ArtifactError: The directory is no artifact, or its manifest cannot be read.
+    """
+    manifest = read_manifest(directory)
+    digest = manifest_sha256(directory)
+    unused: dict[str, str] = {}
+    evaluation = _read(directory / "eval.json", EvalReport, unused)
+    if evaluation is not None and evaluation.model.manifest_sha256 != digest:
+        unused["eval.json"] = _other_bytes(evaluation.model.manifest_sha256)
+        evaluation = None
+    benchmark = _read(directory / "bench.json", BenchReport, unused)
+    if benchmark is not None and benchmark.manifest_sha256 != digest:
+        unused["bench.json"] = _other_bytes(benchmark.manifest_sha256)
+        benchmark = None
+    return Measurements(manifest, digest, evaluation, benchmark, unused)
 
 
 def write_report(directory: Path, name: str, report: Record) -> Path:
@@ -19,14 +56,37 @@ def write_report(directory: Path, name: str, report: Record) -> Path:
     Raises:
         WriteError: The disk refuses; the earlier report is still there.
     """
+    return replace_report(directory, name, (report.model_dump_json(indent=2) + "\n").encode())
+
+
+def replace_report(directory: Path, name: str, content: bytes) -> Path:
+    """As ``write_report``, for a report that is no record."""
     directory = directory.absolute()
     # Beside the directory, in which a file left by a kill would be one too many.
     unfinished = directory.with_name(f".{directory.name}.{name}-{secrets.token_hex(4)}")
     with write_errors(directory / name):
         try:
-            write_synced(unfinished, (report.model_dump_json(indent=2) + "\n").encode())
+            write_synced(unfinished, content)
             unfinished.replace(directory / name)
             sync_directory(directory)
         finally:
             unfinished.unlink(missing_ok=True)
     return directory / name
+
+
+def _read(path: Path, kind: type[_Report], unused: dict[str, str]) -> _Report | None:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        unused[path.name] = f"it cannot be read: {error.strerror}"
+    except ValidationError as error:
+        detail = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in detail["loc"])
+        unused[path.name] = f"it cannot be read: {place}: {detail['msg']}" if place else "it is not JSON"
+    return None
+
+
+def _other_bytes(digest: str | None) -> str:
+    return f"it was measured on other bytes, of manifest {digest[:12] if digest else 'unknown'}"

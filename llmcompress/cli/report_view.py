@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, stdout
+from llmcompress.weight_kinds import group_size_text, weight_kinds
 from llmcompress.wording import count_text, duration_text, size_text
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from llmcompress.compression.forecast import PlannedLayer
-    from llmcompress.report import AccuracyRecord, ActivationRecord, CompressionReport, LayerRecord
+    from llmcompress.report import AccuracyRecord, ActivationRecord, CompressionReport
+    from llmcompress.weight_kinds import Layer
 
 _TOKENIZER = {"equal": "converted, compared equal", "none": "left out; GenAI cannot open the output"}
 _CHAT_TEMPLATE = {
@@ -113,30 +113,24 @@ def _reverted_table(accuracy: AccuracyRecord) -> Table:
     return table
 
 
-def layers_table(layers: Iterable[LayerRecord | PlannedLayer]) -> Table:
+def layers_table(layers: Iterable[Layer]) -> Table:
     """Return a table with one row for each kind of weight: format, group size, how many, parameters, bytes."""
     from rich import box
     from rich.table import Table
 
-    kinds: dict[tuple[str, int | None], list[LayerRecord | PlannedLayer]] = defaultdict(list)
-    for layer in layers:
-        kinds[layer.mode, layer.group_size].append(layer)
-    total = sum(layer.num_parameters for members in kinds.values() for layer in members)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("Weights")
     table.add_column("Group size")
     for name in ("Layers", "Parameters", "Share", "Size"):
         table.add_column(name, justify="right")
-    largest_first = sorted(kinds.items(), key=lambda kind: -sum(layer.num_parameters for layer in kind[1]))
-    for (mode, group_size), members in largest_first:
-        parameters = sum(layer.num_parameters for layer in members)
+    for kind in weight_kinds(layers):
         table.add_row(
-            mode,
-            "" if group_size is None else "per channel" if group_size == -1 else str(group_size),
-            str(len(members)),
-            count_text(parameters),
-            f"{parameters / total:.1%}" if total else "",
-            size_text(sum(layer.size_bytes for layer in members)),
+            kind.mode,
+            group_size_text(kind.group_size),
+            str(kind.num_layers),
+            count_text(kind.num_parameters),
+            f"{kind.share:.1%}",
+            size_text(kind.size_bytes),
         )
     return table
 
