@@ -18,6 +18,7 @@ from llmcompress.environment import quiet_libraries
 if TYPE_CHECKING:
     from llmcompress.artifact import verify
     from llmcompress.benchmarking import benchmark
+    from llmcompress.cards import CardReport, render_card, write_card
     from llmcompress.errors import (
         ArtifactError,
         DataError,
@@ -49,6 +50,7 @@ __all__ = [
     "ArtifactError",
     "BenchReport",
     "BenchSpec",
+    "CardReport",
     "CompressionReport",
     "DataError",
     "EvalReport",
@@ -77,13 +79,16 @@ __all__ = [
     "evaluate",
     "load",
     "load_recipe",
+    "render_card",
     "verify",
+    "write_card",
     "write_page",
 ]
 
 _HOME = {
     "BenchReport": "llmcompress.report",
     "BenchSpec": "llmcompress.recipe",
+    "CardReport": "llmcompress.cards",
     "CompressionReport": "llmcompress.report",
     "EvalReport": "llmcompress.report",
     "EvalSpec": "llmcompress.recipe",
@@ -98,7 +103,9 @@ _HOME = {
     "evaluate": "llmcompress.evaluation",
     "load": "llmcompress.loaders",
     "load_recipe": "llmcompress.recipe",
+    "render_card": "llmcompress.cards",
     "verify": "llmcompress.artifact",
+    "write_card": "llmcompress.cards",
     "write_page": "llmcompress.summary",
 }
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from llmcompress.cli.bench import bench
+from llmcompress.cli.card import card
 from llmcompress.cli.compare import compare
 from llmcompress.cli.compress import compress
 from llmcompress.cli.demo import demo
@@ -39,6 +40,7 @@ def command() -> Any:
         ("eval", evaluate),
         ("bench", bench),
         ("compare", compare),
+        ("card", card),
         ("verify", verify),
         ("doctor", doctor),
         ("demo", demo),

@@ -1,0 +1,54 @@
+"""`llmcompress card`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmcompress.cli.options import Json, Verbose
+
+
+def card(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
+    repo_id: Annotated[
+        str | None,
+        typer.Option(
+            "--repo-id", metavar="NAMESPACE/NAME", show_default=False, help="Where it will be published on the Hub."
+        ),
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option("--template", metavar="FILE", show_default=False, help="A Jinja template of yours.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also replace a README.md that you wrote or changed.")
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the model card of an output: its README.md, from the manifest and the reports of eval and bench alone.
+
+    DIR is an output directory of compress. What was not measured, or was measured on other bytes, is called so.
+
+    A template is rendered in a sandbox; docs/cards.md describes what it may use.
+
+    [bold]Examples[/bold]
+    llmcompress card model-int4-ov --repo-id acme/model-int4-ov
+    llmcompress card model-int4-ov --template card.md.j2
+    """
+    from llmcompress.cards import write_card
+    from llmcompress.cli.console import print_json, size_text, write_line
+
+    report = write_card(directory, repo_id=repo_id, template=template, overwrite=overwrite)
+    if as_json:
+        print_json(report)
+        return
+    state = "written" if report.written else "is the same already"
+    used = " and ".join(("llmcompress.json", *report.used_reports))
+    write_line(f"{report.path}: {state}, {size_text(report.size_bytes)}, from {used}")
+    for name, reason in report.unused_reports.items():
+        write_line(f"{name} is not used: {reason}")
+    for name, command in (("eval.json", "eval"), ("bench.json", "bench")):
+        if name not in report.used_reports:
+            write_line(f"Not measured; llmcompress {command} {directory} puts {name} there")
