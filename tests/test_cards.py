@@ -263,6 +263,9 @@ def test_the_pages_numbers_are_those_of_the_reports(name: str) -> None:
     text = evaluation["text"]
     assert numbers(how["on the text"][0]) == [text["num_scored_tokens"], text["num_windows"]]
     assert how["whose tokens have the sha256"] == [text["token_ids_sha256"]]
+    steady = benchmark["steadiness"]
+    load = page.table("Speed was measured")["while the machine was"][0]
+    assert numbers(load)[:2] == pytest.approx([steady["load_before"], steady["load_after"]], abs=0.051)
     properties = evaluation["model"]["properties"]
     assert f"KV_CACHE_PRECISION {properties['KV_CACHE_PRECISION']}" in how["in the precision"][0]
     runtime = page.table("speed, CPU")

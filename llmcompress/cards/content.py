@@ -92,7 +92,7 @@ def _parameters(manifest: CompressionReport) -> list[dict[str, str]]:
         found |= {f"{prefix}.{name}": value for name, value in _weights(weights).items()}
     if recipe.activations is not None:
         given = recipe.activations.model_dump(exclude={"ignored_scope"}, exclude_none=True)
-        found |= {f"activations.{name}": str(value) for name, value in given.items()}
+        found |= {f"activations.{name}": json.dumps(value).strip('"') for name, value in given.items()}
         found |= {
             f"activations.ignored_scope.{name}": ", ".join(values)
             for name, values in recipe.activations.ignored_scope
