@@ -96,7 +96,6 @@ def test_the_examples_are_of_this_checkpoint_and_these_recipes(
         assert card is not None
         assert hashlib.sha256((demo_checkpoint / "README.md").read_bytes()).hexdigest() == card.sha256
         assert f"({folder.name}/README.md)" in index
-        assert not {"/tmp", "/home", "/work", "/root"} & set(re.findall(r"/\w+", index))
         for file_name in ("README.md", "llmcompress.json", "eval.json", "bench.json"):
             assert not re.search(r"/(tmp|home|work|root)/", (folder / file_name).read_text(encoding="utf-8"))
 
@@ -162,6 +161,7 @@ def test_what_is_not_known_or_not_finite_is_left_out_of_the_metadata(tmp_path: P
         ("LICENSE", "acme/base", f"https://huggingface.co/acme/base/blob/{REVISION}/LICENSE"),
         ("https://example.org/terms", None, "https://example.org/terms"),
         ("LICENSE", None, None),
+        ("javascript://%0aalert(1)", "acme/base", None),
         ("../../other/LICENSE", "acme/base", None),
     ],
 )
@@ -398,7 +398,7 @@ def test_the_licenses_section_invents_nothing(tmp_path: Path) -> None:
 
     assert "The base states: mit. This model is a derivative" in page({"license": ["mit"], "sha256": ""})
     assert "The base's model card states no license." in page({"sha256": ""})
-    assert "The base came without a model card, so that no license is known" in page(None)
+    assert "No model card of the base was at hand, so that no license is known" in page(None)
     told = page({"problem": "its front matter is not YAML", "sha256": ""})
     assert "is not known here: its model card could not be read: its front matter is not YAML." in told
     assert "derivative" not in told
@@ -450,6 +450,7 @@ def test_options_that_were_given_are_in_the_commands(tmp_path: Path) -> None:
         evaluation["gate"]["checks"].append(
             {"name": "max_kl", "passed": True, "value": 0.01, "required": 0.05, "detail": ""}
         )
+        evaluation["reference"]["provenance"]["trust_remote_code"] = True
         evaluation["generations"] = {
             "num_prompts": 4, "max_new_tokens": 8, "identical_share": 0.5, "equal_prefix_share": 0.6,
             "first_divergent_token": [],
@@ -469,9 +470,17 @@ def test_options_that_were_given_are_in_the_commands(tmp_path: Path) -> None:
         "--trust-remote-code --no-tokenizer"
     )
     assert evaluate.startswith(
-        "llmcompress eval 'x y' --reference PATH_TO_THE_BASE --dataset wikitext2 --protocol sliding"
+        f"llmcompress eval 'x y' --reference acme/Base-1B --reference-revision {REVISION} --trust-remote-code "
+        "--dataset wikitext2 --protocol sliding"
     )
-    for words in ("--stride 64", "--num-windows 5", "--kl-margin 0.02", "--max-kl 0.05", "--generations 4"):
+    for words in (
+        "--stride 64",
+        "--num-windows 5",
+        "--kl-margin 0.02",
+        "--max-kl 0.05",
+        "--generations 4",
+        "--trust-remote-code",
+    ):
         assert words in evaluate
     for words in ("--threads 1,2", "--batch-size 1,4", "--property A=1 --property 'B=x y'", "--engine genai"):
         assert words in bench
@@ -567,7 +576,7 @@ def poison(text: str) -> Change:
         provenance["card"] = {
             "license": [text, text],
             "license_name": text,
-            "license_link": f"x://{text}",
+            "license_link": f"https://{text}",
             "language": [text],
             "sha256": text,
         }
@@ -579,6 +588,7 @@ def poison(text: str) -> Change:
         for record in (manifest, evaluation, benchmark):
             record["environment"] |= {"cpu": text, "platform": text}
             record["environment"]["versions"] |= {"openvino": text, text.replace("\n", " "): text}
+        manifest["recipe"]["description"] = visible(text) or "harmless"
         manifest["activations"] = {
             "mode": text, "num_quantizers": 1, "operations": [{"type": text, "num_quantized": 1, "num_in_float": 1}],
             "in_float": [{"name": text, "type": text, "reason": text}], "device": text, "num_executed_low": 1,
@@ -634,7 +644,7 @@ def test_what_others_wrote_is_shown_and_does_nothing(tmp_path: Path, payload: st
     data = metadata(card)
     assert data["license"] == [payload, payload]
     assert data["license_name"] == payload
-    assert data["license_link"] == f"x://{payload}"
+    assert data["license_link"] == f"https://{payload}"
     assert data["language"] == payload
     assert "base_model" not in data
     results = data["model-index"][0]["results"]
@@ -765,13 +775,18 @@ def test_a_template_may_bring_its_own_front_matter(tmp_path: Path) -> None:
 
 
 def test_the_variables_and_filters_that_are_documented_are_there(tmp_path: Path) -> None:
+    from jinja2.defaults import DEFAULT_FILTERS as FILTERS
+
     from llmcompress.artifact import read_measurements
     from llmcompress.cards.content import variables
+    from llmcompress.cards.sandbox import _environment
 
     folder = artifact(tmp_path / "x")
     there = variables(read_measurements(folder), title="x", repo_id=None)
-    documented = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "cards.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(there) == set(documented) - {"code"}
+    named, filters = (ROOT / "docs" / "cards.md").read_text(encoding="utf-8").split("| filter |")
+    assert set(there) == set(re.findall(r"^\| `(\w+)` \|", named, re.MULTILINE))
+    cells = re.findall(r"^\|([^|]*)\|", filters, re.MULTILINE)
+    assert {name for cell in cells for name in re.findall(r"`(\w+)", cell)} == _environment().filters.keys() - FILTERS
     template = tmp_path / "t.j2"
     template.write_text(
         "{{ evaluation.divergence.kl_divergence | interval_text('.3g') }} {{ 2519565 | size_text }} "

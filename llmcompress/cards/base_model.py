@@ -82,7 +82,7 @@ def _is_id(text: str) -> bool:
 
 
 def _url(link: str | None, hub_id: str | None, revision: str | None) -> str | None:
-    if link is None or "://" in link:
+    if link is None or link.startswith(("https://", "http://")):
         return link
     if hub_id is not None and _FILE.fullmatch(link):
         return f"https://huggingface.co/{hub_id}/blob/{revision or 'main'}/{link}"

@@ -9,7 +9,7 @@ from pydantic import BaseModel as Spec
 
 from llmcompress.artifact import Measurements
 from llmcompress.cards.base_model import BaseModel, hub_name, is_base
-from llmcompress.report import BenchReport, CompressionReport, EvalReport, Provenance
+from llmcompress.report import BenchReport, CompressionReport, EvalReport
 
 CHECKPOINT = "PATH_TO_THE_BASE"
 REFERENCE = "PATH_TO_THE_REFERENCE"
@@ -52,8 +52,12 @@ def _compress(manifest: CompressionReport, base: BaseModel, directory: str) -> s
 def _evaluate(manifest: CompressionReport, report: EvalReport, directory: str) -> str:
     words = ["eval", directory]
     if report.reference is not None:
-        words += _reference(report.reference.provenance, is_base=is_base(manifest, report))
-    words += [*_options(report.spec, always="dataset")]
+        same = is_base(manifest, report)
+        hub_id, revision = hub_name(manifest.provenance if same else report.reference.provenance)
+        words += ["--reference", hub_id or (CHECKPOINT if same else REFERENCE)]
+        words += ["--reference-revision", revision] if revision else []
+        words += ["--trust-remote-code"] if report.reference.provenance.trust_remote_code else []
+    words += _options(report.spec, always="dataset")
     own = manifest.recipe.gate.model_dump()
     for check in report.gate.checks:
         if check.name in own and own[check.name] != check.required:
@@ -65,12 +69,6 @@ def _evaluate(manifest: CompressionReport, report: EvalReport, directory: str) -
     tasks = sorted({score.task for score in report.tasks})
     words += ["--tasks", ",".join(tasks)] if tasks else []
     return _line(words)
-
-
-def _reference(reference: Provenance, *, is_base: bool) -> list[str]:
-    hub_id, revision = hub_name(reference)
-    path = CHECKPOINT if is_base else REFERENCE
-    return ["--reference", hub_id or path, *(["--reference-revision", revision] if revision else [])]
 
 
 def _bench(report: BenchReport, directory: str) -> str:

@@ -52,7 +52,7 @@ class Provenance(Record):
     files: tuple[FileRecord, ...]
     trust_remote_code: bool = False
     card: SourceCard | None = None
-    """None where the source has no README, and in what versions before this field wrote."""
+    """None where the source has no README or it was not at hand offline, and in manifests of earlier versions."""
 
 
 class EnvironmentRecord(Record):
