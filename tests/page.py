@@ -12,10 +12,14 @@ from markdown_it import MarkdownIt
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 
 
-def metadata(card: str) -> Any:
+def front_matter(card: str) -> str:
     found = _FRONT_MATTER.match(card)
     assert found is not None
-    return yaml.safe_load(found[1])
+    return found[1]
+
+
+def metadata(card: str) -> Any:
+    return yaml.safe_load(front_matter(card))
 
 
 class Page(HTMLParser):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page import Page, metadata
+from page import Page, front_matter, metadata
 
 import llmcompress
 from llmcompress import render_card, write_card
@@ -653,7 +653,32 @@ def test_what_others_wrote_is_shown_and_does_nothing(tmp_path: Path, payload: st
 
     from huggingface_hub import ModelCard
 
+    from llmcompress.strict_yaml import load_yaml
+
     assert ModelCard(card).data.license_name == payload
+    # Readers of YAML 1.2, as the Hub's, see other numbers than PyYAML does.
+    assert load_yaml(front_matter(card), where="card") == data
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_what_others_wrote_begins_no_block_of_ones_own_template(tmp_path: Path, payload: str) -> None:
+    template = tmp_path / "t.j2"
+    name = "evaluation.text.dataset"
+    template.write_text(
+        f"{{{{ {name} }}}}\n\ntext\n{{{{ {name} }}}}\n\n- {{{{ {name} }}}}\n\n> {{{{ {name} }}}}\n\n"
+        f"| {{{{ {name} }}}} |\n|---|\n| {{{{ {name} }}}} |\n\n"
+        f"<b title='{{{{ {name} }}}}' class=\"{{{{ {name} }}}}\">{{{{ {name} }}}}</b>\n"
+    )
+    tags = []
+    for number, text in enumerate(("harmless", payload)):
+
+        def change(manifest: Record, evaluation: Record, benchmark: Record, text: str = text) -> None:
+            evaluation["text"]["dataset"] = text
+
+        page = Page(render_card(artifact(tmp_path / str(number), change), template=template))
+        tags.append([(tag, [key for key, _ in attributes]) for tag, attributes in page.tags])
+        assert page.text.count(visible(text)) >= 7
+    assert tags[0] == tags[1]
 
 
 @pytest.mark.parametrize("name", ["{{ 7*7 }}", "<b>x", "a|b", "# x", "x'y\"z", "`x`", "[x](y)", "- x", "x\ny"])
