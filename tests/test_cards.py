@@ -906,3 +906,33 @@ def test_the_command_writes_and_tells(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(["card", str(folder), "--template", str(template)]) == 2
     assert "names what is not there: 'x' is undefined" in capsys.readouterr().err
     assert run(["card", str(tmp_path)]) == 4
+
+
+def test_accuracy_control_is_accounted_for(tmp_path: Path) -> None:
+    def controlled(manifest: dict[str, Any], evaluation: dict[str, Any], benchmark: dict[str, Any]) -> None:
+        manifest["activations"]["accuracy"] = {
+            "metric": "kl_divergence",
+            "max_drop": 0.01,
+            "met": True,
+            "validation": {
+                "dataset": "held|out.txt",
+                "num_windows": 7,
+                "seq_len": 64,
+                "seed": 0,
+                "token_ids_sha256": "0" * 64,
+            },
+            "reference": 0.0,
+            "drop_quantized": 0.0312,
+            "drop": 0.00871,
+            "reverted": [
+                {"operations": ["a.down_proj"], "added_bytes": 1234, "drop_before": 0.0312, "drop_after": 0.0087},
+                {"operations": [], "added_bytes": 0, "drop_before": 0.0087, "drop_after": 0.0086},
+            ],
+        }
+
+    text = render_card(artifact(tmp_path / "out", controlled, "demo-int8-ptq-ov"))
+    (sentence,) = [line for line in text.splitlines() if line.startswith("Accuracy control")]
+    assert "kept `kl_divergence` on 7 held-out windows" in sentence
+    assert "it lost 0.00871 of 0.01 allowed, and 0.0312 with everything quantized" in sentence
+    assert "| `a.down_proj` | 1,234 bytes | 0.0312 | 0.0087 |" in text
+    assert "| quantizers alone | 0 bytes | 0.0087 | 0.0086 |" in text

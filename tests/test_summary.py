@@ -43,13 +43,13 @@ def test_rows_hold_the_reports_of_just_these_bytes(tmp_path: Path) -> None:
     found = compare([model])
     assert (found.rows[0].evaluation, found.rows[0].benchmark) == (None, None)
     assert found.rows[0].passed_over == {
-        "eval.json": "is of other bytes than the directory now holds: measure again",
-        "bench.json": "cannot be read: measure again",
+        "eval.json": "it was measured on other bytes, of manifest 000000000000",
+        "bench.json": "it is not JSON",
     }
     assert found.bases == found.trade_offs == ()
     for title in ("perplexity", "KL divergence", "verdict", "gate", "shape", "ttft", "decode tokens/s", "peak memory"):
         assert texts(found)[title] == ("not measured",)
-    assert "model: bench.json cannot be read: measure again" in markdown(found).replace("\\", "")
+    assert "model: bench.json is not shown: it is not JSON." in markdown(found).replace("\\", "")
 
 
 def test_an_evaluation_of_an_earlier_version_has_no_histogram(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from llmcompress.cards.results import (
     result_rows,
     task_rows,
 )
-from llmcompress.figures import count_text, size_text
 from llmcompress.recipe import WeightCompression, dump_recipe
 from llmcompress.report import CompressionReport
 from llmcompress.weight_kinds import group_size_text, weight_kinds
+from llmcompress.wording import count_text, size_text
 
 MAX_LAYERS = 1000
 """Rows of the table of layers; the Hub cuts pages that are too long."""

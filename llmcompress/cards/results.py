@@ -10,8 +10,8 @@ from markupsafe import Markup
 from llmcompress.artifact import Measurements
 from llmcompress.cards.base_model import BaseModel, is_base
 from llmcompress.cards.markdown import code, prose
-from llmcompress.figures import interval_text, rate_text, shape_text, size_text
-from llmcompress.report import BenchCase, BenchReport, DivergenceRecord, Estimate, EvalReport
+from llmcompress.report import BenchCase, BenchReport, DivergenceRecord, EvalReport
+from llmcompress.wording import interval_text, rate_text, shape_text, size_text
 
 Row = dict[str, Any]
 
@@ -42,7 +42,11 @@ def result_rows(found: Measurements, base: BaseModel) -> list[Row]:
 def damage_rows(report: EvalReport | None) -> list[Row]:
     """What each property of the runtime adds to the damage; none where it was not split."""
     return [
-        {"name": _PARTS[part.part], "kl": _interval(part.kl_divergence), "top1": _interval(part.top1_agreement, ".2%")}
+        {
+            "name": _PARTS[part.part],
+            "kl": interval_text(part.kl_divergence),
+            "top1": interval_text(part.top1_agreement, ".2%"),
+        }
         for part in (report.split_damage if report else ())
     ]
 
@@ -125,9 +129,9 @@ def _quality(found: Measurements) -> Iterator[Row]:
         ratio = report.divergence.perplexity_ratio if report.divergence and field == "perplexity" else None
         yield _row(
             name,
-            _interval(mine, ".5g"),
-            base=_interval(theirs, ".5g") if theirs else NOT_MEASURED,
-            change=f"× {_interval(ratio, '.5g')}" if ratio else "",
+            interval_text(mine, ".5g"),
+            base=interval_text(theirs, ".5g") if theirs else NOT_MEASURED,
+            change=f"× {interval_text(ratio, '.5g')}" if ratio else "",
         )
     if report.divergence is None:
         yield _row("KL divergence, nats per token", NOT_MEASURED)
@@ -144,13 +148,13 @@ def _quality(found: Measurements) -> Iterator[Row]:
 
 def _divergence(report: EvalReport, lost: DivergenceRecord) -> Iterator[Row]:
     bound = "" if lost.exact else f", a lower bound from the top {lost.top_k}"
-    yield _row(f"KL divergence, nats per token{bound}", _interval(lost.kl_divergence))
+    yield _row(f"KL divergence, nats per token{bound}", interval_text(lost.kl_divergence))
     spread = (lost.kl_median, lost.kl_p90, lost.kl_p99, lost.kl_p999, lost.kl_max)
     yield _row("— its median, p90, p99, p99.9, maximum", ", ".join(f"{value:.3g}" for value in spread))
     if report.noise_floor is not None:
         floor = report.noise_floor
-        yield _row(f"— noise floor, {' against '.join(floor.precisions)}", _interval(floor.kl_divergence))
-    yield _row("Top-1 agreement", _interval(lost.top1_agreement, ".2%"))
+        yield _row(f"— noise floor, {' against '.join(floor.precisions)}", interval_text(floor.kl_divergence))
+    yield _row("Top-1 agreement", interval_text(lost.top1_agreement, ".2%"))
     yield _row("RMS change of the probability of the true token", f"{lost.rms_probability_change:.2%}")
 
 
@@ -181,17 +185,13 @@ def _ratio(report: BenchReport, case: int, figure: str) -> Markup:
         if ratio.case == case and ratio.figure == figure:
             # The name of a directory, which can be anything.
             return Markup("× {} of {}, {}").format(
-                Markup(_interval(ratio.ratio, ".3g")), code(report.compared_with), prose(ratio.judgement)
+                Markup(interval_text(ratio.ratio, ".3g")), code(report.compared_with), prose(ratio.judgement)
             )
     return Markup("")
 
 
 def _device(case: BenchCase) -> str:
     return f"{case.device}, {case.threads} threads" if case.threads else case.device
-
-
-def _interval(estimate: Estimate, form: str = ".4g") -> str:
-    return interval_text(estimate, form)
 
 
 def reference_name(found: Measurements) -> str:

@@ -20,8 +20,8 @@ from markupsafe import Markup
 from llmcompress.cards.markdown import chat_request, code, fence, prose, python_text, shell_word
 from llmcompress.deadline import OutOfTimeError, deadline
 from llmcompress.errors import UsageError
-from llmcompress.figures import count_text, interval_text, size_text
 from llmcompress.report import Estimate
+from llmcompress.wording import count_text, interval_text, size_text
 
 PACKAGED = "card.md.j2"
 MAX_TEMPLATE_CHARS = 256 * 1024

@@ -5,15 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-from llmcompress.artifact import manifest_sha256, read_manifest
+from llmcompress.artifact import read_measurements
 from llmcompress.errors import UsageError
 from llmcompress.report import BenchReport, CompressionReport, DivergenceRecord, EvalReport, Record
-
-Report = TypeVar("Report", EvalReport, BenchReport)
-
-_OTHER_BYTES = "is of other bytes than the directory now holds: measure again"
 
 
 class Row(Record):
@@ -59,34 +54,16 @@ def read_rows(directories: Sequence[str | Path]) -> tuple[Row, ...]:
 
 
 def _row(directory: Path, name: str) -> Row:
-    manifest = read_manifest(directory)
-    digest = manifest_sha256(directory)
-    passed_over: dict[str, str] = {}
-    evaluation = _report(directory / "eval.json", EvalReport, passed_over)
-    if evaluation is not None and evaluation.model.manifest_sha256 != digest:
-        evaluation, passed_over["eval.json"] = None, _OTHER_BYTES
-    benchmark = _report(directory / "bench.json", BenchReport, passed_over)
-    if benchmark is not None and benchmark.manifest_sha256 != digest:
-        benchmark, passed_over["bench.json"] = None, _OTHER_BYTES
+    found = read_measurements(directory)
     return Row(
         name=name,
         directory=_unicode(directory),
-        manifest_sha256=digest,
-        manifest=manifest,
-        evaluation=evaluation,
-        benchmark=benchmark,
-        passed_over=passed_over,
+        manifest_sha256=found.manifest_sha256,
+        manifest=found.manifest,
+        evaluation=found.evaluation,
+        benchmark=found.benchmark,
+        passed_over=found.unused,
     )
-
-
-def _report(path: Path, kind: type[Report], passed_over: dict[str, str]) -> Report | None:
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        passed_over[path.name] = "cannot be read: measure again"
-        return None
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -111,7 +111,7 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
             kinds = "; ".join(f"[{basis.mark}] {_differing(basis.facts, all_facts)}" for basis in bases)
             found.append(f"{words} are of {len(bases)} kinds that cannot be compared with each other: {kinds}.")
     for row in comparison.rows:
-        found += [f"{row.name}: {name} {why}." for name, why in row.passed_over.items()]
+        found += [f"{row.name}: {name} is not shown: {why}." for name, why in row.passed_over.items()]
     return tuple(found)
 
 
