@@ -71,8 +71,8 @@ def stock(model: ov.Model, wanted: llmcompress.Recipe, windows: Windows) -> tupl
         **arguments,
     )
     value, _ = metric(ov.Core().compile_model(made, "CPU", EXACT), held_out)
-    in_8_bits = [op for op in made.get_ops() if op.get_element_type() == ov.Type.i8 and op.get_byte_size() > 10000]
-    return 1 - value, len([op for op in in_8_bits if op.get_type_name() == "Constant"])
+    constants = [op for op in made.get_ops() if op.get_type_name() == "Constant"]
+    return 1 - value, sum(op.get_element_type() == ov.Type.i8 and len(op.get_output_shape(0)) == 2 for op in constants)
 
 
 def main() -> None:
