@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
 from llmcompress.errors import HubError
+from llmcompress.hub.client import HubClient, limit_s
 from llmcompress.hub.explain import explained
 from llmcompress.hub.names import check_name, check_repo_id, check_revision
 
@@ -15,7 +17,6 @@ RepoType = Literal["model", "dataset"]
 
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_TIMEOUT_S = 15.0
 
 
 class HubFile(NamedTuple):
@@ -52,8 +53,7 @@ def listing(
         HubError: no such repository, no access, no network, or nothing cached.
         SecurityError: the repository lists a name that leaves its directory.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub import constants, snapshot_download
 
     check_repo_id(repo_id)
     wanted = check_revision(revision or constants.DEFAULT_REVISION)
@@ -61,22 +61,49 @@ def listing(
         with explained(repo_id, wanted, repo_type):
             folder = Path(snapshot_download(repo_id, repo_type=repo_type, revision=wanted, local_files_only=True))
         return HubListing(repo_id, repo_type, wanted, folder.name, tuple(_cached(folder)), True)
-    with explained(repo_id, wanted, repo_type):
-        api = HfApi()
-        commit = api.repo_info(repo_id, repo_type=repo_type, revision=wanted, timeout=_TIMEOUT_S).sha or ""
+    api = f"{constants.ENDPOINT}/api/{repo_type}s/{repo_id}"
+    with explained(repo_id, wanted, repo_type), HubClient(limit_s(0)) as client:
+        info, _ = client.json(f"{api}/revision/{quote(wanted, safe='')}")
+        commit = info.get("sha") if isinstance(info, dict) else None
         # It becomes the name of a directory in the cache.
-        if not _SHA1.fullmatch(commit):
+        if not isinstance(commit, str) or not _SHA1.fullmatch(commit):
             raise HubError(f"the Hub answered {commit!r} where a commit hash of 40 digits belongs", where=repo_id)
-        # The list in the first answer is cut for large repositories; the tree is complete and states hashes.
-        tree = list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=repo_type))
+        return HubListing(repo_id, repo_type, wanted, commit, tree(client, repo_id, commit, repo_type), False)
+
+
+def tree(client: HubClient, repo_id: str, revision: str, repo_type: RepoType = "model") -> tuple[HubFile, ...]:
+    """All files at a revision; the list in a repository's description is cut for large ones, this is not.
+
+    Raises:
+        HubError: the answer is no list of files.
+        SecurityError: it has a name that leaves its directory.
+    """
+    from huggingface_hub import constants
+
+    url: str | None = f"{constants.ENDPOINT}/api/{repo_type}s/{repo_id}/tree/{quote(revision, safe='')}"
+    params: dict[str, str] | None = {"recursive": "true", "expand": "false"}
     files = []
-    for entry in tree:
-        check_name(entry.path, where=repo_id)
-        if isinstance(entry, RepoFile):
-            lfs = entry.lfs
-            hashes = (lfs.sha256, None) if lfs else (None, entry.blob_id)
-            files.append(HubFile(entry.path, entry.size, *hashes))
-    return HubListing(repo_id, repo_type, wanted, commit, tuple(files), False)
+    while url is not None:
+        page, url = client.json(url, params=params)
+        # The address of the next page holds them already.
+        params = None
+        try:
+            if not isinstance(page, list):
+                raise TypeError
+            files += [_file(entry, repo_id) for entry in page if entry["type"] == "file"]
+        except (TypeError, KeyError, AttributeError) as error:
+            raise HubError("the Hub's list of files has another form than it documents", where=repo_id) from error
+    return tuple(files)
+
+
+def _file(entry: dict[str, Any], repo_id: str) -> HubFile:
+    path, size, sha256, sha1 = entry["path"], entry["size"], (entry.get("lfs") or {}).get("oid"), entry["oid"]
+    check_name(path, where=repo_id)
+    # The hash, too, becomes a name in the cache.
+    stated, form = (sha256, _SHA256) if sha256 else (sha1, _SHA1)
+    if not isinstance(size, int) or size < 0 or not form.fullmatch(stated):
+        raise TypeError
+    return HubFile(path, size, sha256=sha256) if sha256 else HubFile(path, size, git_sha1=sha1)
 
 
 def _cached(folder: Path) -> Iterator[HubFile]:
