@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from llmcompress.loaders import load
     from llmcompress.pipeline import compress
     from llmcompress.recipe import BenchSpec, EvalSpec, Gate, Recipe, load_recipe
-    from llmcompress.report import BenchReport, CompressionReport, EvalReport
+    from llmcompress.publishing import push_to_hub
+    from llmcompress.report import BenchReport, CompressionReport, EvalReport, PushReport
     from llmcompress.summary import compare, write_page
 
     __version__: str
@@ -65,6 +66,7 @@ __all__ = [
     "ModelError",
     "OVModelForCausalLM",
     "OVRecipeConfig",
+    "PushReport",
     "Recipe",
     "RecipeError",
     "ResourceError",
@@ -80,6 +82,7 @@ __all__ = [
     "load",
     "load_recipe",
     "render_card",
+    "push_to_hub",
     "verify",
     "write_card",
     "write_page",
@@ -95,6 +98,7 @@ _HOME = {
     "Gate": "llmcompress.recipe",
     "OVModelForCausalLM": "llmcompress.integrations.modeling",
     "OVRecipeConfig": "llmcompress.integrations.quantization_config",
+    "PushReport": "llmcompress.report",
     "Recipe": "llmcompress.recipe",
     "benchmark": "llmcompress.benchmarking",
     "check_conversion": "llmcompress.evaluation",
@@ -104,6 +108,7 @@ _HOME = {
     "load": "llmcompress.loaders",
     "load_recipe": "llmcompress.recipe",
     "render_card": "llmcompress.cards",
+    "push_to_hub": "llmcompress.publishing",
     "verify": "llmcompress.artifact",
     "write_card": "llmcompress.cards",
     "write_page": "llmcompress.summary",

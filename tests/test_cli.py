@@ -44,6 +44,7 @@ COMMANDS = (
     ["bench"],
     ["compare"],
     ["verify"],
+    ["push"],
     ["doctor"],
     ["demo"],
     ["recipes"],

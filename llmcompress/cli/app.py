@@ -13,6 +13,7 @@ from llmcompress.cli.compress import compress
 from llmcompress.cli.demo import demo
 from llmcompress.cli.doctor import doctor
 from llmcompress.cli.evaluate import evaluate
+from llmcompress.cli.push import push
 from llmcompress.cli.recipes import recipes
 from llmcompress.cli.verify import verify
 
@@ -42,6 +43,7 @@ def command() -> Any:
         ("compare", compare),
         ("card", card),
         ("verify", verify),
+        ("push", push),
         ("doctor", doctor),
         ("demo", demo),
     ):

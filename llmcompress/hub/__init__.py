@@ -6,23 +6,53 @@ listing.py      what a repository holds at one commit
 snapshot.py     files into the Hugging Face cache, checked
 transfer.py     the bytes of one file, continued where they ended
 layout.py       the cache's directories
+account.py      who is logged in, and may they write
+remote.py       a repository that is pushed to, before and after
+commit.py       everything in one commit, or nothing
+references.py   tags and collections
+lending.py      huggingface_hub's own API over our client
 explain.py      the reasons of failures in plain words
 """
 
+from llmcompress.hub.account import Account, current_token, find_account, require_rights
+from llmcompress.hub.client import HubClient, limit_s
+from llmcompress.hub.commit import Made, create_repo, make_commit, open_pull_request
 from llmcompress.hub.explain import explained
 from llmcompress.hub.listing import HubFile, HubListing, listing
 from llmcompress.hub.names import check_name, check_repo_id, check_revision
+from llmcompress.hub.references import add_tags, add_to_collection, require_collection, tags_of
+from llmcompress.hub.remote import Outgoing, Remote, differing, look, page, read_file
 from llmcompress.hub.snapshot import HubSnapshot, download, fetch
 
 __all__ = [
+    "Account",
+    "HubClient",
     "HubFile",
     "HubListing",
     "HubSnapshot",
+    "Made",
+    "Outgoing",
+    "Remote",
+    "add_tags",
+    "add_to_collection",
     "check_name",
     "check_repo_id",
     "check_revision",
+    "create_repo",
+    "current_token",
+    "differing",
     "download",
     "explained",
     "fetch",
+    "find_account",
+    "limit_s",
     "listing",
+    "look",
+    "make_commit",
+    "open_pull_request",
+    "page",
+    "read_file",
+    "require_collection",
+    "require_rights",
+    "tags_of",
 ]

@@ -48,6 +48,7 @@ from llmcompress.report.record import (
     SourceCard,
     StageTime,
 )
+from llmcompress.report.push import PushedFile, PushReport
 
 __all__ = [
     "AccuracyRecord",
@@ -79,6 +80,8 @@ __all__ = [
     "OperationCount",
     "PerplexityRecord",
     "Provenance",
+    "PushReport",
+    "PushedFile",
     "Ratio",
     "Record",
     "RevertRecord",

@@ -1,0 +1,113 @@
+"""Which files leave a directory: those of the manifest, reports of these very bytes, and the card; nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from llmcompress.artifact import MANIFEST, REPORTS, Measurements
+from llmcompress.errors import SecurityError, UsageError
+from llmcompress.hub import Outgoing, current_token
+
+CARD = "README.md"
+
+# Larger files go by their path; the Hub stores them as large files in any case.
+_READ_AT_ONCE_BYTES = 16 << 20
+_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+_NOT_SEARCHED = (".bin",)
+
+
+def model_files(directory: Path, measured: Measurements) -> tuple[dict[str, Outgoing], dict[str, str]]:
+    """What leaves besides the card, by name, and the reports that stay, each with the reason.
+
+    To be called after the directory was verified against its manifest.
+
+    Raises:
+        SecurityError: a file holds an access token.
+    """
+    files = {
+        record.path: _outgoing(directory / record.path, record.size_bytes, record.sha256)
+        for record in measured.manifest.files
+    }
+    stay = dict(measured.unused)
+    for name in sorted({MANIFEST, *REPORTS} - {CARD}):
+        path = directory / name
+        if name in stay or not path.is_file():
+            continue
+        content = path.read_bytes()
+        if name != MANIFEST and _manifest_hash(content) != measured.manifest_sha256:
+            stay[name] = "it was not measured on these bytes"
+            continue
+        files[name] = outgoing_bytes(content)
+    for name, file in files.items():
+        if not name.endswith(_NOT_SEARCHED):
+            require_no_token(name, file.content if isinstance(file.content, bytes) else file.content.read_bytes())
+    return files, stay
+
+
+def outgoing_bytes(content: bytes) -> Outgoing:
+    """A file whose bytes are in memory."""
+    return Outgoing(content, len(content), hashlib.sha256(content).hexdigest())
+
+
+def require_no_token(name: str, content: bytes) -> None:
+    """Refuse to publish an access token of the Hub. Raises SecurityError."""
+    token = current_token()
+    if _TOKEN.search(content) or (token and token.encode() in content):
+        raise SecurityError(
+            "it holds an access token of the Hub; nothing was sent",
+            where=name,
+            hint="revoke that token at https://huggingface.co/settings/tokens, and compress without it in any input",
+        )
+
+
+def current_card(directory: Path, own: str, published: str, *, keep: bool) -> str:
+    """The card that leaves.
+
+    Args:
+        directory: May hold a README.md.
+        own: What the directory's card is now.
+        published: The same for the repository.
+        keep: Take the README.md that is there, whoever wrote it.
+
+    Raises:
+        UsageError: the README.md that is there is neither, or there is none to keep.
+    """
+    path = directory / CARD
+    if not path.is_file():
+        if keep:
+            raise UsageError("there is no README.md to keep", where=str(directory), hint="leave --keep-card out")
+        return published
+    try:
+        there = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise UsageError("is no text in UTF-8", where=str(path), hint=f"llmcompress card {directory}") from None
+    if keep:
+        return there
+    # Git on Windows changes the ends of lines.
+    if there.replace("\r\n", "\n") not in (own, published):
+        raise UsageError(
+            "is not the card that the manifest and the reports give now: it is older, or somebody has changed it",
+            where=str(path),
+            hint="`llmcompress card DIR` writes the current one (--overwrite), --keep-card pushes this one as it is",
+        )
+    return published
+
+
+def _outgoing(path: Path, size_bytes: int, sha256: str) -> Outgoing:
+    return Outgoing(path.read_bytes() if size_bytes <= _READ_AT_ONCE_BYTES else path, size_bytes, sha256)
+
+
+def _manifest_hash(content: bytes) -> str | None:
+    """The hash that a report carries; None for what is no report of ours."""
+    try:
+        data = json.loads(content)
+    except ValueError:
+        return None
+    if not isinstance(data, dict):
+        return None
+    model = data.get("model")
+    found = data.get("manifest_sha256") or (model.get("manifest_sha256") if isinstance(model, dict) else None)
+    return found if isinstance(found, str) else None

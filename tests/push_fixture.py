@@ -1,0 +1,79 @@
+"""Small artifacts with reports, and a Hub that takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from artifact_fixture import contents, manifest_for
+from fake_hub import FakeHub, Repo
+from test_cli import EVALUATION, SPEED
+
+from llmcompress.artifact import manifest_sha256, staging, write_report
+from llmcompress.recipe import Gate, Recipe
+from llmcompress.report import Check, EvalReport, GateRecord
+
+TOKEN = "hf_canarycanarycanarycanarycanarycanar"
+
+
+def make_artifact(
+    output: Path, *, seed: int = 1, gate: Gate | None = None, size: int = 2000, more: dict[str, bytes] | None = None
+) -> Path:
+    with staging(output, overwrite=output.exists()) as staged:
+        for name, content in {**contents(seed, size), **(more or {})}.items():
+            path = staged.path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        manifest = manifest_for(staged.path)
+        staged.publish(
+            manifest.model_copy(
+                update={"recipe": Recipe(name="none", method="none", **({"gate": gate} if gate else {}))}
+            )
+        )
+    return output
+
+
+def evaluation(directory: Path, passed: bool | None = True, *checks: Check, digest: str | None = None) -> EvalReport:
+    model = EVALUATION.model.model_copy(update={"manifest_sha256": digest or manifest_sha256(directory)})
+    return EVALUATION.model_copy(update={"model": model, "gate": GateRecord(passed=passed, checks=checks)})
+
+
+def add_reports(directory: Path) -> Path:
+    write_report(directory, "eval.json", evaluation(directory))
+    write_report(directory, "bench.json", SPEED.model_copy(update={"manifest_sha256": manifest_sha256(directory)}))
+    return directory
+
+
+def card(directory: Path, repo_id: str | None) -> str:
+    return f"---\nlicense: mit\n---\n# {repo_id or directory.name}\n{manifest_sha256(directory)}\n"
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+    }
+
+
+def model_of(directory: Path, repo_id: str = "acme/model") -> dict[str, bytes]:
+    """What a repository should hold of a model; its card speaks of the repository."""
+    return {**files_of(directory), "README.md": card(directory, repo_id).encode()}
+
+
+def held(repo: Repo) -> dict[str, bytes]:
+    """What a reader of the main branch sees, apart from what the Hub puts there."""
+    return {name: content for name, content in repo.head.files.items() if name != ".gitattributes"}
+
+
+def commits(hub: FakeHub, repo_id: str) -> int:
+    """Commits of the main branch."""
+    repo, count = hub.repos[repo_id], 0
+    sha: str | None = repo.refs["main"]
+    while sha is not None:
+        sha, count = repo.commits[sha].parent, count + 1
+    return count
+
+
+def pushed(directory: Path, repo_id: str | None = "acme/model", **options: Any) -> Any:
+    import llmcompress
+
+    return llmcompress.push_to_hub(directory, repo_id, render=card, **options)
