@@ -7,26 +7,34 @@ from typing import Annotated
 
 import typer
 
-from llmcompress.cli.options import Json, Verbose
+from llmcompress.cli.options import Json, Offline, Revision, Verbose
 
 
 def verify(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="DIR", show_default=False)],
+    revision: Revision = None,
+    offline: Offline = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """Hash every file of an output again and name each deviation from its manifest.
 
-    DIR is a directory that llmcompress wrote, or a download of one.
+    DIR is a directory that llmcompress wrote, a download of one, or the Hub id of one that was pushed.
 
     [bold]Examples[/bold]
     llmcompress verify Llama-3.2-1B-Instruct-int4-ov
     llmcompress verify out --json
+    llmcompress verify my-team/Llama-3.2-1B-Instruct-int4-ov
     """
     from llmcompress import artifact
     from llmcompress.cli.console import print_json, write_line
-    from llmcompress.errors import ArtifactError
+    from llmcompress.errors import ArtifactError, UsageError
 
+    directory = Path(source)
+    if _is_hub_id(source):
+        directory = _fetched(source, revision, offline, verbose=verbose)
+    elif revision is not None or offline:
+        raise UsageError("--revision and --offline have no effect on a directory", where=source, hint="leave them out")
     report = artifact.verify(directory)
     if as_json:
         print_json(report)
@@ -34,10 +42,23 @@ def verify(
         for problem in report.problems:
             write_line(f"{problem.path}: {problem.text}")
         if report.ok:
-            write_line(f"{directory}: {report.num_files} files, all as the manifest says")
+            write_line(f"{source}: {report.num_files} files, all as the manifest says")
     if not report.ok:
         raise ArtifactError(
             f"{len(report.problems)} deviation{'s' if len(report.problems) > 1 else ''} from its manifest",
-            where=str(directory),
+            where=source,
             hint="compress again with --overwrite, or download it again",
         )
+
+
+def _is_hub_id(source: str) -> bool:
+    """Whether a source that is no existing path has the form `namespace/name`; a bare name is taken as a directory."""
+    return not Path(source).exists() and source.count("/") == 1 and not source.startswith((".", "/", "~"))
+
+
+def _fetched(repo_id: str, revision: str | None, offline: bool, *, verbose: bool) -> Path:
+    from llmcompress.cli.bars import watching
+    from llmcompress.publishing import fetch_artifact
+
+    with watching(verbose=verbose) as watch:
+        return fetch_artifact(repo_id, revision=revision, offline=offline, progress=watch.report)
