@@ -63,37 +63,46 @@ def require_no_token(name: str, content: bytes) -> None:
         )
 
 
-def current_card(directory: Path, own: str, published: str, *, keep: bool) -> str:
-    """The card that leaves.
+def current_card(directory: Path, own: str, published: str) -> str:
+    """The card for the repository, if the directory's README.md is none or the current one.
 
     Args:
         directory: May hold a README.md.
         own: What the directory's card is now.
         published: The same for the repository.
-        keep: Take the README.md that is there, whoever wrote it.
 
     Raises:
-        UsageError: the README.md that is there is neither, or there is none to keep.
+        UsageError: the README.md that is there is neither.
     """
-    path = directory / CARD
-    if not path.is_file():
-        if keep:
-            raise UsageError("there is no README.md to keep", where=str(directory), hint="leave --keep-card out")
-        return published
-    try:
-        there = path.read_bytes().decode()
-    except UnicodeDecodeError:
-        raise UsageError("is no text in UTF-8", where=str(path), hint=f"llmcompress card {directory}") from None
-    if keep:
-        return there
+    there = _read_card(directory)
     # Git on Windows changes the ends of lines.
-    if there.replace("\r\n", "\n") not in (own, published):
+    if there is not None and there.replace("\r\n", "\n") not in (own, published):
         raise UsageError(
             "is not the card that the manifest and the reports give now: it is older, or somebody has changed it",
-            where=str(path),
+            where=str(directory / CARD),
             hint="`llmcompress card DIR` writes the current one (--overwrite), --keep-card pushes this one as it is",
         )
     return published
+
+
+def kept_card(directory: Path) -> str:
+    """The README.md that is there, whoever wrote it. Raises UsageError where there is none."""
+    there = _read_card(directory)
+    if there is None:
+        raise UsageError("there is no README.md to keep", where=str(directory), hint="leave --keep-card out")
+    return there
+
+
+def _read_card(directory: Path) -> str | None:
+    path = directory / CARD
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        raise UsageError(
+            "is no text in UTF-8", where=str(path), hint=f"write it anew: llmcompress card {directory}"
+        ) from None
 
 
 def _outgoing(path: Path, size_bytes: int, sha256: str) -> Outgoing:

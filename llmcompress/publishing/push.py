@@ -11,7 +11,7 @@ from llmcompress.artifact import Measurements, read_measurements, replace_report
 from llmcompress.environment import installed_versions
 from llmcompress.errors import GateError, HubError, UsageError
 from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.publishing.contents import CARD, current_card, model_files, outgoing_bytes, require_no_token
+from llmcompress.publishing.contents import CARD, current_card, kept_card, model_files, outgoing_bytes, require_no_token
 from llmcompress.publishing.gate import require_gate
 from llmcompress.publishing.naming import repository_name
 from llmcompress.publishing.plan import Plan, planned, pushed_files, require_place
@@ -83,8 +83,11 @@ def push_to_hub(
         who = hub.find_account(client)
         name = repository_name(directory, measured.manifest, repo_id, who.name)
         hub.require_rights(who, name, create_pr=create_pr)
-        own = (render or _render)(directory, None)
-        card = current_card(directory, own, (render or _render)(directory, name), keep=keep_card)
+        if keep_card:
+            card = own = kept_card(directory)
+        else:
+            own = (render or _render)(directory, None)
+            card = current_card(directory, own, (render or _render)(directory, name))
         require_no_token(CARD, card.encode())
         files[CARD] = outgoing_bytes(card.encode())
         with hub.explained(name, branch, writing=True):
