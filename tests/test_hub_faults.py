@@ -104,8 +104,10 @@ def test_a_refusal_of_every_request(
 
 @pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504])
 def test_one_fault_of_the_server_is_waited_out(fake: FakeHub, tmp_path: Path, code: int) -> None:
-    fake.inject(*(Fault("status", at=2 * index, status=code) for index in range(NUM_REQUESTS)))
-    complete(tmp_path)
+    for index in range(NUM_REQUESTS):
+        empty(tmp_path)
+        fake.inject(Fault("status", at=index, status=code))
+        complete(tmp_path)
 
 
 def test_retry_after_is_respected(fake: FakeHub, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def leaks(home: Path, output: bytes) -> list[str]:
     return found
 
 
-_RARELY = (302, 400, 403, 404, 409, 410, 412, 416, 429, 500, 503)
+_RARELY = (302, 403, 404, 412, 503)
 COMMANDS = [
     ("push", "model", "acme/model", "-v"),
     ("compress", "acme/model", "-r", "none", "-o", "out", "-v"),
@@ -116,7 +116,7 @@ def test_neither_when_everything_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "only", ["/create", "/preupload/", "/batch", "/lfs/whole/", "/lfs/verify/", "/commit/", "/tree/"]
 )
-@pytest.mark.parametrize("status", [400, 403, 500])
+@pytest.mark.parametrize("status", [400, 403])
 def test_the_token_appears_nowhere_at_later_steps(tmp_path: Path, only: str, status: int) -> None:
     make_artifact(tmp_path / "model")
     with running(FakeHub()) as hub:
