@@ -17,18 +17,21 @@ from llmcompress.cli import run
 from llmcompress.publishing import fetch_artifact
 
 
+@pytest.mark.parametrize("against", [None, pytest.param("none", marks=pytest.mark.slow)])
 def test_a_pushed_artifact_evaluates_to_the_same_numbers(
     wikitext: Path,
     artifact: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    against: str | None,
 ) -> None:
     model = tmp_path / "ref-llama-8m-int8-ov"
     shutil.copytree(artifact("int8"), model)
     (model / "eval.json").unlink(missing_ok=True)
     spec = spec_of(wikitext, num_windows=2)
-    here = llmcompress.evaluate(model, spec, reference=artifact("none"))
+    reference = artifact(against) if against else None
+    here = llmcompress.evaluate(model, spec, reference=reference)
     monkeypatch.setenv("HF_TOKEN", "hf_roundtrip")
     with running(FakeHub(cdn=True)) as hub:
         use(hub.url, tmp_path / "sender", monkeypatch)
@@ -39,7 +42,7 @@ def test_a_pushed_artifact_evaluates_to_the_same_numbers(
         use(hub.url, tmp_path / "receiver", monkeypatch)
         monkeypatch.delenv("HF_TOKEN")
         monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-        there = llmcompress.evaluate(report.repo_id, spec, reference=artifact("none"))
+        there = llmcompress.evaluate(report.repo_id, spec, reference=reference)
         assert not list((tmp_path / "receiver").rglob("eval.json"))
         assert run(["verify", report.repo_id]) == 0
         assert "all as the manifest says" in capsys.readouterr().out
