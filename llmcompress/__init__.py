@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from llmcompress.integrations.quantization_config import OVRecipeConfig
     from llmcompress.loaders import load
     from llmcompress.pipeline import compress
-    from llmcompress.recipe import BenchSpec, EvalSpec, Gate, Recipe, load_recipe
     from llmcompress.publishing import push_to_hub
+    from llmcompress.recipe import BenchSpec, EvalSpec, Gate, Recipe, load_recipe
     from llmcompress.report import BenchReport, CompressionReport, EvalReport, PushReport
     from llmcompress.summary import compare, write_page
 
@@ -81,8 +81,8 @@ __all__ = [
     "evaluate",
     "load",
     "load_recipe",
-    "render_card",
     "push_to_hub",
+    "render_card",
     "verify",
     "write_card",
     "write_page",

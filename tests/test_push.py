@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import types
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -555,18 +553,13 @@ def test_an_artifact_that_is_not_whole_on_the_hub(fake: FakeHub, model: Path) ->
         fetch_artifact(MODEL)
 
 
-def test_the_command(
-    fake: FakeHub, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cards = types.ModuleType("llmcompress.cards")
-    vars(cards)["render_card"] = lambda directory, *, repo_id: card(directory, repo_id)
-    monkeypatch.setitem(sys.modules, "llmcompress.cards", cards)
+def test_the_command(fake: FakeHub, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fake.repos[MODEL] = new_repo({"notes.md": b"mine"})
     (model / "tune.json").write_text("{}")
     assert run(["push", str(model), MODEL, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "this is a dry run" in shown
-    assert all(name in shown for name in (*files_of(model), f"# {MODEL}", "Left as they are", "Without tune.json"))
+    assert all(name in shown for name in (*files_of(model), "# model", MODEL, "Left as they are", "Without tune.json"))
     assert run(["push", str(model), MODEL, "--tag", "v1", "--public", "--delete-others"]) == 0
     shown = capsys.readouterr().out
     assert f"{fake.url}/{MODEL}/commit/{fake.repos[MODEL].refs['main']}" in shown

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from llmcompress.cli.console import facts_table, size_text, stdout, write_line
+from llmcompress.cli.console import facts_table, stdout, write_line
 from llmcompress.report import PushReport
+from llmcompress.wording import size_text
 
 
 def print_push(report: PushReport) -> None:

@@ -145,7 +145,7 @@ class _Sent:
 
 
 def _render(directory: Path, repo_id: str | None) -> str:
-    from llmcompress.cards import render_card  # type: ignore[import-not-found,unused-ignore]
+    from llmcompress.cards import render_card
 
     return str(render_card(directory, repo_id=repo_id))
 

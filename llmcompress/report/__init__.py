@@ -39,6 +39,7 @@ from llmcompress.report.evaluation import (
     TextRecord,
     Verdict,
 )
+from llmcompress.report.push import PushedFile, PushReport
 from llmcompress.report.record import (
     EnvironmentRecord,
     FileRecord,
@@ -48,7 +49,6 @@ from llmcompress.report.record import (
     SourceCard,
     StageTime,
 )
-from llmcompress.report.push import PushedFile, PushReport
 
 __all__ = [
     "AccuracyRecord",
