@@ -291,3 +291,11 @@ def test_contradictions(control: dict[str, Any], message: str, tmp_path: Path) -
     values = [f"activations.accuracy_control.{name}={value}" for name, value in {"num_samples": 3, **control}.items()]
     with pytest.raises(RecipeError, match=message):
         load_recipe("int8-ptq", values)
+
+
+@pytest.mark.slow
+def test_through_our_class(controlled: Made, tiny: Path, calibration_text: Path, tmp_path: Path) -> None:
+    recipe = _recipe(calibration_text, {"metric": "kl_divergence", "max_drop": 1e-4})
+    model = llmcompress.OVModelForCausalLM.from_pretrained(tiny, quantization_config=recipe, compile=False)
+    model.save_pretrained(tmp_path / "saved")
+    assert filecmp.cmp(tmp_path / "saved" / "openvino_model.bin", controlled[0] / "openvino_model.bin", shallow=False)
