@@ -42,7 +42,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     source, folder = _find(name_or_path)
     label = source.name if folder is None else str(name_or_path)
-    return _recipe(_read(source, label), label, folder, overrides)
+    return _recipe(read_utf8(source, label), label, folder, overrides)
 
 
 def override_recipe(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -74,7 +74,7 @@ def _recipe(text: str, label: str, folder: Path | None, overrides: Sequence[str]
                 return f"--set {dotted(location)}"
             if location and path[: len(location)] == location and location not in document.positions:
                 return f"--set {dotted(path)}"
-        return _place(label, document, location)
+        return place_in(label, document, location)
 
     return validated(Recipe, data, where)
 
@@ -119,7 +119,8 @@ def _find(name_or_path: str | Path) -> tuple[Traversable, Path | None]:
     )
 
 
-def _read(source: Traversable, label: str) -> str:
+def read_utf8(source: Traversable, label: str) -> str:
+    """Return the text of a YAML file; RecipeError names the line that is not UTF-8."""
     try:
         with source.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -195,7 +196,7 @@ def _make_dataset_absolute(data: dict[str, Any], folder: Path) -> None:
         calibration["dataset"] = str(folder / (path.expanduser() if dataset.startswith("~/") else path))
 
 
-def _place(label: str, document: Document, location: Location) -> str:
+def place_in(label: str, document: Document, location: Location) -> str:
     """Name a field with the line and column of the nearest part of it that the file has."""
     for end in range(len(location), 0, -1):
         if location[:end] in document.positions:
