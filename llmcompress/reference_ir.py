@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmcompress.cache import cache_dir, content_key
 from llmcompress.environment import PACKAGES_THAT_DECIDE_SCORES, installed_versions, quiet_libraries
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.source import identity, resolve
 from llmcompress.progress import Reporter, silent
 
 
@@ -27,11 +27,7 @@ def reference_ir(
     found = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
     if found.layout == "ir":
         return found.id or str(found.path)
-    identity: list[object] = [found.id, found.revision]
-    if found.id is None:
-        stats = sorted((path.name, path.stat()) for path in found.path.iterdir() if path.is_file())
-        identity += [str(found.path), [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]]
-    key = content_key({"source": identity, "versions": installed_versions(PACKAGES_THAT_DECIDE_SCORES)})
+    key = content_key({"source": identity(found), "versions": installed_versions(PACKAGES_THAT_DECIDE_SCORES)})
     # The last part is what reports call the model.
     output = cache_dir() / "reference-ir" / key / f"{(found.id or found.path.name).rsplit('/', 1)[-1]}-none-ov"
     if not output.exists():

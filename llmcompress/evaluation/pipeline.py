@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from llmcompress.artifact import MANIFEST, manifest_sha256, read_manifest, write_report
 from llmcompress.data import read_texts
 from llmcompress.environment import environment_record, installed_versions, quiet_libraries
-from llmcompress.errors import ModelError, ResourceError, UsageError
+from llmcompress.errors import ArtifactError, ModelError, ResourceError, UsageError
 from llmcompress.evaluation.conversion import check_conversion as compare_conversion
 from llmcompress.evaluation.damage import noise_floor as measure_noise_floor
 from llmcompress.evaluation.damage import split_damage as measure_damage
@@ -36,7 +36,16 @@ from llmcompress.loaders.source import Source, fetch_weights, longest_context, r
 from llmcompress.memory import memory
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import EvalSpec, Gate
-from llmcompress.report import Check, ConversionRecord, DamagePart, EvalReport, FileRecord, ModelRecord, TaskScore
+from llmcompress.report import (
+    Check,
+    ConversionRecord,
+    DamagePart,
+    EvalReport,
+    FileRecord,
+    ModelRecord,
+    TaskScore,
+    TextRecord,
+)
 from llmcompress.runtime import check_device, differences, properties_of
 from llmcompress.stages import Stages
 
@@ -252,6 +261,40 @@ def check_conversion(
     quiet_libraries()
     found = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
     return compare_conversion(found, allow_nonfinite=allow_nonfinite, progress=progress)
+
+
+def scored_text(source: Source, spec: EvalSpec, *, offline: bool = False) -> TextRecord:
+    """Say which tokens ``evaluate`` would score, without a model.
+
+    Raises:
+        DataError: The text cannot be used or is too short.
+        HubError: The dataset cannot be had.
+    """
+    return _text(source, _documents(spec, offline), spec).windows.record
+
+
+def judge_again(directory: str | Path, gate: Gate) -> EvalReport:
+    """Hold an artifact's ``eval.json`` against thresholds that changed since it was written; nothing is measured.
+
+    Args:
+        directory: An artifact with a report.
+        gate: Thresholds, in addition to those of the artifact's recipe.
+
+    Raises:
+        ArtifactError: It is no artifact, or has no report of its bytes.
+        WriteError: The report could not be written.
+    """
+    directory = Path(directory)
+    earlier = _earlier(directory)
+    manifest = read_manifest(directory)
+    if earlier is None or earlier.model.manifest_sha256 != manifest_sha256(directory):
+        raise ArtifactError("has no eval.json of its bytes", where=str(directory), hint="run: llmcompress eval")
+    probes = [check for check in earlier.gate.checks if check.name not in Gate.model_fields]
+    checks = (*threshold_checks(combined(manifest.recipe.gate, gate), earlier.divergence), *probes)
+    report = earlier.model_copy(update={"gate": carried(earlier.gate, gate_record(checks))})
+    if report != earlier:
+        write_report(directory, EVAL_REPORT, report)
+    return report
 
 
 def _check_options(

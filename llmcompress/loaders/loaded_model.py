@@ -21,7 +21,7 @@ from llmcompress.loaders.json_file import read_json
 from llmcompress.loaders.model_card import read_source_card
 from llmcompress.loaders.scan import check_hashes, scan_constants
 from llmcompress.loaders.source import IR_FILES, Source, fetch_weights, resolve, side_files
-from llmcompress.loaders.tensors import Checkpoint
+from llmcompress.loaders.tensors import INDEX, Checkpoint, choose_weights, read_index
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.report import FileRecord, Provenance, SourceCard
 
@@ -99,6 +99,21 @@ def load(
             source = fetch_weights(source, progress=progress)
             checked = start(source)
         return _load_checkpoint(source, checked, scratch_dir, tokenizer, progress)
+
+
+def source_files(source: Source) -> tuple[FileRecord, ...]:
+    """Hash the files of a source's directory that ``load`` would record as its provenance.
+
+    Raises:
+        SecurityError: The weights are pickle files only.
+        ModelError: There are no weights.
+    """
+    if source.layout == "ir":
+        weights = list(IR_FILES)
+    else:
+        main = choose_weights([path.name for path in source.path.iterdir()], where=str(source.path))
+        weights = [main, *(set(read_index(source.path / INDEX).values()) if main == INDEX else ())]
+    return tuple(sorted(_records(source, (*weights, *side_files(source))), key=lambda file: file.path))
 
 
 def _load_checkpoint(

@@ -129,6 +129,18 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     return source._replace(path=snapshot.path, expected_sha256={**snapshot.sha256, **weighed.sha256})
 
 
+def identity(source: Source) -> list[object]:
+    """What tells a source from others without reading its weights: a Hub source's commit, a directory's files.
+
+    Of the files of a directory: names, sizes and times of change.
+    """
+    if source.id is not None:
+        return [source.id, source.revision]
+    stats = sorted((path.name, path.stat()) for path in source.path.iterdir() if path.is_file())
+    known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return [source.id, source.revision, str(source.path), known]
+
+
 def longest_context(source: Source) -> int | None:
     """Tokens that the model's positions reach, by the names configurations have for it; None where it states none."""
     found = (source.config.get(name) for name in _CONTEXT_KEYS)

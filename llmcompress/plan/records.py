@@ -30,7 +30,7 @@ class PlanModel(Part):
     allow_nonfinite: bool = False
     exclude: Texts = ()
     """Names of recipes that are not for this model."""
-    overrides: dict[str, Settings] = {}
+    overrides: dict[str, Settings] = Field(default_factory=dict)
     """Name of a recipe -> fields that are otherwise for this model."""
 
     @property
@@ -46,7 +46,7 @@ class PlanRecipe(Part):
     """A packaged name, ``optimum-default``, or a .yaml file. A relative path in a file starts at its folder."""
     name: Name | None = None
     """Of the directory below the model's. None: the recipe's own name."""
-    set: Settings = {}
+    set: Settings = Field(default_factory=dict)
 
 
 class Evaluation(EvalSpec):

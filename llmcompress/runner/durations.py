@@ -1,0 +1,46 @@
+"""How long a step took on this machine, so that the same step can be predicted: nothing is extrapolated."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+
+from pydantic import BaseModel
+
+from llmcompress.cache import cache_dir, content_key
+from llmcompress.environment import cpu_name
+from llmcompress.loaders.source import Source, identity
+
+KIND = "durations"
+
+
+def remember(step: str, found: Source, settings: tuple[BaseModel, ...], duration_s: float) -> None:
+    """Note how long a step took; a cache that cannot be written stops nothing."""
+    path = cache_dir() / KIND / f"{_key(step, found, settings)}.json"
+    unfinished = path.with_name(f".{os.getpid()}-{path.name}.part")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(json.dumps({"step": step, "duration_s": duration_s}), encoding="utf-8")
+        unfinished.replace(path)
+
+
+def remembered(step: str, found: Source, settings: tuple[BaseModel, ...]) -> float | None:
+    """Return the duration, in seconds, of the last such step of this source with these settings on this machine."""
+    try:
+        text = (cache_dir() / KIND / f"{_key(step, found, settings)}.json").read_text(encoding="utf-8")
+        return float(json.loads(text)["duration_s"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _key(step: str, found: Source, settings: tuple[BaseModel, ...]) -> str:
+    return content_key(
+        {
+            "step": step,
+            "source": identity(found),
+            "settings": [part.model_dump(mode="json") for part in settings],
+            "machine": [platform.node(), cpu_name(), os.cpu_count()],
+        }
+    )

@@ -1,0 +1,93 @@
+"""In a worker: one model, loaded once, and all the artifacts that are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from llmcompress.compression import compress
+from llmcompress.environment import quiet_libraries
+from llmcompress.errors import LlmcompressError
+from llmcompress.loaders import load
+from llmcompress.loaders.source import resolve
+from llmcompress.progress import Progress, Reporter
+from llmcompress.recipe import Recipe
+from llmcompress.runner.durations import remember
+
+
+class Access(NamedTuple):
+    """How a model is opened."""
+
+    source: str
+    revision: str | None
+    """A commit."""
+    trust_remote_code: bool
+    allow_nonfinite: bool
+    offline: bool
+
+
+class Wanted(NamedTuple):
+    """One artifact."""
+
+    name: str
+    """Of the recipe in the plan."""
+    recipe: Recipe
+    directory: Path
+    replaces: str | None
+    """Hash of the manifest that lies there already and is to be replaced."""
+
+
+def stage_of(name: str, stage: str) -> str:
+    """Name a stage of one recipe; its name ends at the first colon."""
+    return f"{name}: {stage}"
+
+
+def recipe_at(stage: str) -> str | None:
+    """The recipe that a stage is of; None: a stage of the model that all share."""
+    name, colon, _ = stage.partition(": ")
+    return name if colon else None
+
+
+def compress_loaded(
+    access: Access, wanted: Sequence[Wanted], *, progress: Reporter
+) -> dict[str, LlmcompressError | None]:
+    """Load a model and make its artifacts one after the other; what exists is replaced.
+
+    Returns:
+        For each recipe what went wrong with it, or None.
+
+    Raises: what ``load`` raises, and MemoryError.
+    """
+    quiet_libraries()
+    options = {
+        "revision": access.revision,
+        "trust_remote_code": access.trust_remote_code,
+        "offline": access.offline,
+    }
+    found = resolve(access.source, **options)  # type: ignore[arg-type]
+
+    def of_model(step: Progress) -> None:
+        progress(step._replace(stage=step.stage.replace(": ", " ")))
+
+    # `compress` opens the tokenizer itself.
+    loaded = load(found, allow_nonfinite=access.allow_nonfinite, tokenizer=False, progress=of_model)
+    outcomes: dict[str, LlmcompressError | None] = {}
+    for name, recipe, directory, _ in wanted:
+
+        def of_recipe(step: Progress, name: str = name) -> None:
+            progress(step._replace(stage=stage_of(name, step.stage)))
+
+        of_recipe(Progress("begin", 0, 0))
+        try:
+            report = compress(loaded, recipe, directory, overwrite=True, offline=access.offline, progress=of_recipe)
+            remember("compress", found, (recipe.portable(),), report.measured.duration_s)
+            outcomes[name] = None
+        except MemoryError:
+            # The process may be in any state: a fresh one does the rest.
+            raise
+        except LlmcompressError as error:
+            outcomes[name] = error
+        except Exception as error:  # noqa: BLE001 - one recipe's fault must not stop the others
+            outcomes[name] = LlmcompressError(f"unexpected {type(error).__name__}: {error}", where=name)
+    return outcomes

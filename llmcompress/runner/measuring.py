@@ -1,0 +1,133 @@
+"""One measurement of one artifact, in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from llmcompress.errors import ResourceError
+from llmcompress.loaders.source import IR_FILES, Source, resolve
+from llmcompress.memory import memory
+from llmcompress.plan import Evaluation
+from llmcompress.progress import Reporter, silent
+from llmcompress.recipe import BenchSpec, Gate, Recipe
+from llmcompress.runner.durations import remember
+from llmcompress.runner.loading import Access
+from llmcompress.runner.state import Original, evaluate_reason
+from llmcompress.supervisor import run_supervised
+
+ROOM = 1.5
+"""A compiled model takes about this times its file."""
+
+
+def evaluate_artifact(
+    directory: Path,
+    recipe: Recipe,
+    access: Access,
+    evaluation: Evaluation,
+    gate: Gate,
+    *,
+    progress: Reporter = silent,
+    logs: Callable[[str], None] | None = None,
+) -> None:
+    """Measure an artifact against its original; where only the gate changed, judge its report again.
+
+    Raises: what ``evaluate`` raises, and ResourceError where the larger of the two does not fit into memory.
+    """
+    found = _resolve(access)
+    if evaluate_reason(directory, evaluation, gate, Original(found), None) == "the gate changed":
+        run_supervised(
+            "llmcompress.runner.measuring:judge", {"directory": directory, "gate": gate}, progress=progress, logs=logs
+        )
+        return
+    # Where both do not fit at once, they are measured one after the other.
+    _require(max(needed_bytes(directory), int(_weight_bytes(found) * ROOM)), directory)
+    started = time.perf_counter()
+    run_supervised(
+        "llmcompress.evaluation:evaluate",
+        {
+            "source": directory,
+            "spec": evaluation.spec(),
+            "reference": access.source,
+            "reference_revision": access.revision,
+            "trust_remote_code": access.trust_remote_code,
+            "offline": access.offline,
+            "allow_nonfinite": access.allow_nonfinite,
+            "reference_scores": evaluation.reference_scores,
+            "gate": gate,
+            "num_generations": evaluation.num_generations,
+            "noise_floor": evaluation.noise_floor,
+            "split_damage": evaluation.split_damage,
+        },
+        progress=progress,
+        logs=logs,
+    )
+    remember("evaluate", found, (recipe.portable(), evaluation), time.perf_counter() - started)
+
+
+def needed_bytes(directory: Path) -> int:
+    """Predict the memory that running an artifact takes at least."""
+    return int(_bin_bytes(directory) * ROOM)
+
+
+def judge(directory: Path, gate: Gate, *, progress: Reporter) -> None:
+    """Judge an artifact's report by other thresholds. For a worker."""
+    from llmcompress.evaluation import judge_again
+
+    judge_again(directory, gate)
+
+
+def benchmark_artifact(
+    directory: Path,
+    recipe: Recipe,
+    access: Access,
+    spec: BenchSpec,
+    *,
+    progress: Reporter = silent,
+    logs: Callable[[str], None] | None = None,
+) -> None:
+    """Measure how fast an artifact is; nothing of ours may run beside it.
+
+    Raises: what ``benchmark`` raises, and ResourceError where the model does not fit into memory.
+    """
+    _require(needed_bytes(directory), directory)
+    started = time.perf_counter()
+    run_supervised(
+        "llmcompress.benchmarking:benchmark",
+        {"sources": [directory], "spec": spec, "offline": access.offline},
+        progress=progress,
+        logs=logs,
+    )
+    remember("benchmark", _resolve(access), (recipe.portable(), spec), time.perf_counter() - started)
+
+
+def _resolve(access: Access) -> Source:
+    return resolve(
+        access.source,
+        revision=access.revision,
+        trust_remote_code=access.trust_remote_code,
+        offline=access.offline,
+    )
+
+
+def _bin_bytes(directory: Path) -> int:
+    return (directory / IR_FILES[1]).stat().st_size
+
+
+def _weight_bytes(found: Source) -> int:
+    ending = ".bin" if found.layout == "ir" else ".safetensors"
+    if found.files is not None:
+        # What the Hub lists; of the directory only config.json may be here yet.
+        return sum(file.size_bytes for file in found.files.files if file.path.endswith(ending))
+    return sum(path.stat().st_size for path in found.path.iterdir() if path.suffix == ending)
+
+
+def _require(needed: int, directory: Path) -> None:
+    available = memory().available
+    if needed > available:
+        raise ResourceError(
+            f"it needs about {needed / 1e9:.2f} GB of memory, {available / 1e9:.2f} GB are available",
+            where=str(directory),
+            hint="close other programs, or take a machine with more memory",
+        )

@@ -1,0 +1,116 @@
+"""What a run of a plan will do, and what came of it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import Field
+
+from llmcompress.errors import LlmcompressError
+from llmcompress.progress import Progress
+from llmcompress.report import Record
+
+Step = Literal["compress", "evaluate", "benchmark", "card", "push"]
+STEPS: tuple[Step, ...] = ("compress", "evaluate", "benchmark", "card", "push")
+MEASURED: tuple[Step, ...] = ("compress", "evaluate", "benchmark")
+"""Those whose duration is kept."""
+
+
+class Failure(Record):
+    """Why a job was not finished."""
+
+    step: Step
+    error: str
+    """Class of ``llmcompress.errors``."""
+    exit_code: int
+    message: str
+    hint: str
+
+
+class Outlook(Record):
+    """One job before it begins: what is left to do, and what that is predicted to take."""
+
+    name: str
+    """``MODEL/RECIPE``."""
+    directory: str
+    steps: tuple[Step, ...]
+    """Left to do, in order."""
+    reason: str
+    """Why the first of them has to be done; empty where nothing is."""
+    size_bytes: int | None = None
+    """Predicted size of ``openvino_model.bin``; None where nothing is to be compressed."""
+    peak_rss_bytes: int | None = None
+    """Predicted peak of the compression, mapped pages of the checkpoint included."""
+    min_memory_bytes: int | None = None
+    """What the compression needs at least."""
+    disk_bytes: int | None = None
+    durations_s: dict[Step, float] = Field(default_factory=dict)
+    """What the same step took last time on this machine; those not measured here are left out."""
+    failure: Failure | None = None
+    """What is known to stop it before it begins."""
+
+    @property
+    def duration_s(self) -> float | None:
+        """Sum over the steps that are left; None: at least one was not measured here. Cards and pushes are quick."""
+        slow = [step for step in self.steps if step in MEASURED]
+        return sum(self.durations_s[step] for step in slow) if set(slow) <= self.durations_s.keys() else None
+
+
+class Row(Record):
+    """One job afterwards."""
+
+    name: str
+    model: str
+    recipe: str
+    directory: str
+    made: tuple[Step, ...]
+    """Steps that this run carried out."""
+    kept: tuple[Step, ...]
+    """Steps that were done already."""
+    failure: Failure | None = None
+
+
+class RunReport(Record):
+    """What came of a plan."""
+
+    output: str
+    rows: tuple[Row, ...]
+    """In the plan's order."""
+
+    @property
+    def exit_code(self) -> int:
+        """Of the first row that failed; 0: all are done."""
+        return next((row.failure.exit_code for row in self.rows if row.failure is not None), 0)
+
+
+class Event(NamedTuple):
+    """What a person watching is told."""
+
+    kind: Literal["begin", "progress", "end", "failed", "lost"]
+    task: str
+    """``MODEL/RECIPE: STEP``, or ``MODEL: compress`` for all recipes of a model that are left."""
+    where: str
+    """The machine."""
+    num_done: int
+    """Steps of the whole run."""
+    num_steps: int
+    left_s: float | None = None
+    """Of the whole run; None: not known."""
+    progress: Progress | None = None
+    text: str = ""
+    """The reason of a failure, in one line."""
+
+
+def failure(step: Step, error: BaseException) -> Failure:
+    """Make the record of an error."""
+    if isinstance(error, LlmcompressError):
+        where = f"{error.where}: " if error.where else ""
+        return Failure(
+            step=step,
+            error=type(error).__name__,
+            exit_code=error.exit_code,
+            message=" ".join(f"{where}{error.message}".split()),
+            hint=error.hint,
+        )
+    text = " ".join(f"unexpected {type(error).__name__}: {error}".split())
+    return Failure(step=step, error=type(error).__name__, exit_code=1, message=text, hint="")

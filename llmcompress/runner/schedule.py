@@ -1,0 +1,120 @@
+"""Which task is next: in the plan's order, a model's artifacts first, then what is done with each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
+
+from llmcompress.artifact import MANIFEST, manifest_sha256
+from llmcompress.executors import Task
+from llmcompress.plan import Plan
+from llmcompress.runner.compressing import Order
+from llmcompress.runner.loading import Access, Wanted
+from llmcompress.runner.records import Failure, Step
+from llmcompress.runner.survey import Surveyed
+
+SHIPPING: tuple[Step, ...] = ("card", "push")
+"""Steps that the run's own process takes: they are quick, and the Hub's token is there."""
+
+
+@dataclass
+class Progressing:
+    """A job under way."""
+
+    surveyed: Surveyed
+    left: list[Step]
+    made: list[Step] = field(default_factory=list)
+    failure: Failure | None = None
+    running: bool = False
+    closed: bool = False
+    """Nothing is left, and the gate was looked at."""
+
+    @property
+    def name(self) -> str:
+        """``MODEL/RECIPE``."""
+        return self.surveyed.job.name
+
+    def fail(self, why: Failure) -> None:
+        """Note why, and leave the rest of it undone."""
+        self.failure = why
+        self.left.clear()
+
+
+class Due(NamedTuple):
+    """A task that can be started, and the jobs it is for."""
+
+    task: Task
+    step: Step
+    jobs: tuple[Progressing, ...]
+
+
+def due(jobs: Sequence[Progressing], plan: Plan, *, offline: bool) -> Iterator[Due]:
+    """Every task that can be started now, in order."""
+    for _, group in groupby(jobs, key=lambda job: job.surveyed.job.model):
+        ready = [job for job in group if job.left and not job.running]
+        unmade = tuple(job for job in ready if job.left[0] == "compress")
+        if unmade:
+            yield _compress(unmade, offline)
+        for job in ready:
+            if job.left[0] == "evaluate":
+                yield _evaluate(job, plan, offline)
+            elif job.left[0] == "benchmark":
+                yield _benchmark(job, plan, offline)
+
+
+def _compress(jobs: tuple[Progressing, ...], offline: bool) -> Due:
+    orders = []
+    for job in jobs:
+        planned, recipe, predicted = job.surveyed.job, job.surveyed.recipe, job.surveyed.forecast
+        assert recipe is not None
+        assert predicted is not None
+        there = (planned.directory / MANIFEST).is_file()
+        replaces = manifest_sha256(planned.directory) if there else None
+        orders.append(Order(Wanted(planned.recipe_name, recipe, planned.directory, replaces), predicted))
+    task = Task(
+        label=f"{jobs[0].surveyed.job.model.short_name}: compress",
+        target="llmcompress.runner.compressing:compress_model",
+        kwargs={"access": _access(jobs[0], offline), "orders": orders},
+        memory_bytes=max(order.forecast.min_memory_bytes for order in orders),
+    )
+    return Due(task, "compress", jobs)
+
+
+def _evaluate(job: Progressing, plan: Plan, offline: bool) -> Due:
+    return _measure(job, "evaluate", {"evaluation": plan.evaluation, "gate": plan.gate}, offline)
+
+
+def _benchmark(job: Progressing, plan: Plan, offline: bool) -> Due:
+    return _measure(job, "benchmark", {"spec": plan.benchmark}, offline)
+
+
+def _measure(job: Progressing, step: Step, asked: dict[str, object], offline: bool) -> Due:
+    from llmcompress.runner.measuring import needed_bytes
+
+    directory = job.surveyed.job.directory
+    task = Task(
+        label=f"{job.name}: {step}",
+        target=f"llmcompress.runner.measuring:{step}_artifact",
+        kwargs={
+            "directory": directory,
+            "recipe": job.surveyed.recipe,
+            "access": _access(job, offline),
+            **asked,
+        },
+        memory_bytes=needed_bytes(directory),
+    )
+    return Due(task, step, (job,))
+
+
+def _access(job: Progressing, offline: bool) -> Access:
+    model = job.surveyed.job.model
+    return Access(
+        source=model.source,
+        # As the survey found it, so that all of a run is of one commit.
+        revision=job.surveyed.revision,
+        trust_remote_code=model.trust_remote_code,
+        allow_nonfinite=model.allow_nonfinite,
+        offline=offline,
+    )

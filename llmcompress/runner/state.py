@@ -1,0 +1,193 @@
+"""What is done already, read from the output directory: an artifact and its reports say themselves what they answer.
+
+Each function returns why a step has to be done, in a few words, or None where nothing is to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from llmcompress.artifact import MANIFEST, manifest_sha256, read_manifest, verify
+from llmcompress.cache import content_key
+from llmcompress.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
+from llmcompress.errors import ArtifactError
+from llmcompress.loaders.loaded_model import source_files
+from llmcompress.loaders.source import Source
+from llmcompress.plan import Evaluation
+from llmcompress.recipe import BenchSpec, Gate, Recipe
+from llmcompress.report import BenchReport, CalibrationRecord, EvalReport, FileRecord, Provenance
+
+Report = TypeVar("Report", EvalReport, BenchReport)
+
+
+class Original:
+    """A source, to be compared with what artifacts say of theirs; its files are hashed when first asked for."""
+
+    def __init__(self, found: Source) -> None:
+        self._found = found
+
+    @cached_property
+    def _files(self) -> tuple[FileRecord, ...]:
+        return source_files(self._found)
+
+    def is_of(self, provenance: Provenance) -> bool:
+        """Whether the provenance is of these bytes; a Hub source is known by its commit."""
+        found = self._found
+        if provenance.trust_remote_code != found.trust_remote_code:
+            return False
+        if found.id is not None or provenance.id is not None:
+            return (provenance.id, provenance.revision) == (found.id, found.revision)
+        return provenance.files == self._files
+
+
+def compress_reason(
+    directory: Path,
+    recipe: Recipe,
+    original: Original,
+    calibration: Callable[[], CalibrationRecord | None] | None = None,
+) -> str | None:
+    """Compare an artifact with what compressing now would give.
+
+    Args:
+        directory: Where the artifact is, if it is.
+        recipe: What it has to be made by.
+        original: What it has to be made from.
+        calibration: Gives the windows that the recipe's text has now; None: the text is taken to be the same.
+    """
+    if not (directory / MANIFEST).is_file():
+        return "not made yet"
+    try:
+        manifest = read_manifest(directory)
+    except ArtifactError:
+        return "its manifest cannot be read"
+    if manifest.recipe != recipe.portable():
+        return "the recipe changed"
+    versions = installed_versions(PACKAGES_THAT_DECIDE_BYTES)
+    changed = sorted(name for name in versions if manifest.environment.versions.get(name) != versions[name])
+    if changed:
+        return f"another version of {changed[0]}"
+    if not original.is_of(manifest.provenance):
+        return "the model changed"
+    if calibration is not None and manifest.calibration != calibration():
+        return "the calibration text changed"
+    return None if verify(directory).ok else "damaged"
+
+
+def evaluate_reason(
+    directory: Path, evaluation: Evaluation, gate: Gate, original: Original, token_ids_sha256: Callable[[], str] | None
+) -> str | None:
+    """Compare ``eval.json`` with what the plan asks.
+
+    Args:
+        directory: A complete artifact.
+        evaluation: What is asked.
+        gate: The plan's thresholds.
+        original: What the reference has to be.
+        token_ids_sha256: Gives the hash of the tokens that the text has now; None: the text is taken to be the same.
+    """
+    report = _report(directory, "eval.json", EvalReport)
+    if report is None or report.model.manifest_sha256 != manifest_sha256(directory):
+        return "not evaluated yet"
+    if not answers(report, evaluation):
+        return "the evaluation changed"
+    if report.reference is None or not original.is_of(report.reference.provenance):
+        return "the model changed"
+    if token_ids_sha256 is not None and report.text.token_ids_sha256 != token_ids_sha256():
+        return "the text changed"
+    required = {check.name: check.required for check in report.gate.checks}
+    asked = {**read_manifest(directory).recipe.gate.model_dump(), **gate.model_dump(exclude_none=True)}
+    judged = all(value is None or required.get(name) == value for name, value in asked.items())
+    return None if judged else "the gate changed"
+
+
+def answers(report: EvalReport, evaluation: Evaluation) -> bool:
+    """Whether a report is of the spec and holds all that is asked beside it."""
+    path = evaluation.dataset_path()
+    spec = evaluation.spec()
+    if path is not None:
+        # Reports hold no local path.
+        spec = spec.model_copy(update={"dataset": path.name})
+    exact = report.divergence is not None and report.divergence.exact
+    generations = report.generations.num_prompts if report.generations else 0
+    return (
+        report.spec == spec
+        and (evaluation.reference_scores == "auto" or exact == (evaluation.reference_scores == "exact"))
+        and (not evaluation.noise_floor or report.noise_floor is not None)
+        and (not evaluation.split_damage or bool(report.split_damage))
+        # A text with fewer windows gives fewer prompts.
+        and generations == min(evaluation.num_generations, report.text.num_windows)
+    )
+
+
+def benchmark_reason(directory: Path, spec: BenchSpec) -> str | None:
+    """Compare ``bench.json`` with what the plan asks."""
+    report = _report(directory, "bench.json", BenchReport)
+    if report is None or report.manifest_sha256 != manifest_sha256(directory):
+        return "not benchmarked yet"
+    return None if report.spec == spec else "the benchmark changed"
+
+
+def card_reason(directory: Path) -> str | None:
+    """Say whether the card is older than something that it describes."""
+    card = directory / "README.md"
+    if not card.is_file():
+        return "no card yet"
+    told = [path.stat().st_mtime_ns for name in ("eval.json", "bench.json") if (path := directory / name).is_file()]
+    # The manifest's own time may be that of an older file: a rename keeps it.
+    return None if max(told, default=0) <= card.stat().st_mtime_ns else "the reports changed"
+
+
+def push_reason(directory: Path, repo_id: str, *, private: bool) -> str | None:
+    """Compare what was pushed last with what is there now."""
+    try:
+        pushed = json.loads(_push_file(directory).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "not pushed yet"
+    return None if pushed == _pushed(directory, repo_id, private) else "something changed since it was pushed"
+
+
+def remember_push(directory: Path, repo_id: str, *, private: bool) -> None:
+    """Note what was pushed, beside the directory, in which one more file would be unknown to the manifest."""
+    path = _push_file(directory)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(_pushed(directory, repo_id, private)), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def gate_failures(directory: Path) -> tuple[str, ...]:
+    """What ``eval.json`` says the artifact failed or could not be judged by, for people; empty: shippable."""
+    report = _report(directory, "eval.json", EvalReport)
+    if report is None or report.gate.passed:
+        return ()
+    wanted = [check for check in report.gate.checks if check.passed is False]
+    wanted += [check for check in report.gate.checks if check.passed is None and check.name in Gate.model_fields]
+    return tuple(
+        f"{check.name}: "
+        + (f"{check.value}, required {check.required}" if check.passed is False else f"not decided, {check.detail}")
+        for check in wanted
+    )
+
+
+def _push_file(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.push.json")
+
+
+def _pushed(directory: Path, repo_id: str, private: bool) -> dict[str, object]:
+    names = (MANIFEST, "eval.json", "bench.json", "README.md")
+    hashes = [
+        hashlib.sha256((directory / name).read_bytes()).hexdigest() if (directory / name).is_file() else None
+        for name in names
+    ]
+    return {"repo_id": repo_id, "private": private, "content": content_key({"files": hashes})}
+
+
+def _report(directory: Path, name: str, kind: type[Report]) -> Report | None:
+    try:
+        return kind.model_validate_json((directory / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
