@@ -15,6 +15,7 @@ from llmcompress.cli.doctor import doctor
 from llmcompress.cli.evaluate import evaluate
 from llmcompress.cli.push import push
 from llmcompress.cli.recipes import recipes
+from llmcompress.cli.run import run
 from llmcompress.cli.verify import verify
 
 _EXIT_CODES = (
@@ -42,6 +43,7 @@ def command() -> Any:
         ("bench", bench),
         ("compare", compare),
         ("card", card),
+        ("run", run),
         ("verify", verify),
         ("push", push),
         ("doctor", doctor),

@@ -1,0 +1,118 @@
+"""`llmcompress run`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmcompress.cli.options import Json, Offline, Verbose
+
+if TYPE_CHECKING:
+    from llmcompress.runner import Outlook, RunReport
+
+EXECUTORS = ("local", "ray")
+
+
+def run(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml", show_default=False)],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the jobs, with predicted size, memory, disk and time.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Instead of the plan's.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="MODEL/RECIPE", show_default=False, help="Only these jobs; * allowed; may be repeated."
+        ),
+    ] = None,
+    executor: Annotated[str, typer.Option("--executor", metavar="local|ray", help="Where the jobs run.")] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", show_default=False, help="Of a Ray cluster."),
+    ] = None,
+    offline: Offline = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make, measure and ship every artifact of a plan: models by recipes, each in OUTPUT/MODEL/RECIPE.
+
+    What is done already is left as it is, so the same command goes on after an interruption and tries failed jobs again.
+    A job that fails does not stop the others. The exit code is that of the first job that failed.
+
+    [bold]Examples[/bold]
+    llmcompress run plan.yaml --dry-run
+    llmcompress run plan.yaml
+    llmcompress run plan.yaml --only 'llama-1b/*' --only qwen/int4
+    llmcompress run plan.yaml --executor ray --address head:6379
+    """
+    from llmcompress.cli.bars import watching
+    from llmcompress.cli.run_view import print_run, run_watched
+    from llmcompress.errors import LlmcompressError, UsageError
+    from llmcompress.plan import load_plan
+    from llmcompress.progress import Progress
+    from llmcompress.runner import outlook, run_plan
+
+    if executor not in EXECUTORS:
+        raise UsageError(f"got {executor!r}; accepted: {', '.join(EXECUTORS)}", where="--executor")
+    if address is not None and executor != "ray":
+        raise UsageError("--address has no effect on the executor local", hint="add --executor ray")
+    loaded = load_plan(plan)
+    common = {"output_dir": output, "only": only or (), "executor": executor, "offline": offline}
+    if dry_run:
+        with watching(verbose=verbose) as watch:
+            watch.report(Progress("read the plan", 0, 0))
+            jobs = outlook(loaded, **common, progress=watch.report, logs=watch.log)  # type: ignore[arg-type]
+        _print_outlook(jobs, as_json=as_json)
+        return
+    with run_watched(verbose=verbose) as seen:
+        report = run_plan(
+            loaded,
+            **common,  # type: ignore[arg-type]
+            address=address,
+            watch=seen.watch,
+            progress=seen.report,
+            logs=seen.log,
+        )
+    if as_json:
+        from llmcompress.cli.console import print_json
+
+        print_json(report)
+    else:
+        print_run(report)
+        _print_comparison(report)
+    failed = [row for row in report.rows if row.failure is not None]
+    if failed:
+        first = failed[0].failure
+        assert first is not None
+        error = LlmcompressError(
+            f"{len(failed)} of {len(report.rows)} jobs failed; the first: {failed[0].name}: {first.message}",
+            where=str(plan),
+            hint=first.hint or "the same command does only what failed and what is new",
+        )
+        error.exit_code = report.exit_code
+        raise error
+
+
+def _print_comparison(report: RunReport) -> None:
+    """Print what was measured, of all jobs that have something to show: the one place that decides how."""
+    from llmcompress.artifact import MANIFEST
+    from llmcompress.cli.compare_view import print_comparison
+    from llmcompress.comparison import summary
+
+    made = [Path(row.directory) for row in report.rows if (Path(row.directory) / MANIFEST).is_file()]
+    if made:
+        print_comparison([summary(directory) for directory in made])
+
+
+def _print_outlook(jobs: tuple[Outlook, ...], *, as_json: bool) -> None:
+    from llmcompress.cli.console import plain, print_json
+    from llmcompress.cli.run_view import print_outlook
+
+    if as_json:
+        print_json([plain(job) for job in jobs])
+    else:
+        print_outlook(jobs)
