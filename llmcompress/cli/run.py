@@ -10,7 +10,7 @@ import typer
 from llmcompress.cli.options import Json, Offline, Verbose
 
 if TYPE_CHECKING:
-    from llmcompress.runner import Outlook, RunReport
+    from llmcompress.runner import Failure, Outlook, RunReport
 
 EXECUTORS = ("local", "ray")
 
@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Make, measure and ship every artifact of a plan: models by recipes, each in OUTPUT/MODEL/RECIPE.
 
-    What is done already is left as it is, so the same command goes on after an interruption and tries failed jobs again.
+    What is done is left as it is: the same command goes on after an interruption, and tries failed jobs again.
     A job that fails does not stop the others. The exit code is that of the first job that failed.
 
     [bold]Examples[/bold]
@@ -51,7 +51,7 @@ def run(
     """
     from llmcompress.cli.bars import watching
     from llmcompress.cli.run_view import print_run, run_watched
-    from llmcompress.errors import LlmcompressError, UsageError
+    from llmcompress.errors import UsageError
     from llmcompress.plan import load_plan
     from llmcompress.progress import Progress
     from llmcompress.runner import outlook, run_plan
@@ -67,6 +67,7 @@ def run(
             watch.report(Progress("read the plan", 0, 0))
             jobs = outlook(loaded, **common, progress=watch.report, logs=watch.log)  # type: ignore[arg-type]
         _print_outlook(jobs, as_json=as_json)
+        _refuse_impossible(jobs, plan, here=executor == "local")
         return
     with run_watched(verbose=verbose) as seen:
         report = run_plan(
@@ -84,17 +85,39 @@ def run(
     else:
         print_run(report)
         _print_comparison(report)
-    failed = [row for row in report.rows if row.failure is not None]
-    if failed:
-        first = failed[0].failure
-        assert first is not None
-        error = LlmcompressError(
-            f"{len(failed)} of {len(report.rows)} jobs failed; the first: {failed[0].name}: {first.message}",
+    failed = [(row.name, row.failure) for row in report.rows if row.failure is not None]
+    _end_with(failed, len(report.rows), plan, "failed")
+
+
+def _refuse_impossible(jobs: tuple[Outlook, ...], plan: Path, *, here: bool) -> None:
+    """End with the error that the run would end with, as far as it is known beforehand."""
+    from llmcompress.errors import ResourceError
+
+    failed = [(job.name, job.failure) for job in jobs if job.failure is not None]
+    _end_with(failed, len(jobs), plan, "cannot be done")
+    short = [job.name for job in jobs if not job.fits]
+    if here and short:
+        raise ResourceError(
+            f"this machine has not enough free memory or disk for {', '.join(short)}",
             where=str(plan),
-            hint=first.hint or "the same command does only what failed and what is new",
+            hint="close other programs, free disk space, or leave these out",
         )
-        error.exit_code = report.exit_code
-        raise error
+
+
+def _end_with(failed: list[tuple[str, Failure]], num_jobs: int, plan: Path, verb: str) -> None:
+    """Raise the first failure, with its exit code, where there is one."""
+    from llmcompress.errors import LlmcompressError
+
+    if not failed:
+        return
+    name, first = failed[0]
+    error = LlmcompressError(
+        f"{len(failed)} of {num_jobs} jobs {verb}; the first: {name}: {first.message}",
+        where=str(plan),
+        hint=first.hint or "the same command does only what failed and what is new",
+    )
+    error.exit_code = first.exit_code
+    raise error
 
 
 def _print_comparison(report: RunReport) -> None:

@@ -137,6 +137,7 @@ def print_outlook(jobs: Sequence[Outlook]) -> None:
             table.add_row(job.name, Text(f"cannot be done: {job.failure.message}", "red"))
             continue
         steps = f"{', '.join(job.steps)} ({job.reason})" if job.steps else "nothing: it is done"
+        steps += "" if job.fits else "  NOT ENOUGH memory or disk here"
         table.add_row(
             job.name,
             steps,

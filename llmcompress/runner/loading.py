@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -60,6 +61,7 @@ def compress_loaded(
     Raises: what ``load`` raises, and MemoryError.
     """
     quiet_libraries()
+    started = time.perf_counter()
     options = {
         "revision": access.revision,
         "trust_remote_code": access.trust_remote_code,
@@ -72,6 +74,7 @@ def compress_loaded(
 
     # `compress` opens the tokenizer itself.
     loaded = load(found, allow_nonfinite=access.allow_nonfinite, tokenizer=False, progress=of_model)
+    remember("load", found, (), time.perf_counter() - started)
     outcomes: dict[str, LlmcompressError | None] = {}
     for name, recipe, directory, _ in wanted:
 

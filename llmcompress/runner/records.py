@@ -44,6 +44,8 @@ class Outlook(Record):
     min_memory_bytes: int | None = None
     """What the compression needs at least."""
     disk_bytes: int | None = None
+    fits: bool = True
+    """Whether this machine has the memory and disk for it now."""
     durations_s: dict[Step, float] = Field(default_factory=dict)
     """What the same step took last time on this machine; those not measured here are left out."""
     failure: Failure | None = None

@@ -87,6 +87,7 @@ class _Model:
     def __init__(self, plan: Plan, offline: bool) -> None:
         self._plan, self._offline = plan, offline
         self._found: Source | Exception | None = None
+        self._loads = False
 
     def find(self, job: Job) -> None:
         """Find it; raises what was found wrong with it, for each of its jobs again."""
@@ -120,6 +121,21 @@ class _Model:
         spec = self._plan.evaluation.spec()
         return scored_text(fetch_side_files(self.source), spec, offline=self._offline).token_ids_sha256
 
+    def durations_s(self, recipe: Recipe, steps: tuple[Step, ...]) -> dict[Step, float]:
+        """What the steps took last time; with the first artifact to be made comes loading the model."""
+        made_by, plan = recipe.portable(), self._plan
+        settings: dict[Step, tuple[BaseModel, ...]] = {"compress": (made_by,)}
+        if plan.evaluation is not None:
+            settings["evaluate"] = (made_by, plan.evaluation)
+        if plan.benchmark is not None:
+            settings["benchmark"] = (made_by, plan.benchmark)
+        known = {step: remembered(step, self.source, settings[step]) for step in steps if step in MEASURED}
+        if "compress" in steps and not self._loads:
+            self._loads = True
+            load = remembered("load", self.source, ())
+            known["compress"] = None if load is None or known["compress"] is None else load + known["compress"]
+        return {step: duration for step, duration in known.items() if duration is not None}
+
     def calibration(self, recipe: Recipe) -> CalibrationRecord | None:
         """The windows that the recipe's text has now."""
         if recipe.calibration is None:
@@ -152,7 +168,8 @@ def _surveyed(job: Job, plan: Plan, model: _Model) -> Surveyed:
         peak_rss_bytes=predicted.peak_rss_bytes if predicted else None,
         min_memory_bytes=predicted.min_memory_bytes if predicted else None,
         disk_bytes=predicted.disk_bytes if predicted else None,
-        durations_s=_durations_s(found, recipe, steps, plan),
+        fits=predicted.fits if predicted else True,
+        durations_s=model.durations_s(recipe, steps),
     )
     return Surveyed(job, outlook, recipe, found.revision, predicted)
 
@@ -212,17 +229,6 @@ def _steps(job: Job, recipe: Recipe, plan: Plan, model: _Model) -> tuple[tuple[S
         reasons["push"] = "what is pushed changes" if changed else pushed
     left = tuple(step for step in asked if reasons.get(step) is not None)
     return left, next((reason for reason in reasons.values() if reason is not None), "")
-
-
-def _durations_s(found: Source, recipe: Recipe, steps: tuple[Step, ...], plan: Plan) -> dict[Step, float]:
-    made_by = recipe.portable()
-    settings: dict[Step, tuple[BaseModel, ...]] = {"compress": (made_by,)}
-    if plan.evaluation is not None:
-        settings["evaluate"] = (made_by, plan.evaluation)
-    if plan.benchmark is not None:
-        settings["benchmark"] = (made_by, plan.benchmark)
-    known = {step: remembered(step, found, settings[step]) for step in steps if step in MEASURED}
-    return {step: duration for step, duration in known.items() if duration is not None}
 
 
 def _check_context(found: Source, plan: Plan) -> None:
