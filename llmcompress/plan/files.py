@@ -83,12 +83,11 @@ def _make_absolute(data: dict[str, Any], folder: Path, stem: str) -> None:
         name = recipe.get("recipe")
         if isinstance(name, str) and name.endswith((".yaml", ".yml")):
             recipe["recipe"] = _from(folder, name)
-        settings = recipe.get("set")
-        _dataset_from(folder, settings, "calibration.dataset")
+        _calibration_from(folder, recipe.get("set"))
     for model in _records(data.get("models")):
         overrides = model.get("overrides")
         for settings in overrides.values() if isinstance(overrides, dict) else ():
-            _dataset_from(folder, settings, "calibration.dataset")
+            _calibration_from(folder, settings)
     _dataset_from(folder, data.get("evaluation"), "dataset")
 
 
@@ -113,6 +112,12 @@ def _check_sources(plan: Plan, document: Document, label: str) -> None:
 
 def _records(items: object) -> list[dict[str, Any]]:
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def _calibration_from(folder: Path, settings: object) -> None:
+    if isinstance(settings, dict):
+        _dataset_from(folder, settings, "calibration.dataset")
+        _dataset_from(folder, settings.get("calibration"), "dataset")
 
 
 def _dataset_from(folder: Path, settings: object, field: str) -> None:

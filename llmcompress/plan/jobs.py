@@ -79,6 +79,7 @@ def planned_jobs(plan: Plan, output_dir: Path, *, place: Place = dotted) -> tupl
                 settings = (*settings, *_overrides(own))
                 if recipe is not None:
                     recipe = _overridden(recipe, own, (*at, "overrides", entry.name), place)
+                    _check_text(recipe, place((*at, "overrides", entry.name)))
             directory = output_dir.absolute() / model.short_name / entry.name
             repo_id = plan.push.repository(model.short_name, entry.name) if plan.push else None
             jobs.append(Job(model, entry.name, recipe, entry.recommended, settings, directory, repo_id))
@@ -115,12 +116,16 @@ def _entry(planned: PlanRecipe, at: Location, place: Place) -> _Entry:
         raise RecipeError(error.message, where=where, hint=error.hint) from None
     if planned.set:
         recipe = _overridden(recipe, planned.set, (*at, "set"), place)
-    path = recipe.calibration.dataset_path() if recipe.calibration else None
-    if path is not None and not path.is_file():
-        raise RecipeError(f"recipe {recipe.name}: there is no file {path}", where=place(at), hint="check the path")
+    _check_text(recipe, place(at))
     if planned.name is not None:
         recipe = recipe.model_copy(update={"name": planned.name})
     return _Entry(recipe.name, recipe, None, ())
+
+
+def _check_text(recipe: Recipe, where: str) -> None:
+    path = recipe.calibration.dataset_path() if recipe.calibration else None
+    if path is not None and not path.is_file():
+        raise RecipeError(f"recipe {recipe.name}: there is no file {path}", where=where, hint="check the path")
 
 
 def _overridden(recipe: Recipe, settings: Settings, at: Location, place: Place) -> Recipe:

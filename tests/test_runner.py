@@ -1,0 +1,291 @@
+"""Plans that are run: rows, exit codes, what is redone, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from plan_fixture import Calls, artifact_bytes, identities, in_process, write_plan
+from tiny_models import build_checkpoint
+
+import llmcompress
+from llmcompress.errors import (
+    GateError,
+    InterruptedRunError,
+    KilledForMemoryError,
+    LlmcompressError,
+    ModelError,
+    ResourceError,
+    UsageError,
+)
+from llmcompress.plan import load_plan
+from llmcompress.recipe import Recipe, load_recipe
+from llmcompress.runner import Event, RunReport, outlook, run_plan
+from llmcompress.runner.durations import remembered
+
+TEXT = "\n\n".join(f"The quick brown fox {number} jumps over the lazy dog, and {number} cats look on." for number in range(300))
+
+THREE_BY_SIX = """
+output: out
+models:
+  - llama
+  - source: qwen
+    overrides: {awq: {calibration.num_samples: 90000}}
+  - source: gpt2
+    overrides: {int4: {weights.group_size: 48, weights.group_size_fallback: error}}
+recipes:
+  - none
+  - int8
+  - int8-sym
+  - recipe: int4
+    set: {weights.group_size: 32}
+  - recipe: nf4
+    set: {weights.group_size: 32}
+  - recipe: int4-awq
+    name: awq
+    set: {weights.group_size: 32, calibration: {dataset: text.txt, num_samples: 4, seq_len: 32}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three checkpoints and a text."""
+    place = tmp_path_factory.mktemp("plans")
+    build_checkpoint(place / "llama", num_hidden_layers=1)
+    build_checkpoint(place / "qwen", "qwen2", num_hidden_layers=1, seed=1)
+    build_checkpoint(place / "gpt2", "gpt2", n_layer=1, seed=2)
+    (place / "text.txt").write_text(TEXT)
+    return place
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return in_process(monkeypatch)
+
+
+def failures(report: RunReport) -> dict[str, tuple[str, str, int]]:
+    return {
+        row.name: (row.failure.step, row.failure.error, row.failure.exit_code)
+        for row in report.rows
+        if row.failure is not None
+    }
+
+
+def test_three_models_by_six_recipes_with_two_failures(place: Path, calls: Calls) -> None:
+    plan = write_plan(place / "three.yaml", THREE_BY_SIX)
+    events: list[Event] = []
+    report = run_plan(load_plan(plan), watch=events.append)
+
+    assert len(report.rows) == 18
+    assert [row.name for row in report.rows][:7] == [
+        "llama/none", "llama/int8", "llama/int8-sym", "llama/int4", "llama/nf4", "llama/awq", "qwen/none",
+    ]  # fmt: skip
+    assert failures(report) == {
+        "qwen/awq": ("compress", "DataError", 4),
+        "gpt2/int4": ("compress", "RecipeError", 2),
+    }
+    assert report.exit_code == 4
+    (qwen,) = (row.failure for row in report.rows if row.name == "qwen/awq")
+    assert qwen is not None
+    assert "90000 were asked for" in qwen.message
+    assert "num_samples" in qwen.hint
+    # Each model was loaded once, by one worker.
+    assert [name for name, _ in calls] == ["survey", "compress_loaded", "compress_loaded", "compress_loaded"]
+    assert [event.text for event in events if event.kind == "failed"][0].startswith("weights.group_size: group size 48")
+    assert events[-1].num_done == events[-1].num_steps == 18
+
+    # Every artifact is what a run of its own makes.
+    alone = place / "alone"
+    llmcompress.compress(place / "llama", load_recipe("int4", ["weights.group_size=32"]), alone / "llama" / "int4")
+    made = artifact_bytes(place / "out")
+    assert artifact_bytes(alone).items() <= made.items()
+    assert len([name for name in made if name.endswith(".bin") and "model" in name]) == 16
+
+    # The same again does only what failed, and touches nothing else.
+    before = identities(place / "out")
+    calls.clear()
+    again = run_plan(load_plan(plan))
+    assert failures(again) == failures(report)
+    assert [name for name, _ in calls] == ["survey", "compress_loaded"]
+    assert [wanted.name for wanted in calls[1][1]["wanted"]] == ["awq"]
+    assert identities(place / "out") == before
+
+    # A changed line redoes what it touches.
+    write_plan(plan, THREE_BY_SIX.replace("90000", "4").replace("group_size: 48", "group_size: 64"))
+    calls.clear()
+    mended = run_plan(load_plan(plan))
+    assert mended.exit_code == 0
+    assert {row.name for row in mended.rows if row.made} == {"qwen/awq", "gpt2/int4"}
+    assert all(row.kept == ("compress",) for row in mended.rows if not row.made)
+    after = identities(place / "out")
+    assert {name for name in after if name not in before} == {
+        name for name in after if name.startswith(("qwen/awq/", "gpt2/int4/"))
+    }
+    assert {name: after[name] for name in before} == before
+
+
+MEASURED = """
+output: measured
+models: [llama]
+recipes:
+  - int8
+  - recipe: int4
+    set: {weights.group_size: 32}
+evaluation: {dataset: own.txt, seq_len: 64, num_windows: 2}
+benchmark: {prompt_tokens: [4], new_tokens: [2], repetitions: 1, warmup_runs: 0}
+gate: {max_kl: 0.00005}
+card: true
+push: {repo_id: "me/{model}-{recipe}", private: true}
+"""
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """Stand-ins for the rooms that write cards and push; the list of what they were asked."""
+    asked: list[tuple[object, ...]] = []
+    cards, publishing = ModuleType("llmcompress.cards"), ModuleType("llmcompress.publishing")
+
+    def write_card(directory: Path, repo_id: str | None = None) -> None:
+        asked.append(("card", directory.name, repo_id))
+        (directory / "README.md").write_text(f"card {len(asked)}")
+
+    def push_to_hub(directory: Path, repo_id: str, *, private: bool) -> None:
+        asked.append(("push", directory.name, repo_id, private))
+
+    cards.write_card = write_card  # type: ignore[attr-defined]
+    publishing.push_to_hub = push_to_hub  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "llmcompress.cards", cards)
+    monkeypatch.setitem(sys.modules, "llmcompress.publishing", publishing)
+    return asked
+
+
+def test_what_a_changed_line_redoes(place: Path, calls: Calls, shipped: list[tuple[object, ...]]) -> None:
+    (place / "own.txt").write_text(TEXT)
+    plan = place / "measured.yaml"
+
+    def run(text: str) -> RunReport:
+        calls.clear()
+        shipped.clear()
+        return run_plan(load_plan(write_plan(plan, text)))
+
+    def names() -> list[str]:
+        return [name for name, _ in calls]
+
+    report = run(MEASURED)
+    assert names() == ["survey", "compress_loaded", "evaluate", "benchmark", "evaluate", "benchmark"]
+    # int4 loses more than the gate allows: it is described, and not pushed.
+    assert failures(report) == {"llama/int4": ("evaluate", "GateError", 7)}
+    assert report.exit_code == 7
+    row = report.rows[1]
+    assert row.made == ("compress", "evaluate", "benchmark", "card")
+    assert row.failure is not None
+    assert "the gate is not passed: max_kl: 0.0" in row.failure.message
+    assert shipped == [
+        ("card", "int8", "me/llama-int8"),
+        ("push", "int8", "me/llama-int8", True),
+        ("card", "int4", "me/llama-int4"),
+    ]
+    measured = json.loads((place / "measured/llama/int4/eval.json").read_text())
+    assert measured["reference"]["provenance"]["kind"] == "checkpoint"
+
+    # Nothing changed: the gate's verdict stands, and nothing is measured again.
+    assert failures(run(MEASURED)) == {"llama/int4": ("evaluate", "GateError", 7)}
+    assert names() == ["survey"]
+    assert shipped == []
+
+    # Another gate is judged by the same figures.
+    looser = MEASURED.replace("0.00005", "0.5")
+    assert run(looser).exit_code == 0
+    assert names() == ["survey", "judge", "judge"]
+    assert [call[:2] for call in shipped] == [("card", "int8"), ("push", "int8"), ("card", "int4"), ("push", "int4")]
+    again = json.loads((place / "measured/llama/int4/eval.json").read_text())
+    assert again["divergence"] == measured["divergence"]
+    assert [check["required"] for check in again["gate"]["checks"] if check["name"] == "max_kl"] == [0.5]
+
+    # Another benchmark, of one model.
+    faster = looser.replace("new_tokens: [2]", "new_tokens: [3]")
+    assert run(faster).exit_code == 0
+    assert names() == ["survey", "benchmark", "benchmark"]
+    assert len(shipped) == 4
+
+    # The same file name with another text.
+    (place / "own.txt").write_text(TEXT.replace("fox", "dog"))
+    assert [each.steps for each in outlook(load_plan(plan))] == [("evaluate", "card", "push")] * 2
+    assert {each.reason for each in outlook(load_plan(plan))} == {"the text changed"}
+
+    # Damage is seen, and repaired.
+    (place / "own.txt").write_text(TEXT)
+    with (place / "measured/llama/int8/openvino_model.bin").open("r+b") as file:
+        file.write(b"\xff")
+    look = outlook(load_plan(plan))
+    assert [(each.name, each.reason) for each in look] == [("llama/int8", "damaged"), ("llama/int4", "")]
+    # All of it was done here before, so its time is known.
+    assert look[0].duration_s is not None
+    assert look[0].duration_s > 0
+    assert look[1].duration_s == 0
+
+
+def test_a_broken_model_does_not_stop_the_others(place: Path, calls: Calls) -> None:
+    shutil.copytree(place / "llama", place / "broken")
+    (place / "broken" / "model.safetensors").write_bytes(b"\x08")
+    plan = write_plan(place / "broken.yaml", "output: b\nmodels: [broken, llama]\nrecipes: [int8]\n")
+    report = run_plan(load_plan(plan))
+    assert failures(report).keys() == {"broken/int8"}
+    assert failures(report)["broken/int8"][2] == 4
+    assert report.rows[1].made == ("compress",)
+    assert not (place / "b" / "broken").exists() or not list((place / "b" / "broken").iterdir())
+
+
+def test_a_worker_that_dies_is_replaced(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe that it was at failed, what it had made stays, and a fresh one does the rest."""
+    calls = in_process(monkeypatch)
+    from llmcompress import compression
+
+    real = compression.compress
+
+    def compress(source: object, recipe: Recipe, *arguments: object, **options: object) -> object:
+        if recipe.name == "int8-sym":
+            raise MemoryError
+        return real(source, recipe, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("llmcompress.runner.loading.compress", compress)
+    plan = write_plan(place / "dies.yaml", "output: dies\nmodels: [llama]\nrecipes: [none, int8-sym, int8]\n")
+    report = run_plan(load_plan(plan))
+    assert failures(report).keys() == {"llama/int8-sym"}
+    assert [[each.name for each in kwargs["wanted"]] for name, kwargs in calls if name == "compress_loaded"] == [
+        ["none", "int8-sym", "int8"],
+        ["int8"],
+    ]
+
+
+def test_a_kill_for_memory_is_reported_as_such(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcompress.progress import Progress
+    from llmcompress.runner import compressing
+    from llmcompress.supervisor.death import Death, explain
+
+    in_process(monkeypatch)
+    killed = explain(Death(-9, "int8: applying", 3_000_000_000, llmcompress_memory(), 1, ()))
+    assert isinstance(killed, KilledForMemoryError)
+
+    def run(target: str, kwargs: dict[str, object], *, progress: object, logs: object) -> object:
+        progress(Progress("load and trace", 1, 1))  # type: ignore[operator]
+        progress(Progress("int8: applying weight compression", 1, 2))  # type: ignore[operator]
+        raise killed
+
+    monkeypatch.setattr(compressing, "run_supervised", run)
+    plan = write_plan(place / "killed.yaml", "output: killed\nmodels: [llama]\nrecipes: [int8]\n")
+    report = run_plan(load_plan(plan))
+    assert report.exit_code == 10
+    assert report.rows[0].failure is not None
+    assert "killed the worker for its memory" in report.rows[0].failure.message
+    assert "peak 3.00 GB" in report.rows[0].failure.message
+
+
+def llmcompress_memory() -> object:
+    from llmcompress.memory import memory
+
+    return memory()
