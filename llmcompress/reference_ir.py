@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmcompress.cache import cache_dir, content_key
+from llmcompress.cache import cache_dir, content_key, hold
 from llmcompress.environment import PACKAGES_THAT_DECIDE_SCORES, installed_versions, quiet_libraries
 from llmcompress.loaders.source import identity, resolve
 from llmcompress.progress import Reporter, silent
@@ -30,6 +30,7 @@ def reference_ir(
     key = content_key({"source": identity(found), "versions": installed_versions(PACKAGES_THAT_DECIDE_SCORES)})
     # The last part is what reports call the model.
     output = cache_dir() / "reference-ir" / key / f"{(found.id or found.path.name).rsplit('/', 1)[-1]}-none-ov"
+    hold(output.parent)
     if not output.exists():
         from llmcompress.pipeline import compress
 

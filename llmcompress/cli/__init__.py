@@ -7,7 +7,9 @@ bars.py        progress for people
 *_view.py      records as tables
 optimum_command.py  the same commands under `optimum-cli llmcompress`
 compress.py, evaluate.py, bench.py, compare.py, run.py, card.py, push.py, verify.py, recipes.py,
-    doctor.py, demo.py   one command each
+    cache.py, doctor.py, demo.py   one command each
+compress.py, evaluate.py, bench.py, compare.py, run.py, cache.py, verify.py, recipes.py, doctor.py, demo.py
+               one command each
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import typer
 
 from llmcompress.cli.bench import bench
 from llmcompress.cli.card import card
+from llmcompress.cli.cache import cache
 from llmcompress.cli.compare import compare
 from llmcompress.cli.compress import compress
 from llmcompress.cli.demo import demo
@@ -51,6 +52,7 @@ def command() -> Any:
     ):
         app.command(name)(function)
     app.add_typer(recipes, name="recipes")
+    app.add_typer(cache, name="cache")
     return typer.main.get_command(app)
 
 

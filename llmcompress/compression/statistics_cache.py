@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from llmcompress.artifact import file_records, write_errors
-from llmcompress.cache import cache_dir, content_key
+from llmcompress.cache import cache_dir, content_key, hold
 from llmcompress.environment import installed_versions
 from llmcompress.recipe import WeightCompression
 from llmcompress.report import CalibrationRecord, Provenance
@@ -45,6 +45,7 @@ def statistics(provenance: Provenance, calibration: CalibrationRecord) -> Iterat
     }
     digest = content_key(key)
     kept = cache_dir() / "statistics" / digest
+    hold(kept)
     if _intact(kept):
         yield kept
         return

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.cache import cache_dir
+from llmcompress.cache import cache_dir, hold
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +22,7 @@ class StoredScores:
 
     def __init__(self, kind: str, key: str) -> None:
         self._directory = cache_dir() / kind / key
+        hold(self._directory)
 
     def get(self, numbers: Sequence[int]) -> list[Arrays] | None:
         """The scores of a batch of windows; None where they are not there or were not written to their end."""

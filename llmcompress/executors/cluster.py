@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import platform
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ MAX_LOST = 3
 """Nodes that one task may lose before it counts as failed."""
 SETTLE_S = 5.0
 """Until a lost node's processes have noticed, and given up their locks."""
+KNOCK_S = 10.0
 _LOOK_S = 0.25
 
 
@@ -65,6 +67,8 @@ class RayExecutor:
         self._tell = tell
         self._started_here = not ray.is_initialized()
         if self._started_here:
+            address = address or os.environ.get("RAY_ADDRESS")
+            _require_answer(address)
             try:
                 ray.init(
                     address=address,
@@ -73,12 +77,7 @@ class RayExecutor:
                     logging_level=logging.ERROR,
                 )
             except (ConnectionError, RuntimeError, ValueError) as error:
-                text = " ".join(str(error).split())[:300]
-                raise LlmcompressError(
-                    f"no Ray cluster can be used: {text}",
-                    where=address or "--executor ray",
-                    hint="start one with `ray start --head`, and give --address HOST:6379",
-                ) from error
+                raise _no_cluster(address, error) from error
         self._running: dict[str, _Running] = {}
         self._again: list[_Again] = []
         self._refused: list[Finished] = []
@@ -212,6 +211,25 @@ class RayExecutor:
         self._running.clear()
         if self._started_here:
             ray.shutdown()
+
+
+def _require_answer(address: str | None) -> None:
+    """Knock at an address first: Ray itself would go on trying for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> LlmcompressError:
+    return LlmcompressError(
+        f"no Ray cluster can be used: {' '.join(str(error).split())[:300]}",
+        where=address or "--executor ray",
+        hint="start one with `ray start --head`, and give --address HOST:6379",
+    )
 
 
 def _memory(node: dict[str, Any]) -> float:

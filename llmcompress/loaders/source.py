@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from llmcompress.cache import hold_if_kept
 from llmcompress.errors import ModelError, SecurityError, UsageError
 from llmcompress.hub import HubListing, check_repo_id, fetch, listing
 from llmcompress.loaders.json_file import read_json
@@ -183,6 +184,7 @@ def _from_directory(path: Path, trust_remote_code: bool) -> Source:
             hint="give the directory that holds config.json and the weights",
         )
     layout = _layout(_names(path), str(path))
+    hold_if_kept(path)
     _check_links(path)
     return Source(
         kind=layout,

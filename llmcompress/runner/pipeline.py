@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from llmcompress.artifact import remove_leftovers
 from llmcompress.errors import GateError, UsageError
 from llmcompress.executors import Finished, LocalExecutor, RayExecutor, Told
 from llmcompress.plan import Job, Plan, planned_jobs
@@ -162,6 +163,10 @@ class _Run:
     def take(self, surveyed: Sequence[Surveyed]) -> None:
         """Begin with what the survey found; what it found wrong fails at once."""
         self.jobs = [Progressing(each, list(each.outlook.steps)) for each in surveyed]
+        for each in surveyed:
+            if "compress" not in each.outlook.steps:
+                # A run that was killed right after the rename left its staging directory.
+                remove_leftovers(each.job.directory)
         self._num_steps = sum(len(job.left) for job in self.jobs)
         for job in self.jobs:
             if (why := job.surveyed.outlook.failure) is not None:

@@ -1,0 +1,46 @@
+"""What a process is using is held against pruning, until the process ends in whatever way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from pathlib import Path
+
+from filelock import ReadWriteLock, Timeout
+
+from llmcompress.cache.place import cache_dir
+
+LOCKS = "locks"
+_WAIT_S = 60.0
+"""For a pruning that is removing the entry just now."""
+
+
+def hold(entry: Path) -> None:
+    """Keep an entry from being pruned while this process lives, and note that it is used; it need not exist yet.
+
+    Readers share the lock. Where the cache takes no locks (read-only, some network file systems) nothing is held, and
+    only its recent use keeps an entry from being pruned.
+    """
+    with contextlib.suppress(OSError, sqlite3.Error, Timeout):
+        lock_of(entry).acquire_read(timeout=_WAIT_S)
+    with contextlib.suppress(OSError):
+        os.utime(entry)
+
+
+def hold_if_kept(path: Path) -> None:
+    """Hold the entry that a path lies in, if it lies in the cache."""
+    with contextlib.suppress(ValueError, OSError):
+        parts = path.resolve().relative_to(cache_dir().resolve()).parts
+        if len(parts) >= 2:
+            hold(cache_dir() / parts[0] / parts[1])
+
+
+def lock_of(entry: Path) -> ReadWriteLock:
+    """The lock of an entry, ``CACHE/KIND/KEY``: shared by those who use it, exclusive for who removes it.
+
+    Entries whose keys begin alike have one lock, so that there are never many such files, which cannot be removed.
+    """
+    directory = entry.parent.parent / LOCKS
+    directory.mkdir(parents=True, exist_ok=True)
+    return ReadWriteLock(directory / f"{entry.parent.name}-{entry.name[:2]}.lock")
