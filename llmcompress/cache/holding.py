@@ -15,6 +15,9 @@ LOCKS = "locks"
 _WAIT_S = 60.0
 """For a pruning that is removing the entry just now."""
 
+_held: list[ReadWriteLock] = []
+"""A lock that nothing refers to is released."""
+
 
 def hold(entry: Path) -> None:
     """Keep an entry from being pruned while this process lives, and note that it is used; it need not exist yet.
@@ -23,7 +26,9 @@ def hold(entry: Path) -> None:
     only its recent use keeps an entry from being pruned.
     """
     with contextlib.suppress(OSError, sqlite3.Error, Timeout):
-        lock_of(entry).acquire_read(timeout=_WAIT_S)
+        lock = lock_of(entry)
+        lock.acquire_read(timeout=_WAIT_S)
+        _held.append(lock)
     with contextlib.suppress(OSError):
         os.utime(entry)
 

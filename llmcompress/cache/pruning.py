@@ -21,7 +21,6 @@ KINDS = {
     "reference-ir": "uncompressed models that are measured",
     "statistics": "activation statistics of NNCF",
     "reference-scores": "likeliest tokens of originals",
-    "reference-logits": "logits of originals",
     "evaluations": "scores of interrupted evaluations",
     "durations": "how long steps took",
 }

@@ -82,6 +82,7 @@ class RayExecutor:
         self._again: list[_Again] = []
         self._refused: list[Finished] = []
         self._num_lost: dict[str, int] = {}
+        self._gone: set[str] = set()
         self._board: Any = None
 
     @property
@@ -160,6 +161,9 @@ class RayExecutor:
         try:
             result, error = ray.get(running.reference)
         except ray.exceptions.RayError as lost:
+            if isinstance(lost, (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError)):
+                # Ray lists a dead node as alive for a while.
+                self._gone.add(running.node)
             result, error = None, InterruptedRunError(" ".join(str(lost).split())[:300])
         if not isinstance(error, InterruptedRunError):
             return Finished(running.task, running.where, result, error)
@@ -188,7 +192,9 @@ class RayExecutor:
     def _nodes(self) -> list[dict[str, Any]]:
         import ray
 
-        return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        there = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in self._gone]
+        # The head of a cluster may be there for the book-keeping only.
+        return [node for node in there if node["Resources"].get("CPU", 0) >= 1]
 
     def _node_for(self, task: Task) -> dict[str, Any] | None:
         taken = {running.node for running in self._running.values()}

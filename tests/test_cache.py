@@ -1,0 +1,149 @@
+"""The cache is listed and pruned; what a process is using stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llmcompress.cache import cache_dir, hold, hold_if_kept
+from llmcompress.cache.pruning import cache_entries, prune_cache
+from llmcompress.cli import run
+
+HOLDER = """
+import sys
+from pathlib import Path
+from llmcompress.cache import hold
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path))
+
+
+def entry(kind: str, key: str, *, size: int, days: float) -> Path:
+    directory = cache_dir() / kind / key
+    directory.mkdir(parents=True)
+    (directory / "data").write_bytes(b"x" * size)
+    then = time.time() - days * 86400
+    for path in (directory / "data", directory):
+        os.utime(path, (then, then))
+    return directory
+
+
+def keys() -> list[str]:
+    return [entry.key for entry in cache_entries()]
+
+
+def test_entries_the_longest_unused_first() -> None:
+    entry("statistics", "aa", size=100, days=1)
+    entry("reference-ir", "bb", size=1000, days=3)
+    (cache_dir() / "other").mkdir()
+    first, second = cache_entries()
+    assert (first.kind, first.key) == ("reference-ir", "bb")
+    assert second.size_bytes >= 100
+    assert second.unused_s == pytest.approx(86400, abs=60)
+
+
+def test_by_age_by_size_and_by_kind() -> None:
+    for key, days in (("aa", 1), ("bb", 2), ("cc", 3), ("dd", 4)):
+        entry("statistics", key, size=100_000, days=days)
+    kept = entry("reference-ir", "ee", size=100_000, days=9)
+    report = prune_cache(older_than_s=3.5 * 86400, kinds=("statistics",))
+    assert report.num_removed == 1
+    assert keys() == ["ee", "cc", "bb", "aa"]
+    # The longest unused go until two of 100 kB (with their directories) fit.
+    report = prune_cache(max_bytes=220_000)
+    assert report.num_removed == 2
+    assert report.kept_bytes <= 220_000
+    assert keys() == ["bb", "aa"]
+    assert not kept.exists()
+    assert prune_cache().num_removed == 2
+    assert keys() == []
+
+
+def test_what_a_process_holds_stays_until_it_ends() -> None:
+    held = entry("reference-ir", "aa", size=10, days=5)
+    entry("reference-ir", "bb", size=10, days=5)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(held)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    # Being held is being used; only the lock is looked at here.
+    for path in (held / "data", held):
+        os.utime(path, (0, 0))
+    report = prune_cache()
+    assert (report.num_removed, report.num_in_use) == (1, 1)
+    assert keys() == ["aa"]
+    holder.kill()
+    holder.wait()
+    assert prune_cache().num_removed == 1
+    assert keys() == []
+
+
+def test_what_was_used_just_now_stays() -> None:
+    entry("statistics", "aa", size=10, days=0)
+    assert prune_cache().num_in_use == 1
+    old = entry("statistics", "bb", size=10, days=5)
+    hold(old)
+    assert next(each for each in cache_entries() if each.key == "bb").unused_s < 60
+
+
+def test_a_model_in_the_cache_is_held_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Path] = []
+    monkeypatch.setattr("llmcompress.cache.holding.hold", held.append)
+    hold_if_kept(cache_dir() / "reference-ir" / "aa" / "model-none-ov")
+    hold_if_kept(Path.cwd())
+    assert held == [cache_dir() / "reference-ir" / "aa"]
+
+
+def test_a_cache_that_takes_no_lock_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError("read-only")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    hold(cache_dir() / "statistics" / "aa")
+
+
+def test_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cache", "list"]) == 0
+    assert "0 B in " in capsys.readouterr().out
+    entry("statistics", "aa", size=5_000_000, days=2)
+    assert run(["cache", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert "activation statistics" in listed
+    assert "5 MB" in listed
+    assert "48 h 00 min ago" in listed
+    assert run(["cache", "list", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["kind"] == "statistics"
+    assert run(["cache", "prune", "--older-than", "1d"]) == 0
+    assert capsys.readouterr().out.startswith("1 removed, 5 MB; 0 B kept in ")
+    entry("statistics", "bb", size=10, days=2)
+    assert run(["cache", "prune", "--all", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_removed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing says what is to go"),
+        (["--all", "--max-size", "1GB"], "--all and a limit contradict each other"),
+        (["--older-than", "soon"], "got 'soon'; a number with one of s, m, h, d, w is accepted: 12h, 30d"),
+        (["--max-size", "3 apples"], "got '3 apples'; a number with one of kB, MB, GB, TB is accepted"),
+        (["--all", "--kind", "statistic"], "got 'statistic'; accepted: reference-ir, statistics"),
+    ],
+)
+def test_what_pruning_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cache", "prune", *arguments]) == 2
+    assert message in capsys.readouterr().err
