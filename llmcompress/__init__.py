@@ -40,9 +40,11 @@ if TYPE_CHECKING:
     from llmcompress.integrations.quantization_config import OVRecipeConfig
     from llmcompress.loaders import load
     from llmcompress.pipeline import compress
+    from llmcompress.plan import Evaluation, Plan, PlanModel, PlanRecipe, Push, load_plan
     from llmcompress.publishing import push_to_hub
     from llmcompress.recipe import BenchSpec, EvalSpec, Gate, Recipe, load_recipe
     from llmcompress.report import BenchReport, CompressionReport, EvalReport, PushReport
+    from llmcompress.runner import RunReport, run_plan
     from llmcompress.summary import compare, write_page
 
     __version__: str
@@ -56,6 +58,7 @@ __all__ = [
     "DataError",
     "EvalReport",
     "EvalSpec",
+    "Evaluation",
     "Gate",
     "GateError",
     "HubError",
@@ -67,9 +70,14 @@ __all__ = [
     "OVModelForCausalLM",
     "OVRecipeConfig",
     "PushReport",
+    "Plan",
+    "PlanModel",
+    "PlanRecipe",
+    "Push",
     "Recipe",
     "RecipeError",
     "ResourceError",
+    "RunReport",
     "SecurityError",
     "UsageError",
     "WriteError",
@@ -80,9 +88,11 @@ __all__ = [
     "compress",
     "evaluate",
     "load",
+    "load_plan",
     "load_recipe",
     "push_to_hub",
     "render_card",
+    "run_plan",
     "verify",
     "write_card",
     "write_page",
@@ -95,20 +105,28 @@ _HOME = {
     "CompressionReport": "llmcompress.report",
     "EvalReport": "llmcompress.report",
     "EvalSpec": "llmcompress.recipe",
+    "Evaluation": "llmcompress.plan",
     "Gate": "llmcompress.recipe",
     "OVModelForCausalLM": "llmcompress.integrations.modeling",
     "OVRecipeConfig": "llmcompress.integrations.quantization_config",
     "PushReport": "llmcompress.report",
+    "Plan": "llmcompress.plan",
+    "PlanModel": "llmcompress.plan",
+    "PlanRecipe": "llmcompress.plan",
+    "Push": "llmcompress.plan",
     "Recipe": "llmcompress.recipe",
+    "RunReport": "llmcompress.runner",
     "benchmark": "llmcompress.benchmarking",
     "check_conversion": "llmcompress.evaluation",
     "compare": "llmcompress.summary",
     "compress": "llmcompress.pipeline",
     "evaluate": "llmcompress.evaluation",
     "load": "llmcompress.loaders",
+    "load_plan": "llmcompress.plan",
     "load_recipe": "llmcompress.recipe",
     "render_card": "llmcompress.cards",
     "push_to_hub": "llmcompress.publishing",
+    "run_plan": "llmcompress.runner",
     "verify": "llmcompress.artifact",
     "write_card": "llmcompress.cards",
     "write_page": "llmcompress.summary",

@@ -74,7 +74,6 @@ def test_a_node_is_killed_in_the_middle(cluster: Any, tmp_path: Path, monkeypatc
 
     def watch(event: Event) -> None:
         events.append(event)
-        print(event)
         # Both models are at work, and one has artifacts already.
         made = [path for path in (output / "llama").glob("*/llmcompress.json") if path.is_file()]
         if not killed and made and event.progress is not None and event.task == "llama: compress":
