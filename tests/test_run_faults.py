@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compress_fixture import command, environment
+from compress_fixture import _group, command, environment
 from plan_fixture import artifact_bytes, identities, in_process, write_plan
 from tiny_models import build_checkpoint
 
@@ -41,7 +41,11 @@ def killed_when(condition: Callable[[], bool], *arguments: str | Path, cache: Pa
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate()[1]
+    stderr = process.communicate()[1]
+    # A worker holds its locks until its memory is given back.
+    while _group(process.pid):
+        time.sleep(0.05)
+    return stderr
 
 
 def run(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from plan_fixture import Calls, artifact_bytes, identities, in_process, write_plan
@@ -16,6 +17,7 @@ import llmcompress
 from llmcompress.errors import (
     KilledForMemoryError,
 )
+from llmcompress.evaluation import measurement
 from llmcompress.plan import load_plan
 from llmcompress.recipe import Recipe, load_recipe
 from llmcompress.runner import Event, RunReport, outlook, run_plan
@@ -158,8 +160,44 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     return asked
 
 
-def test_what_a_changed_line_redoes(place: Path, calls: Calls, shipped: list[tuple[object, ...]]) -> None:
+def test_the_gate_keeps_an_artifact_from_the_hub(place: Path, calls: Calls, shipped: list[tuple[object, ...]]) -> None:
+    text = """
+output: gated
+models: [llama]
+recipes: [{recipe: int4, set: {weights.group_size: 32}}]
+evaluation: {dataset: text.txt, seq_len: 64, num_windows: 2}
+gate: {max_kl: 0.00005}
+card: true
+push: {repo_id: "me/{model}-{recipe}"}
+"""
+    plan = write_plan(place / "gated.yaml", text)
+    report = run_plan(load_plan(plan))
+    assert failures(report) == {"llama/int4": ("evaluate", "GateError", 7)}
+    assert shipped == [("card", "int4", "me/llama-int4")]
+    calls.clear()
+    shipped.clear()
+    # Another threshold is held against the figures that are there.
+    write_plan(plan, text.replace("0.00005", "0.5"))
+    report = run_plan(load_plan(plan))
+    assert [name for name, _ in calls] == ["survey", "judge"]
+    assert report.rows[0].made == ("evaluate", "card", "push")
+    assert shipped == [("card", "int4", "me/llama-int4"), ("push", "int4", "me/llama-int4", False)]
+
+
+@pytest.mark.slow
+def test_what_a_changed_line_redoes(
+    place: Path, calls: Calls, shipped: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (place / "own.txt").write_text(TEXT)
+    scored: list[str] = []
+    add_scores = measurement.add_scores
+
+    def watched(model: object, kind: str, **options: Any) -> None:
+        if kind == "logits":
+            scored.append("llama")
+        add_scores(model, kind, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(measurement, "add_scores", watched)
     plan = place / "measured.yaml"
 
     def run(text: str) -> RunReport:
@@ -186,6 +224,20 @@ def test_what_a_changed_line_redoes(place: Path, calls: Calls, shipped: list[tup
     ]
     measured = json.loads((place / "measured/llama/int4/eval.json").read_text())
     assert measured["reference"]["provenance"]["kind"] == "checkpoint"
+    # The original was scored once, and its figures are those of a measurement by itself.
+    assert scored == ["llama"]
+    assert not (place / "measured/llama/.logits").exists()
+    shutil.copytree(place / "measured/llama/int4", place / "copy")
+    (place / "copy" / "eval.json").unlink()
+    alone = llmcompress.evaluate(
+        place / "copy",
+        llmcompress.EvalSpec(dataset=str(place / "own.txt"), seq_len=64, num_windows=2),
+        reference=place / "llama",
+    )
+    assert alone.divergence is not None
+    assert json.loads(alone.divergence.model_dump_json()) == measured["divergence"]
+    assert alone.reference is not None
+    assert json.loads(alone.reference.model_dump_json()) == measured["reference"]
 
     # Nothing changed: the gate's verdict stands, and nothing is measured again.
     assert failures(run(MEASURED)) == {"llama/int4": ("evaluate", "GateError", 7)}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.cache import cache_dir, content_key
 from llmcompress.environment import PACKAGES_THAT_DECIDE_SCORES, cpu_name, installed_versions
 from llmcompress.errors import ModelError, WriteError
 from llmcompress.evaluation.graph import REFERENCE_IDS, Kind, add_scores, vocabulary_size
+from llmcompress.evaluation.kept_logits import KeptLogits
 from llmcompress.evaluation.resume import StoredScores
-from llmcompress.evaluation.scoring import Batch, Call, batches, score, score_pair
+from llmcompress.evaluation.scoring import Batch, Call, batches, calls, score, score_pair
 from llmcompress.evaluation.statistics import TokenScores, exact_kl, token_scores
 from llmcompress.evaluation.windows import Windows
 from llmcompress.loaders.loaded_model import LoadedModel
@@ -92,18 +94,34 @@ def score_side_by_side(
     progress: Reporter,
     *,
     stage: str = "score",
+    keep_in: Path | None = None,
 ) -> Scored:
-    """Exact divergence over the full vocabulary: both models are compiled at once."""
+    """Exact divergence over the full vocabulary: both models are compiled at once.
+
+    With ``keep_in`` the reference's logits are kept there, and taken from there when the next candidate comes.
+    """
     check_vocabularies(candidate, reference)
+    made = _batches(candidate, text)
+    kept = None if keep_in is None else _kept_logits(keep_in, reference, reference_properties, text, made)
     second, effective = _compiled(candidate, "divergence", properties, text)
-    first, reference_effective = _compiled(reference, "logits", reference_properties, text)
+    known = kept.properties() if kept else None
+    compiled = None
+    if known is None:
+        compiled, known = _compiled(reference, "logits", reference_properties, text)
+        if kept is not None:
+            kept.keep_properties(known)
+    reference_effective = known
+
+    def first() -> ov.CompiledModel:
+        return compiled or _compiled(reference, "logits", reference_properties, text)[0]
+
     store = StoredScores("evaluations", _key("pair", text, [(candidate, effective), (reference, reference_effective)]))
 
     def run(todo: Sequence[Batch]) -> Iterator[tuple[Batch, list[Arrays]]]:
-        for batch, scores in score_pair(second, first, text.windows.windows, todo, text.chunk):
+        for batch, scores in score_pair(second, first, text.windows.windows, todo, text.chunk, kept):
             yield batch, [_with_kl(window) for window in scores]
 
-    by_window, anew = _all(_batches(candidate, text), store, run, text, stage, progress)
+    by_window, anew = _all(made, store, run, text, stage, progress)
     return _scored(by_window, anew, effective, reference_effective, text, store)
 
 
@@ -146,6 +164,14 @@ def score_against_stored(
     by_window, anew = _all(made, store, run, text, "score", progress)
     scored = _scored(by_window, anew, effective, reference_effective, text, store)
     return scored._replace(top_k=top_k, captured_mass=mass)
+
+
+def _kept_logits(
+    keep_in: Path, reference: LoadedModel, properties: dict[str, str], text: Text, made: Sequence[Batch]
+) -> KeptLogits:
+    size = vocabulary_size(reference.model) * 4
+    rows = sum(len(batch.numbers) * (call.end - call.first) for batch in made for call in calls(batch, text.chunk))
+    return KeptLogits(keep_in / _key("logits", text, [(reference, properties)]), rows * size)
 
 
 def check_vocabularies(candidate: LoadedModel, reference: LoadedModel) -> None:

@@ -75,6 +75,7 @@ def evaluate(
     offline: bool = False,
     allow_nonfinite: bool = False,
     reference_scores: ReferenceScores = "auto",
+    keep_logits_in: Path | None = None,
     gate: Gate | None = None,
     probe_context: int | None = None,
     num_generations: int = 0,
@@ -99,6 +100,9 @@ def evaluate(
         allow_nonfinite: Go on when a weight is NaN or infinite.
         reference_scores: ``exact``: both models at once, over the full vocabulary. ``cached``: one after the other, the
             reference's likeliest tokens kept for later runs, a lower bound. ``auto``: exact where memory suffices.
+        keep_logits_in: Directory for the reference's logits, where both models run at once: the next candidates find
+            them there, and the reference is scored once, exactly. They take four bytes for each scored token and each
+            token of the vocabulary; whoever gave the directory removes it.
         gate: Thresholds, in addition to those of the artifact's recipe.
         probe_context: Tokens after which logits must still be finite (None: ``spec.seq_len``).
         num_generations: Continuations to compare with the reference's.
@@ -164,7 +168,7 @@ def evaluate(
     chunk = spec.effective_chunk
     feed = Text(text.windows, chunk, spec.device)
     with stages.stage("score"):
-        scored = _score(loaded, against, asked, feed, reference_scores, progress)
+        scored = _score(loaded, against, asked, feed, reference_scores, keep_logits_in, progress)
     measured_divergence = None
     if against is not None:
         measured_divergence = divergence(
@@ -379,12 +383,13 @@ def _score(
     asked: dict[str, str],
     feed: Text,
     reference_scores: ReferenceScores,
+    keep_logits_in: Path | None,
     progress: Reporter,
 ) -> Scored:
     if against is None:
         return score_alone(loaded, asked, feed, progress)
     if reference_scores == "exact":
-        return score_side_by_side(loaded, against, asked, asked, feed, progress)
+        return score_side_by_side(loaded, against, asked, asked, feed, progress, keep_in=keep_logits_in)
     return score_against_stored(loaded, against, asked, asked, feed, progress)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, TARGETS
+from llmcompress.evaluation.kept_logits import KeptLogits
 from llmcompress.evaluation.windows import Window
 from llmcompress.runtime import decoder_inputs, input_names
 
@@ -138,22 +139,50 @@ def score(
 
 def score_pair(
     candidate: ov.CompiledModel,
-    reference: ov.CompiledModel,
+    reference: Callable[[], ov.CompiledModel],
     windows: Sequence[Window],
     made: Iterable[Batch],
     chunk: int,
+    kept: KeptLogits | None = None,
 ) -> Iterator[tuple[Batch, list[Arrays]]]:
-    """Score batches with two models side by side: the reference's logits go straight into the candidate's graph."""
-    first, second = Scorer(reference), Scorer(candidate)
+    """Score batches with two models side by side: the reference's logits go straight into the candidate's graph.
+
+    Args:
+        candidate: Compiled, with the reference's logits as an input.
+        reference: Gives the other one; not called while all its logits are kept.
+        windows: All of the text.
+        made: What is to be scored.
+        chunk: Tokens per call.
+        kept: Where the reference's logits are looked for first, and kept for the next candidate.
+    """
+    first, second = None, Scorer(candidate)
     for batch in made:
-        first.begin()
+        planned = list(calls(batch, chunk))
+        known = kept.get(batch.numbers, len(planned)) if kept else None
         second.begin()
+        if known is None:
+            first = first or Scorer(reference())
+            first.begin()
         parts = []
-        for call in calls(batch, chunk):
-            first.start(batch, call)
-            second.start(batch, call, **{REFERENCE_LOGITS: first.finish_in_place("logits")})
+        for number, call in enumerate(planned):
+            if known is None:
+                assert first is not None
+                first.start(batch, call)
+                logits = first.finish_in_place("logits")
+                if kept is not None:
+                    kept.add(batch.numbers, number, logits.data)
+            else:
+                logits = _tensor(known[number])
+            second.start(batch, call, **{REFERENCE_LOGITS: logits})
             parts.append((call, second.finish()))
         yield batch, _by_window(batch, windows, parts)
+
+
+def _tensor(values: NDArray[Any]) -> ov.Tensor:
+    import numpy as np
+    import openvino as ov
+
+    return ov.Tensor(np.array(values))
 
 
 def _alone(

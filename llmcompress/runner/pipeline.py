@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from llmcompress.recipe.problems import did_you_mean, shown
 from llmcompress.runner import shipping
 from llmcompress.runner.loading import recipe_at
 from llmcompress.runner.records import MEASURED, STEPS, Event, Failure, Outlook, Row, RunReport, Step, failure
-from llmcompress.runner.schedule import SHIPPING, Due, Progressing, due
+from llmcompress.runner.schedule import SHIPPING, Due, Progressing, due, logits_dir
 from llmcompress.runner.survey import Surveyed
 from llmcompress.supervisor import run_supervised
 
@@ -202,6 +203,8 @@ class _Run:
             else:
                 job.left.remove(step)
                 job.made.append(step)
+        if step == "evaluate":
+            self._forget_logits(jobs[0])
         if finished.error is None:
             self._took[step].append((time.monotonic() - at) / len(jobs))
             self._say("end", label, finished.where)
@@ -236,6 +239,12 @@ class _Run:
         job.left.remove(step)
         job.made.append(step)
         self._say("end", label, "")
+
+    def _forget_logits(self, ended: Progressing) -> None:
+        """Remove the original's logits when the last of its artifacts has been evaluated, or failed."""
+        model = ended.surveyed.job.model
+        if not any("evaluate" in job.left for job in self.jobs if job.surveyed.job.model == model):
+            shutil.rmtree(logits_dir(ended.surveyed.job), ignore_errors=True)
 
     def row(self, job: Progressing) -> Row:
         """What came of a job."""

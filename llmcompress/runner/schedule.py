@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, manifest_sha256
 from llmcompress.executors import Task
-from llmcompress.plan import Plan
+from llmcompress.plan import Job, Plan
 from llmcompress.runner.compressing import Order
 from llmcompress.runner.loading import Access, Wanted
 from llmcompress.runner.records import Failure, Step
@@ -52,14 +53,16 @@ class Due(NamedTuple):
 
 def due(jobs: Sequence[Progressing], plan: Plan, *, offline: bool) -> Iterator[Due]:
     """Every task that can be started now, in order."""
-    for _, group in groupby(jobs, key=lambda job: job.surveyed.job.model):
+    for _, members in groupby(jobs, key=lambda job: job.surveyed.job.model):
+        group = list(members)
         ready = [job for job in group if job.left and not job.running]
         unmade = tuple(job for job in ready if job.left[0] == "compress")
         if unmade:
             yield _compress(unmade, offline)
         for job in ready:
             if job.left[0] == "evaluate":
-                yield _evaluate(job, plan, offline)
+                several = len([each for each in group if "evaluate" in each.surveyed.outlook.steps]) > 1
+                yield _evaluate(job, plan, several, offline)
             elif job.left[0] == "benchmark":
                 yield _benchmark(job, plan, offline)
 
@@ -82,8 +85,18 @@ def _compress(jobs: tuple[Progressing, ...], offline: bool) -> Due:
     return Due(task, "compress", jobs)
 
 
-def _evaluate(job: Progressing, plan: Plan, offline: bool) -> Due:
-    return _measure(job, "evaluate", {"evaluation": plan.evaluation, "gate": plan.gate}, offline)
+def logits_dir(job: Job) -> Path:
+    """Where the logits of a job's original lie while its artifacts are evaluated."""
+    return job.directory.with_name(".logits")
+
+
+def _evaluate(job: Progressing, plan: Plan, several: bool, offline: bool) -> Due:
+    asked: dict[str, object] = {
+        "evaluation": plan.evaluation,
+        "gate": plan.gate,
+        "keep_logits_in": logits_dir(job.surveyed.job) if several else None,
+    }
+    return _measure(job, "evaluate", asked, offline)
 
 
 def _benchmark(job: Progressing, plan: Plan, offline: bool) -> Due:
