@@ -27,8 +27,8 @@ recipes:
 """
 
 
-def killed_when(condition: Callable[[], bool], *arguments: str | Path, cache: Path) -> str:
-    """Run the command line and kill all of it (SIGKILL) as soon as the condition holds; returns its stderr."""
+def killed_when(condition: Callable[[], bool], *arguments: str | Path, cache: Path) -> None:
+    """Run the command line and kill all of it (SIGKILL) as soon as the condition holds."""
     process = subprocess.Popen(
         command(*arguments),
         stdout=subprocess.PIPE,
@@ -41,11 +41,10 @@ def killed_when(condition: Callable[[], bool], *arguments: str | Path, cache: Pa
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    stderr = process.communicate()[1]
+    process.communicate()
     # A worker holds its locks until its memory is given back.
     while _group(process.pid):
         time.sleep(0.05)
-    return stderr
 
 
 def run(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:

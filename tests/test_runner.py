@@ -14,8 +14,13 @@ from plan_fixture import Calls, artifact_bytes, identities, in_process, write_pl
 from tiny_models import build_checkpoint
 
 import llmcompress
+from llmcompress.cli import run
 from llmcompress.errors import (
+    InterruptedRunError,
     KilledForMemoryError,
+    LlmcompressError,
+    ResourceError,
+    UsageError,
 )
 from llmcompress.evaluation import measurement
 from llmcompress.plan import load_plan
@@ -200,7 +205,7 @@ def test_what_a_changed_line_redoes(
     monkeypatch.setattr(measurement, "add_scores", watched)
     plan = place / "measured.yaml"
 
-    def run(text: str) -> RunReport:
+    def again_with(text: str) -> RunReport:
         calls.clear()
         shipped.clear()
         return run_plan(load_plan(write_plan(plan, text)))
@@ -208,7 +213,7 @@ def test_what_a_changed_line_redoes(
     def names() -> list[str]:
         return [name for name, _ in calls]
 
-    report = run(MEASURED)
+    report = again_with(MEASURED)
     assert names() == ["survey", "compress_loaded", "evaluate", "benchmark", "evaluate", "benchmark"]
     # int4 loses more than the gate allows: it is described, and not pushed.
     assert failures(report) == {"llama/int4": ("evaluate", "GateError", 7)}
@@ -240,13 +245,13 @@ def test_what_a_changed_line_redoes(
     assert json.loads(alone.reference.model_dump_json()) == measured["reference"]
 
     # Nothing changed: the gate's verdict stands, and nothing is measured again.
-    assert failures(run(MEASURED)) == {"llama/int4": ("evaluate", "GateError", 7)}
+    assert failures(again_with(MEASURED)) == {"llama/int4": ("evaluate", "GateError", 7)}
     assert names() == ["survey"]
     assert shipped == []
 
     # Another gate is judged by the same figures.
     looser = MEASURED.replace("0.00005", "0.5")
-    assert run(looser).exit_code == 0
+    assert again_with(looser).exit_code == 0
     assert names() == ["survey", "judge", "judge"]
     assert [call[:2] for call in shipped] == [("card", "int8"), ("push", "int8"), ("card", "int4"), ("push", "int4")]
     again = json.loads((place / "measured/llama/int4/eval.json").read_text())
@@ -255,7 +260,7 @@ def test_what_a_changed_line_redoes(
 
     # Another benchmark, of one model.
     faster = looser.replace("new_tokens: [2]", "new_tokens: [3]")
-    assert run(faster).exit_code == 0
+    assert again_with(faster).exit_code == 0
     assert names() == ["survey", "benchmark", "benchmark"]
     assert len(shipped) == 4
 
@@ -309,6 +314,124 @@ def test_a_worker_that_dies_is_replaced(place: Path, monkeypatch: pytest.MonkeyP
     ]
 
 
+def test_a_worker_that_dies_after_its_last_recipe_lost_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = in_process(monkeypatch)
+    from llmcompress.runner import compressing
+
+    supervised = compressing.run_supervised
+
+    def dying(target: str, kwargs: dict[str, Any], **options: Any) -> object:
+        supervised(target, kwargs, **options)
+        raise LlmcompressError("the worker crashed with SIGSEGV")
+
+    monkeypatch.setattr(compressing, "run_supervised", dying)
+    plan = write_plan(place / "last.yaml", "output: last\nmodels: [llama]\nrecipes: [none, int8]\n")
+    assert run_plan(load_plan(plan)).exit_code == 0
+    assert [name for name, _ in calls] == ["survey", "compress_loaded"]
+
+
+def test_relative_paths_of_a_plan_made_in_python(place: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    made = llmcompress.Plan(
+        models=(llmcompress.PlanModel(source="llama"),),
+        recipes=(llmcompress.PlanRecipe(recipe="int8"),),
+        evaluation=llmcompress.Evaluation(dataset="text.txt", seq_len=64),
+    )
+    (job,) = outlook(made, output_dir="python")
+    assert job.steps == ("compress", "evaluate")
+    asked = calls[0][1]
+    assert asked["jobs"][0].model.source == str(place / "llama")
+    assert asked["plan"].evaluation.dataset == str(place / "text.txt")
+
+
+def test_more_tokens_than_the_models_context(place: Path, calls: Calls) -> None:
+    text = "models: [llama]\nrecipes: [int8]\n{}\n"
+    for line, field in (
+        ("evaluation: {dataset: text.txt, seq_len: 300}", "evaluation.seq_len"),
+        ("benchmark: {prompt_tokens: [200], new_tokens: [100]}", "benchmark"),
+    ):
+        (job,) = outlook(load_plan(write_plan(place / "long.yaml", text.format(line))))
+        assert job.failure is not None
+        assert job.failure.exit_code == 2
+        assert job.failure.message == (f"llama: {field}: 300 tokens at once were asked for, the model's context is 256")
+
+
+def test_a_device_that_is_not_there(place: Path, calls: Calls) -> None:
+    text = "models: [llama]\nrecipes: [int8]\nbenchmark: {devices: [NPU9]}\n"
+    with pytest.raises(UsageError, match="there is no device NPU9"):
+        outlook(load_plan(write_plan(place / "npu.yaml", text)))
+
+
+def test_an_engine_that_is_not_installed(place: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcompress.runner import survey
+
+    monkeypatch.setattr(survey.importlib.util, "find_spec", lambda name: None)
+    text = "models: [llama]\nrecipes: [int8]\nbenchmark: {engine: genai}\n"
+    with pytest.raises(ResourceError, match="engine genai needs openvino-genai"):
+        outlook(load_plan(write_plan(place / "genai.yaml", text)))
+
+
+def test_what_does_not_fit_into_memory(place: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcompress.memory import Memory
+    from llmcompress.runner import compressing, measuring
+
+    little = Memory(total=10**6, available=1000, limit=None)
+    monkeypatch.setattr(compressing, "memory", lambda: little)
+    plan = write_plan(place / "little.yaml", "output: little\nmodels: [llama]\nrecipes: [int8]\n")
+    report = run_plan(load_plan(plan))
+    assert report.exit_code == 3
+    assert report.rows[0].failure is not None
+    assert "it needs at least" in report.rows[0].failure.message
+    assert [name for name, _ in calls] == ["survey"]
+    monkeypatch.setattr(measuring, "memory", lambda: little)
+    with pytest.raises(ResourceError, match=r"it needs about 0\.\d\d GB of memory, 0\.00 GB are available"):
+        measuring._require(10**8, place)
+
+
+def test_ctrl_c_ends_the_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcompress.runner import compressing
+
+    in_process(monkeypatch)
+
+    def interrupted(*arguments: object, **options: object) -> object:
+        raise InterruptedRunError("interrupted by Ctrl-C")
+
+    monkeypatch.setattr(compressing, "run_supervised", interrupted)
+    plan = write_plan(place / "ctrl.yaml", "output: ctrl\nmodels: [llama]\nrecipes: [int8]\n")
+    with pytest.raises(InterruptedRunError):
+        run_plan(load_plan(plan))
+
+
+def test_the_command_line(
+    place: Path, calls: Calls, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing was measured yet.
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(place / "another-cache"))
+    plan = write_plan(
+        place / "cli.yaml",
+        "output: cli\nmodels: [llama]\nrecipes:\n  - int8\n  - recipe: nf4\n"
+        "    set: {weights.group_size: 48, weights.group_size_fallback: error}\n",
+    )
+    assert run(["run", str(plan), "--dry-run", "--only", "*/int8"]) == 0
+    out = capsys.readouterr().out
+    assert "compress (not made yet)" in out
+    assert "not measured" in out
+    assert not (place / "cli").exists()
+    assert run(["run", str(plan), "--dry-run", "--json"]) == 2
+    captured = capsys.readouterr()
+    assert [job["name"] for job in json.loads(captured.out)] == ["llama/int8", "llama/nf4"]
+    assert "1 of 2 jobs cannot be done; the first: llama/nf4: weights.group_size: group size 48" in captured.err
+    assert run(["run", str(plan)]) == 2
+    captured = capsys.readouterr()
+    assert "llama/nf4    FAILED    compress: weights.group_size: group size 48" in captured.out
+    assert "bits per weight" in captured.out
+    assert "llama: compress: done in" in captured.err
+    assert "1 of 2 jobs failed; the first: llama/nf4" in captured.err
+    assert run(["run", str(plan), "--json"]) == 2
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["kept"], row["failure"] is None) for row in rows] == [(["compress"], True), ([], False)]
+
+
 def test_a_kill_for_memory_is_reported_as_such(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmcompress.progress import Progress
     from llmcompress.runner import compressing
@@ -318,12 +441,12 @@ def test_a_kill_for_memory_is_reported_as_such(place: Path, monkeypatch: pytest.
     killed = explain(Death(-9, "int8: applying", 3_000_000_000, llmcompress_memory(), 1, ()))
     assert isinstance(killed, KilledForMemoryError)
 
-    def run(target: str, kwargs: dict[str, object], *, progress: object, logs: object) -> object:
+    def die(target: str, kwargs: dict[str, object], *, progress: object, logs: object) -> object:
         progress(Progress("load and trace", 1, 1))  # type: ignore[operator]
         progress(Progress("int8: applying weight compression", 1, 2))  # type: ignore[operator]
         raise killed
 
-    monkeypatch.setattr(compressing, "run_supervised", run)
+    monkeypatch.setattr(compressing, "run_supervised", die)
     plan = write_plan(place / "killed.yaml", "output: killed\nmodels: [llama]\nrecipes: [int8]\n")
     report = run_plan(load_plan(plan))
     assert report.exit_code == 10

@@ -63,12 +63,13 @@ def compress_model(
         except InterruptedRunError:
             raise
         except Exception as error:  # noqa: BLE001 - it becomes the outcome of what the worker was at
-            dead = [wanted for wanted in todo if at[0] in (None, wanted.name)]
-            for wanted in dead:
+            # What the worker was at last may be complete.
+            left = _left(todo, access, outcomes)
+            for wanted in [wanted for wanted in left if at[0] in (None, wanted.name)]:
                 outcomes[wanted.name] = error
                 # A worker that was killed could not clean up.
                 remove_leftovers(wanted.directory)
-            todo = _left([wanted for wanted in todo if wanted not in dead], access, outcomes)
+            todo = [wanted for wanted in left if wanted.name not in outcomes]
             continue
         assert isinstance(made, dict)
         outcomes.update(made)

@@ -42,6 +42,7 @@ def outlook(
 
     Raises: as ``run_plan``, before its first job.
     """
+    plan = _with_absolute_paths(plan)
     jobs = chosen_jobs(plan, output_dir, only)
     return tuple(each.outlook for each in _surveyed(jobs, plan, executor, offline, progress, logs))
 
@@ -86,6 +87,7 @@ def run_plan(
     """
     if address is not None and executor != "ray":
         raise UsageError("--address has no effect on the executor local", hint="add --executor ray")
+    plan = _with_absolute_paths(plan)
     jobs = chosen_jobs(plan, output_dir, only)
     run = _Run(plan, offline, watch)
     with RayExecutor(run.tell, address) if executor == "ray" else LocalExecutor(run.tell, logs) as workers:
@@ -122,6 +124,21 @@ def chosen_jobs(plan: Plan, output_dir: str | Path | None, only: Sequence[str]) 
             )
         chosen |= matching
     return tuple(job for job in jobs if job.name in chosen) if only else jobs
+
+
+def _with_absolute_paths(plan: Plan) -> Plan:
+    """What a plan made in Python names from the working directory, which workers may not share."""
+    models = tuple(
+        model.model_copy(update={"source": str(Path(model.source).absolute())})
+        if Path(model.source).is_dir()
+        else model
+        for model in plan.models
+    )
+    evaluation = plan.evaluation
+    dataset = evaluation.dataset_path() if evaluation else None
+    if evaluation is not None and dataset is not None:
+        evaluation = evaluation.model_copy(update={"dataset": str(dataset.absolute())})
+    return plan.model_copy(update={"models": models, "evaluation": evaluation})
 
 
 def _output(plan: Plan, output_dir: str | Path | None) -> Path:
@@ -168,6 +185,8 @@ class _Run:
             if "compress" not in each.outlook.steps:
                 # A run that was killed right after the rename left its staging directory.
                 remove_leftovers(each.job.directory)
+        for job in self.jobs:
+            self._forget_logits(job)
         self._num_steps = sum(len(job.left) for job in self.jobs)
         for job in self.jobs:
             if (why := job.surveyed.outlook.failure) is not None:
@@ -241,7 +260,7 @@ class _Run:
         self._say("end", label, "")
 
     def _forget_logits(self, ended: Progressing) -> None:
-        """Remove the original's logits when the last of its artifacts has been evaluated, or failed."""
+        """Remove the original's logits when no artifact of it is left to be evaluated."""
         model = ended.surveyed.job.model
         if not any("evaluate" in job.left for job in self.jobs if job.surveyed.job.model == model):
             shutil.rmtree(logits_dir(ended.surveyed.job), ignore_errors=True)
