@@ -204,6 +204,50 @@ def test_all_of_the_vocabulary_is_no_bound(ref_model: Path, wikitext: Path, arti
     np.testing.assert_allclose(scored.scores.values["kl"], pair.scores.values["kl"], atol=2e-6)
 
 
+def test_a_reference_whose_logits_are_kept_is_scored_once(
+    ref_model: Path, wikitext: Path, artifact: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks and several batches; a file that is lost, or a full disk, only costs scoring it again."""
+    from llmcompress.evaluation import kept_logits, measurement, scoring
+
+    monkeypatch.setattr(scoring, "MAX_CALL_TOKENS", 2 * 16)
+    text = measurement.Text(windows_of(ref_model, wikitext, num_windows=3), 16, "CPU")
+    candidate, reference = llmcompress.load(artifact("int4")), llmcompress.load(artifact("none"))
+    compiled: list[str] = []
+    compile_for = measurement._compiled
+
+    def watched(loaded: Any, kind: Any, *arguments: Any, **options: Any) -> Any:
+        compiled.append(kind)
+        return compile_for(loaded, kind, *arguments, **options)
+
+    monkeypatch.setattr(measurement, "_compiled", watched)
+
+    def measured(keep_in: Path | None) -> Any:
+        compiled.clear()
+        scored = measurement.score_side_by_side(candidate, reference, {}, {}, text, lambda step: None, keep_in=keep_in)
+        for store in scored.stores:
+            store.forget()
+        return scored
+
+    alone = measured(None)
+    assert alone.reference_properties
+    for expected in (["divergence", "logits"], ["divergence"]):
+        kept = measured(tmp_path / "kept")
+        assert compiled == expected
+        assert kept.reference_properties == alone.reference_properties
+        for name, values in alone.scores.values.items():
+            np.testing.assert_array_equal(kept.scores.values[name], values)
+    files = sorted((tmp_path / "kept").rglob("*.npy"))
+    assert len(files) > 4
+    files[1].write_bytes(b"half")
+    again = measured(tmp_path / "kept")
+    assert compiled == ["divergence", "logits"]
+    np.testing.assert_array_equal(again.scores.values["kl"], alone.scores.values["kl"])
+    monkeypatch.setattr(kept_logits, "_SHARE_OF_DISK", 0.0)
+    np.testing.assert_array_equal(measured(tmp_path / "full").scores.values["kl"], alone.scores.values["kl"])
+    assert not list((tmp_path / "full").rglob("*.npy"))
+
+
 @pytest.mark.slow
 def test_verdicts_on_real_models(wikitext: Path, artifact: Artifacts) -> None:
     spec = spec_of(wikitext, num_windows=40)

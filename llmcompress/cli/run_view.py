@@ -92,7 +92,7 @@ def _bars(console: Console) -> Iterator[tuple[Callable[[Event], None], Reporter]
         bars.update(whole, description=progress.stage, completed=progress.done, total=progress.total or None)
 
     def watch(event: Event) -> None:
-        left = f", about {duration_text(event.left_s)} left" if event.left_s is not None else ""
+        left = f", about {duration_text(event.left_s)} left" if event.left_s else ""
         bars.update(
             whole,
             description=f"{event.num_done} of {event.num_steps} steps",
