@@ -22,7 +22,7 @@ _SIZES = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 @cache.command("list")
 def list_cache(as_json: Json = False) -> None:
-    """Show what is kept, by kind. With --json every entry by itself.
+    """Show what is kept, by kind; with --json every entry by itself.
 
     [bold]Examples[/bold]
     llmcompress cache list

@@ -1,7 +1,10 @@
 """Runs a plan: what is done is left as it is, what fails is a row, the rest goes on.
 
-pipeline.py      the run: which task is next, and what came of it
-survey.py        before: every model found, every recipe predicted, what is done left out
+pipeline.py      the run, from the survey to the rows
+survey.py        before: every recipe predicted, what is done left out
+model.py         a model that is found and pinned, and what its jobs share
+schedule.py      which task is next
+ledger.py        what came of each, and what is told of it
 state.py         what is done, read from the output directory
 compressing.py   all artifacts of a model: a supervised worker, and a fresh one where it died
 loading.py       in that worker: one model loaded once

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from llmcompress.errors import LlmcompressError
+from llmcompress.plan import Plan
 from llmcompress.progress import Progress
 from llmcompress.report import Record
 
@@ -101,6 +102,12 @@ class Event(NamedTuple):
     progress: Progress | None = None
     text: str = ""
     """The reason of a failure, in one line."""
+
+
+def asked_steps(plan: Plan) -> tuple[Step, ...]:
+    """The steps that a plan asks of each job."""
+    wanted = (True, plan.evaluation is not None, plan.benchmark is not None, plan.card, plan.push is not None)
+    return tuple(step for step, asked in zip(STEPS, wanted, strict=True) if asked)
 
 
 def failure(step: Step, error: BaseException) -> Failure:

@@ -7,25 +7,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
-from pydantic import BaseModel
-
 from llmcompress.compression.forecast import Forecast, forecast
 from llmcompress.environment import quiet_libraries
-from llmcompress.errors import ResourceError, UsageError
-from llmcompress.evaluation import scored_text
-from llmcompress.loaders.source import Source, fetch_side_files, longest_context, resolve
+from llmcompress.errors import ResourceError
+from llmcompress.loaders.source import Source
 from llmcompress.plan import Job, Plan
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Recipe
-from llmcompress.report import CalibrationRecord
-from llmcompress.runner.durations import remembered
-from llmcompress.runner.records import MEASURED, STEPS, Failure, Outlook, Step, failure
+from llmcompress.runner.model import PlannedModel
+from llmcompress.runner.records import Failure, Outlook, Step, asked_steps, failure
 from llmcompress.runner.state import (
-    Original,
     benchmark_reason,
     card_reason,
     compress_reason,
@@ -69,7 +63,7 @@ def survey(
         _check_machine(plan)
     surveyed: list[Surveyed] = []
     for _, group in groupby(jobs, key=lambda job: job.model):
-        model = _Model(plan, offline)
+        model = PlannedModel(plan, offline)
         for job in group:
             progress(Progress("look at the jobs", len(surveyed), len(jobs), "jobs"))
             try:
@@ -81,75 +75,7 @@ def survey(
     return tuple(surveyed)
 
 
-class _Model:
-    """One model, found when its first job is looked at; what all its jobs share is computed once."""
-
-    def __init__(self, plan: Plan, offline: bool) -> None:
-        self._plan, self._offline = plan, offline
-        self._found: Source | Exception | None = None
-        self._loads = False
-
-    def find(self, job: Job) -> None:
-        """Find it; raises what was found wrong with it, for each of its jobs again."""
-        if self._found is None:
-            try:
-                self._found = resolve(
-                    job.model.source,
-                    revision=job.model.revision,
-                    trust_remote_code=job.model.trust_remote_code,
-                    offline=self._offline,
-                )
-                _check_context(self._found, self._plan)
-            except Exception as error:  # noqa: BLE001 - kept for each of its jobs
-                self._found = error
-        if isinstance(self._found, Exception):
-            raise self._found
-
-    @property
-    def source(self) -> Source:
-        assert isinstance(self._found, Source)
-        return self._found
-
-    @cached_property
-    def original(self) -> Original:
-        return Original(self.source)
-
-    @cached_property
-    def token_ids_sha256(self) -> str:
-        """Of the text that the plan evaluates on, as this model's tokenizer reads it; also shows that it can be had."""
-        assert self._plan.evaluation is not None
-        spec = self._plan.evaluation.spec()
-        return scored_text(fetch_side_files(self.source), spec, offline=self._offline).token_ids_sha256
-
-    def durations_s(self, recipe: Recipe, steps: tuple[Step, ...]) -> dict[Step, float]:
-        """What the steps took last time; with the first artifact to be made comes loading the model."""
-        made_by, plan = recipe.portable(), self._plan
-        settings: dict[Step, tuple[BaseModel, ...]] = {"compress": (made_by,)}
-        if plan.evaluation is not None:
-            settings["evaluate"] = (made_by, plan.evaluation)
-        if plan.benchmark is not None:
-            settings["benchmark"] = (made_by, plan.benchmark)
-        known = {step: remembered(step, self.source, settings[step]) for step in steps if step in MEASURED}
-        if "compress" in steps and not self._loads:
-            self._loads = True
-            load = remembered("load", self.source, ())
-            known["compress"] = None if load is None or known["compress"] is None else load + known["compress"]
-        return {step: duration for step, duration in known.items() if duration is not None}
-
-    def calibration(self, recipe: Recipe) -> CalibrationRecord | None:
-        """The windows that the recipe's text has now."""
-        if recipe.calibration is None:
-            return None
-        from llmcompress.data import calibration_windows
-        from llmcompress.loaders.tokenizer import load_tokenizer
-
-        found = fetch_side_files(self.source)
-        tokenizer = load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
-        longest = longest_context(found)
-        return calibration_windows(recipe.calibration, tokenizer, offline=self._offline, max_seq_len=longest).record
-
-
-def _surveyed(job: Job, plan: Plan, model: _Model) -> Surveyed:
+def _surveyed(job: Job, plan: Plan, model: PlannedModel) -> Surveyed:
     found = model.source
     recipe = job.recipe or _recommended(job, found)
     steps, reason = _steps(job, recipe, plan, model)
@@ -178,7 +104,7 @@ def _stopped(job: Job, plan: Plan, why: Failure) -> Surveyed:
     outlook = Outlook(
         name=job.name,
         directory=str(job.directory),
-        steps=_asked(plan),
+        steps=asked_steps(plan),
         reason="not made yet",
         failure=why,
     )
@@ -193,20 +119,9 @@ def _recommended(job: Job, found: Source) -> Recipe:
     return recipe.model_copy(update={"name": job.recipe_name})
 
 
-def _asked(plan: Plan) -> tuple[Step, ...]:
-    wanted = {
-        "compress": True,
-        "evaluate": plan.evaluation is not None,
-        "benchmark": plan.benchmark is not None,
-        "card": plan.card,
-        "push": plan.push is not None,
-    }
-    return tuple(step for step in STEPS if wanted[step])
-
-
-def _steps(job: Job, recipe: Recipe, plan: Plan, model: _Model) -> tuple[tuple[Step, ...], str]:
+def _steps(job: Job, recipe: Recipe, plan: Plan, model: PlannedModel) -> tuple[tuple[Step, ...], str]:
     """What is left to do for a job, and why the first of it."""
-    asked = _asked(plan)
+    asked = asked_steps(plan)
     local = recipe.calibration is not None and recipe.calibration.dataset_path() is not None
     windows = (lambda: model.calibration(recipe)) if local else None
     reason = compress_reason(job.directory, recipe, model.original, windows)
@@ -229,23 +144,6 @@ def _steps(job: Job, recipe: Recipe, plan: Plan, model: _Model) -> tuple[tuple[S
         reasons["push"] = "what is pushed changes" if changed else pushed
     left = tuple(step for step in asked if reasons.get(step) is not None)
     return left, next((reason for reason in reasons.values() if reason is not None), "")
-
-
-def _check_context(found: Source, plan: Plan) -> None:
-    longest = longest_context(found)
-    if longest is None:
-        return
-    wanted = {"evaluation.seq_len": plan.evaluation.seq_len if plan.evaluation else 0}
-    if plan.benchmark is not None:
-        shapes = plan.benchmark.shapes()
-        wanted["benchmark"] = max(shape.depth + shape.prompt_tokens + shape.new_tokens for shape in shapes)
-    for field, num_tokens in wanted.items():
-        if num_tokens > longest:
-            raise UsageError(
-                f"{num_tokens} tokens at once were asked for, the model's context is {longest}",
-                where=f"{found.id or found.path.name}: {field}",
-                hint="take fewer tokens, or leave this model out",
-            )
 
 
 def _check_machine(plan: Plan) -> None:

@@ -1,0 +1,104 @@
+"""One model of a plan, before anything is made of it: what all its jobs share is found out once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from pydantic import BaseModel
+
+from llmcompress.errors import UsageError
+from llmcompress.evaluation import scored_text
+from llmcompress.loaders.source import Source, fetch_side_files, longest_context, resolve
+from llmcompress.plan import Job, Plan
+from llmcompress.recipe import Recipe
+from llmcompress.report import CalibrationRecord
+from llmcompress.runner.durations import remembered
+from llmcompress.runner.records import MEASURED, Step
+from llmcompress.runner.state import Original
+
+
+class PlannedModel:
+    """A model that is found when its first job is looked at."""
+
+    def __init__(self, plan: Plan, offline: bool) -> None:
+        self._plan, self._offline = plan, offline
+        self._found: Source | Exception | None = None
+        self._loads = False
+
+    def find(self, job: Job) -> None:
+        """Find it; raises what was found wrong with it, for each of its jobs again."""
+        if self._found is None:
+            try:
+                self._found = resolve(
+                    job.model.source,
+                    revision=job.model.revision,
+                    trust_remote_code=job.model.trust_remote_code,
+                    offline=self._offline,
+                )
+                _check_context(self._found, self._plan)
+            except Exception as error:  # noqa: BLE001 - kept for each of its jobs
+                self._found = error
+        if isinstance(self._found, Exception):
+            raise self._found
+
+    @property
+    def source(self) -> Source:
+        """As found."""
+        assert isinstance(self._found, Source)
+        return self._found
+
+    @cached_property
+    def original(self) -> Original:
+        """To be compared with what artifacts say."""
+        return Original(self.source)
+
+    @cached_property
+    def token_ids_sha256(self) -> str:
+        """Of the text that the plan evaluates on, as this model's tokenizer reads it; also shows that it can be had."""
+        assert self._plan.evaluation is not None
+        spec = self._plan.evaluation.spec()
+        return scored_text(fetch_side_files(self.source), spec, offline=self._offline).token_ids_sha256
+
+    def durations_s(self, recipe: Recipe, steps: tuple[Step, ...]) -> dict[Step, float]:
+        """What the steps took last time; with the first artifact to be made comes loading the model."""
+        made_by, plan = recipe.portable(), self._plan
+        settings: dict[Step, tuple[BaseModel, ...]] = {"compress": (made_by,)}
+        if plan.evaluation is not None:
+            settings["evaluate"] = (made_by, plan.evaluation)
+        if plan.benchmark is not None:
+            settings["benchmark"] = (made_by, plan.benchmark)
+        known = {step: remembered(step, self.source, settings[step]) for step in steps if step in MEASURED}
+        if "compress" in steps and not self._loads:
+            self._loads = True
+            load = remembered("load", self.source, ())
+            known["compress"] = None if load is None or known["compress"] is None else load + known["compress"]
+        return {step: duration for step, duration in known.items() if duration is not None}
+
+    def calibration(self, recipe: Recipe) -> CalibrationRecord | None:
+        """The windows that the recipe's text has now."""
+        if recipe.calibration is None:
+            return None
+        from llmcompress.data import calibration_windows
+        from llmcompress.loaders.tokenizer import load_tokenizer
+
+        found = fetch_side_files(self.source)
+        tokenizer = load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
+        longest = longest_context(found)
+        return calibration_windows(recipe.calibration, tokenizer, offline=self._offline, max_seq_len=longest).record
+
+
+def _check_context(found: Source, plan: Plan) -> None:
+    longest = longest_context(found)
+    if longest is None:
+        return
+    wanted = {"evaluation.seq_len": plan.evaluation.seq_len if plan.evaluation else 0}
+    if plan.benchmark is not None:
+        shapes = plan.benchmark.shapes()
+        wanted["benchmark"] = max(shape.depth + shape.prompt_tokens + shape.new_tokens for shape in shapes)
+    for field, num_tokens in wanted.items():
+        if num_tokens > longest:
+            raise UsageError(
+                f"{num_tokens} tokens at once were asked for, the model's context is {longest}",
+                where=f"{found.id or found.path.name}: {field}",
+                hint="take fewer tokens, or leave this model out",
+            )
