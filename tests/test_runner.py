@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from fake_hub import FakeHub, running, use
 from plan_fixture import Calls, artifact_bytes, identities, in_process, write_plan
 from tiny_models import build_checkpoint
 
@@ -165,7 +166,10 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     return asked
 
 
-def test_the_gate_keeps_an_artifact_from_the_hub(place: Path, calls: Calls, shipped: list[tuple[object, ...]]) -> None:
+def test_the_gate_keeps_an_artifact_from_the_hub(
+    place: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the real card and the real push, to a Hub on loopback."""
     text = """
 output: gated
 models: [llama]
@@ -173,20 +177,29 @@ recipes: [{recipe: int4, set: {weights.group_size: 32}}]
 evaluation: {dataset: text.txt, seq_len: 64, num_windows: 2}
 gate: {max_kl: 0.00005}
 card: true
-push: {repo_id: "me/{model}-{recipe}"}
+push: {repo_id: "acme/{model}-{recipe}"}
 """
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "a" * 34)
     plan = write_plan(place / "gated.yaml", text)
-    report = run_plan(load_plan(plan))
-    assert failures(report) == {"llama/int4": ("evaluate", "GateError", 7)}
-    assert shipped == [("card", "int4", "me/llama-int4")]
-    calls.clear()
-    shipped.clear()
-    # Another threshold is held against the figures that are there.
-    write_plan(plan, text.replace("0.00005", "0.5"))
-    report = run_plan(load_plan(plan))
-    assert [name for name, _ in calls] == ["survey", "judge"]
-    assert report.rows[0].made == ("evaluate", "card", "push")
-    assert shipped == [("card", "int4", "me/llama-int4"), ("push", "int4", "me/llama-int4", False)]
+    with running(FakeHub()) as hub:
+        use(hub.url, tmp_path / "cache", monkeypatch)
+        report = run_plan(load_plan(plan))
+        assert failures(report) == {"llama/int4": ("evaluate", "GateError", 7)}
+        card = place / "gated" / "llama" / "int4" / "README.md"
+        assert "acme/llama-int4" in card.read_text()
+        assert "acme/llama-int4" not in hub.repos
+        calls.clear()
+        # Another threshold is held against the figures that are there.
+        write_plan(plan, text.replace("0.00005", "0.5"))
+        report = run_plan(load_plan(plan))
+        assert [name for name, _ in calls] == ["survey", "judge"]
+        assert failures(report) == {}
+        assert report.rows[0].made == ("evaluate", "card", "push")
+        held = hub.repos["acme/llama-int4"].head.files
+        assert {"openvino_model.bin", "llmcompress.json", "eval.json", "README.md"} <= held.keys()
+        assert held["README.md"] == card.read_bytes()
+        again = run_plan(load_plan(plan))
+        assert again.rows[0].made == ()
 
 
 @pytest.mark.slow
@@ -295,9 +308,9 @@ def test_a_broken_model_does_not_stop_the_others(place: Path, calls: Calls) -> N
 def test_a_worker_that_dies_is_replaced(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe that it was at failed, what it had made stays, and a fresh one does the rest."""
     calls = in_process(monkeypatch)
-    from llmcompress import compression
+    from llmcompress import pipeline
 
-    real = compression.compress
+    real = pipeline.compress
 
     def compress(source: object, recipe: Recipe, *arguments: object, **options: object) -> object:
         if recipe.name == "int8-sym":
@@ -427,6 +440,9 @@ def test_the_command_line(
     assert "bits per weight" in captured.out
     assert "llama: compress: done in" in captured.err
     assert "1 of 2 jobs failed; the first: llama/nf4" in captured.err
+    page = (place / "cli" / "compare.html").read_text()
+    assert "group size 48" in page
+    assert str(place / "cli" / "compare.html") in captured.out.replace("\n", "")
     assert run(["run", str(plan), "--json"]) == 2
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [(row["kept"], row["failure"] is None) for row in rows] == [(["compress"], True), ([], False)]

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from llmcompress.cli.bench import bench
-from llmcompress.cli.card import card
 from llmcompress.cli.cache import cache
+from llmcompress.cli.card import card
 from llmcompress.cli.compare import compare
 from llmcompress.cli.compress import compress
 from llmcompress.cli.demo import demo

@@ -30,7 +30,8 @@ def list_cache(as_json: Json = False) -> None:
     """
     from llmcompress.cache.place import cache_dir
     from llmcompress.cache.pruning import KINDS, cache_entries
-    from llmcompress.cli.console import duration_text, plain, print_json, size_text, stdout
+    from llmcompress.cli.console import plain, print_json, stdout
+    from llmcompress.wording import duration_text, size_text
 
     entries = cache_entries()
     if as_json:
@@ -78,9 +79,10 @@ def prune(
     llmcompress cache prune --all --kind reference-ir
     """
     from llmcompress.cache.pruning import KINDS, prune_cache
-    from llmcompress.cli.console import print_json, size_text, write_line
+    from llmcompress.cli.console import print_json, write_line
     from llmcompress.errors import UsageError
     from llmcompress.recipe.problems import did_you_mean
+    from llmcompress.wording import size_text
 
     limits = [older_than, max_size, everything or None]
     if not any(limit is not None for limit in limits):

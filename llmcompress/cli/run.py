@@ -12,6 +12,7 @@ from llmcompress.cli.options import Json, Offline, Verbose
 if TYPE_CHECKING:
     from llmcompress.runner import Failure, Outlook, RunReport
 
+PAGE = "compare.html"
 EXECUTORS = ("local", "ray")
 
 
@@ -84,7 +85,7 @@ def run(
         print_json(report)
     else:
         print_run(report)
-        _print_comparison(report)
+    _compare(report, quiet=as_json)
     failed = [(row.name, row.failure) for row in report.rows if row.failure is not None]
     _end_with(failed, len(report.rows), plan, "failed")
 
@@ -120,15 +121,26 @@ def _end_with(failed: list[tuple[str, Failure]], num_jobs: int, plan: Path, verb
     raise error
 
 
-def _print_comparison(report: RunReport) -> None:
-    """Print what was measured, of all jobs that have something to show: the one place that decides how."""
+def _compare(report: RunReport, *, quiet: bool) -> None:
+    """Put what was measured side by side: on the terminal, and on a page in the output directory."""
     from llmcompress.artifact import MANIFEST
     from llmcompress.cli.compare_view import print_comparison
-    from llmcompress.comparison import summary
+    from llmcompress.cli.console import write_line
+    from llmcompress.summary import FailedRow, compare, write_page
 
     made = [Path(row.directory) for row in report.rows if (Path(row.directory) / MANIFEST).is_file()]
-    if made:
-        print_comparison([summary(directory) for directory in made])
+    if not made:
+        return
+    failures = [
+        FailedRow(name=row.name, reason=row.failure.message, exit_code=row.failure.exit_code)
+        for row in report.rows
+        if row.failure is not None
+    ]
+    comparison = compare(made, failures)
+    page = write_page(comparison, Path(report.output) / PAGE)
+    if not quiet:
+        print_comparison(comparison, "table")
+        write_line(f"Page: {page}")
 
 
 def _print_outlook(jobs: tuple[Outlook, ...], *, as_json: bool) -> None:

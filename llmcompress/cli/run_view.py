@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.cli.bars import watching
-from llmcompress.cli.console import duration_text, size_text, stderr, stdout
+from llmcompress.cli.console import stderr, stdout
 from llmcompress.progress import Progress, Reporter
+from llmcompress.wording import duration_text, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,14 +6,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from llmcompress.errors import RecipeError, UsageError
 from llmcompress.plan.jobs import planned_jobs
 from llmcompress.plan.records import Plan
 from llmcompress.recipe.dataset import is_file_name
 from llmcompress.recipe.files import place_in, read_utf8
-from llmcompress.recipe.problems import Location, recipe_error, shown
+from llmcompress.recipe.problems import Location, shown, validated
 from llmcompress.strict_yaml import Document, read_document
 
 _SHORT = {"models": "source", "recipes": "recipe"}
@@ -51,10 +49,7 @@ def load_plan(path: str | Path) -> Plan:
 
     folder = path.absolute().parent
     _make_absolute(data, folder, path.stem)
-    try:
-        plan = Plan.model_validate(data)
-    except ValidationError as error:
-        raise recipe_error(error, Plan, place) from None
+    plan = validated(Plan, data, place)
     _check_sources(plan, document, label)
     dataset = plan.evaluation.dataset_path() if plan.evaluation else None
     if dataset is not None and not dataset.is_file():

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llmcompress.compression import compress
 from llmcompress.environment import quiet_libraries
 from llmcompress.errors import LlmcompressError
 from llmcompress.loaders import load
 from llmcompress.loaders.source import resolve
+from llmcompress.pipeline import compress
 from llmcompress.progress import Progress, Reporter
 from llmcompress.recipe import Recipe
 from llmcompress.runner.durations import remember

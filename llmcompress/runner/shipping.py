@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
 from llmcompress.errors import GateError
@@ -14,7 +13,9 @@ def write_card(directory: Path, repo_id: str | None) -> None:
 
     Raises: what ``llmcompress.cards.write_card`` raises.
     """
-    import_module("llmcompress.cards").write_card(directory, repo_id=repo_id)
+    from llmcompress import cards
+
+    cards.write_card(directory, repo_id=repo_id)
 
 
 def push(directory: Path, repo_id: str, private: bool) -> None:
@@ -22,7 +23,9 @@ def push(directory: Path, repo_id: str, private: bool) -> None:
 
     Raises: what ``llmcompress.publishing.push_to_hub`` raises.
     """
-    import_module("llmcompress.publishing").push_to_hub(directory, repo_id, private=private)
+    from llmcompress import publishing
+
+    publishing.push_to_hub(directory, repo_id, private=private)
     remember_push(directory, repo_id, private=private)
 
 
