@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llmcompress.report import BenchCase, Estimate, Stats
 
+DAMAGE_PARTS = {
+    "weights": "weights alone",
+    "kv_cache": "with the cache's precision",
+    "dynamic_quantization": "with dynamic quantization",
+    "execution_precision": "with the execution precision",
+    "all": "all as used",
+}
+"""What is added, step by step, from the weights alone to the model as it is used."""
+
 
 def size_text(num_bytes: float) -> str:
     """Return a number of bytes in the SI unit that keeps it short: `512 B`, `7.9 MB`, `1.47 GB`."""

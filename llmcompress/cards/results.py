@@ -11,7 +11,7 @@ from llmcompress.artifact import Measurements
 from llmcompress.cards.base_model import BaseModel, is_base
 from llmcompress.cards.markdown import code, prose
 from llmcompress.report import BenchCase, BenchReport, DivergenceRecord, EvalReport
-from llmcompress.wording import interval_text, rate_text, shape_text, size_text
+from llmcompress.wording import DAMAGE_PARTS, interval_text, rate_text, shape_text, size_text
 
 Row = dict[str, Any]
 
@@ -25,13 +25,6 @@ _PERPLEXITIES = {
     "byte_perplexity": "Perplexity, per byte",
     "bits_per_byte": "Bits per byte",
 }
-_PARTS = {
-    "weights": "weights alone",
-    "kv_cache": "with the cache's precision",
-    "dynamic_quantization": "with dynamic quantization",
-    "execution_precision": "with the execution precision",
-    "all": "all as used",
-}
 
 
 def result_rows(found: Measurements, base: BaseModel) -> list[Row]:
@@ -43,7 +36,7 @@ def damage_rows(report: EvalReport | None) -> list[Row]:
     """What each property of the runtime adds to the damage; none where it was not split."""
     return [
         {
-            "name": _PARTS[part.part],
+            "name": DAMAGE_PARTS[part.part],
             "kl": interval_text(part.kl_divergence),
             "top1": interval_text(part.top1_agreement, ".2%"),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, stdout
-from llmcompress.wording import duration_text, interval_text
+from llmcompress.wording import DAMAGE_PARTS, duration_text, interval_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,13 +16,6 @@ _VERDICTS = {
     "equivalent": ("equivalent", "bold green"),
     "worse": ("worse", "bold red"),
     "cannot tell": ("cannot tell", "bold yellow"),
-}
-_PARTS = {
-    "weights": "weights alone",
-    "kv_cache": "with the cache's precision",
-    "dynamic_quantization": "with dynamic quantization",
-    "execution_precision": "with the execution precision",
-    "all": "all as used",
 }
 
 
@@ -189,7 +182,7 @@ def _damage_table(report: EvalReport) -> Table | None:
     table = _table("damage against the exact reference", "KL divergence, nats", "top-1 agreement")
     for part in report.split_damage:
         agreement = interval_text(part.top1_agreement, ".2%")
-        table.add_row(_PARTS[part.part], interval_text(part.kl_divergence), agreement)
+        table.add_row(DAMAGE_PARTS[part.part], interval_text(part.kl_divergence), agreement)
     return table
 
 
