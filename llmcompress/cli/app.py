@@ -16,7 +16,7 @@ from llmcompress.cli.doctor import doctor
 from llmcompress.cli.evaluate import evaluate
 from llmcompress.cli.push import push
 from llmcompress.cli.recipes import recipes
-from llmcompress.cli.run import run
+from llmcompress.cli.run_plan import run
 from llmcompress.cli.verify import verify
 
 _EXIT_CODES = (
