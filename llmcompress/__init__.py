@@ -42,10 +42,20 @@ if TYPE_CHECKING:
     from llmcompress.pipeline import compress
     from llmcompress.plan import Evaluation, Plan, PlanModel, PlanRecipe, Push, load_plan
     from llmcompress.publishing import push_to_hub
-    from llmcompress.recipe import BenchSpec, EvalSpec, Gate, Recipe, load_recipe
-    from llmcompress.report import BenchReport, CompressionReport, EvalReport, PushReport
+    from llmcompress.recipe import (
+        BenchSpec,
+        EvalSpec,
+        Gate,
+        Recipe,
+        RuntimeProfile,
+        TuneSpec,
+        load_profile,
+        load_recipe,
+    )
+    from llmcompress.report import BenchReport, CompressionReport, EvalReport, PushReport, TuneReport
     from llmcompress.runner import RunReport, run_plan
     from llmcompress.summary import compare, write_page
+    from llmcompress.tuning import apply_tuning, tune
 
     __version__: str
 
@@ -78,10 +88,14 @@ __all__ = [
     "RecipeError",
     "ResourceError",
     "RunReport",
+    "RuntimeProfile",
     "SecurityError",
+    "TuneReport",
+    "TuneSpec",
     "UsageError",
     "WriteError",
     "__version__",
+    "apply_tuning",
     "benchmark",
     "check_conversion",
     "compare",
@@ -89,10 +103,12 @@ __all__ = [
     "evaluate",
     "load",
     "load_plan",
+    "load_profile",
     "load_recipe",
     "push_to_hub",
     "render_card",
     "run_plan",
+    "tune",
     "verify",
     "write_card",
     "write_page",
@@ -116,6 +132,10 @@ _HOME = {
     "Push": "llmcompress.plan",
     "Recipe": "llmcompress.recipe",
     "RunReport": "llmcompress.runner",
+    "RuntimeProfile": "llmcompress.recipe",
+    "TuneReport": "llmcompress.report",
+    "TuneSpec": "llmcompress.recipe",
+    "apply_tuning": "llmcompress.tuning",
     "benchmark": "llmcompress.benchmarking",
     "check_conversion": "llmcompress.evaluation",
     "compare": "llmcompress.summary",
@@ -127,6 +147,8 @@ _HOME = {
     "render_card": "llmcompress.cards",
     "push_to_hub": "llmcompress.publishing",
     "run_plan": "llmcompress.runner",
+    "load_profile": "llmcompress.recipe",
+    "tune": "llmcompress.tuning",
     "verify": "llmcompress.artifact",
     "write_card": "llmcompress.cards",
     "write_page": "llmcompress.summary",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from llmcompress.environment import cpu_name
 from llmcompress.errors import UsageError
 from llmcompress.recipe.evaluation import Precision
+from llmcompress.recipe.profile import RuntimeProfile
 
 if TYPE_CHECKING:
     import numpy as np
     import openvino as ov
     from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
 
 PINNED = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -63,16 +68,18 @@ def check_device(device: str) -> None:
         )
 
 
-def properties_of(device: str, precision: Precision) -> dict[str, str]:
-    """The properties that a precision asks of a device; what the device does not know is left out.
+def properties_of(device: str, precision: Precision, profile: RuntimeProfile | None = None) -> dict[str, str]:
+    """The properties that a precision and a profile ask of a device; what it does not know of a precision is left out.
 
     Raises:
         UsageError: The device, such as AUTO, cannot be pinned.
     """
     import openvino as ov
 
+    if profile is not None and profile.cpu != cpu_name():
+        _log.warning("runtime profile %s was found on %s, this is %s", profile.name, profile.cpu, cpu_name())
     if precision == "as_used":
-        return {}
+        return profile.as_properties() if profile is not None else {}
     try:
         known = set(ov.Core().get_property(device, "SUPPORTED_PROPERTIES"))
     except RuntimeError as error:
@@ -128,10 +135,10 @@ def decoder_inputs(token_ids: NDArray[np.int64], past: int, names: Collection[st
     return {name: value for name, value in values.items() if name in names}
 
 
-def effective_properties(compiled: ov.CompiledModel) -> dict[str, str]:
+def effective_properties(compiled: ov.CompiledModel, names: Collection[str] = REPORTED) -> dict[str, str]:
     """What the compiled model really uses, of the properties that change its results or its speed."""
     known = set(compiled.get_property("SUPPORTED_PROPERTIES"))
-    return {name: _text(compiled.get_property(name)) for name in REPORTED if name in known}
+    return {name: _text(compiled.get_property(name)) for name in names if name in known}
 
 
 def executed_precisions(compiled: ov.CompiledModel) -> Counter[tuple[str, str]]:

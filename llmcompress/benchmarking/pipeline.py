@@ -155,7 +155,7 @@ def _start(
 
 
 def _properties(spec: BenchSpec, setting: Setting) -> dict[str, str]:
-    properties = {**properties_of(setting.device, spec.precision), **spec.asked_properties()}
+    properties = {**properties_of(setting.device, spec.precision, spec.profile), **spec.asked_properties()}
     if setting.threads is not None:
         properties["INFERENCE_NUM_THREADS"] = str(setting.threads)
     return properties

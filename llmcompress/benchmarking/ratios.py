@@ -22,7 +22,9 @@ def ratios(cases: Sequence[BenchCase], others: Sequence[BenchCase], confidence: 
                 continue
             ratio = paired_ratio(mine.values, theirs.values, confidence)
             found.append(
-                Ratio(case=number, figure=figure, ratio=ratio, judgement=_judge(ratio, figure not in LESS_IS_BETTER))
+                Ratio(
+                    case=number, figure=figure, ratio=ratio, judgement=judge_ratio(ratio, figure not in LESS_IS_BETTER)
+                )
             )
     return tuple(found)
 
@@ -46,7 +48,8 @@ def paired_ratio(mine: Sequence[float], theirs: Sequence[float], confidence: flo
     )
 
 
-def _judge(ratio: Estimate, more_is_better: bool) -> Judgement:
+def judge_ratio(ratio: Estimate, more_is_better: bool = True) -> Judgement:
+    """Say whether a ratio is better than 1, worse, or not to be told from it; without an interval it is not."""
     if ratio.low is None or ratio.high is None or ratio.low <= 1 <= ratio.high:
         return "inside the noise"
     return "better" if (ratio.low > 1) == more_is_better else "worse"

@@ -9,6 +9,7 @@ from pydantic import BaseModel as Spec
 
 from llmcompress.artifact import Measurements
 from llmcompress.cards.base_model import BaseModel, hub_name, is_base
+from llmcompress.recipe import RuntimeProfile
 from llmcompress.report import BenchReport, CompressionReport, EvalReport
 
 CHECKPOINT = "PATH_TO_THE_BASE"
@@ -84,7 +85,9 @@ def _options(spec: Spec, always: str = "") -> Iterator[str]:
         if f"{type(spec).__name__}.{name}" in _PYTHON_ONLY or (value == field.default and name != always):
             continue
         option = f"--{_OPTIONS.get(name, name.replace('_', '-'))}"
-        if name == "properties":
+        if isinstance(value, RuntimeProfile):
+            yield from (option, f"{value.name}.json")
+        elif name == "properties":
             for pair in value:
                 yield from (option, pair)
         else:

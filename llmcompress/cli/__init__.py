@@ -6,8 +6,8 @@ console.py     reports to stdout, errors and logs to stderr
 bars.py        progress for people
 *_view.py      records as tables
 optimum_command.py  the same commands under `optimum-cli llmcompress`
-compress.py, evaluate.py, bench.py, compare.py, run_plan.py, card.py, push.py, verify.py, recipes.py,
-    cache.py, doctor.py, demo.py   one command each
+compress.py, evaluate.py, bench.py, tune.py, compare.py, run_plan.py, card.py, push.py, verify.py,
+    recipes.py, cache.py, doctor.py, demo.py   one command each
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from llmcompress.cli.evaluate import evaluate
 from llmcompress.cli.push import push
 from llmcompress.cli.recipes import recipes
 from llmcompress.cli.run_plan import run
+from llmcompress.cli.tune import tune
 from llmcompress.cli.verify import verify
 
 _EXIT_CODES = (
@@ -42,6 +43,7 @@ def command() -> Any:
         ("compress", compress),
         ("eval", evaluate),
         ("bench", bench),
+        ("tune", tune),
         ("compare", compare),
         ("card", card),
         ("run", run),

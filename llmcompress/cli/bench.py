@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmcompress.cli.options import Json, Offline, Precision, Revision, TrustRemoteCode, Verbose
+from llmcompress.cli.options import Json, Offline, Precision, Profile, Revision, TrustRemoteCode, Verbose
 
 FORMATS = ("table", "json", "jsonl", "csv", "markdown")
 
@@ -33,6 +33,7 @@ def bench(
         str, typer.Option("--engine", metavar="openvino|genai", help="The runtime directly, or GenAI's pipeline.")
     ] = "openvino",
     precision: Precision = "as_used",
+    profile: Profile = None,
     properties: Annotated[
         list[str] | None,
         typer.Option("--property", metavar="KEY=VALUE", show_default=False, help="Device property; may be repeated."),
@@ -66,7 +67,7 @@ def bench(
     from llmcompress.cli.bench_view import print_reports
     from llmcompress.errors import UsageError
     from llmcompress.progress import Progress
-    from llmcompress.recipe import bench_spec
+    from llmcompress.recipe import bench_spec, load_profile
     from llmcompress.runtime import check_device
     from llmcompress.supervisor import run_supervised
 
@@ -83,6 +84,7 @@ def bench(
         prompt_tokens=_numbers("--prompt-tokens", prompt_tokens),
         new_tokens=_numbers("--new-tokens", new_tokens),
         precision=precision,
+        profile=None if profile is None else load_profile(profile),
         properties=properties or (),
         warmup_runs=warmup_runs,
         repetitions=repetitions,

@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from llmcompress.cli.options import AllowNonfinite, Json, Offline, Precision, Revision, Source, TrustRemoteCode, Verbose
+from llmcompress.cli.options import (
+    AllowNonfinite,
+    Json,
+    Offline,
+    Precision,
+    Profile,
+    Revision,
+    Source,
+    TrustRemoteCode,
+    Verbose,
+)
 
 _WITH_CHECK_CONVERSION = {
     "source",
@@ -52,6 +62,7 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")] = "CPU",
     precision: Precision = "as_used",
+    profile: Profile = None,
     confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
     kl_margin: Annotated[float, typer.Option("--kl-margin", help="Equivalent up to this mean KL, nats.")] = 0.01,
     perplexity_margin: Annotated[
@@ -136,7 +147,7 @@ def evaluate(
         return
     from llmcompress.cli.bars import run_watched
     from llmcompress.errors import GateError, UsageError
-    from llmcompress.recipe import eval_spec
+    from llmcompress.recipe import eval_spec, load_profile
 
     if reference_scores not in {"auto", "exact", "cached"}:
         raise UsageError(f"got {reference_scores!r}; accepted: auto, exact, cached", where="--reference-scores")
@@ -153,6 +164,7 @@ def evaluate(
         chunk=chunk,
         device=device,
         precision=precision,
+        profile=None if profile is None else load_profile(profile),
         confidence=confidence,
         kl_margin=kl_margin,
         perplexity_margin=perplexity_margin,

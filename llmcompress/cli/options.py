@@ -3,6 +3,7 @@
 # Arguments are explained in the commands' texts: the help of `typer.Argument` is not shown with every version of click.
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +22,10 @@ Precision = Annotated[
     typer.Option(
         "--precision", metavar="as_used|pinned", help="As the device runs it, or f32 without dynamic quantization."
     ),
+]
+Profile = Annotated[
+    Path | None,
+    typer.Option("--profile", metavar="FILE", show_default=False, help="Runtime profile of this machine, by tune."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, in one step at the end.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON document.")]

@@ -132,7 +132,7 @@ def evaluate(
     if not tasks and (task_limit is not None or task_path is not None):
         raise UsageError("--task-limit and --task-path have no effect without --tasks", hint="name the tasks")
     check_device(spec.device)
-    asked = properties_of(spec.device, spec.precision)
+    asked = properties_of(spec.device, spec.precision, spec.profile)
     if split_damage or noise_floor:
         properties_of(spec.device, "pinned")
     access: dict[str, Any] = {"trust_remote_code": trust_remote_code, "offline": offline}

@@ -14,8 +14,10 @@ from llmcompress.recipe.calibration import Calibration
 from llmcompress.recipe.dataset import Dataset
 from llmcompress.recipe.evaluation import EvalSpec, eval_spec
 from llmcompress.recipe.files import RECOMMENDED, dump_recipe, load_recipe, override_recipe, packaged_recipes
+from llmcompress.recipe.profile import RuntimeProfile, load_profile
 from llmcompress.recipe.recipe import Recipe
 from llmcompress.recipe.runtime import Gate, Runtime
+from llmcompress.recipe.tuning import TuneSpec, Workload, tune_spec
 from llmcompress.recipe.weights import IgnoredScope, WeightCompression
 
 __all__ = [
@@ -35,12 +37,17 @@ __all__ = [
     "Quantization",
     "Recipe",
     "Runtime",
+    "RuntimeProfile",
     "ScaleEstimationParameters",
+    "TuneSpec",
     "WeightCompression",
+    "Workload",
     "bench_spec",
     "dump_recipe",
     "eval_spec",
+    "load_profile",
     "load_recipe",
     "override_recipe",
     "packaged_recipes",
+    "tune_spec",
 ]

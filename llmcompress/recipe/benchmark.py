@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from llmcompress.recipe.evaluation import Precision
+from llmcompress.recipe.evaluation import Precision, check_profile
 from llmcompress.recipe.part import MAX_COUNT, Count, Part, Refusal, Text, Texts, contradiction
 from llmcompress.recipe.problems import from_options
+from llmcompress.recipe.profile import RuntimeProfile, check_pairs, split_pairs
 
 Engine = Literal["openvino", "genai"]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
@@ -49,7 +50,9 @@ class BenchSpec(Part):
     """The first of them comes with the prompt; the others are decoded one by one."""
     precision: Precision = "as_used"
     properties: Texts = ()
-    """``KEY=VALUE`` for the device, on top of what the precision asks for."""
+    """``KEY=VALUE`` for the device, on top of what the precision and the profile ask for."""
+    profile: RuntimeProfile | None = None
+    """What suits the machine, as ``tune`` found it."""
     warmup_runs: Annotated[int, Field(ge=0, le=1000)] = 1
     repetitions: Count = 5
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -57,9 +60,16 @@ class BenchSpec(Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for text in self.properties:
-            if not text.partition("=")[0] or "=" not in text:
-                raise contradiction(Refusal("properties", f"got {text!r}; KEY=VALUE is accepted", "write such a pair"))
+        check_pairs(self.properties)
+        if self.profile is not None:
+            for device in self.devices:
+                check_profile(self.profile, device, self.precision)
+            given = {*self.asked_properties(), *(("INFERENCE_NUM_THREADS",) if self.threads else ())}
+            twice = sorted(given & self.profile.as_properties().keys())
+            if twice:
+                raise contradiction(
+                    Refusal("profile", f"sets {', '.join(twice)}, which is given beside it", "keep one")
+                )
         return self
 
     def settings(self) -> list[Setting]:
@@ -74,8 +84,7 @@ class BenchSpec(Part):
 
     def asked_properties(self) -> dict[str, str]:
         """``properties`` as names and values."""
-        pairs = (text.partition("=") for text in self.properties)
-        return {name: value for name, _, value in pairs}
+        return split_pairs(self.properties)
 
 
 def bench_spec(**values: Any) -> BenchSpec:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from llmcompress.recipe.dataset import Dataset
 from llmcompress.recipe.part import MAX_COUNT, Count, Refusal, Text, contradiction
 from llmcompress.recipe.problems import from_options
+from llmcompress.recipe.profile import RuntimeProfile
 
 Protocol = Literal["llama.cpp", "sliding", "rolling"]
 Precision = Literal["as_used", "pinned"]
@@ -36,6 +37,8 @@ class EvalSpec(Dataset):
     precision: Precision = "as_used"
     """``as_used``: the device's defaults and the model's own hints. ``pinned``: f32 execution, no dynamic quantization
     and an unquantized cache: the error of the weights alone."""
+    profile: RuntimeProfile | None = None
+    """What suits the machine, as ``tune`` found it; both models are run with it."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     kl_margin: Annotated[float, Field(gt=0)] = 0.01
     """Mean KL divergence per token, in nats, up to which two models count as equivalent."""
@@ -56,6 +59,8 @@ class EvalSpec(Dataset):
             raise contradiction(
                 Refusal("chunk", f"{self.chunk} is more than a window of {self.seq_len}", "take at most seq_len")
             )
+        if self.profile is not None:
+            check_profile(self.profile, self.device, self.precision)
         return self
 
     @property
@@ -67,6 +72,16 @@ class EvalSpec(Dataset):
     def effective_chunk(self) -> int:
         """Tokens per call."""
         return self.chunk or (min(DEFAULT_CHUNK, self.seq_len) if self.precision == "as_used" else self.seq_len)
+
+
+def check_profile(profile: RuntimeProfile, device: str, precision: Precision) -> None:
+    """Refuse a profile that would not be used as it is; for a validator."""
+    if profile.device != device:
+        problem = f"{profile.name} is for {profile.device}, not for {device}"
+        raise contradiction(Refusal("profile", problem, "leave it out, or name that device"))
+    if precision == "pinned":
+        problem = "precision pinned sets the execution itself"
+        raise contradiction(Refusal("profile", problem, "leave one of them out"))
 
 
 def eval_spec(**values: Any) -> EvalSpec:

@@ -16,8 +16,10 @@ class Runtime(Part):
     """Hints in the model's rt_info that OpenVINO's CPU plugin reads; None leaves the choice to the plugin."""
 
     kv_cache_precision: CachePrecision | None = None
+    key_cache_precision: CachePrecision | None = None
+    """Precision of the keys where it is not ``kv_cache_precision``."""
     value_cache_precision: CachePrecision | None = None
-    """Precision of the values where it differs from that of the keys."""
+    """Precision of the values where it is not ``kv_cache_precision``."""
     key_cache_group_size: GroupSize | None = None
     """Channels that share a scale; 0: all of a head."""
     value_cache_group_size: GroupSize | None = None
@@ -26,9 +28,13 @@ class Runtime(Part):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        key_precision = self.key_cache_precision or self.kv_cache_precision
         value_precision = self.value_cache_precision or self.kv_cache_precision
+        if self.kv_cache_precision is not None and self.key_cache_precision and self.value_cache_precision:
+            problem = "has no effect beside key_cache_precision and value_cache_precision"
+            raise contradiction(Refusal("kv_cache_precision", problem, "remove it"))
         for name, group_size, precision in (
-            ("key_cache_group_size", self.key_cache_group_size, self.kv_cache_precision),
+            ("key_cache_group_size", self.key_cache_group_size, key_precision),
             ("value_cache_group_size", self.value_cache_group_size, value_precision),
         ):
             if group_size is not None and precision in ("f16", "bf16", "f32"):

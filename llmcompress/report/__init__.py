@@ -49,6 +49,15 @@ from llmcompress.report.record import (
     SourceCard,
     StageTime,
 )
+from llmcompress.report.tuning import (
+    Status,
+    Trial,
+    TuneReport,
+    TuningOrigin,
+    TuningReference,
+    TuningVerification,
+    WorkloadSpeed,
+)
 
 __all__ = [
     "AccuracyRecord",
@@ -89,8 +98,15 @@ __all__ = [
     "SourceCard",
     "StageTime",
     "Stats",
+    "Status",
     "Steadiness",
     "TaskScore",
     "TextRecord",
+    "Trial",
+    "TuneReport",
+    "TuningOrigin",
+    "TuningReference",
+    "TuningVerification",
     "Verdict",
+    "WorkloadSpeed",
 ]

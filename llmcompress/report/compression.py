@@ -6,6 +6,7 @@ from typing import Literal
 
 from llmcompress.recipe import Recipe
 from llmcompress.report.record import EnvironmentRecord, FileRecord, Measured, Provenance, Record
+from llmcompress.report.tuning import TuningOrigin
 
 
 class LayerRecord(Record):
@@ -119,5 +120,7 @@ class CompressionReport(Record):
     layers: tuple[LayerRecord, ...]
     activations: ActivationRecord | None = None
     """None where activations are not quantized."""
+    tuning: TuningOrigin | None = None
+    """None where the runtime options are the recipe's own."""
     files: tuple[FileRecord, ...]
     measured: Measured

@@ -59,6 +59,7 @@ def _eval(row: Row, report: EvalReport, rows: Sequence[Row]) -> list[str]:
         value = getattr(spec, name)
         if value != EvalSpec.model_fields[name].default:
             command += [_option(name), str(value)]
+    command += _profile(spec)
     if report.divergence is not None:
         command += ["--reference-scores", "exact" if report.divergence.exact else "cached"]
     command += ["--noise-floor"] if report.noise_floor else []
@@ -105,6 +106,11 @@ def _bench_options(spec: BenchSpec) -> Iterator[str]:
             yield from (_option(name), str(value))
     for text in spec.properties:
         yield from ("--property", text)
+    yield from _profile(spec)
+
+
+def _profile(spec: BenchSpec | EvalSpec) -> list[str]:
+    return [] if spec.profile is None else ["--profile", f"{spec.profile.name}.json"]
 
 
 def _source(provenance: Provenance, unknown: str, revision: str = "--revision") -> list[str]:

@@ -1,0 +1,212 @@
+"""What may be set on a device: only what its plugin lists, and only values that change what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from llmcompress.errors import UsageError
+from llmcompress.recipe import Runtime
+from llmcompress.recipe.part import MAX_COUNT
+from llmcompress.recipe.problems import did_you_mean
+from llmcompress.report import CompressionReport
+from llmcompress.runtime import effective_properties
+
+PER_CHANNEL = str(MAX_COUNT)
+"""As a dynamic-quantization group: all of a channel."""
+
+_NO_INTEGER_WEIGHTS = "the model has no integer weights, which alone meet quantized activations"
+_CACHE_GROUPS = ("32", "64", "128")
+
+
+class Dimension(NamedTuple):
+    """Settings of one kind, of which one is taken."""
+
+    name: str
+    values: tuple[dict[str, str], ...]
+
+
+class Space(NamedTuple):
+    """What is to be searched, dimension by dimension, and what is not."""
+
+    dimensions: tuple[Dimension, ...]
+    skipped: dict[str, str]
+    given: bool
+    """A person named the values: what the model refuses is an error then."""
+
+
+class Device:
+    """What a plugin says of its properties, by compiling a model of one operation."""
+
+    def __init__(self, name: str) -> None:
+        import openvino as ov
+
+        self.name = name
+        try:
+            listed = ov.Core().get_property(name, "SUPPORTED_PROPERTIES")
+            self.full_name = str(ov.Core().get_property(name, "FULL_DEVICE_NAME"))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UsageError(f"it cannot be asked for its properties: {reason}", where=name) from None
+        self.writable = {key for key, access in listed.items() if access in ("RW", "WO")}
+
+    def effective(self, properties: Mapping[str, str], options: Mapping[str, str] | None = None) -> dict[str, str]:
+        """What the plugin makes of properties, and of a model's runtime options.
+
+        Raises:
+            ValueError: It refuses them; the reason.
+        """
+        import openvino as ov
+
+        model = _one_operation()
+        for name, value in (options or {}).items():
+            model.set_rt_info(value, ["runtime_options", name])
+        try:
+            compiled = ov.Core().compile_model(model, self.name, dict(properties))
+            return effective_properties(compiled, self.writable)
+        except RuntimeError as error:
+            raise ValueError(str(error).strip().splitlines()[-1]) from None
+
+    def reads_from_model(self, name: str, value: str) -> bool:
+        """Whether the plugin finds a property in a model's runtime options, where a recipe can put it."""
+        if name.lower() not in Runtime.model_fields:
+            return False
+        try:
+            return self.effective({}, {name: value}).get(name) == self.effective({name: value}).get(name)
+        except ValueError:
+            return False
+
+
+def find_space(
+    device: Device,
+    default: Mapping[str, str],
+    manifest: CompressionReport,
+    config: Mapping[str, Any],
+    asked: Mapping[str, tuple[str, ...]],
+) -> Space:
+    """The settings to try on a model.
+
+    Args:
+        default: Effective properties of the model as it is.
+        config: The model's ``config.json``.
+        asked: Properties and values that a person named; they stand instead of the known ones.
+
+    Raises:
+        UsageError: A named property is unknown, or the device refuses a value.
+    """
+    standing = {**device.effective({}), **default}
+    skipped: dict[str, str] = {}
+    dimensions = []
+    for name, values in _asked(device, asked) if asked else _known(manifest, config):
+        kept = []
+        for value in values:
+            problem = _problem(device, standing, value)
+            if problem and asked and problem.startswith("refused"):
+                raise UsageError(
+                    f"the device refuses {name}={value[name]}: {problem.removeprefix('refused: ')}", where="--property"
+                )
+            if problem:
+                skipped[text_of(value)] = problem
+            else:
+                kept.append(value)
+        dimensions.append(Dimension(name, tuple(kept)))
+    if not asked and not _has_integer_weights(manifest):
+        dimensions = [each for each in dimensions if each.name != "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
+        skipped = {key: why for key, why in skipped.items() if "DYNAMIC_QUANTIZATION" not in key}
+        skipped["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _NO_INTEGER_WEIGHTS
+    return Space(tuple(each for each in dimensions if each.values), _summed_up(skipped), bool(asked))
+
+
+def text_of(properties: Mapping[str, str]) -> str:
+    """Properties in one line."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(properties.items())) or "default"
+
+
+def _asked(device: Device, asked: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Iterable[dict[str, str]]]]:
+    for name, values in asked.items():
+        if name not in device.writable:
+            raise UsageError(
+                f"{device.name} has no property {name} that could be set",
+                where="--property",
+                hint=did_you_mean(name, device.writable) or f"it has {', '.join(sorted(device.writable))}",
+            )
+        yield name, [{name: value} for value in values]
+
+
+def _known(manifest: CompressionReport, config: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[dict[str, str]]]]:
+    """The properties that trade speed, memory and exactness, those with the largest effect first."""
+    groups = {str(layer.group_size) for layer in manifest.layers if layer.group_size and layer.group_size > 0}
+    per_channel = [PER_CHANNEL] if any(layer.group_size == -1 for layer in manifest.layers) else []
+    sizes = [*sorted({"0", "32", "64", *groups}, key=int), *per_channel]
+    yield "DYNAMIC_QUANTIZATION_GROUP_SIZE", [{"DYNAMIC_QUANTIZATION_GROUP_SIZE": size} for size in sizes]
+    yield "KV_CACHE_PRECISION", [{"KV_CACHE_PRECISION": each} for each in ("f16", "bf16", "u8", "u4")]
+    yield "VALUE_CACHE_PRECISION", [{"KV_CACHE_PRECISION": "u8", "VALUE_CACHE_PRECISION": "u4"}]
+    heads = _head_size(config)
+    sizes = [size for size in _CACHE_GROUPS if heads is None or (heads % int(size) == 0 and int(size) < heads)]
+    yield "KEY_CACHE_GROUP_SIZE", [{"KEY_CACHE_GROUP_SIZE": size, "VALUE_CACHE_GROUP_SIZE": size} for size in sizes]
+    yield "INFERENCE_PRECISION_HINT", [{"INFERENCE_PRECISION_HINT": each} for each in ("bf16", "f16", "f32")]
+    yield "INFERENCE_NUM_THREADS", [{"INFERENCE_NUM_THREADS": str(count)} for count in _thread_counts()]
+    yield "SCHEDULING_CORE_TYPE", [{"SCHEDULING_CORE_TYPE": each} for each in ("ECORE_ONLY", "PCORE_ONLY")]
+    for name in ("ENABLE_HYPER_THREADING", "ENABLE_CPU_PINNING"):
+        yield name, [{name: "YES"}, {name: "NO"}]
+    yield "PERFORMANCE_HINT", [{"PERFORMANCE_HINT": each} for each in ("LATENCY", "THROUGHPUT")]
+
+
+def _problem(device: Device, standing: Mapping[str, str], value: Mapping[str, str]) -> str:
+    """Why a setting is not to be tried; nothing where it is."""
+    unknown = [name for name in value if name not in device.writable]
+    if unknown:
+        return f"{device.name} does not list it"
+    if (
+        "SCHEDULING_CORE_TYPE" in value
+        and device.effective({"SCHEDULING_CORE_TYPE": "ECORE_ONLY"}).get("SCHEDULING_CORE_TYPE") != "ECORE_ONLY"
+    ):
+        return "this machine has one kind of cores"
+    try:
+        found = device.effective(value)
+    except ValueError as error:
+        return f"refused: {error}"
+    # The precision of keys and of values follows that of the cache.
+    names = {*value, *(("KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION") if "KV_CACHE_PRECISION" in value else ())}
+    if all(found.get(name) == standing.get(name) for name in names):
+        return "is what the model runs with by default"
+    return ""
+
+
+def _summed_up(skipped: Mapping[str, str]) -> dict[str, str]:
+    """A property whose values all have one reason is named once."""
+    by_name: dict[str, dict[str, str]] = {}
+    for text, why in skipped.items():
+        by_name.setdefault(text.partition("=")[0], {})[text] = why
+    found = {}
+    for name, values in by_name.items():
+        reasons = set(values.values())
+        whole = len(reasons) == 1 and ("list" in next(iter(reasons)) or "one kind" in next(iter(reasons)))
+        found.update({name: next(iter(reasons))} if whole else values)
+    return found
+
+
+def _has_integer_weights(manifest: CompressionReport) -> bool:
+    return any(layer.mode.startswith("int") for layer in manifest.layers)
+
+
+def _head_size(config: Mapping[str, Any]) -> int | None:
+    hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    size = config.get("head_dim") or (hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def _thread_counts() -> list[int]:
+    import psutil
+
+    logical = psutil.cpu_count() or 1
+    physical = psutil.cpu_count(logical=False) or logical
+    return sorted({logical, physical, max(1, physical // 2)})
+
+
+def _one_operation() -> Any:
+    from openvino import Model, PartialShape, Type
+    from openvino import opset15 as ops
+
+    given = ops.parameter(PartialShape([1, 1]), Type.f32)
+    return Model([ops.result(ops.relu(given))], [given], "one operation")
