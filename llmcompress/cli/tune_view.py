@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, stdout
-from llmcompress.tuning.space import PER_CHANNEL, text_of
+from llmcompress.tuning.space import text_of
 from llmcompress.wording import interval_text, rate_text, size_text
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def _trials_table(report: TuneReport) -> Table:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("setting", overflow="fold")
+    table.add_column("setting", overflow="fold", min_width=24)
     for title in ("prefill tokens/s", "decode tokens/s", "gain", "memory", "KL, nats", "top-1"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=title != "KL, nats")
     table.add_column("", overflow="fold")
     for trial in report.trials:
         lost = trial.divergence
@@ -132,7 +132,4 @@ def _skipped(skipped: dict[str, str]) -> dict[str, str]:
 
 
 def _lines(properties: dict[str, str]) -> str:
-    return "\n".join(
-        f"{_SHORT.get(name, name)} {'per channel' if value == PER_CHANNEL else value}"
-        for name, value in sorted(properties.items())
-    )
+    return "\n".join(f"{_SHORT.get(name, name)} {value}" for name, value in sorted(properties.items()))

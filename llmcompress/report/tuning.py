@@ -128,7 +128,7 @@ class TuningOrigin(Record):
     """From the reference on held-out text, in nats per token."""
     default_kl_divergence: Estimate
     reference_is_itself: bool
-    in_profile: bool
-    """More was found that a model cannot hold: the gain was measured with a runtime profile."""
+    profile: dict[str, str]
+    """Properties on top that a model cannot hold and the gain was measured with; empty where there are none."""
     tuned_manifest_sha256: str
     """Of the artifact that was measured; its weights are these."""

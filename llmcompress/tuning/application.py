@@ -210,6 +210,6 @@ def _origin(report: TuneReport) -> TuningOrigin:
         kl_divergence=found.divergence.kl_divergence,
         default_kl_divergence=found.default_divergence.kl_divergence,
         reference_is_itself=report.reference.itself,
-        in_profile=bool(report.in_profile),
+        profile=report.in_profile,
         tuned_manifest_sha256=report.manifest_sha256,
     )

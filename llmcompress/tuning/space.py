@@ -7,13 +7,9 @@ from typing import Any, NamedTuple
 
 from llmcompress.errors import UsageError
 from llmcompress.recipe import Runtime
-from llmcompress.recipe.part import MAX_COUNT
 from llmcompress.recipe.problems import did_you_mean
 from llmcompress.report import CompressionReport
 from llmcompress.runtime import effective_properties
-
-PER_CHANNEL = str(MAX_COUNT)
-"""As a dynamic-quantization group: all of a channel."""
 
 _NO_INTEGER_WEIGHTS = "the model has no integer weights, which alone meet quantized activations"
 _CACHE_GROUPS = ("32", "64", "128")
@@ -136,8 +132,10 @@ def _asked(device: Device, asked: Mapping[str, tuple[str, ...]]) -> Iterator[tup
 def _known(manifest: CompressionReport, config: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[dict[str, str]]]]:
     """The properties that trade speed, memory and exactness, those with the largest effect first."""
     groups = {str(layer.group_size) for layer in manifest.layers if layer.group_size and layer.group_size > 0}
-    per_channel = [PER_CHANNEL] if any(layer.group_size == -1 for layer in manifest.layers) else []
-    sizes = [*sorted({"0", "32", "64", *groups}, key=int), *per_channel]
+    hidden = config.get("hidden_size")
+    # Of weights with one scale per channel. The CPU plugin takes a group beyond a layer's width as none at all.
+    whole = {str(hidden)} if hidden and any(layer.group_size == -1 for layer in manifest.layers) else set()
+    sizes = sorted({"0", "32", "64", *groups, *whole}, key=int)
     yield "DYNAMIC_QUANTIZATION_GROUP_SIZE", [{"DYNAMIC_QUANTIZATION_GROUP_SIZE": size} for size in sizes]
     yield "KV_CACHE_PRECISION", [{"KV_CACHE_PRECISION": each} for each in ("f16", "bf16", "u8", "u4")]
     yield "VALUE_CACHE_PRECISION", [{"KV_CACHE_PRECISION": "u8", "VALUE_CACHE_PRECISION": "u4"}]
