@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -36,8 +37,17 @@ from llmcompress.recipe import (
     tune_spec,
 )
 from llmcompress.report import CompressionReport, DivergenceRecord, Estimate, Trial, TuneReport
-from llmcompress.tuning import apply_tuning, damage, pipeline, read_tuning, runtime_profile, write_profile
+from llmcompress.tuning import (
+    apply_tuning,
+    damage,
+    pipeline,
+    read_tuning,
+    runtime_profile,
+    write_profile,
+    write_tuning_page,
+)
 from llmcompress.tuning.choice import Limits, better, limits, search, with_front
+from llmcompress.tuning.page import tuning_page
 from llmcompress.tuning.race import SAME, Race, memory_gain, race
 from llmcompress.tuning.space import Device, Dimension, find_space
 
@@ -801,12 +811,38 @@ def test_the_command_takes_what_was_measured(tuned: Path, tmp_path: Path) -> Non
     assert llmcompress.verify(tmp_path / "new").ok
     assert load_profile(tmp_path / "p.json").properties == ("INFERENCE_NUM_THREADS=1",)
     assert "for a runtime profile: INFERENCE_NUM_THREADS=1" in done.stdout
+    assert "keys f16" in done.stdout
     assert json.loads(cli("tune", tuned, "--measured", "--json").stdout)["chosen"]["KEY_CACHE_PRECISION"] == "f16"
+
+
+def test_the_page_shows_every_setting(tuned: Path, tmp_path: Path) -> None:
+    report = read_tuning(tuned)
+    beaten = Trial(properties={"A": "<b>"}, status="beaten", reason="slower", gain=estimate(0.5))
+    text = tuning_page(report.model_copy(update={"trials": (*report.trials, beaten)}))
+    chart = ElementTree.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
+    # Those that were scored have a point with a tip, whose number is the table's.
+    tips = [element.text or "" for element in chart.iter("title")]
+    assert [tip.split()[0] for tip in sorted(tips)] == ["1", "2", "3", "4", "5"]
+    assert any(tip.startswith("1 default: gain over the default 1, KL divergence, nats per token ") for tip in tips)
+    assert text.count('<th scope="row">') == 6
+    assert "6 A &lt;b&gt;" in text
+    assert "beaten: slower" in text
+    assert "http" not in text.replace("http-equiv", "")
+    write_tuning_page(report, tmp_path / "page.html")
+    # One of ours is replaced, anything else is not.
+    write_tuning_page(report, tmp_path / "page.html")
+    (tmp_path / "notes.html").write_text("mine")
+    with pytest.raises(UsageError, match="exists and is no page of llmcompress"):
+        write_tuning_page(report, tmp_path / "notes.html")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--overwrite"], "--overwrite has no effect without --apply or --profile-output"),
+        (["--trust-remote-code"], "--trust-remote-code has no effect without --reference"),
+        (["--html", "/nowhere/x.html"], "/nowhere/x.html: its directory does not exist"),
+        (["--profile-output", "/nowhere/x.json"], "/nowhere/x.json: its directory does not exist"),
         (["--apply"], "--apply and --output go together"),
         (["--workload", "x"], "--workload: got 'x'"),
         (["--budget", "x"], "--budget: got 'x'"),

@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from llmcompress.recipe import RuntimeProfile
     from llmcompress.report import TuneReport
 
-_WITH_MEASURED = {"directory", "measured", "apply", "output", "profile_output", "overwrite", "as_json", "verbose"}
+_WITH_MEASURED = {
+    "directory",
+    "measured",
+    "apply",
+    "output",
+    "profile_output",
+    "html",
+    "overwrite",
+    "as_json",
+    "verbose",
+}
 
 
 def tune(
@@ -87,6 +97,10 @@ def tune(
             help="Where what a model cannot hold is written, for --profile of eval and bench.",
         ),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", show_default=False, help="Also write a page with a plot."),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     offline: Offline = False,
     overwrite: Overwrite = False,
@@ -114,10 +128,19 @@ def tune(
     from llmcompress.errors import GateError, UsageError
     from llmcompress.recipe import tune_spec
     from llmcompress.report import TuneReport
-    from llmcompress.tuning import read_tuning
+    from llmcompress.summary.page import check_page_path
+    from llmcompress.tuning import check_profile_path, read_tuning, write_tuning_page
 
     if apply != (output is not None):
         raise UsageError("--apply and --output go together", hint="give both, or none of them")
+    if overwrite and output is None and profile_output is None:
+        raise UsageError("--overwrite has no effect without --apply or --profile-output", hint="leave it out")
+    if trust_remote_code and reference is None:
+        raise UsageError("--trust-remote-code has no effect without --reference", hint="leave it out")
+    if html is not None:
+        check_page_path(html)
+    if profile_output is not None:
+        check_profile_path(profile_output, overwrite=overwrite)
     directory = directory.absolute()
     if measured:
         _refuse_ignored(context)
@@ -157,6 +180,8 @@ def tune(
         print_json(report)
     else:
         print_tuning(report)
+    if html is not None:
+        write_tuning_page(report, html)
     if not report.permitted:
         raise GateError(
             report.reason, where=directory.name, hint="set another --max-kl, or take a recipe that loses less"

@@ -6,33 +6,19 @@ from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, stdout
 from llmcompress.tuning.space import text_of
+from llmcompress.tuning.wording import gain_text, remark_text, settings_text
 from llmcompress.wording import interval_text, rate_text, size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llmcompress.report import Trial, TuneReport, TuningVerification
+    from llmcompress.report import TuneReport, TuningVerification
 
 _OBJECTIVES = {
     "decode": "decode tokens/s against the default",
     "prefill": "prefill tokens/s against the default",
     "memory": "the default's memory against it",
 }
-_SHORT = {
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic quantization",
-    "KV_CACHE_PRECISION": "cache",
-    "KEY_CACHE_PRECISION": "keys",
-    "VALUE_CACHE_PRECISION": "values",
-    "KEY_CACHE_GROUP_SIZE": "groups of keys",
-    "VALUE_CACHE_GROUP_SIZE": "groups of values",
-    "INFERENCE_PRECISION_HINT": "execution",
-    "INFERENCE_NUM_THREADS": "threads",
-    "SCHEDULING_CORE_TYPE": "cores",
-    "ENABLE_HYPER_THREADING": "hyper-threading",
-    "ENABLE_CPU_PINNING": "pinning",
-    "PERFORMANCE_HINT": "mode",
-}
-"""For a table, in which the plugin's names would fill the line."""
 _STYLES = {"better": "green", "worse": "red"}
 
 
@@ -44,9 +30,14 @@ def print_tuning(report: TuneReport) -> None:
     console.print(facts_table(_facts(report)))
     console.print()
     console.print(_trials_table(report))
-    if report.skipped:
-        console.print()
-        console.print(facts_table(_skipped(report.skipped)))
+    left_out = {
+        "Not taken": {text_of(each.properties): each.reason for each in report.trials if each.reason},
+        "Not tried": report.skipped,
+    }
+    for title, reasons in left_out.items():
+        if reasons:
+            console.print()
+            console.print(facts_table({title: _by_reason(reasons)}))
     if report.verification is not None:
         console.print()
         console.print(facts_table(_verification(report.verification)))
@@ -56,10 +47,8 @@ def print_tuning(report: TuneReport) -> None:
         console.print()
         console.print(gate_table(report.gate))
     console.print()
-    chosen = _lines(report.chosen) if report.chosen else "the defaults"
-    console.print(
-        Text.assemble(("Choice: ", "bold"), f"{chosen.replace(chr(10), ', ')}: {report.reason}"), soft_wrap=True
-    )
+    chosen = text_of(report.chosen) if report.chosen else "the defaults"
+    console.print(Text.assemble(("Choice: ", "bold"), f"{chosen}: {report.reason}"), soft_wrap=True)
     for words, properties in (("a model can hold", report.in_model), ("for a runtime profile", report.in_profile)):
         if report.chosen and properties:
             console.print(f"  {words}: {text_of(properties)}", markup=False, soft_wrap=True)
@@ -85,31 +74,20 @@ def _trials_table(report: TuneReport) -> Table:
     table.add_column("setting", overflow="fold", min_width=24)
     for title in ("prefill tokens/s", "decode tokens/s", "gain", "memory", "KL, nats", "top-1"):
         table.add_column(title, justify="right", no_wrap=title != "KL, nats")
-    table.add_column("", overflow="fold")
+    table.add_column("", no_wrap=True)
     for trial in report.trials:
         lost = trial.divergence
         table.add_row(
-            Text(_lines(trial.properties) or "default", style="bold" if trial.properties == report.chosen else ""),
+            Text(settings_text(trial.properties, "\n"), style="bold" if trial.properties == report.chosen else ""),
             "\n".join(rate_text(speed.prefill_tokens_per_s) for speed in trial.speeds),
             "\n".join(rate_text(speed.decode_tokens_per_s) for speed in trial.speeds),
-            Text(_gain(trial), style=_STYLES.get(trial.judgement or "", "")),
+            Text(gain_text(trial), style=_STYLES.get(trial.judgement or "", "")),
             "" if trial.steady_rss_bytes is None else size_text(trial.steady_rss_bytes),
             "not measured" if lost is None else f"{lost.kl_divergence.value:.3g}",
             "" if lost is None else f"{lost.top1_agreement.value:.1%}",
-            Text(_remark(trial)),
+            remark_text(trial, reason=False),
         )
     return table
-
-
-def _gain(trial: Trial) -> str:
-    return "" if trial.gain is None or not trial.properties else interval_text(trial.gain, ".3g")
-
-
-def _remark(trial: Trial) -> str:
-    words = ["on the front"] if trial.on_front else []
-    if trial.status not in ("default", "measured"):
-        words.append(f"{trial.status}: {trial.reason}" if trial.reason else trial.status)
-    return ", ".join(words)
 
 
 def _verification(found: TuningVerification) -> dict[str, str]:
@@ -123,13 +101,9 @@ def _verification(found: TuningVerification) -> dict[str, str]:
     }
 
 
-def _skipped(skipped: dict[str, str]) -> dict[str, str]:
-    """By reason, each with the settings that it is the reason of."""
-    by_reason: dict[str, list[str]] = {}
-    for name, why in skipped.items():
-        by_reason.setdefault(why, []).append(name)
-    return {"Not tried": "\n".join(f"{', '.join(names)}: {why}" for why, names in by_reason.items())}
-
-
-def _lines(properties: dict[str, str]) -> str:
-    return "\n".join(f"{_SHORT.get(name, name)} {value}" for name, value in sorted(properties.items()))
+def _by_reason(reasons: dict[str, str]) -> str:
+    """Each reason once, with the settings that it is the reason of."""
+    found: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        found.setdefault(why, []).append(name)
+    return "\n".join(f"{', '.join(names)}: {why}" for why, names in found.items())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llmcompress.report import DivergenceRecord
 from llmcompress.summary.labels import LABEL_LENGTH, cut, place_labels, segments, short_names
 from llmcompress.summary.svg import ACCENT, FILL, INK, MUTED, PAPER, drawing, printable, svg_text
-from llmcompress.summary.trade_offs import Point, TradeOff
+from llmcompress.summary.trade_offs import MORE_IS_BETTER, Point, TradeOff
 from llmcompress.wording import size_text
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 AXES = {
     "size_bytes": "size",
     "decode_tokens_per_s": "decode tokens/s",
+    "gain": "gain over the default",
     "perplexity": "perplexity",
     "kl_divergence": "KL divergence, nats per token",
 }
@@ -180,7 +181,7 @@ def _steps(front: Sequence[tuple[float, float]], x: str) -> tuple[list[float], l
     points = sorted(front)
     corners = points[:1]
     for (x_before, y_before), (x_after, y_after) in itertools.pairwise(points):
-        corner = (x_before, y_after) if x == "decode_tokens_per_s" else (x_after, y_before)
+        corner = (x_before, y_after) if x in MORE_IS_BETTER else (x_after, y_before)
         corners += [corner, (x_after, y_after)]
     return [corner[0] for corner in corners], [corner[1] for corner in corners]
 

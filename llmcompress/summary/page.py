@@ -27,7 +27,7 @@ from llmcompress.wording import rate_text, size_text
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-_MARK = '<meta name="generator" content="llmcompress compare">'
+MARK = '<meta name="generator" content="llmcompress compare">'
 """What a page of ours has near its start, and nothing of the user's."""
 _START = 2000
 
@@ -39,8 +39,13 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
         UsageError: There is something else at ``path``, or no directory for it.
         WriteError: The disk refuses; an earlier page is still there.
     """
+    return put_page(page(comparison), path)
+
+
+def put_page(text: str, path: str | Path) -> Path:
+    """As ``write_page``, for any page that holds ``MARK``."""
     target = check_page_path(path)
-    content = page(comparison).encode("utf-8", "replace")
+    content = text.encode("utf-8", "replace")
     unfinished = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     with write_errors(target):
         try:
@@ -69,7 +74,7 @@ def check_page_path(path: str | Path) -> Path:
         raise UsageError("its directory does not exist", where=str(path), hint=f"mkdir -p {Path(path).parent}")
     if target.exists():
         with write_errors(target), target.open("rb") as file:
-            if _MARK.encode() not in file.read(_START):
+            if MARK.encode() not in file.read(_START):
                 raise UsageError("exists and is no page of llmcompress: it is left as it is", where=str(path),
                                  hint=elsewhere)  # fmt: skip
     return target
@@ -93,8 +98,8 @@ def page(comparison: Comparison) -> str:
     environment.filters.update(size=size_text, rate=rate_text, breakable=_breakable)
     rows = comparison.rows
     return environment.get_template("page.html.j2").render(
-        mark=Markup(_MARK),
-        style=Markup((room / "page.css").read_text(encoding="utf-8")),
+        mark=Markup(MARK),
+        style=Markup(page_style()),
         comparison=comparison,
         lines=lines(comparison),
         notes=notes(comparison),
@@ -108,6 +113,11 @@ def page(comparison: Comparison) -> str:
         members={basis.mark: [rows[number].name for number in basis.rows] for basis in comparison.bases},
         not_measured=NOT_MEASURED,
     )
+
+
+def page_style() -> str:
+    """The style sheet of all pages."""
+    return (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
 def _breakable(name: str) -> Markup:

@@ -10,7 +10,8 @@ from llmcompress.report import Estimate, Record
 from llmcompress.summary.comparability import Basis
 from llmcompress.summary.rows import Row
 
-Cost = Literal["size_bytes", "decode_tokens_per_s"]
+Cost = Literal["size_bytes", "decode_tokens_per_s", "gain"]
+MORE_IS_BETTER = frozenset({"decode_tokens_per_s", "gain"})
 Loss = Literal["perplexity", "kl_divergence"]
 
 
@@ -76,7 +77,7 @@ def _trade_off(
 ) -> TradeOff:
     both = sorted(across.keys() & up.keys())
     known = [row for row in both if math.isfinite(across[row].value) and math.isfinite(up[row].value)]
-    sign = -1.0 if x == "decode_tokens_per_s" else 1.0
+    sign = -1.0 if x in MORE_IS_BETTER else 1.0
     front = pareto_front([(sign * across[row].value, up[row].value) for row in known])
     measured = {row for basis in bases for row in basis.rows if basis.kind == y}
     return TradeOff(

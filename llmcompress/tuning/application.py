@@ -131,12 +131,10 @@ def write_profile(profile: RuntimeProfile, path: str | Path, *, overwrite: bool 
     """Write a profile by one rename.
 
     Raises:
-        UsageError: The file is there and may not be replaced.
+        UsageError: As ``check_profile_path``.
         WriteError: It could not be written.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise UsageError("exists already", where=str(path), hint="--overwrite replaces it")
+    path = check_profile_path(path, overwrite=overwrite)
     unfinished = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     with write_errors(path):
         try:
@@ -144,6 +142,20 @@ def write_profile(profile: RuntimeProfile, path: str | Path, *, overwrite: bool 
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def check_profile_path(path: str | Path, *, overwrite: bool = False) -> Path:
+    """Whether a profile may be written there; the absolute path.
+
+    Raises:
+        UsageError: Something is there that may not be replaced, or there is no directory for it.
+    """
+    target = Path(path).absolute()
+    if not target.parent.is_dir():
+        raise UsageError("its directory does not exist", where=str(path), hint=f"mkdir -p {Path(path).parent}")
+    if target.exists() and not (overwrite and target.is_file()):
+        raise UsageError("exists already", where=str(path), hint="--overwrite replaces a file; or name another one")
+    return target
 
 
 def _with_options(recipe: Recipe, options: dict[str, str]) -> Recipe:

@@ -1,0 +1,70 @@
+"""What tuning found as one HTML page: gain against KL divergence with the front, and the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmcompress.report import Trial, TuneReport
+from llmcompress.summary.charts import trade_off_chart
+from llmcompress.summary.page import MARK, page_style, put_page
+from llmcompress.summary.svg import printable
+from llmcompress.summary.trade_offs import Point, TradeOff
+from llmcompress.tuning.wording import gain_text, remark_text, settings_text
+from llmcompress.wording import interval_text, rate_text, size_text
+
+
+def write_tuning_page(report: TuneReport, path: str | Path) -> Path:
+    """Write the page by one rename; an earlier page of ours is replaced.
+
+    Raises:
+        UsageError: There is something else at ``path``, or no directory for it.
+        WriteError: The disk refuses; an earlier page is still there.
+    """
+    return put_page(tuning_page(report), path)
+
+
+def tuning_page(report: TuneReport) -> str:
+    """The page as text: without network and script, as that of a comparison."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )
+    environment.filters.update(
+        size=size_text, rate=rate_text, settings=settings_text, gain=gain_text, remark=remark_text,
+        interval=interval_text,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        mark=Markup(MARK), style=Markup(page_style()), report=report, chart=Markup(_chart(report.trials))
+    )
+
+
+def _chart(trials: Sequence[Trial]) -> str:
+    """Of what was scored, as SVG."""
+    points = []
+    for number, trial in enumerate(trials):
+        if trial.gain is None or trial.divergence is None:
+            continue
+        lost, varies = trial.divergence.kl_divergence, bool(trial.properties)
+        points.append(
+            Point(
+                row=number,
+                x=trial.gain.value,
+                x_low=trial.gain.low if varies else None,
+                x_high=trial.gain.high if varies else None,
+                y=lost.value,
+                y_low=lost.low,
+                y_high=lost.high,
+                on_front=trial.on_front,
+            )
+        )
+    names = [settings_text(trial.properties) for trial in trials]
+    trade_off = TradeOff(x="gain", y="kl_divergence", bases=(), points=tuple(points))
+    return trade_off_chart(trade_off, names, "Gain over the default against KL divergence", "tuning")
