@@ -165,7 +165,7 @@ def test_a_setting_replaces_the_best_only_beyond_noise() -> None:
         ({"A": "a2"}, {}),
         *(({"A": "a2", "B": value}, {"A": "a2"}) for value in ("b1", "b2", "b3")),
     ]
-    assert (len(trials), left) == (5, [])
+    assert (len(trials), left) == (5, {})
 
 
 def test_what_the_time_does_not_suffice_for_is_named() -> None:
@@ -179,7 +179,8 @@ def test_what_the_time_does_not_suffice_for_is_named() -> None:
     dimensions = [Dimension("A", ({"A": "1"}, {"A": "2"}, {"A": "3"}))]
     best, _, left = search(dimensions, DEFAULT, measure, lambda: next(answers))
     assert best is not None
-    assert (best.properties, measured, left) == ({"A": "1"}, [{"A": "1"}], [{"A": "2"}, {"A": "3"}])
+    over = "the budget was over"
+    assert (best.properties, measured, left) == ({"A": "1"}, [{"A": "1"}], {"A=2": over, "A=3": over})
 
 
 def test_groups_of_a_cache_that_has_none_are_not_measured() -> None:
@@ -193,8 +194,9 @@ def test_groups_of_a_cache_that_has_none_are_not_measured() -> None:
         Dimension("KV_CACHE_PRECISION", ({"KV_CACHE_PRECISION": "f16"},)),
         Dimension("KEY_CACHE_GROUP_SIZE", ({"KEY_CACHE_GROUP_SIZE": "32"},)),
     ]
-    search(dimensions, DEFAULT, measure, lambda: True)
+    _, _, left = search(dimensions, DEFAULT, measure, lambda: True)
     assert seen == [{"KV_CACHE_PRECISION": "f16"}]
+    assert left == {"KEY_CACHE_GROUP_SIZE=32, KV_CACHE_PRECISION=f16": "a cache that is not quantized has no groups"}
 
 
 def test_where_the_default_is_not_permitted_any_permitted_setting_is_better() -> None:
@@ -591,7 +593,7 @@ def test_what_cannot_be_applied(tuned: Path, artifact: Artifacts, tmp_path: Path
     copy = shutil.copytree(tuned, tmp_path / "copy")
     report = json.loads((copy / "tune.json").read_text())
     with pytest.raises(UsageError, match="exists already"):
-        apply_tuning(copy, artifact("int8"))
+        apply_tuning(copy, artifact("none"))
     with pytest.raises(UsageError, match="is the input itself"):
         apply_tuning(copy, copy, overwrite=True)
     (copy / "tune.json").write_text(json.dumps({**report, "in_model": {}}))
@@ -613,7 +615,7 @@ def test_what_cannot_be_applied(tuned: Path, artifact: Artifacts, tmp_path: Path
     with pytest.raises(ArtifactError, match="there is none: nothing was tuned yet"):
         apply_tuning(copy, tmp_path / "new")
     # Other weights under the same name, with the report of the first.
-    other = shutil.copytree(artifact("int8"), tmp_path / "other")
+    other = shutil.copytree(artifact("none"), tmp_path / "other")
     (other / "tune.json").write_text(json.dumps(report))
     with pytest.raises(
         ArtifactError, match=r"the artifact was modified since it was measured: tune.json is of manifest"
@@ -717,7 +719,7 @@ def test_the_benchmark_runs_with_a_profile(
 ) -> None:
     from llmcompress.summary.commands import _profile
 
-    output = shutil.copytree(artifact("int8"), tmp_path / "int8")
+    output = shutil.copytree(artifact("int4"), tmp_path / "int4")
     (bench,) = llmcompress.benchmark(
         [output], BenchSpec(repetitions=1, warmup_runs=0, prompt_tokens=(8,), new_tokens=(2,), profile=PROFILE)
     )
@@ -803,6 +805,28 @@ def test_the_command_measures_and_prints(artifact: Artifacts, wikitext: Path, tm
     assert not report.permitted
     assert [each.status for each in report.trials] == ["not permitted"] * 2
     assert report.max_kl == 0.000001
+
+
+@pytest.mark.slow
+def test_the_gate_is_kept_against_the_original(
+    artifact: Artifacts, ref_model: Path, wikitext: Path, tmp_path: Path
+) -> None:
+    output = shutil.copytree(artifact("int4"), tmp_path / "int4")
+    manifest = json.loads((output / "llmcompress.json").read_text())
+    manifest["recipe"]["gate"]["max_kl"] = 0.0065
+    (output / "llmcompress.json").write_text(json.dumps(manifest))
+    spec = spec_of(wikitext, properties=("KV_CACHE_PRECISION=u4",), objective="memory", max_kl=1.0, num_windows=4)
+    report = llmcompress.tune(output, spec, reference=ref_model)
+    assert not report.reference.itself
+    default, u4 = report.trials
+    assert default.divergence is not None
+    assert u4.divergence is not None
+    assert u4.divergence.kl_divergence.value > 0.0065
+    assert u4.status == "not permitted"
+    assert "max_kl of the gate" in u4.reason
+    assert report.gate is not None
+    assert report.gate.passed is (default.divergence.kl_divergence.value <= 0.0065)
+    assert report.chosen == {}
 
 
 def test_the_command_takes_what_was_measured(tuned: Path, tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ from llmcompress.report.record import (
     StageTime,
 )
 from llmcompress.report.tuning import (
-    Status,
     Trial,
+    TrialStatus,
     TuneReport,
     TuningOrigin,
     TuningReference,
@@ -98,11 +98,11 @@ __all__ = [
     "SourceCard",
     "StageTime",
     "Stats",
-    "Status",
     "Steadiness",
     "TaskScore",
     "TextRecord",
     "Trial",
+    "TrialStatus",
     "TuneReport",
     "TuningOrigin",
     "TuningReference",

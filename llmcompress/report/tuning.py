@@ -11,7 +11,7 @@ from llmcompress.report.benchmark import Judgement, Stats
 from llmcompress.report.evaluation import DivergenceRecord, Estimate, GateRecord, TextRecord
 from llmcompress.report.record import EnvironmentRecord, Measured, Provenance, Record
 
-Status = Literal["default", "measured", "beaten", "not permitted", "refused"]
+TrialStatus = Literal["default", "measured", "beaten", "not permitted", "refused"]
 
 
 class WorkloadSpeed(Record):
@@ -32,7 +32,7 @@ class Trial(Record):
 
     properties: dict[str, str]
     """Asked of the device; empty: the default, with what the model itself holds."""
-    status: Status
+    status: TrialStatus
     """``beaten``: slower beyond noise than a permitted one, and not scored."""
     reason: str = ""
     effective: dict[str, str] = Field(default_factory=dict)

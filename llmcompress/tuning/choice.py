@@ -9,10 +9,12 @@ from llmcompress.evaluation.gate import gate_record, threshold_checks
 from llmcompress.recipe import Gate
 from llmcompress.report import DivergenceRecord, Estimate, GateRecord, Trial
 from llmcompress.summary.trade_offs import pareto_front
-from llmcompress.tuning.space import Dimension
+from llmcompress.tuning.space import Dimension, text_of
 
 MAX_KL_INCREASE = 0.001
 """Nats per token over the default's, where no limit was given."""
+OUT_OF_TIME = "the budget was over"
+NO_GROUPS = "a cache that is not quantized has no groups"
 MEMORY_STEP = 1.01
 """What one process tells of memory without an interval: less than this is nothing."""
 
@@ -50,7 +52,7 @@ def limits(max_kl: float | None, gate: Gate, default: DivergenceRecord) -> Limit
 
 def search(
     dimensions: Sequence[Dimension], default: Trial, measure: Measure, in_time: Callable[[], bool]
-) -> tuple[Trial | None, list[Trial], list[dict[str, str]]]:
+) -> tuple[Trial | None, list[Trial], dict[str, str]]:
     """Dimension by dimension from the best so far, which only a setting that is better beyond noise replaces.
 
     The dimensions hardly depend on one another, and a whole grid would take hours.
@@ -61,24 +63,23 @@ def search(
         in_time: Asked before each setting.
 
     Returns:
-        The best permitted setting, None where there is none; all that was measured; what the time did not suffice for.
+        The best permitted setting, None where there is none; all that was measured; what was not, and why.
     """
     best = default if default.status == "default" else None
     trials: list[Trial] = []
-    left: list[dict[str, str]] = []
+    left: dict[str, str] = {}
     for dimension in dimensions:
         start = best.properties if best else {}
-        found = []
         for value in dimension.values:
             properties = {**start, **value}
             if not _takes_effect(properties, value):
+                left[text_of(properties)] = NO_GROUPS
                 continue
             if not in_time():
-                left.append(properties)
+                left[text_of(properties)] = OUT_OF_TIME
                 continue
-            found.append(measure(properties, best))
-        trials += found
-        for trial in found:
+            trial = measure(properties, best)
+            trials.append(trial)
             if trial.status == "measured" and better(trial, best):
                 best = trial
     return best, trials, left

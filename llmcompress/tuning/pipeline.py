@@ -27,10 +27,11 @@ from llmcompress.runtime import check_device, properties_of
 from llmcompress.stages import Stages
 from llmcompress.supervisor import run_supervised
 from llmcompress.tuning.application import TUNE_REPORT
-from llmcompress.tuning.choice import Limits, is_beaten, limits, search, with_front
+from llmcompress.tuning.choice import OUT_OF_TIME, Limits, is_beaten, limits, search, with_front
 from llmcompress.tuning.damage import HeldOut, Models, Reference, divergence_under, open_models
 from llmcompress.tuning.race import SAME, Race, memory_gain, race, start
 from llmcompress.tuning.space import Device, Space, find_space, text_of
+from llmcompress.wording import duration_text
 
 MEMORY_PROCESSES = 3
 """Pairs of fresh processes that memory is verified by."""
@@ -142,8 +143,8 @@ def tune(
         max_kl=kept.max_kl,
         gate=kept.gate_record(judged),
         trials=with_front([default, *trials]),
-        skipped={**space.skipped, **{text_of(each): "the budget was over" for each in left}},
-        out_of_time=bool(left),
+        skipped={**space.skipped, **left},
+        out_of_time=OUT_OF_TIME in left.values(),
         verification=verification,
         chosen=properties,
         permitted=permitted,
@@ -184,10 +185,10 @@ def _check(
 
 def _search(
     bench: _Bench, space: Space, default: Trial, kept: Limits, deadline: float
-) -> tuple[Trial | None, list[Trial], Trial, list[dict[str, str]]]:
+) -> tuple[Trial | None, list[Trial], Trial, dict[str, str]]:
     """Measure settings; the default comes back with the speed and memory that it had beside the first of them."""
     total = sum(len(dimension.values) for dimension in space.dimensions)
-    stage = f"tune: {total} settings"
+    stage = f"tune, at most {duration_text(bench.spec.budget_s)}"
     done, longest_s = 0, 0.0
     bench.progress(Progress(stage, 0, total, "settings"))
 

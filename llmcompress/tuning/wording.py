@@ -39,4 +39,4 @@ def remark_text(trial: Trial, *, reason: bool = True) -> str:
     words = ["front"] if trial.on_front else []
     if trial.status not in ("default", "measured"):
         words.append(f"{trial.status}: {trial.reason}" if trial.reason and reason else trial.status)
-    return ", ".join(words)
+    return (", " if reason else "\n").join(words)
