@@ -36,20 +36,22 @@ from llmcompress.recipe import (
     load_profile,
     tune_spec,
 )
-from llmcompress.report import CompressionReport, DivergenceRecord, Estimate, Trial, TuneReport
+from llmcompress.report import CompressionReport, DivergenceRecord, Estimate, Trial, TuneReport, TuningVerification
 from llmcompress.tuning import (
     apply_tuning,
     damage,
-    pipeline,
     read_tuning,
     runtime_profile,
     write_profile,
     write_tuning_page,
 )
+from llmcompress.tuning import trials as trials_module
+from llmcompress.tuning import verification as verification_module
 from llmcompress.tuning.choice import Limits, better, limits, search, with_front
 from llmcompress.tuning.page import tuning_page
 from llmcompress.tuning.race import SAME, Race, memory_gain, race
 from llmcompress.tuning.space import Device, Dimension, find_space
+from llmcompress.tuning.verification import decide
 
 Artifacts = Callable[[str], Path]
 TINY = Workload(name="tiny", prompt_tokens=16, new_tokens=4)
@@ -251,24 +253,25 @@ def test_the_choice_falls_back_to_the_defaults() -> None:
     best = trial("1", estimate(1.3))
 
     def verified(judgement: str, kl: float, permitted: bool = True) -> Any:
-        return pipeline.TuningVerification(
+        return TuningVerification(
             gain=estimate(1.2), judgement=judgement, speeds=(), text=TEXT, default_divergence=divergence(0.001),
             divergence=divergence(kl), permitted=permitted,
         )  # fmt: skip
 
     kept = Limits(0.01, Gate())
-    chosen, permitted, reason = pipeline._decide(verified("better", 0.002), best, DEFAULT, kept)
+    chosen, permitted, reason = decide(verified("better", 0.002), best, DEFAULT, kept)
     assert (chosen, permitted) == (best, True)
     assert reason == "better than the default beyond noise, in fresh processes and on held-out text"
-    chosen, permitted, reason = pipeline._decide(verified("inside the noise", 0.002), best, DEFAULT, kept)
+    chosen, permitted, reason = decide(verified("inside the noise", 0.002), best, DEFAULT, kept)
     assert (chosen, permitted) == (DEFAULT, True)
-    assert "the gain was inside the noise; the defaults stay" in reason
-    chosen, permitted, reason = pipeline._decide(verified("better", 0.02, permitted=False), best, DEFAULT, kept)
+    assert reason == "in fresh processes the best was better only inside the noise; the defaults stay"
+    assert "worse than the default" in decide(verified("worse", 0.002), best, DEFAULT, kept)[2]
+    chosen, permitted, reason = decide(verified("better", 0.02, permitted=False), best, DEFAULT, kept)
     assert (chosen, permitted) == (DEFAULT, True)
     assert reason == "on held-out text: KL divergence 0.02, at most 0.01 is permitted; the defaults stay"
     # The default itself is outside: the permitted one is taken though it gains nothing.
     forbidden = DEFAULT.model_copy(update={"status": "not permitted"})
-    chosen, permitted, reason = pipeline._decide(verified("worse", 0.002), best, forbidden, kept)
+    chosen, permitted, reason = decide(verified("worse", 0.002), best, forbidden, kept)
     assert (chosen, permitted) == (best, True)
     assert reason.startswith("permitted, as the default is not")
 
@@ -492,15 +495,15 @@ def tuned(artifact: Artifacts, wikitext: Path, tmp_path_factory: pytest.TempPath
         artifact("int4"), tmp_path_factory.mktemp("tuned") / "int4",
         ignore=shutil.ignore_patterns("eval.json", "bench.json"),
     )  # fmt: skip
-    real = pipeline.race
     patch = pytest.MonkeyPatch()
 
     def told(candidate: Any, default: Any, spec: TuneSpec, **options: Any) -> Race:
-        return real(candidate, default, spec)._replace(gain=next(gains), judgement="better")
+        return race(candidate, default, spec)._replace(gain=next(gains), judgement="better")
 
     # Each is beyond the one before, the last is the verification's.
     gains = iter([estimate(1.2), estimate(1.4), estimate(1.6), estimate(1.8), estimate(1.9)])
-    patch.setattr(pipeline, "race", told)
+    for module in (trials_module, verification_module):
+        patch.setattr(module, "race", told)
     properties = ("DYNAMIC_QUANTIZATION_GROUP_SIZE=64", "KV_CACHE_PRECISION=u8", "KEY_CACHE_PRECISION=f16",
                   "VALUE_CACHE_GROUP_SIZE=16", "INFERENCE_NUM_THREADS=1")  # fmt: skip
     llmcompress.tune(output, spec_of(wikitext, properties=properties, max_kl=0.1))

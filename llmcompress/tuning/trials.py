@@ -1,0 +1,96 @@
+"""Settings on trial: timed in turn with the default, and scored where they are not beaten."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from llmcompress.benchmarking.client import Client
+from llmcompress.errors import UsageError
+from llmcompress.progress import Progress, Reporter
+from llmcompress.recipe import TuneSpec
+from llmcompress.report import Trial
+from llmcompress.tuning.choice import Limits, is_beaten, search
+from llmcompress.tuning.damage import Models, divergence_under
+from llmcompress.tuning.race import Race, race, start
+from llmcompress.tuning.space import Space, text_of
+from llmcompress.wording import duration_text
+
+
+class Bench(NamedTuple):
+    """What settings are measured with."""
+
+    directory: Path
+    name: str
+    spec: TuneSpec
+    models: Models
+    default: Client
+    progress: Reporter
+
+
+def search_space(
+    bench: Bench, space: Space, default: Trial, kept: Limits, deadline: float
+) -> tuple[Trial | None, list[Trial], Trial, dict[str, str]]:
+    """Measure settings; the default comes back with the speed and memory that it had beside the first of them."""
+    total = sum(len(dimension.values) for dimension in space.dimensions)
+    stage = f"tune, at most {duration_text(bench.spec.budget_s)}"
+    done, longest_s = 0, 0.0
+    bench.progress(Progress(stage, 0, total, "settings"))
+
+    def in_time() -> bool:
+        # One more, and the verification, which takes about as long.
+        return time.monotonic() + 2 * longest_s < deadline
+
+    def measure(properties: dict[str, str], best: Trial | None) -> Trial:
+        nonlocal default, done, longest_s
+        began = time.monotonic()
+        trial, made = _trial(bench, properties, best, kept, given=space.given)
+        if made is not None and not default.speeds:
+            default = default.model_copy(
+                update={
+                    "speeds": made.default_speeds,
+                    "peak_rss_bytes": made.default_memory.peak_rss_bytes,
+                    "steady_rss_bytes": made.default_memory.steady_rss_bytes,
+                }
+            )
+        done += 1
+        longest_s = max(longest_s, time.monotonic() - began)
+        bench.progress(Progress(stage, done, total, "settings"))
+        return trial
+
+    best, trials, left = search(space.dimensions, default, measure, in_time)
+    if done < total:
+        bench.progress(Progress(stage, total, total, "settings"))
+    return best, trials, default, left
+
+
+def _trial(
+    bench: Bench, properties: dict[str, str], best: Trial | None, kept: Limits, *, given: bool
+) -> tuple[Trial, Race | None]:
+    spec = bench.spec
+    try:
+        client, effective = start(bench.directory, bench.name, spec.device, properties)
+        with client:
+            made = race(client, bench.default, spec, beaten=lambda gain: is_beaten(gain, best))
+    except UsageError as error:
+        if given:
+            raise
+        return Trial(properties=properties, status="refused", reason=error.message), None
+    trial = Trial(
+        properties=properties,
+        status="measured",
+        effective=effective,
+        speeds=made.speeds,
+        gain=made.gain,
+        judgement=made.judgement,
+        peak_rss_bytes=made.memory.peak_rss_bytes,
+        steady_rss_bytes=made.memory.steady_rss_bytes,
+    )
+    if not made.finished or is_beaten(made.gain, best):
+        by = text_of(best.properties) if best else ""
+        return trial.model_copy(update={"status": "beaten", "reason": f"slower beyond noise than {by}"}), made
+    lost, _ = divergence_under(bench.models, properties, bench.models.search, spec.confidence, bench.progress)
+    problem = kept.problem(lost)
+    status = "not permitted" if problem else "measured"
+    return trial.model_copy(update={"divergence": lost, "status": status, "reason": problem}), made

@@ -1,0 +1,74 @@
+"""The best that was found once more: in fresh processes, on held-out text, and what follows from it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from llmcompress.benchmarking.client import Client
+from llmcompress.benchmarking.ratios import judge_ratio
+from llmcompress.progress import Progress
+from llmcompress.recipe import Gate
+from llmcompress.report import Estimate, Trial, TuningVerification
+from llmcompress.supervisor import run_supervised
+from llmcompress.tuning.choice import Limits, limits
+from llmcompress.tuning.damage import HeldOut, Reference
+from llmcompress.tuning.race import memory_gain, race, start
+from llmcompress.tuning.trials import Bench
+
+MEMORY_PROCESSES = 3
+"""Pairs of fresh processes that memory is verified by."""
+
+
+def verify_best(bench: Bench, against: Reference, best: Trial, gate: Gate) -> TuningVerification:
+    """Both in fresh processes, timed anew and scored on text that the search has not seen."""
+    spec = bench.spec
+    pairs = MEMORY_PROCESSES if spec.objective == "memory" else 1
+    races = []
+    for number in range(pairs):
+        bench.progress(Progress("verify", number, pairs + 1))
+        with _fresh(bench, {}) as default, _fresh(bench, best.properties) as client:
+            races.append(race(client, default, spec))
+    gain: Estimate = races[0].gain
+    if spec.objective == "memory":
+        gain = memory_gain([made.memory for made in races], [made.default_memory for made in races], spec.confidence)
+    held_out = run_supervised(
+        "llmcompress.tuning.damage:held_out_divergences",
+        {"directory": bench.directory, "reference": against, "spec": spec, "settings": [{}, best.properties]},
+        progress=bench.progress,
+    )
+    assert isinstance(held_out, HeldOut)
+    bench.progress(Progress("verify", pairs + 1, pairs + 1))
+    default_lost, lost = held_out.divergences
+    return TuningVerification(
+        gain=gain,
+        judgement=judge_ratio(gain),
+        speeds=races[0].speeds,
+        text=held_out.text,
+        default_divergence=default_lost,
+        divergence=lost,
+        permitted=not limits(spec.max_kl, gate, default_lost).problem(lost),
+    )
+
+
+def decide(found: TuningVerification, best: Trial, default: Trial, kept: Limits) -> tuple[Trial, bool, str]:
+    """The choice, whether it is permitted, and why it is this one."""
+    default_permitted = default.status == "default" and not kept.problem(found.default_divergence)
+    if not found.permitted:
+        return default, default_permitted, f"on held-out text: {kept.problem(found.divergence)}; the defaults stay"
+    if found.judgement == "better" or not default_permitted:
+        why = (
+            "better than the default beyond noise"
+            if found.judgement == "better"
+            else "permitted, as the default is not"
+        )
+        return best, True, f"{why}, in fresh processes and on held-out text"
+    how = "worse than the default" if found.judgement == "worse" else "better only inside the noise"
+    return default, True, f"in fresh processes the best was {how}; the defaults stay"
+
+
+@contextlib.contextmanager
+def _fresh(bench: Bench, properties: dict[str, str]) -> Iterator[Client]:
+    client, _ = start(bench.directory, bench.name, bench.spec.device, properties)
+    with client:
+        yield client
