@@ -353,7 +353,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
     assert run(["compress", *arguments, *flags, "--no-tokenizer"]) == 0
     plain, flagged = worker
     assert plain == {
-        "target": "llmcompress.compression:compress",
+        "target": "llmcompress.pipeline:compress",
         "source": "some/model",
         "recipe": load_recipe("int4", ["weights.group_size=64"]),
         "output_dir": tmp_path / "out",

@@ -58,7 +58,13 @@ def _carried() -> list[Recipe]:
     scoped = Recipe.model_validate(
         {"name": "scoped", "weights": {"mode": "int4_sym", "ignored_scope": {"patterns": [".*down_proj.*"]}}}
     )
-    packaged = [recipe for recipe in packaged_recipes() if recipe.method != "none" and recipe.target != "npu"]
+    packaged = [
+        recipe
+        for recipe in packaged_recipes()
+        if recipe.method != "none"
+        and recipe.target != "npu"
+        and not (recipe.activations and recipe.activations.accuracy_control)
+    ]
     return [*packaged, *modes, scoped]
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmcompress.cli.options import Json, Verbose
+from llmcompress.wording import duration_text, rate_text, size_text
 
 if TYPE_CHECKING:
     from llmcompress.demo import DemoReport
-    from llmcompress.wording import duration_text, rate_text, size_text
 
 
 def demo(

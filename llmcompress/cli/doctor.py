@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmcompress.cli.options import Json, Verbose
+from llmcompress.wording import size_text
 
 if TYPE_CHECKING:
     from llmcompress.doctor import Diagnosis
-    from llmcompress.wording import size_text
 
 
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
