@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 from llmcompress.artifact import staging
 from llmcompress.compression.in_memory import compress_in_memory
@@ -15,7 +16,7 @@ from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import resolve
 from llmcompress.progress import Reporter, silent
 from llmcompress.recipe import RECOMMENDED, Recipe, load_recipe
-from llmcompress.report import CompressionReport
+from llmcompress.report import CompressionReport, Engine
 from llmcompress.stages import Stages
 
 
@@ -30,6 +31,7 @@ def compress(
     overwrite: bool = False,
     allow_nonfinite: bool = False,
     tokenizer: bool = True,
+    engine: Engine = "llmcompress",
     progress: Reporter = silent,
 ) -> CompressionReport:
     """Compress a model by a recipe into one complete directory for OpenVINO.
@@ -46,13 +48,16 @@ def compress(
         overwrite: Replace an existing artifact, in one step.
         allow_nonfinite: Go on when a weight is NaN or infinite.
         tokenizer: Convert the tokenizer and compare it with the original; without it GenAI cannot open the output.
+        engine: Whose arithmetic makes the codes of weights: our kernels' where they cover a weight, or NNCF's for every
+            one. The model is the same bytes; only its manifest says by which each layer was made.
         progress: Told of every stage.
 
     Returns:
         The manifest that was written as ``llmcompress.json``.
 
     Raises:
-        UsageError: The output exists, overlaps the input, or the source is neither a path nor a Hub id.
+        UsageError: The output exists, overlaps the input, or the source is neither a path nor a Hub id; or there is
+            no such engine.
         RecipeError: The recipe is wrong or cannot be applied to this model.
         ResourceError: Memory or disk will not suffice.
         ModelError: The source is damaged, incomplete, unsupported or already compressed; or the tokenizer's
@@ -64,6 +69,8 @@ def compress(
         LockedError: Another run writes the same output.
         GateError: Accuracy control cannot keep what it must, and the best model is not to be kept.
     """
+    if engine not in get_args(Engine):
+        raise UsageError(f"engine: got {engine!r}; accepted: {', '.join(get_args(Engine))}", hint="write one of these")
     quiet_libraries()
     stages = Stages()
     # What Optimum recommends depends on the model; any other recipe is read before the model is looked for.
@@ -85,6 +92,7 @@ def compress(
             offline=offline,
             allow_nonfinite=allow_nonfinite,
             tokenizer=tokenizer,
+            engine=engine,
             make_metric=accuracy_metric,
             stages=stages,
             progress=progress,

@@ -159,7 +159,7 @@ def test_nncf_compiles_once_for_each_kind_of_weight(monkeypatch: pytest.MonkeyPa
     numbers = []
     for num_layers in (3, 12):
         compiled.clear()
-        compress_weights(chain(num_layers), WeightCompression(mode="int8_asym"))
+        compress_weights(chain(num_layers), WeightCompression(mode="int8_asym"), engine="nncf")
         numbers.append(len(compiled))
     compiled.clear()
     nncf.compress_weights(chain(12), mode=nncf.CompressWeightsMode.INT8_ASYM)

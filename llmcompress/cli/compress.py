@@ -46,6 +46,12 @@ def compress(
     no_tokenizer: Annotated[
         bool, typer.Option("--no-tokenizer", help="Write no converted tokenizer; GenAI then cannot open the output.")
     ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(
+            "--engine", metavar="llmcompress|nncf", help="Whose arithmetic makes the weights; the bytes are the same."
+        ),
+    ] = "llmcompress",
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -85,6 +91,7 @@ def compress(
         "overwrite": overwrite,
         "allow_nonfinite": allow_nonfinite,
         "tokenizer": not no_tokenizer,
+        "engine": engine,
         **access,
     }
     try:

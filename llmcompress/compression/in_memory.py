@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights, longest_context
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Recipe
-from llmcompress.report import AccuracyRecord, ActivationRecord, CalibrationRecord, LayerRecord
+from llmcompress.report import AccuracyRecord, ActivationRecord, CalibrationRecord, Engine, LayerRecord
 from llmcompress.stages import Stages
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def compress_in_memory(
     offline: bool = False,
     allow_nonfinite: bool = False,
     tokenizer: bool = True,
+    engine: Engine = "llmcompress",
     make_metric: MakeMetric,
     stages: Stages,
     progress: Reporter = silent,
@@ -75,6 +77,7 @@ def compress_in_memory(
         offline: Take calibration data from local files and caches only.
         allow_nonfinite: Go on when a weight is NaN or infinite.
         tokenizer: Load the tokenizer, and fail where there is none.
+        engine: Whose arithmetic makes the codes of weights.
         make_metric: Makes the metric that accuracy control goes by.
         stages: Where time and memory are noted.
         progress: Told of every stage.
@@ -115,12 +118,12 @@ def compress_in_memory(
                     progress=progress,
                 )
         with stages.stage("compress"):
-            loaded, accuracy = _carried_out(loaded, recipe, windows, make_metric, progress)
+            loaded, accuracy, ours = _carried_out(loaded, recipe, windows, make_metric, engine, progress)
             # Where the plugin reads them.
             for name, value in recipe.runtime.properties().items():
                 loaded.model.set_rt_info(value, ["runtime_options", name])
             modes = [weights.mode for weights in recipe.weight_passes]
-            layers = layer_table(loaded.model, next((mode for mode in modes if mode in CODEBOOKS), None))
+            layers = layer_table(loaded.model, next((mode for mode in modes if mode in CODEBOOKS), None), ours)
             check_target(recipe, layers)
             activations = activation_record(loaded.model, recipe.activations, accuracy) if recipe.activations else None
     return CompressedModel(
@@ -168,10 +171,16 @@ def _windows(found: Source, recipe: Recipe, tokenizer: Any, offline: bool) -> Wi
 
 
 def _carried_out(
-    loaded: LoadedModel, recipe: Recipe, windows: Windows | None, make_metric: MakeMetric, progress: Reporter
-) -> tuple[LoadedModel, AccuracyRecord | None]:
+    loaded: LoadedModel,
+    recipe: Recipe,
+    windows: Windows | None,
+    make_metric: MakeMetric,
+    engine: Engine,
+    progress: Reporter,
+) -> tuple[LoadedModel, AccuracyRecord | None, Set[str]]:
+    ours: set[str] = set()
     if recipe.method == "none":
-        return loaded, None
+        return loaded, None, ours
     if is_compressed(loaded.model):
         raise ModelError(
             "the model is already compressed; compressing it again would add to its error unseen",
@@ -187,14 +196,15 @@ def _carried_out(
             # Of a graph that an earlier pass changed the statistics are others.
             if windows is not None and weights is recipe.weights and uses_statistics(weights):
                 path = stack.enter_context(statistics(loaded.provenance, windows.record))
-            compress_weights(
+            ours |= compress_weights(
                 loaded.model,
                 weights,
                 windows.token_ids if windows and weights.uses_data else None,
                 statistics_path=path,
+                engine=engine,
                 progress=progress,
             )
     if recipe.activations is None or windows is None:
-        return loaded, None
+        return loaded, None, ours
     model, accuracy = quantize_activations(loaded.model, recipe.activations, windows, make_metric, progress=progress)
-    return replace(loaded, model=model), accuracy
+    return replace(loaded, model=model), accuracy, ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.errors import ModelError
@@ -39,12 +40,13 @@ class _Weight(NamedTuple):
         return [constant.get_element_type().get_type_name() for constant in self.constants]
 
 
-def layer_table(model: ov.Model, mode: str | None = None) -> tuple[LayerRecord, ...]:
+def layer_table(model: ov.Model, mode: str | None = None, ours: Set[str] = frozenset()) -> tuple[LayerRecord, ...]:
     """One record per weight of a MatMul, an embedding or a convolution, sorted by name.
 
     Args:
         model: Compressed or not.
         mode: The recipe's mode; tells apart the three codebook modes, which look alike in the graph.
+        ours: Names of the weights that our kernels have made.
 
     Raises:
         ModelError: A weight is stored in none of NNCF's formats.
@@ -55,7 +57,7 @@ def layer_table(model: ov.Model, mode: str | None = None) -> tuple[LayerRecord, 
             weight = _weight(op.input_value(port).get_node())
             if weight and _is_matrix(op.input_value(port)):
                 shape = tuple(int(dimension) for dimension in op.input_value(port).get_shape())
-                record = _record(shape, weight, mode)
+                record = _record(shape, weight, mode, ours)
                 records.setdefault(record.name, record)
     return tuple(records[name] for name in sorted(records))
 
@@ -83,16 +85,18 @@ def _weight(node: ov.Node) -> _Weight | None:
     return _Weight(tuple(largest_first), by_codebook)
 
 
-def _record(shape: tuple[int, ...], weight: _Weight, mode: str | None) -> LayerRecord:
+def _record(shape: tuple[int, ...], weight: _Weight, mode: str | None, ours: Set[str]) -> LayerRecord:
     stored = weight.constants[0]
     layer_mode = _mode(weight, mode)
+    name = stored.get_friendly_name().removesuffix(CODEBOOK_INDEX_SUFFIX)
     return LayerRecord(
-        name=stored.get_friendly_name().removesuffix(CODEBOOK_INDEX_SUFFIX),
+        name=name,
         shape=shape,
         num_parameters=num_elements(stored),
         mode=layer_mode,
         group_size=None if layer_mode in FLOATS else _group_size(shape, weight),
         size_bytes=sum(constant.get_byte_size() for constant in weight.constants),
+        engine=None if layer_mode in FLOATS else "llmcompress" if name in ours else "nncf",
     )
 
 

@@ -20,6 +20,7 @@ from llmcompress.memory import return_large_blocks
 from llmcompress.patching import replaced
 from llmcompress.progress import Reporter, silent
 from llmcompress.recipe import WeightCompression
+from llmcompress.report import Engine
 
 if TYPE_CHECKING:
     import nncf
@@ -38,15 +39,21 @@ def compress_weights(
     token_ids: np.ndarray | None = None,
     *,
     statistics_path: Path | None = None,
+    engine: Engine = "llmcompress",
     progress: Reporter = silent,
-) -> ov.Model:
-    """Compress in place, exactly as stock NNCF does with the same options, and return the model.
+) -> frozenset[str]:
+    """Compress in place, byte for byte as stock NNCF does with the same options.
 
     Args:
         model: An uncompressed stateful decoder.
         weights: What to do.
         token_ids: Calibration windows, int64 ``[num_windows, seq_len]``; None for a data-free method.
         statistics_path: Directory of NNCF's activation statistics: read when it exists, written when it does not.
+        engine: Whose arithmetic makes the codes: our kernels', where they cover a weight, or NNCF's for every one.
+        progress: Told of every step.
+
+    Returns:
+        The names of the weights that our kernels have made.
 
     Raises:
         ModelError: NNCF cannot apply these settings to this graph.
@@ -62,10 +69,11 @@ def compress_weights(
         where=f"weights.mode {weights.mode}",
         hint="change the recipe's weights, or name the layers in weights.ignored_scope",
     )
-    with explained, progress_reported(progress), _compiled_once():
-        compressed = nncf.compress_weights(model, dataset=dataset, **arguments)
-    _correct_record(compressed, weights, statistics_path)
-    return compressed
+    ours: set[str] = set()
+    with explained, progress_reported(progress), _compiled_once(), _lowered(ours, engine):
+        nncf.compress_weights(model, dataset=dataset, **arguments)
+    _correct_record(model, weights, statistics_path)
+    return frozenset(ours)
 
 
 def nncf_arguments(weights: WeightCompression, *, num_windows: int) -> dict[str, Any]:
@@ -125,6 +133,22 @@ def _correct_record(model: ov.Model, weights: WeightCompression, statistics_path
         model.set_rt_info(advanced.replace(repr(str(statistics_path)), "None"), [*RECORD, "advanced_parameters"])
     if weights.ratio == 0:
         model.set_rt_info("0.0", [*RECORD, "ratio"])
+
+
+@contextlib.contextmanager
+def _lowered(ours: set[str], engine: Engine) -> Iterator[None]:
+    """Let our kernels make the codes; the names of the weights that they made are added to ``ours``."""
+    if engine == "nncf":
+        yield
+        return
+    import torch
+
+    from llmcompress.compression.kernels import Lowering
+
+    lowering = Lowering(torch.get_num_threads())
+    with lowering.installed():
+        yield
+    ours |= lowering.names
 
 
 @contextlib.contextmanager

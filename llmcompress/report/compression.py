@@ -8,6 +8,9 @@ from llmcompress.recipe import Recipe
 from llmcompress.report.record import EnvironmentRecord, FileRecord, Measured, Provenance, Record
 from llmcompress.report.tuning import TuningOrigin
 
+Engine = Literal["llmcompress", "nncf"]
+"""Whose arithmetic makes the codes of weights."""
+
 
 class LayerRecord(Record):
     """One weight constant of the produced graph."""
@@ -21,7 +24,8 @@ class LayerRecord(Record):
     """Group size along the input channels; -1 per channel; None when uncompressed."""
     size_bytes: int
     """Bytes of the weight with its scales, zero points and other constants."""
-    engine: str = "nncf"
+    engine: str | None = "nncf"
+    """Whose arithmetic made the codes, the same bytes by any: llmcompress or nncf; None when uncompressed."""
 
 
 class CalibrationRecord(Record):

@@ -1,0 +1,239 @@
+"""The kernels make the constants that NNCF's own call makes, bit for bit, for any weight."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+MODES = ("int8_asym", "int8_sym", "int4_asym", "int4_sym", "int3_sym", "int2_sym")
+DTYPES = ("bf16", "f16", "f32")
+GROUP_SIZES = (-1, 16, 32, 64, 128, 24, 7)
+ROOT = Path(__file__).parent.parent
+
+
+def tensor_of(values: np.ndarray, dtype: str) -> Any:
+    """An ``nncf.Tensor`` over an ``ov.Tensor`` of a type, as NNCF takes it from a graph."""
+    import openvino as ov
+    from nncf.tensor import Tensor
+
+    if dtype == "f16":
+        with np.errstate(over="ignore"):
+            stored = np.clip(values, -65504, 65504).astype(np.float16)
+    elif dtype == "bf16":
+        stored = (values.view(np.uint32) >> 16).astype(np.uint16).view(np.float16)
+    else:
+        stored = values
+    return Tensor(ov.Tensor(np.ascontiguousarray(stored), ov.Shape(stored.shape), getattr(ov.Type, dtype)))
+
+
+def stored_bytes(compressed: Any, config: Any) -> dict[str, bytes]:
+    """The constants that NNCF's backend makes of a compressed weight, as it makes them."""
+    from nncf.openvino.graph.node_utils import create_ov_const_from_tensor
+    from nncf.tensor.functions.openvino_numeric import DTYPE_MAP
+
+    element = DTYPE_MAP[config.compression_dtype]
+    codes = compressed.tensor
+    if config.is_symmetric_represented_by_unsigned:
+        codes = codes + 2 ** (config.num_bits - 1)
+    constants = {"codes": create_ov_const_from_tensor(codes, element)}
+    scale = np.asarray(compressed.scale.data)
+    if compressed.zero_point is not None:
+        constants["zero points"] = create_ov_const_from_tensor(compressed.zero_point, element)
+    found = {name: constant.data.tobytes() for name, constant in constants.items()}
+    if "zero points" in found and config.num_bits == 4 and scale.size % 2:
+        # What NNCF leaves in the half byte behind an odd number is what was in memory.
+        found["zero points"] = found["zero points"][:-1] + bytes([found["zero points"][-1] & 15])
+    shapes = {f"shape of {name}": str(constant.get_output_shape(0)).encode() for name, constant in constants.items()}
+    return {**found, **shapes, "scales": scale.tobytes(), "shape of scales": str(scale.shape).encode()}
+
+
+def both(weight: Any, axes: tuple[int, ...], mode: str, group_size: int, precomputed: Any = None) -> Any:
+    """Our constants and NNCF's, and whether ours were ours."""
+    import nncf
+    from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+    from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight
+
+    from llmcompress.compression.kernels import Lowering
+
+    config = WeightCompressionConfig(nncf.CompressWeightsMode(mode), group_size)
+    lowering = Lowering(2)
+    with np.errstate(all="ignore"):
+        ours = lowering.compress_weight(weight, axes, config, precomputed)
+        stock = compress_weight(weight, axes, config, precomputed)
+    return stored_bytes(ours, config), stored_bytes(stock, config), lowering.is_ours
+
+
+@st.composite
+def weights(draw: st.DrawFn) -> np.ndarray:
+    """Matrices from the seed of a generator, with rows and values of every awkward kind among them."""
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    num_columns = draw(st.sampled_from((48, 128, 384, 1344, 1000, 1001, 7 * 24)))
+    num_rows = draw(st.integers(max(1, 9000 // num_columns), 30_000 // num_columns))
+    size = draw(st.sampled_from((0.02, 1.0, 1e-9, 1e4, 1e30)))
+    values = (generator.standard_normal((num_rows, num_columns)) * size).astype(np.float32)
+    special = np.array(
+        [0.0, -0.0, 1e-40, -1e-40, 1.1754944e-38, 3.3e38, -3.3e38, 65504, 6e-8, 1.1920929e-07, 0.5, -8, 15, 255],
+        np.float32,
+    )
+    for _ in range(draw(st.integers(0, 6))):
+        row = int(generator.integers(num_rows))
+        kind = draw(
+            st.sampled_from(("zero", "constant", "positive", "negative", "halves", "special", "denormal", "few"))
+        )
+        if kind == "zero":
+            values[row] = 0
+        elif kind == "constant":
+            values[row] = special[generator.integers(special.size)]
+        elif kind == "positive":
+            values[row] = np.abs(values[row])
+        elif kind == "negative":
+            values[row] = -np.abs(values[row])
+        elif kind == "halves":
+            values[row] = generator.integers(-32, 32, num_columns) / 2
+        elif kind == "special":
+            values[row] = generator.choice(special, num_columns)
+        elif kind == "denormal":
+            values[row] = generator.integers(-9, 9, num_columns) * np.float32(1e-45)
+        else:
+            values[row, generator.integers(num_columns)] = special[generator.integers(special.size)]
+    return values
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    values=weights(),
+    dtype=st.sampled_from(DTYPES),
+    mode=st.sampled_from(MODES),
+    group_size=st.sampled_from(GROUP_SIZES),
+    upright=st.booleans(),
+)
+def test_constants_equal_nncf(values: np.ndarray, dtype: str, mode: str, group_size: int, upright: bool) -> None:
+    if values.shape[1] % group_size:
+        group_size = -1
+    if upright:
+        values = values[: len(values) // 8 * 8 or len(values)].T
+    axis = 0 if upright else 1
+    ours, stock, is_ours = both(tensor_of(np.ascontiguousarray(values), dtype), (axis,), mode, group_size)
+    assert ours == stock
+    by_numpy = values.size < 10_000 and mode not in ("int3_sym", "int2_sym")
+    assert is_ours == (not by_numpy and values.size % 8 == 0 and not (upright and values.shape[1] % 8))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(values=weights(), dtype=st.sampled_from(DTYPES), mode=st.sampled_from(MODES), seed=st.integers(0, 99))
+def test_constants_equal_nncf_where_scales_are_given(values: np.ndarray, dtype: str, mode: str, seed: int) -> None:
+    from nncf.quantization.algorithms.weight_compression.parameters import CompressedWeight
+    from nncf.tensor import Tensor
+
+    generator = np.random.default_rng(seed)
+    group_size = 16 if values.shape[1] % 16 == 0 else values.shape[1]
+    shape = (values.shape[0], values.shape[1] // group_size, 1)
+    scales = (generator.standard_normal(shape) * 10.0 ** generator.integers(-8, 3)).astype(np.float32)
+    scales[scales == 0] = 1
+    zero_points = generator.integers(0, 15, shape).astype(np.int32) if mode.endswith("_asym") else None
+    precomputed = CompressedWeight(
+        scale=Tensor(scales), zero_point=None if zero_points is None else Tensor(zero_points)
+    )
+    ours, stock, _ = both(tensor_of(values, dtype), (1,), mode, group_size, precomputed)
+    assert ours == stock
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_that_are_no_numbers_are_left_to_nncf(value: float, dtype: str) -> None:
+    values = np.ones((128, 128), np.float32)
+    values[3, 5] = value
+    weight = tensor_of(values, dtype)
+    if dtype == "f16":
+        weight.data.data[3, 5] = value
+    ours, stock, is_ours = both(weight, (1,), "int8_sym", -1)
+    assert ours == stock
+    assert not is_ours
+
+
+def test_a_stack_of_matrices_and_a_convolution() -> None:
+    values = np.random.default_rng(0).standard_normal((4, 24, 192)).astype(np.float32)
+    shapes = (((4, 24, 192), (2,), 32), ((4, 24, 192), (2,), -1), ((96, 12, 4, 4), (1, 2, 3), -1))
+    upright = (((4, 24, 192), (1,), 8), ((4, 24, 192), (1,), -1), ((12, 12, 8, 16), (1, 2), -1), ((192, 96), (0,), 64))
+    for shape, axes, group_size in (*shapes, *upright):
+        ours, stock, is_ours = both(tensor_of(values.reshape(shape), "bf16"), axes, "int4_asym", group_size)
+        assert ours == stock
+        assert is_ours
+
+
+@pytest.mark.parametrize("mode", ["nf4", "mxfp4", "fp8_e4m3"])
+def test_other_formats_are_left_to_nncf(mode: str) -> None:
+    values = np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32)
+    ours, stock, is_ours = both(tensor_of(values, "bf16"), (1,), mode, 32)
+    assert ours == stock
+    assert not is_ours
+
+
+def test_an_nncf_that_computes_otherwise_keeps_its_own_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nncf import CompressWeightsMode
+    from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+    from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight
+
+    from llmcompress.compression.kernels import Lowering, lowering
+
+    def of_another_version(*args: Any) -> Any:
+        found = compress_weight(*args)
+        found.scale.data[0] *= np.float32(1 + 2**-23)
+        return found
+
+    monkeypatch.setattr(lowering, "stock_compress_weight", of_another_version)
+    lowering.agrees.cache_clear()
+    weight = tensor_of(np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32), "bf16")
+    config = WeightCompressionConfig(CompressWeightsMode.INT4_SYM, 32)
+    taken = Lowering(1)
+    assert stored_bytes(taken.compress_weight(weight, (1,), config), config) == stored_bytes(
+        of_another_version(weight, (1,), config), config
+    )
+    assert not taken.is_ours
+    lowering.agrees.cache_clear()
+
+
+def test_the_manifest_says_whose_arithmetic_made_a_layer(ref_model: Path, tmp_path: Path) -> None:
+    import llmcompress
+
+    loaded = llmcompress.load(ref_model)
+    recipe = llmcompress.load_recipe("int4-sym", ["weights.ratio=0.5"])
+    ours = llmcompress.compress(loaded, recipe, tmp_path / "ours", tokenizer=False)
+    stock = llmcompress.compress(loaded, recipe, tmp_path / "stock", tokenizer=False, engine="nncf")
+    assert {layer.mode for layer in ours.layers} == {"int4_sym", "int8_asym"}
+    assert {layer.engine for layer in ours.layers} == {"llmcompress"}
+    assert {layer.engine for layer in stock.layers} == {"nncf"}
+    for name in ("openvino_model.bin", "openvino_model.xml"):
+        assert filecmp.cmp(tmp_path / "ours" / name, tmp_path / "stock" / name, shallow=False)
+    same = ours.model_dump(exclude={"measured"})
+    assert same.pop("layers") != stock.model_dump()["layers"]
+    assert same == stock.model_dump(exclude={"measured", "layers"})
+    none = llmcompress.compress(loaded, "none", tmp_path / "none", tokenizer=False)
+    assert {layer.engine for layer in none.layers} == {None}
+
+
+def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
+    import llmcompress
+
+    with pytest.raises(llmcompress.UsageError, match="engine: got 'fast'; accepted: llmcompress, nncf"):
+        llmcompress.compress("nowhere", "int4", tmp_path / "out", engine="fast")  # type: ignore[arg-type]
+
+
+def test_a_folder_that_cannot_hold_machine_code_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    program = "from llmcompress.compression.kernels.integers import pack; import numpy as np; a = np.ones(8, np.uint8);"
+    program += "pack(a, 8, a)"
+    environment = {**os.environ, "LLMCOMPRESS_CACHE": str(tmp_path / "file" / "below")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
