@@ -237,3 +237,49 @@ def test_a_folder_that_cannot_hold_machine_code_is_done_without(tmp_path: Path) 
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym", "int3_sym", "int2_sym"])
+@pytest.mark.parametrize(("num_rows", "num_columns", "group_size"), [(300, 256, 64), (97, 512, 32), (200, 384, -1)])
+def test_estimated_scales_equal_nncf(
+    mode: str, num_rows: int, num_columns: int, group_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nncf
+    from nncf.common.tensor_statistics.statistics import WCTensorStatistic
+    from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+    from nncf.quantization.algorithms.weight_compression.scale_estimation import ScaleEstimation as Stock
+    from nncf.tensor import Tensor
+
+    from llmcompress.compression.kernels import ScaleEstimation, scales
+    from llmcompress.compression.kernels.integers import requantize
+
+    calls = []
+
+    def counted(*args: Any) -> None:
+        calls.append(args)
+        requantize(*args)
+
+    monkeypatch.setattr(scales, "BLOCK_VALUES", 1 << 14)
+    generator = np.random.default_rng(num_rows)
+    values = generator.standard_normal((num_rows, num_columns), dtype=np.float32) * np.float32(0.02)
+    values[3] = 0
+    values[5, ::3] = 0
+    values[7] = 1
+    means = generator.standard_normal((12, num_columns), dtype=np.float32) * np.exp(generator.normal(size=num_columns))
+    means[:, 11:19] = 0
+    statistics = WCTensorStatistic(
+        [Tensor(mean.astype(np.float32)) for mean in means], [(1, 9, num_columns) for _ in means]
+    )
+    config = WeightCompressionConfig(nncf.CompressWeightsMode(mode), group_size)
+    with np.errstate(all="ignore"):
+        stock = Stock.calculate_quantization_params(statistics, Tensor(values), (1,), config, -1, 8)
+        with ScaleEstimation(2).installed():
+            monkeypatch.setattr(scales, "requantize", counted)
+            ours = Stock.calculate_quantization_params(statistics, Tensor(values), (1,), config, -1, 8)
+    assert len(calls) > 15
+    for mine, other in zip(ours, stock, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            assert mine.data.dtype == other.data.dtype
+            np.testing.assert_array_equal(mine.data, other.data, strict=True)
+    assert ours[0].data.shape == ((num_rows, 1) if group_size == -1 else (num_rows, num_columns // group_size, 1))

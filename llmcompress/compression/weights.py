@@ -137,16 +137,16 @@ def _correct_record(model: ov.Model, weights: WeightCompression, statistics_path
 
 @contextlib.contextmanager
 def _lowered(ours: set[str], engine: Engine) -> Iterator[None]:
-    """Let our kernels make the codes; the names of the weights that they made are added to ``ours``."""
+    """Let our kernels make the scales and codes; the names of the weights that they made are added to ``ours``."""
     if engine == "nncf":
         yield
         return
     import torch
 
-    from llmcompress.compression.kernels import Lowering
+    from llmcompress.compression.kernels import Lowering, ScaleEstimation
 
     lowering = Lowering(torch.get_num_threads())
-    with lowering.installed():
+    with lowering.installed(), ScaleEstimation(torch.get_num_threads()).installed():
         yield
     ours |= lowering.names
 

@@ -1,5 +1,6 @@
 """Our own arithmetic where NNCF's is slow: the same bytes, faster. Imports Numba, NNCF and OpenVINO at once."""
 
 from llmcompress.compression.kernels.lowering import Lowering
+from llmcompress.compression.kernels.scales import ScaleEstimation
 
-__all__ = ["Lowering"]
+__all__ = ["Lowering", "ScaleEstimation"]

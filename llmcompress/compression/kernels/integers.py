@@ -274,3 +274,39 @@ def quantize_columns(
                 codes[i] = np.uint8(np.int32(values[i]) + offset)
             pack(codes, num_bits, packed[begin * num_bits // 8 : end * num_bits // 8])
     return True
+
+
+@_compiled
+def requantize(
+    values: Any,
+    scales: Any,
+    zero_points: Any,
+    low: Any,
+    high: Any,
+    is_dequantized: bool,
+    codes: Any,
+    dequantized: Any,
+) -> None:
+    """Quantize groups by scales that are given, and compute what their codes stand for.
+
+    Args:
+        values: float32 ``[num_groups, group_size]``.
+        scales: float32 ``[num_groups]``. Where one is 0, all that its codes stand for is 0.
+        zero_points: float32 ``[num_groups]``.
+        low: Least code, float32.
+        high: Largest code, float32.
+        is_dequantized: Whether ``dequantized`` is wanted.
+        codes: uint8 ``[num_groups, group_size]``, written.
+        dequantized: float32 ``[num_groups, group_size]``, written; without meaning where it is not wanted.
+    """
+    for group in range(values.shape[0]):
+        scale, zero_point = scales[group], zero_points[group]
+        for i in range(values.shape[1]):
+            code = np.rint(values[group, i] / scale + zero_point)
+            code = code if code >= low else low  # Also what is no number.
+            dequantized[group, i] = high if code > high else code
+        for i in range(values.shape[1]):
+            codes[group, i] = np.uint8(np.int32(dequantized[group, i]))
+        if is_dequantized:
+            for i in range(values.shape[1]):
+                dequantized[group, i] = (dequantized[group, i] - zero_point) * scale

@@ -52,7 +52,7 @@ class _Format(NamedTuple):
         return int(self.element.get_bitwidth())
 
 
-_FORMATS = {
+FORMATS = {
     Mode.INT8_ASYM: _Format(0, 255, True, ov.Type.u8),
     Mode.INT8_SYM: _Format(-128, 127, False, ov.Type.i8),
     Mode.INT4_ASYM: _Format(0, 15, True, ov.Type.u4),
@@ -131,14 +131,13 @@ class _Groups(NamedTuple):
 
 def _groups(weight: Tensor, reduction_axes: int | tuple[int, ...], config: WeightCompressionConfig) -> _Groups | None:
     """None where the kernels do not cover it."""
-    if config.mode not in _FORMATS or weight.backend != TensorBackend.ov or reduction_axes is None:
+    if config.mode not in FORMATS or weight.backend != TensorBackend.ov or reduction_axes is None:
         return None
-    form, shape = _FORMATS[config.mode], tuple(weight.shape)
+    form, shape = FORMATS[config.mode], tuple(weight.shape)
     if weight.data.get_element_type() not in _SHIFTS:
         return None
-    is_by_numpy = weight.size < _LEAST_SIZE or "NNCF_DISABLE_OPTIMIZED_COMPRESSION" in os.environ
     # The last byte of what does not fill it is not ours to guess. Two and three bits are always computed by NumPy.
-    if (is_by_numpy and form.offset == 0) or weight.size == 0 or weight.size % 8:
+    if (is_by_numpy(weight.size) and form.offset == 0) or weight.size == 0 or weight.size % 8:
         return None
     given = (reduction_axes,) if isinstance(reduction_axes, int) else reduction_axes
     axes = sorted(given)
@@ -156,6 +155,11 @@ def _groups(weight: Tensor, reduction_axes: int | tuple[int, ...], config: Weigh
     return _Groups(size, num_columns, (*before, num_groups, size, *after), (*before, num_groups, 1, *after))
 
 
+def is_by_numpy(size: int) -> bool:
+    """Whether NNCF computes a weight of so many values by NumPy, where it has a choice."""
+    return size < _LEAST_SIZE or "NNCF_DISABLE_OPTIMIZED_COMPRESSION" in os.environ
+
+
 def _quantized(
     weight: Tensor,
     groups: _Groups,
@@ -164,7 +168,7 @@ def _quantized(
     pool: ThreadPoolExecutor,
 ) -> CompressedWeight | None:
     """None where a value is no finite number."""
-    form, element = _FORMATS[config.mode], weight.data.get_element_type()
+    form, element = FORMATS[config.mode], weight.data.get_element_type()
     num_groups = weight.size // groups.size
     source = weight.data.data.reshape(-1).view(np.uint32 if element == ov.Type.f32 else np.uint16)
     scales, zero_points = np.empty(num_groups, np.float32), np.zeros(num_groups, np.float32)
@@ -247,7 +251,7 @@ def _sample(element: ov.Type, num_columns: int) -> ov.Tensor:
 
 def constants(compressed: CompressedWeight, config: WeightCompressionConfig) -> list[bytes]:
     """The bytes of the codes, scales and zero points as NNCF makes constants of them."""
-    form = _FORMATS[config.mode]
+    form = FORMATS[config.mode]
     codes = compressed.tensor + form.offset if form.offset else compressed.tensor
     found = [(codes, form.element), (compressed.scale, ov.Type.f32)]
     if compressed.zero_point is not None:
