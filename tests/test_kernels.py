@@ -250,7 +250,7 @@ def test_estimated_scales_equal_nncf(
     from nncf.quantization.algorithms.weight_compression.scale_estimation import ScaleEstimation as Stock
     from nncf.tensor import Tensor
 
-    from llmcompress.compression.kernels import ScaleEstimation, scales
+    from llmcompress.compression.kernels import ScaleEstimation, matrices
     from llmcompress.compression.kernels.integers import requantize
 
     calls = []
@@ -259,7 +259,7 @@ def test_estimated_scales_equal_nncf(
         calls.append(args)
         requantize(*args)
 
-    monkeypatch.setattr(scales, "BLOCK_VALUES", 1 << 14)
+    monkeypatch.setattr(matrices, "BLOCK_VALUES", 1 << 14)
     generator = np.random.default_rng(num_rows)
     values = generator.standard_normal((num_rows, num_columns), dtype=np.float32) * np.float32(0.02)
     values[3] = 0
@@ -274,7 +274,7 @@ def test_estimated_scales_equal_nncf(
     with np.errstate(all="ignore"):
         stock = Stock.calculate_quantization_params(statistics, Tensor(values), (1,), config, -1, 8)
         with ScaleEstimation(2).installed():
-            monkeypatch.setattr(scales, "requantize", counted)
+            monkeypatch.setattr(matrices, "requantize", counted)
             ours = Stock.calculate_quantization_params(statistics, Tensor(values), (1,), config, -1, 8)
     assert len(calls) > 15
     for mine, other in zip(ours, stock, strict=True):
@@ -283,3 +283,49 @@ def test_estimated_scales_equal_nncf(
             assert mine.data.dtype == other.data.dtype
             np.testing.assert_array_equal(mine.data, other.data, strict=True)
     assert ours[0].data.shape == ((num_rows, 1) if group_size == -1 else (num_rows, num_columns // group_size, 1))
+
+
+@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
+def test_what_awq_tries_equals_nncf(mode: str) -> None:
+    import nncf
+    from nncf.quantization.algorithms.weight_compression import awq
+    from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+    from nncf.tensor import Tensor
+
+    from llmcompress.compression.kernels import awq_search
+
+    stock = awq.integer_quantize_dequantize_weight
+    config = WeightCompressionConfig(nncf.CompressWeightsMode(mode), -1)
+    values = np.random.default_rng(0).standard_normal((700, 128), dtype=np.float32)
+    values[9] = 0
+    broken = np.where(values > 3, np.float32(np.inf), values)
+    with np.errstate(all="ignore"), awq_search(2):
+        assert awq.integer_quantize_dequantize_weight is not stock
+        for weight in (values, np.asfortranarray(values), values[:5], broken):
+            found = awq.integer_quantize_dequantize_weight(Tensor(weight), config, -1)
+            np.testing.assert_array_equal(found.data, stock(Tensor(weight), config, -1).data, strict=True)
+    assert awq.integer_quantize_dequantize_weight is stock
+
+
+def test_bf16_constants_equal_openvino() -> None:
+    import openvino as ov
+    from nncf.openvino.graph.node_utils import create_ov_const_from_tensor
+    from nncf.quantization.algorithms.weight_compression import openvino_backend
+    from nncf.tensor import Tensor
+
+    from llmcompress.compression.kernels import bf16_constants
+
+    random = np.random.default_rng(0).integers(0, 2**32, 4096, dtype=np.uint32)
+    halves = (random & 0xFFFF0000) | 0x8000
+    for bits in (random, halves, halves + 1, halves - 1):
+        values = bits.view(np.float32).reshape(64, 64)
+        for weight in (values, np.where(np.abs(values) < 1e38, values, np.float32(0))):
+            with bf16_constants():
+                ours = openvino_backend.create_ov_const_from_tensor(Tensor(weight), ov.Type.bf16, name="weight")
+            stock = create_ov_const_from_tensor(Tensor(weight), ov.Type.bf16, name="weight")
+            assert ours.data.tobytes() == stock.data.tobytes()
+            assert (ours.get_friendly_name(), ours.get_output_shape(0), ours.get_element_type()) == (
+                stock.get_friendly_name(),
+                stock.get_output_shape(0),
+                stock.get_element_type(),
+            )

@@ -143,10 +143,15 @@ def _lowered(ours: set[str], engine: Engine) -> Iterator[None]:
         return
     import torch
 
-    from llmcompress.compression.kernels import Lowering, ScaleEstimation
+    from llmcompress.compression.kernels import Lowering, ScaleEstimation, awq_search, bf16_constants
 
-    lowering = Lowering(torch.get_num_threads())
-    with lowering.installed(), ScaleEstimation(torch.get_num_threads()).installed():
+    num_threads = torch.get_num_threads()
+    lowering = Lowering(num_threads)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lowering.installed())
+        stack.enter_context(ScaleEstimation(num_threads).installed())
+        stack.enter_context(awq_search(num_threads))
+        stack.enter_context(bf16_constants())
         yield
     ours |= lowering.names
 

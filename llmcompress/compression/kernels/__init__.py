@@ -1,6 +1,8 @@
 """Our own arithmetic where NNCF's is slow: the same bytes, faster. Imports Numba, NNCF and OpenVINO at once."""
 
+from llmcompress.compression.kernels.awq import awq_search
+from llmcompress.compression.kernels.constants import bf16_constants
 from llmcompress.compression.kernels.lowering import Lowering
 from llmcompress.compression.kernels.scales import ScaleEstimation
 
-__all__ = ["Lowering", "ScaleEstimation"]
+__all__ = ["Lowering", "ScaleEstimation", "awq_search", "bf16_constants"]

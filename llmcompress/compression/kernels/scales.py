@@ -23,19 +23,11 @@ from nncf.tensor import Tensor
 from nncf.tensor.definitions import TensorDataType
 from threadpoolctl import ThreadpoolController
 
-from llmcompress.compression.kernels.integers import quantize_groups, requantize
 from llmcompress.compression.kernels.lowering import FORMATS, agrees, is_by_numpy
+from llmcompress.compression.kernels.matrices import NotFiniteError, blocks, quantized, requantized
 from llmcompress.patching import replaced
 
-BLOCK_VALUES = 1 << 17
-"""Weights of one block; NNCF keeps some ten arrays of this size at a time."""
-MIN_ROWS = 16
-"""Of a block, so that BLAS takes the same way as for the whole."""
 _TAKEN_OVER = ("process_stats", "do_integer_quantization", "integer_quantize_dequantize_weight")
-
-
-class _NotFiniteError(Exception):
-    """A weight is no finite number."""
 
 
 class ScaleEstimation:
@@ -98,11 +90,11 @@ class ScaleEstimation:
         self, values: np.ndarray, estimated: Callable[[np.ndarray], tuple[Tensor, Tensor | None]]
     ) -> tuple[Tensor, Tensor | None] | None:
         """None where a weight is no finite number."""
-        blocks = [values[rows] for rows in _blocks(*values.shape)]
+        parts = [values[rows] for rows in blocks(*values.shape)]
         try:
             with self._blas.limit(limits=1, user_api="blas"):
-                found = list(self._pool.map(estimated, blocks))
-        except _NotFiniteError:
+                found = list(self._pool.map(estimated, parts))
+        except NotFiniteError:
             return None
         scales = np.concatenate([scale.data for scale, _ in found])
         zero_points = [zero_point.data for _, zero_point in found if zero_point is not None]
@@ -149,62 +141,18 @@ def _is_covered(weight: Tensor, reduction_axes: tuple[int, ...], config: WeightC
     return agrees(config.mode, ov.Type.f32, config.group_size)
 
 
-def _blocks(num_rows: int, num_columns: int) -> list[slice]:
-    step = max(MIN_ROWS, BLOCK_VALUES // num_columns // MIN_ROWS * MIN_ROWS)
-    starts = list(range(0, num_rows, step))
-    if len(starts) > 1 and num_rows - starts[-1] < MIN_ROWS:
-        starts.pop()
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], num_rows], strict=True)]
-
-
 def _quantized(weight: Tensor, config: WeightCompressionConfig) -> tuple[Tensor, CompressedWeight]:
     """What the codes of a matrix stand for, and the codes, in groups, by scales of their own."""
-    form = FORMATS[config.mode]
-    rows, columns = weight.shape
-    shape = (rows, columns // config.group_size, config.group_size)
-    scales, zero_points = np.empty((*shape[:2], 1), np.float32), np.zeros((*shape[:2], 1), np.float32)
-    codes = np.empty(weight.size, np.uint8)
-    is_finite = quantize_groups(
-        np.ascontiguousarray(weight.data).reshape(-1).view(np.uint32),
-        np.uint32(0),
-        False,
-        config.group_size,
-        0,
-        rows * shape[1],
-        np.float32(form.low),
-        np.float32(form.high),
-        form.is_asymmetric,
-        False,
-        np.int32(0),
-        8,
-        scales.reshape(-1),
-        zero_points.reshape(-1),
-        codes,
-    )
-    if not is_finite:
-        raise _NotFiniteError
-    found = (codes if form.is_asymmetric else codes.view(np.int8)).reshape(shape)
-    zero_point = Tensor(zero_points.astype(np.int32)) if form.is_asymmetric else None
-    values = (found.astype(np.float32) - zero_points) * scales
-    return Tensor(values), CompressedWeight(Tensor(found), Tensor(scales), zero_point)
+    values, compressed = quantized(weight.data, config.mode, config.group_size)
+    zero_point = Tensor(compressed.zero_points.astype(np.int32)) if config.is_asym_mode else None
+    return Tensor(values), CompressedWeight(Tensor(compressed.codes), Tensor(compressed.scales), zero_point)
 
 
 def _requantized(
-    weight: Tensor,
-    config: WeightCompressionConfig,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    *,
-    is_dequantized: bool,
+    weight: Tensor, config: WeightCompressionConfig, scale: Tensor, zero_point: Tensor | None, *, is_dequantized: bool
 ) -> tuple[Tensor, Tensor]:
     """The codes of a weight in groups, and what they stand for, by scales that are given."""
-    form, shape = FORMATS[config.mode], tuple(weight.shape)
-    scales = np.ascontiguousarray(scale.data, np.float32).reshape(-1)
-    zero_points = np.zeros_like(scales) if zero_point is None else zero_point.data.astype(np.float32).reshape(-1)
-    values = np.ascontiguousarray(weight.data).reshape(-1, shape[-1])
-    codes, dequantized = np.empty(values.shape, np.uint8), np.empty(values.shape, np.float32)
-    requantize(
-        values, scales, zero_points, np.float32(form.low), np.float32(form.high), is_dequantized, codes, dequantized
-    )
-    found = codes if form.is_asymmetric else codes.view(np.int8)
-    return Tensor(found.reshape(shape)), Tensor(dequantized.reshape(shape))
+    scales = np.ascontiguousarray(scale.data, np.float32)
+    zero_points = np.zeros_like(scales) if zero_point is None else zero_point.data.astype(np.float32)
+    codes, values = requantized(weight.data, config.mode, scales, zero_points, is_dequantized=is_dequantized)
+    return Tensor(codes), Tensor(values)

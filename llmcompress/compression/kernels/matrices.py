@@ -1,0 +1,93 @@
+"""Matrices of single precision to integer codes and back, in arrays: for searches that try many scales."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from nncf import CompressWeightsMode as Mode
+
+from llmcompress.compression.kernels.integers import quantize_groups, requantize
+from llmcompress.compression.kernels.lowering import FORMATS
+
+BLOCK_VALUES = 1 << 17
+"""Weights of one block; NNCF's scale estimation keeps some ten arrays of this size at a time."""
+MIN_ROWS = 16
+"""Of a block, so that BLAS takes the same way as for the whole."""
+
+
+class NotFiniteError(Exception):
+    """A weight is no finite number."""
+
+
+class Quantized(NamedTuple):
+    """A matrix in codes."""
+
+    codes: np.ndarray
+    """uint8 or int8 ``[num_rows, num_groups, group_size]``."""
+    scales: np.ndarray
+    """float32 ``[num_rows, num_groups, 1]``."""
+    zero_points: np.ndarray
+    """float32 ``[num_rows, num_groups, 1]``; zeros for a symmetric mode."""
+
+
+def blocks(num_rows: int, num_columns: int) -> list[slice]:
+    """Rows of a matrix in pieces that stay in the cache."""
+    step = max(MIN_ROWS, BLOCK_VALUES // num_columns // MIN_ROWS * MIN_ROWS)
+    starts = list(range(0, num_rows, step))
+    if len(starts) > 1 and num_rows - starts[-1] < MIN_ROWS:
+        starts.pop()
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], num_rows], strict=True)]
+
+
+def quantized(matrix: np.ndarray, mode: Mode, group_size: int) -> tuple[np.ndarray, Quantized]:
+    """Quantize a float32 matrix in groups along its rows by their own limits; also return what the codes stand for.
+
+    Raises:
+        NotFiniteError: A weight is no finite number.
+    """
+    form, (num_rows, num_columns) = FORMATS[mode], matrix.shape
+    shape = (num_rows, num_columns // group_size, group_size)
+    scales, zero_points = np.empty((*shape[:2], 1), np.float32), np.zeros((*shape[:2], 1), np.float32)
+    codes = np.empty(matrix.size, np.uint8)
+    is_finite = quantize_groups(
+        np.ascontiguousarray(matrix).reshape(-1).view(np.uint32),
+        np.uint32(0),
+        False,
+        group_size,
+        0,
+        num_rows * shape[1],
+        np.float32(form.low),
+        np.float32(form.high),
+        form.is_asymmetric,
+        False,
+        np.int32(0),
+        8,
+        scales.reshape(-1),
+        zero_points.reshape(-1),
+        codes,
+    )
+    if not is_finite:
+        raise NotFiniteError
+    found = (codes if form.is_asymmetric else codes.view(np.int8)).reshape(shape)
+    values = found.astype(np.float32)
+    values -= zero_points
+    values *= scales
+    return values, Quantized(found, scales, zero_points)
+
+
+def requantized(
+    groups: np.ndarray, mode: Mode, scales: np.ndarray, zero_points: np.ndarray, *, is_dequantized: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Quantize float32 ``[..., group_size]`` by scales and zero points ``[..., 1]`` that are given.
+
+    Returns:
+        The codes, and what they stand for where that is wanted.
+    """
+    form = FORMATS[mode]
+    values = np.ascontiguousarray(groups).reshape(-1, groups.shape[-1])
+    codes, dequantized = np.empty(values.shape, np.uint8), np.empty(values.shape, np.float32)
+    levels = (np.float32(form.low), np.float32(form.high))
+    requantize(values, scales.reshape(-1), zero_points.reshape(-1), *levels, is_dequantized, codes, dequantized)
+    found = codes if form.is_asymmetric else codes.view(np.int8)
+    return found.reshape(groups.shape), dequantized.reshape(groups.shape)
