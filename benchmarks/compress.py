@@ -5,6 +5,7 @@ recipes of one model: our one process against four runs of optimum-cli.
 
     python benchmarks/compress.py                     # 1.1 B parameters, bf16, generated
     python benchmarks/compress.py --runs 3 --layers 8 --hidden 1024 --intermediate 2816
+    python benchmarks/compress.py --recipes --no-four --engines int4-awq-se int4-gptq --text TEXT   # ours against NNCF's
 """
 
 from __future__ import annotations
@@ -102,6 +103,35 @@ def compare_one(source: Path, work: Path, recipe: str, runs: int) -> dict[str, o
     return {"case": recipe, "equal_bytes": equal, "bin_bytes": bin_bytes, **summarise(pairs)}
 
 
+def compare_engines(source: Path, work: Path, recipe: str, text: Path | None, runs: int) -> dict[str, object]:
+    """One recipe by our kernels and by ``--engine nncf``, the rest alike; statistics are collected in every run."""
+    cache = Path(os.environ["LLMCOMPRESS_CACHE"])
+    options = [f"calibration.dataset={text}", "calibration.num_samples=32", "calibration.seq_len=256"] if text else []
+    command = [str(BIN / "llmcompress"), "compress", str(source), "-r", recipe, "-v"]
+    command += [word for option in options for word in ("--set", option)]
+    pairs: list[tuple[Usage, Usage]] = []
+    for _ in range(runs):
+        usages = []
+        for engine in ("llmcompress", "nncf"):
+            for directory in cache.glob("*"):
+                if directory.name != "kernels":
+                    shutil.rmtree(directory)
+            usages.append(measure([*command, "--engine", engine, "-o", str(work / engine)], work / f"{engine}.log"))
+        pairs.append((usages[0], usages[1]))
+        bins = [work / engine / "openvino_model.bin" for engine in ("llmcompress", "nncf")]
+        equal = filecmp.cmp(*bins, shallow=False)
+        stages = {engine: measured_stages(work / engine) for engine in ("llmcompress", "nncf")}
+        for file in bins:
+            shutil.rmtree(file.parent)
+    return {"case": f"{recipe}, against --engine nncf", "equal_bytes": equal, "stages_s": stages, **summarise(pairs)}
+
+
+def measured_stages(directory: Path) -> dict[str, float]:
+    """How long each stage took, from the manifest."""
+    measured = json.loads((directory / "llmcompress.json").read_text())["measured"]
+    return {stage["stage"]: stage["duration_s"] for stage in measured["stages"]}
+
+
 def compare_four(source: Path, work: Path, runs: int) -> dict[str, object]:
     """Four recipes: our one process against four of optimum's."""
     pairs: list[tuple[Usage, Usage]] = []
@@ -146,6 +176,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 8 GB)")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--recipes", nargs="*", default=["int4", "int8"], choices=sorted(RECIPES))
+    parser.add_argument("--engines", nargs="*", default=[], metavar="RECIPE", help="packaged recipes, by both engines")
+    parser.add_argument("--text", type=Path, default=None, help="calibration text for --engines: 32 windows of 256")
     parser.add_argument("--no-four", action="store_true", help="leave the four-recipe comparison out")
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--hidden", type=int, default=2048)
@@ -155,15 +187,18 @@ def main() -> None:
         work = Path(directory)
         os.environ["TMPDIR"] = str(work)
         os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["LLMCOMPRESS_CACHE"] = str(work / "cache")
         source = work / "checkpoint"
         # In a process of its own: a child's peak memory begins with that of the process it was spawned from.
         shape = [f"--{name}={getattr(args, name)}" for name in ("layers", "hidden", "intermediate")]
         script = str(Path(__file__).with_name("generated_llama.py"))
         measure([sys.executable, script, str(source), *shape], work / "generate.log")
         results = [compare_one(source, work, recipe, args.runs) for recipe in args.recipes]
+        text = args.text.resolve() if args.text else None
+        results += [compare_engines(source, work, recipe, text, args.runs) for recipe in args.engines]
         if not args.no_four:
             results.append(compare_four(source, work, args.runs))
-    table = Table("case", "figure", "ours", "optimum-cli", "ratio", "equal bytes")
+    table = Table("case", "figure", "ours", "the other", "ratio", "equal bytes")
     for result in results:
         for field, scale, unit in (("wall_s", 1, "s"), ("peak_rss_bytes", 1e9, "GB"), ("written_bytes", 1e9, "GB")):
             figure = result[field]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     import openvino as ov
 
+FLOAT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "f8e4m3": 1, "f8e5m2": 1}
+"""Of one value, by NNCF's names of types."""
+
 
 def model_inputs(model: ov.Model, token_ids: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     """Inputs of one prefill call per window, for the inputs the graph has.
@@ -69,13 +72,25 @@ def progress_reported(progress: Reporter) -> Iterator[None]:
     def iterate(self: Any) -> Iterator[Any]:
         stage = str(self.description).lower()
         items: Iterable[Any] = self.sequence
-        total = int(self.total or (len(self.sequence) if hasattr(self.sequence, "__len__") else 0))
+        sizes, unit = _sizes(self)
+        total = int(sum(sizes) if sizes else self.total or (len(self.sequence) if hasattr(items, "__len__") else 0))
         done = 0
-        progress(Progress(stage, 0, total))
+        progress(Progress(stage, 0, total, unit))
         for index, item in enumerate(items):
             yield item
-            done += int(self.weights[index]) if self.weights is not None else 1
-            progress(Progress(stage, done, total, "weights" if self.weights is not None else "steps"))
+            done += sizes[index] if sizes else 1
+            progress(Progress(stage, done, total, unit))
 
     with replaced(track, "__iter__", iterate):
         yield
+
+
+def _sizes(track: Any) -> tuple[list[int], str]:
+    """What each step of one of NNCF's progress bars takes: bytes as stored, where steps are the weights of layers."""
+    if track.weights is None:
+        return [], "steps"
+    counts = [int(count) for count in track.weights]
+    dtypes = [str(getattr(item, "weight_dtype", "")).rpartition(".")[2].lower() for item in track.sequence]
+    if not all(dtype in FLOAT_BYTES for dtype in dtypes):
+        return counts, "weights"
+    return [count * FLOAT_BYTES[dtype] for count, dtype in zip(counts, dtypes, strict=True)], "bytes"

@@ -1,0 +1,172 @@
+"""Our kernels against NNCF's own functions, on one matrix: the same bytes, in how much time.
+
+Both sides in turn (A B A B ...) in one process, after one call of each that is not counted: NNCF's ``compress_weight``
+as its backend calls it, with the constants made of the result; and the scales that its scale estimation finds. Medians,
+rates in GB of stored weights a second, the ratio pair by pair.
+
+    python benchmarks/kernels.py
+    python benchmarks/kernels.py --rows 1024 --columns 1024 --runs 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import nncf
+import numpy as np
+import openvino as ov
+import torch
+from nncf.common.tensor_statistics.statistics import WCTensorStatistic
+from nncf.common.utils.caching import disable_results_caching
+from nncf.openvino.graph.node_utils import create_ov_const_from_tensor
+from nncf.openvino.optimized_functions.models import OV_MODEL_CACHE
+from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+from nncf.quantization.algorithms.weight_compression.scale_estimation import ScaleEstimation as StockScaleEstimation
+from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight
+from nncf.tensor import Tensor
+from nncf.tensor.functions.openvino_numeric import DTYPE_MAP
+from rich.console import Console
+from rich.table import Table
+
+from llmcompress.compression.kernels import Lowering, ScaleEstimation
+
+CASES = (
+    ("int8_asym", -1),
+    ("int8_sym", -1),
+    ("int4_asym", 128),
+    ("int4_sym", 128),
+    ("int4_sym", 32),
+    ("int4_sym", -1),
+    ("int3_sym", 64),
+    ("int2_sym", 64),
+)
+DTYPES = {"bf16": (ov.Type.bf16, 2), "f16": (ov.Type.f16, 2), "f32": (ov.Type.f32, 4)}
+NUM_SAMPLES = 32
+
+
+def weight_of(rows: int, columns: int, dtype: str) -> Tensor:
+    """A matrix of normal values as NNCF takes it from a graph."""
+    values = np.random.default_rng(0).standard_normal((rows, columns), dtype=np.float32) * np.float32(0.02)
+    stored = {"bf16": (values.view(np.uint32) >> 16).astype(np.uint16).view(np.float16), "f32": values}
+    return Tensor(ov.Tensor(stored.get(dtype, values.astype(np.float16)), ov.Shape(values.shape), DTYPES[dtype][0]))
+
+
+def constants(compressed: Any, config: WeightCompressionConfig) -> list[Any]:
+    """As NNCF's backend makes them."""
+    codes, element = compressed.tensor, DTYPE_MAP[config.compression_dtype]
+    if config.is_symmetric_represented_by_unsigned:
+        codes = codes + 2 ** (config.num_bits - 1)
+    found = [create_ov_const_from_tensor(codes, element), create_ov_const_from_tensor(compressed.scale, ov.Type.f16)]
+    if compressed.zero_point is not None:
+        found.append(create_ov_const_from_tensor(compressed.zero_point, element))
+    return found
+
+
+def in_turn(
+    name: str, num_bytes: int, runs: int, ours: Callable[[], list[np.ndarray]], stock: Callable[[], list[np.ndarray]]
+) -> dict[str, Any]:
+    """Times of both sides; the first call of each, not counted, compares the bytes."""
+    equal = [array.tobytes() for array in ours()] == [array.tobytes() for array in stock()]
+    times: dict[str, list[float]] = {"ours": [], "nncf": []}
+    for _ in range(runs):
+        for side, function in (("ours", ours), ("nncf", stock)):
+            started = time.perf_counter()
+            function()
+            times[side].append(time.perf_counter() - started)
+    return {
+        "case": name,
+        "equal_bytes": equal,
+        "gb_per_s": {side: num_bytes / 1e9 / statistics.median(values) for side, values in times.items()},
+        "speedup": statistics.median(b / a for a, b in zip(times["ours"], times["nncf"], strict=True)),
+        "times_s": times,
+    }
+
+
+def compare_lowering(weight: Tensor, num_bytes: int, runs: int, lowering: Lowering) -> list[dict[str, Any]]:
+    """``compress_weight`` in every mode."""
+    results = []
+    for mode, group_size in CASES:
+        config = WeightCompressionConfig(nncf.CompressWeightsMode(mode), group_size)
+
+        def ours(config: WeightCompressionConfig = config) -> list[np.ndarray]:
+            return [c.data for c in constants(lowering.compress_weight(weight, (1,), config), config)]
+
+        def stock(config: WeightCompressionConfig = config) -> list[np.ndarray]:
+            with disable_results_caching(OV_MODEL_CACHE):
+                compressed = compress_weight(weight, (1,), config)
+            return [constant.data for constant in constants(compressed, config)]
+
+        results.append(
+            in_turn(
+                f"{mode}, " + ("per channel" if group_size == -1 else f"groups of {group_size}"),
+                num_bytes,
+                runs,
+                ours,
+                stock,
+            )
+        )
+    return results
+
+
+def compare_scales(weight: Tensor, num_bytes: int, runs: int, num_threads: int) -> list[dict[str, Any]]:
+    """Scale estimation as it comes with NNCF's settings."""
+    columns = weight.shape[1]
+    generator = np.random.default_rng(1)
+    magnitudes = np.exp(generator.standard_normal(columns))
+    means = (generator.standard_normal((NUM_SAMPLES, columns)) * magnitudes).astype(np.float32)
+    statistic = WCTensorStatistic([Tensor(mean) for mean in means], [(1, 256, columns)] * NUM_SAMPLES)
+    values = Tensor(weight.as_numpy_tensor().astype(nncf.tensor.TensorDataType.float32).data)
+    results = []
+    for mode in ("int4_asym", "int4_sym"):
+        config = WeightCompressionConfig(nncf.CompressWeightsMode(mode), 128)
+
+        def stock(config: WeightCompressionConfig = config) -> list[np.ndarray]:
+            found = StockScaleEstimation.calculate_quantization_params(statistic, values, (1,), config)
+            return [part.data for part in found if part is not None]
+
+        def ours(stock: Callable[[], list[np.ndarray]] = stock) -> list[np.ndarray]:
+            with ScaleEstimation(num_threads).installed():
+                return stock()
+
+        results.append(in_turn(f"scale estimation, {mode}, groups of 128", num_bytes, runs, ours, stock))
+    return results
+
+
+def main() -> None:
+    """Run the comparison and print a table, then one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--columns", type=int, default=4096)
+    parser.add_argument("--dtype", default="bf16", choices=sorted(DTYPES))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    weight = weight_of(args.rows, args.columns, args.dtype)
+    num_bytes = args.rows * args.columns * DTYPES[args.dtype][1]
+    results = compare_lowering(weight, num_bytes, args.runs, Lowering(args.threads))
+    results += compare_scales(weight, num_bytes, args.runs, args.threads)
+    table = Table("case", "ours", "NNCF", "times as fast", "equal bytes")
+    for result in results:
+        rates = result["gb_per_s"]
+        speedup = f"{result['speedup']:.1f}"
+        table.add_row(
+            result["case"],
+            f"{rates['ours']:.3f} GB/s",
+            f"{rates['nncf']:.3f} GB/s",
+            speedup,
+            str(result["equal_bytes"]),
+        )
+    Console().print(table)
+    machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": args.threads}
+    print(json.dumps({**machine, **vars(args), "results": results}))
+
+
+if __name__ == "__main__":
+    main()
