@@ -5,7 +5,7 @@ recipes of one model: our one process against four runs of optimum-cli.
 
     python benchmarks/compress.py                     # 1.1 B parameters, bf16, generated
     python benchmarks/compress.py --runs 3 --layers 8 --hidden 1024 --intermediate 2816
-    python benchmarks/compress.py --recipes --no-four --engines int4-awq-se int4-gptq --text TEXT   # ours against NNCF's
+    python benchmarks/compress.py --recipes --no-four --engines int4-awq-se --text TEXT   # against --engine nncf
 """
 
 from __future__ import annotations
