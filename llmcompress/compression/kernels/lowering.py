@@ -68,6 +68,18 @@ class _Stored(Tensor):  # type: ignore[misc]
     def __add__(self, other: Any) -> Tensor:
         return Tensor(self.data)
 
+    def as_numpy_tensor(self) -> Tensor:
+        """The codes as numbers; OpenVINO converts no three bits."""
+        packed = self.data.data.reshape(-1).view(np.uint8)
+        if self.data.get_element_type() == ov.Type.u2:
+            codes = (packed[:, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
+        else:
+            triples, shifts = packed.reshape(-1, 3, 1), np.array([6, 4, 2, 0], np.uint8)
+            low = ((triples[:, :2] >> shifts) & 3).reshape(-1, 8)
+            codes = low | (((triples[:, 2] >> np.arange(7, -1, -1, dtype=np.uint8)) & 1) << 2)
+        offset = 1 << (self.data.get_element_type().get_bitwidth() - 1)
+        return Tensor((codes.astype(np.int8) - np.int8(offset)).reshape(tuple(self.data.shape)))
+
 
 class Lowering:
     """Takes over ``compress_weight`` for the time of a compression, and remembers for which weights."""

@@ -12,8 +12,8 @@ from llmcompress.compression.kernels.lowering import FORMATS
 
 BLOCK_VALUES = 1 << 17
 """Weights of one block; NNCF's scale estimation keeps some ten arrays of this size at a time."""
-MIN_ROWS = 16
-"""Of a block, so that BLAS takes the same way as for the whole."""
+MIN_ROWS = 48
+"""Of which blocks are multiples: as many as OpenBLAS takes together with AVX-512, so that blocks change no sum."""
 
 
 class NotFiniteError(Exception):
