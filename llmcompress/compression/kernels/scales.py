@@ -2,9 +2,9 @@
 
 Each output channel's scales depend on its own weights and on the layer's statistics alone. So NNCF's own function is
 called for blocks of rows that stay in the cache, one for each thread, and only its quantization is taken over by our
-kernels. The products with the activations, which decide between candidate scales, are summed by BLAS with one thread
-in blocks of whole panels: as NNCF alone with one BLAS thread, whatever the number of ours. With more BLAS threads NNCF's
-own sums differ in their last bits, so that where two candidates are all but equally good it may take the other one.
+kernels. BLAS sums the products with the activations, which decide between candidate scales, with one thread in blocks
+of whole panels: as for NNCF alone with one BLAS thread, whatever the number of ours. With more, NNCF's own sums differ
+in their last bits, so that where two candidates are all but equally good it may take the other one.
 """
 
 from __future__ import annotations
