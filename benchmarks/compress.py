@@ -11,6 +11,7 @@ recipes of one model: our one process against four runs of optimum-cli.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import filecmp
 import json
 import os
@@ -20,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,19 +172,16 @@ def summarise(pairs: list[tuple[Usage, Usage]]) -> dict[str, object]:
     return result
 
 
-def main() -> None:
-    """Run the comparison and print a table, then one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 8 GB)")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--recipes", nargs="*", default=["int4", "int8"], choices=sorted(RECIPES))
-    parser.add_argument("--engines", nargs="*", default=[], metavar="RECIPE", help="packaged recipes, by both engines")
-    parser.add_argument("--text", type=Path, default=None, help="calibration text for --engines: 32 windows of 256")
-    parser.add_argument("--no-four", action="store_true", help="leave the four-recipe comparison out")
+def shape_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is generated: 1.1 B parameters unless it is said otherwise."""
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--intermediate", type=int, default=5632)
-    args = parser.parse_args()
+
+
+@contextlib.contextmanager
+def generated(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
+    """A generated checkpoint and the working directory that it lies in."""
     with tempfile.TemporaryDirectory(dir=args.work, prefix="llmcompress-bench-") as directory:
         work = Path(directory)
         os.environ["TMPDIR"] = str(work)
@@ -193,6 +192,21 @@ def main() -> None:
         shape = [f"--{name}={getattr(args, name)}" for name in ("layers", "hidden", "intermediate")]
         script = str(Path(__file__).with_name("generated_llama.py"))
         measure([sys.executable, script, str(source), *shape], work / "generate.log")
+        yield source, work
+
+
+def main() -> None:
+    """Run the comparison and print a table, then one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 8 GB)")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--recipes", nargs="*", default=["int4", "int8"], choices=sorted(RECIPES))
+    parser.add_argument("--engines", nargs="*", default=[], metavar="RECIPE", help="packaged recipes, by both engines")
+    parser.add_argument("--text", type=Path, default=None, help="calibration text for --engines: 32 windows of 256")
+    parser.add_argument("--no-four", action="store_true", help="leave the four-recipe comparison out")
+    shape_arguments(parser)
+    args = parser.parse_args()
+    with generated(args) as (source, work):
         results = [compare_one(source, work, recipe, args.runs) for recipe in args.recipes]
         text = args.text.resolve() if args.text else None
         results += [compare_engines(source, work, recipe, text, args.runs) for recipe in args.engines]

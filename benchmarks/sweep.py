@@ -15,11 +15,9 @@ import json
 import os
 import platform
 import shutil
-import sys
-import tempfile
 from pathlib import Path
 
-from compress import BIN, Usage, measure, summarise
+from compress import BIN, Usage, generated, measure, shape_arguments, summarise
 from rich.console import Console
 from rich.table import Table
 
@@ -86,19 +84,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 15 GB)")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--hidden", type=int, default=2048)
-    parser.add_argument("--intermediate", type=int, default=5632)
+    shape_arguments(parser)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.work, prefix="llmcompress-bench-") as directory:
-        work = Path(directory)
-        os.environ["TMPDIR"] = str(work)
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ["LLMCOMPRESS_CACHE"] = str(work / "cache")
-        source = work / "checkpoint"
-        shape = [f"--{name}={getattr(args, name)}" for name in ("layers", "hidden", "intermediate")]
-        script = str(Path(__file__).with_name("generated_llama.py"))
-        measure([sys.executable, script, str(source), *shape], work / "generate.log")
+    with generated(args) as (source, work):
         runs = [compare(source, work) for _ in range(args.runs)]
     result = summarise([(ours, theirs) for ours, theirs, _ in runs])
     equal = {name: all(found[name] for _, _, found in runs) for name in RECIPES}

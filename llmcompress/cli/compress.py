@@ -49,7 +49,9 @@ def compress(
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", metavar="llmcompress|nncf", help="Whose arithmetic makes the weights; the bytes are the same."
+            "--engine",
+            metavar="llmcompress|nncf",
+            help="Whose arithmetic makes the weights; without data the bytes are the same.",
         ),
     ] = "llmcompress",
     as_json: Json = False,
