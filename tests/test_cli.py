@@ -350,7 +350,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
     arguments = ["some/model", "-r", "int4", "--set", "weights.group_size=64", "-o", str(tmp_path / "out")]
     assert run(["compress", *arguments]) == 0
     flags = ["--revision", "v1", "--trust-remote-code", "--offline", "--overwrite", "--allow-nonfinite"]
-    assert run(["compress", *arguments, *flags, "--no-tokenizer"]) == 0
+    assert run(["compress", *arguments, *flags, "--no-tokenizer", "--engine", "nncf"]) == 0
     plain, flagged = worker
     assert plain == {
         "target": "llmcompress.pipeline:compress",
@@ -363,6 +363,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "overwrite": False,
         "allow_nonfinite": False,
         "tokenizer": True,
+        "engine": "llmcompress",
     }
     assert isinstance(plain["recipe"], Recipe)
     assert flagged == plain | {
@@ -372,6 +373,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "overwrite": True,
         "allow_nonfinite": True,
         "tokenizer": False,
+        "engine": "nncf",
     }
 
 
@@ -381,7 +383,7 @@ def test_the_worker_takes_what_it_is_given() -> None:
     from llmcompress.pipeline import compress
 
     given = {"source", "recipe", "output_dir", "revision", "trust_remote_code", "offline", "overwrite"}
-    assert given | {"allow_nonfinite", "tokenizer", "progress"} <= set(inspect.signature(compress).parameters)
+    assert given | {"allow_nonfinite", "tokenizer", "engine", "progress"} <= set(inspect.signature(compress).parameters)
 
 
 def test_the_output_is_named_after_model_and_recipe(
