@@ -101,7 +101,7 @@ def faults(work: Path, old: int | None, *options: str, every: int) -> tuple[list
     [
         (None, (), 15),
         (OLD, ("--overwrite",), 15),
-        (OLD, ("--overwrite", "--no-exchange"), 25),
+        pytest.param(OLD, ("--overwrite", "--no-exchange"), 25, marks=pytest.mark.slow),
         pytest.param(None, (), 1, marks=pytest.mark.slow),
         pytest.param(OLD, ("--overwrite",), 1, marks=pytest.mark.slow),
         pytest.param(OLD, ("--overwrite", "--no-exchange"), 1, marks=pytest.mark.slow),

@@ -347,6 +347,7 @@ def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
 SHORT = ("-p", 16, "-n", 4, "-r", 2)
 
 
+@pytest.mark.slow
 def test_the_command_and_its_formats(artifact: Artifacts, tmp_path: Path) -> None:
     outputs = [
         shutil.copytree(artifact(name), tmp_path / name, ignore=shutil.ignore_patterns("*eval.json", "bench.json"))

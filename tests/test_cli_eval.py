@@ -66,6 +66,7 @@ def test_the_gate_ends_with_7_and_is_written_down(output: Path, wikitext: Path, 
     assert "hint: take a recipe that loses less" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_threshold_that_was_not_decided_ends_with_7(output: Path, wikitext: Path, ref_model: Path) -> None:
     done = run(output, "--reference", ref_model, "--dataset", wikitext, "--num-windows", 2, "--seq-len", 64,
                "--max-kl", "1", "--reference-scores", "cached")  # fmt: skip

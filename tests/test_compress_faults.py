@@ -156,6 +156,7 @@ def test_neither_an_existing_output_nor_the_input_is_written_to(undisturbed: Und
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
 
+@pytest.mark.slow
 def test_disks_that_are_too_small_fill_up_or_are_read_only(undisturbed: Undisturbed, tmp_path: Path) -> None:
     with (
         small_tmpfs(tmp_path / "tiny", "1m") as tiny,

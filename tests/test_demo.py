@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import llmcompress
 from llmcompress import demo
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     report = demo.run(tmp_path / "demo")
     assert [variant.report.recipe.name for variant in report.variants] == list(demo.RECIPES)

@@ -313,6 +313,7 @@ def test_damage_is_split_and_the_noise_floor_measured(wikitext: Path, artifact: 
         assert report.noise_floor.precisions[0] == "f32"
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on(
     wikitext: Path, artifact: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,14 +82,14 @@ def stock_and_ours(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize(
     "name",
-    ["awq-se", "int3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "int4", "nvfp4", "ratio"))],
+    ["awq-se", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "int4", "int3", "nvfp4", "ratio"))],
 )
 def test_the_same_bytes_by_the_stock_class_and_by_ours(name: str, stock_and_ours: Callable[[str], Path]) -> None:
     assert _same(stock_and_ours(name) / "ours", stock_and_ours(name) / "stock")
 
 
 @pytest.mark.parametrize(
-    "name", ["awq-se", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "int4", "int3", "ratio"))]
+    "name", ["int4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "awq-se", "int3", "ratio"))]
 )
 def test_the_same_bytes_by_the_command_line(
     name: str, stock_and_ours: Callable[[str], Path], demo_checkpoint: Path, tmp_path: Path
@@ -109,6 +109,7 @@ def test_the_same_bytes_by_the_command_line(
     assert manifests[0]["files"] == manifests[1]["files"]
 
 
+@pytest.mark.slow
 def test_a_configuration_serves_twice_after_pickling_and_in_another_process(
     demo_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -362,6 +363,7 @@ def test_options_of_the_parent(tiny: Path) -> None:
     assert precision.get_type_name() == "f32"
 
 
+@pytest.mark.slow
 def test_without_a_cache_it_takes_optimums_own_path(tiny: Path) -> None:
     model = OVModelForCausalLM.from_pretrained(
         tiny, quantization_config="optimum-default-8bit", use_cache=False, preprocessors=["a tokenizer"]
@@ -381,6 +383,7 @@ def test_what_a_model_without_a_cache_leaves_no_room_for(tiny: Path, tmp_path: P
         OVModelForCausalLM.from_pretrained(tmp_path / "none", quantization_config="int8", stateful=False)
 
 
+@pytest.mark.slow
 def test_without_a_recipe_it_is_its_parent(tiny: Path, tmp_path: Path) -> None:
     for given in (None, {"bits": 8, "sym": True}):
         model = OVModelForCausalLM.from_pretrained(tiny, export=True, compile=False, quantization_config=given)
@@ -513,6 +516,7 @@ def test_a_tokenizer_with_code_of_its_own_needs_leave(tiny: Path, tmp_path: Path
     assert trusting == recipe.to_quantization_config()
 
 
+@pytest.mark.slow
 def test_classes_that_optimum_chooses_by_itself_stay_ours(tmp_path: Path) -> None:
     from optimum.intel.openvino.modeling_decoder import OVPhi3ForCausalLM
 

@@ -126,6 +126,7 @@ def test_overrides_change_an_entry(tmp_path: Path) -> None:
     assert caught.value.where == "--set weights.groupsize"
 
 
+@pytest.mark.slow
 def test_two_passes_equal_those_of_optimum(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By Optimum's exporter, which has such entries for its command line only."""
     from optimum.exporters.openvino.__main__ import main_export
@@ -175,6 +176,7 @@ def test_further_passes_are_predicted(checkpoint: Path, tmp_path: Path) -> None:
     assert any("looked up for the first pass only" in note for note in forecast(resolve(tmp_path / "ir"), scoped).notes)
 
 
+@pytest.mark.slow
 def test_the_command_line_says_which_entry_it_took(checkpoint: Path, tmp_path: Path) -> None:
     folder = _called(checkpoint, tmp_path / "model", "Qwen/Qwen2.5-7B-Instruct")
     done = _run("llmcompress", "compress", str(folder), "-r", "optimum-default", "--dry-run")

@@ -69,6 +69,7 @@ def accuracy_by_torch(model_dir: Path) -> float:
     return right / len(QUESTIONS)
 
 
+@pytest.mark.slow
 def test_a_task_is_scored_and_stored(
     tasks: Path, artifact: Callable[[str], Path], ref_model: Path, wikitext: Path
 ) -> None:
