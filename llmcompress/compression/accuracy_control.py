@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.compression.nncf_runs import model_inputs
+from llmcompress.accuracy import SCALES
 from llmcompress.errors import GateError
 from llmcompress.loaders.graph import is_constant, is_weight, num_elements
 from llmcompress.patching import replaced
@@ -16,18 +16,11 @@ from llmcompress.report import AccuracyRecord, CalibrationRecord, RevertRecord
 from llmcompress.runtime import PINNED, compile_model
 
 if TYPE_CHECKING:
-    import numpy as np
+    import nncf
     import openvino as ov
-    from numpy.typing import NDArray
 
+    from llmcompress.accuracy import MakeMetric
     from llmcompress.data import Windows
-
-    Window = NDArray[np.int64]
-    AccuracyMetric = Callable[[ov.CompiledModel, Iterable[Window]], tuple[float, list[float]]]
-    """A compiled decoder and windows -> the metric over all and of each alone; higher is better, never 0 for the
-    reference."""
-    MakeMetric = Callable[[str, ov.Model, Sequence[Window]], AccuracyMetric]
-    """Name of the metric, reference, all windows that it will be asked for -> the metric."""
 
 SMOOTHING = "/nncf_smooth_quant"
 """The end of the name that NNCF gives to the multiplication which SmoothQuant inserts."""
@@ -37,7 +30,12 @@ MARGIN = 0.999
 
 
 def quantize_with_accuracy_control(
-    model: ov.Model, control: AccuracyControl, windows: Windows, make_metric: MakeMetric, arguments: dict[str, Any]
+    model: ov.Model,
+    control: AccuracyControl,
+    dataset: nncf.Dataset,
+    validation: Windows,
+    make_metric: MakeMetric,
+    arguments: dict[str, Any],
 ) -> tuple[ov.Model, AccuracyRecord]:
     """Quantize a model, and revert what costs most until the metric on the held-out windows dropped by little enough.
 
@@ -47,7 +45,8 @@ def quantize_with_accuracy_control(
     Args:
         model: A stateful decoder, the reference.
         control: What is to be kept.
-        windows: For calibration, with those held out.
+        dataset: For calibration.
+        validation: Held out from it.
         make_metric: Makes the metric.
         arguments: Of ``nncf.quantize``, as ``quantize_arguments`` gives them.
 
@@ -57,13 +56,11 @@ def quantize_with_accuracy_control(
     """
     import nncf
 
-    assert windows.held_out is not None
-    held_out = list(windows.held_out.token_ids)
+    held_out = list(validation.token_ids)
     metric = make_metric(control.metric, model, held_out)
     given = {name: value for name, value in arguments.items() if name not in ("mode", "advanced_parameters")}
-    ranking_num_samples = control.ranking_num_samples or control.num_samples
     restorer = nncf.quantization.advanced_parameters.AdvancedAccuracyRestorerParameters(
-        ranking_subset_size=ranking_num_samples,
+        ranking_subset_size=control.ranking_num_samples or control.num_samples,
         # More would compete for the same cores, and their number would depend on the machine.
         num_ranking_workers=1,
     )
@@ -72,7 +69,7 @@ def quantize_with_accuracy_control(
     with _watched() as watch:
         quantized = nncf.quantize_with_accuracy_control(
             model,
-            nncf.Dataset(list(model_inputs(model, windows.token_ids))),
+            dataset,
             nncf.Dataset(held_out),
             metric,
             max_drop=MARGIN * control.max_drop,
@@ -82,7 +79,7 @@ def quantize_with_accuracy_control(
             **given,
         )
     drop = watch.initial - metric(compile_model(quantized, "CPU", PINNED), held_out)[0]
-    record = _record(quantized, control, windows.held_out.record, watch, drop)
+    record = _record(quantized, control, validation.record, watch, drop)
     if not record.met and not control.keep_best:
         raise GateError(
             f"the best that was found loses {drop:.4g} in {control.metric}, where {control.max_drop:.4g} is allowed; "
@@ -188,7 +185,7 @@ def _record(
         max_drop=control.max_drop,
         met=drop <= control.max_drop,
         validation=validation,
-        reference=_REFERENCE[control.metric](watch.initial),
+        reference=SCALES[control.metric].figure(watch.initial),
         drop_quantized=watch.drops[0],
         drop=drop,
         reverted=tuple(reverted),
@@ -207,10 +204,3 @@ def _added_bytes(op: ov.Node) -> int:
         if is_weight(node):
             added += node.get_byte_size() - num_elements(node) - SCALE_BYTES * int(node.get_output_shape(0)[0])
     return added
-
-
-_REFERENCE: dict[str, Callable[[float], float]] = {
-    "kl_divergence": lambda metric: 1 - metric,
-    "perplexity": lambda metric: -metric,
-    "top1_agreement": lambda metric: metric,
-}

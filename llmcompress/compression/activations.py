@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import openvino as ov
 
-    from llmcompress.compression.accuracy_control import MakeMetric
+    from llmcompress.accuracy import MakeMetric
     from llmcompress.data import Windows
 
 FP8_MODES = {"fp8_e4m3": "FP8_E4M3", "fp8_e5m2": "FP8_E5M2"}
@@ -62,13 +62,14 @@ def quantize_activations(
         where=f"activations.mode {quantization.mode}",
         hint="change the recipe's activations, or name the operations in activations.ignored_scope",
     )
-    accuracy = None
+    dataset, control, accuracy = nncf.Dataset(samples), quantization.accuracy_control, None
     with explained, progress_reported(progress):
-        if quantization.accuracy_control is None:
-            quantized = nncf.quantize(model, nncf.Dataset(samples), **arguments)
+        if control is None:
+            quantized = nncf.quantize(model, dataset, **arguments)
         else:
+            assert windows.held_out is not None
             quantized, accuracy = quantize_with_accuracy_control(
-                model, quantization.accuracy_control, windows, make_metric, arguments
+                model, control, dataset, windows.held_out, make_metric, arguments
             )
     # What stays in floating point is still the memory of the source.
     keep_alive(quantized, memory_owners(model))

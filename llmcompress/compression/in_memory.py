@@ -28,7 +28,7 @@ from llmcompress.stages import Stages
 if TYPE_CHECKING:
     import openvino as ov
 
-    from llmcompress.compression.accuracy_control import MakeMetric
+    from llmcompress.accuracy import MakeMetric
     from llmcompress.data import Windows
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from llmcompress.accuracy import SCALES
 from llmcompress.errors import DataError
 from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, TARGETS, add_scores, vocabulary_size
 from llmcompress.evaluation.statistics import exact_kl
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     import openvino as ov
     from numpy.typing import NDArray
 
-    Window = NDArray[np.int64]
-    AccuracyMetric = Callable[[ov.CompiledModel, Iterable[Window]], tuple[float, list[float]]]
+    from llmcompress.accuracy import AccuracyMetric, Window
 
 
 def accuracy_metric(name: str, reference: ov.Model, windows: Sequence[Window]) -> AccuracyMetric:
@@ -40,7 +40,7 @@ def accuracy_metric(name: str, reference: ov.Model, windows: Sequence[Window]) -
     import numpy as np
 
     compiled = compile_model(reference, "CPU", PINNED)
-    score = _scorer(vocabulary_size(reference))
+    score = _scorer(vocabulary_size(reference), "divergence" if name == "kl_divergence" else "nll")
     references: dict[bytes, NDArray[np.float32]] = {}
     for number, window in enumerate(windows, 1):
         logits = _logits(compiled, window)
@@ -58,27 +58,21 @@ def accuracy_metric(name: str, reference: ov.Model, windows: Sequence[Window]) -
         known = references[window.tobytes()]
         if name == "top1_agreement":
             return float((logits.argmax(axis=1) == known).mean())
-        # For the perplexity any finite reference will do.
-        scores = score(logits, known if name == "kl_divergence" else logits, window)
-        value = float(np.mean(exact_kl(scores) if name == "kl_divergence" else scores["nll"]))
+        if name == "kl_divergence":
+            value = float(np.mean(exact_kl(score(logits, window, {REFERENCE_LOGITS: known[None]}))))
+        else:
+            value = float(np.mean(score(logits, window, {})["nll"]))
         return value if math.isfinite(value) else math.inf
 
     def metric(model: ov.CompiledModel, chosen: Iterable[Window]) -> tuple[float, list[float]]:
         found = [values(model, window) for window in chosen]
-        as_metric = _AS_METRIC[name]
+        as_metric = SCALES[name].metric
         return as_metric(float(np.mean(found))), [as_metric(value) for value in found]
 
     return metric
 
 
 GIVEN = "given_logits"
-
-# NNCF divides by the reference's metric: a divergence of 0 would not do.
-_AS_METRIC: dict[str, Callable[[float], float]] = {
-    "kl_divergence": lambda kl: 1 - kl,
-    "perplexity": lambda nll: -math.exp(nll) if nll < 700 else -math.inf,
-    "top1_agreement": lambda share: share,
-}
 
 
 def _logits(compiled: ov.CompiledModel, window: Window) -> NDArray[np.float32]:
@@ -89,8 +83,10 @@ def _logits(compiled: ov.CompiledModel, window: Window) -> NDArray[np.float32]:
     return logits
 
 
-def _scorer(vocabulary: int) -> Callable[[NDArray[Any], NDArray[Any], Window], dict[str, NDArray[Any]]]:
-    """The reductions of the evaluation, on logits that are given."""
+def _scorer(
+    vocabulary: int, kind: Literal["nll", "divergence"]
+) -> Callable[[NDArray[Any], Window, dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]:
+    """The reductions of the evaluation, on logits that are given; what a kind takes more is given as well."""
     import numpy as np
     import openvino as ov
     from openvino import opset15 as ops
@@ -98,17 +94,11 @@ def _scorer(vocabulary: int) -> Callable[[NDArray[Any], NDArray[Any], Window], d
     given = ops.parameter(ov.PartialShape([1, -1, vocabulary]), ov.Type.f32)
     given.output(0).set_names({GIVEN, "logits"})
     model = ov.Model([ops.result(given)], [given], "scores")
-    add_scores(model, "divergence")
+    add_scores(model, kind)
     request = compile_model(model, "CPU", PINNED).create_infer_request()
 
-    def score(logits: NDArray[Any], reference: NDArray[Any], window: Window) -> dict[str, NDArray[Any]]:
-        inputs = {
-            GIVEN: logits[None],
-            REFERENCE_LOGITS: reference[None],
-            TARGETS: window[None, 1:],
-            FIRST: np.zeros(1, dtype=np.int64),
-        }
-        found = request.infer(inputs)
-        return {name: found[name][0] for name in ("nll", "kl", "kl_coarse")}
+    def score(logits: NDArray[Any], window: Window, more: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        inputs = {GIVEN: logits[None], TARGETS: window[None, 1:], FIRST: np.zeros(1, dtype=np.int64), **more}
+        return {next(iter(port.get_names())): values[0] for port, values in request.infer(inputs).items()}
 
     return score
