@@ -56,6 +56,20 @@ def quiet_libraries() -> None:
         vars(hub_constants)["HF_HUB_DISABLE_TELEMETRY"] = True
 
 
+def leave_out_sklearn() -> None:
+    """Make scikit-learn unimportable, in a process that is ours alone and has imported little yet.
+
+    transformers imports it, for assisted generation, wherever it is installed: a second of every start.
+    """
+    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+
+
+def allow_sklearn() -> None:
+    """Undo `leave_out_sklearn`, for code that we do not know."""
+    if sys.modules.get("sklearn", sys) is None:
+        del sys.modules["sklearn"]
+
+
 def environment_record(num_threads: int) -> EnvironmentRecord:
     """Record what the result's bytes depend on besides its inputs; no host name, user or time.
 

@@ -155,3 +155,23 @@ def test_the_processor_name_is_read_or_what_the_platform_says(tmp_path: Path) ->
     cpuinfo.write_text("processor\t: 0\nmodel\t\t: 85\nmodel name\t: Some CPU @ 2.50GHz\nprocessor\t: 1\n")
     assert cpu_name(cpuinfo) == "Some CPU @ 2.50GHz"
     assert cpu_name(tmp_path / "absent") == (platform.processor() or platform.machine())
+
+
+def test_a_worker_does_without_scikit_learn_until_foreign_code_may_want_it() -> None:
+    program = """
+import importlib.util, sys
+from llmcompress.environment import allow_sklearn, leave_out_sklearn
+leave_out_sklearn()
+import transformers.generation.candidate_generator
+print(sys.modules["sklearn"], transformers.utils.is_sklearn_available())
+from llmcompress.loaders.remote_code import refuse_hidden_code
+refuse_hidden_code({}, False, "here")
+print("sklearn" in sys.modules)
+refuse_hidden_code({}, True, "here")
+import sklearn
+print(sklearn.__name__)
+allow_sklearn()
+print("sklearn" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["None", "False", "True", "sklearn", "True"]

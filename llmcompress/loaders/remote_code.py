@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from llmcompress.environment import allow_sklearn
 from llmcompress.errors import SecurityError
 
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
@@ -27,6 +28,7 @@ def refuse_hidden_code(config: Mapping[str, Any], trust_remote_code: bool, where
             hint="remove the field; no published model needs it",
         )
     if trust_remote_code:
+        allow_sklearn()
         return
     for path, key, value in _fields(config):
         if key == "auto_map" and path and value:

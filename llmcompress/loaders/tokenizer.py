@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcompress.environment import allow_sklearn
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.loaders.graph import number_nodes
 from llmcompress.loaders.json_file import write_json
@@ -64,6 +65,8 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
         ModelError: there is no tokenizer, or it is broken.
         SecurityError: it needs Python code that came with the model.
     """
+    if trust_remote_code:
+        allow_sklearn()
     from transformers import AutoTokenizer
 
     where = path.name

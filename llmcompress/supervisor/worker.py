@@ -15,7 +15,7 @@ from _thread import interrupt_main
 from types import FrameType
 from typing import IO
 
-from llmcompress.environment import quiet_libraries
+from llmcompress.environment import leave_out_sklearn, quiet_libraries
 from llmcompress.errors import InterruptedRunError, KilledForMemoryError, LlmcompressError
 from llmcompress.memory import peak_rss_bytes
 from llmcompress.progress import Progress
@@ -31,6 +31,7 @@ def main() -> None:
     jobs, answers = _take_channel()
     _stop_on_sigterm()
     quiet_libraries()
+    leave_out_sklearn()
     answers.write(GREETING)
     answers.flush()
     try:
