@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,10 @@ import psutil
 
 _M_MMAP_THRESHOLD = -3
 """The parameter's number in glibc's malloc.h."""
+_MADV_DONTNEED = 4
+_PAGEMAP_ENTRY_BYTES = 8
+_PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
+"""Bits of an entry of /proc/self/pagemap."""
 
 
 class Memory(NamedTuple):
@@ -72,6 +78,12 @@ def peak_rss_bytes(pid: int) -> int:
     except psutil.Error:
         return 0
     return int(getattr(info, "peak_wset", info.rss))
+
+
+def own_bytes() -> int:
+    """Return the memory that this process holds for itself, outside files; 0 where the system does not tell."""
+    held = _number(Path("/proc/self/status"), "RssAnon:")
+    return 0 if held is None else held * 1024
 
 
 def reaped_peak_rss_bytes() -> int:
@@ -155,3 +167,32 @@ def return_large_blocks() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+def forget_file_pages(address: int, size_bytes: int) -> int:
+    """Let go of the pages of a mapped file in a range of memory; what reads them again finds them in the file.
+
+    Nothing is done where a page in the range is not the file's (memory of its own, or written to), nor outside Linux.
+    Of the range only whole pages count.
+
+    Returns:
+        The bytes of the range that were let go.
+    """
+    page = mmap.PAGESIZE
+    first, last = -(-address // page), (address + size_bytes) // page
+    if sys.platform != "linux" or last <= first:
+        return 0
+    try:
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+            entries = os.pread(pagemap.fileno(), (last - first) * _PAGEMAP_ENTRY_BYTES, first * _PAGEMAP_ENTRY_BYTES)
+    except OSError:
+        return 0
+    import numpy as np
+
+    states = np.frombuffer(entries, dtype=np.uint64)
+    in_memory = (states & np.uint64(_PRESENT | _SWAPPED)) != 0
+    if len(states) < last - first or not ((states[in_memory] & np.uint64(_OF_FILE)) != 0).all():
+        return 0
+    length = (last - first) * page
+    advised = ctypes.CDLL(None).madvise(ctypes.c_void_p(first * page), ctypes.c_size_t(length), _MADV_DONTNEED)
+    return length if advised == 0 else 0

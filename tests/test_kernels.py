@@ -221,6 +221,35 @@ def test_the_manifest_says_whose_arithmetic_made_a_layer(ref_model: Path, tmp_pa
     assert {layer.engine for layer in none.layers} == {None}
 
 
+def test_codes_may_wait_on_disk(ref_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+
+    import llmcompress
+    from llmcompress.compression import in_memory
+    from llmcompress.file_memory import FileMemory
+
+    taken: list[int] = []
+
+    def short_of_memory(*args: Any, **kwargs: Any) -> Any:
+        return forecast(*args, **kwargs).model_copy(update={"codes_on_disk": True})
+
+    def noted(self: FileMemory, size_bytes: int) -> Any:
+        taken.append(size_bytes)
+        return block(self, size_bytes)
+
+    forecast, block = in_memory.forecast, FileMemory.block
+    llmcompress.compress(ref_model, "int4", tmp_path / "in memory", tokenizer=False)
+    monkeypatch.setattr(in_memory, "forecast", short_of_memory)
+    monkeypatch.setattr(FileMemory, "block", noted)
+    report = llmcompress.compress(ref_model, "int4", tmp_path / "on disk", tokenizer=False)
+    codes = [layer.num_parameters * (1 if layer.mode == "int8_asym" else 0.5) for layer in report.layers]
+    assert sum(taken) == sum(codes)
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("in memory", "on disk")]
+    gc.collect()
+    for name in ("openvino_model.bin", "openvino_model.xml"):
+        assert filecmp.cmp(tmp_path / "in memory" / name, tmp_path / "on disk" / name, shallow=False)
+
+
 def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
     import llmcompress
 

@@ -1,14 +1,27 @@
+import errno
+import mmap
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from llmcompress import memory as memory_module
-from llmcompress.memory import ControlGroup, control_groups, kill_count, memory, peak_rss_bytes, reaped_peak_rss_bytes
+from llmcompress.file_memory import SEGMENT_BYTES, FileMemory
+from llmcompress.memory import (
+    ControlGroup,
+    control_groups,
+    forget_file_pages,
+    kill_count,
+    memory,
+    own_bytes,
+    peak_rss_bytes,
+    reaped_peak_rss_bytes,
+)
 
 GB = 10**9
 
@@ -121,3 +134,77 @@ print(before - psutil.Process().memory_info().rss)
     }
     assert freed["return"] > 200 << 20
     assert freed["keep"] < 50 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the state of pages")
+def test_pages_of_a_file_go_and_come_back(tmp_path: Path) -> None:
+    page = mmap.PAGESIZE
+    file = tmp_path / "weights"
+    values = np.arange(64 * page, dtype=np.uint8)
+    values.tofile(file)
+    with file.open("rb") as opened:
+        mapped = np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    assert mapped.sum() == values.sum()
+    before = resident_file_bytes(file)
+    assert forget_file_pages(mapped.ctypes.data + 1, 63 * page) == 62 * page
+    assert resident_file_bytes(file) == before - 62 * page
+    assert np.array_equal(mapped, values)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the state of pages")
+def test_pages_that_hold_the_only_copy_stay(tmp_path: Path) -> None:
+    page = mmap.PAGESIZE
+    file = tmp_path / "weights"
+    np.zeros(8 * page, np.uint8).tofile(file)
+    with file.open("rb") as opened:
+        written_to = np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+    written_to[5 * page] = 7
+    assert forget_file_pages(written_to.ctypes.data, 8 * page) == 0
+    assert written_to[5 * page] == 7
+    assert forget_file_pages(written_to.ctypes.data, 4 * page) == 4 * page
+    anonymous = np.full(64 * page, 3, np.uint8)
+    assert forget_file_pages(anonymous.ctypes.data, anonymous.nbytes) == 0
+    assert (anonymous == 3).all()
+
+
+def resident_file_bytes(file: Path) -> int:
+    """What /proc tells of the mappings of one file."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    starts = [number for number, line in enumerate(lines) if line.endswith(str(file))]
+    assert starts
+    return (
+        sum(int(next(line for line in lines[start:] if line.startswith("Rss:")).split()[1]) for start in starts) * 1024
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells it")
+def test_own_memory_is_what_is_in_no_file() -> None:
+    before = own_bytes()
+    held = np.ones(100_000_000, np.uint8)
+    assert own_bytes() - before == pytest.approx(held.nbytes, rel=0.05)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve a file's bytes")
+def test_blocks_of_a_file_are_memory(tmp_path: Path) -> None:
+    memory = FileMemory(tmp_path)
+    sizes = (1001, SEGMENT_BYTES - 1001, 2 * SEGMENT_BYTES, 5)
+    blocks = [memory.block(size) for size in sizes]
+    for number, block in enumerate(blocks):
+        assert block is not None
+        assert not block.any()
+        block[:] = number + 1
+    del memory
+    for number, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
+        assert block is not None
+        assert block.nbytes == size
+        assert block.ctypes.data % 64 == 0
+        assert (block == number + 1).all()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_gives_no_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    assert FileMemory(tmp_path).block(1) is None

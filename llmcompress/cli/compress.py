@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llmcompress.compression.forecast import Forecast
     from llmcompress.progress import Reporter
     from llmcompress.recipe import Recipe
+    from llmcompress.report import Engine
 
 
 def compress(
@@ -76,7 +77,7 @@ def compress(
         chosen = load_recipe(recipe, override or ())
     output_dir = output if output is not None else Path(default_output_name(source, chosen.name))
     if dry_run:
-        _forecast(source, chosen, output_dir, access, as_json=as_json, verbose=verbose)
+        _forecast(source, chosen, output_dir, access, engine, as_json=as_json, verbose=verbose)
         return
     from llmcompress.artifact import remove_leftovers
     from llmcompress.cli.bars import run_watched
@@ -144,7 +145,14 @@ def recommend(source: str, name: str, overrides: list[str], access: dict[str, An
 
 
 def _forecast(
-    source: str, recipe: Recipe, output_dir: Path, access: dict[str, Any], *, as_json: bool, verbose: bool
+    source: str,
+    recipe: Recipe,
+    output_dir: Path,
+    access: dict[str, Any],
+    engine: str,
+    *,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import print_json
@@ -154,7 +162,7 @@ def _forecast(
 
     forecast = run_watched(
         "llmcompress.cli.compress:forecast_source",
-        {"source": source, "recipe": recipe, "output_dir": output_dir.absolute(), "access": access},
+        {"source": source, "recipe": recipe, "output_dir": output_dir.absolute(), "access": access, "engine": engine},
         verbose=verbose,
     )
     assert isinstance(forecast, Forecast)
@@ -171,10 +179,10 @@ def _forecast(
 
 
 def forecast_source(
-    source: str, recipe: Recipe, output_dir: Path, access: dict[str, Any], progress: Reporter
+    source: str, recipe: Recipe, output_dir: Path, access: dict[str, Any], engine: Engine, progress: Reporter
 ) -> Forecast:
     """Find the source and predict what compressing it will take; reads no weight. For a worker."""
     from llmcompress.compression.forecast import forecast
     from llmcompress.loaders.source import resolve
 
-    return forecast(resolve(source, **access), recipe, output_dir)
+    return forecast(resolve(source, **access), recipe, output_dir, engine=engine)

@@ -15,6 +15,7 @@ from llmcompress.compression.layers import CODEBOOKS, layer_table
 from llmcompress.compression.quantized_operations import activation_record
 from llmcompress.compression.statistics_cache import statistics, uses_statistics
 from llmcompress.errors import ModelError
+from llmcompress.file_memory import FileMemory
 from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.checking import weights_checked
 from llmcompress.loaders.graph import is_compressed
@@ -72,7 +73,7 @@ def compress_in_memory(
     Args:
         source: As resolved, or loaded: its graph is copied.
         recipe: What to do.
-        scratch_dir: Existing empty directory for the exporter's configuration files.
+        scratch_dir: Existing empty directory for the exporter's configuration files, and for codes that wait on disk.
         target: Where the model will be written; None: the disk's space is not asked for.
         offline: Take calibration data from local files and caches only.
         allow_nonfinite: Go on when a weight is NaN or infinite.
@@ -87,17 +88,19 @@ def compress_in_memory(
     found = source.source if isinstance(source, LoadedModel) else source
     check_executed(recipe)
     with weights_checked(allow_nonfinite=allow_nonfinite, progress=progress) as check:
-        checked = None
-        if not isinstance(source, LoadedModel):
-            if found.kind == "checkpoint":
-                # The weights are here already; their check takes the time of the libraries' import.
-                checked = check(fetch_weights(found))
-            with stages.stage("forecast"):
-                progress(Progress("forecast", 0, 1))
+        checked, is_loaded = None, isinstance(source, LoadedModel)
+        if found.kind == "checkpoint" and not is_loaded:
+            # The weights are here already; their check takes the time of the libraries' import.
+            checked = check(fetch_weights(found))
+        with stages.stage("forecast"):
+            progress(Progress("forecast", 0, 1))
+            if not is_loaded:
                 _refuse_quantized(found, recipe)
-                predicted = forecast(found, recipe, target)
+            predicted = forecast(found, recipe, target, engine=engine)
+            if not is_loaded:
                 require_fits(predicted if target else predicted.model_copy(update={"disk_bytes": 0}))
-                progress(Progress("forecast", 1, 1))
+            progress(Progress("forecast", 1, 1))
+        if not is_loaded:
             with stages.stage("fetch"):
                 found = fetch_weights(found, progress=progress)
                 if found.layout == "checkpoint" and checked is None:
@@ -118,7 +121,8 @@ def compress_in_memory(
                     progress=progress,
                 )
         with stages.stage("compress"):
-            loaded, accuracy, ours = _carried_out(loaded, recipe, windows, make_metric, engine, progress)
+            file_memory = FileMemory(scratch_dir) if predicted.codes_on_disk else None
+            loaded, accuracy, ours = _carried_out(loaded, recipe, windows, make_metric, engine, file_memory, progress)
             # Where the plugin reads them.
             for name, value in recipe.runtime.properties().items():
                 loaded.model.set_rt_info(value, ["runtime_options", name])
@@ -176,6 +180,7 @@ def _carried_out(
     windows: Windows | None,
     make_metric: MakeMetric,
     engine: Engine,
+    file_memory: FileMemory | None,
     progress: Reporter,
 ) -> tuple[LoadedModel, AccuracyRecord | None, Set[str]]:
     ours: set[str] = set()
@@ -202,6 +207,7 @@ def _carried_out(
                 windows.token_ids if windows and weights.uses_data else None,
                 statistics_path=path,
                 engine=engine,
+                file_memory=file_memory,
                 progress=progress,
             )
     if recipe.activations is None or windows is None:

@@ -16,6 +16,7 @@ from llmcompress.compression.nncf_runs import (
     progress_reported,
     refusals_explained,
 )
+from llmcompress.loaders.graph import keep_alive, memory_owners
 from llmcompress.memory import return_large_blocks
 from llmcompress.patching import replaced
 from llmcompress.progress import Reporter, silent
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     import nncf
     import numpy as np
     import openvino as ov
+
+    from llmcompress.file_memory import FileMemory
 
 PLAIN_OPTIONS = {"group_size", "ratio", "all_layers", "awq", "scale_estimation", "gptq", "lora_correction"}
 RECORD = ["nncf", "weight_compression"]
@@ -40,6 +43,7 @@ def compress_weights(
     *,
     statistics_path: Path | None = None,
     engine: Engine = "llmcompress",
+    file_memory: FileMemory | None = None,
     progress: Reporter = silent,
 ) -> frozenset[str]:
     """Compress in place, byte for byte as stock NNCF does with the same options.
@@ -50,6 +54,7 @@ def compress_weights(
         token_ids: Calibration windows, int64 ``[num_windows, seq_len]``; None for a data-free method.
         statistics_path: Directory of NNCF's activation statistics: read when it exists, written when it does not.
         engine: Whose arithmetic makes the codes: our kernels', where they cover a weight, or NNCF's for every one.
+        file_memory: Where our kernels' codes wait for the model to be saved; by default in ordinary memory.
         progress: Told of every step.
 
     Returns:
@@ -70,8 +75,10 @@ def compress_weights(
         hint="change the recipe's weights, or name the layers in weights.ignored_scope",
     )
     ours: set[str] = set()
-    with explained, progress_reported(progress), _compiled_once(), _lowered(ours, engine):
+    with explained, progress_reported(progress), _compiled_once(), _lowered(ours, engine, file_memory):
         nncf.compress_weights(model, dataset=dataset, **arguments)
+    if file_memory is not None:
+        keep_alive(model, (memory_owners(model), file_memory))
     _correct_record(model, weights, statistics_path)
     return frozenset(ours)
 
@@ -136,7 +143,7 @@ def _correct_record(model: ov.Model, weights: WeightCompression, statistics_path
 
 
 @contextlib.contextmanager
-def _lowered(ours: set[str], engine: Engine) -> Iterator[None]:
+def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None) -> Iterator[None]:
     """Let our kernels make the scales and codes; the names of the weights that they made are added to ``ours``."""
     if engine == "nncf":
         yield
@@ -146,7 +153,7 @@ def _lowered(ours: set[str], engine: Engine) -> Iterator[None]:
     from llmcompress.compression.kernels import Lowering, ScaleEstimation, awq_search, bf16_constants
 
     num_threads = torch.get_num_threads()
-    lowering = Lowering(num_threads)
+    lowering = Lowering(num_threads, file_memory)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lowering.installed())
         stack.enter_context(ScaleEstimation(num_threads).installed())

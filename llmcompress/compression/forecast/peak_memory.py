@@ -6,10 +6,11 @@ The constants were fitted to whole runs of generated checkpoints of 1 to 514 mil
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from llmcompress.compression.forecast.layout import ELEMENT_BYTES, uncompressed_bytes
-from llmcompress.compression.forecast.records import Inventory
+from llmcompress.compression.forecast.records import Inventory, Weight
 from llmcompress.recipe import Recipe
 
 MIB = 2**20
@@ -39,45 +40,71 @@ class PeakMemory(NamedTuple):
 
     total: int
     """The peak as the system reports it, mapped file pages included."""
-    required: int
+    in_memory: int
     """The largest part at any moment that the system cannot take back under pressure."""
+    required: int
+    """The same where codes that our kernels have made wait on disk."""
 
 
-def peak_memory(inventory: Inventory, recipe: Recipe, size_bytes: int) -> PeakMemory:
-    """Predict the peak of loading, converting and compressing; ``size_bytes`` is the output's.
+class _Moment(NamedTuple):
+    """What is resident at one time."""
+
+    own_bytes: int
+    page_bytes: int
+    """Of mapped files."""
+    codes_bytes: int = 0
+    """Part of its own that may wait on disk."""
+
+
+def peak_memory(
+    inventory: Inventory, recipe: Recipe, size_bytes: int, codes_bytes: int, by_nncf: Sequence[Weight]
+) -> PeakMemory:
+    """Predict the peak of loading, converting and compressing.
 
     These moments can be the fullest: the trace, when weights the class cannot show in place exist twice; the activation
     statistics, where the recipe has data; the quantization of activations; the first compressed weight, as the largest
-    goes first and is worked on in f32; the last one, when all pages of the checkpoint have been read and the whole
-    output is in memory.
+    goes first and NNCF works on it in f32; the last one, when the whole output is in memory. What our kernels compress
+    they read in place, and its pages go as soon as it is done.
+
+    Args:
+        inventory: The model.
+        recipe: What will be done.
+        size_bytes: Of the output.
+        codes_bytes: Part of it that our kernels will make.
+        by_nncf: The weights that they will not make.
     """
     traced = INTERPRETER_BYTES + inventory.num_modules * GRAPH_BYTES_PER_MODULE
     kept = INTERPRETER_BYTES + inventory.num_modules * KEPT_GRAPH_BYTES_PER_MODULE
     copies = inventory.merged_bytes + max(inventory.cast_bytes, inventory.rewritten_bytes)
     pages = inventory.checkpoint_bytes
-    moments = [(traced + inventory.merged_bytes + inventory.cast_bytes + inventory.rewritten_bytes, pages)]
+    # Tracing an f32 model computes with its weights; 16-bit ones stay unread until they are compressed.
+    in_f32 = all(ELEMENT_BYTES[w.dtype] == 4 for w in inventory.weights)
+    unread = 0 if in_f32 else inventory.mapped_bytes
+    while_traced = traced + inventory.merged_bytes + inventory.cast_bytes + inventory.rewritten_bytes
+    moments = [_Moment(while_traced, pages - unread)]
     if recipe.activations is not None:
         quantizing = traced + copies + inventory.num_parameters * QUANTIZE_BYTES_PER_PARAMETER
-        moments.append((quantizing + _accuracy_control(inventory, recipe), pages))
+        moments.append(_Moment(quantizing + _accuracy_control(inventory, recipe), pages))
     if recipe.weights is None:
-        moments.append((traced + copies, pages))
+        moments.append(_Moment(traced + copies, pages))
     else:
         largest = max(inventory.weights, key=lambda w: w.num_parameters, default=None)
-        worked_on = 0 if largest is None else largest.num_parameters * (4 if largest.dtype == "f32" else 8)
         read = 0 if largest is None else uncompressed_bytes(largest)
-        # Tracing an f32 model computes with its weights; 16-bit ones stay unread until they are compressed.
-        in_f32 = all(ELEMENT_BYTES[w.dtype] == 4 for w in inventory.weights)
-        unread = 0 if in_f32 else max(0, inventory.mapped_bytes - read)
+        worked_on = max((w.num_parameters * (4 if w.dtype == "f32" else 8) for w in by_nncf), default=0)
         if recipe.calibration is not None:
             unread = 0
-            moments.append((traced + copies + inventory.num_parameters * STATISTICS_BYTES_PER_PARAMETER, pages))
-            moments.append((moments[-1][0] + _gptq_inputs(inventory, recipe), pages))
+            statistics = traced + copies + inventory.num_parameters * STATISTICS_BYTES_PER_PARAMETER
+            moments.append(_Moment(statistics, pages))
+            moments.append(_Moment(statistics + _gptq_inputs(inventory, recipe), pages))
             worked_on += inventory.num_parameters * DATA_AWARE_BYTES_PER_PARAMETER
-        moments.append((traced + copies + worked_on, pages - unread))
-        moments.append((kept + copies + size_bytes, pages))
+        moments.append(_Moment(traced + copies + worked_on, min(pages, pages - unread + read)))
+        # Pages of what NNCF compresses stay.
+        left = pages - inventory.mapped_bytes if codes_bytes else pages
+        moments.append(_Moment(kept + copies + size_bytes, left, codes_bytes))
     return PeakMemory(
-        total=max(own + file_pages for own, file_pages in moments) + LIBRARY_PAGES,
-        required=max(own for own, _ in moments) + HOT_LIBRARY_PAGES,
+        total=max(moment.own_bytes + moment.page_bytes for moment in moments) + LIBRARY_PAGES,
+        in_memory=max(moment.own_bytes for moment in moments) + HOT_LIBRARY_PAGES,
+        required=max(moment.own_bytes - moment.codes_bytes for moment in moments) + HOT_LIBRARY_PAGES,
     )
 
 

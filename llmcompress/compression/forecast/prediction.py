@@ -18,10 +18,13 @@ from llmcompress.compression.forecast.peak_memory import peak_memory
 from llmcompress.compression.forecast.precision import Assignment, Precision, assign, primary_share
 from llmcompress.compression.forecast.records import BY_SENSITIVITY, Forecast, Inventory, PlannedLayer, Weight
 from llmcompress.errors import ResourceError
+from llmcompress.file_memory import SEGMENT_BYTES
 from llmcompress.loaders.ir import MODEL_FILE
 from llmcompress.loaders.source import Source
-from llmcompress.memory import memory
+from llmcompress.memory import memory, own_bytes
 from llmcompress.recipe import Recipe, WeightCompression
+from llmcompress.recipe.modes import INTEGER
+from llmcompress.report import Engine
 
 # Scalars, shapes and axes that every converted decoder holds, stored once each.
 GRAPH_BYTES = 400
@@ -29,7 +32,9 @@ GRAPH_BYTES = 400
 SIDE_FILES_BYTES = 30_000_000
 
 
-def forecast(source: Source, recipe: Recipe, output_dir: Path | None = None) -> Forecast:
+def forecast(
+    source: Source, recipe: Recipe, output_dir: Path | None = None, *, engine: Engine = "llmcompress"
+) -> Forecast:
     """Say what compressing ``source`` by ``recipe`` will give and take. Reads no weight.
 
     A checkpoint is judged by its ``config.json``: the model is built on the meta device. An IR is judged by its graph.
@@ -38,6 +43,7 @@ def forecast(source: Source, recipe: Recipe, output_dir: Path | None = None) -> 
         source: As resolved; its weights need not be fetched.
         recipe: What to do.
         output_dir: Where the output would go; its file system is asked for free space (None: the working directory's).
+        engine: Whose arithmetic will make the codes of weights; NNCF's needs more memory.
 
     Raises:
         ModelError: the configuration describes no model that transformers can build, or the IR is damaged.
@@ -52,10 +58,17 @@ def forecast(source: Source, recipe: Recipe, output_dir: Path | None = None) -> 
     passes = [*recipe.weight_passes, *_by_activations(recipe)]
     notes = [*inventory.notes, *_notes(source, recipe, passes, inventory)]
     layers, size_bytes, remarks = _layers(inventory, passes)
-    peak = peak_memory(inventory, recipe, size_bytes)
-    disk_bytes = size_bytes + SIDE_FILES_BYTES
-    available = memory().available
+    ours = [engine == "llmcompress" and layer.mode in INTEGER for layer in layers]
+    codes_bytes = sum(layer.size_bytes for layer, is_ours in zip(layers, ours, strict=True) if is_ours)
+    by_nncf = [weight for weight, is_ours in zip(inventory.weights, ours, strict=True) if not is_ours]
+    peak = peak_memory(inventory, recipe, size_bytes, codes_bytes, by_nncf)
+    # The libraries, which the peak counts, have been imported in part.
+    available = memory().available + own_bytes()
+    codes_on_disk = available < peak.in_memory and peak.required < peak.in_memory
+    disk_bytes = size_bytes + SIDE_FILES_BYTES + (codes_bytes + SEGMENT_BYTES if codes_on_disk else 0)
     free = shutil.disk_usage(_existing_parent(output_dir or Path())).free
+    if codes_on_disk:
+        notes.append("memory is short: codes that are done wait in a temporary file beside the output")
     if peak.required <= available < peak.total:
         notes.append("memory is short of the whole peak: pages of the checkpoint will be read again, which is slower")
     return Forecast(
@@ -66,6 +79,7 @@ def forecast(source: Source, recipe: Recipe, output_dir: Path | None = None) -> 
         mapped_share=_mapped_share(inventory),
         peak_rss_bytes=peak.total,
         min_memory_bytes=peak.required,
+        codes_on_disk=codes_on_disk,
         disk_bytes=disk_bytes,
         available_memory_bytes=available,
         free_disk_bytes=free,

@@ -91,8 +91,10 @@ class Forecast(Record):
     """Predicted peak resident memory of the run, mapped file pages included."""
     min_memory_bytes: int
     """Part of the peak that the system cannot drop under pressure; the run needs at least this much."""
+    codes_on_disk: bool = False
+    """Whether, for want of memory, codes wait in a temporary file beside the output until they are saved."""
     disk_bytes: int
-    """Needed beside the output directory: the output itself, nothing in temporary directories."""
+    """Needed beside the output directory: the output itself, and codes that wait on disk; nothing elsewhere."""
     available_memory_bytes: int
     free_disk_bytes: int
     fits: bool

@@ -26,6 +26,8 @@ from nncf.tensor import Tensor
 from nncf.tensor.definitions import TensorBackend
 
 from llmcompress.compression.kernels.integers import pack, quantize_columns, quantize_groups
+from llmcompress.file_memory import FileMemory
+from llmcompress.memory import forget_file_pages
 from llmcompress.patching import replaced
 
 CHUNK_VALUES = 1 << 20
@@ -84,9 +86,11 @@ class _Stored(Tensor):  # type: ignore[misc]
 class Lowering:
     """Takes over ``compress_weight`` for the time of a compression, and remembers for which weights."""
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int, file_memory: FileMemory | None = None) -> None:
+        """Codes go to ``file_memory``, where it is given; who holds the model must hold it."""
         self.names: set[str] = set()
         """Friendly names of the constants that our kernels have made."""
+        self._file_memory = file_memory
         self._pool = ThreadPoolExecutor(num_threads)
         self.is_ours = False
         """Whether our kernels made the last weight."""
@@ -122,12 +126,16 @@ class Lowering:
         """NNCF's function of this name, with the same arguments and, byte for byte, the same constants to come."""
         self.is_ours = False
         groups = _groups(weight, reduction_axes, config)
+        found = None
         if groups is not None and agrees(config.mode, weight.data.get_element_type(), config.group_size):
-            found = _quantized(weight, groups, config, precomputed, self._pool)
-            if found is not None:
-                self.is_ours = True
-                return found
-        return stock_compress_weight(weight, reduction_axes, config, precomputed)
+            found = _quantized(weight, groups, config, precomputed, self._pool, self._file_memory)
+            self.is_ours = found is not None
+        if found is None:
+            found = stock_compress_weight(weight, reduction_axes, config, precomputed)
+        if weight.backend == TensorBackend.ov:
+            # Read once; the pages of the whole checkpoint would otherwise add up.
+            forget_file_pages(weight.data.data.ctypes.data, weight.data.get_byte_size())
+        return found
 
 
 class _Groups(NamedTuple):
@@ -178,6 +186,7 @@ def _quantized(
     config: WeightCompressionConfig,
     precomputed: CompressedWeight | None,
     pool: ThreadPoolExecutor,
+    file_memory: FileMemory | None = None,
 ) -> CompressedWeight | None:
     """None where a value is no finite number."""
     form, element = FORMATS[config.mode], weight.data.get_element_type()
@@ -194,7 +203,7 @@ def _quantized(
         scales[:] = given.scale.data.reshape(-1)
         if form.is_asymmetric:
             zero_points[:] = given.zero_point.data.reshape(-1)
-    codes = ov.Tensor(form.element, ov.Shape(groups.shape))
+    codes = _new_tensor(form.element, ov.Shape(groups.shape), file_memory)
     numbers = (np.float32(form.low), np.float32(form.high), form.is_asymmetric, given is not None)
     stored = (np.int32(form.offset), form.num_bits, scales, zero_points, codes.data.reshape(-1).view(np.uint8))
     weights = (source, np.uint32(_SHIFTS[element]), element == ov.Type.f16, groups.size)
@@ -211,6 +220,12 @@ def _quantized(
         return CompressedWeight(tensor, given.scale, zero_point=given.zero_point)
     zero_point = _stored_zero_points(zero_points, groups, form) if form.is_asymmetric else None
     return CompressedWeight(tensor, Tensor(scales.reshape(groups.scale_shape)), zero_point=zero_point)
+
+
+def _new_tensor(element: ov.Type, shape: ov.Shape, file_memory: FileMemory | None) -> ov.Tensor:
+    """Eight values always fill whole bytes."""
+    block = file_memory.block(math.prod(shape) // 8 * element.get_bitwidth()) if file_memory else None
+    return ov.Tensor(element, shape) if block is None else ov.Tensor(block, shape, element)
 
 
 def _pieces(num_groups: int, groups: _Groups) -> Iterator[tuple[int, int, tuple[int, int]]]:
