@@ -1,0 +1,113 @@
+"""The smallest memory limit under which `llmcompress compress` and `optimum-cli export openvino` still complete.
+
+Each run gets a control group of its own with a limit on its memory, page cache included; the limit is halved in on to
+`--step`. Needs Linux and the right to make control groups (root). Swap, where the machine has any, is not limited.
+
+    python benchmarks/memory.py                     # 1.1 B parameters, bf16, generated; int4
+    python benchmarks/memory.py --recipes int4 int8 --layers 8 --hidden 1024 --intermediate 2816
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from compress import RECIPES, generated, ours, shape_arguments, theirs
+from rich.console import Console
+from rich.table import Table
+
+from llmcompress.memory import ControlGroup, control_groups
+
+LIMIT = {1: "memory.limit_in_bytes", 2: "memory.max"}
+ENTER = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+KILLED_FOR_MEMORY = {3, 10, 137, -9}
+"""Exit codes: refused beforehand, or killed."""
+
+
+@contextlib.contextmanager
+def limited(parent: ControlGroup, limit_bytes: int) -> Iterator[Path]:
+    """A new control group with a limit; everything in it has ended when the context does."""
+    directory = parent.directory / f"llmcompress-{os.getpid()}"
+    directory.mkdir()
+    (directory / LIMIT[parent.version]).write_text(str(limit_bytes))
+    try:
+        yield directory
+    finally:
+        while (directory / "cgroup.procs").read_text():
+            time.sleep(0.1)
+        directory.rmdir()
+
+
+def completes(command: list[str], output: Path, parent: ControlGroup, log: Path, limit_mb: int) -> bool:
+    """Whether a command reaches its end under a limit.
+
+    Raises:
+        SystemExit: It ended by something that is no want of memory.
+    """
+    shutil.rmtree(output, ignore_errors=True)
+    started = time.perf_counter()
+    with limited(parent, limit_mb * 1_000_000) as group, log.open("ab") as lines:
+        done = subprocess.run(["sh", "-c", ENTER, str(group), *command], stdout=lines, stderr=lines)
+    took_s = time.perf_counter() - started
+    print(
+        f"{Path(command[0]).name} {limit_bytes / 1e6:.0f} MB: exit {done.returncode}, {took_s:.0f} s", file=sys.stderr
+    )
+    if done.returncode not in {0, *KILLED_FOR_MEMORY}:
+        raise SystemExit(f"{' '.join(command)} failed with {done.returncode}; its output is in {log}")
+    return done.returncode == 0
+
+
+def smallest(passes: Callable[[int], bool], low: int, high: int, step: int) -> int | None:
+    """The smallest multiple of ``step`` that passes, between one that is taken to fail and one that is tried first."""
+    if not passes(high):
+        return None
+    while high - low > step:
+        middle = (low + high) // 2 // step * step
+        if passes(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def main() -> None:
+    """Run the search for both tools and print a table, then one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 8 GB)")
+    parser.add_argument("--recipes", nargs="*", default=["int4"], choices=sorted(RECIPES))
+    parser.add_argument("--step", type=int, default=100, metavar="MB")
+    parser.add_argument("--most", type=int, default=2400, metavar="MB", help="the largest limit that is tried")
+    shape_arguments(parser)
+    args = parser.parse_args()
+    parent = control_groups()[0]
+    results = []
+    with generated(args) as (source, work):
+        for recipe in args.recipes:
+            found: dict[str, int | None] = {}
+            for name, command in (("llmcompress", ours), ("optimum-cli", theirs)):
+                output, log = work / "output", work / f"{name}.log"
+                passes = functools.partial(completes, command(source, output, recipe), output, parent, log)
+                found[name] = smallest(passes, 0, args.most, args.step)
+            results.append({"case": recipe, "smallest_limit_mb": found})
+    table = Table("recipe", "llmcompress", "optimum-cli", title="smallest limit in MB")
+    for result in results:
+        limits = result["smallest_limit_mb"]
+        assert isinstance(limits, dict)
+        table.add_row(str(result["case"]), *(str(limit or f"more than {args.most}") for limit in limits.values()))
+    Console().print(table)
+    machine = platform.processor() or platform.machine()
+    print(json.dumps({"machine": machine, "step_mb": args.step, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
