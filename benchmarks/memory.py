@@ -59,9 +59,7 @@ def completes(command: list[str], output: Path, parent: ControlGroup, log: Path,
     with limited(parent, limit_mb * 1_000_000) as group, log.open("ab") as lines:
         done = subprocess.run(["sh", "-c", ENTER, str(group), *command], stdout=lines, stderr=lines)
     took_s = time.perf_counter() - started
-    print(
-        f"{Path(command[0]).name} {limit_bytes / 1e6:.0f} MB: exit {done.returncode}, {took_s:.0f} s", file=sys.stderr
-    )
+    print(f"{Path(command[0]).name} {limit_mb} MB: exit {done.returncode}, {took_s:.0f} s", file=sys.stderr)
     if done.returncode not in {0, *KILLED_FOR_MEMORY}:
         raise SystemExit(f"{' '.join(command)} failed with {done.returncode}; its output is in {log}")
     return done.returncode == 0
