@@ -24,7 +24,7 @@ from llmcompress.errors import (
     UsageError,
 )
 from llmcompress.evaluation import measurement
-from llmcompress.plan import load_plan
+from llmcompress.plan import load_plan, planned_jobs
 from llmcompress.recipe import Recipe, load_recipe
 from llmcompress.runner import Event, RunReport, outlook, run_plan
 
@@ -475,3 +475,33 @@ def llmcompress_memory() -> object:
     from llmcompress.memory import memory
 
     return memory()
+
+
+def test_the_windows_compared_are_those_of_the_run_where_many_are_held_out(tmp_path: Path) -> None:
+    from llmcompress.compression.calibration import recipe_windows
+    from llmcompress.demo import CHECKPOINT as DIRECTORY
+    from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.tokenizer import load_tokenizer
+    from llmcompress.runner.model import PlannedModel
+
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Sentence {number} of a long text." for number in range(30_000)))
+    few = {"dataset": str(tmp_path / "text.txt"), "num_samples": 4, "seq_len": 16}
+    control = {"metric": "perplexity", "max_drop": 0.1, "num_samples": 9000}
+    recipes = [
+        Recipe.model_validate(
+            {"name": "test", "method": "activations", "activations": {"accuracy_control": held_out}, "calibration": few}
+        )
+        for held_out in (None, control)
+    ]
+    found = resolve(DIRECTORY)
+    tokenizer = load_tokenizer(DIRECTORY)
+    windows = [recipe_windows(found, recipe, tokenizer, offline=True) for recipe in recipes]
+    assert windows[0] is not None
+    assert windows[1] is not None
+    # So many are held out that more of the text is sampled.
+    assert windows[0].record != windows[1].record
+    (tmp_path / "plan.yaml").write_text(f"output: out\nmodels: [{DIRECTORY}]\nrecipes: [int8]\n")
+    plan = load_plan(tmp_path / "plan.yaml")
+    model = PlannedModel(plan, offline=True)
+    model.find(planned_jobs(plan, tmp_path)[0])
+    assert [model.calibration(recipe) for recipe in recipes] == [window.record for window in windows if window]

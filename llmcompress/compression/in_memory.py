@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.artifact import write_errors
+from llmcompress.compression.calibration import recipe_windows
 from llmcompress.compression.contract import check_executed, check_target
 from llmcompress.compression.forecast import forecast, require_fits
 from llmcompress.compression.layers import CODEBOOKS, layer_table
@@ -20,7 +21,7 @@ from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.checking import weights_checked
 from llmcompress.loaders.graph import is_compressed
 from llmcompress.loaders.loaded_model import LoadedModel, load
-from llmcompress.loaders.source import Source, fetch_weights, longest_context
+from llmcompress.loaders.source import Source, fetch_weights
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Recipe
 from llmcompress.report import AccuracyRecord, ActivationRecord, CalibrationRecord, Engine, LayerRecord
@@ -107,7 +108,7 @@ def compress_in_memory(
                     checked = check(found)
         with stages.stage("tokenize"):
             original = _tokenizer(found) if tokenizer or recipe.calibration else None
-            windows = _windows(found, recipe, original, offline)
+            windows = recipe_windows(found, recipe, original, offline=offline)
         with stages.stage("load and trace"), write_errors(target or scratch_dir):
             if isinstance(source, LoadedModel):
                 loaded = source.clone()
@@ -157,21 +158,6 @@ def _tokenizer(found: Source) -> Any:
     from llmcompress.loaders.tokenizer import load_tokenizer
 
     return load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
-
-
-def _windows(found: Source, recipe: Recipe, tokenizer: Any, offline: bool) -> Windows | None:
-    if recipe.calibration is None:
-        return None
-    from llmcompress.data import calibration_windows
-
-    control = recipe.activations.accuracy_control if recipe.activations else None
-    return calibration_windows(
-        recipe.calibration,
-        tokenizer,
-        num_held_out=control.num_samples if control else 0,
-        offline=offline,
-        max_seq_len=longest_context(found),
-    )
 
 
 def _carried_out(

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from pydantic import BaseModel
 
+from llmcompress.compression.calibration import recipe_windows
 from llmcompress.errors import UsageError
 from llmcompress.evaluation import scored_text
 from llmcompress.loaders.source import Source, fetch_side_files, longest_context, resolve
@@ -78,13 +79,12 @@ class PlannedModel:
         """The windows that the recipe's text has now."""
         if recipe.calibration is None:
             return None
-        from llmcompress.data import calibration_windows
         from llmcompress.loaders.tokenizer import load_tokenizer
 
         found = fetch_side_files(self.source)
         tokenizer = load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
-        longest = longest_context(found)
-        return calibration_windows(recipe.calibration, tokenizer, offline=self._offline, max_seq_len=longest).record
+        windows = recipe_windows(found, recipe, tokenizer, offline=self._offline)
+        return windows.record if windows else None
 
 
 def _check_context(found: Source, plan: Plan) -> None:
