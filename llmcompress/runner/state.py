@@ -10,9 +10,8 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
-from llmcompress.artifact import MANIFEST, manifest_sha256, read_manifest, verify
+from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, verify
 from llmcompress.cache import content_key
 from llmcompress.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
 from llmcompress.errors import ArtifactError
@@ -20,9 +19,7 @@ from llmcompress.loaders.loaded_model import source_files
 from llmcompress.loaders.source import Source
 from llmcompress.plan import Evaluation
 from llmcompress.recipe import BenchSpec, Gate, Recipe
-from llmcompress.report import BenchReport, CalibrationRecord, EvalReport, FileRecord, Provenance
-
-Report = TypeVar("Report", EvalReport, BenchReport)
+from llmcompress.report import CalibrationRecord, EvalReport, FileRecord, Provenance
 
 
 class Original:
@@ -90,8 +87,9 @@ def evaluate_reason(
         original: What the reference has to be.
         token_ids_sha256: Gives the hash of the tokens that the text has now; None: the text is taken to be the same.
     """
-    report = _report(directory, "eval.json", EvalReport)
-    if report is None or report.model.manifest_sha256 != manifest_sha256(directory):
+    measured = read_measurements(directory)
+    report = measured.evaluation
+    if report is None:
         return "not evaluated yet"
     if not answers(report, evaluation):
         return "the evaluation changed"
@@ -100,7 +98,7 @@ def evaluate_reason(
     if token_ids_sha256 is not None and report.text.token_ids_sha256 != token_ids_sha256():
         return "the text changed"
     required = {check.name: check.required for check in report.gate.checks}
-    asked = {**read_manifest(directory).recipe.gate.model_dump(), **gate.model_dump(exclude_none=True)}
+    asked = {**measured.manifest.recipe.gate.model_dump(), **gate.model_dump(exclude_none=True)}
     judged = all(value is None or required.get(name) == value for name, value in asked.items())
     return None if judged else "the gate changed"
 
@@ -126,8 +124,8 @@ def answers(report: EvalReport, evaluation: Evaluation) -> bool:
 
 def benchmark_reason(directory: Path, spec: BenchSpec) -> str | None:
     """Compare ``bench.json`` with what the plan asks."""
-    report = _report(directory, "bench.json", BenchReport)
-    if report is None or report.manifest_sha256 != manifest_sha256(directory):
+    report = read_measurements(directory).benchmark
+    if report is None:
         return "not benchmarked yet"
     return None if report.spec == spec else "the benchmark changed"
 
@@ -161,7 +159,7 @@ def remember_push(directory: Path, repo_id: str, *, private: bool) -> None:
 
 def gate_failures(directory: Path) -> tuple[str, ...]:
     """What ``eval.json`` says the artifact failed or could not be judged by, for people; empty: shippable."""
-    report = _report(directory, "eval.json", EvalReport)
+    report = read_measurements(directory).evaluation
     if report is None or report.gate.passed:
         return ()
     wanted = [check for check in report.gate.checks if check.passed is False]
@@ -184,10 +182,3 @@ def _pushed(directory: Path, repo_id: str, private: bool) -> dict[str, object]:
         for name in names
     ]
     return {"repo_id": repo_id, "private": private, "content": content_key({"files": hashes})}
-
-
-def _report(directory: Path, name: str, kind: type[Report]) -> Report | None:
-    try:
-        return kind.model_validate_json((directory / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
