@@ -217,7 +217,10 @@ def test_codes_wait_on_disk_where_memory_is_short(tmp_path: Path) -> None:
     assert predicted.min_memory_bytes < 3 * GIGABYTE
     assert predicted.disk_bytes > 2 * 0.95 * predicted.size_bytes
     assert predicted.notes[-2].startswith("memory is short: codes that are done wait in a temporary file")
-    for kept in (forecast(source, recipe_of(mode="int4_sym"), engine="nncf"), forecast(source, recipe_of(mode="nf4"))):
+    for kept in (
+        forecast(source, recipe_of(mode="int4_sym"), engine="nncf"),
+        forecast(source, recipe_of(mode="mxfp4")),
+    ):
         assert kept.min_memory_bytes > 0.95 * kept.size_bytes
         assert kept.disk_bytes < 1.05 * kept.size_bytes
     assert not forecast(config_only(tmp_path), recipe_of(mode="int4_sym")).codes_on_disk

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 MODES = ("int8_asym", "int8_sym", "int4_asym", "int4_sym", "int3_sym", "int2_sym")
+FLOATS = ("nf4", "fp4", "fp8_e4m3")
 DTYPES = ("bf16", "f16", "f32")
 GROUP_SIZES = (-1, 16, 32, 64, 128, 24, 7)
 ROOT = Path(__file__).parent.parent
@@ -40,6 +41,11 @@ def stored_bytes(compressed: Any, config: Any) -> dict[str, bytes]:
     from nncf.openvino.graph.node_utils import create_ov_const_from_tensor
     from nncf.tensor.functions.openvino_numeric import DTYPE_MAP
 
+    if not config.is_integer:
+        codes, scale = compressed.tensor.data, np.asarray(compressed.scale.data)
+        raw = codes.data.reshape(-1).view(np.uint8).tobytes()
+        shapes = str((codes.get_element_type(), tuple(codes.shape), scale.shape)).encode()
+        return {"codes": raw, "scales": scale.tobytes(), "shapes": shapes}
     element = DTYPE_MAP[config.compression_dtype]
     codes = compressed.tensor
     if config.is_symmetric_represented_by_unsigned:
@@ -112,7 +118,7 @@ def weights(draw: st.DrawFn) -> np.ndarray:
 @given(
     values=weights(),
     dtype=st.sampled_from(DTYPES),
-    mode=st.sampled_from(MODES),
+    mode=st.sampled_from((*MODES, *FLOATS)),
     group_size=st.sampled_from(GROUP_SIZES),
     upright=st.booleans(),
 )
@@ -125,11 +131,14 @@ def test_constants_equal_nncf(values: np.ndarray, dtype: str, mode: str, group_s
     ours, stock, is_ours = both(tensor_of(np.ascontiguousarray(values), dtype), (axis,), mode, group_size)
     assert ours == stock
     by_numpy = values.size < 10_000 and mode not in ("int3_sym", "int2_sym")
-    assert is_ours == (not by_numpy and values.size % 8 == 0 and not (upright and values.shape[1] % 8))
+    upright_and_odd = upright and (values.shape[1] % 8 != 0 or mode in FLOATS)
+    assert is_ours == (not by_numpy and values.size % 8 == 0 and not upright_and_odd)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(values=weights(), dtype=st.sampled_from(DTYPES), mode=st.sampled_from(MODES), seed=st.integers(0, 99))
+@given(
+    values=weights(), dtype=st.sampled_from(DTYPES), mode=st.sampled_from((*MODES, *FLOATS)), seed=st.integers(0, 99)
+)
 def test_constants_equal_nncf_where_scales_are_given(values: np.ndarray, dtype: str, mode: str, seed: int) -> None:
     from nncf.quantization.algorithms.weight_compression.parameters import CompressedWeight
     from nncf.tensor import Tensor
@@ -149,13 +158,14 @@ def test_constants_equal_nncf_where_scales_are_given(values: np.ndarray, dtype: 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_that_are_no_numbers_are_left_to_nncf(value: float, dtype: str) -> None:
+@pytest.mark.parametrize("mode", ["int8_sym", "nf4", "fp8_e4m3"])
+def test_weights_that_are_no_numbers_are_left_to_nncf(mode: str, dtype: str, value: float) -> None:
     values = np.ones((128, 128), np.float32)
     values[3, 5] = value
     weight = tensor_of(values, dtype)
     if dtype == "f16":
         weight.data.data[3, 5] = value
-    ours, stock, is_ours = both(weight, (1,), "int8_sym", -1)
+    ours, stock, is_ours = both(weight, (1,), mode, -1)
     assert ours == stock
     assert not is_ours
 
@@ -170,7 +180,7 @@ def test_a_stack_of_matrices_and_a_convolution() -> None:
         assert is_ours
 
 
-@pytest.mark.parametrize("mode", ["nf4", "mxfp4", "fp8_e4m3"])
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8_e4m3"])
 def test_other_formats_are_left_to_nncf(mode: str) -> None:
     values = np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32)
     ours, stock, is_ours = both(tensor_of(values, "bf16"), (1,), mode, 32)
@@ -248,6 +258,13 @@ def test_codes_may_wait_on_disk(ref_model: Path, tmp_path: Path, monkeypatch: py
     gc.collect()
     for name in ("openvino_model.bin", "openvino_model.xml"):
         assert filecmp.cmp(tmp_path / "in memory" / name, tmp_path / "on disk" / name, shallow=False)
+
+
+def test_the_forecast_knows_what_the_kernels_make() -> None:
+    from llmcompress.compression.forecast.peak_memory import BY_KERNELS
+    from llmcompress.compression.kernels.lowering import FLOAT_FORMATS, FORMATS
+
+    assert {mode.value for mode in (*FORMATS, *FLOAT_FORMATS)} == BY_KERNELS
 
 
 def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ from typing import NamedTuple
 from llmcompress.compression.forecast.layout import ELEMENT_BYTES, uncompressed_bytes
 from llmcompress.compression.forecast.records import Inventory, Weight
 from llmcompress.recipe import Recipe
+from llmcompress.recipe.modes import INTEGER
 
 MIB = 2**20
+BY_KERNELS = INTEGER | {"nf4", "fp4", "fp8_e4m3"}
+"""Modes whose codes our kernels make."""
 LIBRARY_PAGES = 450 * MIB
 """Code and data of torch, transformers, optimum, OpenVINO and NNCF that a run touches."""
 HOT_LIBRARY_PAGES = 150 * MIB

@@ -14,7 +14,7 @@ from llmcompress.compression.forecast.layout import (
     lora_adapter_bytes,
     uncompressed_bytes,
 )
-from llmcompress.compression.forecast.peak_memory import peak_memory
+from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory
 from llmcompress.compression.forecast.precision import Assignment, Precision, assign, primary_share
 from llmcompress.compression.forecast.records import BY_SENSITIVITY, Forecast, Inventory, PlannedLayer, Weight
 from llmcompress.errors import ResourceError
@@ -23,7 +23,6 @@ from llmcompress.loaders.ir import MODEL_FILE
 from llmcompress.loaders.source import Source
 from llmcompress.memory import memory, own_bytes
 from llmcompress.recipe import Recipe, WeightCompression
-from llmcompress.recipe.modes import INTEGER
 from llmcompress.report import Engine
 
 # Scalars, shapes and axes that every converted decoder holds, stored once each.
@@ -58,7 +57,7 @@ def forecast(
     passes = [*recipe.weight_passes, *_by_activations(recipe)]
     notes = [*inventory.notes, *_notes(source, recipe, passes, inventory)]
     layers, size_bytes, remarks = _layers(inventory, passes)
-    ours = [engine == "llmcompress" and layer.mode in INTEGER for layer in layers]
+    ours = [engine == "llmcompress" and layer.mode in BY_KERNELS for layer in layers]
     codes_bytes = sum(layer.size_bytes for layer, is_ours in zip(layers, ours, strict=True) if is_ours)
     by_nncf = [weight for weight, is_ours in zip(inventory.weights, ours, strict=True) if not is_ours]
     peak = peak_memory(inventory, recipe, size_bytes, codes_bytes, by_nncf)

@@ -20,11 +20,13 @@ from nncf import CompressWeightsMode as Mode
 from nncf.openvino.graph.node_utils import create_ov_const_from_tensor
 from nncf.quantization.algorithms.weight_compression import openvino_backend
 from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+from nncf.quantization.algorithms.weight_compression.constants import CENTER_OF_NF4_QUANTILES
 from nncf.quantization.algorithms.weight_compression.parameters import CompressedWeight
 from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight as stock_compress_weight
 from nncf.tensor import Tensor
 from nncf.tensor.definitions import TensorBackend
 
+from llmcompress.compression.kernels.floating import quantize_float_groups
 from llmcompress.compression.kernels.integers import pack, quantize_columns, quantize_groups
 from llmcompress.file_memory import FileMemory
 from llmcompress.memory import forget_file_pages
@@ -61,6 +63,30 @@ FORMATS = {
     Mode.INT4_SYM: _Format(-8, 7, False, ov.Type.i4),
     Mode.INT3_SYM: _Format(-4, 3, False, ov.Type.u3, 4),
     Mode.INT2_SYM: _Format(-2, 1, False, ov.Type.u2, 2),
+}
+
+
+class _FloatFormat(NamedTuple):
+    """How a floating-point mode is computed and stored."""
+
+    element: ov.Type
+    largest: float
+    """What the largest magnitude of a group becomes."""
+    midpoints: np.ndarray = np.empty(0, np.float32)
+    mantissa_bits: int = 0
+    bias: int = 0
+    largest_code: int = 0
+
+    @property
+    def num_bits(self) -> int:
+        return int(self.element.get_bitwidth())
+
+
+# MXFP4 and MXFP8 take their scales by the plugin's logarithm, which is its own.
+FLOAT_FORMATS = {
+    Mode.NF4: _FloatFormat(ov.Type.nf4, 1.0, np.asarray(CENTER_OF_NF4_QUANTILES, np.float32)),
+    Mode.FP4: _FloatFormat(ov.Type.f4e2m1, 6.0, mantissa_bits=1, bias=1, largest_code=0x7),
+    Mode.FP8_E4M3: _FloatFormat(ov.Type.f8e4m3, 448.0, mantissa_bits=3, bias=7, largest_code=0x7F),
 }
 
 
@@ -128,7 +154,8 @@ class Lowering:
         groups = _groups(weight, reduction_axes, config)
         found = None
         if groups is not None and agrees(config.mode, weight.data.get_element_type(), config.group_size):
-            found = _quantized(weight, groups, config, precomputed, self._pool, self._file_memory)
+            quantize = _quantized if config.mode in FORMATS else _quantized_to_floats
+            found = quantize(weight, groups, config, precomputed, self._pool, self._file_memory)
             self.is_ours = found is not None
         if found is None:
             found = stock_compress_weight(weight, reduction_axes, config, precomputed)
@@ -151,13 +178,15 @@ class _Groups(NamedTuple):
 
 def _groups(weight: Tensor, reduction_axes: int | tuple[int, ...], config: WeightCompressionConfig) -> _Groups | None:
     """None where the kernels do not cover it."""
-    if config.mode not in FORMATS or weight.backend != TensorBackend.ov or reduction_axes is None:
+    is_float = config.mode in FLOAT_FORMATS
+    if not (is_float or config.mode in FORMATS) or weight.backend != TensorBackend.ov or reduction_axes is None:
         return None
-    form, shape = FORMATS[config.mode], tuple(weight.shape)
+    shape = tuple(weight.shape)
     if weight.data.get_element_type() not in _SHIFTS:
         return None
     # The last byte of what does not fill it is not ours to guess. Two and three bits are always computed by NumPy.
-    if (is_by_numpy(weight.size) and form.offset == 0) or weight.size == 0 or weight.size % 8:
+    is_always_by_numpy = not is_float and FORMATS[config.mode].offset != 0
+    if (is_by_numpy(weight.size) and not is_always_by_numpy) or weight.size == 0 or weight.size % 8:
         return None
     given = (reduction_axes,) if isinstance(reduction_axes, int) else reduction_axes
     axes = sorted(given)
@@ -165,7 +194,7 @@ def _groups(weight: Tensor, reduction_axes: int | tuple[int, ...], config: Weigh
         return None
     before, length, after = shape[: axes[0]], math.prod(shape[axis] for axis in axes), shape[axes[-1] + 1 :]
     num_columns = math.prod(after)
-    if num_columns != 1 and num_columns % 8:
+    if num_columns != 1 and (is_float or num_columns % 8):
         return None
     if config.group_size == -1:
         return _Groups(length, num_columns, shape, (*before, *(1 for _ in axes), *after))
@@ -222,6 +251,39 @@ def _quantized(
     return CompressedWeight(tensor, Tensor(scales.reshape(groups.scale_shape)), zero_point=zero_point)
 
 
+def _quantized_to_floats(
+    weight: Tensor,
+    groups: _Groups,
+    config: WeightCompressionConfig,
+    precomputed: CompressedWeight | None,
+    pool: ThreadPoolExecutor,
+    file_memory: FileMemory | None = None,
+) -> CompressedWeight | None:
+    """None where a value is no finite number."""
+    form, element = FLOAT_FORMATS[config.mode], weight.data.get_element_type()
+    num_groups = weight.size // groups.size
+    source = weight.data.data.reshape(-1).view(np.uint32 if element == ov.Type.f32 else np.uint16)
+    given = precomputed.scale if precomputed is not None else None
+    scales = np.empty(num_groups, np.float32)
+    if given is not None:
+        if given.backend != TensorBackend.numpy or tuple(given.shape) != groups.scale_shape:
+            return None
+        scales[:] = given.data.reshape(-1)
+    codes = _new_tensor(form.element, ov.Shape(groups.shape), file_memory)
+    packed = codes.data.reshape(-1).view(np.uint8)
+    weights = (source, np.uint32(_SHIFTS[element]), element == ov.Type.f16, groups.size)
+    rules = (form.midpoints, form.mantissa_bits, form.bias, np.uint32(form.largest_code), np.float32(form.largest))
+
+    def quantize(first: int, last: int) -> bool:
+        return bool(
+            quantize_float_groups(*weights, first, last, *rules, given is not None, form.num_bits, scales, packed)
+        )
+
+    if not all(pool.map(lambda piece: quantize(*piece[:2]), _pieces(num_groups, groups))):
+        return None
+    return CompressedWeight(Tensor(codes), given if given is not None else Tensor(scales.reshape(groups.scale_shape)))
+
+
 def _new_tensor(element: ov.Type, shape: ov.Shape, file_memory: FileMemory | None) -> ov.Tensor:
     """Eight values always fill whole bytes."""
     block = file_memory.block(math.prod(shape) // 8 * element.get_bitwidth()) if file_memory else None
@@ -258,7 +320,7 @@ def agrees(mode: Mode, element: ov.Type, group_size: int) -> bool:
     groups = _groups(weight, (1,), config)
     assert groups is not None
     with ThreadPoolExecutor(1) as pool:
-        ours = _quantized(weight, groups, config, None, pool)
+        ours = (_quantized if mode in FORMATS else _quantized_to_floats)(weight, groups, config, None, pool)
     assert ours is not None
     return constants(ours, config) == constants(stock_compress_weight(weight, (1,), config), config)
 
@@ -267,8 +329,13 @@ def _sample(element: ov.Type, num_columns: int) -> ov.Tensor:
     """Sixteen rows, of which each scales the same values to another size; the last three are equal, zero and tiny."""
     values = np.sin(np.arange(16 * num_columns, dtype=np.float32) ** 2).reshape(16, num_columns)
     values *= np.logspace(-9, 4, 16, dtype=np.float32)[:, None]
-    # Quotients half way between two codes.
+    # Quotients half way between two codes: of integers, of FP8, of FP4, and of NF4 with their neighbours.
     values[1] = np.resize(np.arange(-16, 15, dtype=np.float32) / 2, num_columns)
+    values[2] = np.resize(np.arange(-448, 449, 7, dtype=np.float32), num_columns)
+    values[3] = np.resize(np.arange(-24, 25, dtype=np.float32) / 4, num_columns)
+    midpoints = np.asarray(CENTER_OF_NF4_QUANTILES, np.float32)
+    around = [np.nextafter(midpoints, np.float32(end)) for end in (-1, 1)]
+    values[4] = np.resize(np.concatenate([np.ones(1, np.float32), midpoints, *around]), num_columns)
     values[13:] = np.array([-3, 0, 1e-40], np.float32)[:, None]
     stored = values.astype(np.float16) if element == ov.Type.f16 else values
     if element == ov.Type.bf16:
@@ -278,6 +345,8 @@ def _sample(element: ov.Type, num_columns: int) -> ov.Tensor:
 
 def constants(compressed: CompressedWeight, config: WeightCompressionConfig) -> list[bytes]:
     """The bytes of the codes, scales and zero points as NNCF makes constants of them."""
+    if config.mode in FLOAT_FORMATS:
+        return [compressed.tensor.data.data.reshape(-1).view(np.uint8).tobytes(), compressed.scale.data.tobytes()]
     form = FORMATS[config.mode]
     codes = compressed.tensor + form.offset if form.offset else compressed.tensor
     found = [(codes, form.element), (compressed.scale, ov.Type.f32)]
