@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import functools
 import os
 import subprocess
 import sys
@@ -285,46 +286,56 @@ def test_a_folder_that_cannot_hold_machine_code_is_done_without(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
 
 
+def statistics_of(num_columns: int, seed: int = 0) -> Any:
+    """Activations of a layer as NNCF collects them, of very different size from channel to channel."""
+    from nncf.common.tensor_statistics.statistics import WCTensorStatistic
+    from nncf.tensor import Tensor
+
+    generator = np.random.default_rng(seed)
+    means = generator.standard_normal((12, num_columns), dtype=np.float32) * np.exp(generator.normal(size=num_columns))
+    means[:, 11:19] = 0
+    return WCTensorStatistic([Tensor(mean.astype(np.float32)) for mean in means], [(1, 9, num_columns) for _ in means])
+
+
+def awkward_matrix(num_rows: int, num_columns: int) -> np.ndarray:
+    """Normal values, with rows of nothing, of ones and of many zeros among them."""
+    values = np.random.default_rng(num_rows).standard_normal((num_rows, num_columns), dtype=np.float32) * np.float32(
+        0.02
+    )
+    values[3] = 0
+    values[5, ::3] = 0
+    values[7] = 1
+    return values
+
+
 @pytest.mark.parametrize("mode", ["int4_asym", "int4_sym", "int3_sym", "int2_sym"])
-@pytest.mark.parametrize(("num_rows", "num_columns", "group_size"), [(300, 256, 64), (97, 512, 32), (200, 384, -1)])
+@pytest.mark.parametrize(
+    ("num_rows", "num_columns", "group_size", "penalty"),
+    [(300, 256, 64, -1.0), (97, 512, 32, -1.0), (200, 384, -1, 0.5), (150, 420, 42, 0.5), (600, 20, 5, -1.0)],
+)
 def test_estimated_scales_equal_nncf(
-    mode: str, num_rows: int, num_columns: int, group_size: int, monkeypatch: pytest.MonkeyPatch
+    mode: str, num_rows: int, num_columns: int, group_size: int, penalty: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import nncf
-    from nncf.common.tensor_statistics.statistics import WCTensorStatistic
     from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
     from nncf.quantization.algorithms.weight_compression.scale_estimation import ScaleEstimation as Stock
     from nncf.tensor import Tensor
     from threadpoolctl import threadpool_limits
 
-    from llmcompress.compression.kernels import ScaleEstimation, matrices
-    from llmcompress.compression.kernels.integers import requantize
-
-    calls = []
-
-    def counted(*args: Any) -> None:
-        calls.append(args)
-        requantize(*args)
+    from llmcompress.compression.kernels import ScaleEstimation, matrices, scales
 
     monkeypatch.setattr(matrices, "BLOCK_VALUES", 1 << 14)
-    generator = np.random.default_rng(num_rows)
-    values = generator.standard_normal((num_rows, num_columns), dtype=np.float32) * np.float32(0.02)
-    values[3] = 0
-    values[5, ::3] = 0
-    values[7] = 1
-    means = generator.standard_normal((12, num_columns), dtype=np.float32) * np.exp(generator.normal(size=num_columns))
-    means[:, 11:19] = 0
-    statistics = WCTensorStatistic(
-        [Tensor(mean.astype(np.float32)) for mean in means], [(1, 9, num_columns) for _ in means]
-    )
+    values, statistics = awkward_matrix(num_rows, num_columns), statistics_of(num_columns)
     config = WeightCompressionConfig(nncf.CompressWeightsMode(mode), group_size)
+    arguments = (statistics, Tensor(values), (1,), config, -1, 8, 3, 4, penalty)
     # With more threads NNCF's own sums, and in rare cases its choices, depend on their number.
     with np.errstate(all="ignore"), threadpool_limits(1, "blas"):
-        stock = Stock.calculate_quantization_params(statistics, Tensor(values), (1,), config, -1, 8)
-        with ScaleEstimation(2).installed():
-            monkeypatch.setattr(matrices, "requantize", counted)
-            ours = Stock.calculate_quantization_params(statistics, Tensor(values), (1,), config, -1, 8)
-    assert len(calls) > 15
+        stock = Stock.calculate_quantization_params(*arguments)
+        assert scales._estimates_agree(Stock.calculate_quantization_params, config.mode)
+        with ScaleEstimation(2).installed(), monkeypatch.context() as patch:
+            patch.setattr(scales, "process_stats", counted := Counted(scales.process_stats))
+            ours = Stock.calculate_quantization_params(*arguments)
+    assert counted.num_calls == 1
     for mine, other in zip(ours, stock, strict=True):
         assert (mine is None) == (other is None)
         if mine is not None:
@@ -333,26 +344,113 @@ def test_estimated_scales_equal_nncf(
     assert ours[0].data.shape == ((num_rows, 1) if group_size == -1 else (num_rows, num_columns // group_size, 1))
 
 
+class Counted:
+    """A function that counts its calls."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self.num_calls = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Count, and pass on."""
+        self.num_calls += 1
+        return self._function(*args, **kwargs)
+
+
 @pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
-def test_what_awq_tries_equals_nncf(mode: str) -> None:
+@pytest.mark.parametrize(("group_size", "is_held_back"), [(128, False), (128, True), (-1, True)])
+def test_what_awq_finds_equals_nncf(
+    mode: str, group_size: int, is_held_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
     import nncf
-    from nncf.quantization.algorithms.weight_compression import awq
+    from nncf.quantization.algorithms.weight_compression.awq import AWQ
     from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
     from nncf.tensor import Tensor
+    from threadpoolctl import threadpool_limits
 
-    from llmcompress.compression.kernels import awq_search
+    from llmcompress.compression.kernels import awq, awq_search, matrices
 
-    stock = awq.integer_quantize_dequantize_weight
-    config = WeightCompressionConfig(nncf.CompressWeightsMode(mode), -1)
-    values = np.random.default_rng(0).standard_normal((700, 128), dtype=np.float32)
-    values[9] = 0
-    broken = np.where(values > 3, np.float32(np.inf), values)
-    with np.errstate(all="ignore"), awq_search(2):
-        assert awq.integer_quantize_dequantize_weight is not stock
-        for weight in (values, np.asfortranarray(values), values[:5], broken):
-            found = awq.integer_quantize_dequantize_weight(Tensor(weight), config, -1)
-            np.testing.assert_array_equal(found.data, stock(Tensor(weight), config, -1).data, strict=True)
-    assert awq.integer_quantize_dequantize_weight is stock
+    monkeypatch.setattr(matrices, "BLOCK_VALUES", 1 << 14)
+    wp = SimpleNamespace(
+        compression_config=WeightCompressionConfig(nncf.CompressWeightsMode(mode), group_size), reduction_axes=(1,)
+    )
+    values, statistics = awkward_matrix(301, 384), statistics_of(384)
+    # Large enough that what this layer puts out would leave half precision.
+    before = (Tensor(awkward_matrix(384, 64) * np.float32(1e4)), statistics_of(64, 1)) if is_held_back else ()
+    algorithm, stock = AWQ(subset_size=8, percent_to_apply=0.01, steps=20), AWQ._data_aware_step
+    broken = np.where(values > 0.06, np.float32(np.inf), values)
+    with np.errstate(all="ignore"), threadpool_limits(1, "blas"):
+        assert awq._searches_agree(stock, wp.compression_config.mode)
+        for weight, num_calls in ((values, 1), (values[:30, :], group_size == -1), (broken, 1)):
+            other = algorithm._data_aware_step(wp, Tensor(weight), statistics, -1, *before)
+            with awq_search(2), monkeypatch.context() as patch:
+                patch.setattr(awq, "_scales", counted := Counted(awq._scales))
+                mine = algorithm._data_aware_step(wp, Tensor(weight), statistics, -1, *before)
+            np.testing.assert_array_equal(mine.data, other.data, strict=True)
+            assert counted.num_calls == num_calls
+            assert weight is not values or len(np.unique(mine.data)) > 20
+    assert AWQ._data_aware_step is stock
+
+
+def test_an_nncf_that_searches_otherwise_keeps_its_own_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    import nncf
+    from nncf.quantization.algorithms.weight_compression.awq import AWQ
+    from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+    from nncf.quantization.algorithms.weight_compression.scale_estimation import ScaleEstimation as Stock
+    from nncf.tensor import Tensor
+
+    from llmcompress.compression.kernels import ScaleEstimation, awq_search
+
+    config = WeightCompressionConfig(nncf.CompressWeightsMode.INT4_SYM, 128)
+    wp = SimpleNamespace(compression_config=config, reduction_axes=(1,))
+    values, statistics = awkward_matrix(300, 256), statistics_of(256)
+    estimate, step = Stock.calculate_quantization_params, AWQ._data_aware_step
+
+    @functools.wraps(estimate)
+    def other_estimate(*args: Any) -> Any:
+        scale, zero_point = estimate(*args)
+        return scale * 2.0, zero_point
+
+    @functools.wraps(step)
+    def other_step(*args: Any) -> Any:
+        return step(*args) * 2.0
+
+    with np.errstate(all="ignore"):
+        for doubled in (False, True):
+            if doubled:
+                monkeypatch.setattr(Stock, "calculate_quantization_params", staticmethod(other_estimate))
+                monkeypatch.setattr(AWQ, "_data_aware_step", other_step)
+            with ScaleEstimation(1).installed(), awq_search(1):
+                scale, _ = Stock.calculate_quantization_params(statistics, Tensor(values), (1,), config)
+                factors = AWQ(steps=20)._data_aware_step(wp, Tensor(values), statistics, -1)
+            expected, _ = estimate(statistics, Tensor(values), (1,), config)
+            np.testing.assert_allclose(scale.data, expected.data * (2 if doubled else 1), rtol=1e-6)
+            wanted = step(AWQ(steps=20), wp, Tensor(values), statistics, -1)
+            np.testing.assert_allclose(factors.data, wanted.data * (2 if doubled else 1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["calculate_quantization_params", "_data_aware_step"])
+def test_an_nncf_with_other_arguments_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nncf.quantization.algorithms.weight_compression.awq import AWQ
+    from nncf.quantization.algorithms.weight_compression.scale_estimation import ScaleEstimation as Stock
+
+    from llmcompress.compression.kernels import ScaleEstimation, awq_search
+
+    def moved(statistics: Any) -> None:
+        """Takes something else."""
+
+    owner: Any = AWQ if name in vars(AWQ) else Stock
+    for other in (moved, None):
+        if other is None:
+            monkeypatch.delattr(owner, name)
+        else:
+            monkeypatch.setattr(owner, name, staticmethod(other))
+        with ScaleEstimation(1).installed(), awq_search(1):
+            assert getattr(owner, name, None) is other
 
 
 def test_bf16_constants_equal_openvino() -> None:

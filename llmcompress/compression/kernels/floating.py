@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from llmcompress.compression.kernels.integers import BLOCK_VALUES, _compiled, _find_limits, _widen, pack
+from llmcompress.compression.kernels.integers import BLOCK_VALUES, _widen, compiled, find_limits, pack
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _EPSILON = np.float32(np.finfo(np.float32).eps)
 _ONE = np.uint32(1)
 
 
-@_compiled
+@compiled
 def _nearest_level(values: Any, midpoints: Any, codes: Any) -> None:
     """The number of midpoints below each value; a value on a midpoint goes down."""
     for i in range(len(values)):
@@ -30,7 +30,7 @@ def _nearest_level(values: Any, midpoints: Any, codes: Any) -> None:
             codes[i] += np.uint8(values[i] > midpoint)
 
 
-@_compiled
+@compiled
 def _nearest_float(
     values: Any, bits: Any, mantissa_bits: int, bias: int, largest_code: Any, num_bits: int, codes: Any
 ) -> None:
@@ -56,7 +56,7 @@ def _nearest_float(
         codes[i] = np.uint8(code | ((bits[i] >> sign_shift) & sign_mask))
 
 
-@_compiled
+@compiled
 def quantize_float_groups(
     source: Any,
     shift: Any,
@@ -109,7 +109,7 @@ def quantize_float_groups(
         _widen(source[begin:end], shift, is_half, values, bits)
         for group in range(start, stop):
             place = (group - start) * group_size
-            if not _find_limits(bits[place : place + group_size], limit_bits):
+            if not find_limits(bits[place : place + group_size], limit_bits):
                 return False
             scale = scales[group]
             if not is_given:

@@ -29,7 +29,7 @@ _ZERO = np.float32(0)
 _LEAST_HALF = np.float32(2**-24)
 
 
-def _compiled(function: Any) -> Any:
+def compiled(function: Any) -> Any:
     """Compile at the first call, in machine code that is kept for the next process.
 
     The division by zero of Numba's NumPy model is IEEE's; Python's would be checked for, value by value.
@@ -41,7 +41,7 @@ def _compiled(function: Any) -> Any:
             return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-@_compiled
+@compiled
 def _widen(source: Any, shift: Any, is_half: bool, values: Any, bits: Any) -> None:
     """Store floats as single precision in ``values``, of which ``bits`` is a view."""
     for i in range(len(source)):
@@ -62,8 +62,8 @@ def _widen(source: Any, shift: Any, is_half: bool, values: Any, bits: Any) -> No
             values[i] = -small if stored & np.uint32(0x8000) else small
 
 
-@_compiled
-def _find_limits(bits: Any, limits: Any) -> bool:
+@compiled
+def find_limits(bits: Any, limits: Any) -> bool:
     """Store the bits of the least and the largest of a group; False where a value is no finite number."""
     # As integers, with the magnitude of negative ones turned round, floats keep their order.
     least, largest = _MAGNITUDE, -_MAGNITUDE
@@ -76,7 +76,7 @@ def _find_limits(bits: Any, limits: Any) -> bool:
     return bool(least >= _LEAST_FINITE and largest <= _LARGEST_FINITE)
 
 
-@_compiled
+@compiled
 def pack(codes: Any, num_bits: int, packed: Any) -> None:
     """Pack codes, of which the low bits count, as OpenVINO stores u2, u3, u4, i4, u8 and i8.
 
@@ -107,8 +107,8 @@ def pack(codes: Any, num_bits: int, packed: Any) -> None:
             packed[3 * i], packed[3 * i + 1], packed[3 * i + 2] = first, second, high
 
 
-@_compiled
-def _parameters(least: Any, largest: Any, low: Any, high: Any, is_asymmetric: bool) -> Any:
+@compiled
+def parameters(least: Any, largest: Any, low: Any, high: Any, is_asymmetric: bool) -> Any:
     """The scale and zero point of a group by its limits."""
     if is_asymmetric:
         least, largest = min(_ZERO, least), max(_ZERO, largest)
@@ -120,7 +120,7 @@ def _parameters(least: Any, largest: Any, low: Any, high: Any, is_asymmetric: bo
     return (_EPSILON if abs(scale) < _EPSILON else scale), _ZERO
 
 
-@_compiled
+@compiled
 def quantize_groups(
     source: Any,
     shift: Any,
@@ -173,11 +173,11 @@ def quantize_groups(
         _widen(source[begin:end], shift, is_half, values, bits)
         for group in range(start, stop):
             place = (group - start) * group_size
-            if not _find_limits(bits[place : place + group_size], limit_bits):
+            if not find_limits(bits[place : place + group_size], limit_bits):
                 return False
             scale, zero_point = scales[group], zero_points[group]
             if not is_given:
-                scale, zero_point = _parameters(limits[0], limits[1], low, high, is_asymmetric)
+                scale, zero_point = parameters(limits[0], limits[1], low, high, is_asymmetric)
                 scales[group], zero_points[group] = scale, zero_point
             elif not np.isfinite(scale) or scale == _ZERO:
                 return False
@@ -192,7 +192,7 @@ def quantize_groups(
     return True
 
 
-@_compiled
+@compiled
 def quantize_columns(
     source: Any,
     shift: Any,
@@ -262,7 +262,7 @@ def quantize_columns(
             least.view(np.int32)[i] = least_key[i] ^ ((least_key[i] >> np.int32(31)) & _MAGNITUDE)
             largest.view(np.int32)[i] = largest_key[i] ^ ((largest_key[i] >> np.int32(31)) & _MAGNITUDE)
             if not is_given:
-                scale[i], zero_point[i] = _parameters(least[i], largest[i], low, high, is_asymmetric)
+                scale[i], zero_point[i] = parameters(least[i], largest[i], low, high, is_asymmetric)
         for row in range(block * group_size, (block + 1) * group_size):
             begin, end = row * num_columns + left, row * num_columns + right
             _widen(source[begin:end], shift, is_half, values, bits)
@@ -274,39 +274,3 @@ def quantize_columns(
                 codes[i] = np.uint8(np.int32(values[i]) + offset)
             pack(codes, num_bits, packed[begin * num_bits // 8 : end * num_bits // 8])
     return True
-
-
-@_compiled
-def requantize(
-    values: Any,
-    scales: Any,
-    zero_points: Any,
-    low: Any,
-    high: Any,
-    is_dequantized: bool,
-    codes: Any,
-    dequantized: Any,
-) -> None:
-    """Quantize groups by scales that are given, and compute what their codes stand for.
-
-    Args:
-        values: float32 ``[num_groups, group_size]``.
-        scales: float32 ``[num_groups]``. Where one is 0, all that its codes stand for is 0.
-        zero_points: float32 ``[num_groups]``.
-        low: Least code, float32.
-        high: Largest code, float32.
-        is_dequantized: Whether ``dequantized`` is wanted.
-        codes: uint8 ``[num_groups, group_size]``, written.
-        dequantized: float32 ``[num_groups, group_size]``, written; without meaning where it is not wanted.
-    """
-    for group in range(values.shape[0]):
-        scale, zero_point = scales[group], zero_points[group]
-        for i in range(values.shape[1]):
-            code = np.rint(values[group, i] / scale + zero_point)
-            code = code if code >= low else low  # Also what is no number.
-            dequantized[group, i] = high if code > high else code
-        for i in range(values.shape[1]):
-            codes[group, i] = np.uint8(np.int32(dequantized[group, i]))
-        if is_dequantized:
-            for i in range(values.shape[1]):
-                dequantized[group, i] = (dequantized[group, i] - zero_point) * scale

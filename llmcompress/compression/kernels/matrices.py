@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from nncf import CompressWeightsMode as Mode
 
-from llmcompress.compression.kernels.integers import quantize_groups, requantize
+from llmcompress.compression.kernels.integers import quantize_groups
 from llmcompress.compression.kernels.lowering import FORMATS
 
-BLOCK_VALUES = 1 << 17
-"""Weights of one block; NNCF's scale estimation keeps some ten arrays of this size at a time."""
+BLOCK_VALUES = 1 << 16
+"""Weights of one block; a search keeps three arrays of this size."""
 MIN_ROWS = 48
 """Of which blocks are multiples: as many as OpenBLAS takes together with AVX-512, so that blocks change no sum."""
 
@@ -31,13 +31,16 @@ class Quantized(NamedTuple):
     """float32 ``[num_rows, num_groups, 1]``; zeros for a symmetric mode."""
 
 
-def blocks(num_rows: int, num_columns: int) -> list[slice]:
-    """Rows of a matrix in pieces that stay in the cache."""
-    step = max(MIN_ROWS, BLOCK_VALUES // num_columns // MIN_ROWS * MIN_ROWS)
+def blocks(num_rows: int, num_groups: int, group_size: int) -> list[tuple[slice, slice]]:
+    """Rows and groups of a matrix in pieces that stay in the cache."""
+    at_once = max(1, min(num_groups, BLOCK_VALUES // (MIN_ROWS * group_size)))
+    step = max(MIN_ROWS, BLOCK_VALUES // (at_once * group_size) // MIN_ROWS * MIN_ROWS)
     starts = list(range(0, num_rows, step))
     if len(starts) > 1 and num_rows - starts[-1] < MIN_ROWS:
         starts.pop()
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], num_rows], strict=True)]
+    rows = [slice(start, stop) for start, stop in zip(starts, [*starts[1:], num_rows], strict=True)]
+    groups = [slice(first, min(first + at_once, num_groups)) for first in range(0, num_groups, at_once)]
+    return [(own, columns) for own in rows for columns in groups]
 
 
 def quantized(matrix: np.ndarray, mode: Mode, group_size: int) -> tuple[np.ndarray, Quantized]:
@@ -74,20 +77,3 @@ def quantized(matrix: np.ndarray, mode: Mode, group_size: int) -> tuple[np.ndarr
     values -= zero_points
     values *= scales
     return values, Quantized(found, scales, zero_points)
-
-
-def requantized(
-    groups: np.ndarray, mode: Mode, scales: np.ndarray, zero_points: np.ndarray, *, is_dequantized: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize float32 ``[..., group_size]`` by scales and zero points ``[..., 1]`` that are given.
-
-    Returns:
-        The codes, and what they stand for where that is wanted.
-    """
-    form = FORMATS[mode]
-    values = np.ascontiguousarray(groups).reshape(-1, groups.shape[-1])
-    codes, dequantized = np.empty(values.shape, np.uint8), np.empty(values.shape, np.float32)
-    levels = (np.float32(form.low), np.float32(form.high))
-    requantize(values, scales.reshape(-1), zero_points.reshape(-1), *levels, is_dequantized, codes, dequantized)
-    found = codes if form.is_asymmetric else codes.view(np.int8)
-    return found.reshape(groups.shape), dequantized.reshape(groups.shape)

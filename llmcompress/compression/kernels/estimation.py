@@ -1,0 +1,193 @@
+"""What searches for scales compute of every weight, in passes over one group at a time.
+
+The arithmetic is that of NNCF 3.4 (``scale_estimation.py`` and ``awq.py`` in its weight compression) on NumPy arrays
+of single precision, each operation and each sum in its order: NumPy adds up a row in eight lanes, and halves what is
+longer than 128 (``pairwise_sum`` in its ``loops_utils.h.src``). Products with activations are BLAS's, outside.
+"""
+
+# Types come from the first call; Numba reads no annotations of its own.
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmcompress.compression.kernels.integers import compiled, find_limits, parameters
+
+_EPSILON = np.float32(np.finfo(np.float32).eps)
+_ZERO = np.float32(0)
+_ONE = np.float32(1)
+_ZERO_SCALE = np.float32(0.001)
+"""What NNCF adds to a code of zero before it divides by it."""
+_LANES = 8
+_HALVED = 128
+
+
+@compiled
+def pairwise_sum(values: Any) -> Any:
+    """The sum of a float32 array as NumPy computes it."""
+    length = len(values)
+    if length < _LANES:
+        total = _ZERO
+        for i in range(length):
+            total += values[i]
+        return total
+    if length <= _HALVED:
+        a, b, c, d = values[0], values[1], values[2], values[3]
+        e, f, g, h = values[4], values[5], values[6], values[7]
+        whole = length - length % _LANES
+        for i in range(_LANES, whole, _LANES):
+            a += values[i]
+            b += values[i + 1]
+            c += values[i + 2]
+            d += values[i + 3]
+            e += values[i + 4]
+            f += values[i + 5]
+            g += values[i + 6]
+            h += values[i + 7]
+        total = ((a + b) + (c + d)) + ((e + f) + (g + h))
+        for i in range(whole, length):
+            total += values[i]
+        return total
+    half = length // 2
+    half -= half % _LANES
+    return pairwise_sum(values[:half]) + pairwise_sum(values[half:])
+
+
+@compiled
+def weigh(codes: Any, zero_points: Any, magnitudes: Any, importance: Any) -> None:
+    """Weigh the weights of each group by their activations; those whose code stands for zero do not count.
+
+    Args:
+        codes: uint8 or int8 ``[num_rows, num_groups, group_size]``.
+        zero_points: float32 ``[num_rows, num_groups]``.
+        magnitudes: float32 ``[num_groups, group_size]``: the largest of each channel.
+        importance: float32 ``[num_rows, num_groups, group_size]``, written; adds up to 1 in each group.
+    """
+    for row in range(codes.shape[0]):
+        for group in range(codes.shape[1]):
+            zero_point, own = zero_points[row, group], importance[row, group]
+            for i in range(codes.shape[2]):
+                is_zero = np.float32(codes[row, group, i]) == zero_point
+                own[i] = _ZERO if is_zero else magnitudes[group, i]
+            total = pairwise_sum(own) + _EPSILON
+            for i in range(codes.shape[2]):
+                own[i] = own[i] / total
+
+
+@compiled
+def propose(
+    weights: Any,
+    importance: Any,
+    scales: Any,
+    factor: Any,
+    zero_points: Any,
+    signs: Any,
+    low: Any,
+    high: Any,
+    candidates: Any,
+    values: Any,
+) -> None:
+    """Find the scale that suits the codes which another scale gives, and what the weights become by it.
+
+    Args:
+        weights: float32 ``[num_rows, num_groups, group_size]``.
+        importance: float32, as ``weights``.
+        scales: float32 ``[num_rows, num_groups]``, by which the codes are made.
+        factor: By which the scales are multiplied first, float32.
+        zero_points: float32, as ``scales``; zeros for a symmetric mode.
+        signs: float32, as ``scales``: 1 or -1.
+        low: Least code, float32.
+        high: Largest code, float32.
+        candidates: float32, as ``scales``, written. Where one is 0, all that its codes stand for is 0.
+        values: float32 ``[num_groups, num_rows, group_size]``, written: what the codes by the candidates stand for.
+    """
+    size = weights.shape[2]
+    parts = np.empty(size, np.float32)
+    for group in range(weights.shape[1]):
+        for row in range(weights.shape[0]):
+            own, weighed, found = weights[row, group], importance[row, group], values[group, row]
+            scale, zero_point = factor * scales[row, group], zero_points[row, group]
+            for i in range(size):
+                code = np.rint(own[i] / scale + zero_point)
+                code = code if code >= low else low  # Also what is no number.
+                code = high if code > high else code
+                target = abs(code - zero_point)
+                parts[i] = abs(own[i]) / (target + (_ZERO_SCALE if target == _ZERO else _ZERO)) * weighed[i]
+            candidate = pairwise_sum(parts) * signs[row, group]
+            candidates[row, group] = candidate
+            for i in range(size):
+                code = np.rint(own[i] / candidate + zero_point)
+                code = code if code >= low else low
+                code = high if code > high else code
+                found[i] = (code - zero_point) * candidate
+
+
+@compiled
+def measure(wanted: Any, found: Any, weights: Any, values: Any, penalty: Any, errors: Any) -> None:
+    """The mean squared error of what each group adds to a layer's output.
+
+    Args:
+        wanted: float32 ``[num_groups, num_rows, num_samples]``, by the weights.
+        found: float32, as ``wanted``, by what their codes stand for.
+        weights: float32 ``[num_rows, num_groups, group_size]``.
+        values: float32 ``[num_groups, num_rows, group_size]``: what their codes stand for.
+        penalty: By which the mean squared error of the weights counts besides, float32; none where it is not positive.
+        errors: float32 ``[num_rows, num_groups]``, written.
+    """
+    num_samples, size = np.float32(wanted.shape[2]), np.float32(weights.shape[2])
+    squares, parts = np.empty(wanted.shape[2], np.float32), np.empty(weights.shape[2], np.float32)
+    for group in range(wanted.shape[0]):
+        for row in range(wanted.shape[1]):
+            for i in range(len(squares)):
+                difference = wanted[group, row, i] - found[group, row, i]
+                squares[i] = difference * difference
+            error = pairwise_sum(squares) / num_samples
+            if penalty > _ZERO:
+                for i in range(len(parts)):
+                    difference = values[group, row, i] - weights[row, group, i]
+                    parts[i] = difference * difference
+                error += penalty * (pairwise_sum(parts) / size)
+            errors[row, group] = error
+
+
+@compiled
+def choose(errors: Any, candidates: Any, least: Any, chosen: Any) -> None:
+    """Take the candidates that are not worse; all float32 ``[num_rows, num_groups]``, the last two changed."""
+    for row in range(errors.shape[0]):
+        for group in range(errors.shape[1]):
+            # As NNCF mixes them, so that what is no number stays one.
+            kept = _ONE if errors[row, group] > least[row, group] else _ZERO
+            taken = _ONE - kept
+            least[row, group] = kept * least[row, group] + taken * errors[row, group]
+            chosen[row, group] = kept * chosen[row, group] + taken * candidates[row, group]
+
+
+@compiled
+def requantize_scaled(weights: Any, factors: Any, low: Any, high: Any, is_asymmetric: bool, values: Any) -> bool:
+    """What the codes of rows stand for whose columns are scaled first; each row has a scale of its own.
+
+    Args:
+        weights: float32 ``[num_rows, num_columns]``.
+        factors: float32 ``[num_columns]``.
+        low: Least code, float32.
+        high: Largest code, float32.
+        is_asymmetric: With a zero point.
+        values: float32, as ``weights``, written.
+
+    Returns:
+        False where a scaled weight is no finite number.
+    """
+    limits = np.empty(2, np.float32)
+    for row in range(weights.shape[0]):
+        own = values[row]
+        for i in range(len(own)):
+            own[i] = weights[row, i] * factors[i]
+        if not find_limits(own.view(np.int32), limits.view(np.int32)):
+            return False
+        scale, zero_point = parameters(limits[0], limits[1], low, high, is_asymmetric)
+        for i in range(len(own)):
+            code = np.rint(own[i] / scale + zero_point)
+            code = low if code < low else code
+            own[i] = ((high if code > high else code) - zero_point) * scale
+    return True
