@@ -394,6 +394,8 @@ def test_what_the_stock_path_cannot_carry_is_refused_by_name(text: Path) -> None
         "activations": {"accuracy_control": {"metric": "kl_divergence", "max_drop": 0.1}},
         "calibration": {"dataset": str(text)},
     }
+    aware = {"mode": "int4_sym", "awq": True, "statistics_precision": "bf16"}
+    short = {"name": "short", "weights": aware, "calibration": {"dataset": str(text)}}
     hinted = {**controlled, "activations": {}, "runtime": {"dynamic_quantization_group_size": 64}}
     cases: list[tuple[Recipe, str, str]] = [
         (load_recipe("none"), "method", "method none is no quantization"),
@@ -402,6 +404,7 @@ def test_what_the_stock_path_cannot_carry_is_refused_by_name(text: Path) -> None
         (Recipe.model_validate(controlled), "activations.accuracy_control", "has no accuracy control"),
         (Recipe.model_validate(hinted), "runtime.dynamic_quantization_group_size", "does not write this hint"),
         (load_recipe("int4-npu"), "target", "does not check that the device takes every layer"),
+        (Recipe.model_validate(short), "weights.statistics_precision", "collects statistics in f32"),
         (load_recipe("int8", ["gate.max_kl=0.1"]), "gate", "keeps no thresholds with the model"),
     ]
     for recipe, field, problem in cases:

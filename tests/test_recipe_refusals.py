@@ -49,6 +49,17 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"weights": {"mode": "mxfp8_e4m3", "group_size": -1}}, "weights.group_size", "groups of 32"),
     ({"weights": {"mode": "nvfp4", "group_size": 32}}, "weights.group_size", "mode nvfp4 has groups of 16"),
     ({"weights": {"mode": "mxfp4", "group_size_fallback": "adjust"}}, "weights.group_size_fallback", "groups of 32"),
+    ({"weights": {"mode": "int8_sym", "statistics_precision": "bf16"}}, "weights.statistics_precision", "no effect"),
+    (
+        {"weights": {**INT4, "awq": True, "statistics_precision": "bf16"}},
+        "weights.statistics_precision",
+        "without calibration data",
+    ),
+    (
+        {"weights": {**INT4, "gptq": True, "statistics_precision": "bf16"}, "calibration": {"dataset": "text.txt"}},
+        "weights.statistics_precision",
+        "nothing here goes by statistics",
+    ),
     (
         {"weights": {**INT4, "group_size": -1, "group_size_fallback": "adjust"}},
         "weights.group_size_fallback",

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.compression.statistics_cache import statistics, uses_statistics
-from llmcompress.recipe import WeightCompression
+from llmcompress.compression.statistics_cache import statistics
+from llmcompress.recipe import StatisticsPrecision, WeightCompression
 from llmcompress.report import CalibrationRecord, FileRecord, Provenance
 
 WEIGHTS = FileRecord(path="model.safetensors", size_bytes=1, sha256="a" * 64)
@@ -23,9 +23,13 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path))
 
 
-def _collect(provenance: Provenance = PROVENANCE, calibration: CalibrationRecord = CALIBRATION) -> bool:
+def _collect(
+    provenance: Provenance = PROVENANCE,
+    calibration: CalibrationRecord = CALIBRATION,
+    precision: StatisticsPrecision = "f32",
+) -> bool:
     """Use the cache as a run does; True if the statistics had to be collected."""
-    with statistics(provenance, calibration) as directory:
+    with statistics(provenance, calibration, precision) as directory:
         if directory.exists():
             assert (directory / "statistics").read_bytes() == b"numbers"
             return False
@@ -44,6 +48,7 @@ def test_anything_else_is_another_key() -> None:
     assert _collect(PROVENANCE.model_copy(update={"files": (other_config, WEIGHTS)}))
     assert _collect(calibration=CALIBRATION.model_copy(update={"token_ids_sha256": "e" * 64}))
     assert _collect(calibration=CALIBRATION.model_copy(update={"num_windows": 3}))
+    assert _collect(precision="bf16")
     assert not _collect()
 
 
@@ -56,7 +61,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
 
 
 def _interrupted() -> None:
-    with statistics(PROVENANCE, CALIBRATION) as directory:
+    with statistics(PROVENANCE, CALIBRATION, "f32") as directory:
         directory.mkdir()
         (directory / "statistics").write_bytes(b"half")
         raise KeyboardInterrupt
@@ -92,4 +97,4 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
 )
 def test_which_methods_use_it(options: dict[str, object], expected: bool) -> None:
     """Beside calibration data; GPTQ collects its Hessians apart."""
-    assert uses_statistics(WeightCompression.model_validate({"mode": "int4_sym", **options})) is expected
+    assert WeightCompression.model_validate({"mode": "int4_sym", **options}).collects_statistics is expected

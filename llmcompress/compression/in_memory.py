@@ -14,7 +14,8 @@ from llmcompress.compression.contract import check_executed, check_target
 from llmcompress.compression.forecast import forecast, require_fits
 from llmcompress.compression.layers import CODEBOOKS, layer_table
 from llmcompress.compression.quantized_operations import activation_record
-from llmcompress.compression.statistics_cache import statistics, uses_statistics
+from llmcompress.compression.statistics_cache import statistics
+from llmcompress.compression.statistics_pass import check_statistics_precision
 from llmcompress.errors import ModelError
 from llmcompress.file_memory import FileMemory
 from llmcompress.loaders.architecture import check_architecture
@@ -88,6 +89,7 @@ def compress_in_memory(
     """
     found = source.source if isinstance(source, LoadedModel) else source
     check_executed(recipe)
+    check_statistics_precision(recipe)
     with weights_checked(allow_nonfinite=allow_nonfinite, progress=progress) as check:
         checked, is_loaded = None, isinstance(source, LoadedModel)
         if found.kind == "checkpoint" and not is_loaded:
@@ -185,8 +187,9 @@ def _carried_out(
         with contextlib.ExitStack() as stack:
             path = None
             # Of a graph that an earlier pass changed the statistics are others.
-            if windows is not None and weights is recipe.weights and uses_statistics(weights):
-                path = stack.enter_context(statistics(loaded.provenance, windows.record))
+            if windows is not None and weights is recipe.weights and weights.collects_statistics:
+                collected = statistics(loaded.provenance, windows.record, weights.statistics_precision)
+                path = stack.enter_context(collected)
             ours |= compress_weights(
                 loaded.model,
                 weights,

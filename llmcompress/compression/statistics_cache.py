@@ -15,23 +15,17 @@ import psutil
 from llmcompress.artifact import file_records, write_errors
 from llmcompress.cache import cache_dir, content_key, hold
 from llmcompress.environment import installed_versions
-from llmcompress.recipe import WeightCompression
+from llmcompress.recipe import StatisticsPrecision
 from llmcompress.report import CalibrationRecord, Provenance
 
 LISTING = "files.json"
 VERSIONED = ("nncf", "openvino", "optimum-intel", "transformers", "torch")
 
 
-def uses_statistics(weights: WeightCompression) -> bool:
-    """Whether NNCF, given data, collects statistics that its cache can hold; GPTQ collects its Hessians apart."""
-    without_gptq = weights.model_copy(
-        update={"gptq": False, "scale_estimation": weights.scale_estimation and not weights.gptq}
-    )
-    return without_gptq.uses_data
-
-
 @contextlib.contextmanager
-def statistics(provenance: Provenance, calibration: CalibrationRecord) -> Iterator[Path]:
+def statistics(
+    provenance: Provenance, calibration: CalibrationRecord, precision: StatisticsPrecision
+) -> Iterator[Path]:
     """A directory for ``statistics_path``: complete and checked if it was collected before, else not there yet.
 
     What NNCF puts there is the same for every mode and method, so one collection serves every recipe of a model.
@@ -41,6 +35,7 @@ def statistics(provenance: Provenance, calibration: CalibrationRecord) -> Iterat
         "model_type": provenance.model_type,
         "token_ids": calibration.token_ids_sha256,
         "num_windows": calibration.num_windows,
+        "precision": precision,
         "versions": installed_versions(VERSIONED),
     }
     digest = content_key(key)

@@ -16,6 +16,7 @@ from llmcompress.compression.nncf_runs import (
     progress_reported,
     refusals_explained,
 )
+from llmcompress.compression.statistics_pass import lean_statistics
 from llmcompress.loaders.graph import keep_alive, memory_owners
 from llmcompress.memory import return_large_blocks
 from llmcompress.patching import replaced
@@ -75,7 +76,10 @@ def compress_weights(
         hint="change the recipe's weights, or name the layers in weights.ignored_scope",
     )
     ours: set[str] = set()
-    with explained, progress_reported(progress), _compiled_once(), _lowered(ours, engine, file_memory):
+    is_stock = engine == "nncf" and weights.statistics_precision == "f32"
+    collecting = contextlib.nullcontext() if is_stock else lean_statistics(weights.statistics_precision)
+    lowered = _lowered(ours, engine, file_memory)
+    with explained, progress_reported(progress), _compiled_once(), collecting, lowered:
         nncf.compress_weights(model, dataset=dataset, **arguments)
     if file_memory is not None:
         keep_alive(model, (memory_owners(model), file_memory))

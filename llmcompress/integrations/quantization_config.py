@@ -340,6 +340,10 @@ def _refuse_uncarried(recipe: Recipe) -> None:
     if recipe.further_weights:
         problem = "Optimum's from_pretrained compresses weights in one pass"
         raise RecipeError(problem, where=f"recipe {recipe.name}: further_weights", hint=_TO_OURS)
+    if recipe.weights is not None and recipe.weights.statistics_precision != "f32":
+        problem = "Optimum's from_pretrained collects statistics in f32"
+        where = f"recipe {recipe.name}: weights.statistics_precision"
+        raise RecipeError(problem, where=where, hint="write f32, or " + _TO_OURS)
     if recipe.activations is not None and recipe.activations.accuracy_control is not None:
         problem = "Optimum's from_pretrained has no accuracy control"
         raise RecipeError(problem, where=f"recipe {recipe.name}: activations.accuracy_control", hint="remove it")

@@ -14,6 +14,7 @@ from llmcompress.recipe.calibration import Calibration
 from llmcompress.recipe.dataset import Dataset
 from llmcompress.recipe.evaluation import EvalSpec, eval_spec
 from llmcompress.recipe.files import RECOMMENDED, dump_recipe, load_recipe, override_recipe, packaged_recipes
+from llmcompress.recipe.modes import StatisticsPrecision
 from llmcompress.recipe.profile import RuntimeProfile, load_profile
 from llmcompress.recipe.recipe import Recipe
 from llmcompress.recipe.runtime import Gate, Runtime
@@ -39,6 +40,7 @@ __all__ = [
     "Runtime",
     "RuntimeProfile",
     "ScaleEstimationParameters",
+    "StatisticsPrecision",
     "TuneSpec",
     "WeightCompression",
     "Workload",

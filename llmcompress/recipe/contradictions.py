@@ -21,6 +21,7 @@ INT8_REFUSES = (
     "backup_mode",
     "sensitivity_metric",
     "group_size_fallback",
+    "statistics_precision",
     *METHODS,
     "advanced",
 )
@@ -43,6 +44,9 @@ def weight_refusals(weights: WeightCompression) -> Iterator[Refusal]:
 def data_refusals(weights: WeightCompression, *, has_data: bool) -> Iterator[Refusal]:
     """Yield what is wrong with the compression of weights beside calibration data or its absence."""
     if has_data:
+        if _changed(weights, "statistics_precision") and not weights.collects_statistics:
+            problem = "has no effect: nothing here goes by statistics of activations"
+            yield Refusal("statistics_precision", problem, "remove it, or switch on awq or scale_estimation")
         return
     if weights.needs_data:
         reasons = [name for name in METHODS[1:] if getattr(weights, name)]
@@ -51,6 +55,8 @@ def data_refusals(weights: WeightCompression, *, has_data: bool) -> Iterator[Ref
         reason = ", ".join(reasons) or f"sensitivity_metric {weights.sensitivity_metric}"
         hint = "add calibration: {dataset: FILE.txt}, or --set calibration.dataset=FILE.txt"
         yield Refusal("", f"{reason} needs calibration data", hint)
+    if _changed(weights, "statistics_precision"):
+        yield Refusal("statistics_precision", "has no effect without calibration data", REMOVE)
     if _changed(weights.advanced, "awq_params"):
         yield Refusal(
             "advanced.awq_params", "has no effect without calibration data: AWQ goes by the weights then", REMOVE

@@ -38,6 +38,8 @@ SensitivityMetric = Literal[
 GroupSizeFallback = Literal["error", "ignore", "adjust"]
 """The values of ``nncf.GroupSizeFallbackMode``."""
 
+StatisticsPrecision = Literal["f32", "bf16"]
+
 INT8: frozenset[Mode] = frozenset({"int8_sym", "int8_asym"})
 INTEGER: frozenset[Mode] = INT8 | {"int4_sym", "int4_asym", "int3_sym", "int2_sym"}
 CODEBOOKS: frozenset[Mode] = frozenset({"cb4", "codebook", "adaptive_codebook"})

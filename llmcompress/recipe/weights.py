@@ -16,6 +16,7 @@ from llmcompress.recipe.modes import (
     GroupSizeFallback,
     Mode,
     SensitivityMetric,
+    StatisticsPrecision,
     default_group_size,
 )
 from llmcompress.recipe.part import MAX_COUNT, Part, Texts, contradiction
@@ -82,6 +83,8 @@ class WeightCompression(Part):
     scale_estimation: bool = False
     gptq: bool = False
     lora_correction: bool = False
+    statistics_precision: StatisticsPrecision = "f32"
+    """In what the activations are computed that AWQ, scale estimation and others go by; f32 is what NNCF takes."""
     advanced: AdvancedCompression = AdvancedCompression()
 
     @field_validator("group_size")
@@ -129,6 +132,12 @@ class WeightCompression(Part):
             or self.mode == "adaptive_codebook"
             or (self.selects_layers and self.sensitivity_metric not in data_free)
         )
+
+    @property
+    def collects_statistics(self) -> bool:
+        """Whether NNCF, given data, collects statistics of activations; GPTQ collects its Hessians apart."""
+        by_itself = self.scale_estimation and not self.gptq
+        return self.model_copy(update={"gptq": False, "scale_estimation": by_itself}).uses_data
 
     @property
     def uses_data(self) -> bool:
