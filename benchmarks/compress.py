@@ -3,9 +3,13 @@
 Whole processes in turn (A B A B ...), our checks and hashes included; medians, and the ratio pair by pair. Then four
 recipes of one model: our one process against four runs of optimum-cli.
 
+Data-aware recipes (--engines) go by our kernels, by --engine nncf and by Optimum's from_pretrained, which gets the same
+windows; where the processor has bf16, also by ours with statistics in bf16. The stages of NNCF are apart: each from its
+first report of progress to its last. Our first run on a machine compiles the kernels, some seconds.
+
     python benchmarks/compress.py                     # 1.1 B parameters, bf16, generated
     python benchmarks/compress.py --runs 3 --layers 8 --hidden 1024 --intermediate 2816
-    python benchmarks/compress.py --recipes --no-four --engines int4-awq-se --text TEXT   # against --engine nncf
+    python benchmarks/compress.py --recipes --no-four --engines int4-awq-se --text TEXT
 """
 
 from __future__ import annotations
@@ -49,6 +53,32 @@ loaded = load(sys.argv[1])
 for name, *overrides in (("int4",), ("int4-sym",), ("int4", "weights.group_size=64"), ("int8",)):
     compress(loaded, load_recipe(name, overrides), f"{sys.argv[2]}/{name}{len(overrides)}")
 """
+
+# Source, output, engine, recipe, overrides; writes the seconds of every stage that reports progress.
+STAGED = """
+import json, sys, time
+from llmcompress import compress, load_recipe
+source, output, engine, recipe, *overrides = sys.argv[1:]
+seen = {}
+def note(progress):
+    seen.setdefault(progress.stage, []).append(time.perf_counter())
+compress(source, load_recipe(recipe, overrides), output, engine=engine, progress=note)
+with open(f"{output}/stages_s.json", "w") as file:
+    json.dump({stage: times[-1] - times[0] for stage, times in seen.items()}, file)
+"""
+
+OPTIMUM = """
+import sys
+from optimum.intel import OVModelForCausalLM
+from llmcompress import OVRecipeConfig
+source, output, recipe, *overrides = sys.argv[1:]
+config = OVRecipeConfig.from_recipe(recipe, overrides)
+model = OVModelForCausalLM.from_pretrained(source, export=True, compile=False, quantization_config=config)
+model.save_pretrained(output)
+"""
+
+NOT_OF_DATA = ("applying weight compression",)
+"""Of NNCF's stages, what a data-free method has as well."""
 
 
 class Usage(NamedTuple):
@@ -105,33 +135,93 @@ def compare_one(source: Path, work: Path, recipe: str, runs: int) -> dict[str, o
     return {"case": recipe, "equal_bytes": equal, "bin_bytes": bin_bytes, **summarise(pairs)}
 
 
-def compare_engines(source: Path, work: Path, recipe: str, text: Path | None, runs: int) -> dict[str, object]:
-    """One recipe by our kernels and by ``--engine nncf``, the rest alike; statistics are collected in every run."""
-    cache = Path(os.environ["LLMCOMPRESS_CACHE"])
-    options = [f"calibration.dataset={text}", "calibration.num_samples=32", "calibration.seq_len=256"] if text else []
-    command = [str(BIN / "llmcompress"), "compress", str(source), "-r", recipe, "-v"]
-    command += [word for option in options for word in ("--set", option)]
-    pairs: list[tuple[Usage, Usage]] = []
+def compare_engines(source: Path, work: Path, recipe: str, text: Path | None, runs: int) -> list[dict[str, object]]:
+    """One recipe by our kernels, by ``--engine nncf`` and by Optimum; statistics are collected in every run."""
+    windows = [f"calibration.dataset={text}", "calibration.num_samples=32", "calibration.seq_len=256"] if text else []
+    short = [*windows, "weights.statistics_precision=bf16"]
+    python = [sys.executable, "-c"]
+
+    def staged(name: str, engine: str, overrides: list[str]) -> list[str]:
+        return [*python, STAGED, str(source), str(work / name), engine, recipe, *overrides]
+
+    sides = {
+        "ours": staged("ours", "llmcompress", windows),
+        "nncf": staged("nncf", "nncf", windows),
+        "optimum": [*python, OPTIMUM, str(source), str(work / "optimum"), recipe, *windows],
+    }
+    if text and collects_statistics(recipe, windows) and computes_in_bf16():
+        sides["bf16"] = staged("bf16", "llmcompress", short)
+    usages: dict[str, list[Usage]] = {side: [] for side in sides}
+    stages: dict[str, list[dict[str, float]]] = {side: [] for side in sides if side != "optimum"}
+    equal = dict.fromkeys(sides, True)
     for _ in range(runs):
-        usages = []
-        for engine in ("llmcompress", "nncf"):
-            for directory in cache.glob("*"):
+        for side, command in sides.items():
+            for directory in Path(os.environ["LLMCOMPRESS_CACHE"]).glob("*"):
                 if directory.name != "kernels":
                     shutil.rmtree(directory)
-            usages.append(measure([*command, "--engine", engine, "-o", str(work / engine)], work / f"{engine}.log"))
-        pairs.append((usages[0], usages[1]))
-        bins = [work / engine / "openvino_model.bin" for engine in ("llmcompress", "nncf")]
-        equal = filecmp.cmp(*bins, shallow=False)
-        stages = {engine: measured_stages(work / engine) for engine in ("llmcompress", "nncf")}
-        for file in bins:
-            shutil.rmtree(file.parent)
-    return {"case": f"{recipe}, against --engine nncf", "equal_bytes": equal, "stages_s": stages, **summarise(pairs)}
+            usages[side].append(measure(command, work / f"{side}.log"))
+            if side in stages:
+                stages[side].append(json.loads((work / side / "stages_s.json").read_text()))
+        for side in sides:
+            bins = [work / name / "openvino_model.bin" for name in ("ours", side)]
+            equal[side] = equal[side] and filecmp.cmp(*bins, shallow=False)
+        for side in sides:
+            shutil.rmtree(work / side)
+    medians = {
+        side: {stage: statistics.median(run[stage] for run in found) for stage in found[0]}
+        for side, found in stages.items()
+    }
+    pairs = [("ours", "nncf", "against --engine nncf"), ("ours", "optimum", "against optimum's from_pretrained")]
+    if "bf16" in sides:
+        pairs.append(("bf16", "nncf", "statistics in bf16, against --engine nncf"))
+    return [
+        {
+            "case": f"{recipe}, {words}",
+            "equal_bytes": equal[other] and equal[mine],
+            **summarise(list(zip(usages[mine], usages[other], strict=True))),
+            **({"stages_s": {"ours": medians[mine], "the other": medians[other]}} if other in medians else {}),
+        }
+        for mine, other, words in pairs
+    ]
 
 
-def measured_stages(directory: Path) -> dict[str, float]:
-    """How long each stage took, from the manifest."""
-    measured = json.loads((directory / "llmcompress.json").read_text())["measured"]
-    return {stage["stage"]: stage["duration_s"] for stage in measured["stages"]}
+def collects_statistics(recipe: str, overrides: list[str]) -> bool:
+    """Whether NNCF collects statistics of activations for a packaged recipe."""
+    from llmcompress import load_recipe
+
+    weights = load_recipe(recipe, overrides).weights
+    return weights is not None and weights.collects_statistics
+
+
+def computes_in_bf16() -> bool:
+    """Whether the processor does."""
+    import openvino as ov
+
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def usage_rows(result: dict[str, object]) -> Iterator[list[str]]:
+    """Of the table: what the processes took."""
+    for field, scale, unit in (("wall_s", 1, "s"), ("peak_rss_bytes", 1e9, "GB"), ("written_bytes", 1e9, "GB")):
+        figure = result[field]
+        assert isinstance(figure, dict)
+        mine, other = (f"{figure[side] / scale:.2f} {unit}" for side in ("ours", "the other"))
+        yield [field, mine, other, f"{figure['ratio']:.2f}"]
+
+
+def stage_rows(result: dict[str, object]) -> Iterator[list[str]]:
+    """Of the table: NNCF's stages, and those that only data-aware methods have together."""
+    stages = result.get("stages_s")
+    if not isinstance(stages, dict):
+        return
+    ours, other = stages["ours"], stages["the other"]
+    names = [name for name in ours if name in other and name.startswith(("statistics", "applying"))]
+    rows = {name: (ours[name], other[name]) for name in names}
+    aware = [pair for name, pair in rows.items() if name not in NOT_OF_DATA]
+    rows["data-aware stages"] = (sum(a for a, _ in aware), sum(b for _, b in aware))
+    for name, (mine, theirs_s) in rows.items():
+        ratio = f"{mine / theirs_s:.2f}" if theirs_s else "-"
+        yield [name, f"{mine:.2f} s", f"{theirs_s:.2f} s", ratio]
 
 
 def compare_four(source: Path, work: Path, runs: int) -> dict[str, object]:
@@ -165,7 +255,7 @@ def summarise(pairs: list[tuple[Usage, Usage]]) -> dict[str, object]:
         other = [getattr(b, field) for _, b in pairs]
         result[field] = {
             "ours": statistics.median(mine),
-            "optimum": statistics.median(other),
+            "the other": statistics.median(other),
             "ratio": statistics.median(a / b for a, b in zip(mine, other, strict=True)),
             "raw": [mine, other],
         }
@@ -201,7 +291,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 8 GB)")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--recipes", nargs="*", default=["int4", "int8"], choices=sorted(RECIPES))
-    parser.add_argument("--engines", nargs="*", default=[], metavar="RECIPE", help="packaged recipes, by both engines")
+    parser.add_argument(
+        "--engines", nargs="*", default=[], metavar="RECIPE", help="packaged recipes, by both engines and Optimum"
+    )
     parser.add_argument("--text", type=Path, default=None, help="calibration text for --engines: 32 windows of 256")
     parser.add_argument("--no-four", action="store_true", help="leave the four-recipe comparison out")
     shape_arguments(parser)
@@ -209,23 +301,16 @@ def main() -> None:
     with generated(args) as (source, work):
         results = [compare_one(source, work, recipe, args.runs) for recipe in args.recipes]
         text = args.text.resolve() if args.text else None
-        results += [compare_engines(source, work, recipe, text, args.runs) for recipe in args.engines]
+        for recipe in args.engines:
+            results += compare_engines(source, work, recipe, text, args.runs)
         if not args.no_four:
             results.append(compare_four(source, work, args.runs))
-    table = Table("case", "figure", "ours", "the other", "ratio", "equal bytes")
     for result in results:
-        for field, scale, unit in (("wall_s", 1, "s"), ("peak_rss_bytes", 1e9, "GB"), ("written_bytes", 1e9, "GB")):
-            figure = result[field]
-            assert isinstance(figure, dict)
-            table.add_row(
-                str(result["case"]),
-                field,
-                f"{figure['ours'] / scale:.2f} {unit}",
-                f"{figure['optimum'] / scale:.2f} {unit}",
-                f"{figure['ratio']:.2f}",
-                str(result.get("equal_bytes", "")),
-            )
-    Console().print(table)
+        equal = f", equal bytes: {result['equal_bytes']}" if "equal_bytes" in result else ""
+        table = Table("figure", "ours", "the other", "ratio", title=f"{result['case']}{equal}")
+        for row in (*usage_rows(result), *stage_rows(result)):
+            table.add_row(*row)
+        Console().print(table)
     print(
         json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "results": results})
     )

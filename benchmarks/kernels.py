@@ -1,8 +1,8 @@
 """Our kernels against NNCF's own functions, on one matrix: the same bytes, in how much time.
 
 Both sides in turn (A B A B ...) in one process, after one call of each that is not counted: NNCF's ``compress_weight``
-as its backend calls it, with the constants made of the result; and the scales that its scale estimation finds. Medians,
-rates in GB of stored weights a second, the ratio pair by pair.
+as its backend calls it, with the constants made of the result; and the scales that its scale estimation and its AWQ
+find. Medians, rates in GB of stored weights a second, the ratio pair by pair.
 
     python benchmarks/kernels.py
     python benchmarks/kernels.py --rows 1024 --columns 1024 --runs 3
@@ -17,6 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import nncf
@@ -27,6 +28,7 @@ from nncf.common.tensor_statistics.statistics import WCTensorStatistic
 from nncf.common.utils.caching import disable_results_caching
 from nncf.openvino.graph.node_utils import create_ov_const_from_tensor
 from nncf.openvino.optimized_functions.models import OV_MODEL_CACHE
+from nncf.quantization.algorithms.weight_compression.awq import AWQ
 from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
 from nncf.quantization.algorithms.weight_compression.scale_estimation import ScaleEstimation as StockScaleEstimation
 from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight
@@ -35,7 +37,7 @@ from nncf.tensor.functions.openvino_numeric import DTYPE_MAP
 from rich.console import Console
 from rich.table import Table
 
-from llmcompress.compression.kernels import Lowering, ScaleEstimation
+from llmcompress.compression.kernels import Lowering, ScaleEstimation, awq_search
 
 CASES = (
     ("int8_asym", -1),
@@ -115,8 +117,8 @@ def compare_lowering(weight: Tensor, num_bytes: int, runs: int, lowering: Loweri
     return results
 
 
-def compare_scales(weight: Tensor, num_bytes: int, runs: int, num_threads: int) -> list[dict[str, Any]]:
-    """Scale estimation as it comes with NNCF's settings."""
+def compare_searches(weight: Tensor, num_bytes: int, runs: int, num_threads: int) -> list[dict[str, Any]]:
+    """Scale estimation and AWQ as they come with NNCF's settings."""
     columns = weight.shape[1]
     generator = np.random.default_rng(1)
     magnitudes = np.exp(generator.standard_normal(columns))
@@ -136,6 +138,16 @@ def compare_scales(weight: Tensor, num_bytes: int, runs: int, num_threads: int) 
                 return stock()
 
         results.append(in_turn(f"scale estimation, {mode}, groups of 128", num_bytes, runs, ours, stock))
+        wp = SimpleNamespace(compression_config=config, reduction_axes=(1,))
+
+        def stock_search(wp: SimpleNamespace = wp) -> list[np.ndarray]:
+            return [AWQ()._data_aware_step(wp, values, statistic, -1).data]
+
+        def our_search(stock: Callable[[], list[np.ndarray]] = stock_search) -> list[np.ndarray]:
+            with awq_search(num_threads):
+                return stock()
+
+        results.append(in_turn(f"AWQ, {mode}, groups of 128", num_bytes, runs, our_search, stock_search))
     return results
 
 
@@ -151,7 +163,7 @@ def main() -> None:
     weight = weight_of(args.rows, args.columns, args.dtype)
     num_bytes = args.rows * args.columns * DTYPES[args.dtype][1]
     results = compare_lowering(weight, num_bytes, args.runs, Lowering(args.threads))
-    results += compare_scales(weight, num_bytes, args.runs, args.threads)
+    results += compare_searches(weight, num_bytes, args.runs, args.threads)
     table = Table("case", "ours", "NNCF", "times as fast", "equal bytes")
     for result in results:
         rates = result["gb_per_s"]
