@@ -63,6 +63,7 @@ def compress_weights(
 
     Raises:
         ModelError: NNCF cannot apply these settings to this graph.
+        RecipeError: The installed NNCF does not collect statistics in the precision asked for.
     """
     import nncf
 
