@@ -155,17 +155,18 @@ def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None) -> 
         return
     import torch
 
-    from llmcompress.compression.kernels import Lowering, ScaleEstimation, awq_search, bf16_constants
+    from llmcompress.compression.kernels import Gptq, Lowering, ScaleEstimation, awq_search, bf16_constants
 
     num_threads = torch.get_num_threads()
-    lowering = Lowering(num_threads, file_memory)
+    lowering, gptq = Lowering(num_threads, file_memory), Gptq(num_threads)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lowering.installed())
         stack.enter_context(ScaleEstimation(num_threads).installed())
         stack.enter_context(awq_search(num_threads))
+        stack.enter_context(gptq.installed())
         stack.enter_context(bf16_constants())
         yield
-    ours |= lowering.names
+    ours |= lowering.names - gptq.left
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 from llmcompress.compression.kernels.awq import awq_search
 from llmcompress.compression.kernels.constants import bf16_constants
+from llmcompress.compression.kernels.gptq import Gptq
 from llmcompress.compression.kernels.lowering import Lowering
 from llmcompress.compression.kernels.scales import ScaleEstimation
 
-__all__ = ["Lowering", "ScaleEstimation", "awq_search", "bf16_constants"]
+__all__ = ["Gptq", "Lowering", "ScaleEstimation", "awq_search", "bf16_constants"]
