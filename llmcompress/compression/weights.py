@@ -166,7 +166,7 @@ def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None) -> 
         stack.enter_context(gptq.installed())
         stack.enter_context(bf16_constants())
         yield
-    ours |= lowering.names - gptq.left
+    ours |= (lowering.names | gptq.chosen) - gptq.left
 
 
 @contextlib.contextmanager

@@ -38,6 +38,15 @@ from llmcompress.patching import replaced
 _TAKEN_OVER = ("_calculate_hessian", "_quantize_weights")
 
 
+class _ZeroPoints(Tensor):  # type: ignore[misc]
+    """Of one matrix of a stack: NNCF 3.4 asks whether None is among them, and fails on the comparison."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> Any:
+        return False if other is None else super().__eq__(other)
+
+
 class _Shared(NamedTuple):
     """What the matrices that read the same activations have in common."""
 
@@ -52,8 +61,10 @@ class Gptq:
     """Takes over the arithmetic of NNCF's GPTQ for the time of a compression."""
 
     def __init__(self, num_threads: int) -> None:
+        self.chosen: set[str] = set()
+        """Names of the weights whose codes we chose, in part or whole."""
         self.left: set[str] = set()
-        """Names of the weights whose codes NNCF's own GPTQ chose."""
+        """Names of the weights whose codes NNCF's own GPTQ chose, in part or whole."""
         self._num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads)
         self._shared: _Shared | None = None
@@ -108,18 +119,17 @@ class Gptq:
 
     def quantize_weights(
         self, algorithm: gptq.GPTQ, wc_params: Any, hessian: Tensor, weight_tensor: Tensor, inputs: list[Tensor]
-    ) -> Any:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """NNCF's method of this name, with the same arguments and results; ``hessian`` is not changed."""
-        found = None
-        if _is_covered(algorithm, wc_params, hessian, weight_tensor) and self._agrees(
-            wc_params.compression_config.mode
-        ):
+        found, mode = None, wc_params.compression_config.mode
+        if _is_covered(algorithm, wc_params, hessian, weight_tensor) and self._agrees(mode):
             found = self._quantized(algorithm, wc_params, hessian, weight_tensor, inputs)
-        if found is not None:
-            return found
-        self.left.add(wc_params.weight_name)
-        copied = Tensor(hessian.data.copy()) if hessian.backend == TensorBackend.numpy else hessian
-        return self._stock["_quantize_weights"](algorithm, wc_params, copied, weight_tensor, inputs)
+        (self.left if found is None else self.chosen).add(wc_params.weight_name)
+        if found is None:
+            copied = Tensor(hessian.data.copy()) if hessian.backend == TensorBackend.numpy else hessian
+            found = self._stock["_quantize_weights"](algorithm, wc_params, copied, weight_tensor, inputs)
+        values, scales, zero_points = found
+        return values, scales, zero_points if zero_points is None else _ZeroPoints(zero_points.data)
 
     def _agrees(self, mode: Mode) -> bool:
         """Whether the installed NNCF's GPTQ does what ours does, on a sample with groups and blocks of every kind."""

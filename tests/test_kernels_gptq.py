@@ -1,0 +1,395 @@
+"""GPTQ by our arithmetic against NNCF's own: the same bytes from the same factor, and a factor nearer to the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from tiny_models import build_checkpoint
+
+from llmcompress.patching import replaced
+
+
+class Problem(NamedTuple):
+    """What NNCF's GPTQ is given for one weight."""
+
+    algorithm: Any
+    wc_params: Any
+    weight: np.ndarray
+    inputs: list[Any]
+
+    @property
+    def node(self) -> Any:
+        return self.wc_params.node_with_weight
+
+    def solved(self, hessian: Any) -> list[np.ndarray | None]:
+        """Values, scales and zero points by whatever is installed; the hessian is copied, since NNCF writes in it."""
+        from nncf.tensor import Tensor
+
+        given = (Tensor(hessian.data.copy()), Tensor(self.weight.copy()), self.inputs)
+        found = self.algorithm._quantize_weights(self.wc_params, *given)
+        return [None if part is None else part.data for part in found]
+
+
+def problem(
+    mode: str,
+    group_size: int,
+    *,
+    block_size: int = 128,
+    rows: int = 70,
+    columns: int = 128,
+    scale_estimation: bool = False,
+    stacked: int = 0,
+) -> Problem:
+    """Correlated activations of very different sizes, of which two channels are always 0."""
+    import nncf
+    from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+    from nncf.quantization.algorithms.weight_compression.gptq import GPTQ
+    from nncf.tensor import Tensor
+
+    generator = np.random.default_rng(columns + rows)
+    mixing = np.eye(columns) + generator.standard_normal((columns, columns)) / np.sqrt(columns)
+    mixing *= np.exp(generator.normal(size=columns))
+    mixing[:, [3, columns // 2]] = 0
+    windows = [generator.standard_normal((stacked or 1, 90 + i, columns)) @ mixing for i in range(5)]
+    algorithm = GPTQ(block_size=block_size, scale_estimation=scale_estimation)
+    algorithm._backend_entity = SimpleNamespace(matmul_metatypes=["matmul"], convolution_metatypes=["convolution"])
+    attributes = SimpleNamespace(constant_attributes={1: {"transpose": True}}, input_attributes={"transpose": False})
+    wc_params = SimpleNamespace(
+        node_with_weight=SimpleNamespace(metatype="matmul", layer_attributes=attributes),
+        weight_port_id=1,
+        weight_name="weight",
+        compression_config=WeightCompressionConfig(nncf.CompressWeightsMode(mode), group_size),
+        reduction_axes=(1,),
+    )
+    weight = (generator.standard_normal((rows, columns)) * 0.02).astype(np.float32)
+    weight[5], weight[6, ::2] = 0, 0
+    return Problem(algorithm, wc_params, weight, [Tensor(window.astype(np.float32)) for window in windows])
+
+
+def damped_hessian(inputs: list[np.ndarray]) -> np.ndarray:
+    """In double precision, damped by 0.1 of the mean diagonal, with 1 for channels that are always 0."""
+    positions = np.concatenate([x.reshape(-1, x.shape[-1]) for x in inputs]).astype(np.float64)
+    hessian = 2 / sum(len(x) for x in inputs) * positions.T @ positions
+    diagonal = np.where(np.diag(hessian) == 0, 1, np.diag(hessian))
+    np.fill_diagonal(hessian, diagonal + 0.1 * diagonal.mean())
+    return hessian
+
+
+def factor_of(hessian: np.ndarray) -> np.ndarray:
+    """What GPTQ spreads errors by, by its definition."""
+    return np.linalg.cholesky(np.linalg.inv(hessian)).T
+
+
+def given_factor(monkeypatch: pytest.MonkeyPatch, factor: np.ndarray) -> None:
+    """Have NNCF take this for the factor of the inverse Hessian."""
+    from nncf.tensor import Tensor
+    from nncf.tensor import functions as fns
+
+    monkeypatch.setattr(fns.linalg, "cholesky", lambda a, upper=False: Tensor(factor) if upper else a)
+    monkeypatch.setattr(fns.linalg, "cholesky_inverse", lambda a: a)
+
+
+@pytest.mark.parametrize("columns", [96, 256, 600])
+def test_the_factor_is_nearer_to_the_truth_than_that_of_nncf(columns: int) -> None:
+    from nncf.tensor import Tensor
+    from nncf.tensor import functions as fns
+
+    from llmcompress.compression.kernels.hessians import inverse_factor
+
+    inputs = [x.data for x in problem("int4_sym", 8, columns=columns).inputs]
+    damped = damped_hessian(inputs).astype(np.float32)
+    truth = factor_of(damped.astype(np.float64))
+    ours = inverse_factor(damped - np.diag(np.diag(damped)), np.diag(damped).copy())
+    assert ours is not None
+    inverse = fns.linalg.cholesky_inverse(fns.linalg.cholesky(Tensor(damped)))
+    stock = fns.linalg.cholesky(inverse, upper=True).data
+    error, error_of_stock = (np.linalg.norm(np.triu(found) - truth) / np.linalg.norm(truth) for found in (ours, stock))
+    assert error < error_of_stock < 1e-5
+
+
+@pytest.mark.parametrize("columns", [96, 600])
+def test_second_moments_are_as_exact_as_those_of_nncf(columns: int) -> None:
+    from llmcompress.compression.kernels.hessians import second_moments
+
+    given = problem("int4_sym", 8, columns=columns)
+    ours = second_moments([x.data for x in given.inputs], 2 / len(given.inputs))
+    stock = given.algorithm._calculate_hessian(given.node, given.inputs)[0].data
+    positions = np.concatenate([x.data.reshape(-1, columns) for x in given.inputs]).astype(np.float64)
+    truth = 2 / len(given.inputs) * positions.T @ positions
+    np.testing.assert_array_equal(ours, ours.T)
+    error, error_of_stock = (np.linalg.norm(found - truth) / np.linalg.norm(truth) for found in (ours, stock))
+    assert error < 1e-6
+    assert error < 3 * error_of_stock
+
+
+def test_windows_of_any_length_are_summed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcompress.compression.kernels import hessians
+
+    windows = np.random.default_rng(0).integers(-3, 4, (7, 30, 520)).astype(np.float32)
+    exact = np.einsum("wij,wik->jk", windows, windows)
+    for joined_rows in (1, 60, 2048):
+        monkeypatch.setattr(hessians, "JOINED_ROWS", joined_rows)
+        np.testing.assert_array_equal(hessians.second_moments(list(windows), 0.5), exact / 2)
+
+
+@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym", "int3_sym", "int2_sym"])
+@pytest.mark.parametrize("group_size", [-1, 16, 64])
+def test_bytes_of_a_block_equal_nncf_by_the_same_factor(
+    mode: str, group_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmcompress.compression.kernels import Gptq
+
+    given = problem(mode, group_size)
+    hessian = given.algorithm._calculate_hessian(given.node, given.inputs)[0]
+    ours, factor = Gptq(2), factor_of(damped_hessian([x.data for x in given.inputs])).astype(np.float32)
+    with ours.installed():
+        monkeypatch.setattr(ours, "_agrees", lambda mode: True)
+        monkeypatch.setattr(ours, "_factor", lambda hessian, damp_percent: factor)
+        found = given.solved(hessian)
+    assert not ours.left
+    given_factor(monkeypatch, factor)
+    for mine, other in zip(found, given.solved(hessian), strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None and other is not None:
+            assert (mine.shape, mine.dtype, mine.tobytes()) == (other.shape, other.dtype, other.tobytes())
+
+
+@pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
+def test_bytes_equal_nncf_with_rows_that_it_compiles(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcompress.compression.kernels import Gptq
+
+    given = problem(mode, 8, rows=10_016, columns=16)
+    hessian = given.algorithm._calculate_hessian(given.node, given.inputs)[0]
+    ours, factor = Gptq(2), factor_of(damped_hessian([x.data for x in given.inputs])).astype(np.float32)
+    with ours.installed():
+        monkeypatch.setattr(ours, "_agrees", lambda mode: True)
+        monkeypatch.setattr(ours, "_factor", lambda hessian, damp_percent: factor)
+        found = given.solved(hessian)
+    given_factor(monkeypatch, factor)
+    for mine, other in zip(found, given.solved(hessian), strict=True):
+        np.testing.assert_array_equal(mine, other, strict=True)
+
+
+CASES = [
+    ("int4_asym", 32, {"block_size": 128}),
+    ("int4_asym", 64, {"block_size": 24}),
+    ("int4_sym", -1, {"block_size": 100}),
+    ("int2_sym", 128, {"block_size": 64}),
+    ("int4_asym", 64, {"block_size": 128, "scale_estimation": True, "rows": 200}),
+    ("int4_sym", 32, {"block_size": 64, "scale_estimation": True}),
+]
+
+
+@pytest.mark.parametrize(("mode", "group_size", "options"), CASES)
+def test_what_comes_out_is_as_good_as_that_of_nncf(mode: str, group_size: int, options: dict[str, Any]) -> None:
+    from threadpoolctl import threadpool_limits
+
+    from llmcompress.compression.kernels import Gptq, ScaleEstimation
+
+    given = problem(mode, group_size, columns=384, **options)
+    with np.errstate(all="ignore"), threadpool_limits(1, "blas"):
+        stock = given.solved(given.algorithm._calculate_hessian(given.node, given.inputs)[0])
+        ours = Gptq(2)
+        with ScaleEstimation(2).installed(), ours.installed():
+            found = given.solved(given.algorithm._calculate_hessian(given.node, given.inputs)[0])
+    assert not ours.left
+    for mine, other in zip(found, stock, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None and other is not None:
+            assert (mine.shape, mine.dtype) == (other.shape, other.dtype)
+            assert np.mean(np.isclose(mine, other, rtol=1e-4, atol=1e-7)) > 0.99
+    positions = np.concatenate([x.data.reshape(-1, 384) for x in given.inputs]).astype(np.float64)
+    errors = [np.square(positions @ (values - given.weight).T).sum() for values in (found[0], stock[0])]
+    assert errors[0] < 1.001 * errors[1]
+
+
+def test_matrices_of_the_same_inputs_share_one_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcompress.compression.kernels import Gptq, gptq
+
+    calls = []
+    stock = gptq.inverse_factor
+    monkeypatch.setattr(gptq, "inverse_factor", lambda *args: calls.append(1) or stock(*args))
+    one, other = problem("int4_sym", 16, rows=20), problem("int4_sym", 16, rows=33)
+    with Gptq(1).installed():
+        one.algorithm._quantize_weights(
+            one.wc_params, one.algorithm._calculate_hessian(one.node, one.inputs)[0], tensor(one), one.inputs
+        )
+        of_samples = len(calls)
+        for weight in (one, other):
+            # NNCF makes a new list for each matrix.
+            hessian = one.algorithm._calculate_hessian(one.node, list(one.inputs))
+            one.algorithm._quantize_weights(weight.wc_params, hessian[0], tensor(weight), one.inputs)
+        assert len(calls) == of_samples
+        hessian = one.algorithm._calculate_hessian(one.node, other.inputs)
+        one.algorithm._quantize_weights(other.wc_params, hessian[0], tensor(other), other.inputs)
+        assert len(calls) == of_samples + 1
+
+
+def tensor(given: Problem) -> Any:
+    from nncf.tensor import Tensor
+
+    return Tensor(given.weight.copy())
+
+
+def test_a_stack_of_matrices() -> None:
+    from llmcompress.compression.kernels import Gptq
+
+    given = problem("int4_asym", 32, stacked=3, rows=24)
+    stock = given.algorithm._calculate_hessian(given.node, given.inputs, True)
+    ours = Gptq(2)
+    with ours.installed():
+        found = given.algorithm._calculate_hessian(given.node, given.inputs, True)
+        np.testing.assert_allclose(found.data, stock.data, rtol=1e-4, atol=1e-6 * stock.data.max())
+        values = given.solved(found[2])
+    assert not ours.left
+    given_by_stock = given.solved(stock[2])
+    assert np.mean(np.isclose(values[0], given_by_stock[0], rtol=1e-4, atol=1e-7)) > 0.99
+
+
+@pytest.mark.parametrize("kind", ["nf4", "not finite", "not positive definite", "another version"])
+def test_what_the_kernels_do_not_cover_is_left_to_nncf(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nncf.quantization.algorithms.weight_compression import gptq
+
+    from llmcompress.compression.kernels import Gptq
+
+    given = problem("nf4" if kind == "nf4" else "int4_sym", 16, rows=24)
+    hessian = given.algorithm._calculate_hessian(given.node, given.inputs)[0]
+    if kind == "not finite":
+        given.weight[2, 7] = np.inf
+    if kind == "another version":
+        stock = gptq.GPTQ._quantize_weights
+
+        def otherwise(*args: Any) -> Any:
+            values, scales, zero_points = stock(*args)
+            return values * 1.01, scales, zero_points
+
+        monkeypatch.setattr(gptq.GPTQ, "_quantize_weights", otherwise)
+    if kind == "not positive definite":
+        hessian.data[:] = -hessian.data
+    ours = Gptq(1)
+    with np.errstate(all="ignore"):
+        if kind == "not positive definite":
+            with ours.installed(), pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+                given.solved(hessian)
+        else:
+            expected = given.solved(hessian)
+            with ours.installed():
+                found = given.solved(hessian)
+            for mine, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(mine, other)
+    assert ours.left == {"weight"}
+
+
+def test_what_nncf_refuses_it_still_refuses() -> None:
+    import nncf
+
+    from llmcompress.compression.kernels import Gptq
+
+    upright = problem("int4_sym", 16)
+    upright.node.layer_attributes.constant_attributes[1]["transpose"] = False
+    transposed = problem("int4_sym", 16)
+    transposed.node.layer_attributes.input_attributes["transpose"] = True
+    with Gptq(1).installed():
+        with pytest.raises(nncf.UnsupportedModelError, match="Transposed input is not supported"):
+            transposed.algorithm._calculate_hessian(transposed.node, transposed.inputs)
+        hessian = upright.algorithm._calculate_hessian(upright.node, upright.inputs)[0]
+        with pytest.raises(RuntimeError, match="Transpose is not supported"):
+            upright.solved(hessian)
+
+
+def test_an_nncf_without_these_names_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nncf.quantization.algorithms.weight_compression import algorithm, gptq
+
+    from llmcompress.compression.kernels import Gptq
+    from llmcompress.compression.kernels.unread_statistics import without_unread_statistics
+
+    stock = gptq.GPTQ._calculate_hessian
+    monkeypatch.delattr(gptq.GPTQ, "_quantize_weights")
+    with Gptq(1).installed():
+        assert gptq.GPTQ._calculate_hessian is stock
+    monkeypatch.delattr(algorithm.WeightCompression, "collect_statistics_and_statistic_points")
+    with without_unread_statistics():
+        assert not hasattr(algorithm.WeightCompression, "collect_statistics_and_statistic_points")
+
+
+def packed_codes(directory: Path) -> dict[str, np.ndarray]:
+    import openvino as ov
+
+    operations = ov.Core().read_model(directory / "openvino_model.xml").get_ops()
+    constants = [operation for operation in operations if operation.get_type_name() == "Constant"]
+    codes = [constant for constant in constants if constant.get_element_type().get_type_name() == "i4"]
+    return {constant.get_friendly_name(): constant.data.view(np.uint8).reshape(-1) for constant in codes}
+
+
+def test_a_whole_model(tmp_path: Path) -> None:
+    """NNCF's own GPTQ chooses about as many other codes with another number of BLAS threads."""
+    from nncf.quantization.algorithms.weight_compression.algorithm import WeightCompression
+
+    import llmcompress
+
+    loaded = llmcompress.load(build_checkpoint(tmp_path / "checkpoint", num_hidden_layers=1))
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
+    recipe = llmcompress.Recipe(
+        name="gptq",
+        weights={"mode": "int4_sym", "group_size": 32, "gptq": True},
+        calibration={"dataset": str(tmp_path / "text.txt"), "num_samples": 8, "seq_len": 64},
+    )
+    passes: list[object] = []
+    collect = WeightCompression._collect_statistics
+    with replaced(WeightCompression, "_collect_statistics", lambda *args: passes.append(1) or collect(*args)):
+        ours = llmcompress.compress(loaded, recipe, tmp_path / "ours", tokenizer=False)
+        assert not passes
+        stock = llmcompress.compress(loaded, recipe, tmp_path / "stock", tokenizer=False, engine="nncf")
+        assert passes
+    assert {layer.engine for layer in ours.layers} == {"llmcompress"}
+    assert {layer.engine for layer in stock.layers} == {"nncf"}
+    mine, others = packed_codes(tmp_path / "ours"), packed_codes(tmp_path / "stock")
+    assert len(mine) == 7
+    assert mine.keys() == others.keys()
+    for name, codes in mine.items():
+        assert np.mean(codes == others[name]) > 0.9
+
+
+def test_stacked_experts_with_zero_points(tmp_path: Path) -> None:
+    """NNCF 3.4 fails on them, at a comparison with None."""
+    import llmcompress
+
+    checkpoint = build_checkpoint(tmp_path / "checkpoint", "mixtral", num_hidden_layers=1)
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
+    recipe = llmcompress.Recipe(
+        name="gptq",
+        weights={"mode": "int4_asym", "group_size": 32, "gptq": True},
+        calibration={"dataset": str(tmp_path / "text.txt"), "num_samples": 4, "seq_len": 64},
+    )
+    report = llmcompress.compress(llmcompress.load(checkpoint), recipe, tmp_path / "output", tokenizer=False)
+    experts = [layer for layer in report.layers if len(layer.shape) == 3]
+    assert {(layer.mode, layer.engine) for layer in experts} == {("int4_asym", "llmcompress")}
+    assert len(experts) == 3
+
+
+@pytest.mark.slow
+def test_divergence_is_that_of_nncf(ref_model: Path, calibration_text: Path, wikitext: Path, tmp_path: Path) -> None:
+    """Each engine's divergence moves by some percent with every rounding; so the mean of three is compared."""
+    import llmcompress
+
+    loaded = llmcompress.load(ref_model)
+    spec = llmcompress.EvalSpec(dataset=str(wikitext), num_windows=40, seq_len=256, precision="pinned")
+    found: dict[str, list[float]] = {"llmcompress": [], "nncf": []}
+    for i in range(3):
+        options = [
+            f"calibration.dataset={calibration_text}",
+            "calibration.num_samples=32",
+            "weights.group_size=64",
+            f"weights.advanced.gptq_params.damp_percent={0.1 + i * 1e-6}",
+        ]
+        for engine, divergences in found.items():
+            output = tmp_path / f"{engine}-{i}"
+            llmcompress.compress(loaded, llmcompress.load_recipe("int4-gptq", options), output, engine=engine)
+            report = llmcompress.evaluate(output, spec, reference=ref_model)
+            assert report.divergence is not None
+            divergences.append(report.divergence.kl_divergence.value)
+    assert np.mean(found["llmcompress"]) < 1.05 * np.mean(found["nncf"])
