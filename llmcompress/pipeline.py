@@ -49,7 +49,8 @@ def compress(
         allow_nonfinite: Go on when a weight is NaN or infinite.
         tokenizer: Convert the tokenizer and compare it with the original; without it GenAI cannot open the output.
         engine: Whose arithmetic makes the codes of weights: our kernels' where they cover a weight, or NNCF's for every
-            one. The model is the same bytes; only its manifest says by which each layer was made.
+            one. The model is the same bytes, by GPTQ up to the rounding of its sums; its manifest says by which each
+            layer was made.
         progress: Told of every stage.
 
     Returns:

@@ -47,7 +47,7 @@ def compress_weights(
     file_memory: FileMemory | None = None,
     progress: Reporter = silent,
 ) -> frozenset[str]:
-    """Compress in place, byte for byte as stock NNCF does with the same options.
+    """Compress in place, byte for byte as stock NNCF does with the same options; GPTQ up to the rounding of its sums.
 
     Args:
         model: An uncompressed stateful decoder.

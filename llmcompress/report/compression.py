@@ -25,7 +25,10 @@ class LayerRecord(Record):
     size_bytes: int
     """Bytes of the weight with its scales, zero points and other constants."""
     engine: str | None = "nncf"
-    """Whose arithmetic made the codes, the same bytes by any: llmcompress or nncf; None when uncompressed."""
+    """Whose arithmetic made the codes, llmcompress or nncf; None when uncompressed.
+
+    The same bytes by either, but for GPTQ: its sums are rounded otherwise, so that a few codes differ.
+    """
 
 
 class CalibrationRecord(Record):

@@ -1,4 +1,7 @@
-"""Our own arithmetic where NNCF's is slow: the same bytes, faster. Imports Numba, NNCF and OpenVINO at once."""
+"""Our own arithmetic where NNCF's is slow: the same bytes faster, and GPTQ up to rounding.
+
+Imports Numba, SciPy, NNCF and OpenVINO at once.
+"""
 
 from llmcompress.compression.kernels.awq import awq_search
 from llmcompress.compression.kernels.constants import bf16_constants

@@ -79,11 +79,12 @@ class Gptq:
             return
         self._stock = {name: vars(gptq.GPTQ)[name] for name in _TAKEN_OVER}
 
+        # A function becomes a method where a bound method would stay what it is.
         def hessian(*args: Any, **kwargs: Any) -> Tensor:
             return self.calculate_hessian(*args, **kwargs)
 
-        def weights(*args: Any) -> Any:
-            return self.quantize_weights(*args)
+        def weights(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+            return self.quantize_weights(*args, **kwargs)
 
         with (
             self._pool,
@@ -99,7 +100,7 @@ class Gptq:
     ) -> Tensor:
         """NNCF's method of this name, with the same arguments and results."""
         shared = self._shared
-        if shared is not None and _are_the_same(shared.inputs, inputs):
+        if shared is not None and not is_3d_weight and _are_the_same(shared.inputs, inputs):
             return shared.hessian
         self._shared = shared = None  # Before as much is made anew.
         dimensions = (3,) if is_3d_weight else (2, 3)
@@ -199,9 +200,8 @@ class Gptq:
             last = min(first + algorithm._block_size, num_columns)
             # A group's limits are those of its columns as the blocks before this one have left them.
             for start in range(-(-first // group_size) * group_size, last, group_size):
-                group = slice(start - first, start - first + group_size)
-                activations = [x[..., start : start + group_size] for x in inputs]
-                scale, zero_point = _parameters(algorithm, config, Tensor(weights[group].T), activations)
+                group = Tensor(weights[start - first : start - first + group_size].T)
+                scale, zero_point = _parameters(algorithm, config, group, inputs, start)
                 scales[start // group_size] = scale.data[:, 0]
                 found[0].append(scale)
                 if zero_point is not None:
@@ -267,14 +267,15 @@ def _damped_factor(hessian: np.ndarray, damp_percent: float) -> np.ndarray | Non
 
 
 def _parameters(
-    algorithm: gptq.GPTQ, config: WeightCompressionConfig, weight: Tensor, activations: list[Tensor]
+    algorithm: gptq.GPTQ, config: WeightCompressionConfig, group: Tensor, inputs: list[Tensor], start: int
 ) -> Any:
-    """The scales and zero points of one group of columns, by NNCF's functions."""
+    """The scales and zero points of a group of columns, of which ``start`` is the first, by NNCF's functions."""
     alone = WeightCompressionConfig(mode=config.mode)
     if not algorithm._scale_estimation or alone.num_bits > 4:
-        return gptq.calculate_integer_quantization_params(weight, (1,), alone)
+        return gptq.calculate_integer_quantization_params(group, (1,), alone)
+    activations = [x[..., start : start + group.shape[1]] for x in inputs]
     statistics = algorithm.activations_to_wc_statistics(activations)
-    return gptq.ScaleEstimation.calculate_quantization_params(statistics, weight, (1,), alone)
+    return gptq.ScaleEstimation.calculate_quantization_params(statistics, group, (1,), alone)
 
 
 def _sample(mode: Mode, group_size: int, block_size: int) -> tuple[gptq.GPTQ, Any, np.ndarray, list[Tensor]]:
