@@ -382,7 +382,7 @@ def test_stacked_experts_with_zero_points(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_divergence_is_that_of_nncf(ref_model: Path, calibration_text: Path, wikitext: Path, tmp_path: Path) -> None:
-    """Each engine's divergence moves by some percent with every rounding; so the mean of three is compared."""
+    """Either engine's divergence moves by a percent with every rounding; so the means of three are compared."""
     import llmcompress
 
     loaded = llmcompress.load(ref_model)
@@ -401,4 +401,4 @@ def test_divergence_is_that_of_nncf(ref_model: Path, calibration_text: Path, wik
             report = llmcompress.evaluate(output, spec, reference=ref_model)
             assert report.divergence is not None
             divergences.append(report.divergence.kl_divergence.value)
-    assert np.mean(found["llmcompress"]) < 1.05 * np.mean(found["nncf"])
+    assert np.mean(found["llmcompress"]) < 1.03 * np.mean(found["nncf"])
