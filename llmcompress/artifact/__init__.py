@@ -9,7 +9,7 @@ from llmcompress.artifact.manifest import (
     manifest_sha256,
     read_manifest,
 )
-from llmcompress.artifact.output import Staging, remove_leftovers, staging
+from llmcompress.artifact.output import Staging, remove_artifact, remove_leftovers, staging
 from llmcompress.artifact.reports import Measurements, read_measurements, replace_report, write_report
 from llmcompress.artifact.verification import Problem, VerifyReport, require_verified, verify
 
@@ -25,6 +25,7 @@ __all__ = [
     "manifest_sha256",
     "read_manifest",
     "read_measurements",
+    "remove_artifact",
     "remove_leftovers",
     "replace_report",
     "require_verified",

@@ -112,6 +112,20 @@ def staging(output_dir: str | Path, *, overwrite: bool = False, inputs: Iterable
             _remove(directory, target)
 
 
+def remove_artifact(output_dir: str | Path) -> None:
+    """Remove an artifact, if one is there, at once and as a whole.
+
+    Raises UsageError if something else is there, LockedError if another run works there, WriteError if the disk
+    refuses.
+    """
+    target = resolve_output(output_dir)
+    if not os.path.lexists(target):
+        return
+    with staging(target, overwrite=True) as stage, write_errors(target):
+        target.rename(stage.path.with_name("removed"))
+        sync_directory(target.parent)
+
+
 def remove_leftovers(output_dir: str | Path) -> None:
     """Remove what a killed run to this output left beside it; nothing while another run is at work there."""
     with suppress(LlmcompressError, OSError):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmcompress.cli.options import Json, Offline, Overwrite, TrustRemoteCode, Verbose
+from llmcompress.cli.options import AllowNonfinite, Json, Offline, Overwrite, TrustRemoteCode, Verbose
 
 if TYPE_CHECKING:
     from llmcompress.recipe import RuntimeProfile
@@ -39,6 +39,10 @@ def tune(
             help="Tokens; may be repeated. Default: chat:512/128",
         ),
     ] = None,
+    scope: Annotated[
+        str,
+        typer.Option("--scope", metavar="all|model", help="Try all settings, or only those that a model can hold."),
+    ] = "all",
     objective: Annotated[
         str, typer.Option("--objective", metavar="decode|prefill|memory", help="What is to be better.")
     ] = "decode",
@@ -102,6 +106,7 @@ def tune(
         typer.Option("--html", metavar="FILE", show_default=False, help="Also write a page with a plot."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
+    allow_nonfinite: AllowNonfinite = False,
     offline: Offline = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -156,6 +161,7 @@ def tune(
             text_field=text_field,
             device=device,
             workloads=workloads or (),
+            scope=scope,
             objective=objective,
             max_kl=max_kl,
             budget=budget,
@@ -171,6 +177,7 @@ def tune(
             "reference": reference,
             "reference_revision": reference_revision,
             "trust_remote_code": trust_remote_code,
+            "allow_nonfinite": allow_nonfinite,
             "offline": offline,
         }
         made = run_watched("llmcompress.tuning:tune", options, verbose=verbose)

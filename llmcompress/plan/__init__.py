@@ -7,6 +7,6 @@ files.py     a plan's YAML file
 
 from llmcompress.plan.files import load_plan
 from llmcompress.plan.jobs import Job, planned_jobs
-from llmcompress.plan.records import Evaluation, Plan, PlanModel, PlanRecipe, Push
+from llmcompress.plan.records import Evaluation, Plan, PlanModel, PlanRecipe, Push, Tuning
 
-__all__ = ["Evaluation", "Job", "Plan", "PlanModel", "PlanRecipe", "Push", "load_plan", "planned_jobs"]
+__all__ = ["Evaluation", "Job", "Plan", "PlanModel", "PlanRecipe", "Push", "Tuning", "load_plan", "planned_jobs"]

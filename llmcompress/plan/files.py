@@ -51,10 +51,10 @@ def load_plan(path: str | Path) -> Plan:
     _make_absolute(data, folder, path.stem)
     plan = validated(Plan, data, place)
     _check_sources(plan, document, label)
-    dataset = plan.evaluation.dataset_path() if plan.evaluation else None
-    if dataset is not None and not dataset.is_file():
-        where = place(("evaluation", "dataset"))
-        raise RecipeError(f"there is no file {dataset}", where=where, hint="check the path")
+    for name, part in (("evaluation", plan.evaluation), ("tune", plan.tune)):
+        dataset = part.dataset_path() if part else None
+        if dataset is not None and not dataset.is_file():
+            raise RecipeError(f"there is no file {dataset}", where=place((name, "dataset")), hint="check the path")
     assert plan.output is not None
     planned_jobs(plan, Path(plan.output), place=place)
     return plan
@@ -83,7 +83,8 @@ def _make_absolute(data: dict[str, Any], folder: Path, stem: str) -> None:
         overrides = model.get("overrides")
         for settings in overrides.values() if isinstance(overrides, dict) else ():
             _calibration_from(folder, settings)
-    _dataset_from(folder, data.get("evaluation"), "dataset")
+    for name in ("evaluation", "tune"):
+        _dataset_from(folder, data.get(name), "dataset")
 
 
 def _check_sources(plan: Plan, document: Document, label: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.errors import RecipeError, UsageError
-from llmcompress.plan.records import Plan, PlanModel, PlanRecipe, Settings
+from llmcompress.plan.records import Plan, PlanModel, PlanRecipe, Settings, Tuning
 from llmcompress.recipe import RECOMMENDED, Recipe, load_recipe, override_recipe
 from llmcompress.recipe.problems import Location, did_you_mean, dotted
 
@@ -31,11 +31,17 @@ class Job(NamedTuple):
     """Absolute."""
     repo_id: str | None
     """Where it is pushed."""
+    tuned_from: Path | None = None
+    """The artifact of another job, whose runtime settings are searched to make this one; None: made from the model."""
 
     @property
     def name(self) -> str:
         """``MODEL/RECIPE``."""
         return f"{self.model.short_name}/{self.recipe_name}"
+
+
+TUNED = "-tuned"
+"""What the name of a tuned artifact has after that of its recipe."""
 
 
 class _Entry(NamedTuple):
@@ -59,6 +65,8 @@ def planned_jobs(plan: Plan, output_dir: Path, *, place: Place = dotted) -> tupl
         UsageError: A repository that cannot be one, or two artifacts for the same.
     """
     entries = _entries(plan, place)
+    if plan.tune is not None:
+        _check_tuned(plan.tune, entries, place)
     jobs: list[Job] = []
     for index, model in enumerate(plan.models):
         at: Location = ("models", index)
@@ -82,7 +90,11 @@ def planned_jobs(plan: Plan, output_dir: Path, *, place: Place = dotted) -> tupl
                     _check_text(recipe, place((*at, "overrides", entry.name)))
             directory = output_dir.absolute() / model.short_name / entry.name
             repo_id = plan.push.repository(model.short_name, entry.name) if plan.push else None
-            jobs.append(Job(model, entry.name, recipe, entry.recommended, settings, directory, repo_id))
+            job = Job(model, entry.name, recipe, entry.recommended, settings, directory, repo_id)
+            jobs.append(job)
+            if plan.tune is not None and entry.name in (plan.tune.only or entries):
+                _check_gate(job, plan.tune, place(("tune", "reference")))
+                jobs.append(_tuned(job, plan))
     _check_repositories(jobs, place(("push", "repo_id")))
     return tuple(jobs)
 
@@ -120,6 +132,39 @@ def _entry(planned: PlanRecipe, at: Location, place: Place) -> _Entry:
     if planned.name is not None:
         recipe = recipe.model_copy(update={"name": planned.name})
     return _Entry(recipe.name, recipe, None, ())
+
+
+def _tuned(job: Job, plan: Plan) -> Job:
+    """The job that tunes what another makes."""
+    name = job.recipe_name + TUNED
+    return job._replace(
+        recipe_name=name,
+        directory=job.directory.with_name(name),
+        repo_id=plan.push.repository(job.model.short_name, name) if plan.push else None,
+        tuned_from=job.directory,
+    )
+
+
+def _check_tuned(tuning: Tuning, entries: dict[str, _Entry], place: Place) -> None:
+    for number, name in enumerate(tuning.only):
+        _check_known(name, entries, place(("tune", "only", number)))
+    known = {name.lower(): index for index, name in enumerate(entries)}
+    for name in tuning.only or entries:
+        if (taken := known.get(name.lower() + TUNED)) is not None:
+            raise RecipeError(
+                f"the name {name}{TUNED} is that of the tuned {name}",
+                where=place(("recipes", taken)),
+                hint="give it another name",
+            )
+
+
+def _check_gate(job: Job, tuning: Tuning, where: str) -> None:
+    if tuning.reference == "itself" and job.recipe is not None and job.recipe.gate.model_dump(exclude_none=True):
+        raise RecipeError(
+            f"itself cannot tell what the gate of {job.recipe_name} asks: it compares with the original",
+            where=where,
+            hint="remove it",
+        )
 
 
 def _check_text(recipe: Recipe, where: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmcompress.recipe import BenchSpec, EvalSpec, Gate
+from llmcompress.errors import UsageError
+from llmcompress.recipe import BenchSpec, EvalSpec, Gate, TuneSpec
 from llmcompress.recipe.part import MAX_COUNT, Part, Refusal, Text, Texts, contradiction
 from llmcompress.recipe.problems import did_you_mean, shown
+from llmcompress.recipe.tuning import Scope, parse_duration_s, parse_workload
 
 Name = Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Settings = dict[str, Any]
@@ -80,6 +82,46 @@ class Evaluation(EvalSpec):
         return self
 
 
+class Tuning(TuneSpec):
+    """How the runtime's settings of every artifact are searched; what is found makes a second artifact beside it."""
+
+    dataset: Text = "wikitext2"
+    scope: Scope = "model"
+    reference: Literal["original", "itself"] = "original"
+    """What the divergence of the settings is measured from: what the artifact was made from, or the artifact itself in
+    exact execution, which takes less memory and tells nothing of what the compression lost."""
+    only: Texts = ()
+    """Names of the recipes whose artifacts are tuned; none: all."""
+
+    def spec(self) -> TuneSpec:
+        """The part of it that a report answers."""
+        return TuneSpec(**{name: getattr(self, name) for name in TuneSpec.model_fields})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_short_forms(cls, fields: Any) -> Any:
+        """``budget: 5m`` for ``budget_s``, and workloads as on the command line."""
+        if not isinstance(fields, dict):
+            return fields
+        fields = dict(fields)
+        workloads = fields.get("workloads")
+        if isinstance(workloads, (list, tuple)):
+            read = [_read(parse_workload, each, f"workloads.{n}") for n, each in enumerate(workloads)]
+            fields["workloads"] = tuple(read)
+        if "budget" in fields:
+            if "budget_s" in fields:
+                raise contradiction(Refusal("budget", "budget_s says the same", "remove one of the two"))
+            fields["budget_s"] = _read(parse_duration_s, str(fields.pop("budget")), "budget")
+        return fields
+
+    @model_validator(mode="after")
+    def _check_scope(self) -> Self:
+        if self.scope != "model":
+            problem = "a plan compares artifacts, and what a model cannot hold is in none"
+            raise contradiction(Refusal("scope", problem, "remove it; llmcompress tune finds a profile of the machine"))
+        return self
+
+
 class Push(Part):
     """Where finished artifacts go on the Hub."""
 
@@ -99,7 +141,7 @@ class Push(Part):
 
 
 class Plan(Part):
-    """Models by recipes, and what is done with each artifact: evaluated, benchmarked, judged, described, pushed."""
+    """Models by recipes, and what is done with each artifact: evaluated, benchmarked, tuned, described, pushed."""
 
     output: Text | None = None
     """Directory of the artifacts, ``OUTPUT/MODEL/RECIPE``. A relative path in a file starts at its folder."""
@@ -107,6 +149,7 @@ class Plan(Part):
     recipes: Annotated[tuple[PlanRecipe, ...], Field(strict=False, min_length=1)]
     evaluation: Evaluation | None = None
     benchmark: BenchSpec | None = None
+    tune: Tuning | None = None
     gate: Gate = Gate()
     """Thresholds, each instead of the recipe's own."""
     card: bool = False
@@ -126,6 +169,9 @@ def _refusals(plan: Plan) -> Iterator[Refusal]:
         elif plan.evaluation.reference_scores == "cached" and "max_kl" in self_set:
             problem = "cannot be passed with reference_scores cached, which gives a lower bound"
             yield Refusal("gate.max_kl", problem, "remove reference_scores: cached")
+    if self_set and plan.tune is not None and plan.tune.reference == "itself":
+        problem = "itself cannot tell what the gate asks: it compares with the original"
+        yield Refusal("tune.reference", problem, "remove it, or the gate")
     named: dict[str, int] = {}
     for index, model in enumerate(plan.models):
         name = model.short_name
@@ -137,6 +183,16 @@ def _refusals(plan: Plan) -> Iterator[Refusal]:
             problem = f"the name {name} is that of models[{named[name.lower()]}] too"
             yield Refusal(f"models.{index}", problem, "give each a name of its own")
         named[name.lower()] = index
+
+
+def _read(parse: Callable[[str], Any], value: Any, field: str) -> Any:
+    """Read a text in its short form; anything else is left to the field itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse(value)
+    except UsageError as error:
+        raise contradiction(Refusal(field, error.message, error.hint)) from None
 
 
 def _is_name(text: str) -> bool:

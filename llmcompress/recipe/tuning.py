@@ -17,6 +17,7 @@ from llmcompress.recipe.problems import from_options
 from llmcompress.recipe.profile import check_pairs, split_pairs
 
 Objective = Literal["decode", "prefill", "memory"]
+Scope = Literal["all", "model"]
 
 _WORKLOAD = re.compile(r"(?P<name>[a-z][a-z0-9_-]{0,31}):(?:(?P<batch>\d{1,9})x)?(?P<prompt>\d{1,9})/(?P<new>\d{1,9})")
 _DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
@@ -51,6 +52,8 @@ class TuneSpec(Dataset):
     workloads: Annotated[tuple[Workload, ...], Field(strict=False, min_length=1)] = (CHAT,)
     properties: Texts = ()
     """``KEY=VALUE,VALUE``: the properties and values to try instead of those that are known to matter."""
+    scope: Scope = "all"
+    """``model``: only what a model's runtime options can hold, so that a tuned artifact needs no profile beside it."""
     objective: Objective = "decode"
     """What is to be better: the rate of new tokens, the rate of prompt tokens, or the memory of the process."""
     max_kl: Annotated[float, Field(gt=0)] | None = None

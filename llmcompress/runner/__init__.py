@@ -9,6 +9,7 @@ state.py         what is done, read from the output directory
 compressing.py   all artifacts of a model: a supervised worker, and a fresh one where it died
 loading.py       in that worker: one model loaded once
 measuring.py     one evaluation or benchmark, in a process of its own
+tuning.py        one artifact's tuned twin: its state, and the task that makes it
 shipping.py      the door to the card and the Hub
 durations.py     how long each step took here
 records.py       outlook before, rows after, events in between

@@ -18,6 +18,7 @@ from llmcompress.runner.loading import recipe_at
 from llmcompress.runner.records import MEASURED, Event, Failure, Row, Step, asked_steps, failure
 from llmcompress.runner.schedule import SHIPPING, Due, Progressing, logits_dir
 from llmcompress.runner.survey import Surveyed
+from llmcompress.runner.tuning import kept_defaults
 
 Watcher = Callable[[Event], None]
 
@@ -42,6 +43,10 @@ class Ledger:
     def take(self, surveyed: Sequence[Surveyed]) -> None:
         """Begin with what the survey found; what it found wrong fails at once."""
         self.jobs = [Progressing(each, list(each.outlook.steps)) for each in surveyed]
+        by_directory = {job.surveyed.job.directory: job for job in self.jobs}
+        for job in self.jobs:
+            if (tuned_from := job.surveyed.job.tuned_from) is not None:
+                job.base = by_directory[tuned_from]
         for each in surveyed:
             if "compress" not in each.outlook.steps:
                 # A run that was killed right after the rename left its staging directory.
@@ -52,6 +57,8 @@ class Ledger:
         for job in self.jobs:
             if (why := job.surveyed.outlook.failure) is not None:
                 self._fail(job, why, "")
+            elif job.base is not None and not job.left:
+                self._note_defaults(job)
 
     def begin(self, each: Due, where: str) -> None:
         """Note that a task was started."""
@@ -83,7 +90,10 @@ class Ledger:
             else:
                 job.left.remove(step)
                 job.made.append(step)
-        if step == "evaluate":
+                if step == "tune" and isinstance(finished.result, str) and finished.result:
+                    job.note = finished.result
+                    job.left.clear()
+        if step in ("tune", "evaluate"):
             self._forget_logits(jobs[0])
         if finished.error is None:
             self._took[step].append((time.monotonic() - at) / len(jobs))
@@ -92,6 +102,7 @@ class Ledger:
     def ship(self) -> None:
         """Take the last steps of every job that has come to them; what has not passed the gate is not pushed."""
         for job in self.jobs:
+            self._hold_back(job)
             while not (job.running or job.closed or job.failure) and (not job.left or job.left[0] in SHIPPING):
                 step = job.left[0] if job.left else None
                 try:
@@ -103,7 +114,7 @@ class Ledger:
 
     def _ship(self, job: Progressing, step: Step | None) -> None:
         directory, repo_id = job.surveyed.job.directory, job.surveyed.job.repo_id
-        if step != "card" and self._plan.evaluation is not None:
+        if step != "card" and self._plan.evaluation is not None and not job.note:
             shipping.require_gate(directory)
         if step is None:
             job.closed = True
@@ -120,6 +131,23 @@ class Ledger:
         job.made.append(step)
         self._say("end", label, "")
 
+    def _hold_back(self, job: Progressing) -> None:
+        """Do not tune what was not made, or did not pass the gate."""
+        if job.left[:1] != ["tune"] or job.base is None or (why := job.base.failure) is None:
+            return
+        if why.step in ("compress", "evaluate"):
+            message = f"{job.base.name} is not there to be tuned: {why.message}"
+            self._fail(job, why.model_copy(update={"step": "tune", "message": message}), "")
+            self._forget_logits(job)
+
+    def _note_defaults(self, job: Progressing) -> None:
+        """What an earlier run found: there is no tuned artifact, and why."""
+        assert job.base is not None
+        try:
+            job.note = kept_defaults(job.base.surveyed.job.directory)
+        except GateError as error:
+            self._fail(job, failure("tune", error), "")
+
     def _forget_logits(self, ended: Progressing) -> None:
         """Remove the original's logits when no artifact of it is left to be evaluated."""
         model = ended.surveyed.job.model
@@ -130,14 +158,16 @@ class Ledger:
         """What came of a job."""
         planned = job.surveyed.job
         asked = job.surveyed.outlook.steps
+        done = ("tune",) if job.note else asked_steps(self._plan, planned)
         return Row(
             name=planned.name,
             model=planned.model.short_name,
             recipe=planned.recipe_name,
             directory=str(planned.directory),
             made=tuple(job.made),
-            kept=tuple(step for step in asked_steps(self._plan) if step not in asked),
+            kept=tuple(step for step in done if step not in asked),
             failure=job.failure,
+            note=job.note,
         )
 
     def _fail(self, job: Progressing, why: Failure, where: str) -> None:

@@ -36,7 +36,7 @@ def evaluate_artifact(
 
     Raises: what ``evaluate`` raises, and ResourceError where the larger of the two does not fit into memory.
     """
-    found = _resolve(access)
+    found = resolve_original(access)
     if evaluate_reason(directory, evaluation, gate, Original(found), None) == "the gate changed":
         run_supervised(
             "llmcompress.runner.measuring:judge", {"directory": directory, "gate": gate}, progress=progress, logs=logs
@@ -101,10 +101,11 @@ def benchmark_artifact(
         progress=progress,
         logs=logs,
     )
-    remember("benchmark", _resolve(access), (recipe.portable(), spec), time.perf_counter() - started)
+    remember("benchmark", resolve_original(access), (recipe.portable(), spec), time.perf_counter() - started)
 
 
-def _resolve(access: Access) -> Source:
+def resolve_original(access: Access) -> Source:
+    """What artifacts are made from."""
     return resolve(
         access.source,
         revision=access.revision,

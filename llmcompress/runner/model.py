@@ -16,6 +16,7 @@ from llmcompress.report import CalibrationRecord
 from llmcompress.runner.durations import remembered
 from llmcompress.runner.records import MEASURED, Step
 from llmcompress.runner.state import Original
+from llmcompress.tuning import searched_text
 
 
 class PlannedModel:
@@ -60,6 +61,13 @@ class PlannedModel:
         spec = self._plan.evaluation.spec()
         return scored_text(fetch_side_files(self.source), spec, offline=self._offline).token_ids_sha256
 
+    @cached_property
+    def tuning_token_ids_sha256(self) -> str:
+        """As ``token_ids_sha256``, of the text that the plan tunes on."""
+        assert self._plan.tune is not None
+        spec = self._plan.tune.spec()
+        return searched_text(fetch_side_files(self.source), spec, offline=self._offline).token_ids_sha256
+
     def durations_s(self, recipe: Recipe, steps: tuple[Step, ...]) -> dict[Step, float]:
         """What the steps took last time; with the first artifact to be made comes loading the model."""
         made_by, plan = recipe.portable(), self._plan
@@ -68,6 +76,8 @@ class PlannedModel:
             settings["evaluate"] = (made_by, plan.evaluation)
         if plan.benchmark is not None:
             settings["benchmark"] = (made_by, plan.benchmark)
+        if plan.tune is not None:
+            settings["tune"] = (made_by, plan.tune)
         known = {step: remembered(step, self.source, settings[step]) for step in steps if step in MEASURED}
         if "compress" in steps and not self._loads:
             self._loads = True
@@ -95,6 +105,9 @@ def _check_context(found: Source, plan: Plan) -> None:
     if plan.benchmark is not None:
         shapes = plan.benchmark.shapes()
         wanted["benchmark"] = max(shape.depth + shape.prompt_tokens + shape.new_tokens for shape in shapes)
+    if plan.tune is not None:
+        wanted["tune.seq_len"] = plan.tune.seq_len
+        wanted["tune.workloads"] = max(each.prompt_tokens + each.new_tokens for each in plan.tune.workloads)
     for field, num_tokens in wanted.items():
         if num_tokens > longest:
             raise UsageError(

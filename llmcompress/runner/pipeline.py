@@ -117,6 +117,9 @@ def chosen_jobs(plan: Plan, output_dir: str | Path | None, only: Sequence[str]) 
                 hint=did_you_mean(pattern, names) or "write MODEL/RECIPE, or MODEL/* for all of a model",
             )
         chosen |= matching
+    # What is tuned has to be made.
+    tuned_from = {job.tuned_from for job in jobs if job.name in chosen}
+    chosen |= {job.name for job in jobs if job.directory in tuned_from}
     return tuple(job for job in jobs if job.name in chosen) if only else jobs
 
 
@@ -128,11 +131,12 @@ def _with_absolute_paths(plan: Plan) -> Plan:
         else model
         for model in plan.models
     )
-    evaluation = plan.evaluation
-    dataset = evaluation.dataset_path() if evaluation else None
-    if evaluation is not None and dataset is not None:
-        evaluation = evaluation.model_copy(update={"dataset": str(dataset.absolute())})
-    return plan.model_copy(update={"models": models, "evaluation": evaluation})
+    parts = {
+        name: part.model_copy(update={"dataset": str(path.absolute())})
+        for name, part in (("evaluation", plan.evaluation), ("tune", plan.tune))
+        if part is not None and (path := part.dataset_path()) is not None
+    }
+    return plan.model_copy(update={"models": models, **parts})
 
 
 def _output(plan: Plan, output_dir: str | Path | None) -> Path:

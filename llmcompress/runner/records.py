@@ -7,13 +7,14 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from llmcompress.errors import LlmcompressError
-from llmcompress.plan import Plan
+from llmcompress.plan import Job, Plan
 from llmcompress.progress import Progress
 from llmcompress.report import Record
 
-Step = Literal["compress", "evaluate", "benchmark", "card", "push"]
-STEPS: tuple[Step, ...] = ("compress", "evaluate", "benchmark", "card", "push")
-MEASURED: tuple[Step, ...] = ("compress", "evaluate", "benchmark")
+Step = Literal["compress", "tune", "evaluate", "benchmark", "card", "push"]
+STEPS: tuple[Step, ...] = ("compress", "tune", "evaluate", "benchmark", "card", "push")
+"""An artifact is compressed from a model, or tuned from another artifact."""
+MEASURED: tuple[Step, ...] = ("compress", "tune", "evaluate", "benchmark")
 """Those whose duration is kept."""
 
 
@@ -70,6 +71,8 @@ class Row(Record):
     """Steps that this run carried out."""
     kept: tuple[Step, ...]
     """Steps that were done already."""
+    note: str = ""
+    """Why tuning came to no artifact of its own; empty where it did, and for what is compressed."""
     failure: Failure | None = None
 
 
@@ -104,9 +107,17 @@ class Event(NamedTuple):
     """The reason of a failure, in one line."""
 
 
-def asked_steps(plan: Plan) -> tuple[Step, ...]:
-    """The steps that a plan asks of each job."""
-    wanted = (True, plan.evaluation is not None, plan.benchmark is not None, plan.card, plan.push is not None)
+def asked_steps(plan: Plan, job: Job) -> tuple[Step, ...]:
+    """The steps that a plan asks of a job."""
+    tuned = job.tuned_from is not None
+    wanted = (
+        not tuned,
+        tuned,
+        plan.evaluation is not None,
+        plan.benchmark is not None,
+        plan.card,
+        plan.push is not None,
+    )
     return tuple(step for step, asked in zip(STEPS, wanted, strict=True) if asked)
 
 

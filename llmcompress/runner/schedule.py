@@ -28,9 +28,19 @@ class Progressing:
     left: list[Step]
     made: list[Step] = field(default_factory=list)
     failure: Failure | None = None
+    note: str = ""
+    """Why tuning came to no artifact of its own."""
+    base: Progressing | None = None
+    """The job that makes what this one tunes."""
     running: bool = False
     closed: bool = False
     """Nothing is left, and the gate was looked at."""
+
+    @property
+    def is_tunable(self) -> bool:
+        """Whether what it tunes is measured and described; that it could not be pushed, say, is no reason to wait."""
+        assert self.base is not None
+        return self.base.closed or self.base.failure is not None
 
     @property
     def name(self) -> str:
@@ -60,7 +70,9 @@ def due(jobs: Sequence[Progressing], plan: Plan, *, offline: bool) -> Iterator[D
         if unmade:
             yield _compress(unmade, offline)
         for job in ready:
-            if job.left[0] == "evaluate":
+            if job.left[0] == "tune" and job.is_tunable:
+                yield _tune(job, plan, offline)
+            elif job.left[0] == "evaluate":
                 several = len([each for each in group if "evaluate" in each.surveyed.outlook.steps]) > 1
                 yield _evaluate(job, plan, several, offline)
             elif job.left[0] == "benchmark":
@@ -101,6 +113,27 @@ def _evaluate(job: Progressing, plan: Plan, several: bool, offline: bool) -> Due
 
 def _benchmark(job: Progressing, plan: Plan, offline: bool) -> Due:
     return _measure(job, "benchmark", {"spec": plan.benchmark}, offline)
+
+
+def _tune(job: Progressing, plan: Plan, offline: bool) -> Due:
+    from llmcompress.runner.tuning import tuning_bytes
+
+    planned = job.surveyed.job
+    assert planned.tuned_from is not None
+    task = Task(
+        label=f"{job.name}: tune",
+        target="llmcompress.runner.tuning:tune_artifact",
+        kwargs={
+            "directory": planned.tuned_from,
+            "tuned": planned.directory,
+            "recipe": job.surveyed.recipe,
+            "access": _access(job, offline),
+            "tuning": plan.tune,
+            "gate": plan.gate,
+        },
+        memory_bytes=tuning_bytes(planned.tuned_from),
+    )
+    return Due(task, "tune", (job,))
 
 
 def _measure(job: Progressing, step: Step, asked: dict[str, object], offline: bool) -> Due:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.compression.forecast import Forecast, forecast
 from llmcompress.environment import quiet_libraries
-from llmcompress.errors import ResourceError
+from llmcompress.errors import GateError, ResourceError, UsageError
 from llmcompress.loaders.source import Source
 from llmcompress.plan import Job, Plan
 from llmcompress.progress import Progress, Reporter, silent
@@ -26,7 +27,9 @@ from llmcompress.runner.state import (
     evaluate_reason,
     push_reason,
 )
+from llmcompress.runner.tuning import apply_reason, kept_defaults, tune_reason
 from llmcompress.runtime import check_device
+from llmcompress.tuning import check_properties
 
 
 class Surveyed(NamedTuple):
@@ -64,21 +67,31 @@ def survey(
     surveyed: list[Surveyed] = []
     for _, group in groupby(jobs, key=lambda job: job.model):
         model = PlannedModel(plan, offline)
+        unmade: set[Path] = set()
         for job in group:
             progress(Progress("look at the jobs", len(surveyed), len(jobs), "jobs"))
             try:
                 model.find(job)
-                surveyed.append(_surveyed(job, plan, model))
+                each = _surveyed(job, plan, model, made_anew=job.tuned_from in unmade)
+                if "compress" in each.outlook.steps:
+                    unmade.add(job.directory)
+                surveyed.append(each)
             except Exception as error:  # noqa: BLE001 - one job's fault, whatever it is, must not stop the others
-                surveyed.append(_stopped(job, plan, failure("compress", error)))
+                surveyed.append(_stopped(job, plan, failure(asked_steps(plan, job)[0], error)))
+                unmade.add(job.directory)
     progress(Progress("look at the jobs", len(jobs), len(jobs), "jobs"))
     return tuple(surveyed)
 
 
-def _surveyed(job: Job, plan: Plan, model: PlannedModel) -> Surveyed:
+def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, made_anew: bool) -> Surveyed:
     found = model.source
     recipe = job.recipe or _recommended(job, found)
-    steps, reason = _steps(job, recipe, plan, model)
+    if job.tuned_from is not None:
+        # What takes other time and memory has another name.
+        recipe = recipe.model_copy(update={"name": job.recipe_name})
+    steps, reason = _steps(job, recipe, plan, model, made_anew=made_anew)
+    if "tune" in steps:
+        _ = model.tuning_token_ids_sha256
     if "evaluate" in steps and plan.evaluation is not None:
         _ = model.token_ids_sha256
     predicted = None
@@ -104,7 +117,7 @@ def _stopped(job: Job, plan: Plan, why: Failure) -> Surveyed:
     outlook = Outlook(
         name=job.name,
         directory=str(job.directory),
-        steps=asked_steps(plan),
+        steps=asked_steps(plan, job),
         reason="not made yet",
         failure=why,
     )
@@ -119,14 +132,21 @@ def _recommended(job: Job, found: Source) -> Recipe:
     return recipe.model_copy(update={"name": job.recipe_name})
 
 
-def _steps(job: Job, recipe: Recipe, plan: Plan, model: PlannedModel) -> tuple[tuple[Step, ...], str]:
+def _steps(
+    job: Job, recipe: Recipe, plan: Plan, model: PlannedModel, *, made_anew: bool
+) -> tuple[tuple[Step, ...], str]:
     """What is left to do for a job, and why the first of it."""
-    asked = asked_steps(plan)
-    local = recipe.calibration is not None and recipe.calibration.dataset_path() is not None
-    windows = (lambda: model.calibration(recipe)) if local else None
-    reason = compress_reason(job.directory, recipe, model.original, windows)
+    asked = asked_steps(plan, job)
+    if job.tuned_from is not None:
+        reason = "what it is tuned from is made first" if made_anew else _tune_reason(job, job.tuned_from, plan, model)
+    else:
+        local = recipe.calibration is not None and recipe.calibration.dataset_path() is not None
+        windows = (lambda: model.calibration(recipe)) if local else None
+        reason = compress_reason(job.directory, recipe, model.original, windows)
     if reason is not None:
         return asked, reason
+    if job.tuned_from is not None and not _has_twin(job.tuned_from):
+        return (), ""
     reasons: dict[Step, str | None] = {}
     if plan.evaluation is not None:
         # A dataset of the Hub is pinned.
@@ -146,6 +166,20 @@ def _steps(job: Job, recipe: Recipe, plan: Plan, model: PlannedModel) -> tuple[t
     return left, next((reason for reason in reasons.values() if reason is not None), "")
 
 
+def _tune_reason(job: Job, directory: Path, plan: Plan, model: PlannedModel) -> str | None:
+    assert plan.tune is not None
+    text = (lambda: model.tuning_token_ids_sha256) if plan.tune.dataset_path() is not None else None
+    reason = tune_reason(directory, plan.tune, plan.gate, model.original, text)
+    return apply_reason(directory, job.directory) if reason is None else reason
+
+
+def _has_twin(directory: Path) -> bool:
+    try:
+        return not kept_defaults(directory)
+    except GateError:
+        return False
+
+
 def _check_machine(plan: Plan) -> None:
     devices = [
         *([plan.evaluation.device] if plan.evaluation else []),
@@ -153,6 +187,12 @@ def _check_machine(plan: Plan) -> None:
     ]
     for device in devices:
         check_device(device)
+    if plan.tune is not None:
+        try:
+            check_properties(plan.tune.spec())
+        except UsageError as error:
+            where = "tune.properties" if error.where == "--property" else error.where
+            raise UsageError(error.message, where=where, hint=error.hint) from None
     genai = plan.benchmark is not None and plan.benchmark.engine == "genai"
     if genai and importlib.util.find_spec("openvino_genai") is None:
         raise ResourceError(

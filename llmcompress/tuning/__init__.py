@@ -6,18 +6,24 @@ from llmcompress.tuning.application import (
     check_profile_path,
     read_tuning,
     runtime_profile,
+    tuning_origin,
     write_profile,
 )
+from llmcompress.tuning.damage import searched_text
 from llmcompress.tuning.page import write_tuning_page
 from llmcompress.tuning.pipeline import tune
+from llmcompress.tuning.space import check_properties
 
 __all__ = [
     "TUNE_REPORT",
     "apply_tuning",
     "check_profile_path",
+    "check_properties",
     "read_tuning",
     "runtime_profile",
+    "searched_text",
     "tune",
+    "tuning_origin",
     "write_profile",
     "write_tuning_page",
 ]

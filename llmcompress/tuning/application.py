@@ -104,7 +104,7 @@ def apply_tuning(
         written = manifest.model_copy(
             update={
                 "recipe": recipe,
-                "tuning": _origin(report),
+                "tuning": tuning_origin(report),
                 "size_bytes": sum(record.size_bytes for record in files),
                 "files": files,
             }
@@ -112,6 +112,27 @@ def apply_tuning(
         stage.publish(written)
         progress(Progress("save", 2, 2))
     return written
+
+
+def tuning_origin(report: TuneReport) -> TuningOrigin:
+    """What the manifest of an artifact says that holds the chosen options."""
+    found = report.verification
+    assert found is not None
+    return TuningOrigin(
+        device=report.spec.device,
+        device_name=report.device_name,
+        cpu=report.environment.cpu,
+        platform=report.environment.platform,
+        objective=report.spec.objective,
+        workloads=tuple(map(str, report.spec.workloads)),
+        properties=report.in_model,
+        gain=found.gain,
+        kl_divergence=found.divergence.kl_divergence,
+        default_kl_divergence=found.default_divergence.kl_divergence,
+        reference_is_itself=report.reference.itself,
+        profile=report.in_profile,
+        tuned_manifest_sha256=report.manifest_sha256,
+    )
 
 
 def runtime_profile(report: TuneReport) -> RuntimeProfile | None:
@@ -205,23 +226,3 @@ def _check_read_back(output: Path, report: TuneReport) -> None:
 
 def _weights(files: tuple[FileRecord, ...]) -> list[str]:
     return [file.sha256 for file in files if file.path == MODEL_BIN]
-
-
-def _origin(report: TuneReport) -> TuningOrigin:
-    found = report.verification
-    assert found is not None
-    return TuningOrigin(
-        device=report.spec.device,
-        device_name=report.device_name,
-        cpu=report.environment.cpu,
-        platform=report.environment.platform,
-        objective=report.spec.objective,
-        workloads=tuple(map(str, report.spec.workloads)),
-        properties=report.in_model,
-        gain=found.gain,
-        kl_divergence=found.divergence.kl_divergence,
-        default_kl_divergence=found.default_divergence.kl_divergence,
-        reference_is_itself=report.reference.itself,
-        profile=report.in_profile,
-        tuned_manifest_sha256=report.manifest_sha256,
-    )

@@ -33,6 +33,7 @@ class Reference(NamedTuple):
     source: str | Path | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    allow_nonfinite: bool = False
     offline: bool = False
 
 
@@ -71,8 +72,12 @@ def open_models(directory: Path, reference: Reference, spec: TuneSpec, progress:
         )
     search, held_out = _texts(found, other, spec, reference.offline)
     other = None if other is None else fetch_weights(other, progress=progress)
-    candidate = load(found, tokenizer=False, progress=progress)
-    against = candidate if other is None else load(other, tokenizer=False, progress=progress)
+    candidate = load(found, tokenizer=False, allow_nonfinite=reference.allow_nonfinite, progress=progress)
+    against = (
+        candidate
+        if other is None
+        else load(other, tokenizer=False, allow_nonfinite=reference.allow_nonfinite, progress=progress)
+    )
     check_vocabularies(candidate, against)
     _check_memory(candidate, against)
     return Models(candidate, against, search, held_out)
@@ -107,6 +112,15 @@ def held_out_divergences(
     text = models.held_out
     found = tuple(divergence_under(models, each, text, spec.confidence, progress)[0] for each in settings)
     return HeldOut(text.windows.record, found)
+
+
+def searched_text(found: Source, spec: TuneSpec, *, offline: bool = False) -> TextRecord:
+    """What ``tune`` would search on, as a model's tokenizer reads it.
+
+    Raises:
+        DataError: The text cannot be used or is too short.
+    """
+    return _texts(found, None, spec, offline)[0].windows.record
 
 
 def _texts(found: Source, other: Source | None, spec: TuneSpec, offline: bool) -> tuple[Text, Text]:

@@ -35,7 +35,9 @@ def tune(
     reference: str | Path | None = None,
     reference_revision: str | None = None,
     trust_remote_code: bool = False,
+    allow_nonfinite: bool = False,
     offline: bool = False,
+    gate: Gate | None = None,
     progress: Reporter = silent,
 ) -> TuneReport:
     """Search the runtime's settings of an artifact on a device: speed and memory against what they cost.
@@ -51,7 +53,9 @@ def tune(
             settings alone.
         reference_revision: Branch, tag or commit of a Hub reference.
         trust_remote_code: Run Python code that the reference brings.
+        allow_nonfinite: Go on when a weight is NaN or infinite.
         offline: Use local files and caches only.
+        gate: Thresholds, each instead of the artifact's own.
         progress: Told of every step.
 
     Raises:
@@ -68,15 +72,15 @@ def tune(
     directory = Path(directory).absolute()
     check_device(spec.device)
     manifest = require_verified(directory)
-    gate = manifest.recipe.gate
+    gate = manifest.recipe.gate.model_copy(update=gate.model_dump(exclude_none=True) if gate else {})
     _check(directory, spec, reference, reference_revision, gate)
     # Exact execution must be possible, and a wrong property is an error before anything slow.
     properties_of(spec.device, "pinned")
     device = Device(spec.device)
     config = resolve(directory).config
     if spec.properties:
-        find_space(device, {}, manifest, config, spec.asked_values())
-    against = Reference(reference, reference_revision, trust_remote_code, offline)
+        find_space(device, {}, manifest, config, spec.asked_values(), spec.scope)
+    against = Reference(reference, reference_revision, trust_remote_code, allow_nonfinite, offline)
     with stages.stage("load"):
         models = open_models(directory, against, spec, progress)
     name = directory.name
@@ -85,7 +89,7 @@ def tune(
             client, standing = start(directory, name, spec.device, {})
             stack.enter_context(client)
             lost, reference_properties = divergence_under(models, {}, models.search, spec.confidence, progress)
-        space = find_space(device, standing, manifest, config, spec.asked_values())
+        space = find_space(device, standing, manifest, config, spec.asked_values(), spec.scope)
         kept = limits(spec.max_kl, gate, lost)
         problem = kept.problem(lost)
         default = Trial(
@@ -150,7 +154,7 @@ def _check(
     thresholds = sorted(gate.model_dump(exclude_none=True))
     if reference is None and thresholds:
         raise UsageError(
-            f"the artifact's gate ({', '.join(thresholds)}) compares with the original, and none was given",
+            f"the gate ({', '.join(thresholds)}) compares with the original, and none was given",
             where=directory.name,
             hint="add --reference with the model that it was made from",
         )

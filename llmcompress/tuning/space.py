@@ -6,13 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from llmcompress.errors import UsageError
-from llmcompress.recipe import Runtime
+from llmcompress.recipe import Runtime, TuneSpec
 from llmcompress.recipe.problems import did_you_mean
+from llmcompress.recipe.tuning import Scope
 from llmcompress.report import CompressionReport
-from llmcompress.runtime import effective_properties
+from llmcompress.runtime import check_device, effective_properties
 
 _NO_INTEGER_WEIGHTS = "the model has no integer weights, which alone meet quantized activations"
 _CACHE_GROUPS = ("32", "64", "128")
+_OF_ALL_VALUES = ("does not list it", "one kind of cores", "a model cannot hold it")
+"""Reasons that a property is not tried at all."""
 
 
 class Dimension(NamedTuple):
@@ -79,6 +82,7 @@ def find_space(
     manifest: CompressionReport,
     config: Mapping[str, Any],
     asked: Mapping[str, tuple[str, ...]],
+    scope: Scope = "all",
 ) -> Space:
     """The settings to try on a model.
 
@@ -86,21 +90,19 @@ def find_space(
         default: Effective properties of the model as it is.
         config: The model's ``config.json``.
         asked: Properties and values that a person named; they stand instead of the known ones.
+        scope: Which properties are to be tried.
 
     Raises:
         UsageError: A named property is unknown, or the device refuses a value.
     """
+    check_asked(device, asked, scope)
     standing = {**device.effective({}), **default}
     skipped: dict[str, str] = {}
     dimensions = []
-    for name, values in _asked(device, asked) if asked else _known(manifest, config):
+    for name, values in _asked(asked) if asked else _known(manifest, config):
         kept = []
         for value in values:
-            problem = _problem(device, standing, value)
-            if problem and asked and problem.startswith("refused"):
-                raise UsageError(
-                    f"the device refuses {name}={value[name]}: {problem.removeprefix('refused: ')}", where="--property"
-                )
+            problem = _problem(device, standing, value, scope)
             if problem:
                 skipped[text_of(value)] = problem
             else:
@@ -113,12 +115,12 @@ def find_space(
     return Space(tuple(each for each in dimensions if each.values), _summed_up(skipped), bool(asked))
 
 
-def text_of(properties: Mapping[str, str]) -> str:
-    """Properties in one line."""
-    return ", ".join(f"{name}={value}" for name, value in sorted(properties.items())) or "default"
+def check_asked(device: Device, asked: Mapping[str, tuple[str, ...]], scope: Scope) -> None:
+    """Refuse, before anything slow, what a person named and the device does not take.
 
-
-def _asked(device: Device, asked: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Iterable[dict[str, str]]]]:
+    Raises:
+        UsageError: A property is unknown or cannot be held by a model as the scope asks, or a value is refused.
+    """
     for name, values in asked.items():
         if name not in device.writable:
             raise UsageError(
@@ -126,6 +128,36 @@ def _asked(device: Device, asked: Mapping[str, tuple[str, ...]]) -> Iterator[tup
                 where="--property",
                 hint=did_you_mean(name, device.writable) or f"it has {', '.join(sorted(device.writable))}",
             )
+        for value in values:
+            try:
+                device.effective({name: value})
+            except ValueError as error:
+                raise UsageError(f"the device refuses {name}={value}: {error}", where="--property") from None
+            if scope == "model" and not device.reads_from_model(name, value):
+                raise UsageError(
+                    f"{device.name} does not read {name}={value} from a model, and the scope is what a model can hold",
+                    where="--property",
+                    hint="leave it out, or take --scope all",
+                )
+
+
+def check_properties(spec: TuneSpec) -> None:
+    """As ``check_asked``, for what a spec names.
+
+    Raises:
+        UsageError: Its device is not there, or as ``check_asked``.
+    """
+    check_device(spec.device)
+    check_asked(Device(spec.device), spec.asked_values(), spec.scope)
+
+
+def text_of(properties: Mapping[str, str]) -> str:
+    """Properties in one line."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(properties.items())) or "default"
+
+
+def _asked(asked: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Iterable[dict[str, str]]]]:
+    for name, values in asked.items():
         yield name, [{name: value} for value in values]
 
 
@@ -133,12 +165,13 @@ def _known(manifest: CompressionReport, config: Mapping[str, Any]) -> Iterator[t
     """The properties that trade speed, memory and exactness, those with the largest effect first."""
     groups = {str(layer.group_size) for layer in manifest.layers if layer.group_size and layer.group_size > 0}
     hidden = config.get("hidden_size")
-    # Of weights with one scale per channel. The CPU plugin takes a group beyond a layer's width as none at all.
-    whole = {str(hidden)} if hidden and any(layer.group_size == -1 for layer in manifest.layers) else set()
+    # One scale for a whole token. The CPU plugin takes a group beyond a layer's width as none at all.
+    whole = {str(hidden)} if isinstance(hidden, int) and hidden > 0 else set()
     sizes = sorted({"0", "32", "64", *groups, *whole}, key=int)
     yield "DYNAMIC_QUANTIZATION_GROUP_SIZE", [{"DYNAMIC_QUANTIZATION_GROUP_SIZE": size} for size in sizes]
     yield "KV_CACHE_PRECISION", [{"KV_CACHE_PRECISION": each} for each in ("f16", "bf16", "u8", "u4")]
-    yield "VALUE_CACHE_PRECISION", [{"KV_CACHE_PRECISION": "u8", "VALUE_CACHE_PRECISION": "u4"}]
+    halves = ("VALUE_CACHE_PRECISION", "KEY_CACHE_PRECISION")
+    yield "VALUE_CACHE_PRECISION", [{"KV_CACHE_PRECISION": "u8", name: "u4"} for name in halves]
     heads = _head_size(config)
     sizes = [size for size in _CACHE_GROUPS if heads is None or (heads % int(size) == 0 and int(size) < heads)]
     yield "KEY_CACHE_GROUP_SIZE", [{"KEY_CACHE_GROUP_SIZE": size, "VALUE_CACHE_GROUP_SIZE": size} for size in sizes]
@@ -150,11 +183,13 @@ def _known(manifest: CompressionReport, config: Mapping[str, Any]) -> Iterator[t
     yield "PERFORMANCE_HINT", [{"PERFORMANCE_HINT": each} for each in ("LATENCY", "THROUGHPUT")]
 
 
-def _problem(device: Device, standing: Mapping[str, str], value: Mapping[str, str]) -> str:
+def _problem(device: Device, standing: Mapping[str, str], value: Mapping[str, str], scope: Scope) -> str:
     """Why a setting is not to be tried; nothing where it is."""
     unknown = [name for name in value if name not in device.writable]
     if unknown:
         return f"{device.name} does not list it"
+    if scope == "model" and any(name.lower() not in Runtime.model_fields for name in value):
+        return "a model cannot hold it"
     if (
         "SCHEDULING_CORE_TYPE" in value
         and device.effective({"SCHEDULING_CORE_TYPE": "ECORE_ONLY"}).get("SCHEDULING_CORE_TYPE") != "ECORE_ONLY"
@@ -168,6 +203,8 @@ def _problem(device: Device, standing: Mapping[str, str], value: Mapping[str, st
     names = {*value, *(("KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION") if "KV_CACHE_PRECISION" in value else ())}
     if all(found.get(name) == standing.get(name) for name in names):
         return "is what the model runs with by default"
+    if scope == "model" and not all(device.reads_from_model(*each) for each in value.items()):
+        return f"{device.name} does not read it from a model"
     return ""
 
 
@@ -179,7 +216,7 @@ def _summed_up(skipped: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for name, values in by_name.items():
         reasons = set(values.values())
-        whole = len(reasons) == 1 and ("list" in next(iter(reasons)) or "one kind" in next(iter(reasons)))
+        whole = len(reasons) == 1 and any(words in next(iter(reasons)) for words in _OF_ALL_VALUES)
         found.update({name: next(iter(reasons))} if whole else values)
     return found
 

@@ -1,0 +1,162 @@
+"""One artifact's tuned twin: its state, and the task that makes it.
+
+The search's report lies beside what was tuned, as its ``tune.json``. Where settings were found that a model can hold,
+the twin is that artifact with them; where the defaults stay, there is none, and the report says why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from llmcompress.artifact import MANIFEST, manifest_sha256, read_manifest, remove_artifact, verify
+from llmcompress.environment import cpu_name
+from llmcompress.errors import ArtifactError, GateError
+from llmcompress.plan import Tuning
+from llmcompress.progress import Reporter, silent
+from llmcompress.recipe import Gate, Recipe
+from llmcompress.report import TuneReport
+from llmcompress.runner.durations import remember
+from llmcompress.runner.loading import Access
+from llmcompress.runner.measuring import needed_bytes, resolve_original
+from llmcompress.runner.state import Original
+from llmcompress.supervisor import run_supervised
+from llmcompress.tuning import TUNE_REPORT, tuning_origin
+
+
+def tune_reason(
+    directory: Path, tuning: Tuning, gate: Gate, original: Original, token_ids_sha256: Callable[[], str] | None
+) -> str | None:
+    """Compare an artifact's ``tune.json`` with what the plan asks; why it has to be tuned, None where that was done.
+
+    Args:
+        directory: A complete artifact.
+        tuning: What is asked.
+        gate: The plan's thresholds.
+        original: What the reference has to be.
+        token_ids_sha256: Gives the hash of the tokens that the text has now; None: the text is taken to be the same.
+    """
+    report = _report(directory)
+    if report is None or report.manifest_sha256 != manifest_sha256(directory):
+        return "not tuned yet"
+    path, spec = tuning.dataset_path(), tuning.spec()
+    if path is not None:
+        # Reports hold no local path.
+        spec = spec.model_copy(update={"dataset": path.name})
+    if report.spec != spec or report.reference.itself != (tuning.reference == "itself"):
+        return "the tuning changed"
+    if not report.reference.itself and not original.is_of(report.reference.provenance):
+        return "the model changed"
+    if token_ids_sha256 is not None and report.text.token_ids_sha256 != token_ids_sha256():
+        return "the text changed"
+    asked = {**read_manifest(directory).recipe.gate.model_dump(), **gate.model_dump(exclude_none=True)}
+    kept = {check.name: check.required for check in report.gate.checks} if report.gate else {}
+    return None if kept == {name: value for name, value in asked.items() if value is not None} else "the gate changed"
+
+
+def apply_reason(directory: Path, tuned: Path) -> str | None:
+    """Compare a tuned artifact with what ``tune.json`` chose; why it has to be written, None where it is there.
+
+    Args:
+        directory: What was tuned; its ``tune.json`` answers what is asked.
+        tuned: The twin.
+    """
+    report = _report(directory)
+    assert report is not None
+    if not report.in_model:
+        return "an earlier one does not hold" if (tuned / MANIFEST).is_file() else None
+    if not (tuned / MANIFEST).is_file():
+        return "not applied yet"
+    try:
+        manifest = read_manifest(tuned)
+    except ArtifactError:
+        return "its manifest cannot be read"
+    if manifest.tuning != tuning_origin(report):
+        return "what it was tuned from changed"
+    return None if verify(tuned).ok else "damaged"
+
+
+def kept_defaults(directory: Path) -> str:
+    """Why an artifact that was tuned has no twin; nothing where it has one.
+
+    Raises:
+        GateError: Not even the defaults are permitted.
+    """
+    report = _report(directory)
+    assert report is not None
+    if not report.permitted:
+        raise GateError(
+            report.reason, where=str(directory), hint="set another max_kl, or take a recipe that loses less"
+        )
+    return "" if report.in_model else report.reason
+
+
+def tune_artifact(
+    directory: Path,
+    tuned: Path,
+    recipe: Recipe,
+    access: Access,
+    tuning: Tuning,
+    gate: Gate,
+    *,
+    progress: Reporter = silent,
+    logs: Callable[[str], None] | None = None,
+) -> str:
+    """Search the settings of an artifact and write its twin; nothing of ours may run beside it.
+
+    Returns:
+        As ``kept_defaults``.
+
+    Raises: what ``tune`` and ``apply_tuning`` raise, and GateError where not even the defaults are permitted.
+    """
+    found = resolve_original(access)
+    started = time.perf_counter()
+    reason = tune_reason(directory, tuning, gate, Original(found), None)
+    # What another machine found may have no effect on this one.
+    if reason is not None or (apply_reason(directory, tuned) and not _found_here(directory)):
+        itself = tuning.reference == "itself"
+        run_supervised(
+            "llmcompress.tuning:tune",
+            {
+                "directory": directory,
+                "spec": tuning.spec(),
+                "reference": None if itself else access.source,
+                "reference_revision": None if itself else access.revision,
+                "trust_remote_code": access.trust_remote_code,
+                "allow_nonfinite": access.allow_nonfinite,
+                "offline": access.offline,
+                "gate": gate,
+            },
+            progress=progress,
+            logs=logs,
+        )
+    kept = kept_defaults(directory)
+    if kept:
+        remove_artifact(tuned)
+    elif apply_reason(directory, tuned) is not None:
+        run_supervised(
+            "llmcompress.tuning:apply_tuning",
+            {"directory": directory, "output_dir": tuned, "overwrite": True},
+            progress=progress,
+            logs=logs,
+        )
+    remember("tune", found, (recipe.portable(), tuning), time.perf_counter() - started)
+    return kept
+
+
+def tuning_bytes(directory: Path) -> int:
+    """Predict the memory that tuning an artifact takes at least: in two workers, and where it is scored."""
+    return 3 * needed_bytes(directory)
+
+
+def _found_here(directory: Path) -> bool:
+    report = _report(directory)
+    return report is not None and report.environment.cpu == cpu_name()
+
+
+def _report(directory: Path) -> TuneReport | None:
+    try:
+        return TuneReport.model_validate_json((directory / TUNE_REPORT).read_bytes())
+    except (OSError, ValueError):
+        return None
