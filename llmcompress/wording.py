@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llmcompress.report import BenchCase, Estimate, Stats
+
+_PROPERTIES = {
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic quantization",
+    "KV_CACHE_PRECISION": "cache",
+    "KEY_CACHE_PRECISION": "keys",
+    "VALUE_CACHE_PRECISION": "values",
+    "KEY_CACHE_GROUP_SIZE": "groups of keys",
+    "VALUE_CACHE_GROUP_SIZE": "groups of values",
+    "INFERENCE_PRECISION_HINT": "execution",
+    "INFERENCE_NUM_THREADS": "threads",
+    "SCHEDULING_CORE_TYPE": "cores",
+    "ENABLE_HYPER_THREADING": "hyper-threading",
+    "ENABLE_CPU_PINNING": "pinning",
+    "PERFORMANCE_HINT": "mode",
+}
+"""For a table, in which the plugin's names would fill the line."""
 
 DAMAGE_PARTS = {
     "weights": "weights alone",
@@ -50,6 +67,14 @@ def rate_text(stats: Stats | None) -> str:
     if stats is None:
         return ""
     return f"{stats.p50:,.0f} ± {stats.std:,.0f}" if stats.p50 >= 100 else f"{stats.p50:.1f} ± {stats.std:.1f}"
+
+
+def settings_text(properties: Mapping[str, str], between: str = ", ") -> str:
+    """Settings in short: ``dynamic quantization 128, cache u8``."""
+    return (
+        between.join(f"{_PROPERTIES.get(name, name)} {value}" for name, value in sorted(properties.items()))
+        or "default"
+    )
 
 
 def shape_text(case: BenchCase) -> str:

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from llmcompress.artifact.exchange import sync_directory, write_synced
 from llmcompress.artifact.failures import write_errors
 from llmcompress.artifact.manifest import manifest_sha256, read_manifest
-from llmcompress.report import BenchReport, CompressionReport, EvalReport, Record
+from llmcompress.report import BenchReport, CompressionReport, EvalReport, Record, TuneReport
 
-_Report = TypeVar("_Report", EvalReport, BenchReport)
+_Report = TypeVar("_Report", EvalReport, BenchReport, TuneReport)
 
 
 class Measurements(NamedTuple):
@@ -23,6 +23,7 @@ class Measurements(NamedTuple):
     manifest_sha256: str
     evaluation: EvalReport | None
     benchmark: BenchReport | None
+    tuning: TuneReport | None
     unused: dict[str, str]
     """Reports that are there and are not used, each with the reason."""
 
@@ -44,7 +45,11 @@ def read_measurements(directory: Path) -> Measurements:
     if benchmark is not None and benchmark.manifest_sha256 != digest:
         unused["bench.json"] = _other_bytes(benchmark.manifest_sha256)
         benchmark = None
-    return Measurements(manifest, digest, evaluation, benchmark, unused)
+    tuning = _read(directory / "tune.json", TuneReport, unused)
+    if tuning is not None and tuning.manifest_sha256 != digest:
+        unused["tune.json"] = _other_bytes(tuning.manifest_sha256)
+        tuning = None
+    return Measurements(manifest, digest, evaluation, benchmark, tuning, unused)
 
 
 def write_report(directory: Path, name: str, report: Record) -> Path:

@@ -176,6 +176,7 @@ def print_run(report: RunReport) -> None:
             outcome, words = Text("done"), ", ".join(row.made)
         else:
             outcome, words = Text("was done"), ", ".join(row.kept)
+        words += f"; {row.note}" if row.note else ""
         table.add_row(row.name, outcome, Text(words))
     stdout().print(table)
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, stdout
 from llmcompress.tuning.space import text_of
-from llmcompress.tuning.wording import gain_text, remark_text, settings_text
-from llmcompress.wording import interval_text, rate_text, size_text
+from llmcompress.tuning.wording import gain_text, remark_text
+from llmcompress.wording import interval_text, rate_text, settings_text, size_text
 
 if TYPE_CHECKING:
     from rich.table import Table

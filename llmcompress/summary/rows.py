@@ -22,6 +22,8 @@ class Row(Record):
     manifest: CompressionReport
     evaluation: EvalReport | None
     benchmark: BenchReport | None
+    kept_defaults: str = ""
+    """Why tuning found nothing to put into it; empty where it did, and where nothing was tuned."""
     passed_over: dict[str, str]
     """Reports that are there and not shown, by file name, and why."""
 
@@ -62,6 +64,7 @@ def _row(directory: Path, name: str) -> Row:
         manifest=found.manifest,
         evaluation=found.evaluation,
         benchmark=found.benchmark,
+        kept_defaults=found.tuning.reason if found.tuning and not found.tuning.in_model else "",
         passed_over=found.unused,
     )
 

@@ -12,7 +12,7 @@ from llmcompress.report import BenchCase, Estimate
 from llmcompress.summary.comparability import Kind
 from llmcompress.summary.comparison import Comparison
 from llmcompress.summary.rows import FailedRow, Row
-from llmcompress.wording import interval_text, rate_text, shape_text, size_text
+from llmcompress.wording import interval_text, rate_text, settings_text, shape_text, size_text
 
 NOT_MEASURED = "not measured"
 REFERENCE = "the reference"
@@ -98,6 +98,7 @@ def lines(comparison: Comparison) -> tuple[Line, ...]:
             "peak memory",
             per_row(lambda number, row: size_text(row.benchmark.peak_rss_bytes) if row.benchmark else NOT_MEASURED),
         ),
+        *_hints(rows),
     )
 
 
@@ -111,6 +112,8 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
             kinds = "; ".join(f"[{basis.mark}] {_differing(basis.facts, all_facts)}" for basis in bases)
             found.append(f"{words} are of {len(bases)} kinds that cannot be compared with each other: {kinds}.")
     for row in comparison.rows:
+        if row.kept_defaults:
+            found.append(f"{row.name}: tuning put nothing into the model: {row.kept_defaults}.")
         found += [f"{row.name}: {name} is not shown: {why}." for name, why in row.passed_over.items()]
     return tuple(found)
 
@@ -160,6 +163,7 @@ _CSV_FIELDS = (
     "device", "threads", "batch_size", "depth", "prompt_tokens", "new_tokens",
     "ttft_p50_s", "prefill_p50_tokens_per_s", "tpot_p50_s", "tpot_p90_s", "tpot_p99_s",
     "decode_p50_tokens_per_s", "decode_std_tokens_per_s", "speed_basis", "peak_rss_bytes",
+    "runtime_options", "tuning_objective", "tuning_gain", "tuning_gain_low", "tuning_gain_high",
     "failure", "exit_code",
 )  # fmt: skip
 
@@ -176,6 +180,10 @@ def _record(comparison: Comparison, number: int) -> dict[str, Any]:
     if row.evaluation is not None:
         found |= _estimate("perplexity", row.evaluation.model.perplexity.perplexity)
         found |= {"verdict": row.evaluation.verdict, "gate_passed": row.evaluation.gate.passed}
+    if options := row.manifest.recipe.runtime.properties():
+        found["runtime_options"] = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
+    if (tuning := row.manifest.tuning) is not None:
+        found |= {"tuning_objective": tuning.objective} | _estimate("tuning_gain", tuning.gain)
     lost = row.divergence
     if lost is not None:
         found |= _estimate("kl_divergence", lost.kl_divergence) | _estimate("top1_agreement", lost.top1_agreement)
@@ -207,6 +215,19 @@ def _estimate(name: str, estimate: Estimate) -> dict[str, float | None]:
 
 def _case(row: Row) -> BenchCase | None:
     return row.benchmark.cases[0] if row.benchmark and row.benchmark.cases else None
+
+
+def _hints(rows: Sequence[Row]) -> tuple[Line, ...]:
+    """Runtime options that models hold, and what was gained by tuning; no lines where there is nothing to tell."""
+    found = []
+    options = [row.manifest.recipe.runtime.properties() for row in rows]
+    if any(options):
+        found.append(Line("runtime options", tuple(map(settings_text, options)), numeric=False))
+    tunings = [row.manifest.tuning for row in rows]
+    if any(tunings):
+        gains = (f"{interval_text(each.gain, '.3g')} {each.objective}" if each else "not tuned" for each in tunings)
+        found.append(Line("gain by tuning", tuple(gains)))
+    return tuple(found)
 
 
 def _mark(comparison: Comparison, kind: Kind, number: int) -> str | None:

@@ -10,8 +10,8 @@ from llmcompress.summary.charts import trade_off_chart
 from llmcompress.summary.page import MARK, page_style, put_page
 from llmcompress.summary.svg import printable
 from llmcompress.summary.trade_offs import Point, TradeOff
-from llmcompress.tuning.wording import gain_text, remark_text, settings_text
-from llmcompress.wording import interval_text, rate_text, size_text
+from llmcompress.tuning.wording import gain_text, remark_text
+from llmcompress.wording import interval_text, rate_text, settings_text, size_text
 
 
 def write_tuning_page(report: TuneReport, path: str | Path) -> Path:
