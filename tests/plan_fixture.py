@@ -31,7 +31,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Calls:
         module, _, function = target.partition(":")
         return getattr(importlib.import_module(module), function)(**kwargs, progress=progress)
 
-    for module in ("pipeline", "compressing", "measuring"):
+    for module in ("pipeline", "compressing", "measuring", "tuning"):
         monkeypatch.setattr(f"llmcompress.runner.{module}.run_supervised", run)
     return calls
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from llmcompress.artifact import manifest_sha256, require_verified, write_report
 from llmcompress.environment import environment_record, installed_versions, quiet_libraries
 from llmcompress.errors import UsageError
+from llmcompress.evaluation.gate import combined
 from llmcompress.loaders.source import longest_context, resolve
 from llmcompress.progress import Reporter, silent
 from llmcompress.recipe import Gate, TuneSpec
@@ -72,7 +73,7 @@ def tune(
     directory = Path(directory).absolute()
     check_device(spec.device)
     manifest = require_verified(directory)
-    gate = manifest.recipe.gate.model_copy(update=gate.model_dump(exclude_none=True) if gate else {})
+    gate = combined(manifest.recipe.gate, gate or Gate())
     _check(directory, spec, reference, reference_revision, gate)
     # Exact execution must be possible, and a wrong property is an error before anything slow.
     properties_of(spec.device, "pinned")
