@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,7 @@ def test_budgets_that_are_refused(text: str) -> None:
         ({"properties": ["A"]}, "properties", "got 'A'; KEY=VALUE is accepted"),
         ({"repetitions": 2}, "repetitions", "got 2"),
         ({"objective": "size"}, "objective", "accepted: decode, prefill, memory"),
+        ({"scope": "cpu"}, "scope", "accepted: all, model"),
         ({"num_windows": 1}, "num_windows", "got 1"),
     ],
 )
@@ -392,7 +394,7 @@ def test_the_cpu_lists_what_is_searched(artifact: Artifacts) -> None:
     names = {each.name for each in space.dimensions}
     assert {"DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION", "VALUE_CACHE_PRECISION"} <= names
     sizes = next(each for each in space.dimensions if each.name == "DYNAMIC_QUANTIZATION_GROUP_SIZE").values
-    # The weights' own, none, and the width of the layers that have one scale a channel; 32 is the default.
+    # None, the weights' own, and one scale for a whole token; 32 is the default.
     assert [value["DYNAMIC_QUANTIZATION_GROUP_SIZE"] for value in sizes] == ["0", "64", str(config["hidden_size"])]
     # A model that holds a hint already: then the plugin's own default is the other one.
     in_f16 = dict.fromkeys(("KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION"), "f16")
@@ -406,6 +408,26 @@ def test_the_cpu_lists_what_is_searched(artifact: Artifacts) -> None:
         assert device.reads_from_model(name, "16")
     assert not device.reads_from_model("INFERENCE_NUM_THREADS", "1")
     assert not device.reads_from_model("INFERENCE_PRECISION_HINT", "f32")
+
+
+def test_only_what_a_model_can_hold(artifact: Artifacts, wikitext: Path) -> None:
+    device = Device("CPU")
+    config = json.loads((artifact("int4") / "config.json").read_text())
+    space = find_space(device, {}, manifest_of(artifact("int4")), config, {}, "model")
+    tried = {name for each in space.dimensions for value in each.values for name in value}
+    assert tried == {
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION",
+        "KEY_CACHE_GROUP_SIZE", "VALUE_CACHE_GROUP_SIZE",
+    }  # fmt: skip
+    for name in ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "ENABLE_CPU_PINNING"):
+        assert space.skipped[name] == "a model cannot hold it"
+    deaf = FakeDevice(KV_CACHE_PRECISION=("u8", "f16"))
+    deaf.reads_from_model = lambda name, value: False  # type: ignore[method-assign]
+    skipped = find_space(deaf, {}, manifest_of(artifact("int4")), config, {}, "model").skipped
+    assert skipped["KV_CACHE_PRECISION=f16"] == "GPU does not read it from a model"
+    spec = spec_of(wikitext, properties=("INFERENCE_NUM_THREADS=1",), scope="model")
+    with pytest.raises(UsageError, match="CPU does not read INFERENCE_NUM_THREADS=1 from a model, and the scope is"):
+        llmcompress.tune(artifact("int4"), spec)
 
 
 @pytest.mark.parametrize(
@@ -572,8 +594,29 @@ def test_the_new_artifact_is_run_so_by_stock_libraries(tuned: Path, ref_model: P
     assert f"found on `{cpu_name()}` (`CPU`" in card
     assert "`KEY_CACHE_PRECISION` `f16`" in card
     assert "at 1.9 [1.85, 1.95] times that without them" in card
-    assert '{"INFERENCE_NUM_THREADS": "1"}' in card
-    assert "runtime options that were found on" not in llmcompress.render_card(tuned)
+    assert 'properties = {"INFERENCE_NUM_THREADS": "1"}' in card
+    assert "which no model can hold: `INFERENCE_NUM_THREADS` `1`." in card
+    untuned = llmcompress.render_card(tuned)
+    assert "runtime options that were found on" not in untuned
+    assert "properties" not in untuned.partition("## Devices")[0].partition("## How to run it")[2]
+
+
+@pytest.mark.slow
+def test_the_cards_examples_run_with_what_a_model_cannot_hold(tuned: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino_genai", reason="needs the extra genai")
+    apply_tuning(tuned, tmp_path / "new")
+    examples = re.findall(r"```python\n(.*?)```", llmcompress.render_card(tmp_path / "new"), flags=re.DOTALL)
+    assert len(examples) == 2
+    read_back = "print('threads', model.request.get_compiled_model().get_property('INFERENCE_NUM_THREADS'))"
+    log = []
+    for example in (f"{examples[0]}\n{read_back}", examples[1]):
+        done = subprocess.run(
+            [sys.executable, "-c", example], capture_output=True, text=True, check=True, cwd=tmp_path,
+            env={**os.environ, "OPENVINO_LOG_LEVEL": "5"},
+        )  # fmt: skip
+        log.append((done.stdout + done.stderr).splitlines())
+    assert "threads 1" in log[0]
+    assert "INFERENCE_NUM_THREADS: 1" in [line.strip() for line in log[1]]
 
 
 def test_genai_finds_the_options_in_the_model(tuned: Path, tmp_path: Path) -> None:
@@ -689,9 +732,7 @@ def test_artifacts_that_are_refused(artifact: Artifacts, ref_model: Path, wikite
     manifest = json.loads((gated / "llmcompress.json").read_text())
     manifest["recipe"]["gate"]["max_kl"] = 0.01
     (gated / "llmcompress.json").write_text(json.dumps(manifest))
-    with pytest.raises(
-        UsageError, match=r"the artifact's gate \(max_kl\) compares with the original, and none was given"
-    ):
+    with pytest.raises(UsageError, match=r"the gate \(max_kl\) compares with the original, and none was given"):
         llmcompress.tune(tmp_path / "gated", spec_of(wikitext))
 
 
@@ -874,6 +915,7 @@ def test_the_page_shows_every_setting(tuned: Path, tmp_path: Path) -> None:
         (["--workload", "x"], "--workload: got 'x'"),
         (["--budget", "x"], "--budget: got 'x'"),
         (["--measured", "--budget", "5m"], "--budget would have no effect on --measured"),
+        (["--scope", "cpu"], "scope: got 'cpu'; accepted: all, model"),
         (["-d", "NPU9"], "there is no device NPU9"),
         (["--apply", "-o", "SELF"], "is the input itself"),
     ],

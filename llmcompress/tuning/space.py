@@ -13,7 +13,7 @@ from llmcompress.report import CompressionReport
 from llmcompress.runtime import check_device, effective_properties
 
 _NO_INTEGER_WEIGHTS = "the model has no integer weights, which alone meet quantized activations"
-_CACHE_GROUPS = ("32", "64", "128")
+_SMALLEST_CACHE_GROUP = 16
 _OF_ALL_VALUES = ("does not list it", "one kind of cores", "a model cannot hold it")
 """Reasons that a property is not tried at all."""
 
@@ -172,8 +172,9 @@ def _known(manifest: CompressionReport, config: Mapping[str, Any]) -> Iterator[t
     yield "KV_CACHE_PRECISION", [{"KV_CACHE_PRECISION": each} for each in ("f16", "bf16", "u8", "u4")]
     halves = ("VALUE_CACHE_PRECISION", "KEY_CACHE_PRECISION")
     yield "VALUE_CACHE_PRECISION", [{"KV_CACHE_PRECISION": "u8", name: "u4"} for name in halves]
-    heads = _head_size(config)
-    sizes = [size for size in _CACHE_GROUPS if heads is None or (heads % int(size) == 0 and int(size) < heads)]
+    # By default all channels of a head share a scale.
+    parts = [(_head_size(config) or 0) / part for part in (2, 4)]
+    sizes = [str(int(size)) for size in parts if size.is_integer() and size >= _SMALLEST_CACHE_GROUP]
     yield "KEY_CACHE_GROUP_SIZE", [{"KEY_CACHE_GROUP_SIZE": size, "VALUE_CACHE_GROUP_SIZE": size} for size in sizes]
     yield "INFERENCE_PRECISION_HINT", [{"INFERENCE_PRECISION_HINT": each} for each in ("bf16", "f16", "f32")]
     yield "INFERENCE_NUM_THREADS", [{"INFERENCE_NUM_THREADS": str(count)} for count in _thread_counts()]
