@@ -2,33 +2,42 @@
 
 Speed: models of a generated Llama (1.1 B parameters by default) in int4 with groups of 128 and 64, symmetric and
 asymmetric, and in int8. Each is tuned, the choice is written into a new artifact, and that one runs in turn with the
-untuned one: by `llmcompress bench`, and with --stock by a plain loop over the request of stock optimum-intel and by
-openvino_genai, to see that they run at the tuned speed. Damage: every setting alone on a trained model.
-Prints the tables of the README.
+untuned one, each in a process of its own; with --stock also in stock optimum-intel and openvino_genai, as anyone would
+open it, to see that they run at the tuned speed. The weights are random, so this part says nothing of quality.
+Damage: every setting alone on a trained model.
+
+Each model's figures go to --results, one line of JSON, as soon as they are measured. The same command again measures
+what is not there yet. The tables of the README are printed at the end, and by `table`.
 
     python benchmarks/tune.py speed --stock
     python benchmarks/tune.py damage ../shared/models/ref-llama-8m --dataset ../shared/data/wikitext2-test-part1.txt
+    python benchmarks/tune.py table tune-speed.jsonl
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import multiprocessing
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from generated_llama import TOKENIZER, body_arguments, generate
 
 import llmcompress
-from llmcompress.recipe import tune_spec
-from llmcompress.report import Estimate, TuneReport
-from llmcompress.wording import interval_text
+from llmcompress.benchmarking.ratios import paired_ratio
+from llmcompress.recipe import TuneSpec, tune_spec
+from llmcompress.report import Estimate
+from llmcompress.tuning.race import race, start
+from llmcompress.wording import interval_text, settings_text
 
 HELD_OUT = TOKENIZER / "heldout.txt"
 MODELS = {
@@ -39,50 +48,55 @@ MODELS = {
     "int8-asym": ("int8", []),
 }
 HINTS: dict[str, list[str]] = {
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": ["0", "32", "64", "128"],
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": ["0", "32", "64", "128", "256"],
     "KV_CACHE_PRECISION": ["f32", "f16", "bf16", "u8", "u4"],
+    "KEY_CACHE_PRECISION": ["u4"],
     "VALUE_CACHE_PRECISION": ["u4"],
+    "KEY_CACHE_GROUP_SIZE": ["16"],
+    "VALUE_CACHE_GROUP_SIZE": ["16"],
     "INFERENCE_PRECISION_HINT": ["f32", "bf16"],
 }
+ENGINES = ("optimum", "genai")
+NO_OPTIONS = ("run", "work", "results", "models")
+"""What does not change a figure."""
 
 
 def speed(args: argparse.Namespace) -> None:
     """Tune each model, and run the tuned artifact in turn with the untuned one."""
-    print(
-        "| model | objective | chosen | prefill, tuned / default | decode, tuned / default | KL, tuned | by default |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    todo = _todo(args)
     with tempfile.TemporaryDirectory(dir=args.work, prefix="llmcompress-tune-") as folder:
         body = generate(
             Path(folder) / "checkpoint", layers=args.layers, hidden=args.hidden, intermediate=args.intermediate
         )
-        loaded = llmcompress.load(body)
-        stock = []
-        for name in args.models:
-            recipe, overrides = MODELS[name]
+        loaded = llmcompress.load(body) if todo else None
+        for name in todo:
+            took: dict[str, float] = {}
             directory = Path(folder) / name.replace(" ", "-")
-            llmcompress.compress(loaded, llmcompress.load_recipe(recipe, overrides), directory)
-            spec = tune_spec(
-                dataset=str(HELD_OUT), seq_len=args.seq_len, num_windows=args.num_windows, workloads=[args.workload],
-                objective=args.objective, budget=args.budget, repetitions=args.repetitions,
-                properties=args.properties, max_kl=args.max_kl,
-            )  # fmt: skip
-            report = llmcompress.tune(directory, spec)
-            if not report.in_model:
-                what = "for a runtime profile alone" if report.chosen else f"defaults: {report.reason}"
-                print(f"| {name} | {args.objective} | {what} | | | | |", flush=True)
-                continue
             tuned = directory.with_name(f"{directory.name}-tuned")
-            llmcompress.apply_tuning(directory, tuned)
-            print(_row(name, report, *_ratios(directory, tuned, args)), flush=True)
-            if args.stock:
-                stock += [(name, engine, *_stock(engine, directory, tuned, args)) for engine in ("optimum", "genai")]
-    if stock:
-        print(
-            "\n| model | engine | decode, tuned / default | decode of the tuned one, engine / ours |\n|---|---|---|---|"
-        )
-        for name, engine, gain, fidelity in stock:
-            print(f"| {name} | {engine} | {gain:.3f} | {fidelity:.3f} |")
+            with _timed("compress", took):
+                recipe, overrides = MODELS[name]
+                llmcompress.compress(loaded, llmcompress.load_recipe(recipe, overrides), directory)
+            spec = _spec(args)
+            with _timed("tune", took):
+                report = llmcompress.tune(directory, spec)
+            line: dict[str, Any] = {
+                "chosen": report.in_model,
+                "reason": report.reason,
+                "num_trials": len(report.trials) - 1,
+                "out_of_time": report.out_of_time,
+                "trials": [
+                    (each.properties, each.status, each.gain and each.gain.model_dump()) for each in report.trials
+                ],
+            }
+            if report.in_model:
+                llmcompress.apply_tuning(directory, tuned)
+                with _timed("in turn", took):
+                    line |= _in_turn(directory, tuned, spec.model_copy(update={"repetitions": args.runs}))
+                if args.stock:
+                    with _timed("stock", took):
+                        line["stock"] = _stock(directory, tuned, args)
+            _put(args, name, {**line, "seconds": {step: round(value, 1) for step, value in took.items()}})
+    _print_table(_lines(args.results))
 
 
 def damage(args: argparse.Namespace) -> None:
@@ -90,91 +104,205 @@ def damage(args: argparse.Namespace) -> None:
     from llmcompress.tuning.damage import Reference, divergence_under, open_models
 
     spec = tune_spec(dataset=str(args.dataset), seq_len=args.seq_len, num_windows=args.num_windows)
-    print("| model | setting | KL divergence, nats | top-1 agreement |\n|---|---|---|---|")
+    todo = _todo(args)
     with tempfile.TemporaryDirectory(dir=args.work, prefix="llmcompress-tune-") as folder:
-        loaded = llmcompress.load(args.checkpoint)
-        for name in args.models:
+        loaded = llmcompress.load(args.checkpoint) if todo else None
+        for name in todo:
             recipe, overrides = MODELS[name]
             directory = Path(folder) / name.replace(" ", "-")
             llmcompress.compress(loaded, llmcompress.load_recipe(recipe, overrides), directory)
-            models = open_models(directory, Reference(args.checkpoint), spec, lambda progress: None)
+            models = open_models(
+                directory, Reference(args.checkpoint), spec, lambda progress: None, Path(folder) / "logits"
+            )
             settings = [{}, *({key: value} for key, values in HINTS.items() for value in values)]
+            found = []
             for properties in settings:
                 lost, _ = divergence_under(models, properties, models.search, spec.confidence, lambda progress: None)
-                words = ", ".join(f"{key} {value}" for key, value in properties.items()) or "default"
-                print(
-                    f"| {name} | {words} | {interval_text(lost.kl_divergence, '.3g')} | "
-                    f"{lost.top1_agreement.value:.2%} |",
-                    flush=True,
-                )
+                found.append((properties, lost.kl_divergence.model_dump(), lost.top1_agreement.value))
+            _put(args, name, {"settings": found})
+    _print_table(_lines(args.results))
 
 
-def _ratios(directory: Path, tuned: Path, args: argparse.Namespace) -> tuple[Estimate, Estimate]:
-    """Prefill and decode of the tuned artifact over the untuned one's, each in a process of its own."""
-    workload = tune_spec(dataset="wikitext2", workloads=[args.workload]).workloads[0]
-    spec = llmcompress.BenchSpec(
-        prompt_tokens=(workload.prompt_tokens,), new_tokens=(workload.new_tokens,),
-        batch_sizes=(workload.batch_size,), repetitions=args.repetitions,
+def table(args: argparse.Namespace) -> None:
+    """Print the tables of what was measured."""
+    _print_table(_lines(args.file))
+
+
+def _spec(args: argparse.Namespace) -> TuneSpec:
+    return tune_spec(
+        dataset=str(HELD_OUT), seq_len=args.seq_len, num_windows=args.num_windows, workloads=[args.workload],
+        objective=args.objective, budget=args.budget, repetitions=args.repetitions, scope="model",
+        properties=args.properties, max_kl=args.max_kl,
     )  # fmt: skip
-    found = {ratio.figure: ratio.ratio for ratio in llmcompress.benchmark([directory, tuned], spec)[1].ratios}
-    return found["prefill_tokens_per_s"], found["decode_tokens_per_s"]
 
 
-def _row(name: str, report: TuneReport, prefill: Estimate, decode: Estimate) -> str:
-    verified = report.verification
-    assert verified is not None
-    chosen = ", ".join(f"{key}={value}" for key, value in report.in_model.items())
-    return (
-        f"| {name} | {report.spec.objective} | {chosen} | {interval_text(prefill, '.3g')} | "
-        f"{interval_text(decode, '.3g')} | {verified.divergence.kl_divergence.value:.3g} | "
-        f"{verified.default_divergence.kl_divergence.value:.3g} |"
-    )
+def _in_turn(directory: Path, tuned: Path, spec: TuneSpec) -> dict[str, Any]:
+    """Both artifacts as they are: nothing is set but what the tuned one holds."""
+    with ExitStack() as stack:
+        default, mine = (stack.enter_context(start(each, each.name, spec.device, {})[0]) for each in (directory, tuned))
+        found = race(mine, default, spec)
+    (speeds,), (others,) = found.speeds, found.default_speeds
+    assert speeds.prefill_ratio is not None
+    assert speeds.decode_ratio is not None
+    assert speeds.decode_tokens_per_s is not None
+    assert others.decode_tokens_per_s is not None
+    return {
+        "prefill": [others.prefill_tokens_per_s.p50, speeds.prefill_tokens_per_s.p50],
+        "prefill_ratio": speeds.prefill_ratio.model_dump(),
+        "decode": [others.decode_tokens_per_s.p50, speeds.decode_tokens_per_s.p50],
+        "decode_ratio": speeds.decode_ratio.model_dump(),
+    }
 
 
-def _stock(engine: str, directory: Path, tuned: Path, args: argparse.Namespace) -> tuple[float, float]:
-    """Decode rates of processes in turn: the engine's tuned over default, and its tuned over ours."""
-    rates: dict[tuple[str, Path], list[float]] = {}
-    for _ in range(args.repetitions):
-        for key in ((engine, directory), (engine, tuned), ("ours", tuned)):
-            command = [sys.executable, __file__, "once", key[0], str(key[1]), "--workload", args.workload]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            rates.setdefault(key, []).append(float(done.stdout.split()[-1]))
-    default, mine, ours = (statistics.median(rates[key]) for key in rates)
-    return mine / default, mine / ours
+def _stock(directory: Path, tuned: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Decode rates of processes that run in turn: each engine's tuned over default, and its tuned over ours."""
+    keys = [("ours", tuned), *((engine, each) for engine in ENGINES for each in (directory, tuned))]
+    rates: dict[tuple[str, Path], list[float]] = {key: [] for key in keys}
+    with ExitStack() as stack:
+        ask = {key: stack.enter_context(_served(*key, args.workload)) for key in keys}
+        for seed in range(-1, args.runs):
+            # Who comes first changes, or the order itself would be measured.
+            for key in keys[:: -1 if seed % 2 else 1]:
+                rate = ask[key](seed + 1)
+                if seed >= 0:
+                    rates[key].append(rate)
+    return {
+        engine: {
+            "gain": paired_ratio(rates[engine, tuned], rates[engine, directory], 0.95).model_dump(),
+            "fidelity": paired_ratio(rates[engine, tuned], rates["ours", tuned], 0.95).model_dump(),
+        }
+        for engine in ENGINES
+    }
 
 
-def once(args: argparse.Namespace) -> None:
-    """Print the decode rate of one engine on one model, the best of three runs."""
-    workload = tune_spec(dataset="wikitext2", workloads=[args.workload]).workloads[0]
-    directory, shape = Path(args.directory), workload.shape()
-    if args.engine == "optimum":
-        print(max(_optimum(directory, shape.prompt_tokens, shape.new_tokens)))
-        return
+@contextmanager
+def _served(engine: str, directory: Path, workload: str) -> Iterator[Callable[[int], float]]:
+    """An engine with one model in a process of its own; ask it for the decode rate of one run."""
+    here, there = multiprocessing.Pipe()
+    # A fork would take this process's threads and models along.
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, engine, directory, workload))
+    process.start()
+    there.close()
+
+    def ask(seed: int) -> float:
+        here.send(seed)
+        return float(here.recv())
+
+    try:
+        yield ask
+    finally:
+        here.close()
+        process.join(timeout=20)
+        process.kill()
+
+
+def _serve(requests: Connection, engine: str, directory: Path, workload: str) -> None:
+    shape = tune_spec(dataset="wikitext2", workloads=[workload]).workloads[0].shape()._replace(batch_size=1)
+    run = _optimum(directory) if engine == "optimum" else _ours(directory, "genai" if engine == "genai" else "openvino")
+    while True:
+        try:
+            seed = requests.recv()
+        except EOFError:
+            return
+        requests.send(run(shape.prompt_tokens, shape.new_tokens, seed))
+
+
+def _ours(directory: Path, engine: str) -> Callable[[int, int, int], float]:
     from llmcompress.benchmarking.timing import decode_tokens_per_s
     from llmcompress.benchmarking.worker import Worker
+    from llmcompress.recipe.benchmark import Shape
 
-    worker = Worker(str(directory), "genai" if args.engine == "genai" else "openvino")
+    worker = Worker(str(directory), engine)
     worker.open("CPU", {})
-    single = shape._replace(batch_size=1)
-    print(max(decode_tokens_per_s(worker.run(single, seed), 1) for seed in range(4)))
+    return lambda prompt, new, seed: decode_tokens_per_s(worker.run(Shape(1, 0, prompt, new), seed), 1)
 
 
-def _optimum(directory: Path, prompt_tokens: int, new_tokens: int) -> Sequence[float]:
-    """Rates of the steps of stock optimum-intel's own forward."""
+def _optimum(directory: Path) -> Callable[[int, int, int], float]:
+    """The steps of stock optimum-intel's own forward."""
     import torch
     from optimum.intel import OVModelForCausalLM
 
-    model = OVModelForCausalLM.from_pretrained(directory, device="CPU")
-    rates = []
-    for seed in range(4):
-        ids = torch.randint(0, 1000, (1, prompt_tokens), generator=torch.Generator().manual_seed(seed))
+    model = OVModelForCausalLM.from_pretrained(str(directory), device="CPU")
+
+    def run(prompt: int, new: int, seed: int) -> float:
+        ids = torch.randint(0, 1000, (1, prompt), generator=torch.Generator().manual_seed(seed))
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=None)
         began = time.perf_counter()
-        for step in range(1, new_tokens):
-            mask = torch.ones((1, prompt_tokens + step), dtype=torch.int64)
+        for step in range(1, new):
+            mask = torch.ones((1, prompt + step), dtype=torch.int64)
             output = model(input_ids=ids[:, :1], attention_mask=mask, past_key_values=output.past_key_values)
-        rates.append((new_tokens - 1) / (time.perf_counter() - began))
-    return rates
+        return (new - 1) / (time.perf_counter() - began)
+
+    return run
+
+
+@contextmanager
+def _timed(step: str, took: dict[str, float]) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    took[step] = time.perf_counter() - began
+    print(f"{step}: {took[step]:.0f} s", file=sys.stderr, flush=True)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: json.loads(json.dumps(value, default=str)) for name, value in vars(args).items()
+            if name not in NO_OPTIONS}  # fmt: skip
+
+
+def _todo(args: argparse.Namespace) -> list[str]:
+    """Models that have no line of these options yet."""
+    done = {line["model"] for line in _lines(args.results) if line["options"] == _options(args)}
+    return [name for name in args.models if name not in done]
+
+
+def _put(args: argparse.Namespace, name: str, found: dict[str, Any]) -> None:
+    line = {"model": name, "options": _options(args), **found}
+    with args.results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    print(f"{name}: {settings_text(found['chosen'])}: {found['reason']}" if "chosen" in found else name,
+          file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def _print_table(lines: Sequence[dict[str, Any]]) -> None:
+    for columns, rows in (
+        (
+            ("model", "tuned settings", "prefill tokens/s, default → tuned", "ratio",
+             "decode tokens/s, default → tuned", "ratio"),
+            [_speed_row(line) for line in lines if "chosen" in line],
+        ),
+        (
+            ("model", "engine", "decode, tuned / default", "decode of the tuned one, engine / ours"),
+            [(line["model"], engine, _ratio(found["gain"]), _ratio(found["fidelity"]))
+             for line in lines for engine, found in line.get("stock", {}).items()],
+        ),
+        (
+            ("model", "setting", "KL divergence, nats", "top-1 agreement"),
+            [(line["model"], settings_text(properties), _ratio(lost), f"{agreement:.2%}")
+             for line in lines for properties, lost, agreement in line.get("settings", ())],
+        ),
+    ):  # fmt: skip
+        if rows:
+            print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+            for row in rows:
+                print(f"| {' | '.join(row)} |")
+
+
+def _speed_row(line: dict[str, Any]) -> tuple[str, ...]:
+    if "decode" not in line:
+        return (line["model"], f"defaults: {line['reason']}", "", "", "", "")
+    rates = {name: "{:.1f} → {:.1f}".format(*line[name]) for name in ("prefill", "decode")}
+    return (line["model"], settings_text(line["chosen"]), rates["prefill"], _ratio(line["prefill_ratio"]),
+            rates["decode"], _ratio(line["decode_ratio"]))  # fmt: skip
+
+
+def _ratio(found: dict[str, Any]) -> str:
+    return interval_text(Estimate(**found), ".3g")
 
 
 def main() -> None:
@@ -186,27 +314,30 @@ def main() -> None:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 10 GB)")
     common.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
-    common.add_argument("--seq-len", type=int, default=256)
-    common.add_argument("--num-windows", type=int, default=8)
-    fast = parts.add_parser("speed", parents=[common])
+    fast = parts.add_parser("speed", parents=[common], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     body_arguments(fast)
-    fast.add_argument("--workload", default="chat:512/128")
+    fast.add_argument("--results", type=Path, default=Path("tune-speed.jsonl"))
+    fast.add_argument("--seq-len", type=int, default=128, help="the weights are random: the text only takes time")
+    fast.add_argument("--num-windows", type=int, default=2)
+    fast.add_argument("--workload", default="chat:256/32")
     fast.add_argument("--objective", default="decode")
-    fast.add_argument("--budget", default="30m", help="of each model")
-    fast.add_argument("--repetitions", type=int, default=5)
+    fast.add_argument("--budget", default="150s", help="of each model's search")
+    fast.add_argument("--repetitions", type=int, default=5, help="of the search")
+    fast.add_argument("--runs", type=int, default=8, help="of tuned against default, and of the stock libraries")
     fast.add_argument("--max-kl", type=float, default=None)
     fast.add_argument("--properties", nargs="*", default=[], metavar="KEY=VALUE,...", help="as --property of tune")
     fast.add_argument("--stock", action="store_true", help="also by stock optimum-intel and openvino_genai")
     fast.set_defaults(run=speed)
-    lost = parts.add_parser("damage", parents=[common])
+    lost = parts.add_parser("damage", parents=[common], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     lost.add_argument("checkpoint", type=Path)
+    lost.add_argument("--results", type=Path, default=Path("tune-damage.jsonl"))
     lost.add_argument("--dataset", type=Path, required=True)
+    lost.add_argument("--seq-len", type=int, default=256)
+    lost.add_argument("--num-windows", type=int, default=8)
     lost.set_defaults(run=damage)
-    single = parts.add_parser("once")
-    single.add_argument("engine", choices=("ours", "optimum", "genai"))
-    single.add_argument("directory")
-    single.add_argument("--workload", required=True)
-    single.set_defaults(run=once)
+    shown = parts.add_parser("table")
+    shown.add_argument("file", type=Path)
+    shown.set_defaults(run=table)
     args = parser.parse_args()
     args.run(args)
 

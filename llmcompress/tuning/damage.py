@@ -44,6 +44,8 @@ class Models(NamedTuple):
     reference: LoadedModel
     search: Text
     held_out: Text
+    keep_in: Path | None
+    """Directory for the reference's logits, which are the same for every setting."""
 
 
 class HeldOut(NamedTuple):
@@ -53,7 +55,9 @@ class HeldOut(NamedTuple):
     divergences: tuple[DivergenceRecord, ...]
 
 
-def open_models(directory: Path, reference: Reference, spec: TuneSpec, progress: Reporter) -> Models:
+def open_models(
+    directory: Path, reference: Reference, spec: TuneSpec, progress: Reporter, keep_in: Path | None = None
+) -> Models:
     """Load both, and cut the text into the windows of the search and as many that follow them.
 
     Raises:
@@ -80,7 +84,7 @@ def open_models(directory: Path, reference: Reference, spec: TuneSpec, progress:
     )
     check_vocabularies(candidate, against)
     _check_memory(candidate, against)
-    return Models(candidate, against, search, held_out)
+    return Models(candidate, against, search, held_out, keep_in)
 
 
 def divergence_under(
@@ -92,7 +96,9 @@ def divergence_under(
         UsageError: The device refuses a property.
     """
     exact = properties_of(text.device, "pinned")
-    scored = score_side_by_side(models.candidate, models.reference, properties, exact, text, progress)
+    scored = score_side_by_side(
+        models.candidate, models.reference, properties, exact, text, progress, keep_in=models.keep_in
+    )
     for store in scored.stores:
         store.forget()
     return divergence(scored.scores, confidence), scored.reference_properties
@@ -103,12 +109,13 @@ def held_out_divergences(
     reference: Reference,
     spec: TuneSpec,
     settings: Sequence[dict[str, str]],
+    keep_in: Path | None,
     *,
     progress: Reporter = silent,
 ) -> HeldOut:
     """Each setting's divergence on the held-out text; for a process of its own, which loads all anew."""
     quiet_libraries()
-    models = open_models(directory, reference, spec, progress)
+    models = open_models(directory, reference, spec, progress, keep_in)
     text = models.held_out
     found = tuple(divergence_under(models, each, text, spec.confidence, progress)[0] for each in settings)
     return HeldOut(text.windows.record, found)

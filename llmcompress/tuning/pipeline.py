@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from llmcompress.artifact import manifest_sha256, require_verified, write_report
@@ -82,10 +84,10 @@ def tune(
     if spec.properties:
         find_space(device, {}, manifest, config, spec.asked_values(), spec.scope)
     against = Reference(reference, reference_revision, trust_remote_code, allow_nonfinite, offline)
-    with stages.stage("load"):
-        models = open_models(directory, against, spec, progress)
     name = directory.name
-    with contextlib.ExitStack() as stack:
+    with _room_for_logits(directory) as keep_in, contextlib.ExitStack() as stack:
+        with stages.stage("load"):
+            models = open_models(directory, against, spec, progress, keep_in)
         with stages.stage("default"):
             client, standing = start(directory, name, spec.device, {})
             stack.enter_context(client)
@@ -100,17 +102,19 @@ def tune(
         bench = Bench(directory, name, spec, models, client, progress)
         with stages.stage("search"):
             best, trials, default, left = search_space(bench, space, default, kept, began + spec.budget_s)
-    chosen, verification = best, None
-    permitted = best is not None
-    reason = problem and f"nothing that was measured is permitted; the default: {problem}"
-    if best is not None and not best.properties:
-        reason = "no setting was better than the default beyond noise" if trials else "no setting was measured"
-    elif best is not None:
-        with stages.stage("verify"):
-            verification = verify_best(bench, against, best, gate)
-        chosen, permitted, reason = decide(
-            verification, best, default, limits(spec.max_kl, gate, verification.default_divergence)
-        )
+        # Nothing runs beside the fresh processes of the verification.
+        stack.close()
+        chosen, verification = best, None
+        permitted = best is not None
+        reason = problem and f"nothing that was measured is permitted; the default: {problem}"
+        if best is not None and not best.properties:
+            reason = "no setting was better than the default beyond noise" if trials else "no setting was measured"
+        elif best is not None:
+            with stages.stage("verify"):
+                verification = verify_best(bench, against, best, gate)
+            chosen, permitted, reason = decide(
+                verification, best, default, limits(spec.max_kl, gate, verification.default_divergence)
+            )
     properties = chosen.properties if chosen else {}
     in_model = {key: value for key, value in properties.items() if device.reads_from_model(key, value)}
     judged = (
@@ -145,6 +149,17 @@ def tune(
     require_verified(directory)
     write_report(directory, TUNE_REPORT, report)
     return report
+
+
+@contextlib.contextmanager
+def _room_for_logits(directory: Path) -> Iterator[Path]:
+    """A directory beside the artifact, on its disk; what a killed run left there goes first."""
+    place = directory.with_name(f".{directory.name}.tune-logits")
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _check(

@@ -34,7 +34,13 @@ def verify_best(bench: Bench, against: Reference, best: Trial, gate: Gate) -> Tu
         gain = memory_gain([made.memory for made in races], [made.default_memory for made in races], spec.confidence)
     held_out = run_supervised(
         "llmcompress.tuning.damage:held_out_divergences",
-        {"directory": bench.directory, "reference": against, "spec": spec, "settings": [{}, best.properties]},
+        {
+            "directory": bench.directory,
+            "reference": against,
+            "spec": spec,
+            "settings": [{}, best.properties],
+            "keep_in": bench.models.keep_in,
+        },
         progress=bench.progress,
     )
     assert isinstance(held_out, HeldOut)
