@@ -23,6 +23,7 @@ from llmcompress.artifact import (
     manifest_sha256,
     output,
     read_manifest,
+    remove_artifact,
     remove_leftovers,
     require_verified,
     staging,
@@ -658,6 +659,25 @@ def test_an_artifact_in_the_hub_cache_is_verified_through_its_links(artifact: Pa
 
 
 # --- write errors
+
+
+def test_an_artifact_is_removed_as_a_whole(artifact: Path) -> None:
+    remove_artifact(artifact)
+    assert not artifact.exists()
+    assert names(artifact.parent) == []
+    remove_artifact(artifact)
+
+
+def test_what_is_no_artifact_is_not_removed(artifact: Path) -> None:
+    other = artifact.with_name("other")
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is no llmcompress artifact"):
+        remove_artifact(other)
+    assert names(other) == ["notes.txt"]
+    with staging(artifact, overwrite=True), pytest.raises(LockedError, match="is writing this output"):
+        remove_artifact(artifact)
+    assert verify(artifact).ok
 
 
 def test_leftovers_are_removed_unless_a_run_is_at_work(out: Path) -> None:

@@ -12,12 +12,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-from summary_fixture import LAYERS, layer, write_benchmark, write_evaluation, write_family, write_model
+from summary_fixture import LAYERS, estimate, layer, write_benchmark, write_evaluation, write_family, write_model
 
+from llmcompress.artifact import read_manifest
+from llmcompress.artifact.manifest import manifest_bytes
 from llmcompress.errors import ArtifactError, UsageError
-from llmcompress.recipe import load_recipe
-from llmcompress.report import EvalReport
-from llmcompress.summary import Comparison, FailedRow, compare, csv_text, lines, markdown
+from llmcompress.recipe import Runtime, load_recipe
+from llmcompress.report import EvalReport, TuningOrigin
+from llmcompress.summary import Comparison, FailedRow, compare, csv_text, lines, markdown, page
 from llmcompress.summary.commands import commands
 from llmcompress.summary.layers import layer_grid
 from llmcompress.summary.trade_offs import pareto_front
@@ -50,6 +52,33 @@ def test_rows_hold_the_reports_of_just_these_bytes(tmp_path: Path) -> None:
     for title in ("perplexity", "KL divergence", "verdict", "gate", "shape", "ttft", "decode tokens/s", "peak memory"):
         assert texts(found)[title] == ("not measured",)
     assert "model: bench.json is not shown: it is not JSON." in markdown(found).replace("\\", "")
+
+
+def test_what_tuning_put_into_a_model_stands_beside_it(tmp_path: Path) -> None:
+    plain, tuned = write_model(tmp_path / "int4"), write_model(tmp_path / "int4-tuned")
+    assert not {"runtime options", "gain by tuning"} & texts(compare([plain, tuned])).keys()
+    manifest = read_manifest(tuned)
+    hints = Runtime(kv_cache_precision="u4", dynamic_quantization_group_size=128)
+    origin = TuningOrigin(
+        device="CPU", device_name="A CPU", cpu="A CPU", platform="linux", objective="prefill", workloads=("a:1/2",),
+        properties=hints.properties(), gain=estimate(1.5), kl_divergence=estimate(0.1),
+        default_kl_divergence=estimate(0.1), reference_is_itself=False, profile={}, tuned_manifest_sha256="0" * 64,
+    )  # fmt: skip
+    recipe = manifest.recipe.model_copy(update={"runtime": hints})
+    changed = manifest.model_copy(update={"recipe": recipe, "tuning": origin})
+    (tuned / "llmcompress.json").write_bytes(manifest_bytes(changed))
+    # A report of other bytes says nothing of these.
+    (plain / "tune.json").write_text("{")
+    found = compare([plain, tuned])
+    assert texts(found)["runtime options"] == ("default", "dynamic quantization 128, cache u4")
+    assert texts(found)["gain by tuning"] == ("not tuned", "1.5 [1.35, 1.65] prefill")
+    assert "int4: tune.json is not shown: it is not JSON." in markdown(found).replace("\\", "")
+    assert ">1.5 [1.35, 1.65] prefill<" in page(found).replace("<bdi>", "").replace("</bdi>", "")
+    first, second = csv.DictReader(io.StringIO(csv_text(found)))
+    assert (first["runtime_options"], first["tuning_gain"]) == ("", "")
+    assert second["runtime_options"] == "DYNAMIC_QUANTIZATION_GROUP_SIZE=128 KV_CACHE_PRECISION=u4"
+    assert [float(second[f"tuning_gain{end}"]) for end in ("", "_low", "_high")] == pytest.approx([1.5, 1.35, 1.65])
+    assert second["tuning_objective"] == "prefill"
 
 
 def test_an_evaluation_of_an_earlier_version_has_no_histogram(tmp_path: Path) -> None:
