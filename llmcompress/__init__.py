@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from llmcompress.integrations.quantization_config import OVRecipeConfig
     from llmcompress.loaders import load
     from llmcompress.pipeline import compress
-    from llmcompress.plan import Evaluation, Plan, PlanModel, PlanRecipe, Push, load_plan
+    from llmcompress.plan import Evaluation, Plan, PlanModel, PlanRecipe, Push, Tuning, load_plan
     from llmcompress.publishing import push_to_hub
     from llmcompress.recipe import (
         BenchSpec,
@@ -92,6 +92,7 @@ __all__ = [
     "SecurityError",
     "TuneReport",
     "TuneSpec",
+    "Tuning",
     "UsageError",
     "WriteError",
     "__version__",
@@ -130,6 +131,7 @@ _HOME = {
     "PlanModel": "llmcompress.plan",
     "PlanRecipe": "llmcompress.plan",
     "Push": "llmcompress.plan",
+    "Tuning": "llmcompress.plan",
     "Recipe": "llmcompress.recipe",
     "RunReport": "llmcompress.runner",
     "RuntimeProfile": "llmcompress.recipe",

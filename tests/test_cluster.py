@@ -121,3 +121,27 @@ def test_no_cluster_at_the_address() -> None:
     with pytest.raises(LlmcompressError, match="no Ray cluster can be used") as caught:
         RayExecutor(lambda told: None, address)
     assert "ray start --head" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_a_node_tunes_by_itself(cluster: Any, tmp_path: Path) -> None:
+    """The search runs on a node, and its report is found by the next run, wherever that is."""
+    build_checkpoint(tmp_path / "llama", num_hidden_layers=1)
+    (tmp_path / "text.txt").write_text("\n\n".join(f"The quick fox {n} jumps over the lazy dog." for n in range(400)))
+    text = """
+output: out
+models: [llama]
+recipes: [int8]
+tune: {dataset: text.txt, seq_len: 96, num_windows: 2, workloads: [tiny:8/4], repetitions: 3,
+       properties: [KV_CACHE_PRECISION=f16]}
+"""
+    plan = load_plan(write_plan(tmp_path / "plan.yaml", text))
+    events: list[Event] = []
+    report = run_plan(plan, executor="ray", watch=events.append)
+    assert report.exit_code == 0, report
+    assert report.rows[1].made == ("tune",)
+    # Whether it gains anything on so small a model is chance.
+    assert (tmp_path / "out/llama/int8-tuned").exists() == (not report.rows[1].note)
+    assert [event.task for event in events if event.kind == "begin"] == ["llama: compress", "llama/int8-tuned: tune"]
+    assert any(event.kind == "progress" and event.task == "llama/int8-tuned: tune" for event in events)
+    assert [row.made for row in run_plan(plan, executor="ray").rows] == [(), ()]
