@@ -374,7 +374,7 @@ def test_only_what_the_device_lists_is_tried(artifact: Artifacts) -> None:
     config = json.loads((artifact("int4") / "config.json").read_text())
     space = find_space(device, {}, manifest_of(artifact("int4")), config, {})
     assert {each.name: [value[each.name] for value in each.values] for each in space.dimensions} == {
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": ["32", "64"],
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": ["64", "32"],
         "KV_CACHE_PRECISION": ["f16"],
         "INFERENCE_PRECISION_HINT": ["f32"],
     }
@@ -394,8 +394,8 @@ def test_the_cpu_lists_what_is_searched(artifact: Artifacts) -> None:
     names = {each.name for each in space.dimensions}
     assert {"DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV_CACHE_PRECISION", "VALUE_CACHE_PRECISION"} <= names
     sizes = next(each for each in space.dimensions if each.name == "DYNAMIC_QUANTIZATION_GROUP_SIZE").values
-    # None, the weights' own, and one scale for a whole token; 32 is the default.
-    assert [value["DYNAMIC_QUANTIZATION_GROUP_SIZE"] for value in sizes] == ["0", "64", str(config["hidden_size"])]
+    # The weights' own, one scale for a whole token, and none; 32 is the default.
+    assert [value["DYNAMIC_QUANTIZATION_GROUP_SIZE"] for value in sizes] == ["64", str(config["hidden_size"]), "0"]
     # A model that holds a hint already: then the plugin's own default is the other one.
     in_f16 = dict.fromkeys(("KV_CACHE_PRECISION", "KEY_CACHE_PRECISION", "VALUE_CACHE_PRECISION"), "f16")
     hinted = find_space(device, in_f16, manifest_of(artifact("int4")), config, {})

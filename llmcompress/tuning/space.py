@@ -163,11 +163,13 @@ def _asked(asked: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Iterable
 
 def _known(manifest: CompressionReport, config: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[dict[str, str]]]]:
     """The properties that trade speed, memory and exactness, those with the largest effect first."""
-    groups = {str(layer.group_size) for layer in manifest.layers if layer.group_size and layer.group_size > 0}
+    groups = {layer.group_size for layer in manifest.layers if layer.group_size and layer.group_size > 0}
     hidden = config.get("hidden_size")
     # One scale for a whole token. The CPU plugin takes a group beyond a layer's width as none at all.
-    whole = {str(hidden)} if isinstance(hidden, int) and hidden > 0 else set()
-    sizes = sorted({"0", "32", "64", *groups, *whole}, key=int)
+    whole = [hidden] if isinstance(hidden, int) and hidden > 0 else []
+    # The weights' own first: a good one early, and what is slower is dropped after a few runs.
+    likely = [*sorted(groups, reverse=True), *((64, 32, *whole) if groups else (*whole, 64, 32)), 0]
+    sizes = [str(size) for size in dict.fromkeys(likely)]
     yield "DYNAMIC_QUANTIZATION_GROUP_SIZE", [{"DYNAMIC_QUANTIZATION_GROUP_SIZE": size} for size in sizes]
     yield "KV_CACHE_PRECISION", [{"KV_CACHE_PRECISION": each} for each in ("f16", "bf16", "u8", "u4")]
     halves = ("VALUE_CACHE_PRECISION", "KEY_CACHE_PRECISION")
