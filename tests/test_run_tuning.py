@@ -180,12 +180,13 @@ def test_the_command_shows_both(
     place: Path, calls: Calls, told: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     told[:] = [1.3, 1.01]
-    plan = write_plan(place / "shown.yaml", PLAN.replace("benchmark:", "#").replace("evaluation:", "#"))
+    text = PLAN.replace("benchmark:", "#").replace("evaluation:", "#").replace("output: out", "output: shown")
+    plan = write_plan(place / "shown.yaml", text)
     assert run(["run", str(plan)]) == 0
     seen = " ".join(capsys.readouterr().out.split())
     assert "llama/int8-tuned done tune; in fresh processes the best was better only inside the noise" in seen
     assert "int8: tuning put nothing into the model: in fresh" in seen
-    assert "tuning put nothing into the model" in (place / "out" / "compare.html").read_text()
+    assert "tuning put nothing into the model" in (place / "shown" / "compare.html").read_text()
 
 
 @pytest.mark.slow

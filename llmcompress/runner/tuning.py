@@ -10,19 +10,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llmcompress.artifact import MANIFEST, manifest_sha256, read_manifest, remove_artifact, verify
+from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, remove_artifact, verify
 from llmcompress.environment import cpu_name
 from llmcompress.errors import ArtifactError, GateError
 from llmcompress.plan import Tuning
 from llmcompress.progress import Reporter, silent
 from llmcompress.recipe import Gate, Recipe
-from llmcompress.report import TuneReport
 from llmcompress.runner.durations import remember
 from llmcompress.runner.loading import Access
 from llmcompress.runner.measuring import needed_bytes, resolve_original
 from llmcompress.runner.state import Original
 from llmcompress.supervisor import run_supervised
-from llmcompress.tuning import TUNE_REPORT, tuning_origin
+from llmcompress.tuning import tuning_origin
 
 
 def tune_reason(
@@ -37,8 +36,9 @@ def tune_reason(
         original: What the reference has to be.
         token_ids_sha256: Gives the hash of the tokens that the text has now; None: the text is taken to be the same.
     """
-    report = _report(directory)
-    if report is None or report.manifest_sha256 != manifest_sha256(directory):
+    found = read_measurements(directory)
+    report = found.tuning
+    if report is None:
         return "not tuned yet"
     path, spec = tuning.dataset_path(), tuning.spec()
     if path is not None:
@@ -50,7 +50,7 @@ def tune_reason(
         return "the model changed"
     if token_ids_sha256 is not None and report.text.token_ids_sha256 != token_ids_sha256():
         return "the text changed"
-    asked = {**read_manifest(directory).recipe.gate.model_dump(), **gate.model_dump(exclude_none=True)}
+    asked = {**found.manifest.recipe.gate.model_dump(), **gate.model_dump(exclude_none=True)}
     kept = {check.name: check.required for check in report.gate.checks} if report.gate else {}
     return None if kept == {name: value for name, value in asked.items() if value is not None} else "the gate changed"
 
@@ -62,7 +62,7 @@ def apply_reason(directory: Path, tuned: Path) -> str | None:
         directory: What was tuned; its ``tune.json`` answers what is asked.
         tuned: The twin.
     """
-    report = _report(directory)
+    report = read_measurements(directory).tuning
     assert report is not None
     if not report.in_model:
         return "an earlier one does not hold" if (tuned / MANIFEST).is_file() else None
@@ -83,7 +83,7 @@ def kept_defaults(directory: Path) -> str:
     Raises:
         GateError: Not even the defaults are permitted.
     """
-    report = _report(directory)
+    report = read_measurements(directory).tuning
     assert report is not None
     if not report.permitted:
         raise GateError(
@@ -131,6 +131,7 @@ def tune_artifact(
             progress=progress,
             logs=logs,
         )
+        remember("tune", found, (recipe.portable(), tuning), time.perf_counter() - started)
     kept = kept_defaults(directory)
     if kept:
         remove_artifact(tuned)
@@ -141,7 +142,6 @@ def tune_artifact(
             progress=progress,
             logs=logs,
         )
-    remember("tune", found, (recipe.portable(), tuning), time.perf_counter() - started)
     return kept
 
 
@@ -151,12 +151,5 @@ def tuning_bytes(directory: Path) -> int:
 
 
 def _found_here(directory: Path) -> bool:
-    report = _report(directory)
+    report = read_measurements(directory).tuning
     return report is not None and report.environment.cpu == cpu_name()
-
-
-def _report(directory: Path) -> TuneReport | None:
-    try:
-        return TuneReport.model_validate_json((directory / TUNE_REPORT).read_bytes())
-    except (OSError, ValueError):
-        return None
