@@ -9,12 +9,19 @@ import typer
 
 from llmcompress.cli.options import (
     AllowNonfinite,
+    Dataset,
+    Device,
     Json,
     Offline,
     Precision,
     Profile,
+    ReferenceRevision,
     Revision,
+    SeqLen,
     Source,
+    Split,
+    Subset,
+    TextField,
     TrustRemoteCode,
     Verbose,
 )
@@ -38,18 +45,14 @@ def evaluate(
         str | None,
         typer.Option("--reference", metavar="SOURCE", show_default=False, help="What it was made from: to compare."),
     ] = None,
-    dataset: Annotated[
-        str, typer.Option("--dataset", metavar="NAME|FILE", help="wikitext2, c4, a file, or namespace/name@COMMIT.")
-    ] = "wikitext2",
-    subset: Annotated[str | None, typer.Option("--subset", show_default=False, help="Of a Hub dataset.")] = None,
-    split: Annotated[str | None, typer.Option("--split", show_default=False, help="Of a Hub dataset.")] = None,
-    text_field: Annotated[
-        str | None, typer.Option("--text-field", show_default=False, help="Field that holds the text. Default: text")
-    ] = None,
+    dataset: Dataset = "wikitext2",
+    subset: Subset = None,
+    split: Split = None,
+    text_field: TextField = None,
     protocol: Annotated[
         str, typer.Option("--protocol", metavar="llama.cpp|sliding|rolling", help="How the text is cut and scored.")
     ] = "llama.cpp",
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens per window.")] = 512,
+    seq_len: SeqLen = 512,
     stride: Annotated[
         int | None, typer.Option("--stride", show_default=False, help="For sliding. Default: half a window")
     ] = None,
@@ -60,7 +63,7 @@ def evaluate(
         int | None,
         typer.Option("--chunk", show_default=False, help="Tokens per call. Default: 64 as_used, whole windows pinned"),
     ] = None,
-    device: Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")] = "CPU",
+    device: Device = "CPU",
     precision: Precision = "as_used",
     profile: Profile = None,
     confidence: Annotated[float, typer.Option("--confidence", help="Of the intervals.")] = 0.95,
@@ -115,9 +118,7 @@ def evaluate(
         Path | None, typer.Option("--task-path", show_default=False, help="Directory with task files of your own.")
     ] = None,
     revision: Revision = None,
-    reference_revision: Annotated[
-        str | None, typer.Option("--reference-revision", show_default=False, help="Revision of a Hub reference.")
-    ] = None,
+    reference_revision: ReferenceRevision = None,
     trust_remote_code: TrustRemoteCode = False,
     offline: Offline = False,
     allow_nonfinite: AllowNonfinite = False,

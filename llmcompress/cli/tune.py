@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmcompress.cli.options import AllowNonfinite, Json, Offline, Overwrite, TrustRemoteCode, Verbose
+from llmcompress.cli.options import (
+    AllowNonfinite,
+    Dataset,
+    Device,
+    Json,
+    Offline,
+    Overwrite,
+    ReferenceRevision,
+    SeqLen,
+    Split,
+    Subset,
+    TextField,
+    TrustRemoteCode,
+    Verbose,
+)
 
 if TYPE_CHECKING:
     from llmcompress.recipe import RuntimeProfile
@@ -29,7 +43,7 @@ _WITH_MEASURED = {
 def tune(
     context: typer.Context,
     directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
-    device: Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")] = "CPU",
+    device: Device = "CPU",
     workloads: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,18 +79,12 @@ def tune(
         str | None,
         typer.Option("--reference", metavar="SOURCE", show_default=False, help="The original. Default: DIR itself"),
     ] = None,
-    reference_revision: Annotated[
-        str | None, typer.Option("--reference-revision", show_default=False, help="Revision of a Hub reference.")
-    ] = None,
-    dataset: Annotated[
-        str, typer.Option("--dataset", metavar="NAME|FILE", help="wikitext2, c4, a file, or namespace/name@COMMIT.")
-    ] = "wikitext2",
-    subset: Annotated[str | None, typer.Option("--subset", show_default=False, help="Of a Hub dataset.")] = None,
-    split: Annotated[str | None, typer.Option("--split", show_default=False, help="Of a Hub dataset.")] = None,
-    text_field: Annotated[
-        str | None, typer.Option("--text-field", show_default=False, help="Field that holds the text. Default: text")
-    ] = None,
-    seq_len: Annotated[int, typer.Option("--seq-len", help="Tokens per window.")] = 512,
+    reference_revision: ReferenceRevision = None,
+    dataset: Dataset = "wikitext2",
+    subset: Subset = None,
+    split: Split = None,
+    text_field: TextField = None,
+    seq_len: SeqLen = 512,
     num_windows: Annotated[
         int, typer.Option("--num-windows", help="For the search; as many more are held out for the verification.")
     ] = 8,
