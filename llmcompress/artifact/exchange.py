@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import sys
 from pathlib import Path
 
@@ -19,6 +20,24 @@ def write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_file(path: Path, content: bytes, *, beside: Path | None = None) -> None:
+    """Put a file in place by one rename; what was there before is there until then, and after a failure.
+
+    Args:
+        path: The file.
+        content: Of it.
+        beside: The bytes are written beside this path of the same file system; by default beside the file.
+    """
+    place = beside or path
+    unfinished = place.with_name(f".{place.name.removeprefix('.')}.{path.name}-{secrets.token_hex(4)}")
+    try:
+        write_synced(unfinished, content)
+        unfinished.replace(path)
+        sync_directory(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def sync_tree(directory: Path) -> None:

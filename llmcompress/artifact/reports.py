@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from llmcompress.artifact.exchange import sync_directory, write_synced
+from llmcompress.artifact.exchange import replace_file
 from llmcompress.artifact.failures import write_errors
 from llmcompress.artifact.manifest import manifest_sha256, read_manifest
 from llmcompress.report import BenchReport, CompressionReport, EvalReport, Record, TuneReport
@@ -67,15 +66,9 @@ def write_report(directory: Path, name: str, report: Record) -> Path:
 def replace_report(directory: Path, name: str, content: bytes) -> Path:
     """As ``write_report``, for a report that is no record."""
     directory = directory.absolute()
-    # Beside the directory, in which a file left by a kill would be one too many.
-    unfinished = directory.with_name(f".{directory.name}.{name}-{secrets.token_hex(4)}")
     with write_errors(directory / name):
-        try:
-            write_synced(unfinished, content)
-            unfinished.replace(directory / name)
-            sync_directory(directory)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        # Beside the directory, in which a file left by a kill would be one too many.
+        replace_file(directory / name, content, beside=directory)
     return directory / name
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, verify
+from llmcompress.artifact.exchange import replace_file
 from llmcompress.cache import content_key
 from llmcompress.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
 from llmcompress.errors import ArtifactError
@@ -151,10 +152,7 @@ def push_reason(directory: Path, repo_id: str, *, private: bool) -> str | None:
 
 def remember_push(directory: Path, repo_id: str, *, private: bool) -> None:
     """Note what was pushed, beside the directory, in which one more file would be unknown to the manifest."""
-    path = _push_file(directory)
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(_pushed(directory, repo_id, private)), encoding="utf-8")
-    unfinished.replace(path)
+    replace_file(_push_file(directory), json.dumps(_pushed(directory, repo_id, private)).encode())
 
 
 def gate_failures(directory: Path) -> tuple[str, ...]:

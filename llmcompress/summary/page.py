@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcompress.artifact import write_errors
-from llmcompress.artifact.exchange import sync_directory, write_synced
+from llmcompress.artifact.exchange import replace_file
 from llmcompress.errors import UsageError
 from llmcompress.summary.commands import commands
 from llmcompress.summary.comparison import Comparison
@@ -45,15 +44,8 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
 def put_page(text: str, path: str | Path) -> Path:
     """As ``write_page``, for any page that holds ``MARK``."""
     target = check_page_path(path)
-    content = text.encode("utf-8", "replace")
-    unfinished = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     with write_errors(target):
-        try:
-            write_synced(unfinished, content)
-            unfinished.replace(target)
-            sync_directory(target.parent)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        replace_file(target, text.encode("utf-8", "replace"))
     return target
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from llmcompress.artifact import (
     staging,
     write_errors,
 )
+from llmcompress.artifact.exchange import replace_file
 from llmcompress.environment import quiet_libraries
 from llmcompress.errors import ArtifactError, LlmcompressError, UsageError
 from llmcompress.loaders.graph import number_nodes
@@ -156,13 +156,8 @@ def write_profile(profile: RuntimeProfile, path: str | Path, *, overwrite: bool 
         WriteError: It could not be written.
     """
     path = check_profile_path(path, overwrite=overwrite)
-    unfinished = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     with write_errors(path):
-        try:
-            unfinished.write_text(profile.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        replace_file(path, (profile.model_dump_json(indent=2) + "\n").encode())
 
 
 def check_profile_path(path: str | Path, *, overwrite: bool = False) -> Path:
