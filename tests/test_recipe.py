@@ -78,6 +78,20 @@ def test_needs_and_uses_data() -> None:
     assert flags(mode="adaptive_codebook") == (True, True)
 
 
+def test_dynamic_quantization_takes_the_weights_groups() -> None:
+    runtime = {"runtime": {"dynamic_quantization_group_size": "weights"}}
+    for weights, group_size in (
+        ({"mode": "int4_sym"}, 128),
+        ({"mode": "int4_sym", "group_size": 64}, 64),
+        ({"mode": "mxfp4"}, 32),
+    ):
+        recipe = Recipe.model_validate({"name": "test", "weights": weights, **runtime})
+        assert recipe.runtime.properties() == {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group_size)}
+        again = {"name": "test", "weights": weights, "runtime": {"dynamic_quantization_group_size": group_size}}
+        assert recipe == Recipe.model_validate(again)
+        assert hash(recipe) == hash(Recipe.model_validate(again))
+
+
 def test_runtime_properties_are_names_that_openvino_knows() -> None:
     import openvino as ov
 

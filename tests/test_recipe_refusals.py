@@ -362,6 +362,16 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "runtime.dynamic_quantization_group_size",
         "0",
     ),
+    (
+        {"weights": {"mode": "int8_asym"}, "runtime": {"dynamic_quantization_group_size": "weights"}},
+        "runtime.dynamic_quantization_group_size",
+        "the weights of this recipe have no groups",
+    ),
+    (
+        {"method": "none", "runtime": {"dynamic_quantization_group_size": "weights"}},
+        "runtime.dynamic_quantization_group_size",
+        "no groups",
+    ),
     ({"weights": INT4, "gate": {"max_kl": 0}}, "gate.max_kl", "greater than 0"),
     # texts
     ({"weights": INT4, "name": "../evil"}, "name", "letters, digits"),

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from llmcompress.recipe.part import MAX_COUNT, Part, Refusal, contradiction
 
 CachePrecision = Literal["u8", "u4", "f16", "bf16", "f32"]
 GroupSize = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+AS_WEIGHTS = "weights"
+
+
+def _as_weights(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    # No union of types: its errors would name its members.
+    return value if value == AS_WEIGHTS else check(value)
 
 
 class Runtime(Part):
@@ -23,8 +29,9 @@ class Runtime(Part):
     key_cache_group_size: GroupSize | None = None
     """Channels that share a scale; 0: all of a head."""
     value_cache_group_size: GroupSize | None = None
-    dynamic_quantization_group_size: GroupSize | None = None
-    """Activations that share a scale; 0 switches dynamic quantization off. Fast: the weights' group size."""
+    dynamic_quantization_group_size: Annotated[GroupSize, WrapValidator(_as_weights)] | None = None
+    """Activations that share a scale; 0 switches dynamic quantization off. Fast: the weights' group size, for which
+    ``weights`` may be written: a recipe then holds the number."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
