@@ -28,7 +28,8 @@ from nncf.tensor.definitions import TensorBackend, TensorDataType
 from threadpoolctl import ThreadpoolController
 
 from llmcompress.compression.kernels.estimation import requantize_scaled
-from llmcompress.compression.kernels.lowering import FORMATS, agrees, is_by_numpy
+from llmcompress.compression.kernels.formats import FORMATS
+from llmcompress.compression.kernels.lowering import agrees, is_by_numpy
 from llmcompress.compression.kernels.matrices import NotFiniteError, blocks
 from llmcompress.patching import replaced
 

@@ -30,8 +30,8 @@ from nncf.tensor.definitions import TensorBackend, TensorDataType
 from scipy.linalg import blas
 
 from llmcompress.compression.kernels.feedback import PIECE_ROWS, quantize_with_feedback
+from llmcompress.compression.kernels.formats import FORMATS
 from llmcompress.compression.kernels.hessians import inverse_factor, second_moments
-from llmcompress.compression.kernels.lowering import FORMATS
 from llmcompress.compression.kernels.unread_statistics import without_unread_statistics
 from llmcompress.patching import replaced
 

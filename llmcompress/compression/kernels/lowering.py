@@ -27,6 +27,7 @@ from nncf.tensor import Tensor
 from nncf.tensor.definitions import TensorBackend
 
 from llmcompress.compression.kernels.floating import quantize_float_groups
+from llmcompress.compression.kernels.formats import FLOAT_FORMATS, FORMATS, IntegerFormat, StoredCodes
 from llmcompress.compression.kernels.integers import pack, quantize_columns, quantize_groups
 from llmcompress.file_memory import FileMemory
 from llmcompress.memory import forget_file_pages
@@ -39,74 +40,6 @@ MIN_COLUMNS = 512
 _LEAST_SIZE = 10_000
 """Of fewer values NNCF computes 4 and 8 bits by NumPy, whose asymmetric arithmetic is another."""
 _SHIFTS = {ov.Type.bf16: 16, ov.Type.f16: 0, ov.Type.f32: 0}
-
-
-class _Format(NamedTuple):
-    """How an integer mode is computed and stored."""
-
-    low: int
-    high: int
-    is_asymmetric: bool
-    element: ov.Type
-    offset: int = 0
-    """Added to a code before it is stored."""
-
-    @property
-    def num_bits(self) -> int:
-        return int(self.element.get_bitwidth())
-
-
-FORMATS = {
-    Mode.INT8_ASYM: _Format(0, 255, True, ov.Type.u8),
-    Mode.INT8_SYM: _Format(-128, 127, False, ov.Type.i8),
-    Mode.INT4_ASYM: _Format(0, 15, True, ov.Type.u4),
-    Mode.INT4_SYM: _Format(-8, 7, False, ov.Type.i4),
-    Mode.INT3_SYM: _Format(-4, 3, False, ov.Type.u3, 4),
-    Mode.INT2_SYM: _Format(-2, 1, False, ov.Type.u2, 2),
-}
-
-
-class _FloatFormat(NamedTuple):
-    """How a floating-point mode is computed and stored."""
-
-    element: ov.Type
-    largest: float
-    """What the largest magnitude of a group becomes."""
-    midpoints: np.ndarray = np.empty(0, np.float32)
-    mantissa_bits: int = 0
-    bias: int = 0
-    largest_code: int = 0
-
-    @property
-    def num_bits(self) -> int:
-        return int(self.element.get_bitwidth())
-
-
-# MXFP4 and MXFP8 take their scales by the plugin's logarithm, which is its own.
-FLOAT_FORMATS = {
-    Mode.NF4: _FloatFormat(ov.Type.nf4, 1.0, np.asarray(CENTER_OF_NF4_QUANTILES, np.float32)),
-    Mode.FP4: _FloatFormat(ov.Type.f4e2m1, 6.0, mantissa_bits=1, bias=1, largest_code=0x7),
-    Mode.FP8_E4M3: _FloatFormat(ov.Type.f8e4m3, 448.0, mantissa_bits=3, bias=7, largest_code=0x7F),
-}
-
-
-class _Stored(Tensor):  # type: ignore[misc]
-    """Codes with their offset added already, packed: NNCF adds it to what it gets."""
-
-    def __add__(self, other: Any) -> Tensor:
-        return Tensor(self.data)
-
-    def as_numpy_tensor(self) -> Tensor:
-        """The codes as numbers; OpenVINO converts no three bits."""
-        packed = self.data.data.reshape(-1).view(np.uint8)
-        if self.data.get_element_type() == ov.Type.u2:
-            codes = (packed[:, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
-        else:
-            triples, shifts = packed.reshape(-1, 3, 1), np.array([6, 4, 2, 0], np.uint8)
-            low = ((triples[:, :2] >> shifts) & 3).reshape(-1, 8)
-            codes = low | (((triples[:, 2] >> np.arange(7, -1, -1, dtype=np.uint8)) & 1) << 2)
-        offset = 1 << (self.data.get_element_type().get_bitwidth() - 1)
-        return Tensor((codes.astype(np.int8) - np.int8(offset)).reshape(tuple(self.data.shape)))
 
 
 class Lowering:
@@ -244,7 +177,7 @@ def _quantized(
 
     if not all(pool.map(lambda piece: quantize(*piece), _pieces(num_groups, groups))):
         return None
-    tensor = (_Stored if form.offset else Tensor)(codes)
+    tensor = (StoredCodes if form.offset else Tensor)(codes)
     if given is not None:
         return CompressedWeight(tensor, given.scale, zero_point=given.zero_point)
     zero_point = _stored_zero_points(zero_points, groups, form) if form.is_asymmetric else None
@@ -302,7 +235,7 @@ def _pieces(num_groups: int, groups: _Groups) -> Iterator[tuple[int, int, tuple[
             yield first, min(first + step, num_blocks), (left, min(left + width, groups.num_columns))
 
 
-def _stored_zero_points(zero_points: np.ndarray, groups: _Groups, form: _Format) -> Tensor:
+def _stored_zero_points(zero_points: np.ndarray, groups: _Groups, form: IntegerFormat) -> Tensor:
     stored = ov.Tensor(form.element, ov.Shape(groups.scale_shape))
     padded = np.zeros(-(-zero_points.size // 8) * 8, np.uint8)
     padded[: zero_points.size] = zero_points

@@ -28,7 +28,8 @@ from nncf.tensor.definitions import TensorDataType
 from threadpoolctl import ThreadpoolController
 
 from llmcompress.compression.kernels.estimation import choose, measure, propose, weigh
-from llmcompress.compression.kernels.lowering import FORMATS, agrees, is_by_numpy
+from llmcompress.compression.kernels.formats import FORMATS
+from llmcompress.compression.kernels.lowering import agrees, is_by_numpy
 from llmcompress.compression.kernels.matrices import NotFiniteError, blocks, quantized
 from llmcompress.patching import replaced
 
