@@ -10,8 +10,9 @@ from fake_hub import FakeHub, Repo
 from test_cli import EVALUATION, SPEED
 
 from llmcompress.artifact import manifest_sha256, staging, write_report
-from llmcompress.recipe import Gate, Recipe
-from llmcompress.report import Check, EvalReport, GateRecord
+from llmcompress.recipe import Gate, Recipe, TuneSpec
+from llmcompress.report import Check, EvalReport, GateRecord, TuneReport
+from llmcompress.report.tuning import TuningReference
 
 TOKEN = "hf_canarycanarycanarycanarycanarycanar"
 
@@ -36,6 +37,33 @@ def make_artifact(
 def evaluation(directory: Path, passed: bool | None = True, *checks: Check, digest: str | None = None) -> EvalReport:
     model = EVALUATION.model.model_copy(update={"manifest_sha256": digest or manifest_sha256(directory)})
     return EVALUATION.model_copy(update={"model": model, "gate": GateRecord(passed=passed, checks=checks)})
+
+
+def tuning(directory: Path) -> TuneReport:
+    """A search that found nothing better than the default."""
+    reference = TuningReference(itself=True, provenance=EVALUATION.model.provenance, properties={})
+    return TuneReport(
+        llmcompress_version="1",
+        spec=TuneSpec(dataset="text.txt"),
+        source=directory.name,
+        manifest_sha256=manifest_sha256(directory),
+        device_name="CPU",
+        text=EVALUATION.text,
+        reference=reference,
+        max_kl=0.001,
+        gate=None,
+        trials=(),
+        skipped={},
+        out_of_time=False,
+        verification=None,
+        chosen={},
+        permitted=True,
+        reason="nothing is faster",
+        in_model={},
+        in_profile={},
+        environment=EVALUATION.environment,
+        measured=EVALUATION.measured,
+    )
 
 
 def add_reports(directory: Path) -> Path:

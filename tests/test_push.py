@@ -10,10 +10,22 @@ from pathlib import Path
 
 import pytest
 from fake_hub import FakeHub, Fault, account, new_repo, running, sha256, use
-from push_fixture import TOKEN, add_reports, card, commits, evaluation, files_of, held, make_artifact, model_of, pushed
+from push_fixture import (
+    TOKEN,
+    add_reports,
+    card,
+    commits,
+    evaluation,
+    files_of,
+    held,
+    make_artifact,
+    model_of,
+    pushed,
+    tuning,
+)
 
 from llmcompress import hub
-from llmcompress.artifact import manifest_sha256, replace_report, verify, write_report
+from llmcompress.artifact import replace_report, verify, write_report
 from llmcompress.cli import run
 from llmcompress.errors import ArtifactError, GateError, HubError, SecurityError, UsageError
 from llmcompress.progress import Progress
@@ -237,7 +249,7 @@ def test_reports_of_other_bytes_stay_by_name(fake: FakeHub, model: Path) -> None
     assert set(report.left_out) == {"eval.json", "bench.json", "tune.json"}
     assert "other bytes" in report.left_out["eval.json"]
     assert not set(report.left_out) & set(fake.repos[MODEL].head.files)
-    (model / "tune.json").write_text(json.dumps({"manifest_sha256": manifest_sha256(model)}))
+    write_report(model, "tune.json", tuning(model))
     assert "tune.json" not in pushed(model).left_out
 
 
