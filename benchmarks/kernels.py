@@ -1,9 +1,9 @@
 """Our kernels against NNCF's own functions, on one matrix: the same bytes, in how much time.
 
 Both sides in turn (A B A B ...) in one process, after one call of each that is not counted: NNCF's ``compress_weight``
-as its backend calls it, with the constants made of the result; the scales that its scale estimation and its AWQ find;
-and GPTQ of one layer on 32 windows of 256 activations, whose sums are not added in NNCF's order. Medians, rates in GB
-of stored weights a second, the ratio pair by pair.
+as its backend calls it, with the constants made of the result; the same arithmetic in torch operations; the scales that
+NNCF's scale estimation and its AWQ find; and GPTQ of one layer on 32 windows of 256 activations, whose sums are not
+added in NNCF's order. Medians, rates in GB of stored weights a second, the ratio pair by pair.
 
     python benchmarks/kernels.py
     python benchmarks/kernels.py --rows 1024 --columns 1024 --runs 3
@@ -50,9 +50,13 @@ CASES = (
     ("int4_sym", -1),
     ("int3_sym", 64),
     ("int2_sym", 64),
+    ("nf4", 128),
+    ("fp4", 32),
+    ("fp8_e4m3", -1),
 )
 DTYPES = {"bf16": (ov.Type.bf16, 2), "f16": (ov.Type.f16, 2), "f32": (ov.Type.f32, 4)}
 NUM_SAMPLES = 32
+TORCH_BLOCK_VALUES = 1 << 17
 
 
 def weight_of(rows: int, columns: int, dtype: str) -> Tensor:
@@ -64,6 +68,8 @@ def weight_of(rows: int, columns: int, dtype: str) -> Tensor:
 
 def constants(compressed: Any, config: WeightCompressionConfig) -> list[Any]:
     """As NNCF's backend makes them."""
+    if not config.is_integer:
+        return [compressed.tensor.data, compressed.scale]
     codes, element = compressed.tensor, DTYPE_MAP[config.compression_dtype]
     if config.is_symmetric_represented_by_unsigned:
         codes = codes + 2 ** (config.num_bits - 1)
@@ -122,6 +128,32 @@ def compare_lowering(weight: Tensor, num_bytes: int, runs: int, lowering: Loweri
             )
         )
     return results
+
+
+def compare_torch(weight: Tensor, num_bytes: int, runs: int, lowering: Lowering) -> dict[str, Any]:
+    """The same arithmetic in plain torch operations on blocks of rows, which stay in the cache."""
+    config = WeightCompressionConfig(nncf.CompressWeightsMode.INT4_ASYM, 128)
+    matrix = torch.from_numpy(weight.data.data.view(np.int16)).view(torch.bfloat16)
+    rows = max(1, TORCH_BLOCK_VALUES // matrix.shape[1])
+    least_scale = torch.tensor(torch.finfo(torch.float32).eps)
+
+    def in_torch() -> list[np.ndarray]:
+        parts = []
+        for block in matrix.split(rows):
+            groups = block.float().unflatten(1, (-1, 128))
+            low, high = groups.amin(2, keepdim=True).clamp(max=0), groups.amax(2, keepdim=True).clamp(min=0)
+            scale = (high - low) / 15
+            scale = torch.where(scale.abs() < least_scale, least_scale, scale)
+            zero_point = (-torch.round(low / scale)).clamp(0, 15)
+            codes = (groups / scale).add_(zero_point).round_().clamp_(0, 15).to(torch.uint8)
+            parts.append((codes[..., ::2] | (codes[..., 1::2] << 4), scale.half(), zero_point.to(torch.uint8)))
+        codes, scales, zero_points = (torch.cat(part).flatten() for part in zip(*parts, strict=True))
+        return [codes.numpy(), scales.numpy(), (zero_points[::2] | (zero_points[1::2] << 4)).numpy()]
+
+    def ours() -> list[np.ndarray]:
+        return [c.data for c in constants(lowering.compress_weight(weight, (1,), config), config)]
+
+    return in_turn("int4_asym, groups of 128, against torch in blocks", num_bytes, runs, ours, in_torch)
 
 
 def compare_searches(weight: Tensor, num_bytes: int, runs: int, num_threads: int) -> list[dict[str, Any]]:
@@ -200,9 +232,11 @@ def main() -> None:
     weight = weight_of(args.rows, args.columns, args.dtype)
     num_bytes = args.rows * args.columns * DTYPES[args.dtype][1]
     results = compare_lowering(weight, num_bytes, args.runs, Lowering(args.threads))
+    if args.dtype == "bf16":
+        results.append(compare_torch(weight, num_bytes, args.runs, Lowering(args.threads)))
     results += compare_searches(weight, num_bytes, args.runs, args.threads)
     results.append(compare_gptq(weight, num_bytes, args.runs, args.threads))
-    table = Table("case", "ours", "NNCF", "times as fast", "equal bytes")
+    table = Table("case", "ours", "the other", "times as fast", "equal bytes")
     for result in results:
         rates = result["gb_per_s"]
         speedup = f"{result['speedup']:.1f}"
