@@ -273,6 +273,7 @@ def test_what_nncf_refuses_is_explained(loaded: LoadedModel, calibration_text: P
     assert "activations.ignored_scope" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_through_our_class(saved: Saved, ref_model: Path, calibration_text: Path, tmp_path: Path) -> None:
     output, report = saved()
     model = OVModelForCausalLM.from_pretrained(ref_model, quantization_config=_recipe(calibration_text), compile=False)

@@ -390,6 +390,7 @@ def test_a_damaged_model_fails_the_gate(wikitext: Path, artifact: Artifacts, tmp
     assert {check.name for check in healthy.gate.checks if check.passed} >= {"max_kl", "finite_scores", "finite_logits"}
 
 
+@pytest.mark.slow
 def test_the_recipes_gate_is_applied(ref_model: Path, wikitext: Path, artifact: Artifacts, tmp_path: Path) -> None:
     recipe = llmcompress.load_recipe("int4", ["gate.max_kl=0.0001", "gate.min_top1_agreement=0.5"])
     llmcompress.compress(ref_model, recipe, tmp_path / "gated")

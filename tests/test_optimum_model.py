@@ -89,7 +89,7 @@ def test_the_same_bytes_by_the_stock_class_and_by_ours(name: str, stock_and_ours
 
 
 @pytest.mark.parametrize(
-    "name", ["int4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "awq-se", "int3", "ratio"))]
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("int4", "int8", "awq-se", "int3", "ratio")]
 )
 def test_the_same_bytes_by_the_command_line(
     name: str, stock_and_ours: Callable[[str], Path], demo_checkpoint: Path, tmp_path: Path

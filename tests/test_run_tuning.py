@@ -86,6 +86,7 @@ def failure_of(report: RunReport, name: str) -> tuple[str, str, int]:
     return found.step, found.message, found.exit_code
 
 
+@pytest.mark.slow
 def test_a_tuned_artifact_beside_the_untuned_one(place: Path, calls: Calls, told: list[float]) -> None:
     plan = write_plan(place / "plan.yaml", PLAN)
     report = run_plan(load_plan(plan))
