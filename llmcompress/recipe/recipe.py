@@ -12,7 +12,7 @@ from llmcompress.recipe.activations import Quantization
 from llmcompress.recipe.calibration import Calibration
 from llmcompress.recipe.contradictions import data_refusals
 from llmcompress.recipe.part import Part, Refusal, Text, contradiction
-from llmcompress.recipe.runtime import AS_WEIGHTS, Gate, Runtime
+from llmcompress.recipe.runtime import Gate, Runtime
 from llmcompress.recipe.weights import WeightCompression
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Recipe(Part):
     def _check(self) -> Self:
         for refusal in _refusals(self):
             raise contradiction(refusal)
-        if self.runtime.dynamic_quantization_group_size == AS_WEIGHTS and self.weights is not None:
+        if self.runtime.follows_weights and self.weights is not None:
             group_size = self.weights.effective_group_size
             runtime = self.runtime.model_copy(update={"dynamic_quantization_group_size": group_size})
             # A validator cannot give another record; this one is not anybody's yet.
@@ -131,7 +131,7 @@ def _refusals(recipe: Recipe) -> Iterator[Refusal]:
     if recipe.target == "npu":
         yield from _npu(recipe)
     has_groups = recipe.weights is not None and recipe.weights.effective_group_size > 0
-    if recipe.runtime.dynamic_quantization_group_size == AS_WEIGHTS and not has_groups:
+    if recipe.runtime.follows_weights and not has_groups:
         field = "runtime.dynamic_quantization_group_size"
         yield Refusal(field, "the weights of this recipe have no groups", "write a number, or remove it")
 

@@ -48,6 +48,11 @@ class Runtime(Part):
                 raise contradiction(Refusal(name, f"has no effect on a cache in {precision}", "remove it"))
         return self
 
+    @property
+    def follows_weights(self) -> bool:
+        """Whether the weights' group size is asked for; a recipe puts the number there."""
+        return str(self.dynamic_quantization_group_size) == AS_WEIGHTS
+
     def properties(self) -> dict[str, str]:
         """Return OpenVINO's names and values of the hints that are set."""
         return {name.upper(): str(value) for name, value in self.model_dump(exclude_none=True).items()}
