@@ -97,11 +97,10 @@ def peak_memory(
         if recipe.calibration is not None:
             unread = 0
             statistics = traced + copies + inventory.num_parameters * STATISTICS_BYTES_PER_PARAMETER
-            moments.append(_Moment(statistics, pages))
             moments.append(_Moment(statistics + _gptq_inputs(inventory, recipe), pages))
             worked_on += inventory.num_parameters * DATA_AWARE_BYTES_PER_PARAMETER
         moments.append(_Moment(traced + copies + worked_on, min(pages, pages - unread + read)))
-        # Pages of what NNCF compresses stay.
+        # Where our engine takes no part, pages stay.
         left = pages - inventory.mapped_bytes if codes_bytes else pages
         moments.append(_Moment(kept + copies + size_bytes, left, codes_bytes))
     return PeakMemory(

@@ -20,7 +20,6 @@ from nncf import CompressWeightsMode as Mode
 from nncf.openvino.graph.node_utils import create_ov_const_from_tensor
 from nncf.quantization.algorithms.weight_compression import openvino_backend
 from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
-from nncf.quantization.algorithms.weight_compression.constants import CENTER_OF_NF4_QUANTILES
 from nncf.quantization.algorithms.weight_compression.parameters import CompressedWeight
 from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight as stock_compress_weight
 from nncf.tensor import Tensor
@@ -87,8 +86,7 @@ class Lowering:
         groups = _groups(weight, reduction_axes, config)
         found = None
         if groups is not None and agrees(config.mode, weight.data.get_element_type(), config.group_size):
-            quantize = _quantized if config.mode in FORMATS else _quantized_to_floats
-            found = quantize(weight, groups, config, precomputed, self._pool, self._file_memory)
+            found = _compressed(weight, groups, config, precomputed, self._pool, self._file_memory)
             self.is_ours = found is not None
         if found is None:
             found = stock_compress_weight(weight, reduction_axes, config, precomputed)
@@ -142,7 +140,7 @@ def is_by_numpy(size: int) -> bool:
     return size < _LEAST_SIZE or "NNCF_DISABLE_OPTIMIZED_COMPRESSION" in os.environ
 
 
-def _quantized(
+def _compressed(
     weight: Tensor,
     groups: _Groups,
     config: WeightCompressionConfig,
@@ -151,9 +149,21 @@ def _quantized(
     file_memory: FileMemory | None = None,
 ) -> CompressedWeight | None:
     """None where a value is no finite number."""
-    form, element = FORMATS[config.mode], weight.data.get_element_type()
+    quantized = _quantized if config.mode in FORMATS else _quantized_to_floats
+    return quantized(weight, groups, config, precomputed, pool, file_memory)
+
+
+def _quantized(
+    weight: Tensor,
+    groups: _Groups,
+    config: WeightCompressionConfig,
+    precomputed: CompressedWeight | None,
+    pool: ThreadPoolExecutor,
+    file_memory: FileMemory | None,
+) -> CompressedWeight | None:
+    """None where a value is no finite number."""
+    form = FORMATS[config.mode]
     num_groups = weight.size // groups.size
-    source = weight.data.data.reshape(-1).view(np.uint32 if element == ov.Type.f32 else np.uint16)
     scales, zero_points = np.empty(num_groups, np.float32), np.zeros(num_groups, np.float32)
     given = precomputed if precomputed is not None and precomputed.scale is not None else None
     if given is not None:
@@ -168,7 +178,7 @@ def _quantized(
     codes = _new_tensor(form.element, ov.Shape(groups.shape), file_memory)
     numbers = (np.float32(form.low), np.float32(form.high), form.is_asymmetric, given is not None)
     stored = (np.int32(form.offset), form.num_bits, scales, zero_points, codes.data.reshape(-1).view(np.uint8))
-    weights = (source, np.uint32(_SHIFTS[element]), element == ov.Type.f16, groups.size)
+    weights = _stored_values(weight, groups)
 
     def quantize(first: int, last: int, columns: tuple[int, int]) -> bool:
         if groups.num_columns == 1:
@@ -190,12 +200,11 @@ def _quantized_to_floats(
     config: WeightCompressionConfig,
     precomputed: CompressedWeight | None,
     pool: ThreadPoolExecutor,
-    file_memory: FileMemory | None = None,
+    file_memory: FileMemory | None,
 ) -> CompressedWeight | None:
     """None where a value is no finite number."""
-    form, element = FLOAT_FORMATS[config.mode], weight.data.get_element_type()
+    form = FLOAT_FORMATS[config.mode]
     num_groups = weight.size // groups.size
-    source = weight.data.data.reshape(-1).view(np.uint32 if element == ov.Type.f32 else np.uint16)
     given = precomputed.scale if precomputed is not None else None
     scales = np.empty(num_groups, np.float32)
     if given is not None:
@@ -204,7 +213,7 @@ def _quantized_to_floats(
         scales[:] = given.data.reshape(-1)
     codes = _new_tensor(form.element, ov.Shape(groups.shape), file_memory)
     packed = codes.data.reshape(-1).view(np.uint8)
-    weights = (source, np.uint32(_SHIFTS[element]), element == ov.Type.f16, groups.size)
+    weights = _stored_values(weight, groups)
     rules = (form.midpoints, form.mantissa_bits, form.bias, np.uint32(form.largest_code), np.float32(form.largest))
 
     def quantize(first: int, last: int) -> bool:
@@ -215,6 +224,13 @@ def _quantized_to_floats(
     if not all(pool.map(lambda piece: quantize(*piece[:2]), _pieces(num_groups, groups))):
         return None
     return CompressedWeight(Tensor(codes), given if given is not None else Tensor(scales.reshape(groups.scale_shape)))
+
+
+def _stored_values(weight: Tensor, groups: _Groups) -> tuple[np.ndarray, np.uint32, bool, int]:
+    """What every kernel is told of a weight: its values as stored, how they are widened, the size of its groups."""
+    element = weight.data.get_element_type()
+    source = weight.data.data.reshape(-1).view(np.uint32 if element == ov.Type.f32 else np.uint16)
+    return source, np.uint32(_SHIFTS[element]), element == ov.Type.f16, groups.size
 
 
 def _new_tensor(element: ov.Type, shape: ov.Shape, file_memory: FileMemory | None) -> ov.Tensor:
@@ -253,7 +269,7 @@ def agrees(mode: Mode, element: ov.Type, group_size: int) -> bool:
     groups = _groups(weight, (1,), config)
     assert groups is not None
     with ThreadPoolExecutor(1) as pool:
-        ours = (_quantized if mode in FORMATS else _quantized_to_floats)(weight, groups, config, None, pool)
+        ours = _compressed(weight, groups, config, None, pool)
     assert ours is not None
     return constants(ours, config) == constants(stock_compress_weight(weight, (1,), config), config)
 
@@ -266,7 +282,7 @@ def _sample(element: ov.Type, num_columns: int) -> ov.Tensor:
     values[1] = np.resize(np.arange(-16, 15, dtype=np.float32) / 2, num_columns)
     values[2] = np.resize(np.arange(-448, 449, 7, dtype=np.float32), num_columns)
     values[3] = np.resize(np.arange(-24, 25, dtype=np.float32) / 4, num_columns)
-    midpoints = np.asarray(CENTER_OF_NF4_QUANTILES, np.float32)
+    midpoints = FLOAT_FORMATS[Mode.NF4].midpoints
     around = [np.nextafter(midpoints, np.float32(end)) for end in (-1, 1)]
     values[4] = np.resize(np.concatenate([np.ones(1, np.float32), midpoints, *around]), num_columns)
     values[13:] = np.array([-3, 0, 1e-40], np.float32)[:, None]
