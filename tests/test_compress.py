@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from tiny_models import build_checkpoint
 
 import llmcompress
+from llmcompress.compression import output
 from llmcompress.compression.layers import layer_table
 from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.loaders import LoadedModel, load
@@ -262,6 +265,27 @@ def test_same_bytes_from_another_load(loaded: LoadedModel, checkpoint: Path, tex
     assert first.model_dump(exclude={"measured"}) == second.model_dump(exclude={"measured"})
     for file in first.files:
         assert filecmp.cmp(tmp_path / "first" / file.path, tmp_path / "second" / file.path, shallow=False), file.path
+
+
+def test_the_model_is_hashed_while_the_tokenizers_directories_come_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "openvino_model.bin").write_bytes(b"weights")
+    (tmp_path / "openvino_model.xml").write_bytes(b"graph")
+    (tmp_path / "temporary").mkdir()
+    scandir = os.scandir
+
+    def vanished(path: Path) -> object:
+        if Path(path).name == "temporary":
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanished)
+    found = {record.path: (record.size_bytes, record.sha256) for record in output._model_records(tmp_path)}
+    assert found == {
+        "openvino_model.bin": (7, hashlib.sha256(b"weights").hexdigest()),
+        "openvino_model.xml": (5, hashlib.sha256(b"graph").hexdigest()),
+    }
 
 
 def test_no_tokenizer(loaded: LoadedModel, tmp_path: Path) -> None:

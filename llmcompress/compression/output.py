@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmcompress.artifact import Staging, file_records, write_errors
-from llmcompress.artifact.manifest import NOT_LISTED, entries, file_record
+from llmcompress.artifact.manifest import NOT_LISTED, file_record
 from llmcompress.compression.in_memory import CompressedModel
 from llmcompress.environment import environment_record
 from llmcompress.loaders.json_file import write_json
@@ -95,7 +96,9 @@ def _num_threads() -> int:
 
 def _model_records(directory: Path) -> tuple[FileRecord, ...]:
     """Hashed while the tokenizer is converted; other files of the directory are still being written."""
-    return tuple(file_record(name, entry) for name, entry in entries(directory) if name in MODEL_FILES)
+    # Not the directories in it, which the tokenizer's conversion makes and removes.
+    with os.scandir(directory) as found:
+        return tuple(file_record(entry.name, entry) for entry in found if entry.name in MODEL_FILES)
 
 
 def _save_side_files(compressed: CompressedModel, stage: Staging, progress: Reporter) -> Conversions:
