@@ -48,7 +48,7 @@ from llmcompress.tuning import (
 )
 from llmcompress.tuning import trials as trials_module
 from llmcompress.tuning import verification as verification_module
-from llmcompress.tuning.choice import Limits, better, limits, search, with_front
+from llmcompress.tuning.choice import Limits, better, is_undecided, limits, search, with_front
 from llmcompress.tuning.page import tuning_page
 from llmcompress.tuning.race import SAME, Race, memory_gain, race
 from llmcompress.tuning.space import Device, Dimension, find_space
@@ -338,9 +338,37 @@ def test_a_race_ends_when_it_is_lost_beyond_noise() -> None:
     assert (len(order), whole.finished, whole.judgement) == (12, True, "inside the noise")
 
 
+def test_a_race_goes_on_while_it_is_undecided() -> None:
+    """By as many runs as were asked for, and at most three times as many."""
+    spec = TuneSpec(dataset="wikitext2", workloads=(TINY,), repetitions=3, warmup_runs=1)
+    asked: list[float] = []
+
+    def undecided(gain: Estimate) -> bool:
+        asked.append(gain.value)
+        return len(asked) < 2
+
+    mine, theirs = [0.5] + [0.1] * 9, [0.5] + [0.1] * 3 + [0.4] * 6
+    found, order = raced(mine, theirs, spec, undecided=undecided)
+    assert asked == [pytest.approx(1.0), pytest.approx(2.0)]
+    assert (len(order), found.finished) == (2 * (1 + 6), True)
+    assert found.gain.value == pytest.approx(2.0)
+    assert len(found.speeds[0].prefill_tokens_per_s.values) == 6
+    _, order = raced(mine, theirs, spec, undecided=lambda gain: True)
+    assert len(order) == 2 * (1 + 9)
+
+
+def test_what_looks_better_and_may_not_be_is_undecided() -> None:
+    best = trial("1", estimate(1.2, 0.1))
+    cases = ((1.3, 0.2, True), (1.3, 0.05, False), (1.21, 0.2, False), (1.1, 0.2, False))
+    for value, reach, expected in cases:
+        assert is_undecided(estimate(value, reach), best) == expected, (value, reach)
+    assert not is_undecided(estimate(1.3, 0.2), None)
+    assert not is_undecided(Estimate(value=1.3, standard_error=None, low=None, high=None), best)
+
+
 def test_memory_is_compared_process_by_process() -> None:
     spec = TuneSpec(dataset="wikitext2", workloads=(TINY,), repetitions=3, warmup_runs=0, objective="memory")
-    found, _ = raced([0.1] * 3, [0.1] * 3, spec, beaten=lambda gain: True)
+    found, _ = raced([0.1] * 3, [0.1] * 3, spec, beaten=lambda gain: True, undecided=lambda gain: True)
     assert (found.gain.value, found.gain.low, found.finished) == (pytest.approx(1.5), None, True)
 
 
@@ -520,13 +548,15 @@ def tuned(artifact: Artifacts, wikitext: Path, tmp_path_factory: pytest.TempPath
     patch = pytest.MonkeyPatch()
 
     def told(candidate: Any, default: Any, spec: TuneSpec, **options: Any) -> Race:
-        return race(candidate, default, spec)._replace(gain=next(gains), judgement="better")
+        # The search's are undecided to the end.
+        found = race(candidate, default, spec, undecided=lambda gain: bool(options))
+        return found._replace(gain=next(gains), judgement="better")
 
     # Each is beyond the one before, the last is the verification's.
     gains = iter([estimate(1.2), estimate(1.4), estimate(1.6), estimate(1.8), estimate(1.9)])
     for module in (trials_module, verification_module):
         patch.setattr(module, "race", told)
-    properties = ("DYNAMIC_QUANTIZATION_GROUP_SIZE=64", "KV_CACHE_PRECISION=u8", "KEY_CACHE_PRECISION=f16",
+    properties = ("DYNAMIC_QUANTIZATION_GROUP_SIZE=128", "KV_CACHE_PRECISION=u8", "KEY_CACHE_PRECISION=f16",
                   "VALUE_CACHE_GROUP_SIZE=16", "INFERENCE_NUM_THREADS=1")  # fmt: skip
     llmcompress.tune(output, spec_of(wikitext, properties=properties, max_kl=0.1))
     patch.undo()
@@ -534,7 +564,7 @@ def tuned(artifact: Artifacts, wikitext: Path, tmp_path_factory: pytest.TempPath
 
 
 CHOSEN_IN_MODEL = {
-    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "64",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128",
     "KEY_CACHE_PRECISION": "f16",
     "VALUE_CACHE_GROUP_SIZE": "16",
 }
@@ -556,6 +586,8 @@ def test_a_report_of_the_whole_search(tuned: Path, wikitext: Path) -> None:
     assert report.reference.properties["INFERENCE_PRECISION_HINT"] == "f32"
     assert report.verification is not None
     assert report.verification.gain == estimate(1.9)
+    num_runs = [len(each.speeds[0].decode_tokens_per_s.values) for each in (report.trials[-1], report.verification)]
+    assert num_runs == [3 * report.spec.repetitions] * 2
     assert report.verification.text.token_ids_sha256 != report.text.token_ids_sha256
     assert report.reason == "better than the default beyond noise, in fresh processes and on held-out text"
     assert str(wikitext.parent) not in (tuned / "tune.json").read_text()
@@ -582,7 +614,7 @@ def test_the_new_artifact_is_run_so_by_stock_libraries(tuned: Path, ref_model: P
     model = OVModelForCausalLM.from_pretrained(new, device="CPU")
     model.compile()
     compiled = model.request.get_compiled_model()
-    assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 64
+    assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 128
     assert compiled.get_property("KEY_CACHE_PRECISION").get_type_name() == "f16"
     assert compiled.get_property("VALUE_CACHE_PRECISION").get_type_name() == "u8"
     assert compiled.get_property("VALUE_CACHE_GROUP_SIZE") == 16

@@ -65,7 +65,9 @@ def tune(
         typer.Option("--max-kl", show_default=False, help="Mean KL, nats. Default: 0.001 over the default's"),
     ] = None,
     budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Such as 90s, 10m, 1h30m.")] = "10m",
-    repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Runs of each workload and setting.")] = 5,
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", "-r", help="Of each workload and setting; up to 3 times that.")
+    ] = 5,
     properties: Annotated[
         list[str] | None,
         typer.Option(

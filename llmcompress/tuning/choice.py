@@ -18,6 +18,9 @@ NO_GROUPS = "a cache that is not quantized has no groups"
 MEMORY_STEP = 1.01
 """What one process tells of memory without an interval: less than this is nothing."""
 
+WORTHWHILE = 1.02
+"""A gain over the best so far that is worth more runs where those made do not tell it from noise."""
+
 Measure = Callable[[dict[str, str], Trial | None], Trial]
 
 
@@ -101,6 +104,13 @@ def is_beaten(gain: Estimate, best: Trial | None) -> bool:
     if best is None or best.gain is None or best.gain.low is None or gain.high is None:
         return False
     return gain.high < best.gain.low
+
+
+def is_undecided(gain: Estimate, best: Trial | None) -> bool:
+    """Whether a setting looks better than the best so far and may not be."""
+    if best is None or best.gain is None or gain.low is None:
+        return False
+    return gain.low <= best.gain.value < gain.value / WORTHWHILE
 
 
 def with_front(trials: Iterable[Trial]) -> tuple[Trial, ...]:

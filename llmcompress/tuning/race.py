@@ -16,6 +16,8 @@ from llmcompress.report import Estimate, Judgement, WorkloadSpeed
 
 FEWEST = 3
 """Runs of each side before one may be called beaten."""
+MORE = 3
+"""Times the asked repetitions that an undecided race may take."""
 SAME = Estimate(value=1.0, standard_error=0.0, low=1.0, high=1.0)
 """The default against itself, by definition."""
 
@@ -53,12 +55,14 @@ def race(
     spec: TuneSpec,
     *,
     beaten: Callable[[Estimate], bool] = lambda gain: False,
+    undecided: Callable[[Estimate], bool] = lambda gain: False,
     tick: Callable[[], None] = lambda: None,
 ) -> Race:
-    """Run both on every workload, in turn; stop early where the candidate is beaten.
+    """Run both on every workload, in turn; stop early where the candidate is beaten, go on where it is undecided.
 
     Args:
         beaten: Asked after each repetition from the third on.
+        undecided: Asked when the repetitions are done, whether as many again are worth it.
         tick: Called before each run.
 
     Raises:
@@ -66,8 +70,8 @@ def race(
     """
     sides = {"candidate": candidate, "default": default}
     runs: dict[str, list[list[Run]]] = {side: [[] for _ in spec.workloads] for side in sides}
-    finished = True
-    for repetition in range(-spec.warmup_runs, spec.repetitions):
+    finished, by_speed = True, spec.objective != "memory"
+    for repetition in range(-spec.warmup_runs, MORE * spec.repetitions):
         for number, workload in enumerate(spec.workloads):
             # Who comes first changes, or the order itself would be measured.
             for side in sorted(sides, reverse=bool(repetition % 2)):
@@ -75,15 +79,16 @@ def race(
                 run = sides[side].run(workload.shape(), repetition + spec.warmup_runs)
                 if repetition >= 0:
                     runs[side][number].append(run)
-        early = FEWEST <= repetition + 1 < spec.repetitions and spec.objective != "memory"
-        if early and beaten(_speed_gain(runs, spec)):
+        done = repetition + 1
+        if by_speed and FEWEST <= done < spec.repetitions and beaten(_speed_gain(runs, spec)):
             finished = False
             break
+        # Asked after each run, chance would decide sooner or later.
+        whole = done > 0 and done % spec.repetitions == 0
+        if whole and not (by_speed and undecided(_speed_gain(runs, spec))):
+            break
     memory, default_memory = candidate.memory(), default.memory()
-    if spec.objective == "memory":
-        gain = memory_gain([memory], [default_memory], spec.confidence)
-    else:
-        gain = _speed_gain(runs, spec)
+    gain = _speed_gain(runs, spec) if by_speed else memory_gain([memory], [default_memory], spec.confidence)
     return Race(
         gain=gain,
         judgement=judge_ratio(gain),

@@ -11,7 +11,7 @@ from llmcompress.errors import UsageError
 from llmcompress.progress import Progress, Reporter
 from llmcompress.recipe import TuneSpec
 from llmcompress.report import Trial
-from llmcompress.tuning.choice import Limits, is_beaten, search
+from llmcompress.tuning.choice import Limits, is_beaten, is_undecided, search
 from llmcompress.tuning.damage import Models, divergence_under
 from llmcompress.tuning.race import Race, race, start
 from llmcompress.tuning.space import Space, text_of
@@ -72,7 +72,13 @@ def _trial(
     try:
         client, effective = start(bench.directory, bench.name, spec.device, properties)
         with client:
-            made = race(client, bench.default, spec, beaten=lambda gain: is_beaten(gain, best))
+            made = race(
+                client,
+                bench.default,
+                spec,
+                beaten=lambda gain: is_beaten(gain, best),
+                undecided=lambda gain: is_undecided(gain, best),
+            )
     except UsageError as error:
         if given:
             raise
