@@ -78,18 +78,17 @@ def test_needs_and_uses_data() -> None:
     assert flags(mode="adaptive_codebook") == (True, True)
 
 
-def test_dynamic_quantization_takes_the_weights_groups() -> None:
-    runtime = {"runtime": {"dynamic_quantization_group_size": "weights"}}
-    for weights, group_size in (
-        ({"mode": "int4_sym"}, 128),
-        ({"mode": "int4_sym", "group_size": 64}, 64),
-        ({"mode": "mxfp4"}, 32),
-    ):
-        recipe = Recipe.model_validate({"name": "test", "weights": weights, **runtime})
-        assert recipe.runtime.properties() == {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group_size)}
-        again = {"name": "test", "weights": weights, "runtime": {"dynamic_quantization_group_size": group_size}}
-        assert recipe == Recipe.model_validate(again)
-        assert hash(recipe) == hash(Recipe.model_validate(again))
+def test_dynamic_quantization_takes_the_smallest_of_the_weights_groups() -> None:
+    """Written as a word until the groups are known."""
+    weights = {"mode": "int4_sym", "group_size_fallback": "adjust"}
+    asked = {"name": "test", "weights": weights, "runtime": {"dynamic_quantization_group_size": "weights"}}
+    recipe = Recipe.model_validate(asked)
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    for group_sizes, group_size in (({128}, 128), ({128, 64}, 64), (set(), None)):
+        expected = {} if group_size is None else {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group_size)}
+        assert recipe.runtime.resolved(group_sizes).properties() == expected
+    by_hand = Runtime(dynamic_quantization_group_size=32)
+    assert by_hand.resolved({128}) == by_hand
 
 
 def test_runtime_properties_are_names_that_openvino_knows() -> None:

@@ -363,14 +363,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "0",
     ),
     (
-        {"weights": {"mode": "int8_asym"}, "runtime": {"dynamic_quantization_group_size": "weights"}},
-        "runtime.dynamic_quantization_group_size",
-        "the weights of this recipe have no groups",
-    ),
-    (
         {"method": "none", "runtime": {"dynamic_quantization_group_size": "weights"}},
         "runtime.dynamic_quantization_group_size",
-        "no groups",
+        "this recipe compresses no weights to follow",
     ),
     ({"weights": INT4, "gate": {"max_kl": 0}}, "gate.max_kl", "greater than 0"),
     # texts

@@ -98,7 +98,7 @@ def _parameters(manifest: CompressionReport) -> list[dict[str, str]]:
             for name, values in recipe.activations.ignored_scope
             if values
         }
-    found |= {f"runtime.{name}": str(value) for name, value in recipe.runtime if value is not None}
+    found |= {f"runtime.{name.lower()}": value for name, value in manifest.runtime_options.items()}
     calibration, used = recipe.calibration, manifest.calibration
     if calibration is not None and used is not None:
         found["calibration"] = (

@@ -25,7 +25,14 @@ from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Recipe
-from llmcompress.report import AccuracyRecord, ActivationRecord, CalibrationRecord, Engine, LayerRecord
+from llmcompress.report import (
+    AccuracyRecord,
+    ActivationRecord,
+    CalibrationRecord,
+    Engine,
+    LayerRecord,
+    runtime_options,
+)
 from llmcompress.stages import Stages
 
 if TYPE_CHECKING:
@@ -126,11 +133,11 @@ def compress_in_memory(
         with stages.stage("compress"):
             file_memory = FileMemory(scratch_dir) if predicted.codes_on_disk else None
             loaded, accuracy, ours = _carried_out(loaded, recipe, windows, make_metric, engine, file_memory, progress)
-            # Where the plugin reads them.
-            for name, value in recipe.runtime.properties().items():
-                loaded.model.set_rt_info(value, ["runtime_options", name])
             modes = [weights.mode for weights in recipe.weight_passes]
             layers = layer_table(loaded.model, next((mode for mode in modes if mode in CODEBOOKS), None), ours)
+            # Where the plugin reads them.
+            for name, value in runtime_options(recipe, layers).items():
+                loaded.model.set_rt_info(value, ["runtime_options", name])
             check_target(recipe, layers)
             activations = activation_record(loaded.model, recipe.activations, accuracy) if recipe.activations else None
     return CompressedModel(

@@ -47,11 +47,6 @@ class Recipe(Part):
     def _check(self) -> Self:
         for refusal in _refusals(self):
             raise contradiction(refusal)
-        if self.runtime.follows_weights and self.weights is not None:
-            group_size = self.weights.effective_group_size
-            runtime = self.runtime.model_copy(update={"dynamic_quantization_group_size": group_size})
-            # A validator cannot give another record; this one is not anybody's yet.
-            object.__setattr__(self, "runtime", runtime)
         return self
 
     def portable(self) -> Recipe:
@@ -130,10 +125,9 @@ def _refusals(recipe: Recipe) -> Iterator[Refusal]:
             yield refusal._replace(field=f"{place}.{refusal.field}" if refusal.field else "calibration")
     if recipe.target == "npu":
         yield from _npu(recipe)
-    has_groups = recipe.weights is not None and recipe.weights.effective_group_size > 0
-    if recipe.runtime.follows_weights and not has_groups:
+    if recipe.runtime.follows_weights and recipe.weights is None:
         field = "runtime.dynamic_quantization_group_size"
-        yield Refusal(field, "the weights of this recipe have no groups", "write a number, or remove it")
+        yield Refusal(field, "this recipe compresses no weights to follow", "write a number, or remove it")
 
 
 def _parts(recipe: Recipe) -> Iterator[Refusal]:

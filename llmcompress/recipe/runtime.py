@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from llmcompress.recipe.part import MAX_COUNT, Part, Refusal, contradiction
 
@@ -13,9 +14,12 @@ GroupSize = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 AS_WEIGHTS = "weights"
 
 
-def _as_weights(value: object, check: ValidatorFunctionWrapHandler) -> object:
+def _number_or_weights(value: object, check: ValidatorFunctionWrapHandler) -> object:
     # No union of types: its errors would name its members.
     return value if value == AS_WEIGHTS else check(value)
+
+
+_GroupSizeOrWeights = Annotated[GroupSize, WrapValidator(_number_or_weights), PlainSerializer(lambda value: value)]
 
 
 class Runtime(Part):
@@ -29,9 +33,10 @@ class Runtime(Part):
     key_cache_group_size: GroupSize | None = None
     """Channels that share a scale; 0: all of a head."""
     value_cache_group_size: GroupSize | None = None
-    dynamic_quantization_group_size: Annotated[GroupSize, WrapValidator(_as_weights)] | None = None
-    """Activations that share a scale; 0 switches dynamic quantization off. Fast: the weights' group size, for which
-    ``weights`` may be written: a recipe then holds the number."""
+    dynamic_quantization_group_size: _GroupSizeOrWeights | None = None
+    """Activations that share a scale; 0 switches dynamic quantization off. ``weights``: the smallest group that the
+    model's integer weights were given, beyond which the CPU plugin gets slower; where they have none, the plugin
+    decides."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -50,11 +55,18 @@ class Runtime(Part):
 
     @property
     def follows_weights(self) -> bool:
-        """Whether the weights' group size is asked for; a recipe puts the number there."""
+        """Whether the weights' group size is asked for."""
         return str(self.dynamic_quantization_group_size) == AS_WEIGHTS
 
+    def resolved(self, group_sizes: Iterable[int]) -> Self:
+        """Return the hints of a model whose integer weights have these groups, a number in the place of ``weights``."""
+        if not self.follows_weights:
+            return self
+        return self.model_copy(update={"dynamic_quantization_group_size": min(group_sizes, default=None)})
+
     def properties(self) -> dict[str, str]:
-        """Return OpenVINO's names and values of the hints that are set."""
+        """Return OpenVINO's names and values of the hints that are set; of a model's they are resolved."""
+        assert not self.follows_weights
         return {name.upper(): str(value) for name, value in self.model_dump(exclude_none=True).items()}
 
 

@@ -22,6 +22,8 @@ from llmcompress.report.compression import (
     LayerRecord,
     OperationCount,
     RevertRecord,
+    integer_group_sizes,
+    runtime_options,
 )
 from llmcompress.report.evaluation import (
     Check,
@@ -111,4 +113,6 @@ __all__ = [
     "TuningVerification",
     "Verdict",
     "WorkloadSpeed",
+    "integer_group_sizes",
+    "runtime_options",
 ]

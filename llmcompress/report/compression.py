@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from llmcompress.recipe import Recipe
@@ -29,6 +30,17 @@ class LayerRecord(Record):
 
     The same bytes by either, but for GPTQ: its sums are rounded otherwise, so that a few codes differ.
     """
+
+
+def integer_group_sizes(layers: Iterable[LayerRecord]) -> set[int]:
+    """Group sizes of integer weights, which alone meet dynamically quantized activations; not of those per channel."""
+    sizes = {layer.group_size for layer in layers if layer.mode.startswith("int")}
+    return {size for size in sizes if size is not None and size > 0}
+
+
+def runtime_options(recipe: Recipe, layers: Iterable[LayerRecord]) -> dict[str, str]:
+    """The recipe's hints by OpenVINO's names, for a model with these layers."""
+    return recipe.runtime.resolved(integer_group_sizes(layers)).properties()
 
 
 class CalibrationRecord(Record):
@@ -131,3 +143,8 @@ class CompressionReport(Record):
     """None where the runtime options are the recipe's own."""
     files: tuple[FileRecord, ...]
     measured: Measured
+
+    @property
+    def runtime_options(self) -> dict[str, str]:
+        """What the model holds for the plugin, by OpenVINO's names."""
+        return runtime_options(self.recipe, self.layers)

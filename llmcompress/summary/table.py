@@ -180,7 +180,7 @@ def _record(comparison: Comparison, number: int) -> dict[str, Any]:
     if row.evaluation is not None:
         found |= _estimate("perplexity", row.evaluation.model.perplexity.perplexity)
         found |= {"verdict": row.evaluation.verdict, "gate_passed": row.evaluation.gate.passed}
-    if options := row.manifest.recipe.runtime.properties():
+    if options := row.manifest.runtime_options:
         found["runtime_options"] = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
     if (tuning := row.manifest.tuning) is not None:
         found |= {"tuning_objective": tuning.objective} | _estimate("tuning_gain", tuning.gain)
@@ -220,7 +220,7 @@ def _case(row: Row) -> BenchCase | None:
 def _hints(rows: Sequence[Row]) -> tuple[Line, ...]:
     """Runtime options that models hold, and what was gained by tuning; no lines where there is nothing to tell."""
     found = []
-    options = [row.manifest.recipe.runtime.properties() for row in rows]
+    options = [row.manifest.runtime_options for row in rows]
     if any(options):
         found.append(Line("runtime options", tuple(map(settings_text, options)), numeric=False))
     tunings = [row.manifest.tuning for row in rows]

@@ -22,7 +22,7 @@ from llmcompress.loaders.ir import read_ir
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Recipe, Runtime, RuntimeProfile, dump_recipe
 from llmcompress.recipe.problems import from_options
-from llmcompress.report import CompressionReport, FileRecord, TuneReport, TuningOrigin
+from llmcompress.report import CompressionReport, FileRecord, TuneReport, TuningOrigin, runtime_options
 from llmcompress.runtime import check_device, compile_model, effective_properties
 
 TUNE_REPORT = "tune.json"
@@ -95,7 +95,7 @@ def apply_tuning(
                 (stage.path / record.path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(directory / record.path, stage.path / record.path)
         (stage.path / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8", newline="\n")
-        _save(directory, stage.path, recipe.runtime)
+        _save(directory, stage.path, runtime_options(recipe, manifest.layers))
         progress(Progress("save", 1, 2))
         _check_read_back(stage.path, report)
         files = file_records(stage.path)
@@ -192,11 +192,11 @@ def _with_options(recipe: Recipe, options: dict[str, str]) -> Recipe:
     return recipe.model_copy(update={"runtime": from_options(Runtime, {**found, **given})})
 
 
-def _save(directory: Path, output: Path, runtime: Runtime) -> None:
+def _save(directory: Path, output: Path, options: dict[str, str]) -> None:
     import openvino as ov
 
     model = read_ir(directory)
-    for name, value in runtime.properties().items():
+    for name, value in options.items():
         model.set_rt_info(value, ["runtime_options", name])
     number_nodes(model)
     ov.save_model(model, output / MODEL_XML, compress_to_fp16=False)

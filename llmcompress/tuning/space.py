@@ -9,7 +9,7 @@ from llmcompress.errors import UsageError
 from llmcompress.recipe import Runtime, TuneSpec
 from llmcompress.recipe.problems import did_you_mean
 from llmcompress.recipe.tuning import Scope
-from llmcompress.report import CompressionReport
+from llmcompress.report import CompressionReport, integer_group_sizes
 from llmcompress.runtime import check_device, effective_properties
 
 _NO_INTEGER_WEIGHTS = "the model has no integer weights, which alone meet quantized activations"
@@ -163,7 +163,7 @@ def _asked(asked: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Iterable
 
 def _known(manifest: CompressionReport, config: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[dict[str, str]]]]:
     """The properties that trade speed, memory and exactness, those with the largest effect first."""
-    groups = {layer.group_size for layer in manifest.layers if layer.group_size and layer.group_size > 0}
+    groups = integer_group_sizes(manifest.layers)
     hidden = config.get("hidden_size")
     # One scale for a whole token. The CPU plugin takes a group beyond a layer's width as none at all.
     whole = [hidden] if isinstance(hidden, int) and hidden > 0 else []
