@@ -413,8 +413,16 @@ def test_what_the_stock_path_cannot_carry_is_refused_by_name(text: Path) -> None
         assert caught.value.where == f"recipe {recipe.name}: {field}"
         assert problem in caught.value.message
         assert caught.value.hint
-    carried = load_recipe("int4", ["runtime.dynamic_quantization_group_size=64"]).to_quantization_config()
-    assert carried.dq_group_size == 64  # type: ignore[attr-defined]
+    for overrides, group_size in (
+        (["runtime.dynamic_quantization_group_size=64"], 64),
+        ([], 128),
+        (["weights.group_size=64"], 64),
+        (["weights.group_size=-1", "weights.group_size_fallback=error"], None),
+        (["weights.mode=nf4"], None),
+        (["runtime=null"], None),
+    ):
+        carried = load_recipe("int4", overrides).to_quantization_config()
+        assert carried.dq_group_size == group_size, overrides  # type: ignore[attr-defined]
 
 
 def test_a_missing_text_is_said_before_anything_slow(tmp_path: Path) -> None:
