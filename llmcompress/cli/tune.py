@@ -66,7 +66,7 @@ def tune(
     ] = None,
     budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Such as 90s, 10m, 1h30m.")] = "10m",
     repetitions: Annotated[
-        int, typer.Option("--repetitions", "-r", help="Of each workload and setting; up to 3 times that.")
+        int, typer.Option("--repetitions", "-r", help="Runs of each workload and setting; up to 3 times that.")
     ] = 5,
     properties: Annotated[
         list[str] | None,
