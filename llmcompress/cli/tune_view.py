@@ -70,12 +70,13 @@ def _trials_table(report: TuneReport) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
     table.add_column("setting", overflow="fold", min_width=24)
-    for title in ("prefill tokens/s", "decode tokens/s", "gain", "memory", "KL, nats", "top-1"):
-        table.add_column(title, justify="right", no_wrap=title != "KL, nats")
-    table.add_column("", no_wrap=True)
-    for trial in report.trials:
+    for title in ("prefill\ntokens/s", "decode\ntokens/s", "gain", "memory", "KL,\nnats", "top-1"):
+        table.add_column(title, justify="right", no_wrap="KL" not in title)
+    remarks = [remark_text(each, reason=False) for each in report.trials]
+    table.add_column("", no_wrap=True, min_width=max(len(line) for remark in remarks for line in remark.split("\n")))
+    for trial, remark in zip(report.trials, remarks, strict=True):
         lost = trial.divergence
         table.add_row(
             Text(settings_text(trial.properties, "\n"), style="bold" if trial.properties == report.chosen else ""),
@@ -85,7 +86,7 @@ def _trials_table(report: TuneReport) -> Table:
             "" if trial.steady_rss_bytes is None else size_text(trial.steady_rss_bytes),
             "not measured" if lost is None else f"{lost.kl_divergence.value:.3g}",
             "" if lost is None else f"{lost.top1_agreement.value:.1%}",
-            remark_text(trial, reason=False),
+            remark,
         )
     return table
 
