@@ -20,7 +20,7 @@ from llmcompress.errors import ModelError
 from llmcompress.file_memory import FileMemory
 from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.checking import weights_checked
-from llmcompress.loaders.graph import is_compressed
+from llmcompress.loaders.graph import is_compressed, set_runtime_options
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights
 from llmcompress.progress import Progress, Reporter, silent
@@ -135,9 +135,7 @@ def compress_in_memory(
             loaded, accuracy, ours = _carried_out(loaded, recipe, windows, make_metric, engine, file_memory, progress)
             modes = [weights.mode for weights in recipe.weight_passes]
             layers = layer_table(loaded.model, next((mode for mode in modes if mode in CODEBOOKS), None), ours)
-            # Where the plugin reads them.
-            for name, value in runtime_options(recipe, layers).items():
-                loaded.model.set_rt_info(value, ["runtime_options", name])
+            set_runtime_options(loaded.model, runtime_options(recipe, layers))
             check_target(recipe, layers)
             activations = activation_record(loaded.model, recipe.activations, accuracy) if recipe.activations else None
     return CompressedModel(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
@@ -58,6 +59,12 @@ def forget_conversion(model: ov.Model) -> None:
         for name in CONVERSION_MARKS:
             if name in marks:
                 del marks[name]
+
+
+def set_runtime_options(model: ov.Model, options: Mapping[str, str]) -> None:
+    """Put options, by OpenVINO's names, where a plugin reads them in a model."""
+    for name, value in options.items():
+        model.set_rt_info(value, ["runtime_options", name])
 
 
 def number_nodes(model: ov.Model) -> None:

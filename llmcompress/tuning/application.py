@@ -17,7 +17,7 @@ from llmcompress.artifact import (
 from llmcompress.artifact.exchange import replace_file
 from llmcompress.environment import quiet_libraries
 from llmcompress.errors import ArtifactError, LlmcompressError, UsageError
-from llmcompress.loaders.graph import number_nodes
+from llmcompress.loaders.graph import number_nodes, set_runtime_options
 from llmcompress.loaders.ir import read_ir
 from llmcompress.progress import Progress, Reporter, silent
 from llmcompress.recipe import Recipe, Runtime, RuntimeProfile, dump_recipe
@@ -196,8 +196,7 @@ def _save(directory: Path, output: Path, options: dict[str, str]) -> None:
     import openvino as ov
 
     model = read_ir(directory)
-    for name, value in options.items():
-        model.set_rt_info(value, ["runtime_options", name])
+    set_runtime_options(model, options)
     number_nodes(model)
     ov.save_model(model, output / MODEL_XML, compress_to_fp16=False)
 

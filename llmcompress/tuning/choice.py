@@ -17,7 +17,6 @@ OUT_OF_TIME = "the budget was over"
 NO_GROUPS = "a cache that is not quantized has no groups"
 MEMORY_STEP = 1.01
 """What one process tells of memory without an interval: less than this is nothing."""
-
 WORTHWHILE = 1.02
 """A gain over the best so far that is worth more runs where those made do not tell it from noise."""
 

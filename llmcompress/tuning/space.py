@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from llmcompress.errors import UsageError
+from llmcompress.loaders.graph import set_runtime_options
 from llmcompress.recipe import Runtime, TuneSpec
 from llmcompress.recipe.problems import did_you_mean
 from llmcompress.recipe.tuning import Scope
@@ -58,8 +59,7 @@ class Device:
         import openvino as ov
 
         model = _one_operation()
-        for name, value in (options or {}).items():
-            model.set_rt_info(value, ["runtime_options", name])
+        set_runtime_options(model, options or {})
         try:
             compiled = ov.Core().compile_model(model, self.name, dict(properties))
             return effective_properties(compiled, self.writable)
