@@ -86,7 +86,7 @@ class Lowering:
         groups = _groups(weight, reduction_axes, config)
         found = None
         if groups is not None and agrees(config.mode, weight.data.get_element_type(), config.group_size):
-            found = _compressed(weight, groups, config, precomputed, self._pool, self._file_memory)
+            found = _compressed(_Work(weight, groups, config, precomputed, self._pool, self._file_memory))
             self.is_ours = found is not None
         if found is None:
             found = stock_compress_weight(weight, reduction_axes, config, precomputed)
@@ -140,28 +140,24 @@ def is_by_numpy(size: int) -> bool:
     return size < _LEAST_SIZE or "NNCF_DISABLE_OPTIMIZED_COMPRESSION" in os.environ
 
 
-def _compressed(
-    weight: Tensor,
-    groups: _Groups,
-    config: WeightCompressionConfig,
-    precomputed: CompressedWeight | None,
-    pool: ThreadPoolExecutor,
-    file_memory: FileMemory | None = None,
-) -> CompressedWeight | None:
-    """None where a value is no finite number."""
-    quantized = _quantized if config.mode in FORMATS else _quantized_to_floats
-    return quantized(weight, groups, config, precomputed, pool, file_memory)
+class _Work(NamedTuple):
+    """A weight to be compressed, and what with."""
+
+    weight: Tensor
+    groups: _Groups
+    config: WeightCompressionConfig
+    precomputed: CompressedWeight | None
+    pool: ThreadPoolExecutor
+    file_memory: FileMemory | None = None
 
 
-def _quantized(
-    weight: Tensor,
-    groups: _Groups,
-    config: WeightCompressionConfig,
-    precomputed: CompressedWeight | None,
-    pool: ThreadPoolExecutor,
-    file_memory: FileMemory | None,
-) -> CompressedWeight | None:
+def _compressed(work: _Work) -> CompressedWeight | None:
     """None where a value is no finite number."""
+    return _quantized(work) if work.config.mode in FORMATS else _quantized_to_floats(work)
+
+
+def _quantized(work: _Work) -> CompressedWeight | None:
+    weight, groups, config, precomputed, pool, file_memory = work
     form = FORMATS[config.mode]
     num_groups = weight.size // groups.size
     scales, zero_points = np.empty(num_groups, np.float32), np.zeros(num_groups, np.float32)
@@ -194,15 +190,8 @@ def _quantized(
     return CompressedWeight(tensor, Tensor(scales.reshape(groups.scale_shape)), zero_point=zero_point)
 
 
-def _quantized_to_floats(
-    weight: Tensor,
-    groups: _Groups,
-    config: WeightCompressionConfig,
-    precomputed: CompressedWeight | None,
-    pool: ThreadPoolExecutor,
-    file_memory: FileMemory | None,
-) -> CompressedWeight | None:
-    """None where a value is no finite number."""
+def _quantized_to_floats(work: _Work) -> CompressedWeight | None:
+    weight, groups, config, precomputed, pool, file_memory = work
     form = FLOAT_FORMATS[config.mode]
     num_groups = weight.size // groups.size
     given = precomputed.scale if precomputed is not None else None
@@ -269,7 +258,7 @@ def agrees(mode: Mode, element: ov.Type, group_size: int) -> bool:
     groups = _groups(weight, (1,), config)
     assert groups is not None
     with ThreadPoolExecutor(1) as pool:
-        ours = _compressed(weight, groups, config, None, pool)
+        ours = _compressed(_Work(weight, groups, config, None, pool))
     assert ours is not None
     return constants(ours, config) == constants(stock_compress_weight(weight, (1,), config), config)
 
