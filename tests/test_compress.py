@@ -307,18 +307,18 @@ def test_hints_reach_the_compiled_model(loaded: LoadedModel, tmp_path: Path) -> 
 
 
 def test_a_hint_follows_the_groups_that_the_weights_were_given(tmp_path: Path) -> None:
-    """Its channels leave one kind of layers with half the groups that were asked for; a model with none keeps none."""
+    """Its channels leave one kind of layers half the groups that were asked for; what is left alone has none."""
     import openvino as ov
 
     source = build_checkpoint(tmp_path / "odd", "llama", hidden_size=128, intermediate_size=320, num_hidden_layers=1)
     loaded = llmcompress.load(source, tokenizer=False)
-    per_channel = ["weights.group_size=-1", "weights.group_size_fallback=error"]
-    for name, overrides, group_size in (("adjusted", [], 64), ("per-channel", per_channel, None)):
+    ignoring = ["weights.group_size=256", "weights.group_size_fallback=ignore"]
+    for name, overrides, group_size in (("adjusted", [], 64), ("ignored", ignoring, None)):
         recipe = llmcompress.load_recipe("int4", overrides)
         assert recipe.runtime.follows_weights
         report = llmcompress.compress(loaded, recipe, tmp_path / name, tokenizer=False)
         groups = {layer.group_size for layer in report.layers if layer.mode == "int4_asym"}
-        assert groups == ({128, 64} if group_size else {-1})
+        assert groups == ({128, 64} if group_size else set())
         assert report.recipe == llmcompress.load_recipe(tmp_path / name / "recipe.yaml") == recipe
         assert report.runtime_options == ({"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"} if group_size else {})
         model = ov.Core().read_model(tmp_path / name / "openvino_model.xml")

@@ -417,8 +417,6 @@ def test_what_the_stock_path_cannot_carry_is_refused_by_name(text: Path) -> None
         (["runtime.dynamic_quantization_group_size=64"], 64),
         ([], 128),
         (["weights.group_size=64"], 64),
-        (["weights.group_size=-1", "weights.group_size_fallback=error"], None),
-        (["weights.mode=nf4"], None),
         (["runtime=null"], None),
     ):
         carried = load_recipe("int4", overrides).to_quantization_config()

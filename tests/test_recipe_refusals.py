@@ -363,9 +363,19 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "0",
     ),
     (
+        {"weights": {"mode": "int8_asym"}, "runtime": {"dynamic_quantization_group_size": "weights"}},
+        "runtime.dynamic_quantization_group_size",
+        "the weights of this recipe have no groups",
+    ),
+    (
+        {"weights": {"mode": "nf4"}, "runtime": {"dynamic_quantization_group_size": "weights"}},
+        "runtime.dynamic_quantization_group_size",
+        "no groups of integers",
+    ),
+    (
         {"method": "none", "runtime": {"dynamic_quantization_group_size": "weights"}},
         "runtime.dynamic_quantization_group_size",
-        "this recipe compresses no weights to follow",
+        "no groups",
     ),
     ({"weights": INT4, "gate": {"max_kl": 0}}, "gate.max_kl", "greater than 0"),
     # texts

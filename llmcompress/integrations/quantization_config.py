@@ -216,10 +216,7 @@ class OVRecipeWeightConfig(OVRecipeConfig, OVWeightQuantizationConfig):  # type:
     @property
     def dq_group_size(self) -> int | None:
         """The one runtime hint that Optimum writes into the model, which it does not look at for it."""
-        weights = self._weights
-        has_groups = weights.mode.startswith("int") and weights.effective_group_size > 0
-        groups = [weights.effective_group_size] if has_groups else []
-        return self.recipe.runtime.resolved(groups).dynamic_quantization_group_size
+        return self.recipe.runtime.resolved(self._weights.integer_group_sizes).dynamic_quantization_group_size
 
     def to_nncf_dict(self) -> dict[str, Any]:
         """The arguments of ``nncf.compress_weights``."""

@@ -125,9 +125,9 @@ def _refusals(recipe: Recipe) -> Iterator[Refusal]:
             yield refusal._replace(field=f"{place}.{refusal.field}" if refusal.field else "calibration")
     if recipe.target == "npu":
         yield from _npu(recipe)
-    if recipe.runtime.follows_weights and recipe.weights is None:
+    if recipe.runtime.follows_weights and not any(weights.integer_group_sizes for weights in recipe.weight_passes):
         field = "runtime.dynamic_quantization_group_size"
-        yield Refusal(field, "this recipe compresses no weights to follow", "write a number, or remove it")
+        yield Refusal(field, "the weights of this recipe have no groups of integers", "write a number, or remove it")
 
 
 def _parts(recipe: Recipe) -> Iterator[Refusal]:

@@ -35,7 +35,7 @@ class Runtime(Part):
     value_cache_group_size: GroupSize | None = None
     dynamic_quantization_group_size: _GroupSizeOrWeights | None = None
     """Activations that share a scale; 0 switches dynamic quantization off. ``weights``: the smallest group that the
-    model's integer weights were given, beyond which the CPU plugin gets slower; where they have none, the plugin
+    model's integer weights were given, beyond which the CPU plugin gets slower; where a model leaves none, the plugin
     decides."""
 
     @model_validator(mode="after")

@@ -106,6 +106,12 @@ class WeightCompression(Part):
         return default_group_size(self.mode) if self.group_size is None else self.group_size
 
     @property
+    def integer_group_sizes(self) -> tuple[int, ...]:
+        """The group size where integers have one, else nothing: what dynamically quantized activations can follow."""
+        size = self.effective_group_size
+        return (size,) if self.mode.startswith("int") and size > 0 else ()
+
+    @property
     def effective_backup_mode(self) -> BackupMode:
         """The backup mode NNCF works with."""
         return self.backup_mode or DEFAULT_BACKUP.get(self.mode, "int8_asym")

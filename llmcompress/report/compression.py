@@ -31,10 +31,15 @@ class LayerRecord(Record):
     The same bytes by either, but for GPTQ: its sums are rounded otherwise, so that a few codes differ.
     """
 
+    @property
+    def is_integer(self) -> bool:
+        """Whether it holds integers, which alone meet dynamically quantized activations."""
+        return self.mode.startswith("int")
+
 
 def integer_group_sizes(layers: Iterable[LayerRecord]) -> set[int]:
-    """Group sizes of integer weights, which alone meet dynamically quantized activations; not of those per channel."""
-    sizes = {layer.group_size for layer in layers if layer.mode.startswith("int")}
+    """Group sizes of integer weights; not of those per channel."""
+    sizes = {layer.group_size for layer in layers if layer.is_integer}
     return {size for size in sizes if size is not None and size > 0}
 
 

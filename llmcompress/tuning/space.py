@@ -225,7 +225,7 @@ def _summed_up(skipped: Mapping[str, str]) -> dict[str, str]:
 
 
 def _has_integer_weights(manifest: CompressionReport) -> bool:
-    return any(layer.mode.startswith("int") for layer in manifest.layers)
+    return any(layer.is_integer for layer in manifest.layers)
 
 
 def _head_size(config: Mapping[str, Any]) -> int | None:
