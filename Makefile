@@ -29,7 +29,7 @@ format: $(INSTALLED)
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis llmcompress-demo
 
-$(INSTALLED): pyproject.toml llmcompress/tested_versions.txt
+$(INSTALLED): pyproject.toml llmcompress/cli/tested_versions.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint llmcompress/tested_versions.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint llmcompress/cli/tested_versions.txt --editable '.[dev]'
 	touch $@

@@ -20,8 +20,8 @@ from generated_llama import TOKENIZER
 from transformers import AutoTokenizer
 
 import llmcompress
-from llmcompress.compression.activations import quantize_arguments
-from llmcompress.compression.nncf_runs import model_inputs
+from llmcompress.compression.nncf.activations import quantize_arguments
+from llmcompress.compression.nncf.runs import model_inputs
 from llmcompress.data import Windows, calibration_windows
 from llmcompress.evaluation.accuracy import accuracy_metric
 

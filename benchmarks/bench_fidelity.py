@@ -27,7 +27,7 @@ from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.genai_engine import GenaiEngine
 from llmcompress.benchmarking.ratios import paired_ratio
 from llmcompress.benchmarking.timing import decode_tokens_per_s, prefill_tokens_per_s, ttft_s
-from llmcompress.recipe.benchmark import Shape
+from llmcompress.spec.benchmark import Shape
 
 TOLERANCE = 0.05
 

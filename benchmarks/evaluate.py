@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.table import Table
 
 import llmcompress
+from llmcompress.data.protocols import Windows, evaluation_windows
+from llmcompress.data.tokens import text_encoder
 from llmcompress.evaluation.graph import add_scores, vocabulary_size
 from llmcompress.evaluation.scoring import batches, calls, score
-from llmcompress.evaluation.tokens import text_encoder
-from llmcompress.evaluation.windows import Windows, evaluation_windows
+from llmcompress.graph.device import decoder_inputs, input_names
 from llmcompress.loaders.source import resolve
-from llmcompress.runtime import decoder_inputs, input_names
 
 TEXT = TOKENIZER / "heldout.txt"
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-TOKENIZER = Path(__file__).parent.parent / "llmcompress" / "demo_checkpoint"
+TOKENIZER = Path(__file__).parent.parent / "llmcompress" / "cli" / "demo_checkpoint"
 STANDARD_DEVIATION = 0.02
 
 

@@ -26,7 +26,7 @@ from compress import RECIPES, generated, ours, shape_arguments, theirs
 from rich.console import Console
 from rich.table import Table
 
-from llmcompress.memory import ControlGroup, control_groups
+from llmcompress.system.memory import ControlGroup, control_groups
 
 LIMIT = {1: "memory.limit_in_bytes", 2: "memory.max"}
 ENTER = 'echo $$ > "$0/cgroup.procs" && exec "$@"'

@@ -34,10 +34,10 @@ from typing import Any
 from generated_llama import TOKENIZER, body_arguments, generate
 
 import llmcompress
-from llmcompress.recipe import TuneSpec, tune_spec
-from llmcompress.report import Estimate
+from llmcompress.report.evaluation import Estimate
+from llmcompress.report.text import interval_text, settings_text
+from llmcompress.spec import TuneSpec, tune_spec
 from llmcompress.tuning.race import race, start
-from llmcompress.wording import interval_text, settings_text
 
 HELD_OUT = TOKENIZER / "heldout.txt"
 BY_PLUGIN = "runtime.dynamic_quantization_group_size=null"
@@ -236,7 +236,7 @@ def _serve(requests: Connection, engine: str, directory: Path) -> None:
 def _ours(directory: Path, engine: str) -> Callable[[int, int, int], list[float]]:
     from llmcompress.benchmarking.timing import tpot_s
     from llmcompress.benchmarking.worker import Worker
-    from llmcompress.recipe.benchmark import Shape
+    from llmcompress.spec.benchmark import Shape
 
     worker = Worker(str(directory), engine)
     worker.open("CPU", {})

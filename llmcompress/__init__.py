@@ -13,12 +13,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from llmcompress.environment import quiet_libraries
+from llmcompress.system.environment import quiet_libraries
 
 if TYPE_CHECKING:
     from llmcompress.artifact import verify
-    from llmcompress.benchmarking import benchmark
-    from llmcompress.cards import CardReport, render_card, write_card
+    from llmcompress.benchmarking.benchmark import benchmark
+    from llmcompress.compression.compress import compress
     from llmcompress.errors import (
         ArtifactError,
         DataError,
@@ -35,14 +35,20 @@ if TYPE_CHECKING:
         UsageError,
         WriteError,
     )
-    from llmcompress.evaluation import check_conversion, evaluate
+    from llmcompress.evaluation.evaluate import check_conversion, evaluate
+    from llmcompress.integrations.from_ir import recipe_from_artifact
     from llmcompress.integrations.modeling import OVModelForCausalLM
-    from llmcompress.integrations.quantization_config import OVRecipeConfig
+    from llmcompress.integrations.quantization_config import OVRecipeConfig, to_quantization_config
     from llmcompress.loaders import load
-    from llmcompress.pipeline import compress
-    from llmcompress.plan import Evaluation, Plan, PlanModel, PlanRecipe, Push, Tuning, load_plan
     from llmcompress.publishing import push_to_hub
-    from llmcompress.recipe import (
+    from llmcompress.publishing.card import CardReport, render_card, write_card
+    from llmcompress.report.benchmark import BenchReport
+    from llmcompress.report.compression import CompressionReport
+    from llmcompress.report.evaluation import EvalReport
+    from llmcompress.report.push import PushReport
+    from llmcompress.report.tuning import TuneReport
+    from llmcompress.runner import RunReport, run_plan
+    from llmcompress.spec import (
         BenchSpec,
         EvalSpec,
         Gate,
@@ -52,10 +58,11 @@ if TYPE_CHECKING:
         load_profile,
         load_recipe,
     )
-    from llmcompress.report import BenchReport, CompressionReport, EvalReport, PushReport, TuneReport
-    from llmcompress.runner import RunReport, run_plan
+    from llmcompress.spec.optimum import recipe_from_quantization_config
+    from llmcompress.spec.plan import Evaluation, Plan, PlanModel, PlanRecipe, Push, Tuning, load_plan
     from llmcompress.summary import compare, write_page
-    from llmcompress.tuning import apply_tuning, tune
+    from llmcompress.tuning import apply_tuning
+    from llmcompress.tuning.tune import tune
 
     __version__: str
 
@@ -107,8 +114,11 @@ __all__ = [
     "load_profile",
     "load_recipe",
     "push_to_hub",
+    "recipe_from_artifact",
+    "recipe_from_quantization_config",
     "render_card",
     "run_plan",
+    "to_quantization_config",
     "tune",
     "verify",
     "write_card",
@@ -116,43 +126,46 @@ __all__ = [
 ]
 
 _HOME = {
-    "BenchReport": "llmcompress.report",
-    "BenchSpec": "llmcompress.recipe",
-    "CardReport": "llmcompress.cards",
-    "CompressionReport": "llmcompress.report",
-    "EvalReport": "llmcompress.report",
-    "EvalSpec": "llmcompress.recipe",
-    "Evaluation": "llmcompress.plan",
-    "Gate": "llmcompress.recipe",
+    "BenchReport": "llmcompress.report.benchmark",
+    "BenchSpec": "llmcompress.spec",
+    "CardReport": "llmcompress.publishing.card",
+    "CompressionReport": "llmcompress.report.compression",
+    "EvalReport": "llmcompress.report.evaluation",
+    "EvalSpec": "llmcompress.spec",
+    "Evaluation": "llmcompress.spec.plan",
+    "Gate": "llmcompress.spec",
     "OVModelForCausalLM": "llmcompress.integrations.modeling",
     "OVRecipeConfig": "llmcompress.integrations.quantization_config",
-    "PushReport": "llmcompress.report",
-    "Plan": "llmcompress.plan",
-    "PlanModel": "llmcompress.plan",
-    "PlanRecipe": "llmcompress.plan",
-    "Push": "llmcompress.plan",
-    "Tuning": "llmcompress.plan",
-    "Recipe": "llmcompress.recipe",
+    "PushReport": "llmcompress.report.push",
+    "Plan": "llmcompress.spec.plan",
+    "PlanModel": "llmcompress.spec.plan",
+    "PlanRecipe": "llmcompress.spec.plan",
+    "Push": "llmcompress.spec.plan",
+    "Tuning": "llmcompress.spec.plan",
+    "Recipe": "llmcompress.spec",
     "RunReport": "llmcompress.runner",
-    "RuntimeProfile": "llmcompress.recipe",
-    "TuneReport": "llmcompress.report",
-    "TuneSpec": "llmcompress.recipe",
+    "RuntimeProfile": "llmcompress.spec",
+    "TuneReport": "llmcompress.report.tuning",
+    "TuneSpec": "llmcompress.spec",
     "apply_tuning": "llmcompress.tuning",
-    "benchmark": "llmcompress.benchmarking",
-    "check_conversion": "llmcompress.evaluation",
+    "benchmark": "llmcompress.benchmarking.benchmark",
+    "check_conversion": "llmcompress.evaluation.evaluate",
     "compare": "llmcompress.summary",
-    "compress": "llmcompress.pipeline",
-    "evaluate": "llmcompress.evaluation",
+    "compress": "llmcompress.compression.compress",
+    "evaluate": "llmcompress.evaluation.evaluate",
     "load": "llmcompress.loaders",
-    "load_plan": "llmcompress.plan",
-    "load_recipe": "llmcompress.recipe",
-    "render_card": "llmcompress.cards",
+    "load_plan": "llmcompress.spec.plan",
+    "load_recipe": "llmcompress.spec",
+    "recipe_from_artifact": "llmcompress.integrations.from_ir",
+    "recipe_from_quantization_config": "llmcompress.spec.optimum",
+    "render_card": "llmcompress.publishing.card",
     "push_to_hub": "llmcompress.publishing",
     "run_plan": "llmcompress.runner",
-    "load_profile": "llmcompress.recipe",
-    "tune": "llmcompress.tuning",
+    "load_profile": "llmcompress.spec",
+    "to_quantization_config": "llmcompress.integrations.quantization_config",
+    "tune": "llmcompress.tuning.tune",
     "verify": "llmcompress.artifact",
-    "write_card": "llmcompress.cards",
+    "write_card": "llmcompress.publishing.card",
     "write_page": "llmcompress.summary",
 }
 

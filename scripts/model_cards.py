@@ -15,11 +15,11 @@ from pathlib import Path
 
 import llmcompress
 from llmcompress.artifact import MANIFEST
-from llmcompress.recipe import Recipe
+from llmcompress.spec import Recipe
 
 ROOT = Path(__file__).parents[1]
 CARDS = ROOT / "model_cards"
-CHECKPOINT = ROOT / "llmcompress" / "demo_checkpoint"
+CHECKPOINT = ROOT / "llmcompress" / "cli" / "demo_checkpoint"
 KEPT = (MANIFEST, "recipe.yaml", "eval.json", "bench.json")
 
 # Text that is not measured on; the packaged recipe's own comes from the Hub.

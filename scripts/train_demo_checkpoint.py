@@ -177,7 +177,7 @@ def train_model(
 
 def main() -> None:
     """Collect the text, train the tokenizer and the model, write the checkpoint and what it reached."""
-    default = Path(__file__).resolve().parents[1] / "llmcompress" / "demo_checkpoint"
+    default = Path(__file__).resolve().parents[1] / "llmcompress" / "cli" / "demo_checkpoint"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--output", type=Path, default=default)
     parser.add_argument("--steps", type=int, default=6000)

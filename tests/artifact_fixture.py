@@ -13,8 +13,9 @@ from pathlib import Path
 
 from llmcompress.artifact import file_records, staging
 from llmcompress.errors import LlmcompressError
-from llmcompress.recipe import Recipe
-from llmcompress.report import CompressionReport, EnvironmentRecord, Measured, Provenance
+from llmcompress.report.compression import CompressionReport
+from llmcompress.report.record import EnvironmentRecord, Measured, Provenance
+from llmcompress.spec import Recipe
 
 CHILD = [sys.executable, "-B", str(Path(__file__))]
 ENV = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
@@ -109,7 +110,7 @@ def main() -> int:
 
         fcntl.flock = lambda descriptor, operation: None
     if options.no_exchange:
-        from llmcompress.artifact import exchange
+        from llmcompress.system import files as exchange
 
         exchange._exchange = lambda first, second: False
     try:

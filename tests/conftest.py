@@ -72,7 +72,7 @@ def artifact(ref_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
 @pytest.fixture(scope="session")
 def demo_checkpoint() -> Path:
     """The checkpoint that comes with the package."""
-    return ROOT / "llmcompress" / "demo_checkpoint"
+    return ROOT / "llmcompress" / "cli" / "demo_checkpoint"
 
 
 def _shared(name: str) -> Path:

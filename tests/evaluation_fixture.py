@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llmcompress
-from llmcompress.evaluation.tokens import TextEncoder, text_encoder
-from llmcompress.evaluation.windows import Windows, evaluation_windows
+from llmcompress.data.protocols import Windows, evaluation_windows
+from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.loaders.source import resolve
-from llmcompress.recipe import EvalSpec, Recipe
+from llmcompress.spec import EvalSpec, Recipe
 
 SEQ_LEN = 128
 NUM_WINDOWS = 12

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmcompress.progress import Reporter, silent
+from llmcompress.system.progress import Reporter, silent
 
 Calls = list[tuple[str, dict[str, Any]]]
 
@@ -21,17 +20,16 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Calls:
     calls: Calls = []
 
     def run(
-        target: str,
+        function: Callable[..., object],
         kwargs: Mapping[str, Any],
         *,
         progress: Reporter = silent,
         logs: Callable[[str], None] | None = None,
     ) -> object:
-        calls.append((target.rpartition(":")[2], dict(kwargs)))
-        module, _, function = target.partition(":")
-        return getattr(importlib.import_module(module), function)(**kwargs, progress=progress)
+        calls.append((function.__name__, dict(kwargs)))
+        return function(**kwargs, progress=progress)
 
-    for module in ("pipeline", "compressing", "measuring", "tuning"):
+    for module in ("run", "compressing", "measuring", "tuning"):
         monkeypatch.setattr(f"llmcompress.runner.{module}.run_supervised", run)
     return calls
 

@@ -10,9 +10,9 @@ from fake_hub import FakeHub, Repo
 from test_cli import EVALUATION, SPEED
 
 from llmcompress.artifact import manifest_sha256, staging, write_report
-from llmcompress.recipe import Gate, Recipe, TuneSpec
-from llmcompress.report import Check, EvalReport, GateRecord, TuneReport
-from llmcompress.report.tuning import TuningReference
+from llmcompress.report.evaluation import Check, EvalReport, GateRecord
+from llmcompress.report.tuning import TuneReport, TuningReference
+from llmcompress.spec import Gate, Recipe, TuneSpec
 
 TOKEN = "hf_canarycanarycanarycanarycanarycanar"
 

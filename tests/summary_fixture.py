@@ -9,26 +9,20 @@ from typing import Any
 
 from llmcompress.artifact import file_records, manifest_sha256
 from llmcompress.artifact.manifest import manifest_bytes
-from llmcompress.recipe import BenchSpec, EvalSpec, Recipe
-from llmcompress.report import (
-    BenchCase,
-    BenchReport,
-    CompressionReport,
+from llmcompress.report.benchmark import BenchCase, BenchReport, Stats, Steadiness
+from llmcompress.report.compression import CompressionReport, LayerRecord
+from llmcompress.report.evaluation import (
     DivergenceRecord,
-    EnvironmentRecord,
     Estimate,
     EvalReport,
     GateRecord,
     Histogram,
-    LayerRecord,
-    Measured,
     ModelRecord,
     PerplexityRecord,
-    Provenance,
-    Stats,
-    Steadiness,
     TextRecord,
 )
+from llmcompress.report.record import EnvironmentRecord, Measured, Provenance
+from llmcompress.spec import BenchSpec, EvalSpec, Recipe
 
 MEASURED = Measured(created="2026-01-01T00:00:00+00:00", duration_s=1.0, peak_rss_bytes=1, stages=())
 EDGES = (1e-3, 1e-2, 1e-1)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from llmcompress.errors import ModelError
-from llmcompress.progress import Progress, Reporter
+from llmcompress.system.progress import Progress, Reporter
 
 
 class UnpicklableError(Exception):

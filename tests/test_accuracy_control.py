@@ -18,7 +18,7 @@ from llmcompress.data import Windows, calibration_windows
 from llmcompress.errors import DataError, GateError, RecipeError
 from llmcompress.evaluation.accuracy import accuracy_metric
 from llmcompress.loaders import LoadedModel
-from llmcompress.report import AccuracyRecord
+from llmcompress.report.compression import AccuracyRecord
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 NUM_WINDOWS, SEQ_LEN = 4, 48
@@ -290,7 +290,7 @@ def test_a_device_that_gains_nothing_by_a_mode_is_named_before_the_work(
     ],
 )
 def test_contradictions(control: dict[str, Any], message: str, tmp_path: Path) -> None:
-    from llmcompress.recipe import load_recipe
+    from llmcompress.spec import load_recipe
 
     values = [f"activations.accuracy_control.{name}={value}" for name, value in {"num_samples": 3, **control}.items()]
     with pytest.raises(RecipeError, match=message):

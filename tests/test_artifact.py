@@ -18,7 +18,6 @@ from artifact_fixture import CHILD, ENV, contents, manifest_for, seed_of, write_
 
 from llmcompress.artifact import (
     MANIFEST,
-    exchange,
     file_records,
     manifest_sha256,
     output,
@@ -31,6 +30,7 @@ from llmcompress.artifact import (
     write_errors,
 )
 from llmcompress.errors import ArtifactError, LockedError, ModelError, UsageError, WriteError
+from llmcompress.system import files as exchange
 
 DEAD_PID = 2**22 + 1  # above the largest process number Linux gives
 
@@ -809,7 +809,7 @@ def test_the_child_of_the_fault_tests_works(out: Path) -> None:
 
 def test_a_report_is_put_in_place_or_the_old_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmcompress.artifact import verify, write_report
-    from llmcompress.report import FileRecord
+    from llmcompress.report.record import FileRecord
 
     out = write_artifact(tmp_path / "out", 3)
 

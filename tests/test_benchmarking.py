@@ -21,9 +21,9 @@ from tiny_models import build_checkpoint
 
 import llmcompress
 from llmcompress.benchmarking import pipeline
+from llmcompress.benchmarking.benchmark import bench_case
 from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.machine import EnergyMeter, memory_bandwidth_bytes_per_s
-from llmcompress.benchmarking.pipeline import bench_case
 from llmcompress.benchmarking.ratios import paired_ratio, ratios
 from llmcompress.benchmarking.roofline import roofline
 from llmcompress.benchmarking.timing import (
@@ -36,9 +36,9 @@ from llmcompress.benchmarking.timing import (
 )
 from llmcompress.benchmarking.worker import MemoryUse, Opened, forget_pages
 from llmcompress.errors import LlmcompressError, ResourceError, UsageError
-from llmcompress.recipe import BenchSpec, bench_spec
-from llmcompress.recipe.benchmark import Setting, Shape
-from llmcompress.report import BenchReport, LoadTime
+from llmcompress.report.benchmark import BenchReport, LoadTime
+from llmcompress.spec import BenchSpec, bench_spec
+from llmcompress.spec.benchmark import Setting, Shape
 
 Artifacts = Callable[[str], Path]
 RUN = Run(started=100.0, tokens=(100.5, 100.6, 100.8, 100.9))
@@ -259,7 +259,7 @@ def test_the_worker_imports_no_torch_and_ends_with_us(artifact: Artifacts) -> No
 
     program = (
         "import sys; from llmcompress.benchmarking.worker import Worker\n"
-        "from llmcompress.recipe.benchmark import Shape\n"
+        "from llmcompress.spec.benchmark import Shape\n"
         f"w = Worker({str(artifact('int8'))!r}, 'openvino'); w.open('CPU', {{}}); w.run(Shape(1, 0, 8, 2), 0)\n"
         "print(sorted({'torch', 'optimum', 'transformers', 'nncf', 'datasets'} & set(sys.modules)))"
     )
@@ -396,7 +396,7 @@ def test_a_checkpoint_is_benchmarked_as_its_uncompressed_ir(tmp_path: Path, monk
 def test_an_ir_on_the_hub_is_not_written_to(
     artifact: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmcompress.reference_ir import reference_ir
+    from llmcompress.compression.reference_ir import reference_ir
 
     files = {path.name: path.read_bytes() for path in artifact("int8").iterdir() if path.suffix != ".md"}
     files = {name: data for name, data in files.items() if name not in {"eval.json", "bench.json"}}

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.cache import cache_dir, hold, hold_if_kept
-from llmcompress.cache.pruning import cache_entries, prune_cache
 from llmcompress.cli import run
+from llmcompress.cli.cache_pruning import cache_entries, prune_cache
+from llmcompress.system.cache import cache_dir, hold, hold_if_kept
 
 HOLDER = """
 import sys
 from pathlib import Path
-from llmcompress.cache import hold
+from llmcompress.system.cache import hold
 hold(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -101,7 +101,7 @@ def test_what_was_used_just_now_stays() -> None:
 
 def test_a_model_in_the_cache_is_held_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Path] = []
-    monkeypatch.setattr("llmcompress.cache.holding.hold", held.append)
+    monkeypatch.setattr("llmcompress.system.cache.hold", held.append)
     hold_if_kept(cache_dir() / "reference-ir" / "aa" / "model-none-ov")
     hold_if_kept(Path.cwd())
     assert held == [cache_dir() / "reference-ir" / "aa"]

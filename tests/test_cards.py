@@ -653,7 +653,7 @@ def test_what_others_wrote_is_shown_and_does_nothing(tmp_path: Path, payload: st
 
     from huggingface_hub import ModelCard
 
-    from llmcompress.strict_yaml import load_yaml
+    from llmcompress.spec.yaml_text import load_yaml
 
     assert ModelCard(card).data.license_name == payload
     # Readers of YAML 1.2, as the Hub's, see other numbers than PyYAML does.
@@ -803,8 +803,8 @@ def test_the_variables_and_filters_that_are_documented_are_there(tmp_path: Path)
     from jinja2.defaults import DEFAULT_FILTERS as FILTERS
 
     from llmcompress.artifact import read_measurements
-    from llmcompress.cards.content import variables
-    from llmcompress.cards.sandbox import _environment
+    from llmcompress.publishing.content import variables
+    from llmcompress.publishing.sandbox import _environment
 
     folder = artifact(tmp_path / "x")
     there = variables(read_measurements(folder), title="x", repo_id=None)
@@ -862,7 +862,7 @@ def test_a_template_that_fails_says_why(tmp_path: Path, text: str, message: str)
 
 
 def test_a_template_that_takes_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcompress.cards.sandbox.TIME_LIMIT_S", 0.3)
+    monkeypatch.setattr("llmcompress.publishing.sandbox.TIME_LIMIT_S", 0.3)
     template = tmp_path / "t.j2"
     template.write_text("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
     with pytest.raises(UsageError, match=r"t\.j2: takes more than 0\.3 s"):

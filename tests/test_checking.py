@@ -17,8 +17,8 @@ from llmcompress.loaders import load, loaded_model
 from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.source import Source, resolve
 from llmcompress.loaders.tensors import read_checkpoint
-from llmcompress.progress import Progress
-from llmcompress.report import FileRecord
+from llmcompress.report.record import FileRecord
+from llmcompress.system.progress import Progress
 
 
 @pytest.fixture

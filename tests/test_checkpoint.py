@@ -11,9 +11,9 @@ import pytest
 from tiny_models import build_checkpoint
 
 from llmcompress.errors import ModelError
+from llmcompress.graph.model import check_decoder, mapped_share
 from llmcompress.loaders import load
 from llmcompress.loaders.checkpoint import clone_model, convert_checkpoint
-from llmcompress.loaders.graph import check_decoder, mapped_share
 
 
 @pytest.fixture(scope="module")

@@ -3,39 +3,33 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import llmcompress.supervisor
+import llmcompress.system.process
 from llmcompress.cli import run
-from llmcompress.cli.bars import watching
-from llmcompress.cli.compress import default_output_name
+from llmcompress.cli.compress import default_output_name, forecast_source
+from llmcompress.cli.progress import watching
+from llmcompress.compression.compress import compress
 from llmcompress.errors import HubError, InterruptedRunError, LlmcompressError, ModelError
-from llmcompress.progress import Progress
-from llmcompress.recipe import BenchSpec, EvalSpec, Recipe, load_recipe
-from llmcompress.report import (
-    BenchCase,
-    BenchReport,
-    CompressionReport,
+from llmcompress.report.benchmark import BenchCase, BenchReport, Stats, Steadiness
+from llmcompress.report.compression import CompressionReport, LayerRecord
+from llmcompress.report.evaluation import (
     DivergenceRecord,
-    EnvironmentRecord,
     Estimate,
     EvalReport,
-    FileRecord,
     GateRecord,
-    LayerRecord,
-    Measured,
     ModelRecord,
     PerplexityRecord,
-    Provenance,
-    StageTime,
-    Stats,
-    Steadiness,
     TextRecord,
 )
-from llmcompress.wording import count_text, duration_text, size_text
+from llmcompress.report.record import EnvironmentRecord, FileRecord, Measured, Provenance, StageTime
+from llmcompress.report.text import count_text, duration_text, size_text
+from llmcompress.spec import BenchSpec, EvalSpec, Recipe, load_recipe
+from llmcompress.system.progress import Progress
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = (
@@ -188,12 +182,12 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Answer every call of the supervisor with REPORT, and keep what it was called with."""
     calls: list[dict[str, Any]] = []
 
-    def answer(target: str, kwargs: dict[str, Any], **others: Any) -> object:
-        calls.append({"target": target, **kwargs})
+    def answer(function: Callable[..., object], kwargs: dict[str, Any], **others: Any) -> object:
+        calls.append({"function": function, **kwargs})
         others["progress"](Progress("compress weights", 1, 2))
         return REPORT
 
-    monkeypatch.setattr(llmcompress.supervisor, "run_supervised", answer)
+    monkeypatch.setattr(llmcompress.system.process, "run_supervised", answer)
     return calls
 
 
@@ -201,7 +195,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*arguments: Any, **options: Any) -> object:
         raise error
 
-    monkeypatch.setattr(llmcompress.supervisor, "run_supervised", fail)
+    monkeypatch.setattr(llmcompress.system.process, "run_supervised", fail)
 
 
 def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -353,7 +347,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
     assert run(["compress", *arguments, *flags, "--no-tokenizer", "--engine", "nncf"]) == 0
     plain, flagged = worker
     assert plain == {
-        "target": "llmcompress.pipeline:compress",
+        "function": compress,
         "source": "some/model",
         "recipe": load_recipe("int4", ["weights.group_size=64"]),
         "output_dir": tmp_path / "out",
@@ -380,7 +374,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
 def test_the_worker_takes_what_it_is_given() -> None:
     import inspect
 
-    from llmcompress.pipeline import compress
+    from llmcompress.compression.compress import compress
 
     given = {"source", "recipe", "output_dir", "revision", "trust_remote_code", "offline", "overwrite"}
     assert given | {"allow_nonfinite", "tokenizer", "engine", "progress"} <= set(inspect.signature(compress).parameters)
@@ -465,9 +459,9 @@ def test_a_dry_run_predicts_and_says_whether_it_fits(
 ) -> None:
     forecast, calls = forecast_of(fits), []
     monkeypatch.setattr(
-        llmcompress.supervisor,
+        llmcompress.system.process,
         "run_supervised",
-        lambda target, kwargs, **others: calls.append((target, kwargs["output_dir"])) or forecast,
+        lambda function, kwargs, **others: calls.append((function, kwargs["output_dir"])) or forecast,
     )
     assert run(["compress", "some/model", "-r", "int4", "-o", "/there/out", "--dry-run"]) == (0 if fits else 3)
     captured = capsys.readouterr()
@@ -482,7 +476,7 @@ def test_a_dry_run_predicts_and_says_whether_it_fits(
         "note: the head is tied to the embedding",
     ):
         assert line in shown
-    assert calls == [("llmcompress.cli.compress:forecast_source", Path("/there/out"))]
+    assert calls == [(forecast_source, Path("/there/out"))]
     if not fits:
         assert captured.err.startswith(
             "error: some/model: this machine has not enough free memory or disk for it\nhint: "
@@ -531,8 +525,8 @@ def test_verify_names_each_deviation_and_ends_with_4(tmp_path: Path, capsys: Cap
 
 
 def test_doctor_shows_its_findings_and_ends_with_3(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    import llmcompress.doctor
-    from llmcompress.doctor.diagnosis import Device, Diagnosis, Disk, Finding, PackageVersion
+    import llmcompress.cli.diagnosis
+    from llmcompress.cli.diagnosis import Device, Diagnosis, Disk, Finding, PackageVersion
 
     sound = Diagnosis(
         platform="linux-x86_64",
@@ -552,7 +546,7 @@ def test_doctor_shows_its_findings_and_ends_with_3(monkeypatch: pytest.MonkeyPat
         findings=(),
     )
     broken = Finding(message="torchvision was built for another torch", hint="pip install it again", broken=True)
-    monkeypatch.setattr(llmcompress.doctor, "diagnose", lambda progress: sound)
+    monkeypatch.setattr(llmcompress.cli.diagnosis, "diagnose", lambda progress: sound)
     assert run(["doctor"]) == 0
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
@@ -564,7 +558,7 @@ def test_doctor_shows_its_findings_and_ends_with_3(monkeypatch: pytest.MonkeyPat
     ):
         assert line in shown
     sick = sound.model_copy(update={"findings": (broken, broken.model_copy(update={"message": "another"}))})
-    monkeypatch.setattr(llmcompress.doctor, "diagnose", lambda progress: sick)
+    monkeypatch.setattr(llmcompress.cli.diagnosis, "diagnose", lambda progress: sick)
     assert run(["doctor"]) == 3
     captured = capsys.readouterr()
     assert "broken: torchvision was built for another torch\nhint: pip install it again\n" in captured.out
@@ -588,7 +582,7 @@ def test_json_has_no_nan(capsys: Captured) -> None:
 
 
 def test_the_demo_shows_sizes_weights_and_answers(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    from llmcompress.demo import DemoReport, DemoVariant
+    from llmcompress.cli.demo_run import DemoReport, DemoVariant
 
     variants = [
         DemoVariant(
@@ -603,7 +597,7 @@ def test_the_demo_shows_sizes_weights_and_answers(monkeypatch: pytest.MonkeyPatc
         for name in ("none", "int4")
     ]
     report = DemoReport(prompt="What is it?", variants=tuple(variants))
-    monkeypatch.setattr(llmcompress.supervisor, "run_supervised", lambda target, kwargs, **others: report)
+    monkeypatch.setattr(llmcompress.system.process, "run_supervised", lambda function, kwargs, **others: report)
     assert run(["demo", "-o", "there"]) == 0
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
@@ -684,7 +678,7 @@ def terminal_output(program: str, **environment: str) -> str:
 TWO_STAGES = """
 import time
 from llmcompress.cli.bars import watching
-from llmcompress.progress import Progress
+from llmcompress.system.progress import Progress
 with watching(verbose=True) as watch:
     for done in range(5):
         watch.report(Progress("read the weights", done * 10**9, 4 * 10**9, "bytes"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.report import ConversionRecord, EvalReport
+from llmcompress.report.evaluation import ConversionRecord, EvalReport
 
 Artifacts = Callable[[str], Path]
 

@@ -14,9 +14,9 @@ from plan_fixture import artifact_bytes, in_process, write_plan
 from tiny_models import build_checkpoint
 
 from llmcompress.errors import LlmcompressError, ResourceError, UsageError
-from llmcompress.executors import RayExecutor, Task
-from llmcompress.plan import load_plan
 from llmcompress.runner import Event, run_plan
+from llmcompress.runner.executors import RayExecutor, Task
+from llmcompress.spec.plan import load_plan
 
 PLAN = """
 output: out

@@ -20,7 +20,7 @@ from llmcompress.compression.layers import layer_table
 from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.loaders import LoadedModel, load
 from llmcompress.loaders.tokenizer import REQUIRED_FILES
-from llmcompress.recipe import Recipe, load_recipe, packaged_recipes
+from llmcompress.spec import Recipe, load_recipe, packaged_recipes
 
 NUM_WINDOWS, SEQ_LEN = 4, 24
 CODEBOOK = (-1.0, -0.5, -0.1, 0.0, 0.1, 0.5, 1.0)

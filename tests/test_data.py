@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmcompress.data import calibration_windows, read_texts, token_ids_sha256, windows
+from llmcompress.data import calibration as windows
+from llmcompress.data import calibration_windows, read_texts, token_ids_sha256
 from llmcompress.data.texts import KNOWN_DATASETS
 from llmcompress.errors import DataError, HubError, LlmcompressError, SecurityError, UsageError
-from llmcompress.recipe import Calibration, EvalSpec
+from llmcompress.spec import Calibration, EvalSpec
 from tests import tokenizer_fixture
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

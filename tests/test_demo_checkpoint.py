@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "llmcompress" / "demo_checkpoint"
+FOLDER = ROOT / "llmcompress" / "cli" / "demo_checkpoint"
 PROMPTS = (
     "What does `textwrap.wrap` do?",
     "What is `list`?",

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-import llmcompress.doctor
-from llmcompress.doctor import cpu_features, diagnose
-from llmcompress.doctor import libraries as checks
-from llmcompress.doctor.diagnosis import Diagnosis
-from llmcompress.progress import Progress
+import llmcompress.cli.diagnosis
+from llmcompress.cli import diagnosis as checks
+from llmcompress.cli.diagnosis import Diagnosis, cpu_features, diagnose
+from llmcompress.system.progress import Progress
 
 WORKING_OPENVINO = """
 class Core:
@@ -27,9 +26,9 @@ def fake_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("torch", "torchvision", "openvino"):
         (tmp_path / f"{name}.py").write_text(WORKING_OPENVINO if name == "openvino" else "")
-    monkeypatch.setattr(llmcompress.doctor, "IMPORTS", ("torch", "torchvision", "openvino"))
-    monkeypatch.setattr(llmcompress.doctor, "range_findings", lambda: [])
-    monkeypatch.setattr(llmcompress.doctor, "release_findings", lambda installed: [])
+    monkeypatch.setattr(llmcompress.cli.diagnosis, "IMPORTS", ("torch", "torchvision", "openvino"))
+    monkeypatch.setattr(llmcompress.cli.diagnosis, "range_findings", lambda: [])
+    monkeypatch.setattr(llmcompress.cli.diagnosis, "release_findings", lambda installed: [])
     return tmp_path
 
 

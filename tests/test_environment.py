@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.environment import cpu_name, installed_versions
+from llmcompress.system.environment import cpu_name, installed_versions
 
 ROOT = Path(__file__).parent.parent
 
@@ -131,7 +131,7 @@ def test_a_system_call_trace_shows_no_network_and_no_write_outside_tmp(tmp_path:
 
 
 def test_the_environment_record_has_versions_machine_and_threads_and_no_identity() -> None:
-    from llmcompress.environment import environment_record
+    from llmcompress.report.environment import environment_record
 
     record = environment_record(3)
     for package in ("openvino", "nncf", "torch", "numpy", "transformers", "optimum-intel", "openvino-tokenizers"):
@@ -160,7 +160,7 @@ def test_the_processor_name_is_read_or_what_the_platform_says(tmp_path: Path) ->
 def test_a_worker_does_without_scikit_learn_until_foreign_code_may_want_it() -> None:
     program = """
 import importlib.util, sys
-from llmcompress.environment import allow_sklearn, leave_out_sklearn
+from llmcompress.system.environment import allow_sklearn, leave_out_sklearn
 leave_out_sklearn()
 import transformers.generation.candidate_generator
 print(sys.modules["sklearn"], transformers.utils.is_sklearn_available())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from llmcompress.errors import UsageError
-from llmcompress.recipe import EvalSpec, eval_spec
+from llmcompress.spec import EvalSpec, eval_spec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -20,10 +20,10 @@ from tiny_models import build_checkpoint
 
 import llmcompress
 from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
-from llmcompress.progress import Progress
-from llmcompress.recipe import Gate
-from llmcompress.report import EvalReport
-from llmcompress.runtime import PINNED, properties_of
+from llmcompress.graph.device import PINNED, properties_of
+from llmcompress.report.evaluation import EvalReport
+from llmcompress.spec import Gate
+from llmcompress.system.progress import Progress
 
 Artifacts = Callable[[str], Path]
 
@@ -338,7 +338,7 @@ def test_an_interrupted_evaluation_goes_on(
 
 
 def test_half_written_scores_are_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.evaluation.resume import StoredScores
+    from llmcompress.evaluation.score_cache import StoredScores
 
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path))
     store = StoredScores("evaluations", "key")
@@ -478,8 +478,8 @@ def refused(error: type[Exception], message: str, *arguments: Any, **options: An
 def test_the_reference_is_scored_first_where_memory_is_short(
     wikitext: Path, artifact: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmcompress.evaluation import pipeline
-    from llmcompress.memory import Memory
+    from llmcompress.evaluation.evaluate import evaluate as pipeline
+    from llmcompress.system.memory import Memory
 
     spec = spec_of(wikitext, num_windows=1)
     assert llmcompress.evaluate(artifact("int8"), spec, reference=artifact("none")).divergence.exact  # type: ignore[union-attr]

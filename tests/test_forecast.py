@@ -18,7 +18,7 @@ from llmcompress.compression.forecast.precision import assign, primary_share
 from llmcompress.compression.forecast.records import Weight
 from llmcompress.errors import ModelError, RecipeError, ResourceError
 from llmcompress.loaders.source import Source, resolve
-from llmcompress.recipe import AdvancedCompression, IgnoredScope, Recipe, WeightCompression
+from llmcompress.spec import AdvancedCompression, IgnoredScope, Recipe, WeightCompression
 from tests.tiny_models import ARCHITECTURES, build_checkpoint
 
 GIGABYTE = 10**9
@@ -360,7 +360,7 @@ def test_codebooks() -> None:
 
 WATCHED_RUN = """
 import sys
-from llmcompress.pipeline import compress
+from llmcompress.compression.compress import compress
 compress(sys.argv[1], sys.argv[2], sys.argv[3], offline=True)
 """
 
@@ -372,7 +372,7 @@ compress(sys.argv[1], sys.argv[2], sys.argv[3], offline=True)
     [("llama", "bfloat16", "int4"), ("gpt2", "float32", "int8"), ("qwen3_moe", "bfloat16", "int8")],
 )
 def test_peak_memory_of_a_real_run(model_type: str, dtype: str, recipe: str, tmp_path: Path) -> None:
-    from llmcompress.recipe import load_recipe
+    from llmcompress.spec import load_recipe
 
     larger: dict[str, Any] = {"vocab_size": 16_000, "hidden_size": 512, "num_hidden_layers": 6}
     if model_type == "gpt2":
@@ -395,8 +395,8 @@ def test_peak_memory_of_a_real_run(model_type: str, dtype: str, recipe: str, tmp
 @pytest.mark.parametrize(("name", "mode"), [("int8-ptq", "int8_sym"), ("fp8-ptq", "fp8_e4m3")])
 def test_quantized_activations(name: str, mode: str, tmp_path: Path) -> None:
     """The weights are predicted as they become, and the memory that NNCF takes is in the peak."""
-    from llmcompress.pipeline import compress
-    from llmcompress.recipe import load_recipe
+    from llmcompress.compression.compress import compress
+    from llmcompress.spec import load_recipe
 
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"line {number} of a text that is long enough" for number in range(400)))

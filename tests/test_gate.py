@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from llmcompress.data.tokens import TextEncoder
 from llmcompress.evaluation.conversation import ChatTemplate, chat_template, question_ids
 from llmcompress.evaluation.gate import EARLIER, carried, combined, gate_record, threshold_checks
 from llmcompress.evaluation.generations import first_difference
 from llmcompress.evaluation.probes import LOOP_TOKENS, Answers, answer_checks, is_loop
-from llmcompress.evaluation.tokens import TextEncoder
-from llmcompress.generation import Generation
-from llmcompress.recipe import Gate
-from llmcompress.report import Check, DivergenceRecord, Estimate
+from llmcompress.graph.decoding import Generation
+from llmcompress.report.evaluation import Check, DivergenceRecord, Estimate
+from llmcompress.spec import Gate
 
 
 def estimate(value: float) -> Estimate:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import llmcompress
-from llmcompress.demo import PROMPT
-from llmcompress.generation import compile_decoder, eos_token_ids, generate
+from llmcompress.cli.demo_run import PROMPT
+from llmcompress.graph.decoding import compile_decoder, eos_token_ids, generate
 
 MAX_NEW_TOKENS = 120
 # GenAI computes attention in another order; with rounded activations or cache that decides between likely tokens.

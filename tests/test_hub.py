@@ -8,7 +8,7 @@ from fake_hub import COMMIT, FakeHub, running, sha256, use
 
 from llmcompress import hub
 from llmcompress.errors import HubError, SecurityError, UsageError, WriteError
-from llmcompress.progress import Progress
+from llmcompress.system.progress import Progress
 
 FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": bytes(range(256)) * 40, "notes.md": b"hello"}
 

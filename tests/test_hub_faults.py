@@ -412,7 +412,7 @@ def test_bytes_of_another_commit_are_used(fake: FakeHub, tmp_path: Path) -> None
 
 
 def test_a_disk_without_room_is_told_before_anything_is_fetched(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcompress.hub.snapshot.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("llmcompress.hub.download.free_bytes", lambda folder: 1000)
     with pytest.raises(ResourceError, match=r"bytes are to be fetched, and 1,000 are free") as caught:
         hub.download("acme/tiny", None, ["*"])
     assert "HF_HOME" in caught.value.hint
@@ -422,7 +422,7 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(fake: FakeHub, m
 def test_another_process_that_never_ends(fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from filelock import FileLock
 
-    monkeypatch.setattr("llmcompress.hub.snapshot._LOCK_WAIT_S", 0.2)
+    monkeypatch.setattr("llmcompress.hub.download._LOCK_WAIT_S", 0.2)
     lock = tmp_path / "cache" / ".locks" / "models--acme--tiny" / f"{git_sha1(FILES['config.json'])}.lock"
     lock.parent.mkdir(parents=True)
     with FileLock(lock), pytest.raises(LockedError, match=r"another process has been fetching config\.json"):

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from llmcompress.evaluation.intervals import clustered_mean, exponential, judge
-from llmcompress.report import Estimate
+from llmcompress.report.evaluation import Estimate
 
 NUM_TOKENS = 64
 

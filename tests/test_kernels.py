@@ -194,7 +194,8 @@ def test_an_nncf_that_computes_otherwise_keeps_its_own_results(monkeypatch: pyte
     from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
     from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight
 
-    from llmcompress.compression.kernels import Lowering, lowering
+    from llmcompress.compression.kernels import Lowering
+    from llmcompress.compression.nncf import weight_codes as lowering
 
     def of_another_version(*args: Any) -> Any:
         found = compress_weight(*args)
@@ -237,7 +238,7 @@ def test_codes_may_wait_on_disk(ref_model: Path, tmp_path: Path, monkeypatch: py
 
     import llmcompress
     from llmcompress.compression import in_memory
-    from llmcompress.file_memory import FileMemory
+    from llmcompress.system.file_memory import FileMemory
 
     taken: list[int] = []
 
@@ -263,7 +264,7 @@ def test_codes_may_wait_on_disk(ref_model: Path, tmp_path: Path, monkeypatch: py
 
 def test_the_forecast_knows_what_the_kernels_make() -> None:
     from llmcompress.compression.forecast.peak_memory import BY_KERNELS
-    from llmcompress.compression.kernels.formats import FLOAT_FORMATS, FORMATS
+    from llmcompress.compression.nncf.formats import FLOAT_FORMATS, FORMATS
 
     assert {mode.value for mode in (*FORMATS, *FLOAT_FORMATS)} == BY_KERNELS
 
@@ -322,7 +323,8 @@ def test_estimated_scales_equal_nncf(
     from nncf.tensor import Tensor
     from threadpoolctl import threadpool_limits
 
-    from llmcompress.compression.kernels import ScaleEstimation, matrices, scales
+    from llmcompress.compression.kernels import ScaleEstimation, matrices
+    from llmcompress.compression.nncf import scale_estimation as scales
 
     monkeypatch.setattr(matrices, "BLOCK_VALUES", 1 << 14)
     values, statistics = awkward_matrix(num_rows, num_columns), statistics_of(num_columns)
@@ -370,7 +372,8 @@ def test_what_awq_finds_equals_nncf(
     from nncf.tensor import Tensor
     from threadpoolctl import threadpool_limits
 
-    from llmcompress.compression.kernels import awq, awq_search, matrices
+    from llmcompress.compression.kernels import awq_search, matrices
+    from llmcompress.compression.nncf import awq
 
     monkeypatch.setattr(matrices, "BLOCK_VALUES", 1 << 14)
     wp = SimpleNamespace(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_models import build_checkpoint
 
-from llmcompress.patching import replaced
+from llmcompress.system.patching import replaced
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +216,8 @@ def test_what_comes_out_is_as_good_as_that_of_nncf(mode: str, group_size: int, o
 
 
 def test_matrices_of_the_same_inputs_share_one_factor(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.compression.kernels import Gptq, gptq
+    from llmcompress.compression.kernels import Gptq
+    from llmcompress.compression.nncf import gptq
 
     calls = []
     stock = gptq.inverse_factor
@@ -314,7 +315,7 @@ def test_an_nncf_without_these_names_is_left_alone(monkeypatch: pytest.MonkeyPat
     from nncf.quantization.algorithms.weight_compression import algorithm, gptq
 
     from llmcompress.compression.kernels import Gptq
-    from llmcompress.compression.kernels.unread_statistics import without_unread_statistics
+    from llmcompress.compression.nncf.statistics_pass import without_unread_statistics
 
     stock = gptq.GPTQ._calculate_hessian
     monkeypatch.delattr(gptq.GPTQ, "_quantize_weights")

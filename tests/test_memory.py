@@ -10,9 +10,9 @@ import numpy as np
 import psutil
 import pytest
 
-from llmcompress import memory as memory_module
-from llmcompress.file_memory import SEGMENT_BYTES, FileMemory
-from llmcompress.memory import (
+from llmcompress.system import memory as memory_module
+from llmcompress.system.file_memory import SEGMENT_BYTES, FileMemory
+from llmcompress.system.memory import (
     ControlGroup,
     control_groups,
     forget_file_pages,
@@ -117,7 +117,7 @@ def test_large_blocks_go_back_to_the_system_though_small_ones_lie_between() -> N
     program = """
 import sys
 import psutil
-from llmcompress.memory import return_large_blocks
+from llmcompress.system.memory import return_large_blocks
 if sys.argv[1] == "return":
     return_large_blocks()
 del_me = bytearray(30 << 20)

@@ -15,7 +15,7 @@ from llmcompress.artifact import read_manifest
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.loaders.model_card import read_source_card
 from llmcompress.loaders.source import resolve
-from llmcompress.report import SourceCard
+from llmcompress.report.record import SourceCard
 
 
 def stated(directory: Path, readme: str | bytes) -> SourceCard:

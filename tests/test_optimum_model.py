@@ -167,7 +167,7 @@ def test_activations_go_through_the_stock_class(method: str, tiny: Path, tmp_pat
     )
     from transformers import AutoTokenizer
 
-    from llmcompress.compression.weights import model_inputs
+    from llmcompress.compression.nncf.weights import model_inputs
     from llmcompress.data import calibration_windows
 
     text = tmp_path / "text.txt"
@@ -394,7 +394,7 @@ def test_without_a_recipe_it_is_its_parent(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["name", "file", "path", "recipe", "config", "dictionary", "optimum-default"])
 def test_a_recipe_in_every_form(form: str, tiny: Path, tmp_path: Path) -> None:
-    from llmcompress.recipe import dump_recipe
+    from llmcompress.spec import dump_recipe
 
     recipe = load_recipe("int4-sym")
     file = tmp_path / "mine.yaml"

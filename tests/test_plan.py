@@ -9,9 +9,9 @@ from plan_fixture import write_plan
 
 from llmcompress.cli import run
 from llmcompress.errors import LlmcompressError, UsageError
-from llmcompress.plan import Plan, PlanModel, PlanRecipe, Push, load_plan, planned_jobs
-from llmcompress.recipe import EvalSpec, load_recipe
-from llmcompress.runner.pipeline import chosen_jobs
+from llmcompress.runner.run import chosen_jobs
+from llmcompress.spec import EvalSpec, load_recipe
+from llmcompress.spec.plan import Plan, PlanModel, PlanRecipe, Push, load_plan, planned_jobs
 
 PLAN = """\
 models:

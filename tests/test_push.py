@@ -28,9 +28,9 @@ from llmcompress import hub
 from llmcompress.artifact import replace_report, verify, write_report
 from llmcompress.cli import run
 from llmcompress.errors import ArtifactError, GateError, HubError, SecurityError, UsageError
-from llmcompress.progress import Progress
-from llmcompress.recipe import Gate
-from llmcompress.report import Check
+from llmcompress.report.evaluation import Check
+from llmcompress.spec import Gate
+from llmcompress.system.progress import Progress
 
 MODEL = "acme/model"
 

@@ -14,8 +14,8 @@ from tiny_models import build_checkpoint
 
 from llmcompress import OVRecipeConfig, Recipe, load_recipe
 from llmcompress.errors import DataError, RecipeError
-from llmcompress.recipe import Calibration, packaged_recipes
-from llmcompress.recipe.modes import Mode
+from llmcompress.spec import Calibration, packaged_recipes
+from llmcompress.spec.modes import Mode
 
 NUM_WINDOWS, SEQ_LEN = 3, 16
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llmcompress.recipe import Quantization, Recipe, Runtime, WeightCompression
+from llmcompress.spec import Quantization, Recipe, Runtime, WeightCompression
 
 TEXT = {"dataset": "/data/text.txt"}
 INT4 = {"mode": "int4_sym"}

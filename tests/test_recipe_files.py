@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llmcompress.errors import RecipeError
-from llmcompress.recipe import Calibration, IgnoredScope, Recipe, Runtime, dump_recipe, load_recipe
-from llmcompress.recipe.modes import BackupMode
+from llmcompress.spec import Calibration, IgnoredScope, Recipe, Runtime, dump_recipe, load_recipe
+from llmcompress.spec.modes import BackupMode
 
 COMMIT = "b08601e04326c79dfdd32d625aee71d232d685c3"
 INT4 = {"mode": "int4_sym"}

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llmcompress.recipe import AdvancedCompression, Recipe, WeightCompression
-from llmcompress.recipe.modes import BackupMode, GroupSizeFallback, Mode, SensitivityMetric
+from llmcompress.spec import AdvancedCompression, Recipe, WeightCompression
+from llmcompress.spec.modes import BackupMode, GroupSizeFallback, Mode, SensitivityMetric
 
 TEXT = {"dataset": "/data/text.txt"}
 

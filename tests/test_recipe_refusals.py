@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from llmcompress.errors import RecipeError
-from llmcompress.recipe import Recipe, load_recipe
+from llmcompress.spec import Recipe, load_recipe
 
 COMMIT = "b08601e04326c79dfdd32d625aee71d232d685c3"
 TEXT = {"dataset": "/data/text.txt"}

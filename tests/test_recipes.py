@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmcompress.recipe import Recipe, dump_recipe, load_recipe, packaged_recipes
+from llmcompress.spec import Recipe, dump_recipe, load_recipe, packaged_recipes
 
 NAMES = [
     "fp8",

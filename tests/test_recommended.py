@@ -18,7 +18,7 @@ import llmcompress
 from llmcompress.errors import RecipeError
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import Source, resolve
-from llmcompress.recipe import Recipe, load_recipe
+from llmcompress.spec import Recipe, load_recipe
 
 GENERAL = {"mode": "int4_asym", "group_size": 128}
 

@@ -13,7 +13,7 @@ from tiny_models import build_checkpoint
 import llmcompress
 from llmcompress import Recipe, load_recipe
 from llmcompress.errors import ModelError, RecipeError
-from llmcompress.recipe import Calibration
+from llmcompress.spec import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def _by_nncf(stock_ir: Path, output: Path, recipe: Recipe) -> Path:
     import numpy as np
     import openvino as ov
 
-    from llmcompress.compression.weights import model_inputs, nncf_arguments
+    from llmcompress.compression.nncf.weights import model_inputs, nncf_arguments
 
     model = ov.Core().read_model(stock_ir / "openvino_model.xml")
     for weights in recipe.weight_passes:

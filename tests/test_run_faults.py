@@ -15,8 +15,8 @@ from compress_fixture import _group, command, environment
 from plan_fixture import artifact_bytes, identities, in_process, write_plan
 from tiny_models import build_checkpoint
 
-from llmcompress.plan import load_plan
 from llmcompress.runner import run_plan
+from llmcompress.spec.plan import load_plan
 
 RECIPES = """
 recipes:

@@ -14,10 +14,10 @@ from tiny_models import build_checkpoint
 import llmcompress
 from llmcompress.cli import run
 from llmcompress.errors import LlmcompressError, ResourceError, UsageError
-from llmcompress.plan import Plan, PlanModel, PlanRecipe, Tuning, load_plan
-from llmcompress.recipe import TuneSpec
 from llmcompress.runner import RunReport, outlook, run_plan
-from llmcompress.runner.pipeline import chosen_jobs
+from llmcompress.runner.run import chosen_jobs
+from llmcompress.spec import TuneSpec
+from llmcompress.spec.plan import Plan, PlanModel, PlanRecipe, Tuning, load_plan
 from llmcompress.tuning import damage
 from llmcompress.tuning import trials as trials_module
 from llmcompress.tuning import verification as verification_module
@@ -209,7 +209,7 @@ def test_what_is_not_tuned(place: Path, calls: Calls, told: list[float], monkeyp
     text = text.replace("0.0000001", "0.5")
     write_plan(plan, text)
     with monkeypatch.context() as patch:
-        patch.setattr("llmcompress.tuning.pipeline.open_models", refuse)
+        patch.setattr("llmcompress.tuning.tune.open_models", refuse)
         report = run_plan(load_plan(plan))
     assert report.rows[0].failure is None
     assert failure_of(report, "llama/int8-tuned") == ("tune", "about 9.9 GB of memory are needed", 3)

@@ -24,9 +24,9 @@ from llmcompress.errors import (
     UsageError,
 )
 from llmcompress.evaluation import measurement
-from llmcompress.plan import load_plan, planned_jobs
-from llmcompress.recipe import Recipe, load_recipe
 from llmcompress.runner import Event, RunReport, outlook, run_plan
+from llmcompress.spec import Recipe, load_recipe
+from llmcompress.spec.plan import load_plan, planned_jobs
 
 TEXT = "\n\n".join(
     f"The quick brown fox {number} jumps over the lazy dog, and {number} cats look on." for number in range(300)
@@ -150,7 +150,7 @@ push: {repo_id: "me/{model}-{recipe}", private: true}
 def shipped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     """Stand-ins for the rooms that write cards and push; the list of what they were asked."""
     asked: list[tuple[object, ...]] = []
-    cards, publishing = ModuleType("llmcompress.cards"), ModuleType("llmcompress.publishing")
+    cards, publishing = ModuleType("llmcompress.publishing.card"), ModuleType("llmcompress.publishing")
 
     def write_card(directory: Path, repo_id: str | None = None) -> None:
         asked.append(("card", directory.name, repo_id))
@@ -161,7 +161,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
     cards.write_card = write_card  # type: ignore[attr-defined]
     publishing.push_to_hub = push_to_hub  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "llmcompress.cards", cards)
+    monkeypatch.setitem(sys.modules, "llmcompress.publishing.card", cards)
     monkeypatch.setitem(sys.modules, "llmcompress.publishing", publishing)
     return asked
 
@@ -308,7 +308,7 @@ def test_a_broken_model_does_not_stop_the_others(place: Path, calls: Calls) -> N
 def test_a_worker_that_dies_is_replaced(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe that it was at failed, what it had made stays, and a fresh one does the rest."""
     calls = in_process(monkeypatch)
-    from llmcompress import pipeline
+    from llmcompress.compression import compress as pipeline
 
     real = pipeline.compress
 
@@ -385,8 +385,8 @@ def test_an_engine_that_is_not_installed(place: Path, calls: Calls, monkeypatch:
 
 
 def test_what_does_not_fit_into_memory(place: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.memory import Memory
     from llmcompress.runner import compressing, measuring
+    from llmcompress.system.memory import Memory
 
     little = Memory(total=10**6, available=1000, limit=None)
     monkeypatch.setattr(compressing, "memory", lambda: little)
@@ -449,9 +449,9 @@ def test_the_command_line(
 
 
 def test_a_kill_for_memory_is_reported_as_such(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.progress import Progress
     from llmcompress.runner import compressing
-    from llmcompress.supervisor.death import Death, explain
+    from llmcompress.system.exit import Death, explain
+    from llmcompress.system.progress import Progress
 
     in_process(monkeypatch)
     killed = explain(Death(-9, "int8: applying", 3_000_000_000, llmcompress_memory(), 1, ()))
@@ -472,14 +472,14 @@ def test_a_kill_for_memory_is_reported_as_such(place: Path, monkeypatch: pytest.
 
 
 def llmcompress_memory() -> object:
-    from llmcompress.memory import memory
+    from llmcompress.system.memory import memory
 
     return memory()
 
 
 def test_the_windows_compared_are_those_of_the_run_where_many_are_held_out(tmp_path: Path) -> None:
-    from llmcompress.compression.calibration import recipe_windows
-    from llmcompress.demo import CHECKPOINT as DIRECTORY
+    from llmcompress.cli.demo_run import CHECKPOINT as DIRECTORY
+    from llmcompress.compression.run import recipe_windows
     from llmcompress.loaders.source import resolve
     from llmcompress.loaders.tokenizer import load_tokenizer
     from llmcompress.runner.model import PlannedModel

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.compression.statistics_cache import statistics
-from llmcompress.recipe import StatisticsPrecision, WeightCompression
-from llmcompress.report import CalibrationRecord, FileRecord, Provenance
+from llmcompress.compression.nncf.statistics_cache import statistics
+from llmcompress.report.compression import CalibrationRecord
+from llmcompress.report.record import FileRecord, Provenance
+from llmcompress.spec import StatisticsPrecision, WeightCompression
 
 WEIGHTS = FileRecord(path="model.safetensors", size_bytes=1, sha256="a" * 64)
 CONFIG = FileRecord(path="config.json", size_bytes=1, sha256="b" * 64)

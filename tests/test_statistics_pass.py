@@ -10,9 +10,9 @@ import pytest
 from tiny_models import build_checkpoint
 
 import llmcompress
-from llmcompress.compression.statistics_pass import check_statistics_precision, lean_statistics
+from llmcompress.compression.nncf.statistics_pass import check_statistics_precision, lean_statistics
 from llmcompress.errors import RecipeError
-from llmcompress.recipe import Recipe
+from llmcompress.spec import Recipe
 
 TEXT = Path(__file__).parent.parent.parent / "shared" / "data" / "calibration-wiki.txt"
 RECIPE = {
@@ -46,7 +46,7 @@ def collected(model: Any, directory: Path) -> dict[str, np.ndarray]:
     from nncf.quantization.statistics_caching import cache_weight_compression_statistics
     from safetensors.numpy import load_file
 
-    from llmcompress.compression.nncf_runs import model_inputs
+    from llmcompress.compression.nncf.runs import model_inputs
 
     token_ids = np.random.default_rng(0).integers(5, 200, (3, 32))
     dataset = nncf.Dataset(list(model_inputs(model, token_ids)))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from llmcompress.compression.compress import compress
 from llmcompress.loaders import LoadedModel, load
-from llmcompress.pipeline import compress
-from llmcompress.recipe import Recipe, load_recipe
+from llmcompress.spec import Recipe, load_recipe
 
 CHECKPOINTS = ("ref_model", pytest.param("demo_checkpoint", marks=pytest.mark.slow))
 WINDOWS = ("calibration.num_samples=8", "calibration.seq_len=64")

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmcompress.errors import RecipeError
-from llmcompress.strict_yaml import MAX_BYTES, MAX_DEPTH, MAX_NODES, load_yaml, read_document
+from llmcompress.spec.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, load_yaml, read_document
 
 REFUSED = [
     # text, line, column, part of the message, part of the hint

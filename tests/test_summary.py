@@ -17,8 +17,9 @@ from summary_fixture import LAYERS, estimate, layer, write_benchmark, write_eval
 from llmcompress.artifact import read_manifest
 from llmcompress.artifact.manifest import manifest_bytes
 from llmcompress.errors import ArtifactError, UsageError
-from llmcompress.recipe import Runtime, load_recipe
-from llmcompress.report import EvalReport, TuningOrigin
+from llmcompress.report.evaluation import EvalReport
+from llmcompress.report.tuning import TuningOrigin
+from llmcompress.spec import Runtime, load_recipe
 from llmcompress.summary import Comparison, FailedRow, compare, csv_text, lines, markdown, page
 from llmcompress.summary.commands import commands
 from llmcompress.summary.layers import layer_grid

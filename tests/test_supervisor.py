@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import psutil
@@ -13,17 +14,17 @@ import pytest
 import supervisor_fixture
 
 from llmcompress.errors import InterruptedRunError, KilledForMemoryError, LlmcompressError, ModelError
-from llmcompress.memory import Memory
-from llmcompress.progress import Progress
-from llmcompress.supervisor import run_supervised
-from llmcompress.supervisor.death import Death, explain
+from llmcompress.system.exit import Death, explain
+from llmcompress.system.memory import Memory
+from llmcompress.system.process import run_supervised
+from llmcompress.system.progress import Progress
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 
 def call(name: str, **kwargs: object) -> object:
-    return run_supervised(f"supervisor_fixture:{name}", kwargs)
+    return run_supervised(getattr(supervisor_fixture, name), kwargs)
 
 
 def test_returns_the_result_from_another_process() -> None:
@@ -34,7 +35,7 @@ def test_returns_the_result_from_another_process() -> None:
 def test_progress_arrives_complete_in_order_and_in_this_thread() -> None:
     seen: list[tuple[Progress, int]] = []
     run_supervised(
-        "supervisor_fixture:count", {"upto": 500}, progress=lambda event: seen.append((event, threading.get_ident()))
+        supervisor_fixture.count, {"upto": 500}, progress=lambda event: seen.append((event, threading.get_ident()))
     )
     assert [event for event, _ in seen] == [Progress("counting", n, 500, "numbers") for n in range(1, 501)]
     assert {thread for _, thread in seen} == {threading.get_ident()}
@@ -46,7 +47,7 @@ def test_a_result_larger_than_a_pipe_arrives() -> None:
 
 def test_library_output_reaches_the_log_and_not_our_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
-    assert run_supervised("supervisor_fixture:chatter", {}, logs=lines.append) == "result"
+    assert run_supervised(supervisor_fixture.chatter, {}, logs=lines.append) == "result"
     assert sorted(lines) == ["from C, on descriptor 1", "on stderr", "on stdout, as libraries do"]
     assert call("chatter") == "result"
     captured = capfd.readouterr()
@@ -84,9 +85,12 @@ def test_an_error_that_cannot_travel_is_named() -> None:
         call("return_unpicklable")
 
 
-def test_an_unknown_target_is_an_import_error() -> None:
+def test_a_function_of_an_unknown_module_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    here_only = types.ModuleType("no_such_module")
+    exec("def f(progress): ...", vars(here_only))
+    monkeypatch.setitem(sys.modules, "no_such_module", here_only)
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-        run_supervised("no_such_module:f", {})
+        run_supervised(here_only.f, {})
 
 
 def test_a_refused_allocation_is_a_memory_error_with_a_remedy() -> None:
@@ -161,8 +165,8 @@ def test_a_kill_by_a_control_group_is_reported_with_peak_and_limit() -> None:
     program = (
         "import os, json\n"
         f"open({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
-        "from llmcompress.supervisor import run_supervised\n"
-        "try: run_supervised('supervisor_fixture:allocate', {'num_bytes': 400_000_000})\n"
+        "import supervisor_fixture\nfrom llmcompress.system.process import run_supervised\n"
+        "try: run_supervised(supervisor_fixture.allocate, {'num_bytes': 400_000_000})\n"
         "except Exception as error: print(json.dumps([type(error).__name__, error.message]))\n"
     )
     try:
@@ -196,7 +200,7 @@ def test_a_reporter_that_raises_ends_the_worker(tmp_path: Path) -> None:
         raise BrokenPipeError("nobody reads")
 
     with pytest.raises(BrokenPipeError):
-        run_supervised("supervisor_fixture:write_then_wait", {"directory": tmp_path}, progress=refuse)
+        run_supervised(supervisor_fixture.write_then_wait, {"directory": tmp_path}, progress=refuse)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
     assert not (tmp_path / "staging").exists()
 
@@ -209,10 +213,11 @@ def _importable() -> dict[str, str]:
 PARENT = """
 import json, sys
 from pathlib import Path
-from llmcompress.supervisor import run_supervised
+import supervisor_fixture
+from llmcompress.system.process import run_supervised
 stages = []
 try:
-    result = run_supervised("supervisor_fixture:" + sys.argv[1], {"directory": Path(sys.argv[2])},
+    result = run_supervised(getattr(supervisor_fixture, sys.argv[1]), {"directory": Path(sys.argv[2])},
                             progress=lambda event: stages.append(event.stage), grace_s=float(sys.argv[3]))
 except Exception as error:
     print(json.dumps([type(error).__name__, error.exit_code, error.message, stages]))
@@ -287,7 +292,7 @@ def test_a_worker_that_is_told_to_stop_by_others_says_so(tmp_path: Path) -> None
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
 
     with pytest.raises(InterruptedRunError, match="ended by SIGTERM") as caught:
-        run_supervised("supervisor_fixture:write_then_wait", {"directory": tmp_path}, progress=terminate)
+        run_supervised(supervisor_fixture.write_then_wait, {"directory": tmp_path}, progress=terminate)
     assert caught.value.exit_code == 143
     assert not (tmp_path / "staging").exists()
 

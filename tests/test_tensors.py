@@ -20,7 +20,7 @@ from llmcompress.loaders import scan as scanning
 from llmcompress.loaders.safetensors_file import TensorInfo, read_header
 from llmcompress.loaders.scan import scan
 from llmcompress.loaders.tensors import INDEX, SINGLE, read_checkpoint
-from llmcompress.progress import Progress
+from llmcompress.system.progress import Progress
 
 TENSORS = {
     "embed": np.arange(96, dtype=np.float32).reshape(12, 8),

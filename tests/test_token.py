@@ -23,13 +23,13 @@ SECRETS = [
 ]
 CARDS = f"""
 import sys, types
-module = types.ModuleType("llmcompress.cards")
+module = types.ModuleType("llmcompress.publishing.card")
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 def render_card(directory, *, repo_id=None, template=None):
     from push_fixture import card
     return card(directory, repo_id)
 module.render_card = render_card
-sys.modules["llmcompress.cards"] = module
+sys.modules["llmcompress.publishing.card"] = module
 from llmcompress.cli import main
 main()
 """

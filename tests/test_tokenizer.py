@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from llmcompress import chat
 from llmcompress.errors import ModelError, SecurityError
-from llmcompress.loaders import chat_template, tokenizer
+from llmcompress.loaders import chat, chat_template, tokenizer
 from llmcompress.loaders.generation import read_generation_config, reconcile_eos, save_generation_config
 from tests import tokenizer_fixture
 

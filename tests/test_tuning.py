@@ -22,9 +22,11 @@ import llmcompress
 from llmcompress.artifact import manifest_sha256
 from llmcompress.benchmarking.timing import Run
 from llmcompress.benchmarking.worker import MemoryUse
-from llmcompress.environment import cpu_name
 from llmcompress.errors import ArtifactError, DataError, ModelError, RecipeError, ResourceError, UsageError
-from llmcompress.recipe import (
+from llmcompress.report.compression import CompressionReport
+from llmcompress.report.evaluation import DivergenceRecord, Estimate
+from llmcompress.report.tuning import Trial, TuneReport, TuningVerification
+from llmcompress.spec import (
     BenchSpec,
     EvalSpec,
     Gate,
@@ -37,15 +39,8 @@ from llmcompress.recipe import (
     load_profile,
     tune_spec,
 )
-from llmcompress.report import CompressionReport, DivergenceRecord, Estimate, Trial, TuneReport, TuningVerification
-from llmcompress.tuning import (
-    apply_tuning,
-    damage,
-    read_tuning,
-    runtime_profile,
-    write_profile,
-    write_tuning_page,
-)
+from llmcompress.system.environment import cpu_name
+from llmcompress.tuning import apply_tuning, damage, read_tuning, runtime_profile, write_profile, write_tuning_page
 from llmcompress.tuning import trials as trials_module
 from llmcompress.tuning import verification as verification_module
 from llmcompress.tuning.choice import Limits, better, is_undecided, limits, search, with_front
@@ -487,7 +482,7 @@ def test_a_value_that_only_the_model_refuses(artifact: Artifacts, wikitext: Path
 def test_the_divergence_is_measured_under_that_very_setting(artifact: Artifacts, wikitext: Path) -> None:
     import openvino as ov
 
-    from llmcompress.runtime import PINNED, decoder_inputs, input_names
+    from llmcompress.graph.device import PINNED, decoder_inputs, input_names
 
     spec = spec_of(wikitext, chunk=16)
     models = damage.open_models(artifact("int4"), damage.Reference(), spec, lambda progress: None)

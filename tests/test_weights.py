@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from llmcompress.compression.weights import nncf_arguments
-from llmcompress.progress import Progress
-from llmcompress.recipe import WeightCompression
+from llmcompress.compression.nncf.weights import nncf_arguments
+from llmcompress.spec import WeightCompression
+from llmcompress.system.progress import Progress
 
 
 def test_only_what_was_asked_is_passed() -> None:
@@ -117,7 +117,7 @@ def test_nncf_reports_progress_to_us(caplog: pytest.LogCaptureFixture, capsys: p
     import openvino as ov
     from openvino import opset13 as ops
 
-    from llmcompress.compression.weights import compress_weights
+    from llmcompress.compression.nncf.weights import compress_weights
 
     caplog.set_level(logging.ERROR)
     parameter = ops.parameter([-1, 64], ov.Type.f32, name="input")
@@ -138,7 +138,7 @@ def test_nncf_compiles_once_for_each_kind_of_weight(monkeypatch: pytest.MonkeyPa
     import openvino as ov
     from openvino import opset13 as ops
 
-    from llmcompress.compression.weights import compress_weights
+    from llmcompress.compression.nncf.weights import compress_weights
 
     def chain(num_layers: int) -> ov.Model:
         value = parameter = ops.parameter([-1, 128], ov.Type.f32, name="input")

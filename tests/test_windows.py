@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from evaluation_fixture import encoder_of, windows_of
 
+from llmcompress.data.protocols import evaluation_windows, wikitext_pages, windows_sha256
+from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import DataError, ModelError, UsageError
-from llmcompress.evaluation.tokens import TextEncoder, text_encoder
-from llmcompress.evaluation.windows import evaluation_windows, wikitext_pages, windows_sha256
 from llmcompress.loaders.source import Source
-from llmcompress.recipe import EvalSpec
+from llmcompress.spec import EvalSpec
 
 
 def counting(*, before: tuple[int, ...] = (), after: tuple[int, ...] = ()) -> TextEncoder:

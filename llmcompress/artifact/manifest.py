@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llmcompress.errors import ArtifactError
-from llmcompress.report import CompressionReport, FileRecord, Record
+from llmcompress.report.compression import CompressionReport
+from llmcompress.report.record import FileRecord, Record
 
 MANIFEST = "llmcompress.json"
 

@@ -22,12 +22,13 @@ import psutil
 from filelock import FileLock, Timeout, UnixFileLock
 from pydantic import ValidationError
 
-from llmcompress.artifact.exchange import replace_directory, sync_directory, sync_tree, write_synced
 from llmcompress.artifact.failures import size_limit_as_error, write_errors
 from llmcompress.artifact.manifest import MANIFEST, NOT_LISTED, entries, manifest_bytes
 from llmcompress.artifact.placement import refuse_existing, refuse_overlap, resolve_output
 from llmcompress.errors import ArtifactError, LlmcompressError, LockedError
-from llmcompress.report import CompressionReport, Record
+from llmcompress.report.compression import CompressionReport
+from llmcompress.report.record import Record
+from llmcompress.system.files import replace_directory, sync_directory, sync_tree, write_synced
 
 _OWNER, _MODEL, _REPLACED = "owner.json", "model", "replaced"
 _REMOVALS = 5

@@ -7,10 +7,14 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from llmcompress.artifact.exchange import replace_file
 from llmcompress.artifact.failures import write_errors
 from llmcompress.artifact.manifest import manifest_sha256, read_manifest
-from llmcompress.report import BenchReport, CompressionReport, EvalReport, Record, TuneReport
+from llmcompress.report.benchmark import BenchReport
+from llmcompress.report.compression import CompressionReport
+from llmcompress.report.evaluation import EvalReport
+from llmcompress.report.record import Record
+from llmcompress.report.tuning import TuneReport
+from llmcompress.system.files import replace_file
 
 _Report = TypeVar("_Report", EvalReport, BenchReport, TuneReport)
 

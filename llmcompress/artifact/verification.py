@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from llmcompress.artifact.manifest import MANIFEST, NOT_LISTED, entries, file_record, read_manifest
 from llmcompress.errors import ArtifactError
-from llmcompress.report import CompressionReport, FileRecord, Record
+from llmcompress.report.compression import CompressionReport
+from llmcompress.report.record import FileRecord, Record
 
 # Where huggingface_hub notes what it downloaded into a local directory.
 _HUB_NOTES = ".cache/huggingface/"

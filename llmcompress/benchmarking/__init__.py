@@ -1,5 +1,1 @@
 """How fast a model generates and how big it is while it does, each model in a process of its own."""
-
-from llmcompress.benchmarking.pipeline import BENCH_REPORT, benchmark
-
-__all__ = ["BENCH_REPORT", "benchmark"]

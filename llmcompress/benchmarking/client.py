@@ -13,9 +13,9 @@ from typing import Any, Self
 from llmcompress.benchmarking.timing import Run
 from llmcompress.benchmarking.worker import MemoryUse, Opened
 from llmcompress.errors import KilledForMemoryError, LlmcompressError, UsageError
-from llmcompress.memory import kill_count
-from llmcompress.recipe.benchmark import Engine, Shape
-from llmcompress.report import LoadTime
+from llmcompress.report.benchmark import LoadTime
+from llmcompress.spec.benchmark import Engine, Shape
+from llmcompress.system.memory import kill_count
 
 _LAST_CHARS = 600
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.benchmarking.runtime_engine import VOCABULARY
 from llmcompress.benchmarking.timing import Run
-from llmcompress.recipe.benchmark import Shape
-from llmcompress.report import LoadTime
+from llmcompress.report.benchmark import LoadTime
+from llmcompress.spec.benchmark import Shape
 
 if TYPE_CHECKING:
     import openvino as ov

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from llmcompress.memory import memory
-from llmcompress.report import Steadiness
+from llmcompress.report.benchmark import Steadiness
+from llmcompress.system.memory import memory
 
 RAPL = Path("/sys/class/powercap")
 MAX_ARRAY_BYTES = 1 << 30

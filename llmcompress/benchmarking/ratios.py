@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from llmcompress.report import BenchCase, Estimate, Judgement, Ratio
+from llmcompress.report.benchmark import BenchCase, Judgement, Ratio
+from llmcompress.report.evaluation import Estimate
 
 Figure = Literal["ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"]
 LESS_IS_BETTER = {"ttft_s"}

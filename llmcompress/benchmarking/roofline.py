@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from llmcompress.recipe.benchmark import Shape
-from llmcompress.report import Roofline
+from llmcompress.report.benchmark import Roofline
+from llmcompress.spec.benchmark import Shape
 
 BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "u8": 1.0, "i8": 1.0, "u4": 0.5, "i4": 0.5}
 UNKNOWN = 2.0

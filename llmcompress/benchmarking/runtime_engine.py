@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcompress.benchmarking.timing import Run
-from llmcompress.loaders.graph import logits_from, logits_result
-from llmcompress.recipe.benchmark import Shape
-from llmcompress.report import LoadTime
-from llmcompress.runtime import decoder_inputs, input_names
+from llmcompress.graph.device import decoder_inputs, input_names
+from llmcompress.graph.model import logits_from, logits_result
+from llmcompress.report.benchmark import LoadTime
+from llmcompress.spec.benchmark import Shape
 
 if TYPE_CHECKING:
     import openvino as ov

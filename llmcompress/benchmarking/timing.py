@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmcompress.report import Stats
+from llmcompress.report.benchmark import Stats
 
 
 class Run(NamedTuple):

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from llmcompress.benchmarking.genai_engine import GenaiEngine
 from llmcompress.benchmarking.runtime_engine import RuntimeEngine
 from llmcompress.benchmarking.timing import Run
-from llmcompress.memory import peak_rss_bytes
-from llmcompress.recipe.benchmark import Shape
-from llmcompress.report import LoadTime
+from llmcompress.report.benchmark import LoadTime
+from llmcompress.spec.benchmark import Shape
+from llmcompress.system.memory import peak_rss_bytes
 
 
 class Opened(NamedTuple):
@@ -57,7 +57,7 @@ class Worker:
         weight_bytes, elements = self._sizes()
         if compiled is None:
             return Opened(cold, dict(properties), weight_bytes, elements)
-        from llmcompress.runtime import effective_properties
+        from llmcompress.graph.device import effective_properties
 
         return Opened(cold, effective_properties(compiled), weight_bytes, elements)
 

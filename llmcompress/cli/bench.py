@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmcompress.cli.console import plain, print_json, stdout
 from llmcompress.cli.options import Json, Offline, Precision, Profile, Revision, TrustRemoteCode, Verbose
+from llmcompress.report.text import duration_text, rate_text, shape_text, size_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llmcompress.report.benchmark import BenchCase, BenchReport
 
 FORMATS = ("table", "json", "jsonl", "csv", "markdown")
 
@@ -63,13 +75,14 @@ def bench(
     """
     from pathlib import Path
 
-    from llmcompress.cli.bars import watching
-    from llmcompress.cli.bench_view import print_reports
+    from llmcompress.benchmarking.benchmark import benchmark
+    from llmcompress.cli.progress import watching
+    from llmcompress.compression.reference_ir import reference_ir
     from llmcompress.errors import UsageError
-    from llmcompress.progress import Progress
-    from llmcompress.recipe import bench_spec, load_profile
-    from llmcompress.runtime import check_device
-    from llmcompress.supervisor import run_supervised
+    from llmcompress.graph.device import check_device
+    from llmcompress.spec import bench_spec, load_profile
+    from llmcompress.system.process import run_supervised
+    from llmcompress.system.progress import Progress
 
     if output_format not in FORMATS:
         raise UsageError(f"got {output_format!r}; accepted: {', '.join(FORMATS)}", where="--format")
@@ -98,7 +111,7 @@ def bench(
         # A checkpoint is measured as its uncompressed IR; made in processes of their own, which end before the runs.
         found = [
             run_supervised(
-                "llmcompress.reference_ir:reference_ir",
+                reference_ir,
                 # A revision is for Hub sources only.
                 {"source": place, "revision": None if Path(place).exists() else revision, **access},
                 progress=watch.report,
@@ -107,8 +120,7 @@ def bench(
             for place in places
         ]
         options = {"sources": found, "spec": spec, "revision": revision, "offline": offline}
-        reports = run_supervised("llmcompress.benchmarking:benchmark", options, progress=watch.report, logs=watch.log)
-    assert isinstance(reports, tuple)
+        reports = run_supervised(benchmark, options, progress=watch.report, logs=watch.log)
     print_reports(reports, "json" if as_json else output_format)
 
 
@@ -119,3 +131,162 @@ def _numbers(name: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UsageError(f"got {text!r}; whole numbers with commas between are accepted", where=name) from None
+
+
+_MARKDOWN_WIDTH = 1000
+
+
+def print_reports(reports: Sequence[BenchReport], form: str) -> None:
+    """Print reports as ``table``, ``markdown``, ``json`` (a list), ``jsonl`` (one a line) or ``csv`` (a row a case)."""
+    if form == "json":
+        print_json([plain(report) for report in reports])
+    elif form == "jsonl":
+        for report in reports:
+            sys.stdout.write(json.dumps(plain(report)) + "\n")
+    elif form == "csv":
+        sys.stdout.write(_csv(reports))
+    else:
+        _print_tables(reports, markdown=form == "markdown")
+
+
+def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
+    from rich.console import Console
+
+    # A Markdown table is as wide as it is: cut cells would be lost.
+    console = Console(width=_MARKDOWN_WIDTH, highlight=False) if markdown else stdout()
+    table = _table(markdown, "model", "size", "device", "shape", "prefill tokens/s", "ttft", "decode tokens/s",
+                   "tpot p50 / p99", "of the limit", "peak memory")  # fmt: skip
+    for report in reports:
+        for case in report.cases:
+            tpot = case.tpot_s
+            limit = case.roofline
+            table.add_row(
+                report.source,
+                size_text(report.size_bytes),
+                case.device + (f" ({case.threads} threads)" if case.threads else ""),
+                shape_text(case),
+                rate_text(case.prefill_tokens_per_s),
+                f"{case.ttft_s.p50 * 1e3:.4g} ms",
+                rate_text(case.decode_tokens_per_s),
+                f"{tpot.p50 * 1e3:.3g} / {tpot.p99 * 1e3:.3g} ms" if tpot else "",
+                f"{limit.share:.0%}" if limit else "",
+                size_text(report.peak_rss_bytes),
+            )
+    console.print(table)
+    if any(report.ratios for report in reports):
+        console.print()
+        console.print(_ratio_table(reports, markdown))
+    console.print()
+    for report in reports:
+        for setting in report.settings:
+            load = setting.load
+            cached = duration_text(load.cached.read_s + load.cached.compile_s) if load.cached else "not measured"
+            console.print(
+                f"{report.source} on {setting.device}: loads in "
+                f"{duration_text(load.cold.read_s + load.cold.compile_s)} cold, "
+                f"{duration_text(load.warm.read_s + load.warm.compile_s)} warm, {cached} from the model cache; "
+                f"steady memory {size_text(report.steady_rss_bytes)}; {_properties(setting.properties)}",
+                soft_wrap=True,
+            )
+        for case in report.cases:
+            if case.roofline is not None:
+                console.print(f"{report.source}, {shape_text(case)}: {_bound(case)}", soft_wrap=True)
+    steady = reports[0].steadiness
+    load_words = "unknown" if steady.load_before is None else f"{steady.load_before:.1f} to {steady.load_after:.1f}"
+    seen = [f"load {load_words}"]
+    if steady.frequency_mhz:
+        seen.append(f"{steady.frequency_mhz[0]:.0f} to {steady.frequency_mhz[1]:.0f} MHz")
+    if steady.temperature_c is not None:
+        seen.append(f"at most {steady.temperature_c:.0f} °C")
+    console.print(f"The machine meanwhile: {', '.join(seen)}", soft_wrap=True)
+    for report in reports:
+        for case in report.cases:
+            if case.energy_j_per_token is not None:
+                energy = f"{case.energy_j_per_token:.3g} J a new token"
+                console.print(f"{report.source}, {shape_text(case)}: {energy}", soft_wrap=True)
+    if all(case.energy_j_per_token is None for report in reports for case in report.cases):
+        console.print("Energy: not measured, the machine exposes no counter")
+
+
+def _bound(case: BenchCase) -> str:
+    limit = case.roofline
+    assert limit is not None
+    text = (
+        f"{limit.share:.0%} of what reading {size_text(limit.weight_bytes + limit.cache_bytes)} a token at "
+        f"{limit.bandwidth_bytes_per_s / 1e9:.3g} GB/s allows; "
+    )
+    if limit.gain_of_half_the_bits < 1.1:
+        return text + "fewer bits can hardly help here: the time goes elsewhere"
+    return text + f"half the bits could make it {limit.gain_of_half_the_bits:.2g} times as fast at most"
+
+
+def _ratio_table(reports: Sequence[BenchReport], markdown: bool) -> Table:
+    table = _table(markdown, f"against {reports[0].source}", "shape", "figure", "ratio", "")
+    for report in reports:
+        for ratio in report.ratios:
+            found = ratio.ratio
+            interval = "" if found.low is None else f" [{found.low:.3g}, {found.high:.3g}]"
+            table.add_row(
+                report.source,
+                shape_text(report.cases[ratio.case]),
+                ratio.figure,
+                f"{found.value:.3g}{interval}",
+                ratio.judgement,
+            )
+    return table
+
+
+def _properties(properties: dict[str, str]) -> str:
+    names = {
+        "INFERENCE_PRECISION_HINT": "execution",
+        "KV_CACHE_PRECISION": "cache",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic quantization",
+        "NUM_STREAMS": "streams",
+        "INFERENCE_NUM_THREADS": "threads",
+    }
+    found = [f"{words} {properties[name]}" for name, words in names.items() if name in properties]
+    return ", ".join(found) or "the engine does not show its properties"
+
+
+def _csv(reports: Sequence[BenchReport]) -> str:
+    stream = io.StringIO()
+    names = ["source", "size_bytes", "device", "threads", "batch_size", "depth", "prompt_tokens", "new_tokens",
+             "ttft_p50_s", "prefill_p50_tokens_per_s", "tpot_mean_s", "tpot_p50_s", "tpot_p90_s", "tpot_p99_s",
+             "decode_p50_tokens_per_s", "decode_std_tokens_per_s", "roofline_share", "energy_j_per_token",
+             "peak_rss_bytes", "steady_rss_bytes"]  # fmt: skip
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(names)
+    for report in reports:
+        for case in report.cases:
+            tpot, decode = case.tpot_s, case.decode_tokens_per_s
+            writer.writerow(
+                [
+                    report.source,
+                    report.size_bytes,
+                    case.device,
+                    case.threads,
+                    case.batch_size,
+                    case.depth,
+                    case.prompt_tokens,
+                    case.new_tokens,
+                    case.ttft_s.p50,
+                    case.prefill_tokens_per_s.p50,
+                    *((tpot.mean, tpot.p50, tpot.p90, tpot.p99) if tpot else ("", "", "", "")),
+                    *((decode.p50, decode.std) if decode else ("", "")),
+                    case.roofline.share if case.roofline else None,
+                    case.energy_j_per_token,
+                    report.peak_rss_bytes,
+                    report.steady_rss_bytes,
+                ]
+            )
+    return stream.getvalue()
+
+
+def _table(markdown: bool, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD, pad_edge=markdown, show_edge=markdown)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=markdown, overflow="fold")
+    return table

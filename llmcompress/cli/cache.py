@@ -28,10 +28,10 @@ def list_cache(as_json: Json = False) -> None:
     llmcompress cache list
     llmcompress cache list --json
     """
-    from llmcompress.cache.place import cache_dir
-    from llmcompress.cache.pruning import KINDS, cache_entries
+    from llmcompress.cli.cache_pruning import KINDS, cache_entries
     from llmcompress.cli.console import plain, print_json, stdout
-    from llmcompress.wording import duration_text, size_text
+    from llmcompress.report.text import duration_text, size_text
+    from llmcompress.system.cache import cache_dir
 
     entries = cache_entries()
     if as_json:
@@ -78,11 +78,11 @@ def prune(
     llmcompress cache prune --max-size 20GB
     llmcompress cache prune --all --kind reference-ir
     """
-    from llmcompress.cache.pruning import KINDS, prune_cache
+    from llmcompress.cli.cache_pruning import KINDS, prune_cache
     from llmcompress.cli.console import print_json, write_line
     from llmcompress.errors import UsageError
-    from llmcompress.recipe.problems import did_you_mean
-    from llmcompress.wording import size_text
+    from llmcompress.report.text import size_text
+    from llmcompress.spec.validation import did_you_mean
 
     limits = [older_than, max_size, everything or None]
     if not any(limit is not None for limit in limits):

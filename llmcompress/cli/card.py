@@ -37,9 +37,9 @@ def card(
     llmcompress card model-int4-ov --repo-id acme/model-int4-ov
     llmcompress card model-int4-ov --template card.md.j2
     """
-    from llmcompress.cards import write_card
     from llmcompress.cli.console import print_json, write_line
-    from llmcompress.wording import size_text
+    from llmcompress.publishing.card import write_card
+    from llmcompress.report.text import size_text
 
     report = write_card(directory, repo_id=repo_id, template=template, overwrite=overwrite)
     if as_json:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmcompress.cli.console import facts_table, stdout
 from llmcompress.cli.options import AllowNonfinite, Json, Offline, Overwrite, Revision, Source, TrustRemoteCode, Verbose
+from llmcompress.report.text import count_text, duration_text, size_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.table import Table
+
     from llmcompress.compression.forecast import Forecast
-    from llmcompress.progress import Reporter
-    from llmcompress.recipe import Recipe
-    from llmcompress.report import Engine
+    from llmcompress.report.compression import AccuracyRecord, ActivationRecord, CompressionReport, Engine, Layer
+    from llmcompress.spec import Access, Recipe
+    from llmcompress.system.progress import Reporter
 
 
 def compress(
@@ -68,9 +75,9 @@ def compress(
     llmcompress compress ./checkpoint -r int4-awq-se -o out --dry-run
     llmcompress compress Qwen/Qwen2.5-1.5B-Instruct -r optimum-default
     """
-    from llmcompress.recipe import RECOMMENDED, load_recipe
+    from llmcompress.spec import RECOMMENDED, Access, load_recipe
 
-    access: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code, "offline": offline}
+    access = Access(revision, trust_remote_code, offline, allow_nonfinite)
     if recipe in RECOMMENDED:
         chosen = _recommended(source, recipe, override or [], access, verbose=verbose)
     else:
@@ -80,11 +87,10 @@ def compress(
         _forecast(source, chosen, output_dir, access, engine, as_json=as_json, verbose=verbose)
         return
     from llmcompress.artifact import remove_leftovers
-    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import print_json
-    from llmcompress.cli.report_view import print_report
+    from llmcompress.cli.progress import run_watched
+    from llmcompress.compression.compress import compress as compress_model
     from llmcompress.errors import LlmcompressError
-    from llmcompress.report import CompressionReport
 
     options = {
         "source": source,
@@ -95,15 +101,16 @@ def compress(
         "allow_nonfinite": allow_nonfinite,
         "tokenizer": not no_tokenizer,
         "engine": engine,
-        **access,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "offline": offline,
     }
     try:
-        report = run_watched("llmcompress.pipeline:compress", options, verbose=verbose)
+        report = run_watched(compress_model, options, verbose=verbose)
     except LlmcompressError:
         # A worker that was killed could not clean up.
         remove_leftovers(output_dir)
         raise
-    assert isinstance(report, CompressionReport)
     if as_json:
         print_json(report)
     else:
@@ -117,55 +124,50 @@ def default_output_name(source: str, recipe_name: str) -> str:
     return f"{base or 'model'}-{recipe_name}-ov"
 
 
-def _recommended(source: str, name: str, overrides: list[str], access: dict[str, Any], *, verbose: bool) -> Recipe:
+def _recommended(source: str, name: str, overrides: list[str], access: Access, *, verbose: bool) -> Recipe:
     """What Optimum recommends for the model; says on stderr which entry that is."""
     from rich.text import Text
 
-    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import stderr
-    from llmcompress.recipe import Recipe
+    from llmcompress.cli.progress import run_watched
 
     recipe = run_watched(
-        "llmcompress.cli.compress:recommend",
+        recommend,
         {"source": source, "name": name, "overrides": overrides, "access": access},
         verbose=verbose,
         stage="look up Optimum's settings",
     )
-    assert isinstance(recipe, Recipe)
     stderr().print(Text.assemble((f"{name}: ", "bold"), recipe.description or ""), soft_wrap=True)
     return recipe
 
 
-def recommend(source: str, name: str, overrides: list[str], access: dict[str, Any], progress: Reporter) -> Recipe:
+def recommend(source: str, name: str, overrides: list[str], access: Access, progress: Reporter) -> Recipe:
     """Find the source and what Optimum recommends for it; reads no weight. For a worker."""
     from llmcompress.loaders.recommended import recommended_recipe
     from llmcompress.loaders.source import resolve
 
-    return recommended_recipe(resolve(source, **access), name, overrides)
+    return recommended_recipe(resolve(source, access), name, overrides)
 
 
 def _forecast(
     source: str,
     recipe: Recipe,
     output_dir: Path,
-    access: dict[str, Any],
+    access: Access,
     engine: str,
     *,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import print_json
-    from llmcompress.cli.forecast_view import print_forecast
-    from llmcompress.compression.forecast import Forecast
+    from llmcompress.cli.progress import run_watched
     from llmcompress.errors import ResourceError
 
     forecast = run_watched(
-        "llmcompress.cli.compress:forecast_source",
+        forecast_source,
         {"source": source, "recipe": recipe, "output_dir": output_dir.absolute(), "access": access, "engine": engine},
         verbose=verbose,
     )
-    assert isinstance(forecast, Forecast)
     if as_json:
         print_json(forecast)
     else:
@@ -179,10 +181,171 @@ def _forecast(
 
 
 def forecast_source(
-    source: str, recipe: Recipe, output_dir: Path, access: dict[str, Any], engine: Engine, progress: Reporter
+    source: str, recipe: Recipe, output_dir: Path, access: Access, engine: Engine, progress: Reporter
 ) -> Forecast:
     """Find the source and predict what compressing it will take; reads no weight. For a worker."""
     from llmcompress.compression.forecast import forecast
     from llmcompress.loaders.source import resolve
 
-    return forecast(resolve(source, **access), recipe, output_dir, engine=engine)
+    return forecast(resolve(source, access), recipe, output_dir, engine=engine)
+
+
+_TOKENIZER = {"equal": "converted, compared equal", "none": "left out; GenAI cannot open the output"}
+_CHAT_TEMPLATE = {
+    "equal": "compared equal",
+    "none": "the source has none",
+    "not checked": "not compared; that needs openvino-genai: pip install 'llmcompress[genai]'",
+}
+
+
+def print_report(report: CompressionReport, *, source: str, output_dir: Path, stages: bool) -> None:
+    """Print what was made, how big it is, what each weight became, what it took, and what to do next."""
+    from rich.text import Text
+
+    before = sum(
+        record.size_bytes for record in report.provenance.files if record.path.endswith((".safetensors", ".bin"))
+    )
+    sizes = f"{size_text(before)} -> {size_text(report.size_bytes)}"
+    if before:
+        sizes += f" ({report.size_bytes / before:.0%})"
+    revision = f" @ {report.provenance.revision[:12]}" if report.provenance.revision else ""
+    recipe = report.recipe.name + (f": {report.recipe.description}" if report.recipe.description else "")
+    model = f"{report.provenance.architecture}, {count_text(report.num_parameters)} parameters"
+    console = stdout()
+    activations = {}
+    accuracy = None
+    if report.activations is not None:
+        activations["Activations"] = _activations_text(report.activations)
+        accuracy = report.activations.accuracy
+    if accuracy is not None:
+        activations["Accuracy control"] = _accuracy_text(accuracy)
+    console.print(
+        facts_table(
+            {
+                "Model": f"{output_dir.name}  ({model})",
+                "Source": f"{source}{revision}  ({report.provenance.dtype})",
+                "Recipe": recipe,
+                "Size": sizes,
+                "Bits per weight": f"{report.bits_per_weight:.2f}",
+                **activations,
+                "Tokenizer": _TOKENIZER[report.tokenizer],
+                "Chat template": _CHAT_TEMPLATE[report.chat_template],
+                "Time": duration_text(report.measured.duration_s),
+                "Peak memory": size_text(report.measured.peak_rss_bytes),
+            }
+        )
+    )
+    console.print()
+    console.print(layers_table(report.layers))
+    if accuracy is not None and accuracy.reverted:
+        console.print()
+        console.print(_reverted_table(accuracy))
+    if stages:
+        console.print()
+        console.print(_stages_table(report))
+    console.print()
+    console.print(Text.assemble(("Written to ", "bold"), str(output_dir)), soft_wrap=True)
+    console.print(
+        Text.assemble(("Next: ", "bold"), f"llmcompress verify {shlex.quote(str(output_dir))}"), soft_wrap=True
+    )
+
+
+def _activations_text(activations: ActivationRecord) -> str:
+    counts = ", ".join(
+        f"{count.num_quantized} of {count.num_quantized + count.num_in_float} {count.type}"
+        for count in activations.operations
+    )
+    total = sum(activations.executed.values())
+    executed = f"{activations.device} executes {activations.num_executed_low} of {total} in 8 bits"
+    return f"{activations.mode}: {counts}; {executed}"
+
+
+def _accuracy_text(accuracy: AccuracyRecord) -> str:
+    num_operations = sum(len(group.operations) for group in accuracy.reverted)
+    kept = "kept" if accuracy.met else "NOT kept"
+    return (
+        f"{kept}: {accuracy.metric} lost {accuracy.drop:.4g} of {accuracy.max_drop:.4g} allowed, "
+        f"{accuracy.drop_quantized:.4g} with everything quantized; {num_operations} operations back in floating point "
+        f"({accuracy.validation.num_windows} held-out windows of {accuracy.validation.dataset})"
+    )
+
+
+def _reverted_table(accuracy: AccuracyRecord) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("Back in floating point", overflow="fold")
+    for name in ("Costs", "Lost before", "Lost after"):
+        table.add_column(name, justify="right")
+    for group in accuracy.reverted:
+        names = ", ".join(name.removeprefix("__module.").split("/")[0] for name in group.operations)
+        before, after = (f"{drop:.4g}" for drop in (group.drop_before, group.drop_after))
+        table.add_row(names or "quantizers alone", size_text(group.added_bytes), before, after)
+    return table
+
+
+def layers_table(layers: Iterable[Layer]) -> Table:
+    """Return a table with one row for each kind of weight: format, group size, how many, parameters, bytes."""
+    from rich import box
+    from rich.table import Table
+
+    from llmcompress.report.compression import group_size_text, weight_kinds
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("Weights")
+    table.add_column("Group size")
+    for name in ("Layers", "Parameters", "Share", "Size"):
+        table.add_column(name, justify="right")
+    for kind in weight_kinds(layers):
+        table.add_row(
+            kind.mode,
+            group_size_text(kind.group_size),
+            str(kind.num_layers),
+            count_text(kind.num_parameters),
+            f"{kind.share:.1%}",
+            size_text(kind.size_bytes),
+        )
+    return table
+
+
+def _stages_table(report: CompressionReport) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("Stage")
+    table.add_column("Time", justify="right")
+    table.add_column("Peak memory at its end", justify="right")
+    for stage in report.measured.stages:
+        table.add_row(stage.stage, duration_text(stage.duration_s), size_text(stage.peak_rss_bytes))
+    return table
+
+
+def print_forecast(forecast: Forecast, *, source: str, recipe_name: str) -> None:
+    """Print predicted size, memory and disk, and what each weight would become."""
+    from rich.text import Text
+
+    def against(need: int, have: int) -> str:
+        return f"{size_text(need)} of {size_text(have)} free" + ("" if need <= have else "  NOT ENOUGH")
+
+    console = stdout()
+    console.print(
+        facts_table(
+            {
+                "Source": f"{source}  ({count_text(forecast.num_parameters)} parameters)",
+                "Recipe": recipe_name,
+                "Size": f"{size_text(forecast.size_bytes)}  ({forecast.bits_per_weight:.2f} bits per weight)",
+                "Memory": against(forecast.min_memory_bytes, forecast.available_memory_bytes)
+                + f"; peak {size_text(forecast.peak_rss_bytes)} with mapped files",
+                "Disk": against(forecast.disk_bytes, forecast.free_disk_bytes),
+                "Fits": "yes" if forecast.fits else "no",
+            }
+        )
+    )
+    console.print()
+    console.print(layers_table(forecast.layers))
+    if forecast.notes:
+        console.print()
+    for note in forecast.notes:
+        console.print(Text(f"note: {note}"), soft_wrap=True)

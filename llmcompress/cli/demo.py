@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmcompress.cli.options import Json, Verbose
-from llmcompress.wording import duration_text, rate_text, size_text
+from llmcompress.report.text import duration_text, rate_text, size_text
 
 if TYPE_CHECKING:
-    from llmcompress.demo import DemoReport
+    from llmcompress.cli.demo_run import DemoReport
 
 
 def demo(
@@ -27,13 +27,12 @@ def demo(
     llmcompress demo
     llmcompress demo -o /tmp/demo
     """
-    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import print_json
-    from llmcompress.demo import DemoReport
+    from llmcompress.cli.demo_run import run as run_demo
+    from llmcompress.cli.progress import run_watched
 
     options = {"output_dir": output.absolute()}
-    report = run_watched("llmcompress.demo:run", options, verbose=verbose, stage="load the libraries")
-    assert isinstance(report, DemoReport)
+    report = run_watched(run_demo, options, verbose=verbose, stage="load the libraries")
     if as_json:
         print_json(report)
     else:
@@ -47,9 +46,9 @@ def _print(report: DemoReport, output: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from llmcompress.cli.compress import layers_table
     from llmcompress.cli.console import stdout
-    from llmcompress.cli.report_view import layers_table
-    from llmcompress.demo import HELD_OUT
+    from llmcompress.cli.demo_run import HELD_OUT
 
     console = stdout()
     sizes = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)

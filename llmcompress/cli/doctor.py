@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmcompress.cli.options import Json, Verbose
-from llmcompress.wording import size_text
+from llmcompress.report.text import size_text
 
 if TYPE_CHECKING:
-    from llmcompress.doctor import Diagnosis
+    from llmcompress.cli.diagnosis import Diagnosis
 
 
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
@@ -18,9 +18,9 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
     llmcompress doctor
     llmcompress doctor --json > doctor.json
     """
-    from llmcompress.cli.bars import watching
     from llmcompress.cli.console import print_json
-    from llmcompress.doctor import diagnose
+    from llmcompress.cli.diagnosis import diagnose
+    from llmcompress.cli.progress import watching
     from llmcompress.errors import ResourceError
 
     with watching(verbose=verbose) as watch:

@@ -146,9 +146,10 @@ def evaluate(
         _refuse_ignored(context)
         _conversion(source, access, as_json=as_json, verbose=verbose)
         return
-    from llmcompress.cli.bars import run_watched
+    from llmcompress.cli.progress import run_watched
     from llmcompress.errors import GateError, UsageError
-    from llmcompress.recipe import eval_spec, load_profile
+    from llmcompress.evaluation.evaluate import evaluate as evaluate_model
+    from llmcompress.spec import eval_spec, load_profile
 
     if reference_scores not in {"auto", "exact", "cached"}:
         raise UsageError(f"got {reference_scores!r}; accepted: auto, exact, cached", where="--reference-scores")
@@ -186,7 +187,7 @@ def evaluate(
             hint="add --reference with the model that it was made from",
         )
     report = run_watched(
-        "llmcompress.evaluation:evaluate",
+        evaluate_model,
         {
             "source": source,
             "spec": spec,
@@ -207,9 +208,7 @@ def evaluate(
     )
     from llmcompress.cli.console import print_json
     from llmcompress.cli.evaluation_view import print_evaluation
-    from llmcompress.report import EvalReport
 
-    assert isinstance(report, EvalReport)
     if as_json:
         print_json(report)
     else:
@@ -247,7 +246,7 @@ def _gate(thresholds: dict[str, float]) -> Any:
     from pydantic import ValidationError
 
     from llmcompress.errors import UsageError
-    from llmcompress.recipe import Gate
+    from llmcompress.spec import Gate
 
     try:
         return Gate(**thresholds)
@@ -258,14 +257,13 @@ def _gate(thresholds: dict[str, float]) -> Any:
 
 
 def _conversion(source: str, access: dict[str, Any], *, as_json: bool, verbose: bool) -> None:
-    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import print_json
     from llmcompress.cli.evaluation_view import print_conversion
+    from llmcompress.cli.progress import run_watched
     from llmcompress.errors import ModelError
-    from llmcompress.report import ConversionRecord
+    from llmcompress.evaluation.evaluate import check_conversion
 
-    report = run_watched("llmcompress.evaluation:check_conversion", {"source": source, **access}, verbose=verbose)
-    assert isinstance(report, ConversionRecord)
+    report = run_watched(check_conversion, {"source": source, **access}, verbose=verbose)
     if as_json:
         print_json(report)
     else:

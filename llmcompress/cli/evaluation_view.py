@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, stdout
-from llmcompress.wording import DAMAGE_PARTS, duration_text, interval_text
+from llmcompress.report.text import DAMAGE_PARTS, duration_text, interval_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llmcompress.report import ConversionRecord, EvalReport, GateRecord
+    from llmcompress.report.evaluation import ConversionRecord, EvalReport, GateRecord
 
 _VERDICTS = {
     "equivalent": ("equivalent", "bold green"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from optimum.commands.base import BaseOptimumCLICommand, CommandInfo  # noqa: TID251, TID253 - it is for Optimum
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo  # noqa: TID253 - it is for Optimum
 
 
 class LlmcompressCommand(BaseOptimumCLICommand):  # type: ignore[misc]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmcompress.cli.console import facts_table, stdout, write_line
 from llmcompress.cli.options import Json, Verbose
+from llmcompress.report.text import size_text
+
+if TYPE_CHECKING:
+    from llmcompress.report.push import PushReport
 
 
 def push(
@@ -58,9 +63,8 @@ def push(
     llmcompress push out somebody/model-ov --create-pr
     llmcompress push out --dry-run
     """
-    from llmcompress.cli.bars import watching
     from llmcompress.cli.console import print_json
-    from llmcompress.cli.push_view import print_push
+    from llmcompress.cli.progress import watching
     from llmcompress.publishing import push_to_hub
 
     with watching(verbose=verbose) as watch:
@@ -82,3 +86,50 @@ def push(
         print_json(report)
     else:
         print_push(report)
+
+
+def print_push(report: PushReport) -> None:
+    """Print what a push did or would do; of a dry run also every file and the card."""
+    console = stdout()
+    console.print(facts_table(_facts(report)))
+    if not report.dry_run:
+        return
+    write_line("")
+    width = max(len(file.path) for file in report.files)
+    for file in report.files:
+        write_line(f"  {file.path:<{width}}  {size_text(file.size_bytes):>8}  {file.state}")
+    for path in report.deleted:
+        write_line(f"  {path:<{width}}  {'':>8}  deleted")
+    write_line("\nREADME.md\n")
+    write_line(report.card.rstrip())
+
+
+def _facts(report: PushReport) -> dict[str, str]:
+    sent = [file for file in report.files if file.state != "unchanged"]
+    num_same = len(report.files) - len(sent)
+    states = ["new"] if report.created else []
+    if report.private is not None:
+        states.append("private" if report.private else "public")
+    facts = {"Repository": f"{report.url} ({', '.join(states)})"}
+    if report.dry_run:
+        facts["Nothing sent"] = "this is a dry run"
+    if report.pull_request_url:
+        facts["Pull request"] = report.pull_request_url
+    if report.commit_url:
+        facts["Commit"] = report.commit_url
+    elif not report.dry_run:
+        facts["Commit"] = "none: the repository holds exactly this already"
+    same = f"; {num_same} there already" if num_same else ""
+    facts["Files"] = f"{len(sent)} new or changed, {size_text(report.sent_bytes)}{same}"
+    if report.commit_url:
+        facts["Compared"] = f"{len(report.files)} files on the Hub, all by hash"
+    for name, values in (("Deleted", report.deleted), ("Left as they are", report.kept), ("Tags", report.tags)):
+        if values:
+            facts[name] = ", ".join(values)
+    for path, reason in report.left_out.items():
+        facts[f"Without {path}"] = reason
+    if report.collection:
+        facts["Collection"] = report.collection
+    if report.forced:
+        facts["Forced"] = report.forced
+    return facts

@@ -22,7 +22,7 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from llmcompress.cli.console import print_json, stdout
-    from llmcompress.recipe import RECOMMENDED, packaged_recipes
+    from llmcompress.spec import RECOMMENDED, packaged_recipes
 
     packaged = packaged_recipes()
     if as_json:
@@ -60,7 +60,7 @@ def show(
     llmcompress recipes show int4 --set weights.group_size=64 > int4-g64.yaml
     """
     from llmcompress.cli.console import print_json, write_line
-    from llmcompress.recipe import dump_recipe, load_recipe
+    from llmcompress.spec import dump_recipe, load_recipe
 
     recipe = load_recipe(name, override or ())
     if as_json:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from llmcompress.cli.console import stderr, stdout
 from llmcompress.cli.options import Json, Offline, Verbose
+from llmcompress.cli.progress import watching
+from llmcompress.report.text import duration_text, size_text
+from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
-    from llmcompress.runner import Failure, Outlook, RunReport
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from llmcompress.runner import Event, Failure, Outlook, RunReport
 
 PAGE = "compare.html"
 EXECUTORS = ("local", "ray")
@@ -50,12 +61,11 @@ def run(
     llmcompress run plan.yaml --only 'llama-1b/*' --only qwen/int4
     llmcompress run plan.yaml --executor ray --address head:6379
     """
-    from llmcompress.cli.bars import watching
-    from llmcompress.cli.run_view import print_run, run_watched
+    from llmcompress.cli.progress import watching
     from llmcompress.errors import UsageError
-    from llmcompress.plan import load_plan
-    from llmcompress.progress import Progress
     from llmcompress.runner import outlook, run_plan
+    from llmcompress.spec.plan import load_plan
+    from llmcompress.system.progress import Progress
 
     if executor not in EXECUTORS:
         raise UsageError(f"got {executor!r}; accepted: {', '.join(EXECUTORS)}", where="--executor")
@@ -124,7 +134,7 @@ def _end_with(failed: list[tuple[str, Failure]], num_jobs: int, plan: Path, verb
 def _compare(report: RunReport, *, quiet: bool) -> None:
     """Put what was measured side by side: on the terminal, and on a page in the output directory."""
     from llmcompress.artifact import MANIFEST
-    from llmcompress.cli.compare_view import print_comparison
+    from llmcompress.cli.compare import print_comparison
     from llmcompress.cli.console import write_line
     from llmcompress.summary import FailedRow, compare, write_page
 
@@ -145,9 +155,174 @@ def _compare(report: RunReport, *, quiet: bool) -> None:
 
 def _print_outlook(jobs: tuple[Outlook, ...], *, as_json: bool) -> None:
     from llmcompress.cli.console import plain, print_json
-    from llmcompress.cli.run_view import print_outlook
 
     if as_json:
         print_json([plain(job) for job in jobs])
     else:
         print_outlook(jobs)
+
+
+NOT_MEASURED = "not measured"
+
+
+class Seen(NamedTuple):
+    """What a run is watched through."""
+
+    watch: Callable[[Event], None]
+    report: Reporter
+    """For the look at all jobs, before the first one."""
+    log: Callable[[str], None] | None
+
+
+@contextmanager
+def run_watched(*, verbose: bool) -> Iterator[Seen]:
+    """Show on stderr what runs where, how far it is and the time left: bars on a terminal, lines of a log in a pipe."""
+    console = stderr()
+
+    def log(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True, style="dim")
+
+    if console.is_terminal:
+        with _bars(console) as (watch, report):
+            yield Seen(watch, report, log if verbose else None)
+    else:
+        with watching(verbose=verbose) as before:
+            yield Seen(_log(console), before.report, before.log)
+    sys.stderr.flush()
+
+
+def _log(console: Console) -> Callable[[Event], None]:
+    began: dict[str, float] = {}
+
+    def watch(event: Event) -> None:
+        if event.kind == "progress":
+            return
+        now = time.monotonic()
+        if event.kind == "begin":
+            began[event.task] = now
+        where = f" on {event.where}" if event.where else ""
+        words = {
+            "begin": f"begins{where}",
+            "end": f"done in {duration_text(now - began.get(event.task, now))}",
+            "failed": f"FAILED: {event.text}",
+            "lost": f"lost{where}, will be done again: {event.text}",
+        }[event.kind]
+        left = f", about {duration_text(event.left_s)} left" if event.left_s and event.kind == "end" else ""
+        line = f"{time.strftime('%H:%M:%S')} [{event.num_done}/{event.num_steps}] {event.task}: {words}{left}"
+        console.print(line, markup=False, soft_wrap=True)
+
+    return watch
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[tuple[Callable[[Event], None], Reporter]]:
+    """A bar of the whole run, and one for each task that is running."""
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    bars = Bars(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[beside]}", markup=False),
+        console=console,
+        transient=True,
+    )
+    whole = bars.add_task("look at the jobs", total=None, beside="")
+    running: dict[str, TaskID] = {}
+    started = time.monotonic()
+
+    def report(progress: Progress) -> None:
+        bars.update(whole, description=progress.stage, completed=progress.done, total=progress.total or None)
+
+    def watch(event: Event) -> None:
+        left = f", about {duration_text(event.left_s)} left" if event.left_s else ""
+        bars.update(
+            whole,
+            description=f"{event.num_done} of {event.num_steps} steps",
+            completed=event.num_done,
+            total=event.num_steps,
+            beside=duration_text(time.monotonic() - started) + left,
+        )
+        if event.kind in ("begin", "progress") and event.task not in running:
+            running[event.task] = bars.add_task(event.task, total=None, beside=event.where)
+        if event.kind == "progress" and event.progress is not None:
+            step = event.progress
+            bars.update(
+                running[event.task],
+                completed=step.done,
+                total=step.total or None,
+                beside=f"{step.stage}, on {event.where}" if event.where else step.stage,
+            )
+        if event.kind in ("end", "failed", "lost"):
+            known = running.pop(event.task, None)
+            if known is not None:
+                bars.remove_task(known)
+            words = {"end": "done", "failed": f"FAILED: {event.text}", "lost": f"lost with {event.where}, again"}
+            bars.console.print(f"{event.task}: {words[event.kind]}", markup=False, soft_wrap=True)
+
+    with bars:
+        yield watch, report
+
+
+def print_outlook(jobs: Sequence[Outlook]) -> None:
+    """Print one line for each job, and the sums."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("job", overflow="fold")
+    table.add_column("to do", overflow="fold")
+    for name in ("size", "memory", "disk", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for job in jobs:
+        if job.failure is not None:
+            table.add_row(job.name, Text(f"cannot be done: {job.failure.message}", "red"))
+            continue
+        steps = f"{', '.join(job.steps)} ({job.reason})" if job.steps else "nothing: it is done"
+        steps += "" if job.fits else "  NOT ENOUGH memory or disk here"
+        table.add_row(
+            job.name,
+            steps,
+            _size(job.size_bytes),
+            _size(job.min_memory_bytes),
+            _size(job.disk_bytes),
+            "" if not job.steps else NOT_MEASURED if job.duration_s is None else duration_text(job.duration_s),
+        )
+    stdout().print(table)
+    todo = [job for job in jobs if job.steps and job.failure is None]
+    known = [job.duration_s for job in todo if job.duration_s is not None]
+    facts = [
+        f"{len(todo)} of {len(jobs)} jobs to do",
+        f"at most {size_text(max((job.min_memory_bytes or 0 for job in todo), default=0))} of memory at once",
+        f"{size_text(sum(job.disk_bytes or 0 for job in todo))} of disk",
+        f"{duration_text(sum(known))}" if len(known) == len(todo) else f"time {NOT_MEASURED}",
+    ]
+    stdout().print("; ".join(facts), markup=False, soft_wrap=True)
+
+
+def print_run(report: RunReport) -> None:
+    """Print one line for each job: what this run made, what was there already, or the reason of a failure."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("job", no_wrap=True)
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for row in report.rows:
+        if row.failure is not None:
+            outcome, words = Text("FAILED", "bold red"), f"{row.failure.step}: {row.failure.message}"
+        elif row.made:
+            outcome, words = Text("done"), ", ".join(row.made)
+        else:
+            outcome, words = Text("was done"), ", ".join(row.kept)
+        words += f"; {row.note}" if row.note else ""
+        table.add_row(row.name, outcome, Text(words))
+    stdout().print(table)
+
+
+def _size(num_bytes: int | None) -> str:
+    return "" if num_bytes is None else size_text(num_bytes)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmcompress.cli.console import facts_table, stdout
 from llmcompress.cli.options import (
     AllowNonfinite,
     Dataset,
@@ -22,10 +23,13 @@ from llmcompress.cli.options import (
     TrustRemoteCode,
     Verbose,
 )
+from llmcompress.report.text import interval_text, rate_text, settings_text, size_text
 
 if TYPE_CHECKING:
-    from llmcompress.recipe import RuntimeProfile
-    from llmcompress.report import TuneReport
+    from rich.table import Table
+
+    from llmcompress.report.tuning import TuneReport, TuningVerification
+    from llmcompress.spec import RuntimeProfile
 
 _WITH_MEASURED = {
     "directory",
@@ -137,14 +141,13 @@ def tune(
     llmcompress tune model-int4-ov --workload chat:512/128 --workload rag:4096/256 --budget 30m
     llmcompress tune model-int4-ov --property DYNAMIC_QUANTIZATION_GROUP_SIZE=0,64,128 --apply -o model-int4-tuned-ov
     """
-    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import print_json
-    from llmcompress.cli.tune_view import print_tuning
+    from llmcompress.cli.progress import run_watched
     from llmcompress.errors import GateError, UsageError
-    from llmcompress.recipe import tune_spec
-    from llmcompress.report import TuneReport
+    from llmcompress.spec import tune_spec
     from llmcompress.summary.page import check_page_path
     from llmcompress.tuning import check_profile_path, read_tuning, write_tuning_page
+    from llmcompress.tuning.tune import tune as tune_directory
 
     if apply != (output is not None):
         raise UsageError("--apply and --output go together", hint="give both, or none of them")
@@ -190,9 +193,7 @@ def tune(
             "allow_nonfinite": allow_nonfinite,
             "offline": offline,
         }
-        made = run_watched("llmcompress.tuning:tune", options, verbose=verbose)
-        assert isinstance(made, TuneReport)
-        report = made
+        report = run_watched(tune_directory, options, verbose=verbose)
     if as_json:
         print_json(report)
     else:
@@ -216,10 +217,10 @@ def _put(
     verbose: bool,
 ) -> None:
     """Write the tuned artifact and the machine's profile, as far as they were asked for and there is something."""
-    from llmcompress.cli.bars import run_watched
     from llmcompress.cli.console import stderr
+    from llmcompress.cli.progress import run_watched
     from llmcompress.errors import UsageError
-    from llmcompress.tuning import runtime_profile, write_profile
+    from llmcompress.tuning import apply_tuning, runtime_profile, write_profile
 
     profile: RuntimeProfile | None = runtime_profile(report)
     if profile_output is not None and profile is None:
@@ -229,7 +230,7 @@ def _put(
         )
     if output is not None:
         options = {"directory": directory, "output_dir": output.absolute(), "overwrite": overwrite}
-        run_watched("llmcompress.tuning:apply_tuning", options, verbose=verbose)
+        run_watched(apply_tuning, options, verbose=verbose)
         stderr().print(f"wrote {output}", markup=False, soft_wrap=True)
     if profile is not None and profile_output is not None:
         write_profile(profile, profile_output.absolute(), overwrite=overwrite)
@@ -255,3 +256,103 @@ def _refuse_ignored(context: typer.Context) -> None:
     ]
     if given:
         raise UsageError(f"{', '.join(given)} would have no effect on --measured", hint="leave them out")
+
+
+_OBJECTIVES = {
+    "decode": "decode tokens/s against the default",
+    "prefill": "prefill tokens/s against the default",
+    "memory": "the default's memory against it",
+}
+_STYLES = {"better": "green", "worse": "red"}
+
+
+def print_tuning(report: TuneReport) -> None:
+    """Print what was measured, the verification, and the choice with its reason."""
+    from rich.text import Text
+
+    from llmcompress.tuning.space import text_of
+
+    console = stdout()
+    console.print(facts_table(_facts(report)))
+    console.print()
+    console.print(_trials_table(report))
+    left_out = {
+        "Not taken": {text_of(each.properties): each.reason for each in report.trials if each.reason},
+        "Not tried": report.skipped,
+    }
+    for title, reasons in left_out.items():
+        if reasons:
+            console.print()
+            console.print(facts_table({title: _by_reason(reasons)}))
+    if report.verification is not None:
+        console.print()
+        console.print(facts_table(_verification(report.verification)))
+    if report.gate is not None:
+        from llmcompress.cli.evaluation_view import gate_table
+
+        console.print()
+        console.print(gate_table(report.gate))
+    console.print()
+    chosen = text_of(report.chosen) if report.chosen else "the defaults"
+    console.print(Text.assemble(("Choice: ", "bold"), f"{chosen}: {report.reason}"), soft_wrap=True)
+    for words, properties in (("a model can hold", report.in_model), ("for a runtime profile", report.in_profile)):
+        if report.chosen and properties:
+            console.print(f"  {words}: {text_of(properties)}", markup=False, soft_wrap=True)
+
+
+def _facts(report: TuneReport) -> dict[str, str]:
+    against = "this very model" if report.reference.itself else report.reference.provenance.id or "the original"
+    return {
+        "Device": f"{report.spec.device}: {report.device_name}",
+        "Workloads": ", ".join(map(str, report.spec.workloads)),
+        "Objective": f"{_OBJECTIVES[report.spec.objective]}; KL divergence at most {report.max_kl:.3g}",
+        "KL divergence": f"from {against} in exact execution, {report.text.num_scored_tokens:,} tokens of "
+        f"{report.text.dataset}, {report.spec.effective_chunk} tokens a call",
+    }
+
+
+def _trials_table(report: TuneReport) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from llmcompress.tuning.page import gain_text, remark_text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    table.add_column("setting", overflow="fold", min_width=24)
+    for title in ("prefill\ntokens/s", "decode\ntokens/s", "gain", "memory", "KL,\nnats", "top-1"):
+        table.add_column(title, justify="right", no_wrap="KL" not in title)
+    remarks = [remark_text(each, reason=False) for each in report.trials]
+    table.add_column("", no_wrap=True, min_width=max(len(line) for remark in remarks for line in remark.split("\n")))
+    for trial, remark in zip(report.trials, remarks, strict=True):
+        lost = trial.divergence
+        table.add_row(
+            Text(settings_text(trial.properties, "\n"), style="bold" if trial.properties == report.chosen else ""),
+            "\n".join(rate_text(speed.prefill_tokens_per_s) for speed in trial.speeds),
+            "\n".join(rate_text(speed.decode_tokens_per_s) for speed in trial.speeds),
+            Text(gain_text(trial), style=_STYLES.get(trial.judgement or "", "")),
+            "" if trial.steady_rss_bytes is None else size_text(trial.steady_rss_bytes),
+            "not measured" if lost is None else f"{lost.kl_divergence.value:.3g}",
+            "" if lost is None else f"{lost.top1_agreement.value:.1%}",
+            remark,
+        )
+    return table
+
+
+def _verification(found: TuningVerification) -> dict[str, str]:
+    return {
+        "Verified": "the best once more, in fresh processes and on held-out text",
+        "  gain": f"{interval_text(found.gain, '.3g')}, {found.judgement}",
+        "  KL divergence": f"{interval_text(found.divergence.kl_divergence, '.3g')}, by default "
+        f"{interval_text(found.default_divergence.kl_divergence, '.3g')}",
+        "  top-1 agreement": f"{found.divergence.top1_agreement.value:.2%}, by default "
+        f"{found.default_divergence.top1_agreement.value:.2%}",
+    }
+
+
+def _by_reason(reasons: dict[str, str]) -> str:
+    """Each reason once, with the settings that it is the reason of."""
+    found: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        found.setdefault(why, []).append(name)
+    return "\n".join(f"{', '.join(names)}: {why}" for why, names in found.items())

@@ -57,7 +57,7 @@ def _is_hub_id(source: str) -> bool:
 
 
 def _fetched(repo_id: str, revision: str | None, offline: bool, *, verbose: bool) -> Path:
-    from llmcompress.cli.bars import watching
+    from llmcompress.cli.progress import watching
     from llmcompress.publishing import fetch_artifact
 
     with watching(verbose=verbose) as watch:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from llmcompress.compression.quantized_operations import EXECUTED_AS, LOW_PRECISIONS
 from llmcompress.errors import RecipeError, UsageError
-from llmcompress.recipe import Recipe
-from llmcompress.recipe.recipe import NPU_GROUP_SIZES
-from llmcompress.report import LayerRecord
-from llmcompress.runtime import compile_model, executed_precisions
+from llmcompress.graph.device import compile_model, executed_precisions
+from llmcompress.report.compression import LayerRecord
+from llmcompress.spec import Recipe
+from llmcompress.spec.recipe import NPU_GROUP_SIZES
 
 if TYPE_CHECKING:
     import openvino as ov

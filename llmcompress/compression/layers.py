@@ -6,8 +6,8 @@ from collections.abc import Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.graph import num_elements
-from llmcompress.report import LayerRecord
+from llmcompress.graph.model import num_elements
+from llmcompress.report.compression import LayerRecord
 
 if TYPE_CHECKING:
     import openvino as ov

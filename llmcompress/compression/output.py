@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmcompress.artifact import Staging, file_records, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED, file_record
-from llmcompress.compression.in_memory import CompressedModel
-from llmcompress.environment import environment_record
-from llmcompress.loaders.json_file import write_json
+from llmcompress.compression.run import CompressedModel
 from llmcompress.loaders.source import Source
-from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.recipe import Recipe, dump_recipe
-from llmcompress.report import CompressionReport, FileRecord
+from llmcompress.report.compression import CompressionReport
+from llmcompress.report.environment import environment_record
+from llmcompress.report.record import FileRecord
+from llmcompress.spec import Recipe, dump_recipe
+from llmcompress.system.json_file import write_json
+from llmcompress.system.progress import Progress, Reporter, silent
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -79,7 +80,7 @@ def inputs(found: Source, recipe: Recipe) -> list[Path]:
 def _save_model(model: ov.Model, stage: Staging, progress: Reporter) -> None:
     import openvino as ov
 
-    from llmcompress.loaders.graph import number_nodes
+    from llmcompress.graph.model import number_nodes
 
     progress(Progress("save", 0, 1))
     number_nodes(model)

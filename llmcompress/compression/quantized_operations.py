@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from llmcompress.loaders.graph import is_constant
-from llmcompress.recipe import Quantization
-from llmcompress.report import AccuracyRecord, ActivationRecord, FloatOperation, OperationCount
-from llmcompress.runtime import compile_model, executed_precisions
+from llmcompress.graph.device import compile_model, executed_precisions
+from llmcompress.graph.model import is_constant
+from llmcompress.report.compression import AccuracyRecord, ActivationRecord, FloatOperation, OperationCount
+from llmcompress.spec import Quantization
 
 if TYPE_CHECKING:
     import openvino as ov

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import DataError, HubError, UsageError
-from llmcompress.patching import replaced
+from llmcompress.system.patching import replaced
 
 if TYPE_CHECKING:
-    from llmcompress.recipe import Dataset
+    from llmcompress.spec import Dataset
 
 EXTENSIONS = (".txt", ".jsonl", ".parquet")
 MAX_FILE_BYTES = 1 << 30

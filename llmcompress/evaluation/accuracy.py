@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from llmcompress.accuracy import SCALES
 from llmcompress.errors import DataError
 from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, TARGETS, add_scores, vocabulary_size
 from llmcompress.evaluation.statistics import exact_kl
-from llmcompress.runtime import PINNED, compile_model, decoder_inputs, input_names
+from llmcompress.graph.device import PINNED, compile_model, decoder_inputs, input_names
 
 if TYPE_CHECKING:
     import numpy as np
     import openvino as ov
     from numpy.typing import NDArray
 
-    from llmcompress.accuracy import AccuracyMetric, Window
+    Window = NDArray[np.int64]
+    """``[seq_len]``"""
+    AccuracyMetric = Callable[[ov.CompiledModel, Iterable[Window]], tuple[float, list[float]]]
+    """A compiled decoder and windows -> the metric over all and of each alone, as ``scale`` has it."""
+    MakeMetric = Callable[[str, ov.Model, Sequence[Window]], AccuracyMetric]
+    """Name of the metric, reference, all windows that it will be asked for -> the metric."""
+
+
+class Scale(NamedTuple):
+    """A figure in its unit as NNCF takes it, higher is better, and back."""
+
+    metric: Callable[[float], float]
+    figure: Callable[[float], float]
+
+
+# Of the perplexity the figure that goes in is the mean negative log-likelihood. NNCF divides by the reference's metric:
+# a divergence of 0 would not do.
+SCALES = {
+    "kl_divergence": Scale(lambda kl: 1 - kl, lambda metric: 1 - metric),
+    "perplexity": Scale(lambda nll: -math.exp(nll) if nll < 700 else -math.inf, lambda metric: -metric),
+    "top1_agreement": Scale(lambda share: share, lambda metric: metric),
+}
 
 
 def accuracy_metric(name: str, reference: ov.Model, windows: Sequence[Window]) -> AccuracyMetric:

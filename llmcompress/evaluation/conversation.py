@@ -7,10 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from llmcompress import chat
+from llmcompress.data.tokens import TextEncoder
 from llmcompress.errors import ModelError
-from llmcompress.evaluation.tokens import TextEncoder
-from llmcompress.loaders.json_file import read_json
+from llmcompress.loaders import chat
+from llmcompress.system.json_file import read_json
 
 TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import UsageError
-from llmcompress.evaluation.tokens import TextEncoder, text_encoder
+from llmcompress.graph.device import compile_model, decoder_inputs, input_names, properties_of
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights
-from llmcompress.progress import Progress, Reporter
-from llmcompress.report import ConversionRecord
-from llmcompress.runtime import compile_model, decoder_inputs, input_names, properties_of
+from llmcompress.report.evaluation import ConversionRecord
+from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from llmcompress.evaluation.measurement import Text, score_side_by_side
-from llmcompress.evaluation.resume import StoredScores
+from llmcompress.evaluation.score_cache import StoredScores
 from llmcompress.evaluation.statistics import divergence
+from llmcompress.graph.device import PINNED, properties_of
 from llmcompress.loaders.loaded_model import LoadedModel
-from llmcompress.progress import Reporter
-from llmcompress.report import DamagePart, NoiseFloor
-from llmcompress.runtime import PINNED, properties_of
+from llmcompress.report.evaluation import DamagePart, NoiseFloor
+from llmcompress.system.progress import Reporter
 
 Part = Literal["weights", "kv_cache", "dynamic_quantization", "execution_precision", "all"]
 

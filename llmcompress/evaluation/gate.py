@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from llmcompress.recipe import Gate
-from llmcompress.report import Check, DivergenceRecord, GateRecord
+from llmcompress.report.evaluation import Check, DivergenceRecord, GateRecord
+from llmcompress.spec import Gate
 
 EARLIER = "from an earlier evaluation of the same bytes"
 

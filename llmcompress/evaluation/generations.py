@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from llmcompress.evaluation.windows import Windows
-from llmcompress.generation import generate
+from llmcompress.data.protocols import Windows
+from llmcompress.graph.decoding import generate
+from llmcompress.graph.device import compile_model
 from llmcompress.loaders.loaded_model import LoadedModel
-from llmcompress.progress import Progress, Reporter
-from llmcompress.report import GenerationRecord
-from llmcompress.runtime import compile_model
+from llmcompress.report.evaluation import GenerationRecord
+from llmcompress.system.progress import Progress, Reporter
 
 PROMPT_TOKENS = 32
 MAX_NEW_TOKENS = 64

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.graph import logits_from, logits_result, slice_positions
+from llmcompress.graph.model import logits_from, logits_result, slice_positions
 
 if TYPE_CHECKING:
     import openvino as ov

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.report import Estimate, Verdict
+from llmcompress.report.evaluation import Estimate, Verdict
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmcompress.cache import cache_dir, content_key
-from llmcompress.environment import PACKAGES_THAT_DECIDE_SCORES, cpu_name, installed_versions
+from llmcompress.data.protocols import Windows
 from llmcompress.errors import ModelError, WriteError
 from llmcompress.evaluation.graph import REFERENCE_IDS, Kind, add_scores, vocabulary_size
-from llmcompress.evaluation.kept_logits import KeptLogits
-from llmcompress.evaluation.resume import StoredScores
+from llmcompress.evaluation.logits_cache import KeptLogits
+from llmcompress.evaluation.score_cache import StoredScores
 from llmcompress.evaluation.scoring import Batch, Call, batches, calls, score, score_pair
 from llmcompress.evaluation.statistics import TokenScores, exact_kl, token_scores
-from llmcompress.evaluation.windows import Windows
+from llmcompress.graph.device import compile_model, effective_properties
 from llmcompress.loaders.loaded_model import LoadedModel
-from llmcompress.progress import Progress, Reporter
-from llmcompress.runtime import compile_model, effective_properties
+from llmcompress.system.cache import cache_dir, content_key
+from llmcompress.system.environment import PACKAGES_THAT_DECIDE_SCORES, cpu_name, installed_versions
+from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
     import openvino as ov

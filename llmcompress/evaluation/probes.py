@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from llmcompress.data.tokens import TextEncoder
 from llmcompress.evaluation.conversation import chat_template, question_ids
 from llmcompress.evaluation.graph import FIRST, add_scores
-from llmcompress.evaluation.tokens import TextEncoder
-from llmcompress.generation import Generation, generate
+from llmcompress.graph.decoding import Generation, generate
+from llmcompress.graph.device import compile_model, decoder_inputs, input_names
 from llmcompress.loaders.loaded_model import LoadedModel
-from llmcompress.progress import Progress, Reporter
-from llmcompress.report import Check
-from llmcompress.runtime import compile_model, decoder_inputs, input_names
+from llmcompress.report.evaluation import Check
+from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
     import numpy as np

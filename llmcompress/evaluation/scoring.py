@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmcompress.data.protocols import Window
 from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, TARGETS
-from llmcompress.evaluation.kept_logits import KeptLogits
-from llmcompress.evaluation.windows import Window
-from llmcompress.runtime import decoder_inputs, input_names
+from llmcompress.evaluation.logits_cache import KeptLogits
+from llmcompress.graph.device import decoder_inputs, input_names
 
 if TYPE_CHECKING:
     import numpy as np

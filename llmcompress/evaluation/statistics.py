@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmcompress.data.protocols import Windows
 from llmcompress.evaluation.intervals import clustered_mean, exponential, transformed
-from llmcompress.evaluation.windows import Windows
-from llmcompress.report import DivergenceRecord, Estimate, Histogram, PerplexityRecord
+from llmcompress.report.evaluation import DivergenceRecord, Estimate, Histogram, PerplexityRecord
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llmcompress.errors import DataError, ResourceError, UsageError
-from llmcompress.patching import replaced
-from llmcompress.report import TaskScore
+from llmcompress.report.evaluation import TaskScore
+from llmcompress.system.patching import replaced
 
 _STDERR = "_stderr"
 

@@ -16,13 +16,26 @@ explain.py      the reasons of failures in plain words
 
 from llmcompress.hub.account import Account, current_token, find_account, require_rights
 from llmcompress.hub.client import HubClient, limit_s
-from llmcompress.hub.commit import Made, create_repo, make_commit, open_pull_request
-from llmcompress.hub.explain import explained
+from llmcompress.hub.download import HubSnapshot, download, fetch
+from llmcompress.hub.failures import explained
 from llmcompress.hub.listing import HubFile, HubListing, listing
-from llmcompress.hub.names import check_name, check_repo_id, check_revision
-from llmcompress.hub.references import add_tags, add_to_collection, require_collection, tags_of
-from llmcompress.hub.remote import Outgoing, Remote, differing, look, page, read_file
-from llmcompress.hub.snapshot import HubSnapshot, download, fetch
+from llmcompress.hub.upload import (
+    Made,
+    Outgoing,
+    Remote,
+    add_tags,
+    add_to_collection,
+    create_repo,
+    differing,
+    look,
+    make_commit,
+    open_pull_request,
+    page,
+    read_file,
+    require_collection,
+    tags_of,
+)
+from llmcompress.spec.hub_names import check_name, check_repo_id, check_revision
 
 __all__ = [
     "Account",

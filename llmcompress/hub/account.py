@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from llmcompress.errors import HubError
 from llmcompress.hub.client import HubClient
-from llmcompress.hub.explain import explained
+from llmcompress.hub.failures import explained
 
 _TOKENS = "https://huggingface.co/settings/tokens"
 

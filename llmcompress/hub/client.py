@@ -5,19 +5,26 @@ huggingface_hub's own client waits for ever, passes over ``Retry-After`` and rea
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from llmcompress.errors import UsageError
+from llmcompress.system.patching import replaced
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Between the tries of one request."""
@@ -242,3 +249,28 @@ def _is_refused_certificate(error: BaseException) -> bool:
             return True
         link = link.__cause__ or link.__context__
     return False
+
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def lent(client: HubClient) -> Iterator[HfApi]:
+    """The API with our time limits and patience; its bars, logs and warnings, which repeat a server's words, are off.
+
+    Large files go by the Git LFS protocol over HTTP: what the Xet library sends cannot be bounded or watched from here.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.utils import _http
+
+    logger = logging.getLogger("huggingface_hub")
+    with ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
+        stack.enter_context(replaced(_http, "_GLOBAL_CLIENT", client))
+        stack.enter_context(replaced(constants, "HF_HUB_DISABLE_XET", True))
+        stack.enter_context(replaced(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True))
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL + 1)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield HfApi()

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from llmcompress.errors import HubError
 from llmcompress.hub.client import HubClient, limit_s
-from llmcompress.hub.explain import explained
-from llmcompress.hub.names import check_name, check_repo_id, check_revision
+from llmcompress.hub.failures import explained
+from llmcompress.spec.hub_names import check_name, check_repo_id, check_revision
 
 RepoType = Literal["model", "dataset"]
 

@@ -16,19 +16,21 @@ from optimum.intel import OVModelForCausalLM as StockModelForCausalLM
 from transformers import AutoConfig, GenerationConfig
 
 from llmcompress.artifact import staging
-from llmcompress.compression.in_memory import CompressedModel, compress_in_memory
 from llmcompress.compression.output import inputs, write
-from llmcompress.environment import quiet_libraries
+from llmcompress.compression.run import CompressedModel, compress_in_memory
 from llmcompress.errors import UsageError
 from llmcompress.evaluation.accuracy import accuracy_metric
+from llmcompress.graph.model import nncf_records
 from llmcompress.integrations.quantization_config import OVRecipeConfig
 from llmcompress.loaders.generation import save_generation_config
-from llmcompress.loaders.graph import nncf_records
-from llmcompress.loaders.json_file import write_json
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import Source, resolve
-from llmcompress.recipe import RECOMMENDED, Recipe, load_recipe
-from llmcompress.stages import Stages
+from llmcompress.report.stages import Stages
+from llmcompress.spec import RECOMMENDED, Recipe, load_recipe
+from llmcompress.spec.access import Access
+from llmcompress.spec.optimum import recipe_from_quantization_config
+from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.json_file import write_json
 
 _log = logging.getLogger(__name__)
 
@@ -87,12 +89,7 @@ class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
         quiet_libraries()
         recipe = _chosen(quantization_config)
         options = _Options(kwargs)
-        found = resolve(
-            model_id,
-            revision=options.revision,
-            trust_remote_code=options.trust_remote_code,
-            offline=options.local_files_only,
-        )
+        found = resolve(model_id, options.access)
         recipe = recipe or recommended_recipe(found, quantization_config)
         if not options.stateless:
             return _in_memory(cls, found, str(model_id), recipe, options)
@@ -101,9 +98,9 @@ class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
             raise UsageError(problem, where=str(model_id), hint="give the original checkpoint")
         config = OVRecipeConfig.from_recipe(
             recipe,
-            revision=options.revision,
-            trust_remote_code=options.trust_remote_code,
-            offline=options.local_files_only,
+            revision=options.access.revision,
+            trust_remote_code=options.access.trust_remote_code,
+            offline=options.access.offline,
         )
         return super().from_pretrained(model_id, quantization_config=config, **{**kwargs, "export": True})
 
@@ -170,16 +167,18 @@ class _Options:
 
     def __init__(self, kwargs: Mapping[str, Any]) -> None:
         given = dict(kwargs)
-        self.revision: str | None = given.pop("revision", None)
-        self.trust_remote_code = bool(given.pop("trust_remote_code", False))
-        self.local_files_only = bool(given.pop("local_files_only", False))
+        self.access = Access(
+            revision=given.pop("revision", None),
+            trust_remote_code=bool(given.pop("trust_remote_code", False)),
+            offline=bool(given.pop("local_files_only", False)),
+            allow_nonfinite=bool(given.pop("allow_nonfinite", False)),
+        )
         self.config = given.pop("config", None)
         self.tokenizer = bool(given.pop("tokenizer", True))
-        self.allow_nonfinite = bool(given.pop("allow_nonfinite", False))
         given.pop("export", None)
         use_cache, stateful = given.pop("use_cache", True), given.pop("stateful", True)
         self.stateless = use_cache is False or stateful is False
-        if self.stateless and (self.allow_nonfinite or not self.tokenizer):
+        if self.stateless and (self.access.allow_nonfinite or not self.tokenizer):
             raise UsageError(
                 "tokenizer and allow_nonfinite have no effect with use_cache=False, which is Optimum's own path",
                 where="from_pretrained",
@@ -203,7 +202,7 @@ def _chosen(given: Any) -> Recipe | None:
     """The recipe, or None for one that depends on the model."""
     if isinstance(given, (str, Path)):
         return None if given in RECOMMENDED else load_recipe(given)
-    return given if isinstance(given, Recipe) else Recipe.from_quantization_config(given)
+    return given if isinstance(given, Recipe) else recipe_from_quantization_config(given)
 
 
 def _in_memory(
@@ -215,8 +214,8 @@ def _in_memory(
             found,
             recipe,
             scratch_dir=Path(scratch),
-            offline=options.local_files_only,
-            allow_nonfinite=options.allow_nonfinite,
+            offline=options.access.offline,
+            allow_nonfinite=options.access.allow_nonfinite,
             tokenizer=options.tokenizer,
             make_metric=accuracy_metric,
             stages=stages,

@@ -17,16 +17,17 @@ from typing import Any, ClassVar, TypeVar
 from optimum.intel import OVMixedQuantizationConfig, OVQuantizationConfig, OVWeightQuantizationConfig
 from optimum.intel.openvino.configuration import OVQuantizationMethod
 
-from llmcompress.compression.activations import quantize_arguments
-from llmcompress.compression.weights import nncf_arguments
+from llmcompress.compression.nncf.activations import quantize_arguments
+from llmcompress.compression.nncf.weights import nncf_arguments
 from llmcompress.data import calibration_windows, require_text
 from llmcompress.errors import RecipeError
 from llmcompress.loaders.source import fetch_side_files, longest_context, resolve
 from llmcompress.loaders.tokenizer import load_tokenizer
-from llmcompress.recipe import Gate, IgnoredScope, Quantization, Recipe, WeightCompression, load_recipe
-from llmcompress.recipe.modes import INT8
-from llmcompress.recipe.optimum import ACTIVATION_MODES
-from llmcompress.recipe.problems import dotted, validated
+from llmcompress.spec import Gate, IgnoredScope, Quantization, Recipe, WeightCompression, load_recipe
+from llmcompress.spec.access import Access
+from llmcompress.spec.modes import INT8
+from llmcompress.spec.optimum import ACTIVATION_MODES
+from llmcompress.spec.validation import dotted, validated
 
 ConfigT = TypeVar("ConfigT", bound="OVRecipeConfig")
 
@@ -52,7 +53,7 @@ class OVRecipeConfig(ABC):
     num_samples: int | None
     ignored_scope: dict[str, list[str]] | None
 
-    def __init__(self, recipe: Recipe, **access: Any) -> None:
+    def __init__(self, recipe: Recipe, access: Access = Access()) -> None:
         calibration = recipe.calibration
         self.__dict__["recipe"] = recipe
         self.__dict__.update(
@@ -92,8 +93,7 @@ class OVRecipeConfig(ABC):
         _refuse_uncarried(recipe)
         if recipe.calibration is not None:
             require_text(recipe.calibration)
-        access = {"revision": revision, "trust_remote_code": trust_remote_code, "offline": offline}
-        return _CLASSES[recipe.method](recipe, **access)
+        return _CLASSES[recipe.method](recipe, Access(revision, trust_remote_code, offline))
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> OVRecipeConfig:
@@ -107,7 +107,7 @@ class OVRecipeConfig(ABC):
             raise RecipeError(
                 f"got the keys {', '.join(sorted(given))}; accepted: recipe, num_samples, ignored_scope",
                 where="quantization_config",
-                hint="for a configuration of Optimum's own: Recipe.from_quantization_config",
+                hint="for a configuration of Optimum's own: llmcompress.recipe_from_quantization_config",
             )
         config = cls.from_recipe(
             validated(Recipe, given["recipe"], lambda place: f"quantization_config.recipe.{dotted(place)}")
@@ -179,6 +179,21 @@ class OVRecipeConfig(ABC):
                 hint="set it to the model's Hub id or directory; from_pretrained does",
             )
         return self.num_samples or self.recipe.calibration.num_samples
+
+
+def to_quantization_config(
+    recipe: Recipe, *, revision: str | None = None, trust_remote_code: bool = False, offline: bool = False
+) -> OVRecipeConfig:
+    """Return the recipe as a ``quantization_config`` for stock ``optimum.intel.OVModelForCausalLM``.
+
+    The options are for the tokenizer that cuts the calibration text: Optimum does not hand on those of
+    ``from_pretrained``.
+
+    Raises:
+        RecipeError: Names the field which the stock path cannot carry.
+        DataError: The text is missing.
+    """
+    return OVRecipeConfig.from_recipe(recipe, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
 
 
 class OVRecipeWeightConfig(OVRecipeConfig, OVWeightQuantizationConfig):  # type: ignore[misc]
@@ -280,17 +295,17 @@ _CLASSES: dict[str, type[OVRecipeConfig]] = {
 class _Bound:
     """A recipe for one model: its calibration windows as texts, and the tokenizer that reads these."""
 
-    def __init__(self, source: str, recipe: Recipe, access: Mapping[str, Any]) -> None:
+    def __init__(self, source: str, recipe: Recipe, access: Access) -> None:
         self.tokenizer = source
         self.texts: list[str] | None = None
         if recipe.calibration is None:
             return
         # A directory has no revisions; the model may be one although the configuration is for the Hub's, too.
-        found = resolve(source, **{**access, **({"revision": None} if Path(source).is_dir() else {})})
+        found = resolve(source, access.at(None) if Path(source).is_dir() else access)
         found = fetch_side_files(found)
         own = load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
         token_ids = calibration_windows(
-            recipe.calibration, own, offline=bool(access.get("offline")), max_seq_len=longest_context(found)
+            recipe.calibration, own, offline=access.offline, max_seq_len=longest_context(found)
         ).token_ids
         self.texts = [" ".join(map(str, window)) for window in token_ids.tolist()]
         # Removed with the last copy of this.

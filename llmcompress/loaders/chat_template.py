@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from llmcompress.chat import Message, render
 from llmcompress.errors import ModelError
+from llmcompress.loaders.chat import Message, render
 
 _USER = {"role": "user", "content": "What is 2 + 2?"}
 _SYSTEM = {"role": "system", "content": "Be brief."}

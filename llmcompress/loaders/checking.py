@@ -11,8 +11,8 @@ from typing import NamedTuple
 from llmcompress.loaders.scan import scan
 from llmcompress.loaders.source import Source
 from llmcompress.loaders.tensors import Checkpoint, read_checkpoint
-from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.report import FileRecord
+from llmcompress.report.record import FileRecord
+from llmcompress.system.progress import Progress, Reporter, silent
 
 
 class CheckedWeights(NamedTuple):

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.graph import forget_conversion, keep_alive, memory_owners
-from llmcompress.loaders.ir import read_ir
-from llmcompress.patching import replaced
+from llmcompress.graph.model import forget_conversion, keep_alive, memory_owners, read_ir
+from llmcompress.system.patching import replaced
 
 if TYPE_CHECKING:
     import openvino as ov

@@ -9,7 +9,7 @@ from typing import Any
 
 from llmcompress.errors import ModelError
 from llmcompress.loaders.chat_template import turn_end_id
-from llmcompress.loaders.json_file import write_json
+from llmcompress.system.json_file import write_json
 
 GENERATION_CONFIG = "generation_config.json"
 

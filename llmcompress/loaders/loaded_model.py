@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.artifact import MANIFEST, file_records, read_manifest, require_verified
 from llmcompress.artifact.manifest import entries
-from llmcompress.environment import quiet_libraries
+from llmcompress.graph.model import check_decoder, count_parameters, is_compressed, mapped_share
 from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.generation import read_generation_config
-from llmcompress.loaders.graph import check_decoder, count_parameters, is_compressed, mapped_share
-from llmcompress.loaders.json_file import read_json
 from llmcompress.loaders.model_card import read_source_card
 from llmcompress.loaders.scan import check_hashes, scan_constants
 from llmcompress.loaders.source import IR_FILES, Source, fetch_weights, resolve, side_files
 from llmcompress.loaders.tensors import INDEX, Checkpoint, choose_weights, read_index
-from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.report import FileRecord, Provenance, SourceCard
+from llmcompress.report.record import FileRecord, Provenance, SourceCard
+from llmcompress.spec.access import Access
+from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.json_file import read_json
+from llmcompress.system.progress import Progress, Reporter, silent
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -88,7 +89,7 @@ def load(
     """
     quiet_libraries()
     if not isinstance(source, Source):
-        source = resolve(source, revision=revision, trust_remote_code=trust_remote_code, offline=offline)
+        source = resolve(source, Access(revision, trust_remote_code, offline, allow_nonfinite))
     with ExitStack() as stack:
         if scratch_dir is None:
             scratch_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmcompress-")))
@@ -142,7 +143,7 @@ def _load_checkpoint(
 
 
 def _load_ir(source: Source, with_tokenizer: bool, allow_nonfinite: bool, progress: Reporter) -> LoadedModel:
-    from llmcompress.loaders.ir import read_ir
+    from llmcompress.graph.model import read_ir
 
     progress(Progress("read the model", 0, 1))
     if (source.path / MANIFEST).is_file():

@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from llmcompress.errors import ModelError, RecipeError
-from llmcompress.report import SourceCard
-from llmcompress.strict_yaml import BoundedLoader
+from llmcompress.report.record import SourceCard
+from llmcompress.spec.yaml_text import BoundedLoader
 
 README = "README.md"
 MAX_BYTES = 16_000_000

@@ -13,9 +13,9 @@ from typing import Any
 
 from llmcompress.errors import RecipeError
 from llmcompress.loaders.source import Source
-from llmcompress.recipe import RECOMMENDED, Recipe, override_recipe
-from llmcompress.recipe.calibration import Calibration
-from llmcompress.recipe.optimum import TEXTS, recipe_from_optimum
+from llmcompress.spec import RECOMMENDED, Recipe, override_recipe
+from llmcompress.spec.dataset import Calibration
+from llmcompress.spec.optimum import TEXTS, recipe_from_quantization_config
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def _recipe(entry: Mapping[str, Any], name: str, why: str, overrides: Sequence[s
     stands_in = own_text and entry.get("dataset", "wikitext2") not in TEXTS
     # Bits alone stand for a look into these tables; here they are what the table says.
     settings = {"sym": False, **entry} if "bits" in entry else entry
-    recipe = recipe_from_optimum(settings, name=name, calibration=_ANY_TEXT if stands_in else None)
+    recipe = recipe_from_quantization_config(settings, name=name, calibration=_ANY_TEXT if stands_in else None)
     recipe = recipe.model_copy(update={"description": why[:300]})
     _log.info("%s: %s", name, why)
     return override_recipe(recipe, overrides)

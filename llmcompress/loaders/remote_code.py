@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from llmcompress.environment import allow_sklearn
 from llmcompress.errors import SecurityError
+from llmcompress.system.environment import allow_sklearn
 
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 _ALLOW = "read that code first; --trust-remote-code then allows it to run"

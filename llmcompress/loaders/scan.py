@@ -16,11 +16,11 @@ from threading import Lock
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import HubError, ModelError
-from llmcompress.loaders.graph import is_weight
+from llmcompress.graph.model import is_weight
 from llmcompress.loaders.safetensors_file import BITS, TensorInfo
 from llmcompress.loaders.tensors import Checkpoint
-from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.report import FileRecord
+from llmcompress.report.record import FileRecord
+from llmcompress.system.progress import Progress, Reporter, silent
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,14 +9,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from llmcompress.cache import hold_if_kept
 from llmcompress.errors import ModelError, SecurityError, UsageError
 from llmcompress.hub import HubListing, check_repo_id, fetch, listing
-from llmcompress.loaders.json_file import read_json
 from llmcompress.loaders.model_card import README
 from llmcompress.loaders.remote_code import check_tokenizer
 from llmcompress.loaders.tensors import INDEX, SINGLE, choose_weights, read_index
-from llmcompress.progress import Reporter, silent
+from llmcompress.spec.access import Access
+from llmcompress.system.cache import hold_if_kept
+from llmcompress.system.json_file import read_json
+from llmcompress.system.progress import Reporter, silent
 
 Layout = Literal["checkpoint", "ir"]
 
@@ -52,16 +53,14 @@ class Source(NamedTuple):
     """Hashes that the Hub states, by file name; known after ``fetch_weights``."""
 
 
-def resolve(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, offline: bool = False
-) -> Source:
+def resolve(source: str | Path, access: Access = Access()) -> Source:
     """Find a model by Hub id or path; of a Hub model only the file list and ``config.json`` are fetched.
 
     An existing path goes before a Hub id of the same spelling. A directory that holds a checkpoint and an OpenVINO IR
     is taken as the checkpoint, which is the more exact of the two.
 
     Raises:
-        UsageError: neither an existing path nor a Hub id, or ``revision`` with a path.
+        UsageError: neither an existing path nor a Hub id, or a revision with a path.
         ModelError: no readable ``config.json``, or nothing that can be loaded.
         HubError: no such repository, no access, no network, or not cached.
         SecurityError: a file name or link that leaves the model's directory.
@@ -76,14 +75,14 @@ def resolve(
                 f"the path {text!r} does not exist",
                 hint="give an existing directory, or a Hub id in the form namespace/name",
             )
-        return _from_hub(text, revision, trust_remote_code, offline)
-    if revision is not None:
+        return _from_hub(text, access)
+    if access.revision is not None:
         raise UsageError(
-            f"--revision {revision} has no effect on a directory",
+            f"--revision {access.revision} has no effect on a directory",
             where=text,
             hint="leave it out, or give the Hub id; a local path of the same spelling goes first",
         )
-    return _from_directory(path, trust_remote_code)
+    return _from_directory(path, access.trust_remote_code)
 
 
 def fetch_side_files(source: Source) -> Source:
@@ -158,9 +157,9 @@ def _looks_like_path(text: str) -> bool:
     return odd or ".." in text.split("/") or bool(re.match(r"[A-Za-z]:", text))
 
 
-def _from_hub(repo_id: str, revision: str | None, trust_remote_code: bool, offline: bool) -> Source:
+def _from_hub(repo_id: str, access: Access) -> Source:
     check_repo_id(repo_id)
-    files = listing(repo_id, revision, offline=offline)
+    files = listing(repo_id, access.revision, offline=access.offline)
     names = [file.path for file in files.files]
     layout = _layout(names, repo_id)
     path = fetch(files, ["config.json"]).path
@@ -171,7 +170,7 @@ def _from_hub(repo_id: str, revision: str | None, trust_remote_code: bool, offli
         config=read_json(path / "config.json"),
         id=repo_id,
         revision=files.commit,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=access.trust_remote_code,
         files=files,
     )
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.errors import ModelError, SecurityError
-from llmcompress.loaders.json_file import read_json
 from llmcompress.loaders.safetensors_file import TensorInfo, read_header
+from llmcompress.system.json_file import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.environment import allow_sklearn
 from llmcompress.errors import ModelError, SecurityError
-from llmcompress.loaders.graph import number_nodes
-from llmcompress.loaders.json_file import write_json
-from llmcompress.patching import replaced
+from llmcompress.graph.model import number_nodes
+from llmcompress.system.environment import allow_sklearn
+from llmcompress.system.json_file import write_json
+from llmcompress.system.patching import replaced
 
 if TYPE_CHECKING:
     pass

@@ -8,7 +8,7 @@ plan.py        what changes in the repository, and whether the place takes it
 artifacts.py   the way back
 """
 
-from llmcompress.publishing.artifacts import fetch_artifact
+from llmcompress.publishing.contents import fetch_artifact
 from llmcompress.publishing.push import push_to_hub
 
 __all__ = ["fetch_artifact", "push_to_hub"]

@@ -8,14 +8,21 @@ from pathlib import Path
 
 from llmcompress import hub
 from llmcompress.artifact import Measurements, read_measurements, replace_report, require_verified
-from llmcompress.environment import installed_versions
 from llmcompress.errors import GateError, HubError, UsageError
-from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.publishing.contents import CARD, current_card, kept_card, model_files, outgoing_bytes, require_no_token
-from llmcompress.publishing.gate import require_gate
-from llmcompress.publishing.naming import repository_name
-from llmcompress.publishing.plan import Plan, planned, pushed_files, require_place
-from llmcompress.report import PushReport
+from llmcompress.publishing.changes import Plan, planned, pushed_files, require_place
+from llmcompress.publishing.contents import (
+    CARD,
+    current_card,
+    kept_card,
+    model_files,
+    outgoing_bytes,
+    repository_name,
+    require_gate,
+    require_no_token,
+)
+from llmcompress.report.push import PushReport
+from llmcompress.system.environment import installed_versions
+from llmcompress.system.progress import Progress, Reporter, silent
 
 CardRenderer = Callable[[Path, str | None], str]
 
@@ -54,7 +61,7 @@ def push_to_hub(
         tags: Git tags for the commit.
         revision: An existing branch; by default main.
         progress: Told the bytes that were sent.
-        render: Directory and Hub id -> card; by default ``llmcompress.cards.render_card``.
+        render: Directory and Hub id -> card; by default ``llmcompress.publishing.card.render_card``.
 
     Raises:
         ArtifactError: the directory is not what its manifest says.
@@ -145,7 +152,7 @@ class _Sent:
 
 
 def _render(directory: Path, repo_id: str | None) -> str:
-    from llmcompress.cards import render_card
+    from llmcompress.publishing.card import render_card
 
     return str(render_card(directory, repo_id=repo_id))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from llmcompress.recipe.benchmark import BenchSpec
 from llmcompress.report.evaluation import Estimate
 from llmcompress.report.record import EnvironmentRecord, Measured, Record
+from llmcompress.spec.benchmark import BenchSpec
 
 Judgement = Literal["better", "worse", "inside the noise"]
 

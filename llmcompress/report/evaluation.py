@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from llmcompress.recipe import EvalSpec
 from llmcompress.report.record import EnvironmentRecord, Measured, Provenance, Record
+from llmcompress.spec import EvalSpec
 
 Verdict = Literal["equivalent", "worse", "cannot tell"]
 

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmcompress.recipe.tuning import Objective, TuneSpec
 from llmcompress.report.benchmark import Judgement, Stats
 from llmcompress.report.evaluation import DivergenceRecord, Estimate, GateRecord, TextRecord
 from llmcompress.report.record import EnvironmentRecord, Measured, Provenance, Record
+from llmcompress.spec.tuning import Objective, TuneSpec
 
 TrialStatus = Literal["default", "measured", "beaten", "not permitted", "refused"]
 

@@ -10,11 +10,12 @@ from llmcompress.artifact import MANIFEST, manifest_sha256, remove_leftovers
 from llmcompress.compression.forecast import Forecast, require_fits
 from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError
 from llmcompress.loaders.source import resolve
-from llmcompress.memory import memory
-from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.runner.loading import Access, Wanted, recipe_at
+from llmcompress.runner.loading import Wanted, compress_loaded, recipe_at
 from llmcompress.runner.state import Original, compress_reason
-from llmcompress.supervisor import run_supervised
+from llmcompress.spec import Access
+from llmcompress.system.memory import memory
+from llmcompress.system.process import run_supervised
+from llmcompress.system.progress import Progress, Reporter, silent
 
 
 class Order(NamedTuple):
@@ -25,6 +26,7 @@ class Order(NamedTuple):
 
 
 def compress_model(
+    source: str,
     access: Access,
     orders: Sequence[Order],
     *,
@@ -43,7 +45,7 @@ def compress_model(
             outcomes[wanted.name] = error
     try:
         # Of an earlier attempt, on a machine that was lost, some may be done.
-        todo = _left([order.wanted for order in orders if order.wanted.name not in outcomes], access, outcomes)
+        todo = _left([order.wanted for order in orders if order.wanted.name not in outcomes], source, access, outcomes)
     except LlmcompressError as error:
         return outcomes | {order.wanted.name: error for order in orders if order.wanted.name not in outcomes}
     while todo:
@@ -55,8 +57,8 @@ def compress_model(
 
         try:
             made = run_supervised(
-                "llmcompress.runner.loading:compress_loaded",
-                {"access": access, "wanted": todo},
+                compress_loaded,
+                {"source": source, "access": access, "wanted": todo},
                 progress=watch,
                 logs=logs,
             )
@@ -64,14 +66,13 @@ def compress_model(
             raise
         except Exception as error:  # noqa: BLE001 - it becomes the outcome of what the worker was at
             # What the worker was at last may be complete.
-            left = _left(todo, access, outcomes)
+            left = _left(todo, source, access, outcomes)
             for wanted in [wanted for wanted in left if at[0] in (None, wanted.name)]:
                 outcomes[wanted.name] = error
                 # A worker that was killed could not clean up.
                 remove_leftovers(wanted.directory)
             todo = [wanted for wanted in left if wanted.name not in outcomes]
             continue
-        assert isinstance(made, dict)
         outcomes.update(made)
         break
     return outcomes
@@ -85,20 +86,14 @@ def _now(predicted: Forecast, wanted: Wanted) -> Forecast:
     )
 
 
-def _left(wanted: Sequence[Wanted], access: Access, outcomes: dict[str, Exception | None]) -> list[Wanted]:
+def _left(wanted: Sequence[Wanted], source: str, access: Access, outcomes: dict[str, Exception | None]) -> list[Wanted]:
     """What is not made yet; the rest is noted as made."""
     original = None
     left = []
     for each in wanted:
         if (each.directory / MANIFEST).is_file() and manifest_sha256(each.directory) != each.replaces:
             if original is None:
-                found = resolve(
-                    access.source,
-                    revision=access.revision,
-                    trust_remote_code=access.trust_remote_code,
-                    offline=access.offline,
-                )
-                original = Original(found)
+                original = Original(resolve(source, access))
             if compress_reason(each.directory, each.recipe, original) is None:
                 outcomes[each.name] = None
                 continue

@@ -9,9 +9,9 @@ import platform
 
 from pydantic import BaseModel
 
-from llmcompress.cache import cache_dir, content_key
-from llmcompress.environment import cpu_name
 from llmcompress.loaders.source import Source, identity
+from llmcompress.system.cache import cache_dir, content_key
+from llmcompress.system.environment import cpu_name
 
 KIND = "durations"
 

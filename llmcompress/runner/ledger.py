@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 from llmcompress.artifact import remove_leftovers
 from llmcompress.errors import GateError
-from llmcompress.executors import Finished, Told
-from llmcompress.plan import Plan
-from llmcompress.progress import Progress
 from llmcompress.runner import shipping
+from llmcompress.runner.executors import Finished, Told
 from llmcompress.runner.loading import recipe_at
 from llmcompress.runner.records import MEASURED, Event, Failure, Row, Step, asked_steps, failure
 from llmcompress.runner.schedule import SHIPPING, Due, Progressing, logits_dir
 from llmcompress.runner.survey import Surveyed
 from llmcompress.runner.tuning import kept_defaults
+from llmcompress.spec.plan import Plan
+from llmcompress.system.progress import Progress
 
 Watcher = Callable[[Event], None]
 

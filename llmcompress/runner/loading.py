@@ -7,25 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llmcompress.environment import quiet_libraries
+from llmcompress.compression.compress import compress
 from llmcompress.errors import LlmcompressError
 from llmcompress.loaders import load
 from llmcompress.loaders.source import resolve
-from llmcompress.pipeline import compress
-from llmcompress.progress import Progress, Reporter
-from llmcompress.recipe import Recipe
 from llmcompress.runner.durations import remember
-
-
-class Access(NamedTuple):
-    """How a model is opened."""
-
-    source: str
-    revision: str | None
-    """A commit."""
-    trust_remote_code: bool
-    allow_nonfinite: bool
-    offline: bool
+from llmcompress.spec import Access, Recipe
+from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.progress import Progress, Reporter
 
 
 class Wanted(NamedTuple):
@@ -51,7 +40,7 @@ def recipe_at(stage: str) -> str | None:
 
 
 def compress_loaded(
-    access: Access, wanted: Sequence[Wanted], *, progress: Reporter
+    source: str, access: Access, wanted: Sequence[Wanted], *, progress: Reporter
 ) -> dict[str, LlmcompressError | None]:
     """Load a model and make its artifacts one after the other; what exists is replaced.
 
@@ -62,12 +51,7 @@ def compress_loaded(
     """
     quiet_libraries()
     started = time.perf_counter()
-    options = {
-        "revision": access.revision,
-        "trust_remote_code": access.trust_remote_code,
-        "offline": access.offline,
-    }
-    found = resolve(access.source, **options)  # type: ignore[arg-type]
+    found = resolve(source, access)
 
     def of_model(step: Progress) -> None:
         progress(step._replace(stage=step.stage.replace(": ", " ")))

@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from llmcompress.benchmarking.benchmark import benchmark
 from llmcompress.errors import ResourceError
+from llmcompress.evaluation.evaluate import evaluate, judge_again
 from llmcompress.loaders.source import IR_FILES, Source, resolve
-from llmcompress.memory import memory
-from llmcompress.plan import Evaluation
-from llmcompress.progress import Reporter, silent
-from llmcompress.recipe import BenchSpec, Gate, Recipe
 from llmcompress.runner.durations import remember
-from llmcompress.runner.loading import Access
 from llmcompress.runner.state import Original, evaluate_reason
-from llmcompress.supervisor import run_supervised
+from llmcompress.spec import Access, BenchSpec, Gate, Recipe
+from llmcompress.spec.plan import Evaluation
+from llmcompress.system.memory import memory
+from llmcompress.system.process import run_supervised
+from llmcompress.system.progress import Reporter, silent
 
 ROOM = 1.5
 """A compiled model takes about this times its file."""
@@ -24,6 +25,7 @@ ROOM = 1.5
 def evaluate_artifact(
     directory: Path,
     recipe: Recipe,
+    source: str,
     access: Access,
     evaluation: Evaluation,
     gate: Gate,
@@ -36,21 +38,19 @@ def evaluate_artifact(
 
     Raises: what ``evaluate`` raises, and ResourceError where the larger of the two does not fit into memory.
     """
-    found = resolve_original(access)
+    found = resolve(source, access)
     if evaluate_reason(directory, evaluation, gate, Original(found), None) == "the gate changed":
-        run_supervised(
-            "llmcompress.runner.measuring:judge", {"directory": directory, "gate": gate}, progress=progress, logs=logs
-        )
+        run_supervised(judge, {"directory": directory, "gate": gate}, progress=progress, logs=logs)
         return
     # Where both do not fit at once, they are measured one after the other.
     _require(max(needed_bytes(directory), int(_weight_bytes(found) * ROOM)), directory)
     started = time.perf_counter()
     run_supervised(
-        "llmcompress.evaluation:evaluate",
+        evaluate,
         {
             "source": directory,
             "spec": evaluation.spec(),
-            "reference": access.source,
+            "reference": source,
             "reference_revision": access.revision,
             "trust_remote_code": access.trust_remote_code,
             "offline": access.offline,
@@ -75,14 +75,13 @@ def needed_bytes(directory: Path) -> int:
 
 def judge(directory: Path, gate: Gate, *, progress: Reporter) -> None:
     """Judge an artifact's report by other thresholds. For a worker."""
-    from llmcompress.evaluation import judge_again
-
     judge_again(directory, gate)
 
 
 def benchmark_artifact(
     directory: Path,
     recipe: Recipe,
+    source: str,
     access: Access,
     spec: BenchSpec,
     *,
@@ -96,22 +95,12 @@ def benchmark_artifact(
     _require(needed_bytes(directory), directory)
     started = time.perf_counter()
     run_supervised(
-        "llmcompress.benchmarking:benchmark",
+        benchmark,
         {"sources": [directory], "spec": spec, "offline": access.offline},
         progress=progress,
         logs=logs,
     )
-    remember("benchmark", resolve_original(access), (recipe.portable(), spec), time.perf_counter() - started)
-
-
-def resolve_original(access: Access) -> Source:
-    """What artifacts are made from."""
-    return resolve(
-        access.source,
-        revision=access.revision,
-        trust_remote_code=access.trust_remote_code,
-        offline=access.offline,
-    )
+    remember("benchmark", resolve(source, access), (recipe.portable(), spec), time.perf_counter() - started)
 
 
 def _bin_bytes(directory: Path) -> int:

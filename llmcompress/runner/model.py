@@ -6,16 +6,16 @@ from functools import cached_property
 
 from pydantic import BaseModel
 
-from llmcompress.compression.calibration import recipe_windows
+from llmcompress.compression.run import recipe_windows
 from llmcompress.errors import UsageError
-from llmcompress.evaluation import scored_text
+from llmcompress.evaluation.evaluate import scored_text
 from llmcompress.loaders.source import Source, fetch_side_files, longest_context, resolve
-from llmcompress.plan import Job, Plan
-from llmcompress.recipe import Recipe
-from llmcompress.report import CalibrationRecord
+from llmcompress.report.compression import CalibrationRecord
 from llmcompress.runner.durations import remembered
 from llmcompress.runner.records import MEASURED, Step
 from llmcompress.runner.state import Original
+from llmcompress.spec import Recipe
+from llmcompress.spec.plan import Job, Plan
 from llmcompress.tuning import searched_text
 
 
@@ -31,12 +31,7 @@ class PlannedModel:
         """Find it; raises what was found wrong with it, for each of its jobs again."""
         if self._found is None:
             try:
-                self._found = resolve(
-                    job.model.source,
-                    revision=job.model.revision,
-                    trust_remote_code=job.model.trust_remote_code,
-                    offline=self._offline,
-                )
+                self._found = resolve(job.model.source, job.model.access(offline=self._offline))
                 _check_context(self._found, self._plan)
             except Exception as error:  # noqa: BLE001 - kept for each of its jobs
                 self._found = error

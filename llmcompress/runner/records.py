@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from llmcompress.errors import LlmcompressError
-from llmcompress.plan import Job, Plan
-from llmcompress.progress import Progress
-from llmcompress.report import Record
+from llmcompress.report.record import Record
+from llmcompress.spec.plan import Job, Plan
+from llmcompress.system.progress import Progress
 
 Step = Literal["compress", "tune", "evaluate", "benchmark", "card", "push"]
 STEPS: tuple[Step, ...] = ("compress", "tune", "evaluate", "benchmark", "card", "push")

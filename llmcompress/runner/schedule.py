@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, manifest_sha256
-from llmcompress.executors import Task
-from llmcompress.plan import Job, Plan
-from llmcompress.runner.compressing import Order
-from llmcompress.runner.loading import Access, Wanted
+from llmcompress.runner.compressing import Order, compress_model
+from llmcompress.runner.executors import Task
+from llmcompress.runner.loading import Wanted
+from llmcompress.runner.measuring import benchmark_artifact, evaluate_artifact, needed_bytes
 from llmcompress.runner.records import Failure, Step
 from llmcompress.runner.survey import Surveyed
+from llmcompress.runner.tuning import tune_artifact, tuning_bytes
+from llmcompress.spec.plan import Job, Plan
 
 SHIPPING: tuple[Step, ...] = ("card", "push")
 """Steps that the run's own process takes: they are quick, and the Hub's token is there."""
@@ -90,8 +92,8 @@ def _compress(jobs: tuple[Progressing, ...], offline: bool) -> Due:
         orders.append(Order(Wanted(planned.recipe_name, recipe, planned.directory, replaces), predicted))
     task = Task(
         label=f"{jobs[0].surveyed.job.model.short_name}: compress",
-        target="llmcompress.runner.compressing:compress_model",
-        kwargs={"access": _access(jobs[0], offline), "orders": orders},
+        function=compress_model,
+        kwargs={**_opened(jobs[0], offline), "orders": orders},
         memory_bytes=max(order.forecast.min_memory_bytes for order in orders),
     )
     return Due(task, "compress", jobs)
@@ -116,18 +118,16 @@ def _benchmark(job: Progressing, plan: Plan, offline: bool) -> Due:
 
 
 def _tune(job: Progressing, plan: Plan, offline: bool) -> Due:
-    from llmcompress.runner.tuning import tuning_bytes
-
     planned = job.surveyed.job
     assert planned.tuned_from is not None
     task = Task(
         label=f"{job.name}: tune",
-        target="llmcompress.runner.tuning:tune_artifact",
+        function=tune_artifact,
         kwargs={
             "directory": planned.tuned_from,
             "tuned": planned.directory,
             "recipe": job.surveyed.recipe,
-            "access": _access(job, offline),
+            **_opened(job, offline),
             "tuning": plan.tune,
             "gate": plan.gate,
         },
@@ -137,16 +137,14 @@ def _tune(job: Progressing, plan: Plan, offline: bool) -> Due:
 
 
 def _measure(job: Progressing, step: Step, asked: dict[str, object], offline: bool) -> Due:
-    from llmcompress.runner.measuring import needed_bytes
-
     directory = job.surveyed.job.directory
     task = Task(
         label=f"{job.name}: {step}",
-        target=f"llmcompress.runner.measuring:{step}_artifact",
+        function=evaluate_artifact if step == "evaluate" else benchmark_artifact,
         kwargs={
             "directory": directory,
             "recipe": job.surveyed.recipe,
-            "access": _access(job, offline),
+            **_opened(job, offline),
             **asked,
         },
         memory_bytes=needed_bytes(directory),
@@ -154,13 +152,7 @@ def _measure(job: Progressing, step: Step, asked: dict[str, object], offline: bo
     return Due(task, step, (job,))
 
 
-def _access(job: Progressing, offline: bool) -> Access:
+def _opened(job: Progressing, offline: bool) -> dict[str, object]:
+    """The model that a job is about, and its access: as the survey found it, so that all of a run is of one commit."""
     model = job.surveyed.job.model
-    return Access(
-        source=model.source,
-        # As the survey found it, so that all of a run is of one commit.
-        revision=job.surveyed.revision,
-        trust_remote_code=model.trust_remote_code,
-        allow_nonfinite=model.allow_nonfinite,
-        offline=offline,
-    )
+    return {"source": model.source, "access": model.access(offline=offline).at(job.surveyed.revision)}

@@ -11,9 +11,9 @@ from llmcompress.runner.state import gate_failures, remember_push
 def write_card(directory: Path, repo_id: str | None) -> None:
     """Write an artifact's ``README.md``.
 
-    Raises: what ``llmcompress.cards.write_card`` raises.
+    Raises: what ``llmcompress.publishing.card.write_card`` raises.
     """
-    from llmcompress import cards
+    from llmcompress.publishing import card as cards
 
     cards.write_card(directory, repo_id=repo_id)
 

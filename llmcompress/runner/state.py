@@ -12,15 +12,17 @@ from functools import cached_property
 from pathlib import Path
 
 from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, verify
-from llmcompress.artifact.exchange import replace_file
-from llmcompress.cache import content_key
-from llmcompress.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
 from llmcompress.errors import ArtifactError
 from llmcompress.loaders.loaded_model import source_files
 from llmcompress.loaders.source import Source
-from llmcompress.plan import Evaluation
-from llmcompress.recipe import BenchSpec, Gate, Recipe
-from llmcompress.report import CalibrationRecord, EvalReport, FileRecord, Provenance
+from llmcompress.report.compression import CalibrationRecord
+from llmcompress.report.evaluation import EvalReport
+from llmcompress.report.record import FileRecord, Provenance
+from llmcompress.spec import BenchSpec, Gate, Recipe
+from llmcompress.spec.plan import Evaluation
+from llmcompress.system.cache import content_key
+from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
+from llmcompress.system.files import replace_file
 
 
 class Original:

@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.compression.forecast import Forecast, forecast
-from llmcompress.environment import quiet_libraries
 from llmcompress.errors import GateError, ResourceError, UsageError
+from llmcompress.graph.device import check_device
 from llmcompress.loaders.source import Source
-from llmcompress.plan import Job, Plan
-from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.recipe import Recipe
 from llmcompress.runner.model import PlannedModel
 from llmcompress.runner.records import Failure, Outlook, Step, asked_steps, failure
 from llmcompress.runner.state import (
@@ -28,7 +25,10 @@ from llmcompress.runner.state import (
     push_reason,
 )
 from llmcompress.runner.tuning import apply_reason, kept_defaults, tune_reason
-from llmcompress.runtime import check_device
+from llmcompress.spec import Recipe
+from llmcompress.spec.plan import Job, Plan
+from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.progress import Progress, Reporter, silent
 from llmcompress.tuning import check_properties
 
 

@@ -11,17 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, remove_artifact, verify
-from llmcompress.environment import cpu_name
 from llmcompress.errors import ArtifactError, GateError
-from llmcompress.plan import Tuning
-from llmcompress.progress import Reporter, silent
-from llmcompress.recipe import Gate, Recipe
+from llmcompress.loaders.source import resolve
 from llmcompress.runner.durations import remember
-from llmcompress.runner.loading import Access
-from llmcompress.runner.measuring import needed_bytes, resolve_original
+from llmcompress.runner.measuring import needed_bytes
 from llmcompress.runner.state import Original
-from llmcompress.supervisor import run_supervised
-from llmcompress.tuning import tuning_origin
+from llmcompress.spec import Access, Gate, Recipe
+from llmcompress.spec.plan import Tuning
+from llmcompress.system.environment import cpu_name
+from llmcompress.system.process import run_supervised
+from llmcompress.system.progress import Reporter, silent
+from llmcompress.tuning import apply_tuning, tuning_origin
+from llmcompress.tuning.tune import tune
 
 
 def tune_reason(
@@ -96,6 +97,7 @@ def tune_artifact(
     directory: Path,
     tuned: Path,
     recipe: Recipe,
+    source: str,
     access: Access,
     tuning: Tuning,
     gate: Gate,
@@ -110,18 +112,18 @@ def tune_artifact(
 
     Raises: what ``tune`` and ``apply_tuning`` raise, and GateError where not even the defaults are permitted.
     """
-    found = resolve_original(access)
+    found = resolve(source, access)
     started = time.perf_counter()
     reason = tune_reason(directory, tuning, gate, Original(found), None)
     # What another machine found may have no effect on this one.
     if reason is not None or (apply_reason(directory, tuned) and not _found_here(directory)):
         itself = tuning.reference == "itself"
         run_supervised(
-            "llmcompress.tuning:tune",
+            tune,
             {
                 "directory": directory,
                 "spec": tuning.spec(),
-                "reference": None if itself else access.source,
+                "reference": None if itself else source,
                 "reference_revision": None if itself else access.revision,
                 "trust_remote_code": access.trust_remote_code,
                 "allow_nonfinite": access.allow_nonfinite,
@@ -137,7 +139,7 @@ def tune_artifact(
         remove_artifact(tuned)
     elif apply_reason(directory, tuned) is not None:
         run_supervised(
-            "llmcompress.tuning:apply_tuning",
+            apply_tuning,
             {"directory": directory, "output_dir": tuned, "overwrite": True},
             progress=progress,
             logs=logs,

@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from llmcompress.report import DivergenceRecord
+from llmcompress.report.evaluation import DivergenceRecord
+from llmcompress.report.text import size_text
 from llmcompress.summary.labels import LABEL_LENGTH, cut, place_labels, segments, short_names
 from llmcompress.summary.svg import ACCENT, FILL, INK, MUTED, PAPER, drawing, printable, svg_text
 from llmcompress.summary.trade_offs import MORE_IS_BETTER, Point, TradeOff
-from llmcompress.wording import size_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from llmcompress.errors import LlmcompressError
-from llmcompress.recipe import BenchSpec, EvalSpec, Recipe, load_recipe
-from llmcompress.report import EvalReport, ModelRecord, Provenance
+from llmcompress.report.evaluation import EvalReport, ModelRecord
+from llmcompress.report.record import Provenance
+from llmcompress.spec import BenchSpec, EvalSpec, Recipe, load_recipe
 from llmcompress.summary.comparison import Comparison
 from llmcompress.summary.rows import Row
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from llmcompress.report import BenchCase, BenchReport, EvalReport, ModelRecord, Record
+from llmcompress.report.benchmark import BenchCase, BenchReport
+from llmcompress.report.evaluation import EvalReport, ModelRecord
+from llmcompress.report.record import Record
+from llmcompress.report.text import shape_text
 from llmcompress.summary.rows import Row
-from llmcompress.wording import shape_text
 
 Kind = Literal["perplexity", "kl_divergence", "speed"]
 _PREFIXES: dict[Kind, str] = {"perplexity": "P", "kl_divergence": "K", "speed": "S"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmcompress.report import Record
+from llmcompress.report.record import Record
 from llmcompress.summary.comparability import Basis, Kind, find_bases
 from llmcompress.summary.rows import FailedRow, Row, read_rows
 from llmcompress.summary.trade_offs import TradeOff, find_trade_offs

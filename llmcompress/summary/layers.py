@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmcompress.report import LayerRecord
+from llmcompress.report.compression import LayerRecord
 
 _FIRST_NUMBER = re.compile(r"^(?P<stack>.*?)[./](?P<block>\d+)[./](?P<part>.+)$")
 

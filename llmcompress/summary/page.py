@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcompress.artifact import write_errors
-from llmcompress.artifact.exchange import replace_file
 from llmcompress.errors import UsageError
+from llmcompress.report.text import rate_text, size_text
 from llmcompress.summary.commands import commands
 from llmcompress.summary.comparison import Comparison
 from llmcompress.summary.sections import (
@@ -21,7 +21,7 @@ from llmcompress.summary.sections import (
 )
 from llmcompress.summary.svg import printable
 from llmcompress.summary.table import NOT_MEASURED, lines, notes
-from llmcompress.wording import rate_text, size_text
+from llmcompress.system.files import replace_file
 
 if TYPE_CHECKING:
     from markupsafe import Markup

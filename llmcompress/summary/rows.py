@@ -8,7 +8,10 @@ from pathlib import Path
 
 from llmcompress.artifact import read_measurements
 from llmcompress.errors import UsageError
-from llmcompress.report import BenchReport, CompressionReport, DivergenceRecord, EvalReport, Record
+from llmcompress.report.benchmark import BenchReport
+from llmcompress.report.compression import CompressionReport
+from llmcompress.report.evaluation import DivergenceRecord, EvalReport
+from llmcompress.report.record import Record
 
 
 class Row(Record):

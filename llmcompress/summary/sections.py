@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llmcompress.report import BenchCase, EnvironmentRecord
+from llmcompress.report.benchmark import BenchCase
+from llmcompress.report.record import EnvironmentRecord
+from llmcompress.report.text import shape_text, size_text
 from llmcompress.summary.charts import (
     AXES,
     distribution_chart,
@@ -21,7 +23,6 @@ from llmcompress.summary.layers import LayerGrid, layer_grid
 from llmcompress.summary.rows import Row
 from llmcompress.summary.svg import printable
 from llmcompress.summary.trade_offs import TradeOff
-from llmcompress.wording import shape_text, size_text
 
 KINDS = {"perplexity": "perplexity", "kl_divergence": "KL divergence", "speed": "speed"}
 _BIT_LEVELS = (2.6, 3.6, 4.7, 6.5, 8.7, 12.0)

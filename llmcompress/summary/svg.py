@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from llmcompress.cache import cache_dir
+from llmcompress.system.cache import cache_dir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

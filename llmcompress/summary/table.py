@@ -8,11 +8,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from llmcompress.report import BenchCase, Estimate
+from llmcompress.report.benchmark import BenchCase
+from llmcompress.report.evaluation import Estimate
+from llmcompress.report.text import interval_text, rate_text, settings_text, shape_text, size_text
 from llmcompress.summary.comparability import Kind
 from llmcompress.summary.comparison import Comparison
 from llmcompress.summary.rows import FailedRow, Row
-from llmcompress.wording import interval_text, rate_text, settings_text, shape_text, size_text
 
 NOT_MEASURED = "not measured"
 REFERENCE = "the reference"

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from llmcompress.report import Estimate, Record
+from llmcompress.report.evaluation import Estimate
+from llmcompress.report.record import Record
 from llmcompress.summary.comparability import Basis
 from llmcompress.summary.rows import Row
 

@@ -11,7 +11,6 @@ from llmcompress.tuning.application import (
 )
 from llmcompress.tuning.damage import searched_text
 from llmcompress.tuning.page import write_tuning_page
-from llmcompress.tuning.pipeline import tune
 from llmcompress.tuning.space import check_properties
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     "read_tuning",
     "runtime_profile",
     "searched_text",
-    "tune",
     "tuning_origin",
     "write_profile",
     "write_tuning_page",

@@ -14,16 +14,17 @@ from llmcompress.artifact import (
     staging,
     write_errors,
 )
-from llmcompress.artifact.exchange import replace_file
-from llmcompress.environment import quiet_libraries
 from llmcompress.errors import ArtifactError, LlmcompressError, UsageError
-from llmcompress.loaders.graph import number_nodes, set_runtime_options
-from llmcompress.loaders.ir import read_ir
-from llmcompress.progress import Progress, Reporter, silent
-from llmcompress.recipe import Recipe, Runtime, RuntimeProfile, dump_recipe
-from llmcompress.recipe.problems import from_options
-from llmcompress.report import CompressionReport, FileRecord, TuneReport, TuningOrigin, runtime_options
-from llmcompress.runtime import check_device, compile_model, effective_properties
+from llmcompress.graph.device import check_device, compile_model, effective_properties
+from llmcompress.graph.model import number_nodes, read_ir, set_runtime_options
+from llmcompress.report.compression import CompressionReport, runtime_options
+from llmcompress.report.record import FileRecord
+from llmcompress.report.tuning import TuneReport, TuningOrigin
+from llmcompress.spec import Recipe, Runtime, RuntimeProfile, dump_recipe
+from llmcompress.spec.validation import from_options
+from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.files import replace_file
+from llmcompress.system.progress import Progress, Reporter, silent
 
 TUNE_REPORT = "tune.json"
 MODEL_XML, MODEL_BIN, RECIPE = "openvino_model.xml", "openvino_model.bin", "recipe.yaml"

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from llmcompress.evaluation.gate import gate_record, threshold_checks
-from llmcompress.recipe import Gate
-from llmcompress.report import DivergenceRecord, Estimate, GateRecord, Trial
+from llmcompress.report.evaluation import DivergenceRecord, Estimate, GateRecord
+from llmcompress.report.tuning import Trial
+from llmcompress.spec import Gate
 from llmcompress.summary.trade_offs import pareto_front
 from llmcompress.tuning.space import Dimension, text_of
 

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.data import read_texts
-from llmcompress.environment import quiet_libraries
+from llmcompress.data.protocols import Window, Windows, evaluation_windows, windows_sha256
+from llmcompress.data.tokens import text_encoder
 from llmcompress.errors import DataError, ModelError, ResourceError
 from llmcompress.evaluation.measurement import Text, check_vocabularies, score_side_by_side
 from llmcompress.evaluation.statistics import divergence
-from llmcompress.evaluation.tokens import text_encoder
-from llmcompress.evaluation.windows import Window, Windows, evaluation_windows, windows_sha256
+from llmcompress.graph.device import properties_of
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights, resolve
-from llmcompress.memory import memory
-from llmcompress.progress import Reporter, silent
-from llmcompress.recipe import TuneSpec
-from llmcompress.report import DivergenceRecord, TextRecord
-from llmcompress.runtime import properties_of
+from llmcompress.report.evaluation import DivergenceRecord, TextRecord
+from llmcompress.spec import TuneSpec
+from llmcompress.spec.access import Access
+from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.memory import memory
+from llmcompress.system.progress import Reporter, silent
 
 FEWEST_WINDOWS = 2
 """Of each part: one window has no interval."""
@@ -31,10 +32,7 @@ class Reference(NamedTuple):
     """What the divergence is measured from; the model itself where ``source`` is None."""
 
     source: str | Path | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
-    allow_nonfinite: bool = False
-    offline: bool = False
+    access: Access = Access()
 
 
 class Models(NamedTuple):
@@ -68,19 +66,14 @@ def open_models(
     found = resolve(directory)
     other = None
     if reference.source is not None:
-        other = resolve(
-            reference.source,
-            revision=reference.revision,
-            trust_remote_code=reference.trust_remote_code,
-            offline=reference.offline,
-        )
-    search, held_out = _texts(found, other, spec, reference.offline)
+        other = resolve(reference.source, reference.access)
+    search, held_out = _texts(found, other, spec, reference.access.offline)
     other = None if other is None else fetch_weights(other, progress=progress)
-    candidate = load(found, tokenizer=False, allow_nonfinite=reference.allow_nonfinite, progress=progress)
+    candidate = load(found, tokenizer=False, allow_nonfinite=reference.access.allow_nonfinite, progress=progress)
     against = (
         candidate
         if other is None
-        else load(other, tokenizer=False, allow_nonfinite=reference.allow_nonfinite, progress=progress)
+        else load(other, tokenizer=False, allow_nonfinite=reference.access.allow_nonfinite, progress=progress)
     )
     check_vocabularies(candidate, against)
     _check_memory(candidate, against)

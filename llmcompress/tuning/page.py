@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmcompress.report import Trial, TuneReport
+from llmcompress.report.text import interval_text, rate_text, settings_text, size_text
+from llmcompress.report.tuning import Trial, TuneReport
 from llmcompress.summary.charts import trade_off_chart
 from llmcompress.summary.page import MARK, page_style, put_page
 from llmcompress.summary.svg import printable
 from llmcompress.summary.trade_offs import Point, TradeOff
-from llmcompress.tuning.wording import gain_text, remark_text
-from llmcompress.wording import interval_text, rate_text, settings_text, size_text
+
+
+def gain_text(trial: Trial) -> str:
+    """The gain with its interval; nothing for the default, whose gain is 1 by definition."""
+    return "" if trial.gain is None or not trial.properties else interval_text(trial.gain, ".3g")
+
+
+def remark_text(trial: Trial, *, reason: bool = True) -> str:
+    """Whether it is on the front, and what became of it."""
+    words = ["front"] if trial.on_front else []
+    if trial.status not in ("default", "measured"):
+        words.append(f"{trial.status}: {trial.reason}" if trial.reason and reason else trial.status)
+    return (", " if reason else "\n").join(words)
 
 
 def write_tuning_page(report: TuneReport, path: str | Path) -> Path:

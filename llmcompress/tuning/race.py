@@ -11,8 +11,10 @@ from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.ratios import judge_ratio, paired_ratio
 from llmcompress.benchmarking.timing import Run, decode_tokens_per_s, prefill_tokens_per_s, stats
 from llmcompress.benchmarking.worker import MemoryUse
-from llmcompress.recipe import TuneSpec, Workload
-from llmcompress.report import Estimate, Judgement, WorkloadSpeed
+from llmcompress.report.benchmark import Judgement
+from llmcompress.report.evaluation import Estimate
+from llmcompress.report.tuning import WorkloadSpeed
+from llmcompress.spec import TuneSpec, Workload
 
 FEWEST = 3
 """Runs of each side before one may be called beaten."""

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from llmcompress.errors import UsageError
-from llmcompress.loaders.graph import set_runtime_options
-from llmcompress.recipe import Runtime, TuneSpec
-from llmcompress.recipe.problems import did_you_mean
-from llmcompress.recipe.tuning import Scope
-from llmcompress.report import CompressionReport, integer_group_sizes
-from llmcompress.runtime import check_device, effective_properties
+from llmcompress.graph.device import check_device, effective_properties
+from llmcompress.graph.model import set_runtime_options
+from llmcompress.report.compression import CompressionReport, integer_group_sizes
+from llmcompress.spec import Runtime, TuneSpec
+from llmcompress.spec.tuning import Scope
+from llmcompress.spec.validation import did_you_mean
 
 _NO_INTEGER_WEIGHTS = "the model has no integer weights, which alone meet quantized activations"
 _SMALLEST_CACHE_GROUP = 16

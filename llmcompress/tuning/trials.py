@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from llmcompress.benchmarking.client import Client
 from llmcompress.errors import UsageError
-from llmcompress.progress import Progress, Reporter
-from llmcompress.recipe import TuneSpec
-from llmcompress.report import Trial
+from llmcompress.report.text import duration_text
+from llmcompress.report.tuning import Trial
+from llmcompress.spec import TuneSpec
+from llmcompress.system.progress import Progress, Reporter
 from llmcompress.tuning.choice import Limits, is_beaten, is_undecided, search
 from llmcompress.tuning.damage import Models, divergence_under
 from llmcompress.tuning.race import Race, race, start
 from llmcompress.tuning.space import Space, text_of
-from llmcompress.wording import duration_text
 
 
 class Bench(NamedTuple):

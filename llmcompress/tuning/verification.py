@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.ratios import judge_ratio
-from llmcompress.progress import Progress
-from llmcompress.recipe import Gate
-from llmcompress.report import Estimate, Trial, TuningVerification
-from llmcompress.supervisor import run_supervised
+from llmcompress.report.evaluation import Estimate
+from llmcompress.report.tuning import Trial, TuningVerification
+from llmcompress.spec import Gate
+from llmcompress.system.process import run_supervised
+from llmcompress.system.progress import Progress
 from llmcompress.tuning.choice import Limits, limits
-from llmcompress.tuning.damage import HeldOut, Reference
+from llmcompress.tuning.damage import Reference, held_out_divergences
 from llmcompress.tuning.race import memory_gain, race, start
 from llmcompress.tuning.trials import Bench
 
@@ -34,7 +35,7 @@ def verify_best(bench: Bench, against: Reference, best: Trial, gate: Gate) -> Tu
     if spec.objective == "memory":
         gain = memory_gain([made.memory for made in races], [made.default_memory for made in races], spec.confidence)
     held_out = run_supervised(
-        "llmcompress.tuning.damage:held_out_divergences",
+        held_out_divergences,
         {
             "directory": bench.directory,
             "reference": against,
@@ -44,7 +45,6 @@ def verify_best(bench: Bench, against: Reference, best: Trial, gate: Gate) -> Tu
         },
         progress=bench.progress,
     )
-    assert isinstance(held_out, HeldOut)
     bench.progress(Progress("verify", pairs + 1, pairs + 1))
     default_lost, lost = held_out.divergences
     return TuningVerification(

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llmcompress.compression.forecast.records import Inventory, Kind, Weight
-from llmcompress.loaders.ir import read_ir
+from llmcompress.graph.model import read_ir
 from llmcompress.loaders.source import Source
-from llmcompress.recipe import Recipe
+from llmcompress.spec import Recipe
 
 if TYPE_CHECKING:
     import openvino as ov

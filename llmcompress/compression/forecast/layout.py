@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llmcompress.compression.forecast.records import Weight
-from llmcompress.recipe import AdvancedCompression
+from llmcompress.spec import AdvancedCompression
 
 ELEMENT_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 

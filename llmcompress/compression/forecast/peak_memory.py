@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from llmcompress.compression.forecast.layout import ELEMENT_BYTES, uncompressed_bytes
 from llmcompress.compression.forecast.records import Inventory, Weight
-from llmcompress.recipe import Recipe
-from llmcompress.recipe.modes import INTEGER
+from llmcompress.spec import Recipe
+from llmcompress.spec.modes import INTEGER
 
 MIB = 2**20
 BY_KERNELS = INTEGER | {"nf4", "fp4", "fp8_e4m3"}

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from llmcompress.compression.forecast.records import Weight
 from llmcompress.errors import RecipeError
-from llmcompress.recipe import WeightCompression
+from llmcompress.spec import WeightCompression
 
 USUAL_GROUP_SIZES = (256, 128, 64, 32, 16, 8)
 MAX_NAMES = 4

@@ -18,12 +18,12 @@ from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory
 from llmcompress.compression.forecast.precision import Assignment, Precision, assign, primary_share
 from llmcompress.compression.forecast.records import BY_SENSITIVITY, Forecast, Inventory, PlannedLayer, Weight
 from llmcompress.errors import ResourceError
-from llmcompress.file_memory import SEGMENT_BYTES
-from llmcompress.loaders.ir import MODEL_FILE
+from llmcompress.graph.model import MODEL_FILE
 from llmcompress.loaders.source import Source
-from llmcompress.memory import memory, own_bytes
-from llmcompress.recipe import Recipe, WeightCompression
-from llmcompress.report import Engine
+from llmcompress.report.compression import Engine
+from llmcompress.spec import Recipe, WeightCompression
+from llmcompress.system.file_memory import SEGMENT_BYTES
+from llmcompress.system.memory import memory, own_bytes
 
 # Scalars, shapes and axes that every converted decoder holds, stored once each.
 GRAPH_BYTES = 400

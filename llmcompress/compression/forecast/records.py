@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-from llmcompress.report import Record
+from llmcompress.report.record import Record
 
 BY_SENSITIVITY = "by sensitivity"
 """Mode of a layer that mixed precision decides on only when it sees the weights."""

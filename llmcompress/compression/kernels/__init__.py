@@ -3,10 +3,10 @@
 Imports Numba, SciPy, NNCF and OpenVINO at once.
 """
 
-from llmcompress.compression.kernels.awq import awq_search
-from llmcompress.compression.kernels.constants import bf16_constants
-from llmcompress.compression.kernels.gptq import Gptq
-from llmcompress.compression.kernels.lowering import Lowering
-from llmcompress.compression.kernels.scales import ScaleEstimation
+from llmcompress.compression.nncf.awq import awq_search
+from llmcompress.compression.nncf.constants import bf16_constants
+from llmcompress.compression.nncf.gptq import Gptq
+from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
+from llmcompress.compression.nncf.weight_codes import Lowering
 
 __all__ = ["Gptq", "Lowering", "ScaleEstimation", "awq_search", "bf16_constants"]

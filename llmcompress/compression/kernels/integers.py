@@ -14,8 +14,8 @@ from typing import Any
 import numba
 import numpy as np
 
-from llmcompress.cache import cache_dir
-from llmcompress.patching import replaced
+from llmcompress.system.cache import cache_dir
+from llmcompress.system.patching import replaced
 
 BLOCK_VALUES = 1 << 12
 """Values that are quantized before they are packed; with their floats they fit the first two levels of a cache."""

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from nncf import CompressWeightsMode as Mode
 
-from llmcompress.compression.kernels.formats import FORMATS
 from llmcompress.compression.kernels.integers import quantize_groups
+from llmcompress.compression.nncf.formats import FORMATS
 
 BLOCK_VALUES = 1 << 16
 """Weights of one block; a search keeps three arrays of this size."""

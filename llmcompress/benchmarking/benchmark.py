@@ -1,0 +1,264 @@
+"""Models in, one report for each: runs of all of them in turn, so that the machine's drift hits all alike."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from llmcompress.artifact import MANIFEST, manifest_sha256, require_verified, write_report
+from llmcompress.benchmarking.client import Client
+from llmcompress.benchmarking.machine import EnergyMeter, Observer, memory_bandwidth_bytes_per_s
+from llmcompress.benchmarking.ratios import ratios
+from llmcompress.benchmarking.roofline import roofline
+from llmcompress.benchmarking.timing import (
+    Run,
+    decode_tokens_per_s,
+    prefill_tokens_per_s,
+    stats,
+    tpot_s,
+    ttft_s,
+)
+from llmcompress.benchmarking.worker import MemoryUse, Opened
+from llmcompress.errors import ModelError, ResourceError, UsageError
+from llmcompress.graph.device import check_device, properties_of
+from llmcompress.loaders.source import fetch_weights, longest_context, resolve
+from llmcompress.report.benchmark import BenchCase, BenchReport, BenchSetting, LoadTimes
+from llmcompress.report.environment import environment_record
+from llmcompress.report.stages import Stages
+from llmcompress.spec.access import Access
+from llmcompress.spec.benchmark import BenchSpec, Setting, Shape
+from llmcompress.system.environment import installed_versions, quiet_libraries
+from llmcompress.system.progress import Progress, Reporter, silent
+
+BENCH_REPORT = "bench.json"
+
+
+class _Model(NamedTuple):
+    """One model with its worker and what was measured of it."""
+
+    name: str
+    directory: Path
+    local: bool
+    client: Client
+    settings: list[BenchSetting]
+    cases: list[BenchCase]
+
+
+def benchmark(
+    sources: Sequence[str | Path],
+    spec: BenchSpec,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    progress: Reporter = silent,
+) -> tuple[BenchReport, ...]:
+    """Measure load time, prefill, decode and memory of OpenVINO models, each in a process of its own.
+
+    Args:
+        sources: OpenVINO IR directories, or Hub ids of such. An artifact of ours gets the report as its ``bench.json``.
+        spec: Devices, shapes and repetitions.
+        revision: Branch, tag or commit of the Hub sources.
+        offline: Use local files and caches only.
+        progress: Told of every run.
+
+    Returns:
+        One report for each source, in their order; those after the first hold ratios to the first.
+
+    Raises:
+        UsageError: No such source or device, more tokens than a model's context, or a device that refuses.
+        ModelError: A source is no OpenVINO IR, or damaged.
+        ResourceError: The engine's extra is not installed.
+        KilledForMemoryError: A worker was killed for its memory.
+        WriteError: A report could not be written.
+    """
+    quiet_libraries()
+    stages = Stages()
+    if spec.engine == "genai" and importlib.util.find_spec("openvino_genai") is None:
+        raise ResourceError(
+            "engine genai needs openvino-genai, which is not installed",
+            where="--engine",
+            hint='pip install "llmcompress[genai]"',
+        )
+    for device in spec.devices:
+        check_device(device)
+    shapes = list(spec.shapes())
+    observer, meter = Observer(), EnergyMeter()
+    with contextlib.ExitStack() as stack:
+        with stages.stage("start"):
+            models = [_start(source, spec, shapes, revision, offline, stack, progress) for source in sources]
+        memories: list[MemoryUse] = []
+        for setting in spec.settings():
+            with stages.stage(f"{setting.device}, threads {setting.threads or 'default'}"):
+                opened = _open(models, spec, setting, progress)
+                _measure(models, spec, setting, shapes, opened, observer, meter, progress)
+                # Of one model opened once; what follows opens it again.
+                memories = memories or [model.client.memory() for model in models]
+                _reopen(models, spec, setting, opened, progress)
+    reports = []
+    for number, (model, used) in enumerate(zip(models, memories, strict=True)):
+        compared = models[0] if number else None
+        threads = model.settings[0].properties.get("INFERENCE_NUM_THREADS", "0")
+        report = BenchReport(
+            llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
+            spec=spec,
+            source=model.name,
+            manifest_sha256=manifest_sha256(model.directory) if (model.directory / MANIFEST).is_file() else None,
+            size_bytes=(model.directory / "openvino_model.bin").stat().st_size,
+            settings=tuple(model.settings),
+            cases=tuple(model.cases),
+            peak_rss_bytes=used.peak_rss_bytes,
+            steady_rss_bytes=used.steady_rss_bytes,
+            compared_with=compared.name if compared else None,
+            ratios=ratios(model.cases, compared.cases, spec.confidence) if compared else (),
+            steadiness=observer.steadiness(),
+            environment=environment_record(int(threads) if threads.isdigit() else 0),
+            measured=stages.measured(),
+        )
+        if model.local and report.manifest_sha256:
+            write_report(model.directory, BENCH_REPORT, report)
+        reports.append(report)
+    return tuple(reports)
+
+
+def _start(
+    source: str | Path,
+    spec: BenchSpec,
+    shapes: Sequence[Shape],
+    revision: str | None,
+    offline: bool,
+    stack: contextlib.ExitStack,
+    progress: Reporter,
+) -> _Model:
+    # A revision is of the Hub sources among them.
+    found = resolve(source, Access(None if Path(source).exists() else revision, offline=offline))
+    name = found.id or found.path.name
+    if found.layout != "ir":
+        raise ModelError(
+            "a benchmark runs OpenVINO models, and this is a checkpoint",
+            where=name,
+            hint="convert it first: llmcompress compress SOURCE --recipe none",
+        )
+    longest = longest_context(found)
+    most = max(shape.depth + shape.prompt_tokens + shape.new_tokens for shape in shapes)
+    if longest is not None and most > longest:
+        raise UsageError(
+            f"depth, prompt and new tokens are {most} together, the model's context is {longest}",
+            where=name,
+            hint="take fewer",
+        )
+    found = fetch_weights(found, progress=progress)
+    if (found.path / MANIFEST).is_file():
+        require_verified(found.path)
+    client = stack.enter_context(Client(found.path, spec.engine, name=name))
+    return _Model(name, found.path, found.id is None, client, [], [])
+
+
+def _properties(spec: BenchSpec, setting: Setting) -> dict[str, str]:
+    properties = {**properties_of(setting.device, spec.precision, spec.profile), **spec.asked_properties()}
+    if setting.threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = str(setting.threads)
+    return properties
+
+
+def _open(models: Sequence[_Model], spec: BenchSpec, setting: Setting, progress: Reporter) -> list[Opened]:
+    opened = []
+    for number, model in enumerate(models):
+        progress(Progress(f"load on {setting.device}", number, len(models), "models"))
+        opened.append(model.client.open(setting.device, _properties(spec, setting)))
+    progress(Progress(f"load on {setting.device}", len(models), len(models), "models"))
+    return opened
+
+
+def _reopen(
+    models: Sequence[_Model], spec: BenchSpec, setting: Setting, opened: Sequence[Opened], progress: Reporter
+) -> None:
+    for number, (model, ready) in enumerate(zip(models, opened, strict=True)):
+        progress(Progress(f"load again on {setting.device}", number, len(models), "models"))
+        warm, cached = model.client.reopen(setting.device, _properties(spec, setting))
+        load = LoadTimes(cold=ready.cold, warm=warm, cached=cached)
+        model.settings.append(
+            BenchSetting(device=setting.device, threads=setting.threads, load=load, properties=ready.properties)
+        )
+    progress(Progress(f"load again on {setting.device}", len(models), len(models), "models"))
+
+
+def _measure(
+    models: Sequence[_Model],
+    spec: BenchSpec,
+    setting: Setting,
+    shapes: Sequence[Shape],
+    opened: Sequence[Opened],
+    observer: Observer,
+    meter: EnergyMeter,
+    progress: Reporter,
+) -> None:
+    bandwidth = None
+    if setting.device == "CPU":
+        known = opened[0].properties.get("INFERENCE_NUM_THREADS")
+        bandwidth = memory_bandwidth_bytes_per_s(int(known) if known else setting.threads or 1)
+    for shape in shapes:
+        runs: list[list[Run]] = [[] for _ in models]
+        joules: list[list[float]] = [[] for _ in models]
+        total = (spec.warmup_runs + spec.repetitions) * len(models)
+        stage = f"{setting.device}: batch {shape.batch_size}, {shape.prompt_tokens}+{shape.new_tokens}"
+        stage += f" at {shape.depth}" if shape.depth else ""
+        for repetition in range(-spec.warmup_runs, spec.repetitions):
+            for number, model in enumerate(models):
+                progress(Progress(stage, (repetition + spec.warmup_runs) * len(models) + number, total, "runs"))
+                # Another prompt each time: nothing can be kept from the one before.
+                spent: list[float] = []
+                with meter.measured(spent):
+                    run = model.client.run(shape, repetition + spec.warmup_runs)
+                if repetition >= 0:
+                    runs[number].append(run)
+                    joules[number] += spent
+                observer.look()
+        progress(Progress(stage, total, total, "runs"))
+        for model, ready, made, spent in zip(models, opened, runs, joules, strict=True):
+            model.cases.append(bench_case(setting, shape, made, spent, ready, bandwidth))
+
+
+def bench_case(
+    setting: Setting,
+    shape: Shape,
+    runs: Sequence[Run],
+    joules: Sequence[float],
+    opened: Opened,
+    bandwidth_bytes_per_s: float | None,
+) -> BenchCase:
+    """The figures of one model's runs of one shape.
+
+    Args:
+        joules: Energy of each run; empty where it was not measured.
+        bandwidth_bytes_per_s: None where the device reads another memory than was measured.
+    """
+    decoded = shape.new_tokens > 1
+    rates = [decode_tokens_per_s(run, shape.batch_size) for run in runs] if decoded else []
+    limit = None
+    if decoded and bandwidth_bytes_per_s is not None:
+        limit = roofline(
+            bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+            weight_bytes=opened.weight_bytes,
+            cache_elements_per_token=opened.cache_elements_per_token,
+            properties=opened.properties,
+            shape=shape,
+            tokens_per_s=stats(rates).p50,
+        )
+    tokens = shape.batch_size * shape.new_tokens * len(runs)
+    return BenchCase(
+        device=setting.device,
+        threads=setting.threads,
+        batch_size=shape.batch_size,
+        depth=shape.depth,
+        prompt_tokens=shape.prompt_tokens,
+        new_tokens=shape.new_tokens,
+        ttft_s=stats([ttft_s(run) for run in runs]),
+        prefill_tokens_per_s=stats([prefill_tokens_per_s(run, shape.batch_size, shape.prompt_tokens) for run in runs]),
+        tpot_s=stats([step for run in runs for step in tpot_s(run)]) if decoded else None,
+        decode_tokens_per_s=stats(rates) if decoded else None,
+        energy_j_per_token=sum(joules) / tokens if joules else None,
+        roofline=limit,
+    )

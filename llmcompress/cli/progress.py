@@ -1,0 +1,129 @@
+"""Progress for people: a bar per stage with the time left on a terminal, nothing in a pipe, durations with -v."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from llmcompress.cli.console import stderr
+from llmcompress.report.text import count_text, duration_text, size_text
+from llmcompress.system.progress import Progress, Reporter
+
+if TYPE_CHECKING:
+    from rich.progress import Task, TaskID
+
+ResultT = TypeVar("ResultT")
+
+
+class Watch(NamedTuple):
+    """What a running function is given to be watched through."""
+
+    report: Reporter
+    log: Callable[[str], None] | None
+    """Takes one line of a library's output; None where nobody asked for it."""
+
+
+class _Stage(NamedTuple):
+    began: float
+    task: TaskID
+
+
+@contextmanager
+def watching(*, verbose: bool) -> Iterator[Watch]:
+    """Show the stages of what runs inside the block, on stderr."""
+    from rich.progress import (
+        BarColumn,
+        ProgressColumn,
+        SpinnerColumn,
+        TextColumn,
+    )
+    from rich.progress import Progress as Bars
+    from rich.text import Text
+
+    class Amount(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(_amount(int(task.completed), int(task.total or 0), str(task.fields["unit"])), no_wrap=True)
+
+    class Time(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            if task.finished:
+                return Text(_time(task.finished_time, None), no_wrap=True)
+            return Text(_time(task.elapsed, task.time_remaining), no_wrap=True)
+
+    console = stderr()
+    bars = Bars(
+        SpinnerColumn(finished_text="✓" if console.encoding.startswith("utf") else "*"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        Amount(),
+        Time(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    running: dict[str, _Stage] = {}
+
+    def finish(stage: str) -> None:
+        began, task_id = running.pop(stage)
+        task = bars.tasks[bars.task_ids.index(task_id)]
+        # A stage without a known total has done all of what it did.
+        whole = task.total or max(task.completed, 1)
+        bars.update(task_id, total=whole, completed=whole)
+        if verbose and not console.is_terminal:
+            console.print(f"{stage}: {duration_text(time.monotonic() - began)}", markup=False, soft_wrap=True)
+
+    def report(progress: Progress) -> None:
+        if progress.stage not in running:
+            # What has a known end may run beside the new stage; the rest ended when this one began.
+            for stage in [
+                stage for stage, known in running.items() if bars.tasks[bars.task_ids.index(known.task)].total is None
+            ]:
+                finish(stage)
+            running[progress.stage] = _Stage(
+                time.monotonic(), bars.add_task(progress.stage, total=progress.total or None, unit=progress.unit)
+            )
+        bars.update(
+            running[progress.stage].task,
+            completed=progress.done,
+            total=progress.total or None,
+            unit=progress.unit,
+        )
+        if progress.done >= progress.total > 0:
+            finish(progress.stage)
+
+    def log(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True, style="dim")
+
+    with bars:
+        yield Watch(report, log if verbose else None)
+        for stage in list(running):
+            finish(stage)
+    sys.stderr.flush()
+
+
+def run_watched(
+    function: Callable[..., ResultT], options: dict[str, Any], *, verbose: bool, stage: str = "read the configuration"
+) -> ResultT:
+    """Run a function in a worker and show its stages; ``stage`` is what goes before its own, seconds of imports."""
+    from llmcompress.system.process import run_supervised
+
+    with watching(verbose=verbose) as watch:
+        watch.report(Progress(stage, 0, 0))
+        return run_supervised(function, options, progress=watch.report, logs=watch.log)
+
+
+def _amount(done: int, total: int, unit: str) -> str:
+    """What a bar cannot say: bytes, weights, windows; a bar alone shows mere steps well enough."""
+    if unit == "steps":
+        return ""
+    text, suffix = (size_text, "") if unit == "bytes" else (count_text, f" {unit}")
+    return (f"{text(done)} of {text(total)}" if total else text(done)) + suffix
+
+
+def _time(elapsed_s: float | None, left_s: float | None) -> str:
+    text = duration_text(elapsed_s or 0)
+    return text if left_s is None else f"{text}, {duration_text(left_s)} left"

@@ -1,0 +1,114 @@
+"""A source and a recipe in, one complete, verified directory out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from llmcompress.artifact import staging
+from llmcompress.compression.output import inputs, write
+from llmcompress.compression.run import compress_in_memory
+from llmcompress.errors import UsageError
+from llmcompress.evaluation.accuracy import accuracy_metric
+from llmcompress.loaders.loaded_model import LoadedModel
+from llmcompress.loaders.recommended import recommended_recipe
+from llmcompress.loaders.source import resolve
+from llmcompress.report.compression import CompressionReport, Engine
+from llmcompress.report.stages import Stages
+from llmcompress.spec import RECOMMENDED, Access, Recipe, load_recipe
+from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.progress import Reporter, silent
+
+
+def compress(
+    source: str | Path | LoadedModel,
+    recipe: str | Path | Recipe,
+    output_dir: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    offline: bool = False,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    tokenizer: bool = True,
+    engine: Engine = "llmcompress",
+    progress: Reporter = silent,
+) -> CompressionReport:
+    """Compress a model by a recipe into one complete directory for OpenVINO.
+
+    Args:
+        source: Hub id, checkpoint directory, OpenVINO IR directory, or what ``load`` returned: its graph is copied,
+            so that one loaded model serves many recipes.
+        recipe: A packaged recipe's name, a YAML file, a ``Recipe``, or ``optimum-default`` (``optimum-default-8bit``)
+            for what Optimum recommends for this model.
+        output_dir: Appears complete, by one rename, or not at all.
+        revision: Branch, tag or commit of a Hub source.
+        trust_remote_code: Run Python code that the repository brings.
+        offline: Use local files and caches only.
+        overwrite: Replace an existing artifact, in one step.
+        allow_nonfinite: Go on when a weight is NaN or infinite.
+        tokenizer: Convert the tokenizer and compare it with the original; without it GenAI cannot open the output.
+        engine: Whose arithmetic makes the codes of weights: our kernels' where they cover a weight, or NNCF's for every
+            one. The model is the same bytes, by GPTQ up to the rounding of its sums; its manifest says by which each
+            layer was made.
+        progress: Told of every stage.
+
+    Returns:
+        The manifest that was written as ``llmcompress.json``.
+
+    Raises:
+        UsageError: The output exists, overlaps the input, or the source is neither a path nor a Hub id; or there is
+            no such engine.
+        RecipeError: The recipe is wrong or cannot be applied to this model.
+        ResourceError: Memory or disk will not suffice.
+        ModelError: The source is damaged, incomplete, unsupported or already compressed; or the tokenizer's
+            conversion differs from the original.
+        DataError: The calibration data cannot be used.
+        HubError: The Hub could not give it.
+        SecurityError: The source would need pickle files or foreign code.
+        WriteError: The output could not be written.
+        LockedError: Another run writes the same output.
+        GateError: Accuracy control cannot keep what it must, and the best model is not to be kept.
+    """
+    if engine not in get_args(Engine):
+        raise UsageError(f"engine: got {engine!r}; accepted: {', '.join(get_args(Engine))}", hint="write one of these")
+    quiet_libraries()
+    stages = Stages()
+    # What Optimum recommends depends on the model; any other recipe is read before the model is looked for.
+    if not isinstance(recipe, Recipe) and recipe not in RECOMMENDED:
+        recipe = load_recipe(recipe)
+    if isinstance(source, LoadedModel):
+        _refuse_loading_options(source, revision, trust_remote_code, allow_nonfinite)
+        found = source.source
+    else:
+        found = resolve(source, Access(revision, trust_remote_code, offline, allow_nonfinite))
+    if not isinstance(recipe, Recipe):
+        recipe = recommended_recipe(found, str(recipe))
+    with staging(output_dir, overwrite=overwrite, inputs=inputs(found, recipe)) as stage:
+        compressed = compress_in_memory(
+            source if isinstance(source, LoadedModel) else found,
+            recipe,
+            scratch_dir=stage.scratch_dir(),
+            target=stage.target,
+            offline=offline,
+            allow_nonfinite=allow_nonfinite,
+            tokenizer=tokenizer,
+            engine=engine,
+            make_metric=accuracy_metric,
+            stages=stages,
+            progress=progress,
+        )
+        return write(compressed, stage, progress=progress)
+
+
+def _refuse_loading_options(
+    loaded: LoadedModel, revision: str | None, trust_remote_code: bool, allow_nonfinite: bool
+) -> None:
+    options = {"revision": revision, "trust_remote_code": trust_remote_code, "allow_nonfinite": allow_nonfinite}
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise UsageError(
+            f"{' and '.join(given)} given for a model that is loaded already",
+            where=loaded.source.id or loaded.source.path.name,
+            hint="give such options to llmcompress.load",
+        )

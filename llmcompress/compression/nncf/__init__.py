@@ -1,0 +1,1 @@
+"""Every touch of NNCF: what is called, patched, read and taken over."""

@@ -1,0 +1,193 @@
+"""NNCF's AWQ: the search for the scales of each group of channels, all its steps in parallel.
+
+Every step scales the group's weights, quantizes them and compares their products with the activations; none depends on
+another but for the choice among them, which is made afterwards in NNCF's order. As for scale estimation, BLAS sums with
+one thread in blocks of whole panels, as for NNCF alone with one BLAS thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from nncf import CompressWeightsMode as Mode
+from nncf.common.tensor_statistics.statistics import WCTensorStatistic
+from nncf.quantization.algorithms.weight_compression import awq
+from nncf.quantization.algorithms.weight_compression.activation_stats import process_stats
+from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+from nncf.tensor import Tensor
+from nncf.tensor import functions as fns
+from nncf.tensor.definitions import TensorBackend, TensorDataType
+from threadpoolctl import ThreadpoolController
+
+from llmcompress.compression.kernels.estimation import requantize_scaled
+from llmcompress.compression.kernels.matrices import NotFiniteError, blocks
+from llmcompress.compression.nncf.formats import FORMATS
+from llmcompress.compression.nncf.weight_codes import agrees, is_by_numpy
+from llmcompress.system.patching import replaced
+
+_NAME = "_data_aware_step"
+_ARGUMENTS = ("self", "wp", "weight", "statistics", "act_ch_axis", "prev_weight", "prev_statistics")
+_SAMPLE = (96, 256, 128)
+"""Rows, columns and group size of the matrix by which an NNCF is checked."""
+
+
+@contextlib.contextmanager
+def awq_search(num_threads: int) -> Iterator[None]:
+    """Have NNCF's AWQ search by our kernels; where it has moved the name, or computes otherwise, nothing is changed."""
+    stock = vars(awq.AWQ).get(_NAME)
+    if stock is None or tuple(inspect.signature(stock).parameters) != _ARGUMENTS:
+        yield
+        return
+    blas = ThreadpoolController()
+
+    def found(algorithm: Any, wp: Any, weight: Tensor, *data: Any) -> Tensor:
+        if _is_covered(wp, weight) and _searches_agree(stock, wp.compression_config.mode):
+            with contextlib.suppress(NotFiniteError), blas.limit(limits=1, user_api="blas"):
+                return _scales(algorithm, wp, weight, *data, pool=pool)
+        result: Tensor = stock(algorithm, wp, weight, *data)
+        return result
+
+    with ThreadPoolExecutor(num_threads) as pool, replaced(awq.AWQ, _NAME, found):
+        yield
+
+
+def _is_covered(wp: Any, weight: Tensor) -> bool:
+    """A matrix of integers to be, of which a group is large enough for NNCF's compiled arithmetic."""
+    config = wp.compression_config
+    if config.mode not in FORMATS or len(weight.shape) != 2 or tuple(wp.reduction_axes) != (1,):
+        return False
+    if weight.backend != TensorBackend.numpy or weight.dtype != TensorDataType.float32:
+        return False
+    group_size = weight.shape[1] if config.group_size == -1 else config.group_size
+    if weight.shape[1] % group_size or is_by_numpy(weight.shape[0] * group_size):
+        return False
+    return agrees(config.mode, ov.Type.f32, -1)
+
+
+@functools.cache
+def _searches_agree(stock: Any, mode: Mode) -> bool:
+    """Whether an NNCF finds the scales that we find, on a sample whose scales are held back by the layer before."""
+    num_rows, num_columns, group_size = _SAMPLE
+    values = np.arange(num_rows * num_columns, dtype=np.float32).reshape(num_rows, num_columns)
+    means = np.exp(4 * np.cos(np.arange(9 * num_columns, dtype=np.float32) ** 2)).reshape(9, num_columns)
+    statistics = WCTensorStatistic([Tensor(mean) for mean in means], [(1, 1, num_columns)] * len(means))
+    wp = SimpleNamespace(compression_config=WeightCompressionConfig(mode, group_size), reduction_axes=(1,))
+    algorithm = awq.AWQ(subset_size=8, steps=10)
+    weight, before = Tensor(np.sin(values**2)), Tensor(np.cos(values[:, :64].reshape(num_columns, -1)))
+    for last in ((), (before, statistics)):
+        with ThreadpoolController().limit(limits=1, user_api="blas"), ThreadPoolExecutor(1) as pool:
+            ours = _scales(algorithm, wp, weight, statistics, -1, *last, pool=pool)
+            theirs = stock(algorithm, wp, weight, statistics, -1, *last)
+        if not np.array_equal(ours.data, theirs.data):
+            return False
+    return True
+
+
+def _scales(
+    algorithm: Any,
+    wp: Any,
+    weight: Tensor,
+    statistics: Any,
+    act_ch_axis: int,
+    prev_weight: Tensor | None = None,
+    prev_statistics: Any = None,
+    *,
+    pool: ThreadPoolExecutor,
+) -> Tensor:
+    """NNCF's function of this name for a matrix of integers to be: a scale for each input channel.
+
+    Raises:
+        NotFiniteError: A weight is no finite number.
+    """
+    config = wp.compression_config
+    magnitudes, samples = process_stats(statistics, algorithm._subset_size, act_ch_axis)
+    magnitudes, samples = magnitudes.astype(TensorDataType.float32), samples.astype(TensorDataType.float32)
+    group_size = weight.shape[1] if config.group_size == -1 else config.group_size
+    before = None
+    if prev_statistics is not None and prev_weight is not None:
+        most, _ = process_stats(prev_statistics, algorithm._subset_size, act_ch_axis)
+        before = (fns.mean(fns.abs(prev_weight), axis=1), most.astype(TensorDataType.float32).max().item())
+    scales = np.ones(weight.shape[1], np.float32)
+    num_outliers = max(int(weight.shape[1] * algorithm._percent_to_apply), 1)
+    outliers = fns.argsort(-fns.unsqueeze(magnitudes, 0))[0, :num_outliers].data
+    for start in np.unique(outliers // group_size) * group_size:
+        own = slice(start, start + group_size)
+        tried = list(_tried(algorithm, magnitudes[own], prev_weight, before and (before[0][own], before[1])))
+        found = _best(tried, weight.data[:, own], samples.data[own], config.mode, pool)
+        if found is not None:
+            scales[own] = found
+    return Tensor(scales)
+
+
+def _tried(algorithm: Any, magnitudes: Tensor, prev_weight: Tensor | None, before: Any) -> Iterator[np.ndarray]:
+    """The scales of a group that NNCF tries, ``[group_size]`` each.
+
+    Args:
+        algorithm: NNCF's AWQ with its settings.
+        magnitudes: The largest activation of each channel of the group.
+        prev_weight: Of the layer whose output channels are to be divided by the scales, if it is one.
+        before: That layer's mean weight of each of these channels, and its largest activation.
+    """
+    least = fns.astype(fns.quantile(magnitudes, 0.1), TensorDataType.float32)
+    base = fns.clip(magnitudes, a_min=least, a_max=1e2)
+    alpha = algorithm._alpha_min
+    for _ in range(algorithm._steps):
+        scale = base**alpha
+        if before is not None and prev_weight is not None:
+            # A bound of what the layer before puts out must stay within half precision.
+            threshold = awq.FP16_OVERFLOW_MARGIN * awq.FP16_MAX_VALUE
+            means, most = before
+            outputs = (means / scale) * most * prev_weight.shape[1]
+            if outputs.max() >= threshold:
+                smallest = means * most * prev_weight.shape[1] / threshold
+                scale = algorithm._clamp_scale(outputs, threshold, scale, smallest)
+        yield scale.data
+        alpha += (algorithm._alpha_max - algorithm._alpha_min) / algorithm._steps
+
+
+def _best(
+    tried: list[np.ndarray], weights: np.ndarray, samples: np.ndarray, mode: Mode, pool: ThreadPoolExecutor
+) -> np.ndarray | None:
+    """The first of the scales by which the products with the activations differ least; None if not one is any good.
+
+    Args:
+        tried: float32 ``[group_size]`` each.
+        weights: float32 ``[num_rows, group_size]``.
+        samples: float32 ``[group_size, num_samples]``.
+        mode: How weights are quantized.
+        pool: Whose threads try.
+
+    Raises:
+        NotFiniteError: A weight is no finite number.
+    """
+    form = FORMATS[mode]
+    weights = np.ascontiguousarray(weights)
+    num_rows, group_size = weights.shape
+    pieces = [rows for rows, _ in blocks(num_rows, 1, group_size)]
+    wanted = np.matmul(weights, samples)
+    limits = (np.float32(form.low), np.float32(form.high), form.is_asymmetric)
+
+    def difference(scale: np.ndarray) -> Any:
+        scaled = samples / scale[:, None]
+        found = np.empty_like(wanted)
+        for rows in pieces:
+            values = np.empty((rows.stop - rows.start, group_size), np.float32)
+            if not requantize_scaled(weights[rows], scale, *limits, values):
+                raise NotFiniteError
+            np.matmul(values, scaled, out=found[rows])
+        found -= wanted
+        return np.mean(np.abs(found, out=found))
+
+    best, least = None, np.max(np.abs(wanted))
+    for scale, error in zip(tried, pool.map(difference, tried), strict=True):
+        if error < least:
+            best, least = scale, error
+    return best

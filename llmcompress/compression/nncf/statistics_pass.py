@@ -1,0 +1,102 @@
+"""NNCF's statistics pass without what no statistic needs: the model's outputs, and what leads to nothing else.
+
+Windows stay apart, since NNCF takes the mean of each; in batches of four, 256 tokens each, they took 2 % less time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from nncf.quantization.algorithms.weight_compression import algorithm
+
+from llmcompress.errors import RecipeError
+from llmcompress.spec import Recipe, StatisticsPrecision
+from llmcompress.system.patching import replaced
+
+
+def check_statistics_precision(recipe: Recipe) -> None:
+    """Refuse to collect statistics in a precision that this processor does not compute in.
+
+    Raises:
+        RecipeError: Says so.
+    """
+    import openvino as ov
+
+    if all(weights.statistics_precision == "f32" for weights in recipe.weight_passes):
+        return
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise RecipeError(
+            "this machine's processor does not compute in bf16",
+            where=f"recipe {recipe.name}: weights.statistics_precision",
+            hint="write f32, which takes longer and gives NNCF's own statistics",
+        )
+
+
+@contextlib.contextmanager
+def lean_statistics(precision: StatisticsPrecision) -> Iterator[None]:
+    """Have NNCF infer only what its statistics are of, in that precision.
+
+    In f32, which NNCF infers in, the statistics are the same bit for bit. Where NNCF has moved the names, it collects
+    them in its own way.
+
+    Raises:
+        RecipeError: It has moved them, and its own way is not in that precision.
+    """
+    import openvino as ov
+    from nncf.common import factory
+    from nncf.openvino.engine import OVCompiledModelEngine
+    from nncf.openvino.graph.model_utils import model_has_state
+    from nncf.openvino.statistics.aggregator import OVStatisticsAggregator
+    from openvino.properties.hint import inference_precision
+
+    collect = vars(OVStatisticsAggregator).get("collect_statistics")
+    if collect is None or "create" not in vars(factory.EngineFactory):
+        if precision != "f32":
+            raise RecipeError(
+                f"the installed NNCF cannot be made to collect statistics in {precision}",
+                where="weights.statistics_precision",
+                hint="write f32",
+            )
+        yield
+        return
+
+    def collect_lean(self: Any, model: Any, graph: Any) -> None:
+        outputs = {result.get_friendly_name() for result in model.get_results()}
+
+        def engine(with_statistics: Any) -> Any:
+            for result in with_statistics.get_results():
+                if result.get_friendly_name() in outputs:
+                    with_statistics.remove_result(result)
+            settings = {inference_precision: getattr(ov.Type, precision)}
+            compiled = ov.Core().compile_model(with_statistics, "CPU", settings)
+            return OVCompiledModelEngine(compiled, model_has_state(with_statistics))
+
+        with replaced(factory.EngineFactory, "create", staticmethod(engine)):
+            collect(self, model, graph)
+
+    with replaced(OVStatisticsAggregator, "collect_statistics", collect_lean):
+        yield
+
+
+_NAME = "collect_statistics_and_statistic_points"
+_READERS = ("_awq", "_codebook_estimation", "_data_aware_mixed_precision")
+
+
+@contextlib.contextmanager
+def without_unread_statistics() -> Iterator[None]:
+    """Have NNCF collect nothing that it would throw away; where it has moved the name, nothing is changed."""
+    stock = vars(algorithm.WeightCompression).get(_NAME)
+    if stock is None:
+        yield
+        return
+
+    def collected(compression: Any, model: Any, graph: Any, statistic_points: Any, *args: Any) -> Any:
+        is_read = any(getattr(compression, name, True) for name in _READERS)
+        if is_read or not getattr(compression, "_gptq", False):
+            return stock(compression, model, graph, statistic_points, *args)
+        return None, statistic_points
+
+    with replaced(algorithm.WeightCompression, _NAME, collected):
+        yield

@@ -1,0 +1,270 @@
+"""Documents -> windows of token ids, packed and sampled by seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmcompress.data.texts import Rows, read_rows, text_of
+from llmcompress.errors import DataError, UsageError
+from llmcompress.loaders import chat
+from llmcompress.report.compression import CalibrationRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llmcompress.spec import Calibration
+
+MIN_PIECE_CHARS = 1 << 14
+BATCH_PIECES = 256
+MIN_CHARS = 1 << 18
+CHARS_PER_TOKEN = 8
+"""Characters tokenised per token asked for: about twice what English text needs, to have a choice."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids int64 of shape [num_windows, seq_len], read-only, and the record of where they come from."""
+
+    token_ids: NDArray[np.int64]
+    record: CalibrationRecord
+    held_out: Windows | None = None
+    """Windows of the same text that are not among these."""
+
+
+class _Piece(NamedTuple):
+    text: str
+    starts: bool
+    ends: bool
+
+
+class _Frame(NamedTuple):
+    before: list[int]
+    after: list[int]
+
+
+def calibration_windows(
+    calibration: Calibration,
+    tokenizer: Any,
+    *,
+    num_held_out: int = 0,
+    offline: bool = False,
+    max_seq_len: int | None = None,
+) -> Windows:
+    """Tokenise the calibration dataset and take ``num_samples`` windows of exactly ``seq_len`` tokens.
+
+    Documents are taken in an order drawn by the seed and joined to one stream, each between the special tokens that
+    the tokenizer itself puts around a text (for Llama, ``<s>`` before it); where it puts none, its end-of-text token
+    stands between documents. The stream is cut into windows without padding, the remainder dropped, and windows are
+    drawn without repetition (numpy's PCG64), in drawn order: the first few are a sample as well. Of a large dataset
+    only a sample of documents, or of pieces of a long document, some windows long, is tokenised. Same data, seed and
+    tokenizer: same windows.
+
+    With ``chat_template`` a document is one conversation, a list of ``{"role", "content"}`` in the field ``messages``
+    (or in ``text_field``, if that is not ``text``), or a string, which becomes a single user turn with the prompt for
+    the answer. The template writes all special tokens.
+
+    Args:
+        calibration: What to take; its local file, if it names one, is ``calibration.dataset_path()``.
+        tokenizer: A transformers tokenizer.
+        num_held_out: Further windows to draw as ``held_out``, none with the tokens of a calibration window.
+        offline: Take a Hub dataset from the local cache only.
+        max_seq_len: The model's longest context in tokens, when known.
+
+    Raises:
+        UsageError: ``seq_len`` beyond ``max_seq_len``, or a chat template asked for where there is none to use.
+        DataError: the data cannot be used or holds too little text.
+        HubError: the Hub dataset cannot be had.
+        SecurityError: the chat template does not end.
+    """
+    import numpy as np
+
+    seq_len, wanted = calibration.seq_len, calibration.num_samples
+    if max_seq_len is not None and seq_len > max_seq_len:
+        raise UsageError(
+            f"seq_len is {seq_len}, the model's context is {max_seq_len} tokens",
+            where="calibration.seq_len",
+            hint=f"set calibration.seq_len to {max_seq_len} or less",
+        )
+    rows, document = _open(calibration, tokenizer, offline)
+    frame = _Frame([], []) if calibration.chat_template else _frame(tokenizer)
+    piece_chars = max(MIN_PIECE_CHARS, 2 * CHARS_PER_TOKEN * seq_len)
+    budget = max(MIN_CHARS, CHARS_PER_TOKEN * wanted * seq_len)
+    while True:
+        generator = np.random.Generator(np.random.PCG64(calibration.seed))
+        pieces, complete = _sample(len(rows.values), document, generator, budget, piece_chars)
+        stream = _tokenise(pieces, tokenizer, frame)
+        available = len(stream) // seq_len
+        if available >= wanted + num_held_out or complete:
+            break
+        budget *= 4
+    if available < wanted:
+        raise DataError(
+            f"the text gives {available} windows of {seq_len} tokens ({len(stream)} tokens), {wanted} were asked for",
+            where=rows.where,
+            hint=f"take more text, or set {_affordable(available, len(stream))}",
+        )
+    cut = stream[: available * seq_len].reshape(available, seq_len)
+    chosen = generator.choice(available, size=wanted, replace=False)
+
+    def windows(token_ids: NDArray[np.int64], held_out: Windows | None = None) -> Windows:
+        token_ids.flags.writeable = False
+        record = CalibrationRecord(
+            dataset=rows.where,
+            num_windows=len(token_ids),
+            seq_len=seq_len,
+            seed=calibration.seed,
+            token_ids_sha256=token_ids_sha256(token_ids),
+        )
+        return Windows(token_ids, record, held_out)
+
+    if not num_held_out:
+        return windows(cut[chosen])
+    taken = {window.tobytes() for window in cut[chosen]}
+    # A text may say the same twice.
+    others = [number for number in range(available) if cut[number].tobytes() not in taken]
+    if len(others) < num_held_out:
+        raise DataError(
+            f"the text gives {len(others)} windows of {seq_len} tokens besides the {wanted} for calibration, "
+            f"{num_held_out} are to be held out",
+            where=rows.where,
+            hint="take more text, or set fewer of calibration.num_samples or accuracy_control.num_samples",
+        )
+    return windows(cut[chosen], windows(cut[generator.choice(others, size=num_held_out, replace=False)]))
+
+
+def _affordable(available: int, num_tokens: int) -> str:
+    if available:
+        return f"calibration.num_samples to {available}"
+    return f"calibration.seq_len to {num_tokens} or less and calibration.num_samples to 1"
+
+
+def token_ids_sha256(token_ids: NDArray[np.int64]) -> str:
+    """SHA-256 over the shape and the ids, both as little-endian int64, row by row."""
+    import numpy as np
+
+    digest = hashlib.sha256(np.asarray(token_ids.shape, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(token_ids, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _open(calibration: Calibration, tokenizer: Any, offline: bool) -> tuple[Rows, Callable[[int], str]]:
+    source = calibration.dataset_path() or calibration.dataset
+    fields: tuple[str, ...] = (calibration.text_field,)
+    if calibration.chat_template:
+        if not tokenizer.chat_template:
+            raise UsageError(
+                "the model's tokenizer has no chat template",
+                where="calibration.chat_template",
+                hint="set calibration.chat_template to false",
+            )
+        if str(source).lower().endswith(".txt"):
+            raise UsageError(
+                "a .txt file is one running text, conversations are needed",
+                where="calibration.chat_template",
+                hint="give a .jsonl file with a messages list per line, or set chat_template to false",
+            )
+        fields = ("messages", "text") if fields == ("text",) else fields
+    rows = read_rows(source, subset=calibration.subset, split=calibration.split, fields=fields, offline=offline)
+    if calibration.chat_template:
+        return rows, lambda index: _conversation(rows, index, tokenizer)
+    return rows, lambda index: text_of(rows, index)
+
+
+def _conversation(rows: Rows, index: int, tokenizer: Any) -> str:
+    value = rows.values[index]
+    if isinstance(value, str):
+        if not value:
+            return ""
+        return chat.render(tokenizer, [{"role": "user", "content": value}], add_generation_prompt=True)
+    if not isinstance(value, list) or not value or not all(_is_message(message) for message in value):
+        raise DataError(
+            'not a conversation: a list of {"role": text, "content": text} or a string is needed',
+            where=rows.place(index),
+            hint="write the turns as messages, or set chat_template to false",
+        )
+    messages = [{"role": message["role"], "content": message["content"]} for message in value]
+    return chat.render(tokenizer, messages, add_generation_prompt=False)
+
+
+def _is_message(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+
+
+def _sample(
+    count: int, document: Callable[[int], str], generator: np.random.Generator, budget: int, piece_chars: int
+) -> tuple[list[_Piece], bool]:
+    """Pieces of documents in drawn order, about ``budget`` characters, and whether that is all there is."""
+    pieces: list[_Piece] = []
+    chars = 0
+    for index in generator.permutation(count):
+        if chars >= budget:
+            return pieces, False
+        text = document(int(index))
+        if not text.strip():
+            continue
+        parts = list(_cut(text, piece_chars))
+        last = len(parts) - 1
+        keep = list(range(len(parts)))
+        room = -((chars - budget) // piece_chars)
+        if len(parts) > 2 * room:
+            # One document is larger than all that is wanted: pieces from everywhere in it, in their order.
+            keep = sorted(int(part) for part in generator.choice(len(parts), size=room, replace=False))
+        pieces += [_Piece(parts[part], part == 0, part == last) for part in keep]
+        chars += sum(len(parts[part]) for part in keep)
+        if len(keep) < len(parts):
+            return pieces, False
+    return pieces, True
+
+
+def _cut(text: str, size: int) -> Iterator[str]:
+    """Parts of at most ``size`` characters, between lines or words where possible: one long text tokenises slowly."""
+    start = 0
+    while len(text) - start > size:
+        middle, end = start + size // 2, start + size
+        line = text.rfind("\n", middle, end)
+        # A newline belongs to the line that it ends, a space to the word that follows it.
+        stop = line + 1 if line >= 0 else text.rfind(" ", middle, end)
+        stop = stop if stop > 0 else end
+        yield text[start:stop]
+        start = stop
+    if start < len(text):
+        yield text[start:]
+
+
+def _frame(tokenizer: Any) -> _Frame:
+    bare = _encode(tokenizer, ["a"])[0]
+    framed = tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"]
+    for start in range(len(framed) - len(bare) + 1):
+        if framed[start : start + len(bare)] == bare and len(framed) > len(bare):
+            return _Frame(framed[:start], framed[start + len(bare) :])
+    return _Frame([], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        padding=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    ids: list[list[int]] = encoded["input_ids"]
+    return ids
+
+
+def _tokenise(pieces: list[_Piece], tokenizer: Any, frame: _Frame) -> NDArray[np.int64]:
+    import numpy as np
+
+    parts: list[NDArray[np.int64]] = []
+    for first in range(0, len(pieces), BATCH_PIECES):
+        batch = pieces[first : first + BATCH_PIECES]
+        for piece, ids in zip(batch, _encode(tokenizer, [piece.text for piece in batch]), strict=True):
+            framed = (frame.before if piece.starts else []) + ids + (frame.after if piece.ends else [])
+            parts.append(np.asarray(framed, dtype=np.int64))
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)

@@ -1,0 +1,197 @@
+"""The windowing protocols: which tokens are fed together, and which of them are scored.
+
+``llama.cpp``: ``llama-perplexity`` (llama.cpp, tools/perplexity): disjoint windows, the second half scored, the first
+token replaced by the beginning-of-text token where the model has one. ``sliding``: "Perplexity of fixed-length models"
+in the documentation of transformers. ``rolling``: ``loglikelihood_rolling`` of lm-evaluation-harness, document by
+document in disjoint windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmcompress.data.tokens import TextEncoder
+from llmcompress.errors import DataError, UsageError
+from llmcompress.report.evaluation import TextRecord
+from llmcompress.spec import EvalSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Window(NamedTuple):
+    """One piece of text that the model sees at once."""
+
+    token_ids: NDArray[np.int64]
+    first_scored: int
+    """Tokens from this position on are scored, each from those before it."""
+    cluster: int
+
+
+class Windows(NamedTuple):
+    """All of them, and what is counted per cluster."""
+
+    windows: tuple[Window, ...]
+    record: TextRecord
+    num_words: NDArray[np.float64] | None
+    """Words per cluster under ``rolling``, separated by white space as lm-eval counts them."""
+    num_bytes: NDArray[np.float64] | None
+
+
+def evaluation_windows(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder, *, where: str) -> Windows:
+    """Tokenise documents and cut them into windows as ``spec.protocol`` does.
+
+    Under ``llama.cpp`` and ``sliding`` documents are joined by an empty line to one text, as the guide of
+    transformers does. Under ``rolling``, ``num_windows`` takes the first documents that fit in so many windows, and a
+    document is a cluster; the windows of a single one are, its words and bytes shared out by tokens.
+
+    Raises:
+        DataError: The text is too short for one window.
+        UsageError: ``rolling`` without a token that could stand before a document.
+    """
+    import numpy as np
+
+    num_words = num_bytes = None
+    if spec.protocol == "rolling":
+        windows, used = _rolling(documents, spec, encoder, where)
+        kept = [documents[index] for index in used]
+        num_words = np.array([len(re.split(r"\s+", text)) for text in kept], dtype=np.float64)
+        num_bytes = np.array([len(text.encode("utf-8")) for text in kept], dtype=np.float64)
+        if len(kept) == 1:
+            windows = [window._replace(cluster=number) for number, window in enumerate(windows)]
+            scored = np.array([len(window.token_ids) - window.first_scored for window in windows])
+            num_words, num_bytes = (count[0] * scored / scored.sum() for count in (num_words, num_bytes))
+    else:
+        kept = [text for text in documents if text.strip()] if len(documents) > 1 else list(documents)
+        ids = np.array(_ids(documents, spec, encoder), dtype=np.int64)
+        windows = _llama_cpp(ids, spec.seq_len, encoder) if spec.protocol == "llama.cpp" else _sliding(ids, spec)
+        if not windows:
+            raise _too_short(len(ids), spec.seq_len, where)
+        windows = windows[: spec.num_windows]
+    record = TextRecord(
+        dataset=where,
+        num_documents=len(kept),
+        num_windows=len(windows),
+        num_clusters=len({window.cluster for window in windows}),
+        num_scored_tokens=sum(len(window.token_ids) - window.first_scored for window in windows),
+        token_ids_sha256=windows_sha256(windows),
+    )
+    return Windows(tuple(windows), record, num_words, num_bytes)
+
+
+def wikitext_pages(rows: Sequence[str]) -> list[str]:
+    """Join WikiText's rows, a line each, to its pages, which begin with a heading of the first level."""
+    pages: list[list[str]] = []
+    for row in rows:
+        if not pages or re.fullmatch(r" = [^=].* = \n?", row):
+            pages.append([])
+        pages[-1].append(row)
+    return [text for page in pages if (text := "".join(page)).strip()]
+
+
+def _ids(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> list[int]:
+    """Ids of the joined documents; of many, where few windows are wanted, of no more than those need."""
+    count = len(documents) if spec.num_windows is None else 1
+    while True:
+        ids = encoder.ids("\n\n".join(documents[:count]), special=True)
+        # One window more than wanted: at the end of what was taken, tokens may join otherwise.
+        if count >= len(documents) or len(ids) >= ((spec.num_windows or 0) + 1) * spec.seq_len:
+            return ids
+        count *= 4
+
+
+def windows_sha256(windows: Sequence[Window]) -> str:
+    """SHA-256 over length, first scored position and ids of every window, as little-endian int64."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for window in windows:
+        digest.update(np.array([len(window.token_ids), window.first_scored], dtype="<i8").tobytes())
+        digest.update(np.ascontiguousarray(window.token_ids, dtype="<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _llama_cpp(ids: NDArray[np.int64], seq_len: int, encoder: TextEncoder) -> list[Window]:
+    frame = encoder.frame
+    if frame.after:
+        ids = ids[: -len(frame.after)]
+    windows = []
+    for number in range(len(ids) // seq_len):
+        piece = ids[number * seq_len : (number + 1) * seq_len].copy()
+        if frame.before:
+            piece[0] = frame.before[0]
+        # The last position's prediction, of the token after the window, is not scored.
+        windows.append(Window(piece, seq_len // 2 + 1, number))
+    return windows
+
+
+def _sliding(ids: NDArray[np.int64], spec: EvalSpec) -> list[Window]:
+    windows: list[Window] = []
+    scored_up_to = 1
+    for begin in range(0, len(ids), spec.effective_stride):
+        end = min(begin + spec.seq_len, len(ids))
+        if end > scored_up_to and end - begin >= 2:
+            # Overlapping windows share context; tokens within one window's length count as one cluster.
+            windows.append(Window(ids[begin:end], scored_up_to - begin, scored_up_to // spec.seq_len))
+        scored_up_to = end
+        if end == len(ids):
+            break
+    return windows if len(ids) >= spec.seq_len else []
+
+
+def _rolling(
+    documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder, where: str
+) -> tuple[list[Window], list[int]]:
+    import numpy as np
+
+    prefix = encoder.prefix_id
+    if prefix is None:
+        raise UsageError(
+            "protocol rolling puts a token before each document; the tokenizer has neither bos_token nor eos_token",
+            where=where,
+            hint="take --protocol llama.cpp or sliding",
+        )
+    windows: list[Window] = []
+    used: list[int] = []
+    for index, text in enumerate(documents):
+        ids = encoder.ids(text, special=False)
+        if not ids:
+            continue
+        stream = np.array([prefix, *ids], dtype=np.int64)
+        cut = _disjoint(stream, spec.seq_len, len(used))
+        if spec.num_windows is not None and len(windows) + len(cut) > spec.num_windows:
+            if not windows:
+                raise UsageError(
+                    f"the first document has {len(cut)} windows, num_windows is {spec.num_windows}",
+                    where=where,
+                    hint="documents are scored as a whole under rolling: raise --num-windows",
+                )
+            break
+        windows += cut
+        used.append(index)
+    if not windows:
+        raise _too_short(0, 1, where)
+    return windows, used
+
+
+def _disjoint(stream: NDArray[np.int64], seq_len: int, cluster: int) -> list[Window]:
+    """Windows with inputs of ``seq_len`` tokens; the last one reaches back so far that it is as long."""
+    windows = []
+    num_tokens = len(stream) - 1
+    for start in range(0, num_tokens, seq_len):
+        end = min(start + seq_len, num_tokens)
+        begin = max(0, end - seq_len) if start else 0
+        windows.append(Window(stream[begin : end + 1], start + 1 - begin, cluster))
+    return windows
+
+
+def _too_short(num_tokens: int, seq_len: int, where: str) -> DataError:
+    return DataError(
+        f"the text has {num_tokens} tokens, one window needs {seq_len}",
+        where=where,
+        hint="take more text, or a smaller --seq-len",
+    )

@@ -1,0 +1,98 @@
+"""Chat templates: programs that came with a model, rendered with the time and size they may take bounded."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from llmcompress.errors import ModelError, SecurityError
+
+
+class OutOfTimeError(Exception):
+    """The time is over."""
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise OutOfTimeError in the code inside when it runs longer than ``seconds``; one call into C is not stopped."""
+    # A trace function sees every line that a compiled template runs, in any thread and on any system; a signal or
+    # a child process would need the main thread, POSIX, or seconds of imports.
+    end = time.monotonic() + seconds
+
+    def watch(frame: FrameType, event: str, argument: object) -> Any:
+        if time.monotonic() > end:
+            raise OutOfTimeError
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+MAX_TEMPLATE_CHARS = 1 << 20
+TIME_LIMIT_S = 5.0
+
+Message = Mapping[str, str]
+"""One turn: ``role`` and ``content``."""
+
+
+def render(
+    tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool, time_limit_s: float = TIME_LIMIT_S
+) -> str:
+    """Render a conversation with the tokenizer's own chat template, in transformers' sandboxed Jinja.
+
+    Raises:
+        ModelError: the template refuses this conversation or is broken.
+        SecurityError: the template reaches for what the sandbox forbids, or does not end within ``time_limit_s``
+            seconds, or is longer than ``MAX_TEMPLATE_CHARS`` characters.
+    """
+    from jinja2.exceptions import SecurityError as SandboxError
+
+    hint = "do not use this model's chat template, or convert with --no-tokenizer"
+    size = _template_chars(tokenizer.chat_template)
+    if size > MAX_TEMPLATE_CHARS:
+        raise SecurityError(
+            f"the chat template has {size} characters, at most {MAX_TEMPLATE_CHARS} are accepted",
+            where="chat template",
+            hint=hint,
+        )
+    try:
+        with deadline(time_limit_s):
+            text = tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+    except OutOfTimeError:
+        message = f"rendering did not end within {time_limit_s:g} s"
+        raise SecurityError(message, where="chat template", hint=hint) from None
+    except (SandboxError, RecursionError, OverflowError, MemoryError) as error:
+        raise SecurityError(
+            f"rendering was stopped by the sandbox: {_told(error)}", where="chat template", hint=hint
+        ) from None
+    except Exception as error:  # noqa: BLE001 - a template is a program: it can raise anything
+        raise ModelError(
+            f"the template refuses the conversation {_roles(messages)}: {_told(error)}",
+            where="chat template",
+            hint="check chat_template.jinja or the chat_template of tokenizer_config.json",
+        ) from None
+    return str(text)
+
+
+def _template_chars(template: object) -> int:
+    if isinstance(template, dict):
+        return sum(len(str(part)) for part in template.values())
+    return len(template) if isinstance(template, str) else 0
+
+
+def _roles(messages: Sequence[Message]) -> str:
+    return " + ".join(message.get("role", "?") for message in messages)
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:300]

@@ -1,0 +1,145 @@
+"""A directory in, its model card out; and the card as the directory's README.md."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import yaml
+
+from llmcompress.artifact import read_measurements, replace_report
+from llmcompress.errors import UsageError, WriteError
+from llmcompress.hub import check_repo_id
+from llmcompress.publishing.content import variables
+from llmcompress.publishing.sandbox import render
+from llmcompress.report.record import Record
+
+CARD = "README.md"
+
+_MARK = re.compile(r"\n<!-- llmcompress card, sha256 of the text above: ([0-9a-f]{64}) -->\n\Z")
+_FRONT_MATTER = re.compile(r"---\n(.*?)^---$", re.DOTALL | re.MULTILINE)
+
+
+class CardReport(Record):
+    """What became of a card."""
+
+    path: str
+    written: bool
+    """False: the same card was there already."""
+    size_bytes: int
+    manifest_sha256: str
+    used_reports: tuple[str, ...]
+    unused_reports: dict[str, str]
+    """Reports that are there and tell of other bytes or cannot be read, each with the reason."""
+
+
+def render_card(directory: str | Path, *, repo_id: str | None = None, template: str | Path | None = None) -> str:
+    """Return the model card of an artifact, from its manifest and its reports alone.
+
+    Args:
+        directory: An output directory of ``compress``, with the reports that ``evaluate`` and ``benchmark`` put there.
+        repo_id: Where it will be published; by default the card speaks of the directory by its name.
+        template: A Jinja template of one's own; docs/cards.md describes what it may use.
+
+    Raises:
+        ArtifactError: The directory is no artifact.
+        UsageError: ``repo_id`` is no Hub id, or the template cannot be rendered.
+    """
+    return _render(Path(directory), repo_id, template)[0]
+
+
+def write_card(
+    directory: str | Path,
+    *,
+    repo_id: str | None = None,
+    template: str | Path | None = None,
+    overwrite: bool = False,
+) -> CardReport:
+    """Write the model card of an artifact as its README.md, in one step.
+
+    An earlier card of ours is replaced if nobody changed it since.
+
+    Args:
+        directory: As for ``render_card``, and so are ``repo_id`` and ``template``.
+        overwrite: Also replace a README.md that somebody else wrote or changed.
+
+    Raises:
+        ArtifactError: The directory is no artifact.
+        UsageError: As ``render_card``, or there is a README.md that is not ours.
+        WriteError: The disk refuses; the earlier file is still there.
+    """
+    directory = Path(directory)
+    text, report = _render(directory, repo_id, template)
+    content = text.encode()
+    path = directory / CARD
+    there = _read(path)
+    if there is not None and there != content and not overwrite and not _is_ours(there):
+        raise UsageError(
+            "was written or changed by somebody else: it is left as it is",
+            where=str(path),
+            hint="--overwrite replaces it; move it away to keep it",
+        )
+    if there != content:
+        replace_report(directory, CARD, content)
+    return report.model_copy(update={"written": there != content, "size_bytes": len(content)})
+
+
+def _render(directory: Path, repo_id: str | None, template: str | Path | None) -> tuple[str, CardReport]:
+    if repo_id is not None:
+        check_repo_id(repo_id)
+    found = read_measurements(directory)
+    title = repo_id.rpartition("/")[2] if repo_id else directory.resolve().name
+    values = variables(found, title=title, repo_id=repo_id)
+    template = None if template is None else Path(template)
+    body = render(values, template)
+    if not body.startswith("---\n"):
+        body = f"---\n{values['front_matter']}---\n\n{body.lstrip()}"
+    elif template is not None:
+        _check_front_matter(body, template)
+    body = body.rstrip() + "\n"
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    used = {"eval.json": found.evaluation, "bench.json": found.benchmark}
+    report = CardReport(
+        path=str(directory / CARD),
+        written=False,
+        size_bytes=0,
+        manifest_sha256=found.manifest_sha256,
+        used_reports=tuple(name for name, record in used.items() if record is not None),
+        unused_reports=found.unused,
+    )
+    return f"{body}\n<!-- llmcompress card, sha256 of the text above: {digest} -->\n", report
+
+
+def _check_front_matter(page: str, template: Path) -> None:
+    hint = "write {{ front_matter }} between two lines '---', or leave both out"
+    found = _FRONT_MATTER.match(page)
+    try:
+        if found is None:
+            raise UsageError("begins with '---' and no second such line", where=str(template), hint=hint)
+        data = yaml.safe_load(found[1])
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UsageError("makes front matter that is not YAML", where=str(template), hint=hint) from None
+    if not isinstance(data, dict):
+        raise UsageError("makes front matter that is no list of fields", where=str(template), hint=hint)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise WriteError(
+            f"cannot be replaced: {error.strerror}", where=str(path), hint="move it away, or check its permissions"
+        ) from error
+
+
+def _is_ours(content: bytes) -> bool:
+    try:
+        # Git on Windows changes the ends of lines.
+        text = content.decode().replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        return False
+    mark = _MARK.search(text)
+    return mark is not None and hashlib.sha256(text[: mark.start()].encode()).hexdigest() == mark[1]

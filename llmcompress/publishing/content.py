@@ -1,0 +1,126 @@
+"""What a card says: the variables of its template, from the manifest and the reports."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from markupsafe import Markup
+from pydantic import BaseModel as Model
+
+from llmcompress.artifact import Measurements
+from llmcompress.publishing.base_model import base_model
+from llmcompress.publishing.front_matter import front_matter, metadata
+from llmcompress.publishing.reproduction import commands, lock
+from llmcompress.publishing.results import (
+    damage_rows,
+    device_rows,
+    property_rows,
+    reference_name,
+    result_rows,
+    task_rows,
+)
+from llmcompress.report.compression import CompressionReport, group_size_text, weight_kinds
+from llmcompress.report.text import count_text, size_text
+from llmcompress.spec import WeightCompression, dump_recipe
+
+MAX_LAYERS = 1000
+"""Rows of the table of layers; the Hub cuts pages that are too long."""
+
+
+def variables(found: Measurements, *, title: str, repo_id: str | None) -> dict[str, Any]:
+    """Everything that a template may use; ``docs/cards.md`` describes each."""
+    manifest = found.manifest
+    base = base_model(manifest)
+    return {
+        "title": title,
+        "repo_id": repo_id,
+        "front_matter": Markup(front_matter(metadata(found, base, title=title, repo_id=repo_id))),
+        "manifest": _plain(manifest),
+        "manifest_sha256": found.manifest_sha256,
+        "evaluation": _plain(found.evaluation),
+        "benchmark": _plain(found.benchmark),
+        "unused_reports": found.unused,
+        "base": base._asdict(),
+        "parameters": _parameters(manifest),
+        "recipe_yaml": dump_recipe(manifest.recipe),
+        "weights": [
+            {
+                "format": kind.mode,
+                "group_size": group_size_text(kind.group_size),
+                "num_layers": kind.num_layers,
+                "parameters": count_text(kind.num_parameters),
+                "share": f"{kind.share:.1%}",
+                "size": size_text(kind.size_bytes),
+            }
+            for kind in weight_kinds(manifest.layers)
+        ],
+        "layers": [
+            {
+                "name": layer.name,
+                "shape": " × ".join(map(str, layer.shape)),
+                "format": layer.mode,
+                "group_size": group_size_text(layer.group_size),
+                "size": size_text(layer.size_bytes),
+            }
+            for layer in manifest.layers[:MAX_LAYERS]
+        ],
+        "num_layers_left_out": max(0, len(manifest.layers) - MAX_LAYERS),
+        "reference_name": reference_name(found),
+        "results": result_rows(found, base),
+        "damage": damage_rows(found.evaluation),
+        "tasks": task_rows(found.evaluation),
+        "devices": device_rows(found),
+        "properties": property_rows(found),
+        "commands": commands(found, base, title),
+        "lock": lock(manifest),
+    }
+
+
+def _plain(record: Model | None) -> Any:
+    """A record as values that a template can read and not call."""
+    return None if record is None else json.loads(record.model_dump_json())
+
+
+def _parameters(manifest: CompressionReport) -> list[dict[str, str]]:
+    """The settings of the quantization that are not at rest, in the words of the recipe and of NNCF."""
+    recipe = manifest.recipe
+    found: dict[str, str] = {"method": recipe.method}
+    for number, weights in enumerate(recipe.weight_passes):
+        prefix = "weights" if number == 0 else f"further_weights.{number - 1}"
+        found |= {f"{prefix}.{name}": value for name, value in _weights(weights).items()}
+    if recipe.activations is not None:
+        given = recipe.activations.model_dump(exclude={"ignored_scope"}, exclude_none=True)
+        found |= {f"activations.{name}": json.dumps(value).strip('"') for name, value in given.items()}
+        found |= {
+            f"activations.ignored_scope.{name}": ", ".join(values)
+            for name, values in recipe.activations.ignored_scope
+            if values
+        }
+    found |= {f"runtime.{name.lower()}": value for name, value in manifest.runtime_options.items()}
+    calibration, used = recipe.calibration, manifest.calibration
+    if calibration is not None and used is not None:
+        found["calibration"] = (
+            f"{used.dataset}: {used.num_windows} windows of {used.seq_len} tokens, seed {used.seed}, "
+            f"tokens sha256 {used.token_ids_sha256}"
+        )
+    return [{"name": name, "value": value} for name, value in found.items()]
+
+
+def _weights(weights: WeightCompression) -> dict[str, str]:
+    found = {
+        "mode": weights.mode,
+        "group_size": group_size_text(weights.effective_group_size),
+        "ratio": f"{weights.ratio:g}",
+        "backup_mode": weights.effective_backup_mode,
+        "all_layers": str(weights.all_layers).lower(),
+        "group_size_fallback": weights.group_size_fallback,
+    }
+    if weights.sensitivity_metric is not None:
+        found["sensitivity_metric"] = weights.sensitivity_metric
+    methods = [name for name in ("awq", "scale_estimation", "gptq", "lora_correction") if getattr(weights, name)]
+    found["methods"] = ", ".join(methods) or "none"
+    if weights.statistics_precision != "f32":
+        found["statistics_precision"] = weights.statistics_precision
+    found |= {f"ignored_scope.{name}": ", ".join(values) for name, values in weights.ignored_scope if values}
+    return found

@@ -1,0 +1,100 @@
+"""The commands that make the same artifact and measure it again, from what the records hold."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+
+from pydantic import BaseModel as Spec
+
+from llmcompress.artifact import Measurements
+from llmcompress.publishing.base_model import BaseModel, hub_name, is_base
+from llmcompress.report.benchmark import BenchReport
+from llmcompress.report.compression import CompressionReport
+from llmcompress.report.evaluation import EvalReport
+from llmcompress.spec import RuntimeProfile
+
+CHECKPOINT = "PATH_TO_THE_BASE"
+REFERENCE = "PATH_TO_THE_REFERENCE"
+
+# Where the command line's name of a field is another one.
+_OPTIONS = {"batch_sizes": "batch-size", "depths": "depth", "devices": "device", "properties": "property"}
+# What the command line has no option for.
+_PYTHON_ONLY = frozenset({"BenchSpec.confidence"})
+
+
+def lock(manifest: CompressionReport) -> str:
+    """The versions that decided the bytes, as pip reads them."""
+    environment = manifest.environment
+    versions = {name: version for name, version in environment.versions.items() if name != "python"}
+    head = (
+        f"# Python {environment.versions.get('python', 'unknown')}, {environment.platform}, {environment.cpu}, "
+        f"{environment.num_threads} threads"
+    )
+    return "\n".join([head, *(f"{name}=={version}" for name, version in versions.items())])
+
+
+def commands(found: Measurements, base: BaseModel, directory: str) -> str:
+    """One command a line: compress, and as far as it was done evaluate and benchmark."""
+    lines = [_compress(found.manifest, base, directory)]
+    if found.evaluation is not None:
+        lines.append(_evaluate(found.manifest, found.evaluation, directory))
+    if found.benchmark is not None:
+        lines.append(_bench(found.benchmark, directory))
+    return "\n".join(lines)
+
+
+def _compress(manifest: CompressionReport, base: BaseModel, directory: str) -> str:
+    words = ["compress", base.id or CHECKPOINT, *(["--revision", base.revision] if base.revision else [])]
+    words += ["--recipe", "recipe.yaml", "-o", directory]
+    words += ["--trust-remote-code"] if manifest.provenance.trust_remote_code else []
+    words += ["--no-tokenizer"] if manifest.tokenizer == "none" else []
+    return _line(words)
+
+
+def _evaluate(manifest: CompressionReport, report: EvalReport, directory: str) -> str:
+    words = ["eval", directory]
+    if report.reference is not None:
+        same = is_base(manifest, report)
+        hub_id, revision = hub_name(manifest.provenance if same else report.reference.provenance)
+        words += ["--reference", hub_id or (CHECKPOINT if same else REFERENCE)]
+        words += ["--reference-revision", revision] if revision else []
+        words += ["--trust-remote-code"] if report.reference.provenance.trust_remote_code else []
+    words += _options(report.spec, always="dataset")
+    own = manifest.recipe.gate.model_dump()
+    for check in report.gate.checks:
+        if check.name in own and own[check.name] != check.required:
+            words += [f"--{check.name.replace('_', '-')}", str(check.required)]
+    words += ["--noise-floor"] if report.noise_floor else []
+    words += ["--split-damage"] if report.split_damage else []
+    words += ["--generations", str(report.generations.num_prompts)] if report.generations else []
+    words += ["--reference-scores", "cached"] if report.divergence and not report.divergence.exact else []
+    tasks = sorted({score.task for score in report.tasks})
+    words += ["--tasks", ",".join(tasks)] if tasks else []
+    return _line(words)
+
+
+def _bench(report: BenchReport, directory: str) -> str:
+    # What it was compared with is known by its name alone.
+    first = [report.compared_with] if report.compared_with and report.compared_with != directory else []
+    return _line(["bench", *first, directory, *_options(report.spec)])
+
+
+def _options(spec: Spec, always: str = "") -> Iterator[str]:
+    """The options that differ from their defaults."""
+    for name, field in type(spec).model_fields.items():
+        value = getattr(spec, name)
+        if f"{type(spec).__name__}.{name}" in _PYTHON_ONLY or (value == field.default and name != always):
+            continue
+        option = f"--{_OPTIONS.get(name, name.replace('_', '-'))}"
+        if isinstance(value, RuntimeProfile):
+            yield from (option, f"{value.name}.json")
+        elif name == "properties":
+            for pair in value:
+                yield from (option, pair)
+        else:
+            yield from (option, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+
+
+def _line(words: Iterable[str]) -> str:
+    return " ".join(["llmcompress", *map(shlex.quote, words)])

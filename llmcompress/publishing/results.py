@@ -1,0 +1,194 @@
+"""What was measured, as the rows of the card's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from markupsafe import Markup
+
+from llmcompress.artifact import Measurements
+from llmcompress.publishing.base_model import BaseModel, is_base
+from llmcompress.publishing.markdown import code, prose
+from llmcompress.report.benchmark import BenchCase, BenchReport
+from llmcompress.report.evaluation import DivergenceRecord, EvalReport
+from llmcompress.report.text import DAMAGE_PARTS, interval_text, rate_text, shape_text, size_text
+
+Row = dict[str, Any]
+
+NOT_MEASURED = "not measured"
+DEVICES = ("CPU", "GPU", "NPU")
+"""What OpenVINO runs language models on."""
+
+_PERPLEXITIES = {
+    "perplexity": "Perplexity, per token",
+    "word_perplexity": "Perplexity, per word",
+    "byte_perplexity": "Perplexity, per byte",
+    "bits_per_byte": "Bits per byte",
+}
+
+
+def result_rows(found: Measurements, base: BaseModel) -> list[Row]:
+    """Size, quality, speed and memory: ``name``, ``base``, ``model``, ``change``; empty where there can be none."""
+    return [*_size(found, base), *_quality(found), *_speed(found.benchmark)]
+
+
+def damage_rows(report: EvalReport | None) -> list[Row]:
+    """What each property of the runtime adds to the damage; none where it was not split."""
+    return [
+        {
+            "name": DAMAGE_PARTS[part.part],
+            "kl": interval_text(part.kl_divergence),
+            "top1": interval_text(part.top1_agreement, ".2%"),
+        }
+        for part in (report.split_damage if report else ())
+    ]
+
+
+def task_rows(report: EvalReport | None) -> list[Row]:
+    """Scores of lm-evaluation-harness."""
+    return [
+        {
+            "task": score.task,
+            "metric": score.metric,
+            "score": f"{score.value:.4g}" + ("" if score.standard_error is None else f" ± {score.standard_error:.3g}"),
+            "samples": "" if score.num_samples is None else score.num_samples,
+        }
+        for score in (report.tasks if report else ())
+    ]
+
+
+def device_rows(found: Measurements) -> list[Row]:
+    """Each device, and what was measured there."""
+    quality = {found.evaluation.spec.device: found.evaluation.environment.cpu} if found.evaluation else {}
+    speed = dict.fromkeys(found.benchmark.spec.devices, found.benchmark.environment.cpu) if found.benchmark else {}
+    return [
+        {"device": name, "quality": _tested(name, quality), "speed": _tested(name, speed)}
+        for name in dict.fromkeys((*DEVICES, *quality, *speed))
+    ]
+
+
+def property_rows(found: Measurements) -> list[Row]:
+    """Effective properties of the runtime, read back from the compiled models."""
+    sides: dict[str, dict[str, str]] = {}
+    if found.evaluation is not None:
+        sides["quality"] = found.evaluation.model.properties
+        if found.evaluation.reference is not None:
+            sides["reference"] = found.evaluation.reference.properties
+    for setting in found.benchmark.settings if found.benchmark else ():
+        threads = f", {setting.threads} threads" if setting.threads else ""
+        sides[f"speed, {setting.device}{threads}"] = setting.properties
+    names = sorted({name for side in sides.values() for name in side})
+    return [{"name": name, "values": [side.get(name, "") for side in sides.values()], "of": list(sides)}
+            for name in names]  # fmt: skip
+
+
+def _tested(name: str, machines: dict[str, str]) -> str:
+    if name not in machines:
+        return "not tested"
+    # Of other devices the report names no chip.
+    return f"tested, {machines[name]}" if name == "CPU" else "tested"
+
+
+def _row(name: str, model: str, *, base: str = "", change: str | Markup = "") -> Row:
+    # Figures are ours: the brackets of an interval need no escapes.
+    return {"name": name, "base": Markup(base), "model": Markup(model), "change": Markup(change)}
+
+
+def _size(found: Measurements, base: BaseModel) -> Iterator[Row]:
+    manifest = found.manifest
+    ours = sum(file.size_bytes for file in manifest.files if file.path == "openvino_model.bin")
+    theirs = base.weight_bytes
+    yield _row(
+        "Weights on disk",
+        size_text(ours),
+        base=size_text(theirs) if theirs else "unknown",
+        change=f"× {ours / theirs:.3g}" if theirs else "",
+    )
+    theirs_per_weight = f"{theirs * 8 / manifest.num_parameters:.2f}" if theirs and manifest.num_parameters else ""
+    yield _row("Bits per weight", f"{manifest.bits_per_weight:.2f}", base=theirs_per_weight)
+
+
+def _quality(found: Measurements) -> Iterator[Row]:
+    report = found.evaluation
+    if report is None:
+        for name in (_PERPLEXITIES["perplexity"], "KL divergence, nats per token", "Top-1 agreement", "Verdict"):
+            yield _row(name, NOT_MEASURED)
+        return
+    for field, name in _PERPLEXITIES.items():
+        mine = getattr(report.model.perplexity, field)
+        theirs = getattr(report.reference.perplexity, field) if report.reference else None
+        if mine is None:
+            continue
+        ratio = report.divergence.perplexity_ratio if report.divergence and field == "perplexity" else None
+        yield _row(
+            name,
+            interval_text(mine, ".5g"),
+            base=interval_text(theirs, ".5g") if theirs else NOT_MEASURED,
+            change=f"× {interval_text(ratio, '.5g')}" if ratio else "",
+        )
+    if report.divergence is None:
+        yield _row("KL divergence, nats per token", NOT_MEASURED)
+        yield _row("Top-1 agreement", NOT_MEASURED)
+    else:
+        yield from _divergence(report, report.divergence)
+    if report.generations is not None:
+        made = report.generations
+        yield _row(f"Equal greedy continuations, of {made.num_prompts}", f"{made.identical_share:.0%}")
+    yield _row("Verdict", f"**{report.verdict}**" if report.verdict else NOT_MEASURED)
+    gate = {True: "passed", False: "**FAILED**", None: NOT_MEASURED}[report.gate.passed]
+    yield _row("Gate", gate)
+
+
+def _divergence(report: EvalReport, lost: DivergenceRecord) -> Iterator[Row]:
+    bound = "" if lost.exact else f", a lower bound from the top {lost.top_k}"
+    yield _row(f"KL divergence, nats per token{bound}", interval_text(lost.kl_divergence))
+    spread = (lost.kl_median, lost.kl_p90, lost.kl_p99, lost.kl_p999, lost.kl_max)
+    yield _row("— its median, p90, p99, p99.9, maximum", ", ".join(f"{value:.3g}" for value in spread))
+    if report.noise_floor is not None:
+        floor = report.noise_floor
+        yield _row(f"— noise floor, {' against '.join(floor.precisions)}", interval_text(floor.kl_divergence))
+    yield _row("Top-1 agreement", interval_text(lost.top1_agreement, ".2%"))
+    yield _row("RMS change of the probability of the true token", f"{lost.rms_probability_change:.2%}")
+
+
+def _speed(report: BenchReport | None) -> Iterator[Row]:
+    if report is None:
+        for name in ("Time to first token", "Prefill, tokens/s", "Decode, tokens/s", "Peak memory"):
+            yield _row(name, NOT_MEASURED)
+        return
+    for number, case in enumerate(report.cases):
+        where = f"{_device(case)}, {shape_text(case)}"
+        figures = {
+            "ttft_s": (f"Time to first token, ms ({where})", f"{case.ttft_s.p50 * 1e3:.4g}"),
+            "prefill_tokens_per_s": (f"Prefill, tokens/s ({where})", rate_text(case.prefill_tokens_per_s)),
+            "decode_tokens_per_s": (f"Decode, tokens/s ({where})", rate_text(case.decode_tokens_per_s)),
+        }
+        for figure, (name, value) in figures.items():
+            yield _row(name, value or NOT_MEASURED, change=_ratio(report, number, figure))
+    yield _row("Peak memory", size_text(report.peak_rss_bytes))
+    yield _row("Memory after the runs", size_text(report.steady_rss_bytes))
+    for setting in report.settings:
+        load = setting.load
+        yield _row(f"Load time, s, cold ({setting.device})", f"{load.cold.read_s + load.cold.compile_s:.3g}")
+        yield _row(f"Load time, s, warm ({setting.device})", f"{load.warm.read_s + load.warm.compile_s:.3g}")
+
+
+def _ratio(report: BenchReport, case: int, figure: str) -> Markup:
+    for ratio in report.ratios:
+        if ratio.case == case and ratio.figure == figure:
+            # The name of a directory, which can be anything.
+            return Markup("× {} of {}, {}").format(
+                Markup(interval_text(ratio.ratio, ".3g")), code(report.compared_with), prose(ratio.judgement)
+            )
+    return Markup("")
+
+
+def _device(case: BenchCase) -> str:
+    return f"{case.device}, {case.threads} threads" if case.threads else case.device
+
+
+def reference_name(found: Measurements) -> str:
+    """What the figures are compared with: the base itself, or another model."""
+    report = found.evaluation
+    return "reference" if report and report.reference and not is_base(found.manifest, report) else "base"

@@ -1,0 +1,54 @@
+"""This machine: one task after the other, so that a benchmark never runs beside other work of ours."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from llmcompress.errors import InterruptedRunError
+from llmcompress.runner.executors.task import Finished, Task, Told, perform
+
+
+class LocalExecutor:
+    """Carries a task out when it is waited for, in the caller's thread, which Ctrl-C reaches."""
+
+    def __init__(self, tell: Callable[[Told], None], logs: Callable[[str], None] | None = None) -> None:
+        self._tell, self._logs = tell, logs
+        self._task: Task | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to wait for."""
+        return self._task is not None
+
+    def has_room(self, task: Task) -> bool:
+        """Whether the task may be started now."""
+        return self._task is None
+
+    def start(self, task: Task) -> str:
+        """Take the task; returns where it runs."""
+        self._task = task
+        return platform.node()
+
+    def wait(self) -> Finished:
+        """Carry it out. Raises InterruptedRunError."""
+        task, self._task = self._task, None
+        assert task is not None
+        where = platform.node()
+        try:
+            result = perform(task, lambda step: self._tell(Told("progress", task, where, step)), self._logs)
+        except InterruptedRunError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever ends a task is its outcome
+            return Finished(task, where, None, error)
+        return Finished(task, where, result, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._task = None

@@ -1,0 +1,56 @@
+"""Recipes: what to do to a model, as data that refuses what it would ignore."""
+
+from llmcompress.spec.access import Access
+from llmcompress.spec.activations import AccuracyControl, Quantization
+from llmcompress.spec.advanced import (
+    AdaptiveCodebookParameters,
+    AdvancedCompression,
+    AwqParameters,
+    GptqParameters,
+    LoraCorrectionParameters,
+    ScaleEstimationParameters,
+)
+from llmcompress.spec.benchmark import BenchSpec, bench_spec
+from llmcompress.spec.dataset import Calibration, Dataset
+from llmcompress.spec.evaluation import EvalSpec, eval_spec
+from llmcompress.spec.files import RECOMMENDED, dump_recipe, load_recipe, override_recipe, packaged_recipes
+from llmcompress.spec.modes import StatisticsPrecision
+from llmcompress.spec.profile import RuntimeProfile, load_profile
+from llmcompress.spec.recipe import Recipe
+from llmcompress.spec.runtime import Gate, Runtime
+from llmcompress.spec.tuning import TuneSpec, Workload, tune_spec
+from llmcompress.spec.weights import IgnoredScope, WeightCompression
+
+__all__ = [
+    "RECOMMENDED",
+    "Access",
+    "AccuracyControl",
+    "AdaptiveCodebookParameters",
+    "AdvancedCompression",
+    "AwqParameters",
+    "BenchSpec",
+    "Calibration",
+    "Dataset",
+    "EvalSpec",
+    "Gate",
+    "GptqParameters",
+    "IgnoredScope",
+    "LoraCorrectionParameters",
+    "Quantization",
+    "Recipe",
+    "Runtime",
+    "RuntimeProfile",
+    "ScaleEstimationParameters",
+    "StatisticsPrecision",
+    "TuneSpec",
+    "WeightCompression",
+    "Workload",
+    "bench_spec",
+    "dump_recipe",
+    "eval_spec",
+    "load_profile",
+    "load_recipe",
+    "override_recipe",
+    "packaged_recipes",
+    "tune_spec",
+]

@@ -1,0 +1,95 @@
+"""How a model's speed is measured, as data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from llmcompress.spec.evaluation import Precision, check_profile
+from llmcompress.spec.profile import RuntimeProfile, check_pairs, split_pairs
+from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts, from_options, refusal_error
+
+Engine = Literal["openvino", "genai"]
+Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
+Depths = Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_COUNT)], ...], Field(strict=False, min_length=1)]
+
+
+class Setting(NamedTuple):
+    """What a model is compiled for."""
+
+    device: str
+    threads: int | None
+    """None: the device's choice."""
+
+
+class Shape(NamedTuple):
+    """One run."""
+
+    batch_size: int
+    depth: int
+    """Tokens that are in the cache already; feeding them is not measured."""
+    prompt_tokens: int
+    new_tokens: int
+
+
+class BenchSpec(StrictModel):
+    """Lists are combined: every device and number of threads with every shape."""
+
+    engine: Engine = "openvino"
+    devices: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = ("CPU",)
+    threads: Annotated[tuple[Count, ...], Field(strict=False)] = ()
+    """Empty: the device's choice."""
+    batch_sizes: Counts = (1,)
+    depths: Depths = (0,)
+    prompt_tokens: Counts = (512,)
+    new_tokens: Counts = (128,)
+    """The first of them comes with the prompt; the others are decoded one by one."""
+    precision: Precision = "as_used"
+    properties: Texts = ()
+    """``KEY=VALUE`` for the device, on top of what the precision and the profile ask for."""
+    profile: RuntimeProfile | None = None
+    """What suits the machine, as ``tune`` found it."""
+    warmup_runs: Annotated[int, Field(ge=0, le=1000)] = 1
+    repetitions: Count = 5
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Of the intervals of ratios between sources."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_pairs(self.properties)
+        if self.profile is not None:
+            for device in self.devices:
+                check_profile(self.profile, device, self.precision)
+            given = {*self.asked_properties(), *(("INFERENCE_NUM_THREADS",) if self.threads else ())}
+            twice = sorted(given & self.profile.as_properties().keys())
+            if twice:
+                raise refusal_error(
+                    Refusal("profile", f"sets {', '.join(twice)}, which is given beside it", "keep one")
+                )
+        return self
+
+    def settings(self) -> list[Setting]:
+        """Every device with every number of threads."""
+        threads: tuple[int | None, ...] = self.threads or (None,)
+        return [Setting(device, count) for device, count in itertools.product(self.devices, threads)]
+
+    def shapes(self) -> Iterator[Shape]:
+        """Every shape of a run."""
+        lists = (self.batch_sizes, self.depths, self.prompt_tokens, self.new_tokens)
+        return (Shape(*values) for values in itertools.product(*lists))
+
+    def asked_properties(self) -> dict[str, str]:
+        """``properties`` as names and values."""
+        return split_pairs(self.properties)
+
+
+def bench_spec(**values: Any) -> BenchSpec:
+    """Make a ``BenchSpec``; what is None is left at its default.
+
+    Raises:
+        UsageError: A value is not accepted.
+    """
+    return from_options(BenchSpec, values)

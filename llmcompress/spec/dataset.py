@@ -1,0 +1,106 @@
+"""The text that a calibration or an evaluation reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, refusal_error
+
+FILE_TYPES = (".txt", ".jsonl", ".parquet")
+OF_THE_DATASET = ("subset", "split", "text_field")
+"""Fields that describe ``dataset`` and mean nothing for another one."""
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}@[0-9a-f]{40}", re.ASCII)
+_ACCEPTED = "a local .txt, .jsonl or .parquet file, or a Hub dataset as namespace/name@COMMIT, is accepted"
+_COMMIT = "copy the 40-digit commit from https://huggingface.co/datasets/NAMESPACE/NAME/commits/main"
+
+
+class Dataset(StrictModel):
+    """``dataset`` is a local file or ``namespace/name@commit``.
+
+    A relative path written in a recipe file starts at that file's folder, one given on the command line at the working
+    directory; ``load_recipe`` makes both absolute. A path in a record made in Python is taken from the working
+    directory.
+    """
+
+    KNOWN: ClassVar[tuple[str, ...]] = ()
+    """Short names that stand for a pinned Hub dataset with its subset and split."""
+
+    dataset: Text
+    subset: Text | None = None
+    """Configuration of a Hub dataset; None: its only one."""
+    split: Text | None = None
+    """Split of a Hub dataset."""
+    text_field: Text = "text"
+    """Column or key that holds the text; not used for .txt."""
+
+    @model_validator(mode="after")
+    def _check_dataset(self) -> Self:
+        for refusal in _refusals(self):
+            raise refusal_error(refusal)
+        return self
+
+    def dataset_path(self) -> Path | None:
+        """Return the local file, or None for a Hub dataset."""
+        return Path(self.dataset) if is_file_name(self.dataset) else None
+
+
+def is_file_name(dataset: str) -> bool:
+    """Whether ``dataset`` names a local file and not a Hub dataset, judged by its ending alone."""
+    return dataset.lower().endswith(FILE_TYPES)
+
+
+def _refusals(source: Dataset) -> list[Refusal]:
+    dataset = source.dataset
+    if dataset in source.KNOWN:
+        given = [name for name in OF_THE_DATASET if getattr(source, name) != type(source).model_fields[name].default]
+        return [Refusal(name, f"has no effect with the known name {dataset}", "remove it") for name in given]
+    if "://" in dataset:
+        # Not echoed: a URL may hold a password.
+        return [Refusal("dataset", f"a URL is not read; {_ACCEPTED}", "download the file first")]
+    if is_file_name(dataset):
+        return _file_refusals(source)
+    if not _HUB.fullmatch(dataset):
+        return [_dataset_refusal(dataset)]
+    if source.split is None:
+        return [Refusal("split", "a Hub dataset needs it", "for example split: train")]
+    return []
+
+
+def _file_refusals(source: Dataset) -> list[Refusal]:
+    refusals = [
+        Refusal(name, "has no effect with a local file", "remove it")
+        for name in ("subset", "split")
+        if getattr(source, name) is not None
+    ]
+    if source.dataset.lower().endswith(".txt") and source.text_field != "text":
+        refusals.append(Refusal("text_field", "has no effect with a .txt file", "remove it"))
+    return refusals
+
+
+def _dataset_refusal(dataset: str) -> Refusal:
+    name, at, _ = dataset.partition("@")
+    if at and name.count("/") == 1:
+        problem = "the revision is not a commit: a branch or tag can move, and the same recipe would see other text"
+        return Refusal("dataset", problem, _COMMIT)
+    if name.count("/") == 1 and not at and "." not in name:
+        return Refusal("dataset", f"without a revision; {_ACCEPTED}", f"write {name}@COMMIT; {_COMMIT}")
+    if "/" not in name and "." not in name:
+        problem = f"without a namespace it is not certain whose dataset it is; {_ACCEPTED}"
+        return Refusal("dataset", problem, f"write NAMESPACE/{name}@COMMIT; {_COMMIT}")
+    return Refusal("dataset", _ACCEPTED, "check the file's ending")
+
+
+class Calibration(Dataset):
+    """``num_samples`` windows of ``seq_len`` tokens of a dataset, drawn with ``seed``."""
+
+    num_samples: Count = 128
+    seq_len: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 256
+    """Tokens per window."""
+    seed: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
+    chat_template: bool = False
+    """Render each text as a user's message with the model's chat template."""

@@ -1,0 +1,146 @@
+"""What to do to a model, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+import llmcompress
+from llmcompress.spec.activations import Quantization
+from llmcompress.spec.dataset import Calibration
+from llmcompress.spec.runtime import Gate, Runtime
+from llmcompress.spec.validation import Refusal, StrictModel, Text, refusal_error
+from llmcompress.spec.weights import WeightCompression, data_refusals
+
+if TYPE_CHECKING:
+    from llmcompress.integrations.quantization_config import OVRecipeConfig
+
+NPU_GROUP_SIZES = (128, -1)
+
+
+class Recipe(StrictModel):
+    """One way to compress a model.
+
+    ``method: none`` converts only, in the checkpoint's precision: the baseline of every comparison. ``weights``
+    needs ``weights``, ``activations`` needs ``activations`` and ``calibration``, ``weights_and_activations`` all
+    three; a part that the method or the other parts would not use is refused. ``target: npu`` accepts what that
+    device runs: int4_sym or int8_sym weights at ratio 1.0 with groups of 128 or one per channel.
+    """
+
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    description: Annotated[Text, Field(max_length=300)] | None = None
+    """One line: when to take it."""
+    method: Literal["none", "weights", "activations", "weights_and_activations"] = "weights"
+    target: Literal["any", "cpu", "gpu", "npu"] = "any"
+    weights: WeightCompression | None = None
+    further_weights: Annotated[tuple[WeightCompression, ...], Field(strict=False)] = ()
+    """More passes after ``weights``, in order; each compresses what the passes before left in floating point."""
+    activations: Quantization | None = None
+    calibration: Calibration | None = None
+    runtime: Runtime = Runtime()
+    gate: Gate = Gate()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for refusal in _refusals(self):
+            raise refusal_error(refusal)
+        return self
+
+    def portable(self) -> Recipe:
+        """Return the recipe with a local dataset reduced to its file name: the same wherever the file lies.
+
+        For what is stored with a result; the text itself is identified by the hash of its tokens.
+        """
+        path = self.calibration.dataset_path() if self.calibration else None
+        if self.calibration is None or path is None:
+            return self
+        calibration = self.calibration.model_copy(update={"dataset": Path(path).name})
+        return self.model_copy(update={"calibration": calibration})
+
+    @property
+    def weight_passes(self) -> tuple[WeightCompression, ...]:
+        """``weights`` and ``further_weights``, in the order in which they are carried out."""
+        return (*([self.weights] if self.weights else []), *self.further_weights)
+
+    def to_quantization_config(self, **options: Any) -> OVRecipeConfig:
+        """Alias of ``llmcompress.to_quantization_config``, for those who look for it here."""
+        return llmcompress.to_quantization_config(self, **options)
+
+    @classmethod
+    def from_quantization_config(cls, config: object, **options: Any) -> Recipe:
+        """Alias of ``llmcompress.recipe_from_quantization_config``."""
+        return llmcompress.recipe_from_quantization_config(config, **options)
+
+    @classmethod
+    def from_artifact(cls, directory: str | Path, **options: Any) -> Recipe:
+        """Alias of ``llmcompress.recipe_from_artifact``."""
+        return llmcompress.recipe_from_artifact(directory, **options)
+
+
+def _refusals(recipe: Recipe) -> Iterator[Refusal]:
+    yield from _parts(recipe)
+    yield from _further(recipe)
+    for place, weights in zip(_places(recipe), recipe.weight_passes, strict=True):
+        for refusal in data_refusals(weights, has_data=recipe.calibration is not None):
+            yield refusal._replace(field=f"{place}.{refusal.field}" if refusal.field else "calibration")
+    if recipe.target == "npu":
+        yield from _npu(recipe)
+    if recipe.runtime.follows_weights and not any(weights.integer_group_sizes for weights in recipe.weight_passes):
+        field = "runtime.dynamic_quantization_group_size"
+        yield Refusal(field, "the weights of this recipe have no groups of integers", "write a number, or remove it")
+
+
+def _parts(recipe: Recipe) -> Iterator[Refusal]:
+    for name in ("weights", "activations"):
+        asked = name in recipe.method.split("_and_")
+        if asked and getattr(recipe, name) is None:
+            yield Refusal(name, f"is missing; method {recipe.method} needs it", f"add {name}: {{mode: ...}}")
+        if not asked and getattr(recipe, name) is not None:
+            yield Refusal(name, f"has no effect with method {recipe.method}", "remove it, or write another method")
+    if recipe.activations is not None and recipe.calibration is None:
+        yield Refusal("calibration", "is missing; activations need data", "add calibration: {dataset: FILE.txt}")
+    weights_use_data = any(weights.uses_data for weights in recipe.weight_passes)
+    if recipe.calibration is not None and recipe.activations is None and not weights_use_data:
+        hint = "remove it (--set calibration=null), or switch on a method that looks at data, such as weights.awq"
+        yield Refusal("calibration", "has no effect: nothing in this recipe looks at data", hint)
+
+
+def _places(recipe: Recipe) -> list[str]:
+    return ["weights"] * (recipe.weights is not None) + [
+        f"further_weights.{index}" for index in range(len(recipe.further_weights))
+    ]
+
+
+def _further(recipe: Recipe) -> Iterator[Refusal]:
+    if recipe.further_weights and recipe.weights is None:
+        yield Refusal("further_weights", "has no effect without weights", "write the first pass as weights")
+        return
+    for place, before in zip(_places(recipe)[1:], recipe.weight_passes, strict=False):
+        if not before.leaves_weights:
+            hint = "remove it, or name the layers it is for in the ignored_scope of the pass before"
+            yield Refusal(place, "has no effect: the pass before leaves no layer uncompressed", hint)
+
+
+def _npu(recipe: Recipe) -> Iterator[Refusal]:
+    weights = recipe.weights
+    if recipe.method != "weights" or weights is None:
+        yield Refusal("method", f"target npu accepts weights, not {recipe.method}", "write method: weights")
+        return
+    if recipe.further_weights:
+        yield Refusal("further_weights", "target npu accepts one pass", "remove it")
+    if weights.mode not in ("int4_sym", "int8_sym"):
+        yield Refusal("weights.mode", f"target npu accepts int4_sym and int8_sym, not {weights.mode}", "take int4_sym")
+    if weights.effective_group_size not in NPU_GROUP_SIZES:
+        problem = f"target npu accepts groups of 128 or -1, not {weights.effective_group_size}"
+        yield Refusal("weights.group_size", problem, "take -1 (one group per channel)")
+    if weights.group_size_fallback == "adjust":
+        problem = "target npu accepts groups of 128 or -1 only, and adjust makes others"
+        yield Refusal("weights.group_size_fallback", problem, "remove it, or take group_size -1")
+    if weights.ratio != 1.0:
+        yield Refusal("weights.ratio", f"target npu accepts 1.0, not {weights.ratio}", "remove it")
+    if weights.effective_backup_mode not in ("none", "int8_sym", "int8_asym"):
+        problem = f"target npu accepts none, int8_sym and int8_asym, not {weights.effective_backup_mode}"
+        yield Refusal("weights.backup_mode", problem, "take int8_sym")

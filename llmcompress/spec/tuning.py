@@ -1,0 +1,164 @@
+"""How the runtime's settings are searched, as data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from llmcompress.errors import UsageError
+from llmcompress.spec.benchmark import Shape
+from llmcompress.spec.dataset import Dataset
+from llmcompress.spec.evaluation import DEFAULT_CHUNK, EvalSpec
+from llmcompress.spec.profile import check_pairs, split_pairs
+from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts, from_options, refusal_error
+
+Objective = Literal["decode", "prefill", "memory"]
+Scope = Literal["all", "model"]
+
+_WORKLOAD = re.compile(r"(?P<name>[a-z][a-z0-9_-]{0,31}):(?:(?P<batch>\d{1,9})x)?(?P<prompt>\d{1,9})/(?P<new>\d{1,9})")
+_DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+class Workload(StrictModel):
+    """What a model is asked for: so many sequences at once, of so many prompt tokens and so many new ones."""
+
+    name: Text
+    prompt_tokens: Count
+    new_tokens: Count
+    batch_size: Count = 1
+
+    def __str__(self) -> str:
+        batch = f"{self.batch_size}x" if self.batch_size > 1 else ""
+        return f"{self.name}:{batch}{self.prompt_tokens}/{self.new_tokens}"
+
+    def shape(self) -> Shape:
+        """As the benchmark runs it."""
+        return Shape(self.batch_size, 0, self.prompt_tokens, self.new_tokens)
+
+
+CHAT = Workload(name="chat", prompt_tokens=512, new_tokens=128)
+
+
+class TuneSpec(Dataset):
+    """Device, workloads, text, and the rule of the choice."""
+
+    KNOWN: ClassVar[tuple[str, ...]] = EvalSpec.KNOWN
+
+    device: Text = "CPU"
+    workloads: Annotated[tuple[Workload, ...], Field(strict=False, min_length=1)] = (CHAT,)
+    properties: Texts = ()
+    """``KEY=VALUE,VALUE``: the properties and values to try instead of those that are known to matter."""
+    scope: Scope = "all"
+    """``model``: only what a model's runtime options can hold, so that a tuned artifact needs no profile beside it."""
+    objective: Objective = "decode"
+    """What is to be better: the rate of new tokens, the rate of prompt tokens, or the memory of the process."""
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    """Mean KL divergence from the reference, in nats per token. None: 0.001 more than by default."""
+    budget_s: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 600.0
+    """No further setting is tried when this time is over; the verification is part of it as far as it can be told."""
+    warmup_runs: Annotated[int, Field(ge=0, le=1000)] = 1
+    repetitions: Annotated[int, Field(ge=3, le=1000)] = 5
+    """Runs of each workload, in turn with the default; fewer than three have no useful interval. What looks better and
+    cannot be told from noise gets up to three times as many."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    seq_len: Annotated[int, Field(ge=4, le=MAX_COUNT)] = 512
+    """Tokens per window of the text."""
+    num_windows: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 8
+    """For the search; as many that follow them are held out for the verification."""
+    chunk: Count | None = None
+    """Tokens per call; a token sees the cache's precision only in what earlier calls wrote to it. None: 64."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_pairs(self.properties)
+        names = [workload.name for workload in self.workloads]
+        if len(set(names)) < len(names):
+            raise refusal_error(Refusal("workloads", f"two have one name: {', '.join(names)}", "name each otherwise"))
+        if self.objective == "decode" and any(workload.new_tokens < 2 for workload in self.workloads):
+            raise refusal_error(
+                Refusal("workloads", "the first new token comes with the prompt, so one is not decoded", "take more")
+            )
+        if self.effective_chunk >= self.seq_len:
+            raise refusal_error(
+                Refusal(
+                    "chunk",
+                    f"{self.effective_chunk} feeds whole windows of {self.seq_len}, in which the cache's precision is "
+                    "not seen",
+                    "take a smaller chunk, or longer windows",
+                )
+            )
+        return self
+
+    @property
+    def effective_chunk(self) -> int:
+        """Tokens per call."""
+        return self.chunk or DEFAULT_CHUNK
+
+    def asked_values(self) -> dict[str, tuple[str, ...]]:
+        """``properties`` as names and the values to try."""
+        return {name: tuple(values.split(",")) for name, values in split_pairs(self.properties).items()}
+
+    def evaluation(self) -> EvalSpec:
+        """How text is cut for the search and the verification together."""
+        return EvalSpec(
+            **{name: getattr(self, name) for name in Dataset.model_fields},
+            seq_len=self.seq_len,
+            num_windows=2 * self.num_windows,
+            chunk=self.effective_chunk,
+            device=self.device,
+            confidence=self.confidence,
+        )
+
+
+def tune_spec(*, workloads: Sequence[str] = (), budget: str | None = None, **values: Any) -> TuneSpec:
+    """Make a ``TuneSpec``; what is None is left at its default.
+
+    Args:
+        workloads: As ``parse_workload`` reads them.
+        budget: As ``parse_duration_s`` reads it.
+
+    Raises:
+        UsageError: A value is not accepted.
+    """
+    parsed = [parse_workload(text) for text in workloads] or None
+    limit = None if budget is None else parse_duration_s(budget)
+    return from_options(TuneSpec, {"workloads": parsed, "budget_s": limit, **values})
+
+
+def parse_workload(text: str) -> Workload:
+    """Read ``NAME:PROMPT/NEW`` or ``NAME:BATCHxPROMPT/NEW``, such as ``chat:512/128`` and ``batch:8x256/256``.
+
+    Raises:
+        UsageError: It is not of that form, or a number is 0.
+    """
+    match = _WORKLOAD.fullmatch(text)
+    counts = {} if match is None else {name: int(match[name] or 1) for name in ("batch", "prompt", "new")}
+    if match is None or 0 in counts.values():
+        raise UsageError(
+            f"got {text!r}; NAME:PROMPT/NEW or NAME:BATCHxPROMPT/NEW is accepted, in tokens, all at least 1",
+            where="--workload",
+            hint="such as chat:512/128 or batch:8x256/256",
+        )
+    return Workload(
+        name=match["name"], prompt_tokens=counts["prompt"], new_tokens=counts["new"], batch_size=counts["batch"]
+    )
+
+
+def parse_duration_s(text: str) -> float:
+    """Read ``90s``, ``10m``, ``1h30m`` as seconds.
+
+    Raises:
+        UsageError: It is not of that form, or nothing.
+    """
+    match = _DURATION.fullmatch(text)
+    seconds = (
+        sum(float(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
+    if not seconds:
+        raise UsageError(
+            f"got {text!r}; hours, minutes and seconds are accepted", where="--budget", hint="such as 90s, 10m or 1h30m"
+        )
+    return seconds
