@@ -20,7 +20,7 @@ from fake_hub import FakeHub, running, use
 from tiny_models import build_checkpoint
 
 import llmcompress
-from llmcompress.benchmarking import pipeline
+from llmcompress.benchmarking import benchmark as benchmark_module
 from llmcompress.benchmarking.benchmark import bench_case
 from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.machine import EnergyMeter, memory_bandwidth_bytes_per_s
@@ -180,12 +180,12 @@ class FakeClient:
 
 
 def test_runs_are_interleaved_and_every_prompt_is_new(artifact: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "Client", FakeClient)
-    monkeypatch.setattr(pipeline, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(benchmark_module, "Client", FakeClient)
+    monkeypatch.setattr(benchmark_module, "write_report", lambda *arguments: None)
     monkeypatch.setattr(FakeClient, "asked", [])
     spec = BenchSpec(repetitions=2, warmup_runs=1, prompt_tokens=(8,), new_tokens=(4,), threads=(1, 2),
                      properties=("NUM_STREAMS=1",))  # fmt: skip
-    reports = pipeline.benchmark([artifact("int8"), artifact("int4")], spec)
+    reports = benchmark_module.benchmark([artifact("int8"), artifact("int4")], spec)
     asked = FakeClient.asked
     first = asked[: asked.index(("int4", "reopen", {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1"})) + 1]
     one_thread = {"NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": "1"}
@@ -334,8 +334,10 @@ def test_bad_input(artifact: Artifacts, ref_model: Path, monkeypatch: pytest.Mon
     refused(llmcompress.ModelError, "this is a checkpoint", ref_model, prompt_tokens=(8,), new_tokens=(2,))
     refused(UsageError, "depth, prompt and new tokens are 640 together, the model's context is 512", artifact("int8"))
     refused(UsageError, "there is no device NPU9", artifact("int8"), devices=("NPU9",))
-    find_spec = pipeline.importlib.util.find_spec
-    monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda name: None if "genai" in name else find_spec(name))
+    find_spec = benchmark_module.importlib.util.find_spec
+    monkeypatch.setattr(
+        benchmark_module.importlib.util, "find_spec", lambda name: None if "genai" in name else find_spec(name)
+    )
     refused(ResourceError, "needs openvino-genai, which is not installed", artifact("int8"), engine="genai")
 
 

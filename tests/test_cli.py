@@ -677,7 +677,7 @@ def terminal_output(program: str, **environment: str) -> str:
 
 TWO_STAGES = """
 import time
-from llmcompress.cli.bars import watching
+from llmcompress.cli.progress import watching
 from llmcompress.system.progress import Progress
 with watching(verbose=True) as watch:
     for done in range(5):

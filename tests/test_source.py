@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from llmcompress.errors import HubError, ModelError, SecurityError, UsageError
 from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.source import fetch_weights, resolve, side_files
+from llmcompress.spec import Access
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
 WEIGHTS = save({"w": np.arange(32, dtype=np.float32)})
@@ -64,7 +65,7 @@ def fetched(hub: FakeHub) -> set[str]:
 
 
 def test_resolving_a_hub_id_fetches_the_config_alone(fake: FakeHub) -> None:
-    source = resolve("acme/tiny", revision="main")
+    source = resolve("acme/tiny", Access(revision="main"))
     assert (source.kind, source.layout, source.id, source.revision) == ("hub", "checkpoint", "acme/tiny", COMMIT)
     assert source.config == CONFIG
     assert fetched(fake) == {"config.json"}
@@ -90,14 +91,14 @@ def test_fetching_brings_what_loading_needs_and_nothing_else(fake: FakeHub) -> N
 
 
 def test_code_is_fetched_only_when_allowed(fake: FakeHub) -> None:
-    fetch_weights(resolve("acme/tiny", trust_remote_code=True))
+    fetch_weights(resolve("acme/tiny", Access(trust_remote_code=True)))
     assert "modeling_tiny.py" in fetched(fake)
 
 
 def test_the_same_offline_asks_nobody(fake: FakeHub) -> None:
     online = fetch_weights(resolve("acme/tiny"))
     fake.requests.clear()
-    offline = fetch_weights(resolve("acme/tiny", offline=True))
+    offline = fetch_weights(resolve("acme/tiny", Access(offline=True)))
     assert fake.requests == []
     assert (offline.path, offline.revision, offline.config) == (online.path, online.revision, online.config)
     assert offline.expected_sha256 == online.expected_sha256
@@ -108,7 +109,7 @@ def test_offline_with_a_shard_missing_names_it(fake: FakeHub) -> None:
     source = fetch_weights(resolve("acme/tiny"))
     (source.path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(HubError, match=r"model-00002-of-00002\.safetensors is not there .* in the local cache"):
-        fetch_weights(resolve("acme/tiny", offline=True))
+        fetch_weights(resolve("acme/tiny", Access(offline=True)))
 
 
 def shards(fake: FakeHub, **more: str) -> None:
@@ -180,7 +181,7 @@ def test_a_tokenizer_that_needs_code_is_refused_before_the_weights(fake: FakeHub
 
 
 def fetched_after(fake: FakeHub, **options: bool) -> set[str]:
-    fetch_weights(resolve("acme/tiny", **options))
+    fetch_weights(resolve("acme/tiny", Access(**options)))
     return fetched(fake)
 
 
@@ -228,7 +229,7 @@ def test_neither_path_nor_id(name: str) -> None:
 @pytest.mark.parametrize("revision", ["../../x", "a b", "-x", "a\0"])
 def test_a_revision_that_is_none(fake: FakeHub, revision: str) -> None:
     with pytest.raises(UsageError, match="is no revision"):
-        resolve("acme/tiny", revision=revision)
+        resolve("acme/tiny", Access(revision=revision))
     assert fake.requests == []
 
 
@@ -248,7 +249,7 @@ def test_an_existing_directory_goes_before_a_hub_id(tmp_path: Path, monkeypatch:
 def test_a_revision_of_a_directory_is_refused(tmp_path: Path) -> None:
     write(tmp_path, config_json=CONFIG)
     with pytest.raises(UsageError, match="--revision main has no effect on a directory"):
-        resolve(tmp_path, revision="main")
+        resolve(tmp_path, Access(revision="main"))
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:

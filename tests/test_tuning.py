@@ -24,7 +24,7 @@ from llmcompress.benchmarking.timing import Run
 from llmcompress.benchmarking.worker import MemoryUse
 from llmcompress.errors import ArtifactError, DataError, ModelError, RecipeError, ResourceError, UsageError
 from llmcompress.report.compression import CompressionReport
-from llmcompress.report.evaluation import DivergenceRecord, Estimate
+from llmcompress.report.evaluation import DivergenceRecord, Estimate, TextRecord
 from llmcompress.report.tuning import Trial, TuneReport, TuningVerification
 from llmcompress.spec import (
     BenchSpec,
@@ -273,9 +273,7 @@ def test_the_choice_falls_back_to_the_defaults() -> None:
     assert reason.startswith("permitted, as the default is not")
 
 
-TEXT = llmcompress.report.TextRecord(
-    dataset="x", num_documents=1, num_windows=1, num_clusters=1, num_scored_tokens=1, token_ids_sha256=""
-)
+TEXT = TextRecord(dataset="x", num_documents=1, num_windows=1, num_clusters=1, num_scored_tokens=1, token_ids_sha256="")
 
 
 # The race.

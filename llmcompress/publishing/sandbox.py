@@ -92,7 +92,7 @@ def render(variables: Mapping[str, object], template: Path | None = None) -> str
 
 @cache
 def _environment() -> _Sandbox:
-    packaged = (resources.files("llmcompress.publishing.card") / PACKAGED).read_text(encoding="utf-8")
+    packaged = (resources.files("llmcompress.publishing") / PACKAGED).read_text(encoding="utf-8")
     environment = _Sandbox(
         loader=DictLoader({PACKAGED: packaged}),
         undefined=StrictUndefined,
