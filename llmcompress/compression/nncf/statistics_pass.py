@@ -9,8 +9,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from nncf.quantization.algorithms.weight_compression import algorithm
-
 from llmcompress.errors import RecipeError
 from llmcompress.spec import Recipe, StatisticsPrecision
 from llmcompress.system.patching import replaced
@@ -87,6 +85,8 @@ _READERS = ("_awq", "_codebook_estimation", "_data_aware_mixed_precision")
 @contextlib.contextmanager
 def without_unread_statistics() -> Iterator[None]:
     """Have NNCF collect nothing that it would throw away; where it has moved the name, nothing is changed."""
+    from nncf.quantization.algorithms.weight_compression import algorithm
+
     stock = vars(algorithm.WeightCompression).get(_NAME)
     if stock is None:
         yield
