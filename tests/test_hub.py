@@ -16,7 +16,7 @@ FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": bytes(r
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
-    monkeypatch.setattr("llmcompress.hub.client.PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr("llmcompress.hub.patience.PAUSES_S", (0.01, 0.01))
     with running(FakeHub(files=dict(FILES))) as server:
         use(server.url, tmp_path / "cache", monkeypatch)
         yield server
@@ -230,14 +230,14 @@ def test_nobody_listens(fake: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_no_answer_in_time(fake: FakeHub) -> None:
     import httpx
 
-    with pytest.raises(HubError, match="did not answer in time"), hub.explained("acme/tiny", "main"):
+    with pytest.raises(HubError, match="did not answer in time"), hub.translated_errors("acme/tiny", "main"):
         raise httpx.ReadTimeout("slow")
 
 
 def test_a_full_disk_is_a_write_error(fake: FakeHub) -> None:
     with (
         pytest.raises(WriteError, match=r"cache .* cannot be written: No space left") as caught,
-        hub.explained("a", "b"),
+        hub.translated_errors("a", "b"),
     ):
         raise OSError(28, "No space left on device")
     assert "HF_HOME" in caught.value.hint
@@ -250,5 +250,5 @@ def test_a_disabled_repository(fake: FakeHub) -> None:
 
 
 def test_an_unknown_error_names_its_kind() -> None:
-    with pytest.raises(HubError, match=r"could not be used \(KeyError\)"), hub.explained("a", "b"):
+    with pytest.raises(HubError, match=r"could not be used \(KeyError\)"), hub.translated_errors("a", "b"):
         raise KeyError("hf_secret")

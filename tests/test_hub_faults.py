@@ -25,7 +25,7 @@ NUM_REQUESTS = 2 + len(FILES)
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("llmcompress.hub.client.PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr("llmcompress.hub.patience.PAUSES_S", (0.01, 0.01))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.25)
     monkeypatch.setattr("llmcompress.hub.client._ANSWER_TO_A_WRITE_S", 0.25)
     with running(FakeHub(files=dict(FILES))) as server:
@@ -412,7 +412,7 @@ def test_bytes_of_another_commit_are_used(fake: FakeHub, tmp_path: Path) -> None
 
 
 def test_a_disk_without_room_is_told_before_anything_is_fetched(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcompress.hub.download.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("llmcompress.hub.cache.free_bytes", lambda folder: 1000)
     with pytest.raises(ResourceError, match=r"bytes are to be fetched, and 1,000 are free") as caught:
         hub.download("acme/tiny", None, ["*"])
     assert "HF_HOME" in caught.value.hint
@@ -422,7 +422,7 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(fake: FakeHub, m
 def test_another_process_that_never_ends(fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from filelock import FileLock
 
-    monkeypatch.setattr("llmcompress.hub.download._LOCK_WAIT_S", 0.2)
+    monkeypatch.setattr("llmcompress.hub.cache._LOCK_WAIT_S", 0.2)
     lock = tmp_path / "cache" / ".locks" / "models--acme--tiny" / f"{git_sha1(FILES['config.json'])}.lock"
     lock.parent.mkdir(parents=True)
     with FileLock(lock), pytest.raises(LockedError, match=r"another process has been fetching config\.json"):
@@ -439,7 +439,7 @@ def test_the_first_failure_ends_the_others(fake: FakeHub) -> None:
 
 
 def test_no_error_of_ours_carries_the_servers_words() -> None:
-    with pytest.raises(HubError, match=r"could not be used \(RuntimeError\)") as caught, hub.explained("a/b", "main"):
+    with pytest.raises(HubError, match=r"could not be used \(RuntimeError\)") as caught, hub.translated_errors("a/b", "main"):
         raise RuntimeError(f"server says {TOKEN}")
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
@@ -484,5 +484,5 @@ def test_other_kinds_of_failures_in_words() -> None:
         (httpx.WriteTimeout("x"), "did not answer in time"),
         (httpx.PoolTimeout("x"), "no connection to"),
     ):
-        with pytest.raises(HubError, match=message), hub.explained("a/b", "main"):
+        with pytest.raises(HubError, match=message), hub.translated_errors("a/b", "main"):
             raise error

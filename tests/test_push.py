@@ -38,7 +38,7 @@ MODEL = "acme/model"
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("llmcompress.hub.client.PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr("llmcompress.hub.patience.PAUSES_S", (0.01, 0.01))
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.25)
     monkeypatch.setattr("llmcompress.hub.client._ANSWER_TO_A_WRITE_S", 0.25)

@@ -1,33 +1,31 @@
 """The Hugging Face Hub: the only room that talks to it.
 
-names.py        ids, revisions and file names, checked
-client.py       HTTP with time limits and patience; the token stays at home
-listing.py      what a repository holds at one commit
-snapshot.py     files into the Hugging Face cache, checked
-transfer.py     the bytes of one file, continued where they ended
-layout.py       the cache's directories
-account.py      who is logged in, and may they write
-remote.py       a repository that is pushed to, before and after
-commit.py       everything in one commit, or nothing
-references.py   tags and collections
-lending.py      huggingface_hub's own API over our client
-explain.py      the reasons of failures in plain words
+client.py      requests through huggingface_hub, with time limits; the token stays at home
+patience.py    how long the Hub is waited for
+failures.py    the reasons of failures in plain words
+account.py     who is logged in, and may they write
+listing.py     what a repository holds at one commit
+cache.py       one repository in the Hugging Face cache
+transfer.py    the bytes of one file, continued where they ended
+download.py    files into the cache, checked
+upload.py      what a repository holds now; everything in one commit, or nothing; tags and collections
 """
 
 from llmcompress.hub.account import Account, current_token, find_account, require_rights
-from llmcompress.hub.client import HubClient, limit_s
+from llmcompress.hub.client import HubClient
 from llmcompress.hub.download import HubSnapshot, download, fetch
-from llmcompress.hub.failures import explained
+from llmcompress.hub.failures import translated_errors
 from llmcompress.hub.listing import HubFile, HubListing, listing
+from llmcompress.hub.patience import limit_s
 from llmcompress.hub.upload import (
-    Made,
+    Commit,
     Outgoing,
     Remote,
     add_tags,
     add_to_collection,
     create_repo,
     differing,
-    look,
+    fetch_state,
     make_commit,
     open_pull_request,
     page,
@@ -39,11 +37,11 @@ from llmcompress.spec.hub_names import check_name, check_repo_id, check_revision
 
 __all__ = [
     "Account",
+    "Commit",
     "HubClient",
     "HubFile",
     "HubListing",
     "HubSnapshot",
-    "Made",
     "Outgoing",
     "Remote",
     "add_tags",
@@ -55,12 +53,11 @@ __all__ = [
     "current_token",
     "differing",
     "download",
-    "explained",
     "fetch",
+    "fetch_state",
     "find_account",
     "limit_s",
     "listing",
-    "look",
     "make_commit",
     "open_pull_request",
     "page",
@@ -68,4 +65,5 @@ __all__ = [
     "require_collection",
     "require_rights",
     "tags_of",
+    "translated_errors",
 ]

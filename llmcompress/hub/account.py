@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from llmcompress.errors import HubError
 from llmcompress.hub.client import HubClient
-from llmcompress.hub.failures import explained
+from llmcompress.hub.failures import translated_errors
 
 _TOKENS = "https://huggingface.co/settings/tokens"
 
@@ -43,7 +43,7 @@ def find_account(client: HubClient) -> Account:
         raise HubError("this run is offline, by HF_HUB_OFFLINE", hint="unset it to reach the Hub")
     if current_token() is None:
         raise HubError("nobody is logged in to the Hub", hint=login)
-    with explained("the account", "main", writing=True):
+    with translated_errors("the account", "main", writing=True):
         answer, _ = client.json(f"{constants.ENDPOINT}/api/whoami-v2")
     try:
         token = answer.get("auth", {}).get("accessToken") or {}

@@ -1,48 +1,34 @@
-"""One HTTP client for the Hub: time limits, patience, and a token that goes to no other host.
+"""Requests to the Hub through huggingface_hub's session: time limits, patience, and a token that stays at home.
 
-huggingface_hub's own client waits for ever, passes over ``Retry-After`` and reads what a server says into its errors.
+Left alone, the library waits for ever, passes over ``Retry-After`` and repeats in its errors what a server says.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import os
-import ssl
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
-from llmcompress.errors import UsageError
+from llmcompress.hub.patience import TRANSIENT_STATUSES, pause_s
 from llmcompress.system.patching import replaced
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Between the tries of one request."""
-LONGEST_WAIT_S = 300.0
-"""A server that asks for more patience than this gets none."""
-LIMIT_VARIABLE = "LLMCOMPRESS_HUB_DEADLINE_S"
+Result = TypeVar("Result")
 
-_TRIES_TO_CONNECT = 3
 _LOOK_S = 0.2
-_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
-_BASE_LIMIT_S = 300.0
-_SLOWEST_BYTES_PER_S = 250_000
 _ANSWER_TO_A_WRITE_S = 60.0
 _TOLD = ("X-Error-Code", "X-Error-Message", "Retry-After", "RateLimit")
-
-
-class UnansweredError(Exception):
-    """Every try of a request failed; the cause is the last one."""
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class OverdueError(Exception):
@@ -53,42 +39,19 @@ class StoppedError(Exception):
     """Another part of the same operation has failed."""
 
 
-def limit_s(num_bytes: int) -> float:
-    """Seconds that an operation may take which moves so many bytes: ``LLMCOMPRESS_HUB_DEADLINE_S`` if it is set.
+class HubClient:
+    """The requests of one operation, which ends with its time limit.
 
-    Raises:
-        UsageError: the variable is no number of seconds.
-    """
-    text = os.environ.get(LIMIT_VARIABLE)
-    if not text:
-        return _BASE_LIMIT_S + num_bytes / _SLOWEST_BYTES_PER_S
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise UsageError(f"{LIMIT_VARIABLE} is {text!r}; a number of seconds is accepted, such as 3600")
-    return value
+    A stall is as long as ``HF_HUB_DOWNLOAD_TIMEOUT`` says. After a fault of the network or the server a request is
+    sent again; ``Retry-After`` is waited for, within bounds.
 
-
-class HubClient(httpx.Client):
-    """A client for one operation: it ends with the operation's time limit.
-
-    A stall is as long as ``HF_HUB_DOWNLOAD_TIMEOUT`` says. A request is sent again after a fault of the network or
-    the server, when that cannot do a thing twice; ``Retry-After`` is waited for, within bounds.
-
-    Raises, besides httpx's errors:
-        UnansweredError: no try came through.
+    Methods raise, besides httpx's and huggingface_hub's errors:
         OverdueError: the time limit has passed.
         StoppedError: ``stop`` was called.
     """
 
     def __init__(self, limit_s: float, *, on_sent: Callable[[int], None] | None = None) -> None:
         """Start the clock; ``on_sent`` is told the sizes of the pieces of files that go out."""
-        from huggingface_hub import constants
-
-        super().__init__(follow_redirects=True, event_hooks={"request": [_keep_token_home]}, verify=_authorities())
-        self._stall_s = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
         self._limit_s = limit_s
         self._end = time.monotonic() + limit_s
         self._stopped = threading.Event()
@@ -99,12 +62,7 @@ class HubClient(httpx.Client):
         self._stopped.set()
 
     def left_s(self) -> float:
-        """Seconds until the time limit.
-
-        Raises:
-            OverdueError: there are none.
-            StoppedError: ``stop`` was called.
-        """
+        """Seconds until the time limit."""
         if self._stopped.is_set():
             raise StoppedError
         left = self._end - time.monotonic()
@@ -112,99 +70,165 @@ class HubClient(httpx.Client):
             raise OverdueError(f"{self._limit_s:g}")
         return left
 
-    def pause(self, seconds: float) -> None:
-        """Wait, not beyond the time limit."""
-        self._stopped.wait(min(seconds, self.left_s()))
-        self.left_s()
-
-    def json(self, url: str, *, params: Mapping[str, Any] | None = None) -> tuple[Any, str | None]:
+    def json(self, url: str, *, params: Mapping[str, str] | None = None) -> tuple[Any, str | None]:
         """Get a JSON document; returns it and the address of its next page, if it has one.
 
-        Raises HfHubHTTPError for what the Hub refuses, ValueError for what is no JSON.
+        Raises ValueError for what is no JSON.
         """
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        response = self.get(url, params=params, headers=build_hf_headers())
-        raise_for_status(response)
-        return response.json(), response.links.get("next", {}).get("url")
+        content, following = self.read(url, params=params)
+        return json.loads(content), following
 
-    def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
-        """Send a request, again if need be. The body of a file is sent once: who opened it has to rewind it."""
-        again = isinstance(request.stream, httpx.ByteStream)
-        if not again and self._on_sent is not None:
-            assert isinstance(request.stream, httpx.SyncByteStream)
-            request.stream = _Counted(request.stream, self._on_sent)
-        writes = request.method not in ("GET", "HEAD")
-        answer_s = max(self._stall_s, _ANSWER_TO_A_WRITE_S) if writes else self._stall_s
-        limits = dict.fromkeys(("connect", "write", "pool"), self._stall_s) | {"read": answer_s}
-        request.extensions = {**request.extensions, "timeout": limits}
-        # A second pull request would be opened by a commit whose answer was lost.
-        once = writes and "/commit/" in request.url.path and "create_pr" in request.url.params
-        for number, pause in enumerate((*PAUSES_S, None), start=1):
-            try:
-                response = self._send_in_time(request, options)
-            except httpx.TransportError as error:
-                connecting = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-                if not again and connecting:
-                    # huggingface_hub closes its client over a failed connection, and then sends with the closed one.
-                    raise httpx.NetworkError(str(error)) from error
-                if not again:
+    def read(self, url: str, *, params: Mapping[str, str] | None = None) -> tuple[bytes, str | None]:
+        """Get a document, as ``json``."""
+
+        def get() -> tuple[bytes, str | None]:
+            with self.stream(url, params=params) as response:
+                return b"".join(self.blocks(response)), response.links.get("next", {}).get("url")
+
+        return self.patiently(lambda: self.in_time(get))
+
+    @contextmanager
+    def stream(
+        self, url: str, *, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
+    ) -> Iterator[httpx.Response]:
+        """Send one GET request, once; the body is to be read by ``blocks``. The token goes to the Hub alone."""
+        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+
+        sent = build_hf_headers(token=None if _is_home(httpx.URL(url)) else False)
+        with get_session().stream(
+            "GET",
+            url,
+            params=params,
+            headers={**sent, **(headers or {})},
+            follow_redirects=True,
+            extensions={"timeout": _stall_limits("GET")},
+        ) as response:
+            raise_for_status(response)
+            yield response
+
+    def blocks(self, response: httpx.Response) -> Iterator[bytes]:
+        """The body, as it comes."""
+        for block in response.iter_bytes():
+            self.left_s()
+            yield block
+
+    def call(
+        self,
+        function: Callable[[HfApi], Result],
+        *,
+        repeatable: bool = True,
+        on_response: Callable[[httpx.Response], None] | None = None,
+    ) -> Result:
+        """Let huggingface_hub's API do what ``function`` says, within our limits.
+
+        Args:
+            function: Given the API; called again after a fault.
+            repeatable: As for ``patiently``.
+            on_response: Told every answer before its body is read.
+        """
+        from huggingface_hub import HfApi
+
+        def attempt() -> Result:
+            with self._watched_session(on_response) as session:
+                try:
+                    return self.in_time(lambda: function(HfApi()))
+                except RuntimeError as error:
+                    # The library closes its session over a failed connection, and then sends with the closed one.
+                    if session.is_closed:
+                        raise httpx.NetworkError(str(error)) from error
                     raise
-                hopeless = connecting and (number >= _TRIES_TO_CONNECT or _is_refused_certificate(error))
-                if pause is None or hopeless or (once and not connecting):
-                    raise UnansweredError from error
-                self.pause(pause)
-                continue
-            if response.status_code not in _AGAIN or (once and response.status_code != 429):
-                return response
-            wait = _asked_wait_s(response)
-            if pause is None or (wait or 0) > min(LONGEST_WAIT_S, self.left_s()):
-                if again:
-                    # Not returned: huggingface_hub would begin tries of its own.
-                    response.close()
-                    raise_for_status(response)
-                return response
-            if not again:
-                self.pause(wait or 0)
-                return response
-            response.close()
-            self.pause(max(wait or 0, pause))
-        raise AssertionError("the last try returns or raises")
 
-    def _send_in_time(self, request: httpx.Request, options: dict[str, Any]) -> httpx.Response:
-        """Send in a thread of its own: a server that drips bytes into its headers never stalls and never ends."""
-        answer: list[httpx.Response | BaseException] = []
+        with _ONE_AT_A_TIME, _quiet_library():
+            return self.patiently(attempt, repeatable=repeatable)
 
-        def send() -> None:
+    def patiently(
+        self,
+        attempt: Callable[[], Result],
+        *,
+        repeatable: bool = True,
+        done: Callable[[], int] = lambda: 0,
+        enough: int = 1,
+    ) -> Result:
+        """Call ``attempt`` until it comes through, or further tries are in vain.
+
+        Args:
+            attempt: What may fail.
+            repeatable: False where a second call would do a thing twice, if only the answer to the first was lost.
+            done: How much is there; a try that brings ``enough`` more is no failure.
+            enough: At least that much.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        failures = 0
+        while True:
+            before = done()
             try:
-                answer.append(httpx.Client.send(self, request, **options))
+                return attempt()
+            except (httpx.TransportError, httpx.DecodingError, HfHubHTTPError) as error:
+                failures = 0 if done() - before >= enough else failures + 1
+                pause = pause_s(error, failures, repeatable)
+                if pause is None or pause > self.left_s():
+                    raise
+            self._stopped.wait(pause)
+            self.left_s()
+
+    def in_time(self, attempt: Callable[[], Result]) -> Result:
+        """Call in a thread of its own: a server that drips bytes into its headers never stalls and never ends."""
+        outcome: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                outcome.set_result(attempt())
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
-                answer.append(error)
+                outcome.set_exception(error)
 
-        thread = threading.Thread(target=send, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(min(self.left_s(), _LOOK_S))
-        if isinstance(answer[0], BaseException):
-            raise answer[0]
-        return answer[0]
+        threading.Thread(target=run, daemon=True).start()
+        while not outcome.done():
+            wait([outcome], timeout=min(self.left_s(), _LOOK_S))
+        return outcome.result()
+
+    @contextmanager
+    def _watched_session(self, on_response: Callable[[httpx.Response], None] | None) -> Iterator[httpx.Client]:
+        from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+        session = get_session()
+        before = session.event_hooks
+        session.event_hooks = {
+            "request": [*before["request"], self._bound],
+            "response": [*before["response"], _refuse_early, *([on_response] if on_response else [])],
+        }
+        try:
+            yield session
+        finally:
+            session.event_hooks = before
+
+    def _bound(self, request: httpx.Request) -> None:
+        """Put our limits on a request of the library; an upload's or a next page's address may name another host."""
+        self.left_s()
+        request.extensions = {**request.extensions, "timeout": _stall_limits(request.method)}
+        if not _is_home(request.url):
+            request.headers.pop("Authorization", None)
+            request.headers.pop("Cookie", None)
+        if not isinstance(request.stream, httpx.ByteStream):
+            assert isinstance(request.stream, httpx.SyncByteStream)
+            request.stream = _CountedStream(request.stream, self._count)
+
+    def _count(self, num_bytes: int) -> None:
+        self.left_s()
+        if self._on_sent is not None:
+            self._on_sent(num_bytes)
 
 
-@cache
-def _authorities() -> ssl.SSLContext:
-    """Read once: that takes as long as several requests."""
-    return httpx.create_ssl_context()
-
-
-class _Counted(httpx.SyncByteStream):
-    def __init__(self, stream: httpx.SyncByteStream, on_sent: Callable[[int], None]) -> None:
+class _CountedStream(httpx.SyncByteStream):
+    def __init__(self, stream: httpx.SyncByteStream, count: Callable[[int], None]) -> None:
         self._stream = stream
-        self._on_sent = on_sent
+        self._count = count
 
     def __iter__(self) -> Iterator[bytes]:
         for block in self._stream:
             yield block
-            self._on_sent(len(block))
+            self._count(len(block))
 
 
 def raise_for_status(response: httpx.Response) -> None:
@@ -216,61 +240,42 @@ def raise_for_status(response: httpx.Response) -> None:
         hf_raise_for_status(httpx.Response(response.status_code, headers=told, request=response.request))
 
 
-def _keep_token_home(request: httpx.Request) -> None:
-    """Take the token out of what goes to another host: a redirect, a next page, or an upload's address may name one."""
-    from huggingface_hub import constants
-
-    home = httpx.URL(constants.ENDPOINT)
-    if (request.url.scheme, request.url.host, request.url.port) != (home.scheme, home.host, home.port):
-        request.headers.pop("Authorization", None)
-        request.headers.pop("Cookie", None)
-
-
-def _asked_wait_s(response: httpx.Response) -> float | None:
-    """Seconds that the server asks to wait, as a number or a date (RFC 9110, 10.2.3), or by the Hub's rate limits."""
-    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
-
-    text = response.headers.get("Retry-After", "").strip()
-    if text.isdecimal():
-        return float(text)
-    try:
-        until = parsedate_to_datetime(text)
-        return max(0.0, (until - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        pass
-    limits = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
-    return float(limits.reset_in_seconds) if limits is not None else None
-
-
-def _is_refused_certificate(error: BaseException) -> bool:
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, ssl.SSLError):
-            return True
-        link = link.__cause__ or link.__context__
-    return False
-
-
-_ONE_AT_A_TIME = threading.RLock()
+def _refuse_early(response: httpx.Response) -> None:
+    """Raise before the library begins tries of its own, which pass over ``Retry-After``."""
+    if response.status_code in TRANSIENT_STATUSES:
+        raise_for_status(response)
 
 
 @contextmanager
-def lent(client: HubClient) -> Iterator[HfApi]:
-    """The API with our time limits and patience; its bars, logs and warnings, which repeat a server's words, are off.
+def _quiet_library() -> Iterator[None]:
+    """Without huggingface_hub's bars, logs and warnings, which repeat a server's words.
 
     Large files go by the Git LFS protocol over HTTP: what the Xet library sends cannot be bounded or watched from here.
+    Its switch, ``HF_HUB_DISABLE_XET``, is read when the library is imported, so it is set where that puts it.
     """
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.utils import _http
+    from huggingface_hub import constants
 
     logger = logging.getLogger("huggingface_hub")
     with ExitStack() as stack:
-        stack.enter_context(_ONE_AT_A_TIME)
-        stack.enter_context(replaced(_http, "_GLOBAL_CLIENT", client))
         stack.enter_context(replaced(constants, "HF_HUB_DISABLE_XET", True))
         stack.enter_context(replaced(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True))
         stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL + 1)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        yield HfApi()
+        yield
+
+
+def _is_home(url: httpx.URL) -> bool:
+    from huggingface_hub import constants
+
+    home = httpx.URL(constants.ENDPOINT)
+    return (url.scheme, url.host, url.port) == (home.scheme, home.host, home.port)
+
+
+def _stall_limits(method: str) -> dict[str, float]:
+    from huggingface_hub import constants
+
+    stall_s = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    answer_s = stall_s if method in ("GET", "HEAD") else max(stall_s, _ANSWER_TO_A_WRITE_S)
+    return {"connect": stall_s, "write": stall_s, "pool": stall_s, "read": answer_s}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from llmcompress.errors import HubError
-from llmcompress.hub.client import HubClient, limit_s
-from llmcompress.hub.failures import explained
+from llmcompress.hub.client import HubClient
+from llmcompress.hub.failures import translated_errors
+from llmcompress.hub.patience import limit_s
 from llmcompress.spec.hub_names import check_name, check_repo_id, check_revision
-
-RepoType = Literal["model", "dataset"]
 
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -32,7 +31,6 @@ class HubListing(NamedTuple):
     """All files of a repository at one commit."""
 
     repo_id: str
-    repo_type: RepoType
     revision: str
     """What was asked for: a branch, a tag or a commit."""
     commit: str
@@ -41,9 +39,7 @@ class HubListing(NamedTuple):
     """True when the listing is what the local cache holds."""
 
 
-def listing(
-    repo_id: str, revision: str | None = None, *, offline: bool = False, repo_type: RepoType = "model"
-) -> HubListing:
+def listing(repo_id: str, revision: str | None = None, *, offline: bool = False) -> HubListing:
     """Resolve ``revision`` (default: main) to one commit and list its files; fetches no file.
 
     Offline, or with ``HF_HUB_OFFLINE`` set, the listing is what the local cache holds of that revision.
@@ -57,21 +53,27 @@ def listing(
 
     check_repo_id(repo_id)
     wanted = check_revision(revision or constants.DEFAULT_REVISION)
-    if offline or constants.HF_HUB_OFFLINE:
-        with explained(repo_id, wanted, repo_type):
-            folder = Path(snapshot_download(repo_id, repo_type=repo_type, revision=wanted, local_files_only=True))
-        return HubListing(repo_id, repo_type, wanted, folder.name, tuple(_cached(folder)), True)
-    api = f"{constants.ENDPOINT}/api/{repo_type}s/{repo_id}"
-    with explained(repo_id, wanted, repo_type), HubClient(limit_s(0)) as client:
-        info, _ = client.json(f"{api}/revision/{quote(wanted, safe='')}")
-        commit = info.get("sha") if isinstance(info, dict) else None
+    with translated_errors(repo_id, wanted):
+        if offline or constants.HF_HUB_OFFLINE:
+            folder = Path(snapshot_download(repo_id, revision=wanted, local_files_only=True))
+            return HubListing(repo_id, wanted, folder.name, tuple(_cached(folder)), True)
+        client = HubClient(limit_s(0))
+        commit = describe(client, repo_id, wanted).get("sha")
         # It becomes the name of a directory in the cache.
         if not isinstance(commit, str) or not _SHA1.fullmatch(commit):
             raise HubError(f"the Hub answered {commit!r} where a commit hash of 40 digits belongs", where=repo_id)
-        return HubListing(repo_id, repo_type, wanted, commit, tree(client, repo_id, commit, repo_type), False)
+        return HubListing(repo_id, wanted, commit, tree(client, repo_id, commit), False)
 
 
-def tree(client: HubClient, repo_id: str, revision: str, repo_type: RepoType = "model") -> tuple[HubFile, ...]:
+def describe(client: HubClient, repo_id: str, revision: str) -> dict[str, Any]:
+    """The Hub's description of a repository at a revision; empty where the answer is no description."""
+    from huggingface_hub import constants
+
+    answer, _ = client.json(f"{constants.ENDPOINT}/api/models/{repo_id}/revision/{quote(revision, safe='')}")
+    return answer if isinstance(answer, dict) else {}
+
+
+def tree(client: HubClient, repo_id: str, revision: str) -> tuple[HubFile, ...]:
     """All files at a revision; the list in a repository's description is cut for large ones, this is not.
 
     Raises:
@@ -80,7 +82,7 @@ def tree(client: HubClient, repo_id: str, revision: str, repo_type: RepoType = "
     """
     from huggingface_hub import constants
 
-    url: str | None = f"{constants.ENDPOINT}/api/{repo_type}s/{repo_id}/tree/{quote(revision, safe='')}"
+    url: str | None = f"{constants.ENDPOINT}/api/models/{repo_id}/tree/{quote(revision, safe='')}"
     params: dict[str, str] | None = {"recursive": "true", "expand": "false"}
     files = []
     while url is not None:

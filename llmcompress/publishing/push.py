@@ -85,54 +85,52 @@ def push_to_hub(
     files, left_out = model_files(directory, measured)
     total = sum(file.size_bytes for file in files.values())
     sent = _Sent(progress)
-    with hub.HubClient(hub.limit_s(total), on_sent=sent.add) as client:
-        progress(Progress("look at the Hub", 0, 0))
-        who = hub.find_account(client)
-        name = repository_name(directory, measured.manifest, repo_id, who.name)
-        hub.require_rights(who, name, create_pr=create_pr)
-        if keep_card:
-            card = own = kept_card(directory)
-        else:
-            own = (render or _render)(directory, None)
-            card = current_card(directory, own, (render or _render)(directory, name))
-        require_no_token(CARD, card.encode())
-        files[CARD] = outgoing_bytes(card.encode())
-        with hub.explained(name, branch, writing=True):
-            plan = planned(client, hub.look(client, name, branch), files, delete_others=delete_others)
-        require_place(client, plan, private=private, create_pr=create_pr, tags=tags, collection=collection)
-        report = PushReport(
-            repo_id=name,
-            url=hub.page(name),
-            dry_run=dry_run,
-            created=plan.before.commit is None,
-            private=private if plan.before.commit is None else plan.before.private,
-            commit=None,
-            files=pushed_files(plan),
-            deleted=tuple(plan.delete),
-            kept=tuple(plan.kept),
-            left_out=left_out,
-            forced=forced,
-            sent_bytes=sum(files[path].size_bytes for path in plan.differing),
-            tags=tuple(tags),
-            collection=collection,
-            card=card,
-        )
-        if dry_run:
-            return report
-        if not (directory / CARD).is_file():
-            replace_report(directory, CARD, own.encode())
-        if plan.before.commit is None:
-            hub.create_repo(client, name, private=private)
-            with hub.explained(name, branch, writing=True):
-                plan = planned(client, hub.look(client, name, branch), files, delete_others=delete_others)
-        made = None
-        if plan.differing or plan.delete:
-            sent.total = report.sent_bytes
-            made = hub.open_pull_request(client, plan.before, who.name, files, plan.delete) if create_pr else None
-            if made is None:
-                message = f"Upload {measured.manifest.recipe.name} model made with llmcompress {_version()}"
-                made = hub.make_commit(client, plan.before, files, plan.delete, message, create_pr=create_pr)
-        return _finish(client, plan, made, report)
+    client = hub.HubClient(hub.limit_s(total), on_sent=sent.add)
+    progress(Progress("look at the Hub", 0, 0))
+    who = hub.find_account(client)
+    name = repository_name(directory, measured.manifest, repo_id, who.name)
+    hub.require_rights(who, name, create_pr=create_pr)
+    if keep_card:
+        card = own = kept_card(directory)
+    else:
+        own = (render or _render)(directory, None)
+        card = current_card(directory, own, (render or _render)(directory, name))
+    require_no_token(CARD, card.encode())
+    files[CARD] = outgoing_bytes(card.encode())
+    plan = planned(client, hub.fetch_state(client, name, branch), files, delete_others=delete_others)
+    require_place(client, plan, private=private, create_pr=create_pr, tags=tags, collection=collection)
+    report = PushReport(
+        repo_id=name,
+        url=hub.page(name),
+        dry_run=dry_run,
+        created=plan.before.commit is None,
+        private=private if plan.before.commit is None else plan.before.private,
+        commit=None,
+        files=pushed_files(plan),
+        deleted=tuple(plan.delete),
+        kept=tuple(plan.kept),
+        left_out=left_out,
+        forced=forced,
+        sent_bytes=sum(files[path].size_bytes for path in plan.differing),
+        tags=tuple(tags),
+        collection=collection,
+        card=card,
+    )
+    if dry_run:
+        return report
+    if not (directory / CARD).is_file():
+        replace_report(directory, CARD, own.encode())
+    if plan.before.commit is None:
+        hub.create_repo(client, name, private=private)
+        plan = planned(client, hub.fetch_state(client, name, branch), files, delete_others=delete_others)
+    made = None
+    if plan.differing or plan.delete:
+        sent.total = report.sent_bytes
+        made = hub.open_pull_request(client, plan.before, who.name, files, plan.delete) if create_pr else None
+        if made is None:
+            message = f"Upload {measured.manifest.recipe.name} model made with llmcompress {_version()}"
+            made = hub.make_commit(client, plan.before, files, plan.delete, message, create_pr=create_pr)
+    return _finish(client, plan, made, report)
 
 
 class _Sent:
@@ -168,12 +166,11 @@ def _gate(measured: Measurements, directory: Path, *, force: bool) -> str | None
     return None
 
 
-def _finish(client: hub.HubClient, plan: Plan, made: hub.Made | None, report: PushReport) -> PushReport:
+def _finish(client: hub.HubClient, plan: Plan, made: hub.Commit | None, report: PushReport) -> PushReport:
     """Compare what the Hub holds now, by hash; then tags and collection."""
-    name, commit = report.repo_id, made.commit if made else str(plan.before.commit)
+    name, commit = report.repo_id, made.sha if made else str(plan.before.commit)
     try:
-        with hub.explained(name, commit, writing=True):
-            there = hub.look(client, name, commit).files
+        there = hub.fetch_state(client, name, commit).files
         wrong = hub.differing(plan.files, there) + [path for path in plan.delete if path in there]
         if wrong:
             raise HubError(
