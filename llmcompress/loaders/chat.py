@@ -2,39 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmcompress.errors import ModelError, SecurityError
-
-
-class OutOfTimeError(Exception):
-    """The time is over."""
-
-
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """Raise OutOfTimeError in the code inside when it runs longer than ``seconds``; one call into C is not stopped."""
-    # A trace function sees every line that a compiled template runs, in any thread and on any system; a signal or
-    # a child process would need the main thread, POSIX, or seconds of imports.
-    end = time.monotonic() + seconds
-
-    def watch(frame: FrameType, event: str, argument: object) -> Any:
-        if time.monotonic() > end:
-            raise OutOfTimeError
-        return watch
-
-    before = sys.gettrace()
-    sys.settrace(watch)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
+from llmcompress.system.deadline import OutOfTimeError, deadline
 
 MAX_TEMPLATE_CHARS = 1 << 20
 TIME_LIMIT_S = 5.0
