@@ -738,7 +738,7 @@ def test_a_readme_of_a_person_is_left_alone(tmp_path: Path, content: bytes | Non
         write_card(folder)
         content = path.read_bytes().replace(b"## Limits\n", b"## Limits\n\nAnd more of them.\n")
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"README.md: was written or changed by somebody else.*\n.*--overwrite"):
+    with pytest.raises(UsageError, match=r"README.md: was written or changed by somebody else.*\n.*`overwrite`"):
         write_card(folder)
     assert path.read_bytes() == content
     assert write_card(folder, overwrite=True).written

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from fake_hub import COMMIT, FakeHub, running, sha256, use
 
-from llmcompress import hub
 from llmcompress.errors import HubError, SecurityError, UsageError, WriteError
+from llmcompress.hub.download import download, fetch
+from llmcompress.hub.failures import translated_errors
+from llmcompress.hub.listing import listing
+from llmcompress.spec.hub_names import check_name, check_repo_id, check_revision
 from llmcompress.system.progress import Progress
 
 FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": bytes(range(256)) * 40, "notes.md": b"hello"}
@@ -30,7 +33,7 @@ def status(code: int, headers: dict[str, str] | None = None, *, only: str = "") 
 
 @pytest.mark.parametrize("name", ["gpt2", "acme/tiny", "Qwen/Qwen3-0.6B", "a.b_c/d-e"])
 def test_ids_of_the_hub_pass(name: str) -> None:
-    assert hub.check_repo_id(name) == name
+    assert check_repo_id(name) == name
 
 
 @pytest.mark.parametrize(
@@ -54,12 +57,12 @@ def test_ids_of_the_hub_pass(name: str) -> None:
 )
 def test_other_ids_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="neither an existing path nor a Hub id"):
-        hub.check_repo_id(name)
+        check_repo_id(name)
 
 
 @pytest.mark.parametrize("name", ["main", "v1.0", "refs/pr/1", COMMIT, "feature/x-y"])
 def test_revisions_pass(name: str) -> None:
-    assert hub.check_revision(name) == name
+    assert check_revision(name) == name
 
 
 @pytest.mark.parametrize(
@@ -67,22 +70,22 @@ def test_revisions_pass(name: str) -> None:
 )
 def test_other_revisions_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="is no revision"):
-        hub.check_revision(name)
+        check_revision(name)
 
 
 @pytest.mark.parametrize("name", ["config.json", "a/b.jinja"])
 def test_names_inside_pass(name: str) -> None:
-    assert hub.check_name(name, where="x") == name
+    assert check_name(name, where="x") == name
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "a\\b", "C:x", "a//b", "a\nb", "", "."])
 def test_names_outside_are_refused(name: str) -> None:
     with pytest.raises(SecurityError, match="leaves the model's directory"):
-        hub.check_name(name, where="x")
+        check_name(name, where="x")
 
 
 def test_listing_pins_a_commit_and_fetches_no_file(fake: FakeHub) -> None:
-    found = hub.listing("acme/tiny")
+    found = listing("acme/tiny")
     assert (found.commit, found.offline, found.revision) == (COMMIT, False, "main")
     assert {file.path: file.size_bytes for file in found.files} == {name: len(b) for name, b in FILES.items()}
     assert {file.path: file.sha256 for file in found.files}["model.safetensors"] == sha256(FILES["model.safetensors"])
@@ -94,7 +97,7 @@ def test_a_listed_name_that_leaves_the_directory_is_refused_before_anything_is_f
 ) -> None:
     fake.files["../../evil.txt"] = b"evil"
     with pytest.raises(SecurityError, match="evil"):
-        hub.download("acme/tiny", None, ["*"])
+        download("acme/tiny", None, ["*"])
     assert fake.asked("/resolve/") == []
     assert not list(tmp_path.rglob("*evil*"))
 
@@ -102,12 +105,12 @@ def test_a_listed_name_that_leaves_the_directory_is_refused_before_anything_is_f
 def test_a_commit_that_is_none_is_refused(fake: FakeHub) -> None:
     fake.commit = "../../x"
     with pytest.raises(HubError, match="where a commit hash of 40 digits belongs"):
-        hub.listing("acme/tiny")
+        listing("acme/tiny")
 
 
 def test_download_gives_one_commit_and_its_hashes(fake: FakeHub) -> None:
     seen: list[Progress] = []
-    snapshot = hub.download("acme/tiny", "main", ["*.json", "*.safetensors"], progress=seen.append)
+    snapshot = download("acme/tiny", "main", ["*.json", "*.safetensors"], progress=seen.append)
     assert snapshot.commit == snapshot.path.name == COMMIT
     assert sorted(path.name for path in snapshot.path.iterdir()) == ["config.json", "model.safetensors"]
     assert (snapshot.path / "model.safetensors").read_bytes() == FILES["model.safetensors"]
@@ -118,23 +121,23 @@ def test_download_gives_one_commit_and_its_hashes(fake: FakeHub) -> None:
 
 
 def test_offline_uses_the_cache_and_asks_nobody(fake: FakeHub) -> None:
-    hub.download("acme/tiny", None, ["*.json"])
+    download("acme/tiny", None, ["*.json"])
     fake.requests.clear()
-    snapshot = hub.download("acme/tiny", None, ["*.json"], offline=True)
+    snapshot = download("acme/tiny", None, ["*.json"], offline=True)
     assert (snapshot.path / "config.json").read_bytes() == FILES["config.json"]
     assert fake.requests == []
     with pytest.raises(HubError, match=r"no file \*\.safetensors at revision main in the local cache") as caught:
-        hub.download("acme/tiny", None, ["*.safetensors"], offline=True)
-    assert "without --offline" in caught.value.hint
-    found = hub.listing("acme/tiny", offline=True)
+        download("acme/tiny", None, ["*.safetensors"], offline=True)
+    assert "without `offline`" in caught.value.hint
+    found = listing("acme/tiny", offline=True)
     with pytest.raises(HubError, match=r"model\.safetensors is not there at revision main in the local cache"):
-        hub.fetch(found, ["model.safetensors"])
+        fetch(found, ["model.safetensors"])
 
 
 def test_offline_without_a_cached_copy(fake: FakeHub) -> None:
     with pytest.raises(HubError, match=r"is not in the local cache .* and this run is offline") as caught:
-        hub.listing("acme/tiny", offline=True)
-    assert "--offline" in caught.value.hint
+        listing("acme/tiny", offline=True)
+    assert "`offline`" in caught.value.hint
     assert fake.requests == []
 
 
@@ -143,7 +146,7 @@ def test_the_offline_variable_counts(fake: FakeHub, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="this run is offline"):
-        hub.listing("acme/tiny")
+        listing("acme/tiny")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_answers_of_the_hub_in_clear_words(
 ) -> None:
     fake.answer = status(code, headers)  # type: ignore[assignment]
     with pytest.raises(HubError, match=message) as caught:
-        hub.listing("acme/tiny")
+        listing("acme/tiny")
     assert hint in caught.value.hint
     assert "hf_secret" not in str(caught.value)
     retried = code in (500, 503) or (code == 429 and not headers)
@@ -183,26 +186,26 @@ def test_answers_of_the_hub_in_clear_words(
 
 
 def test_a_file_that_vanished(fake: FakeHub) -> None:
-    found = hub.listing("acme/tiny")
+    found = listing("acme/tiny")
     del fake.files["config.json"]
     with pytest.raises(HubError, match="a file is not there at revision 'main'"):
-        hub.fetch(found, ["config.json"])
+        fetch(found, ["config.json"])
 
 
 def test_a_name_that_is_not_listed(fake: FakeHub) -> None:
     with pytest.raises(HubError, match=r"missing\.json is not there at revision main\n"):
-        hub.fetch(hub.listing("acme/tiny"), ["missing.json"])
+        fetch(listing("acme/tiny"), ["missing.json"])
     with pytest.raises(HubError, match=r"no file \*\.gguf at revision main"):
-        hub.download("acme/tiny", None, ["*.gguf"])
+        download("acme/tiny", None, ["*.gguf"])
 
 
 def test_what_the_cache_has_wrong_is_fetched_again(fake: FakeHub) -> None:
-    path = hub.download("acme/tiny", None, ["*"]).path
+    path = download("acme/tiny", None, ["*"]).path
     with (path / "model.safetensors").open("ab") as stream:
         stream.write(b"x")
     (path / "config.json").write_bytes(FILES["config.json"].replace(b"llama", b"lamma"))
     fake.requests.clear()
-    hub.download("acme/tiny", None, ["*"])
+    download("acme/tiny", None, ["*"])
     assert {name: (path / name).read_bytes() for name in FILES} == FILES
     assert {request[1].rpartition("/")[2] for request in fake.asked("/resolve/")} == {
         "model.safetensors",
@@ -211,33 +214,33 @@ def test_what_the_cache_has_wrong_is_fetched_again(fake: FakeHub) -> None:
 
 
 def test_offline_what_the_cache_has_wrong_is_named(fake: FakeHub) -> None:
-    path = hub.download("acme/tiny", None, ["*"]).path
+    path = download("acme/tiny", None, ["*"]).path
     (path / "config.json").write_bytes(FILES["config.json"].replace(b"llama", b"lamma"))
     with pytest.raises(HubError, match=r"config\.json: the file in the cache holds other bytes") as caught:
-        hub.download("acme/tiny", None, ["*"], offline=True)
-    assert "without --offline" in caught.value.hint
+        download("acme/tiny", None, ["*"], offline=True)
+    assert "without `offline`" in caught.value.hint
 
 
 def test_nobody_listens(fake: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = hub.listing("acme/tiny")
+    found = listing("acme/tiny")
     use("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)
     with pytest.raises(HubError, match=r"no connection to http://127\.0\.0\.1:9"):
-        hub.listing("acme/tiny")
+        listing("acme/tiny")
     with pytest.raises(HubError, match=r"no connection to http://127\.0\.0\.1:9"):
-        hub.fetch(found, ["config.json"])
+        fetch(found, ["config.json"])
 
 
 def test_no_answer_in_time(fake: FakeHub) -> None:
     import httpx
 
-    with pytest.raises(HubError, match="did not answer in time"), hub.translated_errors("acme/tiny", "main"):
+    with pytest.raises(HubError, match="did not answer in time"), translated_errors("acme/tiny", "main"):
         raise httpx.ReadTimeout("slow")
 
 
 def test_a_full_disk_is_a_write_error(fake: FakeHub) -> None:
     with (
         pytest.raises(WriteError, match=r"cache .* cannot be written: No space left") as caught,
-        hub.translated_errors("a", "b"),
+        translated_errors("a", "b"),
     ):
         raise OSError(28, "No space left on device")
     assert "HF_HOME" in caught.value.hint
@@ -246,9 +249,9 @@ def test_a_full_disk_is_a_write_error(fake: FakeHub) -> None:
 def test_a_disabled_repository(fake: FakeHub) -> None:
     fake.answer = status(403, {"X-Error-Message": "Access to this resource is disabled."})  # type: ignore[assignment]
     with pytest.raises(HubError, match="disabled this repository"):
-        hub.listing("acme/tiny")
+        listing("acme/tiny")
 
 
 def test_an_unknown_error_names_its_kind() -> None:
-    with pytest.raises(HubError, match=r"could not be used \(KeyError\)"), hub.translated_errors("a", "b"):
+    with pytest.raises(HubError, match=r"could not be used \(KeyError\)"), translated_errors("a", "b"):
         raise KeyError("hf_secret")

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 from fake_hub import COMMIT, FakeHub, Fault, environment, git_sha1, running, sha256, use
 
-from llmcompress import hub
 from llmcompress.errors import HubError, LockedError, ResourceError, SecurityError, UsageError
+from llmcompress.hub.download import download, fetch
+from llmcompress.hub.failures import translated_errors
+from llmcompress.hub.listing import listing
 
 TOKEN = "hf_canarycanarycanarycanarycanarycanar"
 BIG = bytes(range(251)) * 4_000
@@ -55,7 +57,7 @@ def empty(tmp_path: Path) -> None:
 
 
 def complete(tmp_path: Path) -> None:
-    snapshot = hub.download("acme/tiny", None, ["*"])
+    snapshot = download("acme/tiny", None, ["*"])
     assert {name: (snapshot.path / name).read_bytes() for name in FILES} == FILES
     nothing_wrong_is_kept(tmp_path)
 
@@ -93,7 +95,7 @@ def test_a_refusal_of_every_request(
         later = range(20 if code in (429, 500, 502, 503, 504) else 1)
         fake.inject(*(Fault("status", at=index + n, status=code, headers=headers, body=echo) for n in later))
         with pytest.raises(HubError, match=message) as caught:
-            hub.download("acme/tiny", None, ["*"])
+            download("acme/tiny", None, ["*"])
         assert caught.value.exit_code == 5
         assert caught.value.hint
         assert TOKEN[:12] not in str(caught.value) + repr(caught.value.__cause__)
@@ -132,14 +134,14 @@ def test_retry_after_as_a_date(fake: FakeHub, tmp_path: Path) -> None:
 def test_more_patience_than_is_reasonable_is_not_had(fake: FakeHub) -> None:
     fake.inject(Fault("status", at=0, status=429, headers={"Retry-After": "86400"}))
     with pytest.raises(HubError, match="come back in 86400 seconds"):
-        hub.listing("acme/tiny")
+        listing("acme/tiny")
     assert len(fake.requests) == 1
 
 
 def test_the_rate_limit_header_of_the_hub(fake: FakeHub) -> None:
     fake.inject(Fault("status", at=0, status=429, headers={"RateLimit": '"api";r=0;t=1'}))
     begun = time.monotonic()
-    hub.listing("acme/tiny")
+    listing("acme/tiny")
     assert time.monotonic() - begun >= 1
 
 
@@ -164,7 +166,7 @@ def test_a_fault_of_the_network_at_every_request(fake: FakeHub, tmp_path: Path, 
         if kind == "short" and index < 2:
             # A document that is cut in good order cannot be told from a broken one, and is not asked for twice.
             with pytest.raises(HubError, match="cannot be read"):
-                hub.download("acme/tiny", None, ["*"])
+                download("acme/tiny", None, ["*"])
             fake.inject()
         complete(tmp_path)
         sent = fake.num_sent.get(f"/acme/tiny/resolve/{COMMIT}/model.safetensors", 0)
@@ -191,7 +193,7 @@ def test_a_fault_that_stays(fake: FakeHub, tmp_path: Path, kind: str, message: s
     # Half of what is left comes each time, which is progress as long as it is much.
     fake.inject(Fault(kind, only=only, times=-1, share=0.0))  # type: ignore[arg-type]
     with pytest.raises(HubError, match=message) as caught:
-        hub.download("acme/tiny", None, ["*"])
+        download("acme/tiny", None, ["*"])
     assert caught.value.exit_code == 5
     nothing_wrong_is_kept(tmp_path)
     fake.inject()
@@ -209,7 +211,7 @@ def test_a_download_that_was_cut_goes_on_where_it_ended(
         Fault("status", only="model.safetensors", times=-1, status=500),
     )
     with pytest.raises(HubError):
-        hub.download("acme/tiny", None, ["*"])
+        download("acme/tiny", None, ["*"])
     left = cache_of(tmp_path) / "blobs" / f"{sha256(BIG)}.incomplete"
     assert left.stat().st_size >= (share - 0.05) * len(BIG)
     fake.inject()
@@ -266,7 +268,7 @@ def test_all_files_are_of_one_commit_though_the_branch_moves(fake: FakeHub, tmp_
         return 200, {}, FILES[name] if f"/{COMMIT}/" in path else b"new"
 
     fake.answer = move
-    snapshot = hub.download("acme/tiny", None, ["*"])
+    snapshot = download("acme/tiny", None, ["*"])
     # The request that moved it was answered by the new commit, with other bytes: they were not taken.
     assert {name: (snapshot.path / name).read_bytes() for name in FILES} == FILES
     assert snapshot.commit == COMMIT
@@ -277,12 +279,12 @@ def test_a_drip_ends_at_the_time_limit(fake: FakeHub, tmp_path: Path, monkeypatc
     fake.inject(Fault("drip", only="model.safetensors", times=-1))
     begun = time.monotonic()
     with pytest.raises(HubError, match=r"time limit of 0\.5 seconds") as caught:
-        hub.download("acme/tiny", None, ["*"])
+        download("acme/tiny", None, ["*"])
     assert time.monotonic() - begun < 4
     assert "LLMCOMPRESS_HUB_DEADLINE_S" in caught.value.hint
     fake.inject(Fault("drip", only="/tree/", times=-1))
     with pytest.raises(HubError, match=r"time limit of 0\.5 seconds"):
-        hub.listing("acme/tiny")
+        listing("acme/tiny")
     monkeypatch.delenv("LLMCOMPRESS_HUB_DEADLINE_S")
     fake.inject()
     complete(tmp_path)
@@ -292,16 +294,16 @@ def test_a_drip_ends_at_the_time_limit(fake: FakeHub, tmp_path: Path, monkeypatc
 def test_a_time_limit_that_is_none(fake: FakeHub, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("LLMCOMPRESS_HUB_DEADLINE_S", text)
     with pytest.raises(UsageError, match=r"LLMCOMPRESS_HUB_DEADLINE_S is .*; a number of seconds is accepted"):
-        hub.listing("acme/tiny")
+        listing("acme/tiny")
 
 
 def test_names_and_certificates(fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use("http://no-such-host.invalid", tmp_path / "cache", monkeypatch)
     with pytest.raises(HubError, match=r"name of http://no-such-host\.invalid cannot be resolved"):
-        hub.listing("acme/tiny")
+        listing("acme/tiny")
     use(fake.url.replace("http:", "https:"), tmp_path / "cache", monkeypatch)
     with pytest.raises(HubError, match="certificate of https://127"):
-        hub.listing("acme/tiny")
+        listing("acme/tiny")
 
 
 def test_the_token_goes_to_no_other_host(fake: FakeHub, tmp_path: Path) -> None:
@@ -330,7 +332,7 @@ def test_a_list_of_files_in_pages_whose_next_is_elsewhere(fake: FakeHub) -> None
         return 200, more, json.dumps(pages[number]).encode()
 
     fake.answer = page
-    assert [file.path for file in hub.listing("acme/tiny").files] == list(entries)
+    assert [file.path for file in listing("acme/tiny").files] == list(entries)
     assert [fake.authorizations[index] for index, (_, path) in enumerate(fake.requests) if "/page/" in path] == [
         None,
         None,
@@ -344,7 +346,7 @@ def test_a_list_of_files_in_pages_whose_next_is_elsewhere(fake: FakeHub) -> None
 def test_a_list_of_files_of_another_form(fake: FakeHub, tree: bytes) -> None:
     fake.answer = lambda method, path: (200, {}, tree) if "/tree/" in path else None
     with pytest.raises(HubError, match=r"another form than it documents|cannot be read"):
-        hub.listing("acme/tiny")
+        listing("acme/tiny")
 
 
 @pytest.mark.parametrize("oid", ["../../../../tmp/evil", "", "0" * 39, 7, None])
@@ -354,14 +356,14 @@ def test_a_hash_that_is_none_becomes_no_name(fake: FakeHub, oid: object) -> None
     tree = [{"type": "file", "path": "config.json", "size": 3, "oid": oid}]
     fake.answer = lambda method, path: (200, {}, json.dumps(tree).encode()) if "/tree/" in path else None
     with pytest.raises(HubError, match="another form than it documents"):
-        hub.download("acme/tiny", None, ["*"])
+        download("acme/tiny", None, ["*"])
 
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "a\\evil", "C:evil"])
 def test_a_listed_name_outside_is_refused(fake: FakeHub, tmp_path: Path, name: str) -> None:
     fake.files[name] = b"evil"
     with pytest.raises(SecurityError, match="evil") as caught:
-        hub.download("acme/tiny", None, ["*"])
+        download("acme/tiny", None, ["*"])
     assert caught.value.exit_code == 6
     assert fake.asked("/resolve/") == []
 
@@ -369,12 +371,12 @@ def test_a_listed_name_outside_is_refused(fake: FakeHub, tmp_path: Path, name: s
 def test_offline_with_a_complete_cache_and_with_a_part_of_it(fake: FakeHub, tmp_path: Path) -> None:
     complete(tmp_path)
     fake.requests.clear()
-    assert hub.download("acme/tiny", None, ["*"], offline=True).commit == COMMIT
+    assert download("acme/tiny", None, ["*"], offline=True).commit == COMMIT
     blob = cache_of(tmp_path) / "blobs" / sha256(BIG)
     blob.rename(blob.with_name(f"{blob.name}.incomplete"))
-    found = hub.listing("acme/tiny", offline=True)
+    found = listing("acme/tiny", offline=True)
     with pytest.raises(HubError, match=r"model\.safetensors is not there at revision main in the local cache"):
-        hub.fetch(found, ["model.safetensors"])
+        fetch(found, ["model.safetensors"])
     assert fake.requests == []
     complete(tmp_path)
     assert fake.asked("model.safetensors") == []
@@ -383,7 +385,7 @@ def test_offline_with_a_complete_cache_and_with_a_part_of_it(fake: FakeHub, tmp_
 def test_the_libraries_find_it_in_the_cache_and_we_find_theirs(fake: FakeHub, tmp_path: Path) -> None:
     from huggingface_hub import snapshot_download
 
-    ours = hub.download("acme/tiny", None, ["*"]).path
+    ours = download("acme/tiny", None, ["*"]).path
     fake.requests.clear()
     # The stock client, with the network: it asks which commit it is and fetches nothing.
     assert Path(snapshot_download("acme/tiny")) == ours
@@ -398,7 +400,7 @@ def test_the_libraries_find_it_in_the_cache_and_we_find_theirs(fake: FakeHub, tm
     with monkey.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(other))
         fake.requests.clear()
-        assert hub.download("acme/tiny", None, ["*"]).path == theirs
+        assert download("acme/tiny", None, ["*"]).path == theirs
         assert fake.asked("/resolve/") == []
 
 
@@ -406,15 +408,15 @@ def test_bytes_of_another_commit_are_used(fake: FakeHub, tmp_path: Path) -> None
     complete(tmp_path)
     fake.commit = "2" * 40
     fake.requests.clear()
-    snapshot = hub.download("acme/tiny", None, ["*"])
+    snapshot = download("acme/tiny", None, ["*"])
     assert snapshot.path.name == "2" * 40
     assert fake.asked("/resolve/") == []
 
 
 def test_a_disk_without_room_is_told_before_anything_is_fetched(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcompress.hub.cache.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("llmcompress.hub.download.free_bytes", lambda folder: 1000)
     with pytest.raises(ResourceError, match=r"bytes are to be fetched, and 1,000 are free") as caught:
-        hub.download("acme/tiny", None, ["*"])
+        download("acme/tiny", None, ["*"])
     assert "HF_HOME" in caught.value.hint
     assert fake.asked("/resolve/") == []
 
@@ -426,7 +428,7 @@ def test_another_process_that_never_ends(fake: FakeHub, tmp_path: Path, monkeypa
     lock = tmp_path / "cache" / ".locks" / "models--acme--tiny" / f"{git_sha1(FILES['config.json'])}.lock"
     lock.parent.mkdir(parents=True)
     with FileLock(lock), pytest.raises(LockedError, match=r"another process has been fetching config\.json"):
-        hub.download("acme/tiny", None, ["config.json"])
+        download("acme/tiny", None, ["config.json"])
     complete(tmp_path)
 
 
@@ -434,12 +436,15 @@ def test_the_first_failure_ends_the_others(fake: FakeHub) -> None:
     fake.inject(Fault("drip", only="model.safetensors"), Fault("status", only="config.json", times=-1, status=403))
     begun = time.monotonic()
     with pytest.raises(HubError, match="may not read"):
-        hub.download("acme/tiny", None, ["*"])
+        download("acme/tiny", None, ["*"])
     assert time.monotonic() - begun < 3
 
 
 def test_no_error_of_ours_carries_the_servers_words() -> None:
-    with pytest.raises(HubError, match=r"could not be used \(RuntimeError\)") as caught, hub.translated_errors("a/b", "main"):
+    with (
+        pytest.raises(HubError, match=r"could not be used \(RuntimeError\)") as caught,
+        translated_errors("a/b", "main"),
+    ):
         raise RuntimeError(f"server says {TOKEN}")
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
@@ -451,7 +456,7 @@ def test_a_killed_download_goes_on_where_it_ended(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 10)
     fake.inject(Fault("hang after headers", only="model.safetensors", share=0.9))
     variables = {**os.environ, **environment(fake, tmp_path / "cache", TOKEN)}
-    program = "from llmcompress import hub; hub.download('acme/tiny', None, ['*'])"
+    program = "from llmcompress.hub.download import download; download('acme/tiny', None, ['*'])"
     child = subprocess.Popen([sys.executable, "-c", program], env=variables, cwd=Path(__file__).parents[1])
     left = cache_of(tmp_path) / "blobs" / f"{sha256(BIG)}.incomplete"
     deadline = time.monotonic() + 60
@@ -472,7 +477,7 @@ def test_a_failure_ends_the_wait_for_another_process(fake: FakeHub, tmp_path: Pa
     fake.inject(Fault("status", only="config.json", status=403))
     begun = time.monotonic()
     with FileLock(lock), pytest.raises(HubError, match="may not read it"):
-        hub.download("acme/tiny", None, ["*"])
+        download("acme/tiny", None, ["*"])
     assert time.monotonic() - begun < 5
 
 
@@ -484,5 +489,5 @@ def test_other_kinds_of_failures_in_words() -> None:
         (httpx.WriteTimeout("x"), "did not answer in time"),
         (httpx.PoolTimeout("x"), "no connection to"),
     ):
-        with pytest.raises(HubError, match=message), hub.translated_errors("a/b", "main"):
+        with pytest.raises(HubError, match=message), translated_errors("a/b", "main"):
             raise error

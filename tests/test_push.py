@@ -24,10 +24,10 @@ from push_fixture import (
     tuning,
 )
 
-from llmcompress import hub
 from llmcompress.artifact import replace_report, verify, write_report
 from llmcompress.cli import run
 from llmcompress.errors import ArtifactError, GateError, HubError, SecurityError, UsageError
+from llmcompress.hub.download import download
 from llmcompress.report.evaluation import Check
 from llmcompress.spec import Gate
 from llmcompress.system.progress import Progress
@@ -513,7 +513,7 @@ def test_a_fault_at_every_request_leaves_one_commit_or_none(
 
 def test_what_was_pushed_comes_back_and_verifies(fake: FakeHub, model: Path, tmp_path: Path) -> None:
     pushed(model)
-    snapshot = hub.download(MODEL, None, ["*"])
+    snapshot = download(MODEL, None, ["*"])
     assert verify(snapshot.path).ok
     assert {k: v for k, v in files_of(snapshot.path).items() if k != ".gitattributes"} == held(fake.repos[MODEL])
     # What was pulled can be pushed on.
@@ -543,7 +543,8 @@ def test_huggingface_hub_has_its_own_client_back(fake: FakeHub, model: Path) -> 
 
 def test_git_agrees_on_the_hash_of_a_small_file(tmp_path: Path) -> None:
     """The comparison after a push rests on git's hash of a blob, which git itself computes here."""
-    from llmcompress.hub import HubFile, Outgoing, differing
+    from llmcompress.hub.listing import HubFile
+    from llmcompress.hub.upload import Outgoing, differing
 
     content = b"some text\n"
     (tmp_path / "x").write_bytes(content)

@@ -42,7 +42,7 @@ def push(
     collection: Annotated[
         str | None, typer.Option("--collection", metavar="SLUG", show_default=False, help="Put it into a collection.")
     ] = None,
-    tag: Annotated[
+    tags: Annotated[
         list[str] | None,
         typer.Option("--tag", metavar="NAME", show_default=False, help="Git tag for the commit; may be repeated."),
     ] = None,
@@ -78,7 +78,7 @@ def push(
             delete_others=delete_others,
             keep_card=keep_card,
             collection=collection,
-            tags=tag or (),
+            tags=tags or (),
             revision=revision,
             progress=watch.report,
         )

@@ -89,5 +89,5 @@ def require_rights(who: Account, repo_id: str, *, create_pr: bool) -> None:
         raise HubError(
             f"the account {who.name} {may}",
             where=repo_id,
-            hint=f"push to one of {mine}, or propose it with --create-pr",
+            hint=f"push to one of {mine}, or propose it with `create_pr`",
         )

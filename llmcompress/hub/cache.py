@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmcompress.errors import LockedError, ResourceError
+from llmcompress.errors import LockedError
 from llmcompress.hub.client import HubClient
 from llmcompress.hub.listing import HubFile, HubListing
 from llmcompress.system.files import replace_file
@@ -133,17 +133,6 @@ def deviation(file: HubFile, path: Path, *, by_size: bool = False) -> str:
         if digest.hexdigest() != stated:
             return "holds other bytes than the Hub states: the hash differs"
     return ""
-
-
-def require_room(found: HubListing, cached: CachedRepository, needed: int) -> None:
-    """Refuse what the disk of the cache has no room for. Raises ResourceError."""
-    free = free_bytes(cached.folder)
-    if needed > free:
-        raise ResourceError(
-            f"{needed:,} bytes are to be fetched, and {free:,} are free where the cache is, {cached.folder.parent}",
-            where=found.repo_id,
-            hint="make room there, or set HF_HOME to a directory on another disk",
-        )
 
 
 def free_bytes(folder: Path) -> int:

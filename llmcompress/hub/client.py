@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
-from llmcompress.hub.patience import TRANSIENT_STATUSES, pause_s
+from llmcompress.hub.patience import TRANSIENT_STATUSES, limit_s, pause_s
 from llmcompress.system.patching import replaced
 
 if TYPE_CHECKING:
@@ -50,10 +50,13 @@ class HubClient:
         StoppedError: ``stop`` was called.
     """
 
-    def __init__(self, limit_s: float, *, on_sent: Callable[[int], None] | None = None) -> None:
-        """Start the clock; ``on_sent`` is told the sizes of the pieces of files that go out."""
-        self._limit_s = limit_s
-        self._end = time.monotonic() + limit_s
+    def __init__(self, num_bytes: int = 0, *, on_sent: Callable[[int], None] | None = None) -> None:
+        """Start the clock for an operation that moves so many bytes.
+
+        ``on_sent`` is told the sizes of the pieces of files that go out. Raises UsageError as ``limit_s``.
+        """
+        self._limit_s = limit_s(num_bytes)
+        self._end = time.monotonic() + self._limit_s
         self._stopped = threading.Event()
         self._on_sent = on_sent
 
@@ -75,7 +78,6 @@ class HubClient:
 
         Raises ValueError for what is no JSON.
         """
-
         content, following = self.read(url, params=params)
         return json.loads(content), following
 

@@ -9,12 +9,11 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
-from llmcompress.errors import HubError
-from llmcompress.hub.cache import CachedRepository, cached_repository, deviation, require_room
+from llmcompress.errors import HubError, ResourceError
+from llmcompress.hub.cache import CachedRepository, cached_repository, deviation, free_bytes
 from llmcompress.hub.client import HubClient
 from llmcompress.hub.failures import translated_errors
 from llmcompress.hub.listing import HubFile, HubListing, listing
-from llmcompress.hub.patience import limit_s
 from llmcompress.hub.transfer import transfer
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -82,7 +81,7 @@ def _absent(found: HubListing, what: str) -> HubError:
     return HubError(
         f"{what} at revision {found.revision}{' in the local cache' if found.offline else ''}",
         where=found.repo_id,
-        hint="run it once without --offline" if found.offline else "the repository's 'Files' page shows what it holds",
+        hint="run it once without `offline`" if found.offline else "the repository's 'Files' page shows what it holds",
     )
 
 
@@ -95,7 +94,7 @@ def _is_there(found: HubListing, cached: CachedRepository, file: HubFile) -> boo
         raise HubError(
             f"the file in the cache {wrong}",
             where=f"{found.repo_id}: {file.path}",
-            hint="run it once without --offline: the file is fetched again",
+            hint="run it once without `offline`: the file is fetched again",
         )
     return not wrong
 
@@ -104,8 +103,14 @@ def _obtain_all(
     found: HubListing, cached: CachedRepository, missing: Sequence[HubFile], report: Callable[[str, int], None]
 ) -> None:
     needed = sum(file.size_bytes for file in missing if not cached.blob(file).is_file())
-    require_room(found, cached, needed)
-    client = HubClient(limit_s(needed))
+    free = free_bytes(cached.folder)
+    if needed > free:
+        raise ResourceError(
+            f"{needed:,} bytes are to be fetched, and {free:,} are free where the cache is, {cached.folder.parent}",
+            where=found.repo_id,
+            hint="make room there, or set HF_HOME to a directory on another disk",
+        )
+    client = HubClient(needed)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
             # Large files first, so that none is left alone at the end.

@@ -11,7 +11,6 @@ from urllib.parse import quote
 from llmcompress.errors import HubError
 from llmcompress.hub.client import HubClient
 from llmcompress.hub.failures import translated_errors
-from llmcompress.hub.patience import limit_s
 from llmcompress.spec.hub_names import check_name, check_repo_id, check_revision
 
 _SHA1 = re.compile(r"[0-9a-f]{40}")
@@ -57,7 +56,7 @@ def listing(repo_id: str, revision: str | None = None, *, offline: bool = False)
         if offline or constants.HF_HUB_OFFLINE:
             folder = Path(snapshot_download(repo_id, revision=wanted, local_files_only=True))
             return HubListing(repo_id, wanted, folder.name, tuple(_cached(folder)), True)
-        client = HubClient(limit_s(0))
+        client = HubClient()
         commit = describe(client, repo_id, wanted).get("sha")
         # It becomes the name of a directory in the cache.
         if not isinstance(commit, str) or not _SHA1.fullmatch(commit):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import ssl
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -60,7 +59,7 @@ def pause_s(error: httpx.HTTPError, failures: int, repeatable: bool) -> float | 
         again = status == 429 or (repeatable and status in TRANSIENT_STATUSES)
         return max(pause, asked) if again and asked <= LONGEST_WAIT_S else None
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return None if failures >= _TRIES_TO_CONNECT or _is_refused_certificate(error) else pause
+        return None if failures >= _TRIES_TO_CONNECT else pause
     return pause if repeatable else None
 
 
@@ -77,12 +76,3 @@ def _asked_wait_s(response: httpx.Response) -> float:
         pass
     limits = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
     return float(limits.reset_in_seconds) if limits is not None else 0.0
-
-
-def _is_refused_certificate(error: BaseException) -> bool:
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, ssl.SSLError):
-            return True
-        link = link.__cause__ or link.__context__
-    return False

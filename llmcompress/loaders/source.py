@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from llmcompress.errors import ModelError, SecurityError, UsageError
-from llmcompress.hub import HubListing, check_repo_id, fetch, listing
+from llmcompress.hub.download import fetch
+from llmcompress.hub.listing import HubListing, listing
 from llmcompress.loaders.model_card import README
 from llmcompress.loaders.remote_code import check_tokenizer
 from llmcompress.loaders.tensors import INDEX, SINGLE, choose_weights, read_index
 from llmcompress.spec.access import Access
+from llmcompress.spec.hub_names import check_repo_id
 from llmcompress.system.cache import hold_if_kept
 from llmcompress.system.json_file import read_json
 from llmcompress.system.progress import Reporter, silent

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from llmcompress.errors import UsageError
-from llmcompress.hub import check_repo_id
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.record import Provenance
+from llmcompress.spec.hub_names import check_repo_id
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -10,10 +10,10 @@ import yaml
 
 from llmcompress.artifact import read_measurements, replace_report
 from llmcompress.errors import UsageError, WriteError
-from llmcompress.hub import check_repo_id
 from llmcompress.publishing.content import variables
 from llmcompress.publishing.sandbox import render
 from llmcompress.report.record import Record
+from llmcompress.spec.hub_names import check_repo_id
 
 CARD = "README.md"
 
@@ -78,7 +78,7 @@ def write_card(
         raise UsageError(
             "was written or changed by somebody else: it is left as it is",
             where=str(path),
-            hint="--overwrite replaces it; move it away to keep it",
+            hint="`overwrite` replaces it; move it away to keep it",
         )
     if there != content:
         replace_report(directory, CARD, content)

@@ -1,70 +1,102 @@
-"""What a push changes in a repository, and whether the place takes it."""
+"""What a push changes in a repository, and whether the repository takes it."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from llmcompress import hub
 from llmcompress.artifact import HUB_FILES, MANIFEST, REPORTS
 from llmcompress.errors import HubError, UsageError
+from llmcompress.hub.client import HubClient
+from llmcompress.hub.upload import Outgoing, Remote, differing, read_file, require_collection, tags_of
+from llmcompress.report.compression import CompressionReport
 from llmcompress.report.push import PushedFile
+from llmcompress.spec.hub_names import check_repo_id
+
+_LONGEST_NAME = 96
 
 
-class Plan(NamedTuple):
+class Changes(NamedTuple):
     """What a push changes."""
 
-    before: hub.Remote
-    files: dict[str, hub.Outgoing]
+    before: Remote
+    files: dict[str, Outgoing]
     differing: list[str]
     """Files that the repository does not have with these bytes."""
     delete: list[str]
     kept: list[str]
 
+    @property
+    def any(self) -> bool:
+        """Whether there is something to commit."""
+        return bool(self.differing or self.delete)
 
-def planned(
-    client: hub.HubClient, before: hub.Remote, files: Mapping[str, hub.Outgoing], *, delete_others: bool
-) -> Plan:
+
+def repository_name(directory: Path, manifest: CompressionReport, given: str | None, account: str) -> str:
+    """``NAMESPACE/NAME`` of what was given, or ``ACCOUNT/BASE-RECIPE-ov``, as models for OpenVINO are named.
+
+    The base is the source's name on the Hub; of a local source it is the output directory's.
+
+    Raises:
+        UsageError: that is no Hub id.
+    """
+    if given is not None:
+        return check_repo_id(given if "/" in given else f"{account}/{given}")
+    ending = f"-{manifest.recipe.name}-ov"
+    source = manifest.provenance.id
+    base = source.rpartition("/")[2] if source else directory.resolve().name
+    name = base if base.endswith(ending) else base + ending
+    legal = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and len(name) <= _LONGEST_NAME
+    if not legal or ".." in name or "--" in name:
+        raise UsageError(
+            f"{name!r} cannot be the name of a repository", where=str(directory), hint="give one: NAMESPACE/NAME"
+        )
+    return check_repo_id(f"{account}/{name}")
+
+
+def find_changes(client: HubClient, before: Remote, files: Mapping[str, Outgoing], *, delete_others: bool) -> Changes:
     """Compare by hash; files of others stay unless they are to be deleted.
 
     What an earlier push left there and this model does not have is deleted: the repository would not verify with it.
-    Raises huggingface_hub's errors.
+    Raises HubError.
     """
-    differing = hub.differing(files, before.files)
+    changed = differing(files, before.files)
     others = before.files.keys() - files.keys() - HUB_FILES
-    delete = set(others) if delete_others else others & _earlier(client, before, differing)
-    return Plan(before, dict(files), differing, sorted(delete), sorted(others - delete))
+    delete = set(others) if delete_others else others & _earlier(client, before, changed)
+    return Changes(before, dict(files), changed, sorted(delete), sorted(others - delete))
 
 
-def _earlier(client: hub.HubClient, before: hub.Remote, differing: list[str]) -> set[str]:
+def _earlier(client: HubClient, before: Remote, changed: list[str]) -> set[str]:
     """Files of another artifact that was pushed there: those of its manifest, and its reports."""
-    if MANIFEST not in before.files or MANIFEST not in differing:
+    if MANIFEST not in before.files or MANIFEST not in changed:
         return set()
     try:
-        manifest = json.loads(hub.read_file(client, before, MANIFEST))
+        manifest = json.loads(read_file(client, before, MANIFEST))
         return {str(record["path"]) for record in manifest["files"]} | REPORTS
     except (ValueError, KeyError, TypeError):
         # A manifest that cannot be read claims no files.
         return set()
 
 
-def pushed_files(plan: Plan) -> tuple[PushedFile, ...]:
+def pushed_files(changes: Changes) -> tuple[PushedFile, ...]:
     """Every file that the repository is to hold of this model, with what becomes of it."""
-    differing = set(plan.differing)
+    changed = set(changes.differing)
     return tuple(
         PushedFile(
             path=path,
             size_bytes=file.size_bytes,
-            state="unchanged" if path not in differing else "changed" if path in plan.before.files else "new",
+            state="unchanged" if path not in changed else "changed" if path in changes.before.files else "new",
         )
-        for path, file in sorted(plan.files.items())
+        for path, file in sorted(changes.files.items())
     )
 
 
 def require_place(
-    client: hub.HubClient,
-    plan: Plan,
+    client: HubClient,
+    changes: Changes,
     *,
     private: bool | None,
     create_pr: bool,
@@ -77,7 +109,7 @@ def require_place(
         HubError: no such repository or branch for what is asked, a tag of another commit, no such collection.
         UsageError: the repository is there and public where private was asked for, or the other way round.
     """
-    before = plan.before
+    before = changes.before
     if before.commit is None and create_pr:
         raise HubError(
             "there is no such repository to propose a change to", where=before.repo_id, hint="check its name"
@@ -95,14 +127,13 @@ def require_place(
             hint="change it on its settings page, or leave the option out",
         )
     if tags and before.commit is not None:
-        there = hub.tags_of(client, before.repo_id)
-        unchanged = not plan.differing and not plan.delete
+        there = tags_of(client, before.repo_id)
         for tag in tags:
-            if tag in there and not (unchanged and there[tag] == before.commit):
+            if tag in there and (changes.any or there[tag] != before.commit):
                 raise HubError(
                     f"the tag {tag!r} names another commit, {there[tag][:12]}",
                     where=before.repo_id,
                     hint="choose another tag; one that people use is not moved",
                 )
     if collection is not None:
-        hub.require_collection(client, collection)
+        require_collection(client, collection)

@@ -6,21 +6,16 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from llmcompress import hub
-from llmcompress.artifact import Measurements, read_measurements, replace_report, require_verified
-from llmcompress.errors import GateError, HubError, UsageError
-from llmcompress.publishing.changes import Plan, planned, pushed_files, require_place
-from llmcompress.publishing.contents import (
-    CARD,
-    current_card,
-    kept_card,
-    model_files,
-    outgoing_bytes,
-    repository_name,
-    require_gate,
-    require_no_token,
-)
+from llmcompress.artifact import read_measurements, replace_report, require_verified
+from llmcompress.errors import HubError, UsageError
+from llmcompress.hub import upload
+from llmcompress.hub.account import find_account, require_rights
+from llmcompress.hub.client import HubClient
+from llmcompress.publishing import contents
+from llmcompress.publishing.changes import Changes, find_changes, pushed_files, repository_name, require_place
+from llmcompress.publishing.gate import require_gate
 from llmcompress.report.push import PushReport
+from llmcompress.spec.hub_names import check_revision
 from llmcompress.system.environment import installed_versions
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -72,65 +67,61 @@ def push_to_hub(
     """
     directory = Path(directory)
     for tag in tags:
-        hub.check_revision(tag)
-    branch = hub.check_revision(revision or "main")
+        check_revision(tag)
+    branch = check_revision(revision or "main")
     if create_pr and tags:
-        raise UsageError("a pull request is no commit of the model yet: it cannot be tagged", hint="leave --tag out")
+        raise UsageError("a pull request is no commit of the model yet: it cannot be tagged", hint="leave `tags` out")
     if create_pr and private is not None:
-        raise UsageError("a pull request goes to a repository that is there", hint="leave --private out")
+        raise UsageError("a pull request goes to a repository that is there", hint="leave `private` out")
     progress(Progress("verify", 0, 0))
     require_verified(directory)
     measured = read_measurements(directory)
-    forced = _gate(measured, directory, force=force)
-    files, left_out = model_files(directory, measured)
-    total = sum(file.size_bytes for file in files.values())
+    forced = require_gate(measured, where=str(directory), force=force)
+    files, left_out = contents.model_files(directory, measured)
     sent = _Sent(progress)
-    client = hub.HubClient(hub.limit_s(total), on_sent=sent.add)
+    client = HubClient(sum(file.size_bytes for file in files.values()), on_sent=sent.add)
     progress(Progress("look at the Hub", 0, 0))
-    who = hub.find_account(client)
+    who = find_account(client)
     name = repository_name(directory, measured.manifest, repo_id, who.name)
-    hub.require_rights(who, name, create_pr=create_pr)
+    require_rights(who, name, create_pr=create_pr)
     if keep_card:
-        card = own = kept_card(directory)
+        card = own = contents.kept_card(directory)
     else:
         own = (render or _render)(directory, None)
-        card = current_card(directory, own, (render or _render)(directory, name))
-    require_no_token(CARD, card.encode())
-    files[CARD] = outgoing_bytes(card.encode())
-    plan = planned(client, hub.fetch_state(client, name, branch), files, delete_others=delete_others)
-    require_place(client, plan, private=private, create_pr=create_pr, tags=tags, collection=collection)
+        card = contents.current_card(directory, own, (render or _render)(directory, name))
+    contents.require_no_token(contents.CARD, card.encode())
+    files[contents.CARD] = contents.outgoing_bytes(card.encode())
+    changes = find_changes(client, upload.fetch_state(client, name, branch), files, delete_others=delete_others)
+    require_place(client, changes, private=private, create_pr=create_pr, tags=tags, collection=collection)
+    new = changes.before.commit is None
     report = PushReport(
         repo_id=name,
-        url=hub.page(name),
+        url=upload.page(name),
         dry_run=dry_run,
-        created=plan.before.commit is None,
-        private=private if plan.before.commit is None else plan.before.private,
+        created=new,
+        private=private if new else changes.before.private,
         commit=None,
-        files=pushed_files(plan),
-        deleted=tuple(plan.delete),
-        kept=tuple(plan.kept),
+        files=pushed_files(changes),
+        deleted=tuple(changes.delete),
+        kept=tuple(changes.kept),
         left_out=left_out,
         forced=forced,
-        sent_bytes=sum(files[path].size_bytes for path in plan.differing),
+        sent_bytes=sum(files[path].size_bytes for path in changes.differing),
         tags=tuple(tags),
         collection=collection,
         card=card,
     )
     if dry_run:
         return report
-    if not (directory / CARD).is_file():
-        replace_report(directory, CARD, own.encode())
-    if plan.before.commit is None:
-        hub.create_repo(client, name, private=private)
-        plan = planned(client, hub.fetch_state(client, name, branch), files, delete_others=delete_others)
-    made = None
-    if plan.differing or plan.delete:
-        sent.total = report.sent_bytes
-        made = hub.open_pull_request(client, plan.before, who.name, files, plan.delete) if create_pr else None
-        if made is None:
-            message = f"Upload {measured.manifest.recipe.name} model made with llmcompress {_version()}"
-            made = hub.make_commit(client, plan.before, files, plan.delete, message, create_pr=create_pr)
-    return _finish(client, plan, made, report)
+    if not (directory / contents.CARD).is_file():
+        replace_report(directory, contents.CARD, own.encode())
+    if new:
+        upload.create_repo(client, name, private=private)
+        changes = find_changes(client, upload.fetch_state(client, name, branch), files, delete_others=delete_others)
+    sent.total = report.sent_bytes
+    message = f"Upload {measured.manifest.recipe.name} model made with llmcompress {_version()}"
+    commit = _commit(client, changes, who.name, message, create_pr=create_pr) if changes.any else None
+    return _finished(client, changes, commit, report)
 
 
 class _Sent:
@@ -155,41 +146,37 @@ def _render(directory: Path, repo_id: str | None) -> str:
     return str(render_card(directory, repo_id=repo_id))
 
 
-def _gate(measured: Measurements, directory: Path, *, force: bool) -> str | None:
-    """What the gate objects, where it is overruled."""
-    try:
-        require_gate(measured, where=str(directory))
-    except GateError as error:
-        if not force:
-            raise
-        return error.message
-    return None
+def _commit(client: HubClient, changes: Changes, author: str, message: str, *, create_pr: bool) -> upload.Commit:
+    if create_pr:
+        same = upload.open_pull_request(client, changes.before, author, changes.files, changes.delete)
+        if same is not None:
+            return same
+    return upload.make_commit(client, changes.before, changes.files, changes.delete, message, create_pr=create_pr)
 
 
-def _finish(client: hub.HubClient, plan: Plan, made: hub.Commit | None, report: PushReport) -> PushReport:
+def _finished(client: HubClient, changes: Changes, commit: upload.Commit | None, report: PushReport) -> PushReport:
     """Compare what the Hub holds now, by hash; then tags and collection."""
-    name, commit = report.repo_id, made.sha if made else str(plan.before.commit)
+    name, sha = report.repo_id, commit.sha if commit else str(changes.before.commit)
     try:
-        there = hub.fetch_state(client, name, commit).files
-        wrong = hub.differing(plan.files, there) + [path for path in plan.delete if path in there]
+        there = upload.fetch_state(client, name, sha).files
+        wrong = upload.differing(changes.files, there) + [path for path in changes.delete if path in there]
         if wrong:
             raise HubError(
                 f"the Hub does not hold what was sent: {', '.join(wrong[:5])}", where=name, hint="run it again"
             )
         if report.tags:
-            known = hub.tags_of(client, name)
-            hub.add_tags(client, name, commit, [tag for tag in report.tags if known.get(tag) != commit])
+            known = upload.tags_of(client, name)
+            upload.add_tags(client, name, sha, [tag for tag in report.tags if known.get(tag) != sha])
         if report.collection is not None:
-            hub.add_to_collection(client, report.collection, name)
+            upload.add_to_collection(client, report.collection, name)
     except HubError as error:
-        if made is None:
-            raise
-        error.message = f"the commit {commit[:12]} is made; then: {error.message}"
+        if commit is not None:
+            error.message = f"the commit {sha[:12]} is made; then: {error.message}"
         raise
-    if made is None:
+    if commit is None:
         return report
-    changes = {"commit": commit, "commit_url": f"{report.url}/commit/{commit}", "pull_request_url": made.pull_request}
-    return report.model_copy(update=changes)
+    made = {"commit": sha, "commit_url": f"{report.url}/commit/{sha}", "pull_request_url": commit.pull_request}
+    return report.model_copy(update=made)
 
 
 def _version() -> str:
