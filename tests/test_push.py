@@ -454,6 +454,22 @@ def test_a_file_that_changes_while_it_is_sent(fake: FakeHub, model: Path, monkey
     assert commits(fake, MODEL) == 1
 
 
+def test_an_upload_that_finds_no_connection_is_sent_again(fake: FakeHub, model: Path) -> None:
+    """huggingface_hub closes its session over a failed connection, and goes on with the closed one."""
+    weights = (model / "openvino_model.bin").read_bytes()
+    action = {"upload": {"href": "http://127.0.0.1:9/nobody"}}
+    nowhere = {"oid": sha256(weights), "size": len(weights), "actions": action}
+    body = json.dumps({"transfer": "basic", "objects": [nowhere]}).encode()
+    fake.answer = lambda method, path: (
+        (200, {"Content-Type": "application/json"}, body)
+        if path.endswith("/batch") and len(fake.asked("/batch")) == 1
+        else None
+    )
+    pushed(model)
+    assert held(fake.repos[MODEL]) == model_of(model)
+    assert len(fake.asked("/batch")) == 2
+
+
 def test_a_gitignore_that_keeps_files_out(fake: FakeHub, model: Path) -> None:
     files = [{"path": name, "uploadMode": "regular", "shouldIgnore": True, "oid": None} for name in files_of(model)]
     files.append({"path": "README.md", "uploadMode": "regular", "shouldIgnore": True, "oid": None})

@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 _LOOK_S = 0.2
 _ANSWER_TO_A_WRITE_S = 60.0
-_TOLD = ("X-Error-Code", "X-Error-Message", "Retry-After", "RateLimit")
+_KEPT_HEADERS = ("X-Error-Code", "X-Error-Message", "Retry-After", "RateLimit")
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -45,7 +45,7 @@ class HubClient:
     A stall is as long as ``HF_HUB_DOWNLOAD_TIMEOUT`` says. After a fault of the network or the server a request is
     sent again; ``Retry-After`` is waited for, within bounds.
 
-    Methods raise, besides httpx's and huggingface_hub's errors:
+    Methods raise, next to httpx's and huggingface_hub's errors:
         OverdueError: the time limit has passed.
         StoppedError: ``stop`` was called.
     """
@@ -53,7 +53,7 @@ class HubClient:
     def __init__(self, num_bytes: int = 0, *, on_sent: Callable[[int], None] | None = None) -> None:
         """Start the clock for an operation that moves so many bytes.
 
-        ``on_sent`` is told the sizes of the pieces of files that go out. Raises UsageError as ``limit_s``.
+        ``on_sent`` gets the sizes of the pieces of files that go out. Raises UsageError as ``limit_s``.
         """
         self._limit_s = limit_s(num_bytes)
         self._end = time.monotonic() + self._limit_s
@@ -88,7 +88,7 @@ class HubClient:
             with self.stream(url, params=params) as response:
                 return b"".join(self.blocks(response)), response.links.get("next", {}).get("url")
 
-        return self.patiently(lambda: self.in_time(get))
+        return self.patiently(get)
 
     @contextmanager
     def stream(
@@ -97,17 +97,20 @@ class HubClient:
         """Send one GET request, once; the body is to be read by ``blocks``. The token goes to the Hub alone."""
         from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
-        sent = build_hf_headers(token=None if _is_home(httpx.URL(url)) else False)
-        with get_session().stream(
+        session = get_session()
+        request = session.build_request(
             "GET",
             url,
             params=params,
-            headers={**sent, **(headers or {})},
-            follow_redirects=True,
+            headers={**build_hf_headers(token=None if _is_home(httpx.URL(url)) else False), **(headers or {})},
             extensions={"timeout": _stall_limits("GET")},
-        ) as response:
+        )
+        response = self.in_time(lambda: session.send(request, stream=True, follow_redirects=True))
+        try:
             raise_for_status(response)
             yield response
+        finally:
+            response.close()
 
     def blocks(self, response: httpx.Response) -> Iterator[bytes]:
         """The body, as it comes."""
@@ -127,7 +130,7 @@ class HubClient:
         Args:
             function: Given the API; called again after a fault.
             repeatable: As for ``patiently``.
-            on_response: Told every answer before its body is read.
+            on_response: Given every answer before its body is read.
         """
         from huggingface_hub import HfApi
 
@@ -138,7 +141,10 @@ class HubClient:
                 except RuntimeError as error:
                     # The library closes its session over a failed connection, and then sends with the closed one.
                     if session.is_closed:
-                        raise httpx.NetworkError(str(error)) from error
+                        raise httpx.NetworkError("the session is closed") from error
+                    # It also puts one around what an upload failed of.
+                    if isinstance(error.__cause__, httpx.HTTPError):
+                        raise error.__cause__ from None
                     raise
 
         with _ONE_AT_A_TIME, _quiet_library():
@@ -238,8 +244,8 @@ def raise_for_status(response: httpx.Response) -> None:
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     if response.is_error:
-        told = {name: response.headers[name] for name in _TOLD if name in response.headers}
-        hf_raise_for_status(httpx.Response(response.status_code, headers=told, request=response.request))
+        kept = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+        hf_raise_for_status(httpx.Response(response.status_code, headers=kept, request=response.request))
 
 
 def _refuse_early(response: httpx.Response) -> None:

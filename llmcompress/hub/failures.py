@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,46 +47,31 @@ _STATUSES_OF_A_WRITE: dict[int, _Words] = {
         "`create_pr` proposes a change to somebody else's repository",
     ),
 }
-_FAULTS: tuple[tuple[tuple[str, ...], _Words], ...] = (
-    (
-        ("OverdueError",),
-        (
-            "it was not done within its time limit of {limit} seconds",
-            "{again}; LLMCOMPRESS_HUB_DEADLINE_S=SECONDS sets another limit",
-        ),
+_FAULTS: dict[str, _Words] = {
+    "OverdueError": (
+        "it was not done within its time limit of {limit} seconds",
+        "{again}; LLMCOMPRESS_HUB_DEADLINE_S=SECONDS sets another limit",
     ),
-    (
-        ("SSL",),
-        (
-            "the certificate of {endpoint}, or what it is sent through, was not accepted",
-            "check the network and its proxy, and the clock; SSL_CERT_FILE names further authorities",
-        ),
+    "SSL": (
+        "the certificate of {endpoint}, or what it is sent through, was not accepted",
+        "check the network and its proxy, and the clock; SSL_CERT_FILE names further authorities",
     ),
-    (("gaierror",), ("the name of {endpoint} cannot be resolved", "check the network and HF_ENDPOINT{or_cached}")),
-    (
-        ("TooManyRedirects",),
-        ("the Hub redirects in a circle", "see whether {page} opens, and check HF_ENDPOINT"),
+    "gaierror": ("the name of {endpoint} cannot be resolved", "check the network and HF_ENDPOINT{or_cached}"),
+    "TooManyRedirects": ("the Hub redirects in a circle", "see whether {page} opens, and check HF_ENDPOINT"),
+    "ReadTimeout WriteTimeout": (
+        "{endpoint} did not answer in time",
+        "{again}; HF_HUB_DOWNLOAD_TIMEOUT=SECONDS waits longer{or_cached}",
     ),
-    (
-        ("ReadTimeout", "WriteTimeout"),
-        ("{endpoint} did not answer in time", "{again}; HF_HUB_DOWNLOAD_TIMEOUT=SECONDS waits longer{or_cached}"),
+    "EndedEarlyError": ("the download ended early: fewer bytes came than the Hub states", "{again}"),
+    "RemoteProtocolError ReadError WriteError": ("the connection to {endpoint} broke, several times", "{again}"),
+    "Connect Network Timeout Proxy": ("no connection to {endpoint}", "check the network{or_cached}"),
+    "JSONDecodeError DecodingError UnicodeDecodeError": (
+        "the Hub's answer cannot be read",
+        "see whether {page} opens; a proxy may answer in its place",
     ),
-    (("EndedEarlyError",), ("the download ended early: fewer bytes came than the Hub states", "{again}")),
-    (
-        ("RemoteProtocolError", "ReadError", "WriteError"),
-        ("the connection to {endpoint} broke, several times", "{again}"),
-    ),
-    (
-        ("Connect", "Network", "Timeout", "Proxy"),
-        ("no connection to {endpoint}", "check the network{or_cached}"),
-    ),
-    (
-        ("JSONDecodeError", "DecodingError", "UnicodeDecodeError"),
-        ("the Hub's answer cannot be read", "see whether {page} opens; a proxy may answer in its place"),
-    ),
-    (("",), ("the Hub could not be used ({kinds})", "see whether {page} opens, and try again")),
-)
-"""By parts of the names of errors; the first that fits counts."""
+    "": ("the Hub could not be used ({kinds})", "see whether {page} opens, and try again"),
+}
+"""By words, one of which is part of an error's name; the first that fits counts."""
 
 
 @contextmanager
@@ -115,6 +100,7 @@ def _translated(error: Exception, repo_id: str, revision: str, writing: bool) ->
     from huggingface_hub import constants, errors
 
     chain = _chain(error)
+    kinds = sorted({type(link).__name__ for link in chain})
     # TLS and a firewall have numbers that also disks have.
     sending = any(isinstance(link, httpx.HTTPError) for link in chain)
     for link in chain:
@@ -132,8 +118,7 @@ def _translated(error: Exception, repo_id: str, revision: str, writing: bool) ->
         message = "revision {revision!r} is not in the local cache {cache}, and this run is offline"
         hint = "run it once without `offline` (and without HF_HUB_OFFLINE)"
     else:
-        kinds = [type(link).__name__ for link in chain]
-        message, hint = next(words for parts, words in _FAULTS if any(part in kind for kind in kinds for part in parts))
+        message, hint = next(words for named, words in _FAULTS.items() if _is_among(named, kinds))
     facts = {
         "page": f"{constants.ENDPOINT}/{repo_id}",
         "endpoint": constants.ENDPOINT,
@@ -141,13 +126,17 @@ def _translated(error: Exception, repo_id: str, revision: str, writing: bool) ->
         "revision": revision,
         "login": "run `hf auth login`, or set HF_TOKEN",
         "limit": next((str(link) for link in chain if type(link).__name__ == "OverdueError"), ""),
-        "kinds": ", ".join(sorted({type(link).__name__ for link in chain})),
+        "kinds": ", ".join(kinds),
         "again": "run it again: nothing is sent twice"
         if writing
         else "what came is kept: run it again, and it goes on there",
         "or_cached": "" if writing else ", or use `offline` if it is cached",
     }
     return HubError(message.format(**facts), where=repo_id, hint=hint.format(**facts))
+
+
+def _is_among(words: str, kinds: Sequence[str]) -> bool:
+    return not words or any(word in kind for word in words.split() for kind in kinds)
 
 
 def _refusal_words(refusal: Any, writing: bool) -> _Words:

@@ -66,26 +66,17 @@ def transfer(client: HubClient, url: str, file: HubFile, partial: Path, report: 
         url: Of the file at its commit.
         file: With the size and hash that the Hub states.
         partial: May hold the file's first bytes.
-        report: Told how many bytes are there.
+        report: Given how many bytes are there.
 
     Raises:
         HubError: the bytes were wrong twice.
         EndedEarlyError: the transfer came no further, several times.
         TransportError, HfHubHTTPError, OverdueError, StoppedError: as ``HubClient``.
     """
-    enough = min(_PROGRESS_BYTES, file.size_bytes // 100 + 1)
     for _ in range(2):
         with partial.open("ab") as stream:
             growing = _GrowingFile(file, partial, stream, report)
-
-            def attempt(growing: _GrowingFile = growing) -> None:
-                client.in_time(lambda: _complete(client, url, file.size_bytes, growing))
-
-            try:
-                client.patiently(attempt, done=lambda growing=growing: growing.size, enough=enough)  # type: ignore[misc]
-                right = growing.is_right()
-            except _UnfitAnswerError:
-                right = False
+            right = _is_completed(client, url, file, growing)
             stream.flush()
             os.fsync(stream.fileno())
         if right:
@@ -98,7 +89,20 @@ def transfer(client: HubClient, url: str, file: HubFile, partial: Path, report: 
     )
 
 
-def _complete(client: HubClient, url: str, size_bytes: int, growing: _GrowingFile) -> None:
+def _is_completed(client: HubClient, url: str, file: HubFile, growing: _GrowingFile) -> bool:
+    """Get what is missing; returns whether the whole is what the Hub states."""
+    try:
+        client.patiently(
+            lambda: _get_rest(client, url, file.size_bytes, growing),
+            done=lambda: growing.size,
+            enough=min(_PROGRESS_BYTES, file.size_bytes // 100 + 1),
+        )
+    except _UnfitAnswerError:
+        return False
+    return growing.is_right()
+
+
+def _get_rest(client: HubClient, url: str, size_bytes: int, growing: _GrowingFile) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 
     begin = growing.size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
@@ -20,8 +19,8 @@ _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 _NOT_SEARCHED = (".bin",)
 
 
-def model_files(directory: Path, measured: Measurements) -> tuple[dict[str, Outgoing], dict[str, str]]:
-    """What leaves besides the card, by name, and the reports that stay, each with the reason.
+def model_files(directory: Path, measured: Measurements) -> dict[str, Outgoing]:
+    """What leaves next to the card, by name; reports of other bytes stay.
 
     To be called after the directory was verified against its manifest.
 
@@ -32,20 +31,13 @@ def model_files(directory: Path, measured: Measurements) -> tuple[dict[str, Outg
         record.path: _outgoing(directory / record.path, record.size_bytes, record.sha256)
         for record in measured.manifest.files
     }
-    stay = dict(measured.unused)
-    for name in sorted({MANIFEST, *REPORTS} - {CARD}):
-        path = directory / name
-        if name in stay or not path.is_file():
-            continue
-        content = path.read_bytes()
-        if name != MANIFEST and _manifest_hash(content) != measured.manifest_sha256:
-            stay[name] = "it was not measured on these bytes"
-            continue
-        files[name] = outgoing_bytes(content)
+    for name in sorted({MANIFEST, *REPORTS} - {CARD} - measured.unused.keys()):
+        if (directory / name).is_file():
+            files[name] = outgoing_bytes((directory / name).read_bytes())
     for name, file in files.items():
         if not name.endswith(_NOT_SEARCHED):
             require_no_token(name, file.content if isinstance(file.content, bytes) else file.content.read_bytes())
-    return files, stay
+    return files
 
 
 def outgoing_bytes(content: bytes) -> Outgoing:
@@ -108,16 +100,3 @@ def _read_card(directory: Path) -> str | None:
 
 def _outgoing(path: Path, size_bytes: int, sha256: str) -> Outgoing:
     return Outgoing(path.read_bytes() if size_bytes <= _READ_AT_ONCE_BYTES else path, size_bytes, sha256)
-
-
-def _manifest_hash(content: bytes) -> str | None:
-    """The hash that a report carries; None for what is no report of ours."""
-    try:
-        data = json.loads(content)
-    except ValueError:
-        return None
-    if not isinstance(data, dict):
-        return None
-    model = data.get("model")
-    found = data.get("manifest_sha256") or (model.get("manifest_sha256") if isinstance(model, dict) else None)
-    return found if isinstance(found, str) else None

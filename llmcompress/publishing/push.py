@@ -55,7 +55,7 @@ def push_to_hub(
         collection: Slug of a collection to put the model into.
         tags: Git tags for the commit.
         revision: An existing branch; by default main.
-        progress: Told the bytes that were sent.
+        progress: Given the bytes that were sent.
         render: Directory and Hub id -> card; by default ``llmcompress.publishing.card.render_card``.
 
     Raises:
@@ -77,7 +77,7 @@ def push_to_hub(
     require_verified(directory)
     measured = read_measurements(directory)
     forced = require_gate(measured, where=str(directory), force=force)
-    files, left_out = contents.model_files(directory, measured)
+    files = contents.model_files(directory, measured)
     sent = _Sent(progress)
     client = HubClient(sum(file.size_bytes for file in files.values()), on_sent=sent.add)
     progress(Progress("look at the Hub", 0, 0))
@@ -104,7 +104,7 @@ def push_to_hub(
         files=pushed_files(changes),
         deleted=tuple(changes.delete),
         kept=tuple(changes.kept),
-        left_out=left_out,
+        left_out=dict(measured.unused),
         forced=forced,
         sent_bytes=sum(files[path].size_bytes for path in changes.differing),
         tags=tuple(tags),
