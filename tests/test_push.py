@@ -442,7 +442,7 @@ def test_a_hub_that_holds_other_bytes_afterwards(fake: FakeHub, model: Path) -> 
 
 
 def test_a_file_that_changes_while_it_is_sent(fake: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcompress.publishing.contents._READ_AT_ONCE_BYTES", 0)
+    monkeypatch.setattr("llmcompress.publishing.outgoing._READ_AT_ONCE_BYTES", 0)
 
     def change(method: str, path: str) -> None:
         if "/preupload/" in path:

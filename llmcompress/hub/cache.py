@@ -34,7 +34,7 @@ class CachedRepository(NamedTuple):
 
     def blob(self, file: HubFile) -> Path:
         """Where the bytes of a file are, under the hash that the Hub states."""
-        return self.folder / "blobs" / str(file.sha256 or file.git_sha1)
+        return self.folder / "blobs" / str(file.stated_hash)
 
     def pointer(self, file: HubFile) -> Path:
         """Where a file is found under its name."""
@@ -126,11 +126,10 @@ def deviation(file: HubFile, path: Path, *, by_size: bool = False) -> str:
     size = path.stat().st_size
     if size != file.size_bytes:
         return f"has {size} bytes where the Hub states {file.size_bytes}"
-    stated = file.sha256 or file.git_sha1
-    if stated and not by_size:
+    if file.stated_hash and not by_size:
         digest = new_digest(file)
         feed(digest, path)
-        if digest.hexdigest() != stated:
+        if digest.hexdigest() != file.stated_hash:
             return "holds other bytes than the Hub states: the hash differs"
     return ""
 

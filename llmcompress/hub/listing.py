@@ -25,6 +25,11 @@ class HubFile(NamedTuple):
     sha256: str | None = None
     git_sha1: str | None = None
 
+    @property
+    def stated_hash(self) -> str | None:
+        """The one of the two that there is; neither for a cached file that is no link to a blob."""
+        return self.sha256 or self.git_sha1
+
 
 class HubListing(NamedTuple):
     """All files of a repository at one commit."""

@@ -55,7 +55,7 @@ class _GrowingFile:
         self.size = 0
 
     def is_right(self) -> bool:
-        return bool(self._digest.hexdigest() == (self._file.sha256 or self._file.git_sha1))
+        return bool(self._digest.hexdigest() == self._file.stated_hash)
 
 
 def transfer(client: HubClient, url: str, file: HubFile, partial: Path, report: Callable[[int], None]) -> None:

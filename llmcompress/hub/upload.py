@@ -27,6 +27,11 @@ class Outgoing(NamedTuple):
     size_bytes: int
     sha256: str
 
+    @staticmethod
+    def of_bytes(content: bytes) -> Outgoing:
+        """A file whose bytes are in memory."""
+        return Outgoing(content, len(content), hashlib.sha256(content).hexdigest())
+
 
 class Remote(NamedTuple):
     """A repository at the head of one branch."""
@@ -101,7 +106,7 @@ def read_file(client: HubClient, remote: Remote, name: str) -> bytes:
 
     with translated_errors(remote.repo_id, remote.revision, writing=True):
         content, _ = client.read(hf_hub_url(remote.repo_id, name, revision=remote.commit))
-    if not _is_same(Outgoing(content, len(content), hashlib.sha256(content).hexdigest()), remote.files[name]):
+    if not _is_same(Outgoing.of_bytes(content), remote.files[name]):
         raise HubError(
             "the Hub sent other bytes than it states", where=f"{remote.repo_id}: {name}", hint="run it again"
         )

@@ -11,11 +11,10 @@ import yaml
 from llmcompress.artifact import read_measurements, replace_report
 from llmcompress.errors import UsageError, WriteError
 from llmcompress.publishing.content import variables
+from llmcompress.publishing.outgoing import CARD
 from llmcompress.publishing.sandbox import render
 from llmcompress.report.record import Record
 from llmcompress.spec.hub_names import check_repo_id
-
-CARD = "README.md"
 
 _MARK = re.compile(r"\n<!-- llmcompress card, sha256 of the text above: ([0-9a-f]{64}) -->\n\Z")
 _FRONT_MATTER = re.compile(r"---\n(.*?)^---$", re.DOTALL | re.MULTILINE)

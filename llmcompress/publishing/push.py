@@ -11,7 +11,7 @@ from llmcompress.errors import HubError, UsageError
 from llmcompress.hub import upload
 from llmcompress.hub.account import find_account, require_rights
 from llmcompress.hub.client import HubClient
-from llmcompress.publishing import contents
+from llmcompress.publishing import outgoing
 from llmcompress.publishing.changes import Changes, find_changes, pushed_files, repository_name, require_place
 from llmcompress.publishing.gate import require_gate
 from llmcompress.report.push import PushReport
@@ -77,7 +77,7 @@ def push_to_hub(
     require_verified(directory)
     measured = read_measurements(directory)
     forced = require_gate(measured, where=str(directory), force=force)
-    files = contents.model_files(directory, measured)
+    files = outgoing.model_files(directory, measured)
     sent = _Sent(progress)
     client = HubClient(sum(file.size_bytes for file in files.values()), on_sent=sent.add)
     progress(Progress("look at the Hub", 0, 0))
@@ -85,12 +85,12 @@ def push_to_hub(
     name = repository_name(directory, measured.manifest, repo_id, who.name)
     require_rights(who, name, create_pr=create_pr)
     if keep_card:
-        card = own = contents.kept_card(directory)
+        card = own = outgoing.kept_card(directory)
     else:
         own = (render or _render)(directory, None)
-        card = contents.current_card(directory, own, (render or _render)(directory, name))
-    contents.require_no_token(contents.CARD, card.encode())
-    files[contents.CARD] = contents.outgoing_bytes(card.encode())
+        card = outgoing.current_card(directory, own, (render or _render)(directory, name))
+    outgoing.require_no_token(outgoing.CARD, card.encode())
+    files[outgoing.CARD] = upload.Outgoing.of_bytes(card.encode())
     changes = find_changes(client, upload.fetch_state(client, name, branch), files, delete_others=delete_others)
     require_place(client, changes, private=private, create_pr=create_pr, tags=tags, collection=collection)
     new = changes.before.commit is None
@@ -113,8 +113,8 @@ def push_to_hub(
     )
     if dry_run:
         return report
-    if not (directory / contents.CARD).is_file():
-        replace_report(directory, contents.CARD, own.encode())
+    if not (directory / outgoing.CARD).is_file():
+        replace_report(directory, outgoing.CARD, own.encode())
     if new:
         upload.create_repo(client, name, private=private)
         changes = find_changes(client, upload.fetch_state(client, name, branch), files, delete_others=delete_others)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -33,16 +32,11 @@ def model_files(directory: Path, measured: Measurements) -> dict[str, Outgoing]:
     }
     for name in sorted({MANIFEST, *REPORTS} - {CARD} - measured.unused.keys()):
         if (directory / name).is_file():
-            files[name] = outgoing_bytes((directory / name).read_bytes())
+            files[name] = Outgoing.of_bytes((directory / name).read_bytes())
     for name, file in files.items():
         if not name.endswith(_NOT_SEARCHED):
             require_no_token(name, file.content if isinstance(file.content, bytes) else file.content.read_bytes())
     return files
-
-
-def outgoing_bytes(content: bytes) -> Outgoing:
-    """A file whose bytes are in memory."""
-    return Outgoing(content, len(content), hashlib.sha256(content).hexdigest())
 
 
 def require_no_token(name: str, content: bytes) -> None:
