@@ -14,7 +14,7 @@ from llmcompress.cli import run
 from llmcompress.cli.compress import default_output_name, forecast_source
 from llmcompress.cli.progress import watching
 from llmcompress.compression.compress import compress
-from llmcompress.errors import HubError, InterruptedRunError, LlmcompressError, ModelError
+from llmcompress.errors import HubError, InterruptedRunError, LlmcompressError, ModelError, UsageError
 from llmcompress.report.benchmark import BenchCase, BenchReport, Stats, Steadiness
 from llmcompress.report.compression import CompressionReport, LayerRecord
 from llmcompress.report.evaluation import (
@@ -294,6 +294,37 @@ def test_our_errors_are_one_line_what_and_one_line_what_to_do(
     hint = f"hint: {error.hint}\n" if error.hint else ""
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", f"error: {where}{error.message}\n{hint}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "printed"),
+    [
+        (
+            ["eval", "x"],
+            "`split_damage` and `num_generations` of `source`",
+            "--split-damage and --generations of SOURCE",
+        ),
+        (
+            ["eval", "x"],
+            "take `reference_scores='exact'`, `noise_floor=True`",
+            "take --reference-scores exact, --noise-floor",
+        ),
+        (["compress", "x", "-r", "int4"], "`overrides` a.b, or `tokenizer=False`", "--set a.b, or --no-tokenizer"),
+        (
+            ["compress", "x", "-r", "int4"],
+            "`split_damage`, `hf auth login`, `x=1`",
+            "`split_damage`, `hf auth login`, `x=1`",
+        ),
+        (["tune", "x"], "`budget_s` and `workloads`", "--budget and --workload"),
+        (["bench", "x"], "`batch_sizes` on `devices`", "--batch-size on --device"),
+    ],
+)
+def test_a_parameter_in_backticks_is_printed_as_its_flag(
+    arguments: list[str], text: str, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    raising(monkeypatch, UsageError(text, where=text, hint=text))
+    assert run(arguments) == 2
+    assert capsys.readouterr().err == f"error: {printed}: {printed}\nhint: {printed}\n"
 
 
 def test_a_long_error_stays_on_one_line_and_is_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

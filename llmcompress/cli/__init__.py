@@ -13,9 +13,11 @@ compress.py, evaluate.py, bench.py, tune.py, compare.py, run_plan.py, card.py, p
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _BROKEN_PIPE_EXIT_CODE = 141
 
@@ -51,7 +53,10 @@ def run(arguments: Sequence[str]) -> int:
     except LlmcompressError as error:
         if verbose and hasattr(error, "__notes__"):
             sys.stderr.write("\n".join(error.__notes__) + "\n")
-        print_error(error.message, where=error.where, hint=error.hint)
+        running = root.get_command(context, context.invoked_subcommand or "")
+        flags = flags_of(running) if running else {}
+        message, where, hint = (with_flags(text, flags) for text in (error.message, error.where, error.hint))
+        print_error(message, where=where, hint=hint)
         return error.exit_code
     except KeyboardInterrupt:
         print_error("interrupted by Ctrl-C", hint="run the same command again")
@@ -64,6 +69,29 @@ def run(arguments: Sequence[str]) -> int:
         hint = "" if verbose else "run it again with -v for the whole traceback"
         print_error(f"unexpected {type(error).__name__}: {error}".splitlines()[0], hint=hint)
         return 1
+
+
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """Write each parameter that the text names in backticks, alone or as ``name=value``, as the flag that sets it."""
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found[1], (found[2] or "").strip("\"'")
+        if name not in flags:
+            return found[0]
+        return flags[name] if value in ("", "True", "False") else f"{flags[name]} {value}"
+
+    return re.sub(r"`(\w+)(?:=([^`]*))?`", flag, text)
+
+
+def flags_of(command: Any) -> dict[str, str]:
+    """Return the parameters of a command and of its subcommands with their flags, an argument with its metavar."""
+    flags = {}
+    for each in (command, *getattr(command, "commands", {}).values()):
+        for parameter in each.params:
+            is_option = parameter.param_type_name == "option"
+            flag = max(parameter.opts, key=len) if is_option else (parameter.metavar or parameter.name.upper())
+            flags[parameter.name.removeprefix("no_")] = flag
+    return flags
 
 
 def _usage_error(error: Exception) -> int:

@@ -31,14 +31,14 @@ def bench(
     new_tokens: Annotated[
         str, typer.Option("--new-tokens", "-n", metavar="N,...", help="Tokens to generate; end-of-text is ignored.")
     ] = "128",
-    batch_size: Annotated[str, typer.Option("--batch-size", "-b", metavar="N,...", help="Sequences at once.")] = "1",
-    depth: Annotated[
+    batch_sizes: Annotated[str, typer.Option("--batch-size", "-b", metavar="N,...", help="Sequences at once.")] = "1",
+    depths: Annotated[
         str, typer.Option("--depth", metavar="N,...", help="Tokens that are in the context already.")
     ] = "0",
     threads: Annotated[
         str | None, typer.Option("--threads", metavar="N,...", show_default=False, help="Default: the device's choice")
     ] = None,
-    device: Annotated[str, typer.Option("--device", "-d", metavar="NAME,...", help="OpenVINO devices.")] = "CPU",
+    devices: Annotated[str, typer.Option("--device", "-d", metavar="NAME,...", help="OpenVINO devices.")] = "CPU",
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Runs of each shape.")] = 5,
     warmup_runs: Annotated[int, typer.Option("--warmup-runs", help="Runs before them that are not counted.")] = 1,
     engine: Annotated[
@@ -90,10 +90,10 @@ def bench(
         raise UsageError(f"--json and --format {output_format} contradict each other", hint="leave one of them out")
     spec = bench_spec(
         engine=engine,
-        devices=[name for name in device.split(",") if name],
+        devices=[name for name in devices.split(",") if name],
         threads=None if threads is None else _numbers("--threads", threads),
-        batch_sizes=_numbers("--batch-size", batch_size),
-        depths=_numbers("--depth", depth),
+        batch_sizes=_numbers("--batch-size", batch_sizes),
+        depths=_numbers("--depth", depths),
         prompt_tokens=_numbers("--prompt-tokens", prompt_tokens),
         new_tokens=_numbers("--new-tokens", new_tokens),
         precision=precision,

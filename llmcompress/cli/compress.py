@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmcompress.cli.console import facts_table, stdout
-from llmcompress.cli.options import AllowNonfinite, Json, Offline, Overwrite, Revision, Source, TrustRemoteCode, Verbose
+from llmcompress.cli.options import (
+    AllowNonfinite,
+    Json,
+    Offline,
+    Overrides,
+    Overwrite,
+    Revision,
+    Source,
+    TrustRemoteCode,
+    Verbose,
+)
 from llmcompress.report.text import count_text, duration_text, size_text
 
 if TYPE_CHECKING:
@@ -35,11 +45,8 @@ def compress(
             help="A packaged recipe, a YAML file, or optimum-default.",
         ),
     ],
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="Override one field; may be repeated."),
-    ] = None,
-    output: Annotated[
+    overrides: Overrides = None,
+    output_dir: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Default: ./MODEL-RECIPE-ov"),
     ] = None,
@@ -79,10 +86,10 @@ def compress(
 
     access = Access(revision, trust_remote_code, offline, allow_nonfinite)
     if recipe in RECOMMENDED:
-        chosen = _recommended(source, recipe, override or [], access, verbose=verbose)
+        chosen = _recommended(source, recipe, overrides or [], access, verbose=verbose)
     else:
-        chosen = load_recipe(recipe, override or ())
-    output_dir = output if output is not None else Path(default_output_name(source, chosen.name))
+        chosen = load_recipe(recipe, overrides or ())
+    output_dir = output_dir or Path(default_output_name(source, chosen.name))
     if dry_run:
         _forecast(source, chosen, output_dir, access, engine, as_json=as_json, verbose=verbose)
         return

@@ -85,7 +85,7 @@ def evaluate(
     split_damage: Annotated[
         bool, typer.Option("--split-damage", help="Also what weights, cache, activations and precision contribute.")
     ] = False,
-    generations: Annotated[
+    num_generations: Annotated[
         int, typer.Option("--generations", min=0, help="Greedy continuations to compare with the reference's.")
     ] = 0,
     max_kl: Annotated[float | None, typer.Option("--max-kl", show_default=False, help="Gate: mean KL, nats.")] = None,
@@ -196,7 +196,7 @@ def evaluate(
             "reference_scores": reference_scores,
             "gate": _gate(given),
             "probe_context": probe_context,
-            "num_generations": generations,
+            "num_generations": num_generations,
             "noise_floor": noise_floor,
             "split_damage": split_damage,
             "tasks": task_names,

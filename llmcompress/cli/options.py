@@ -9,6 +9,10 @@ from typing import Annotated
 import typer
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="Override one field; may be repeated."),
+]
 Revision = Annotated[
     str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub source.", show_default=False)
 ]

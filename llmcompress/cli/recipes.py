@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmcompress.cli.options import Json
+from llmcompress.cli.options import Json, Overrides
 
 recipes = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
 
@@ -45,10 +45,7 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
 @recipes.command()
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", show_default=False)],
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="Override one field; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
     """Print one recipe as YAML that can be edited and given back to --recipe.
@@ -62,7 +59,7 @@ def show(
     from llmcompress.cli.console import print_json, write_line
     from llmcompress.spec import dump_recipe, load_recipe
 
-    recipe = load_recipe(name, override or ())
+    recipe = load_recipe(name, overrides or ())
     if as_json:
         print_json(recipe)
     else:

@@ -32,7 +32,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the jobs, with predicted size, memory, disk and time.")
     ] = False,
-    output: Annotated[
+    output_dir: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Instead of the plan's.")
     ] = None,
     only: Annotated[
@@ -72,7 +72,7 @@ def run(
     if address is not None and executor != "ray":
         raise UsageError("--address has no effect on the executor local", hint="add --executor ray")
     loaded = load_plan(plan)
-    common = {"output_dir": output, "only": only or (), "executor": executor, "offline": offline}
+    common = {"output_dir": output_dir, "only": only or (), "executor": executor, "offline": offline}
     if dry_run:
         with watching(verbose=verbose) as watch:
             watch.report(Progress("read the plan", 0, 0))

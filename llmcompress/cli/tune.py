@@ -35,7 +35,7 @@ _WITH_MEASURED = {
     "directory",
     "measured",
     "apply",
-    "output",
+    "output_dir",
     "profile_output",
     "html",
     "overwrite",
@@ -68,7 +68,7 @@ def tune(
         float | None,
         typer.Option("--max-kl", show_default=False, help="Mean KL, nats. Default: 0.001 over the default's"),
     ] = None,
-    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Such as 90s, 10m, 1h30m.")] = "10m",
+    budget_s: Annotated[str, typer.Option("--budget", metavar="TIME", help="Such as 90s, 10m, 1h30m.")] = "10m",
     repetitions: Annotated[
         int, typer.Option("--repetitions", "-r", help="Runs of each workload and setting; up to 3 times that.")
     ] = 5,
@@ -103,7 +103,7 @@ def tune(
     apply: Annotated[
         bool, typer.Option("--apply", help="Write a new artifact whose IR holds what a model can hold.")
     ] = False,
-    output: Annotated[
+    output_dir: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="NEWDIR", show_default=False, help="Where, with --apply.")
     ] = None,
     profile_output: Annotated[
@@ -149,9 +149,9 @@ def tune(
     from llmcompress.tuning import check_profile_path, read_tuning, write_tuning_page
     from llmcompress.tuning.tune import tune as tune_directory
 
-    if apply != (output is not None):
+    if apply != (output_dir is not None):
         raise UsageError("--apply and --output go together", hint="give both, or none of them")
-    if overwrite and output is None and profile_output is None:
+    if overwrite and output_dir is None and profile_output is None:
         raise UsageError("--overwrite has no effect without --apply or --profile-output", hint="leave it out")
     if trust_remote_code and reference is None:
         raise UsageError("--trust-remote-code has no effect without --reference", hint="leave it out")
@@ -164,8 +164,8 @@ def tune(
         _refuse_ignored(context)
         report = read_tuning(directory)
     else:
-        if output is not None:
-            _check_output(output, directory, overwrite=overwrite)
+        if output_dir is not None:
+            _check_output(output_dir, directory, overwrite=overwrite)
         spec = tune_spec(
             # The worker may not share what the shell calls the working directory.
             dataset=str(Path(dataset).absolute()) if Path(dataset).is_file() else dataset,
@@ -177,7 +177,7 @@ def tune(
             scope=scope,
             objective=objective,
             max_kl=max_kl,
-            budget=budget,
+            budget=budget_s,
             repetitions=repetitions,
             properties=properties or (),
             seq_len=seq_len,
@@ -204,7 +204,7 @@ def tune(
         raise GateError(
             report.reason, where=directory.name, hint="set another --max-kl, or take a recipe that loses less"
         )
-    _put(report, directory, output, profile_output, overwrite=overwrite, verbose=verbose)
+    _put(report, directory, output_dir, profile_output, overwrite=overwrite, verbose=verbose)
 
 
 def _put(
