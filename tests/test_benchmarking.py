@@ -37,8 +37,9 @@ from llmcompress.benchmarking.timing import (
 from llmcompress.benchmarking.worker import MemoryUse, Opened, forget_pages
 from llmcompress.errors import LlmcompressError, ResourceError, UsageError
 from llmcompress.report.benchmark import BenchReport, LoadTime
-from llmcompress.spec import BenchSpec, bench_spec
+from llmcompress.spec import BenchSpec
 from llmcompress.spec.benchmark import Setting, Shape
+from llmcompress.spec.validation import from_options
 
 Artifacts = Callable[[str], Path]
 RUN = Run(started=100.0, tokens=(100.5, 100.6, 100.8, 100.9))
@@ -321,7 +322,7 @@ def test_forgetting_pages_asks_for_every_file(tmp_path: Path, monkeypatch: pytes
 )
 def test_specs_that_are_refused(values: dict[str, Any], where: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        bench_spec(**values)
+        from_options(BenchSpec, values)
     assert caught.value.where == where
     assert message in caught.value.message
 

@@ -419,15 +419,14 @@ def test_more_layers_than_a_page_holds_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_commands_are_accepted_by_the_command_line(name: str) -> None:
-    from llmcompress.cli.app import command
+    from llmcompress.cli.app import load_command
 
     (block,) = [text for text in Page(render_card(EXAMPLES / name)).blocks if text.startswith("llmcompress ")]
-    root = command()
     verbs = []
     for line in block.splitlines():
         program, verb, *words = shlex.split(line)
         assert program == "llmcompress"
-        context = root.commands[verb].make_context(verb, words)
+        context = load_command(verb).make_context(verb, words)
         verbs.append(verb)
         if verb == "eval":
             spec = read(EXAMPLES / name / "eval.json")["spec"]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from llmcompress.errors import UsageError
-from llmcompress.spec import EvalSpec, eval_spec
+from llmcompress.spec import EvalSpec
+from llmcompress.spec.validation import from_options
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -20,7 +21,7 @@ def test_defaults() -> None:
     assert spec.model_copy(update={"precision": "pinned"}).effective_chunk == 512
     assert EvalSpec(dataset="text.txt", seq_len=32).effective_chunk == 32
     assert EvalSpec(dataset="text.txt", protocol="sliding").effective_stride == 256
-    assert eval_spec(dataset="text.txt", stride=None) == spec
+    assert from_options(EvalSpec, {"dataset": "text.txt", "stride": None}) == spec
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_defaults() -> None:
 )
 def test_what_is_refused(values: dict[str, Any], where: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        eval_spec(**{"dataset": "text.txt", **values})
+        from_options(EvalSpec, {"dataset": "text.txt", **values})
     assert caught.value.where == where
     assert message in caught.value.message
     assert caught.value.hint

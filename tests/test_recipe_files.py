@@ -139,22 +139,47 @@ def test_overrides() -> None:
 @pytest.mark.parametrize(
     ("overrides", "where", "message", "hint"),
     [
-        (["weights.grup_size=1"], "--set weights.grup_size", "unknown key 'grup_size'", "did you mean group_size?"),
-        (["weights.grup_size=null"], "--set weights.grup_size", "unknown key 'grup_size'", "did you mean group_size?"),
-        (["wieghts.mode=nf4"], "--set wieghts", "unknown key 'wieghts'", "did you mean weights?"),
-        (["weights.mode=int4_sim"], "--set weights.mode", "got 'int4_sim'", "did you mean int4_sym?"),
-        (["weights.mode.x=1"], "--set weights.mode.x", "weights.mode is one value", "--set weights.mode="),
-        (["weights.group_size"], "--set", "not of the form", "--set weights.group_size=64"),
-        (["weights.group-size=64"], "--set", "not of the form", "--set weights.group_size=64"),
-        (["weights.group_size="], "--set weights.group_size", "no value", "null"),
-        (["weights.group_size=0777"], "--set weights.group_size", "'0777'", "leading zeros"),
-        (["weights.awq=yes"], "--set weights.awq", "'yes'", "write true"),
-        (["weights.awq=true # x"], "--set weights.awq", "from # on", "quotes"),
-        (["weights.awq=true", "weights.awq=false"], "--set weights.awq", "overlaps", "one of the two"),
-        (["weights.awq=true", "weights={mode: nf4}"], "--set weights", "overlaps --set weights.awq", "one of the two"),
-        (["name=null"], "--set name", "is missing", "add it"),
-        (["calibration.dataset=x.txt"], "--set calibration", "nothing in this recipe", "--set calibration=null"),
-        (["calibration.dataset=[x.txt]", "weights.gptq=true"], "--set calibration.dataset", "accepted: text", "value"),
+        (
+            ["weights.grup_size=1"],
+            "`overrides` weights.grup_size",
+            "unknown key 'grup_size'",
+            "did you mean group_size?",
+        ),
+        (
+            ["weights.grup_size=null"],
+            "`overrides` weights.grup_size",
+            "unknown key 'grup_size'",
+            "did you mean group_size?",
+        ),
+        (["wieghts.mode=nf4"], "`overrides` wieghts", "unknown key 'wieghts'", "did you mean weights?"),
+        (["weights.mode=int4_sim"], "`overrides` weights.mode", "got 'int4_sim'", "did you mean int4_sym?"),
+        (["weights.mode.x=1"], "`overrides` weights.mode.x", "weights.mode is one value", "`overrides` weights.mode="),
+        (["weights.group_size"], "`overrides`", "not of the form", "`overrides` weights.group_size=64"),
+        (["weights.group-size=64"], "`overrides`", "not of the form", "`overrides` weights.group_size=64"),
+        (["weights.group_size="], "`overrides` weights.group_size", "no value", "null"),
+        (["weights.group_size=0777"], "`overrides` weights.group_size", "'0777'", "leading zeros"),
+        (["weights.awq=yes"], "`overrides` weights.awq", "'yes'", "write true"),
+        (["weights.awq=true # x"], "`overrides` weights.awq", "from # on", "quotes"),
+        (["weights.awq=true", "weights.awq=false"], "`overrides` weights.awq", "overlaps", "one of the two"),
+        (
+            ["weights.awq=true", "weights={mode: nf4}"],
+            "`overrides` weights",
+            "overlaps `overrides` weights.awq",
+            "one of the two",
+        ),
+        (["name=null"], "`overrides` name", "is missing", "add it"),
+        (
+            ["calibration.dataset=x.txt"],
+            "`overrides` calibration",
+            "nothing in this recipe",
+            "`overrides` calibration=null",
+        ),
+        (
+            ["calibration.dataset=[x.txt]", "weights.gptq=true"],
+            "`overrides` calibration.dataset",
+            "accepted: text",
+            "value",
+        ),
     ],
 )
 def test_refused_overrides(overrides: list[str], where: str, message: str, hint: str) -> None:
@@ -168,7 +193,7 @@ def test_refused_overrides(overrides: list[str], where: str, message: str, hint:
 def test_a_contradiction_is_blamed_on_the_override() -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe("int8", ["weights.group_size=64"])
-    assert caught.value.where == "--set weights.group_size"
+    assert caught.value.where == "`overrides` weights.group_size"
     with pytest.raises(RecipeError) as caught:
         load_recipe("int4", ["weights.mode=int8_sym", "weights.group_size=null"])
     assert caught.value.where == "int4.yaml:6:3: weights.group_size_fallback"

@@ -123,7 +123,7 @@ def test_overrides_change_an_entry(tmp_path: Path) -> None:
     assert (wikitext.calibration.subset, wikitext.calibration.seq_len) == (None, 32)
     with pytest.raises(RecipeError, match="unknown key 'groupsize'") as caught:
         recommended_recipe(_source("a/b"), "optimum-default", ["weights.groupsize=64"])
-    assert caught.value.where == "--set weights.groupsize"
+    assert caught.value.where == "`overrides` weights.groupsize"
 
 
 @pytest.mark.slow

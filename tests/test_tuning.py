@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -34,11 +34,10 @@ from llmcompress.spec import (
     RuntimeProfile,
     TuneSpec,
     Workload,
-    bench_spec,
-    eval_spec,
     load_profile,
-    tune_spec,
 )
+from llmcompress.spec.tuning import parse_duration_s, parse_workload
+from llmcompress.spec.validation import from_options
 from llmcompress.system.environment import cpu_name
 from llmcompress.tuning import apply_tuning, damage, read_tuning, runtime_profile, write_profile, write_tuning_page
 from llmcompress.tuning import trials as trials_module
@@ -90,6 +89,12 @@ DEFAULT = trial("", SAME, status="default")
 # What is asked.
 
 
+def tune_spec(workloads: Sequence[str] = (), budget: str | None = None, **values: Any) -> TuneSpec:
+    read = {"workloads": [parse_workload(text) for text in workloads] or None}
+    limit = None if budget is None else parse_duration_s(budget)
+    return from_options(TuneSpec, {**read, "budget_s": limit, **values})
+
+
 def test_workloads_and_budgets_are_read() -> None:
     spec = tune_spec(dataset="wikitext2", workloads=["chat:512/128", "batch:8x256/64"], budget="1h2m3.5s")
     assert spec.workloads == (
@@ -108,14 +113,14 @@ def test_workloads_and_budgets_are_read() -> None:
 def test_workloads_that_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="NAME:PROMPT/NEW or NAME:BATCHxPROMPT/NEW is accepted") as caught:
         tune_spec(dataset="wikitext2", workloads=[text])
-    assert caught.value.where == "--workload"
+    assert caught.value.where == "`workloads`"
 
 
 @pytest.mark.parametrize("text", ["", "10", "0m", "m", "10 m", "5m1h", "-5s"])
 def test_budgets_that_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="hours, minutes and seconds are accepted") as caught:
         tune_spec(dataset="wikitext2", budget=text)
-    assert caught.value.where == "--budget"
+    assert caught.value.where == "`budget_s`"
 
 
 @pytest.mark.parametrize(
@@ -812,21 +817,21 @@ def test_the_evaluation_runs_with_a_profile(artifact: Artifacts, wikitext: Path,
 @pytest.mark.parametrize(
     ("make", "values", "message"),
     [
-        (bench_spec, {"devices": ["GPU"]}, "mine is for CPU, not for GPU"),
-        (bench_spec, {"precision": "pinned"}, "precision pinned sets the execution itself"),
-        (bench_spec, {"threads": [2]}, "sets INFERENCE_NUM_THREADS, which is given beside it"),
+        (BenchSpec, {"devices": ["GPU"]}, "mine is for CPU, not for GPU"),
+        (BenchSpec, {"precision": "pinned"}, "precision pinned sets the execution itself"),
+        (BenchSpec, {"threads": [2]}, "sets INFERENCE_NUM_THREADS, which is given beside it"),
         (
-            bench_spec,
+            BenchSpec,
             {"properties": ["INFERENCE_NUM_THREADS=2"]},
             "sets INFERENCE_NUM_THREADS, which is given beside it",
         ),
-        (eval_spec, {"dataset": "wikitext2", "device": "GPU"}, "mine is for CPU, not for GPU"),
-        (eval_spec, {"dataset": "wikitext2", "precision": "pinned"}, "precision pinned sets the execution itself"),
+        (EvalSpec, {"dataset": "wikitext2", "device": "GPU"}, "mine is for CPU, not for GPU"),
+        (EvalSpec, {"dataset": "wikitext2", "precision": "pinned"}, "precision pinned sets the execution itself"),
     ],
 )
 def test_profiles_that_do_not_fit(make: Any, values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        make(**values, profile=PROFILE)
+        from_options(make, {**values, "profile": PROFILE})
     assert (caught.value.where, caught.value.message) == ("profile", message)
 
 

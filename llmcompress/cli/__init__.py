@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; return the exit code that the errors' tree in `llmcompress.errors` assigns."""
     from typer import Exit
 
-    from llmcompress.cli.app import command
+    from llmcompress.cli.app import command, load_command
     from llmcompress.cli.console import print_error
     from llmcompress.errors import LlmcompressError
 
@@ -53,8 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     except LlmcompressError as error:
         if verbose and hasattr(error, "__notes__"):
             sys.stderr.write("\n".join(error.__notes__) + "\n")
-        running = root.get_command(context, context.invoked_subcommand or "")
-        flags = flags_of(running) if running else {}
+        flags = flags_of(load_command(context.invoked_subcommand))
         message, where, hint = (with_flags(text, flags) for text in (error.message, error.where, error.hint))
         print_error(message, where=where, hint=hint)
         return error.exit_code

@@ -1,24 +1,13 @@
-"""The commands, put together. What a command needs is imported when it runs, so `--help` answers at once."""
+"""The commands, put together. One is imported when it is asked for, so `--help` answers at once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache as cached
 from typing import Annotated, Any
 
 import typer
-
-from llmcompress.cli.bench import bench
-from llmcompress.cli.cache import cache
-from llmcompress.cli.card import card
-from llmcompress.cli.compare import compare
-from llmcompress.cli.compress import compress
-from llmcompress.cli.demo import demo
-from llmcompress.cli.doctor import doctor
-from llmcompress.cli.evaluate import evaluate
-from llmcompress.cli.push import push
-from llmcompress.cli.recipes import recipes
-from llmcompress.cli.run_plan import run
-from llmcompress.cli.tune import tune
-from llmcompress.cli.verify import verify
+from typer.core import TyperCommand, TyperGroup
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 unexpected, 2 usage or recipe, 3 resources, 4 bad input, 5 Hub or network, 6 security, "
@@ -26,10 +15,145 @@ _EXIT_CODES = (
 )
 
 
+# Each docstring is the first sentence of the command's help, and all that the list of commands shows.
+
+
+def _compress() -> Callable[..., None]:
+    """Compress a checkpoint into one complete, verified OpenVINO directory."""
+    from llmcompress.cli.compress import compress
+
+    return compress
+
+
+def _eval() -> Callable[..., None]:
+    """Measure what a model lost, on the OpenVINO runtime: perplexity, KL divergence, agreement, and a verdict."""
+    from llmcompress.cli.evaluate import evaluate
+
+    return evaluate
+
+
+def _bench() -> Callable[..., None]:
+    """Measure how fast OpenVINO models generate and how much memory they take."""
+    from llmcompress.cli.bench import bench
+
+    return bench
+
+
+def _tune() -> Callable[..., None]:
+    """Find the runtime's settings that make an artifact faster on this device, and what each of them costs."""
+    from llmcompress.cli.tune import tune
+
+    return tune
+
+
+def _compare() -> Callable[..., None]:
+    """Print one table of everything that was measured: size, quality, speed, memory."""
+    from llmcompress.cli.compare import compare
+
+    return compare
+
+
+def _card() -> Callable[..., None]:
+    """Write the model card of an output: its README.md, from the manifest and the reports of eval and bench alone."""
+    from llmcompress.cli.card import card
+
+    return card
+
+
+def _run() -> Callable[..., None]:
+    """Make, measure and ship every artifact of a plan: models by recipes, each in OUTPUT/MODEL/RECIPE."""
+    from llmcompress.cli.run_plan import run
+
+    return run
+
+
+def _verify() -> Callable[..., None]:
+    """Hash every file of an output again and name each deviation from its manifest."""
+    from llmcompress.cli.verify import verify
+
+    return verify
+
+
+def _push() -> Callable[..., None]:
+    """Publish an output on the Hugging Face Hub in one commit, with its evidence."""
+    from llmcompress.cli.push import push
+
+    return push
+
+
+def _doctor() -> Callable[..., None]:
+    """Look for libraries that do not fit together, and show what this machine offers."""
+    from llmcompress.cli.doctor import doctor
+
+    return doctor
+
+
+def _demo() -> Callable[..., None]:
+    """Compress the small model that comes with this package, measure what that cost, and let each version answer."""
+    from llmcompress.cli.demo import demo
+
+    return demo
+
+
+def _recipes() -> typer.Typer:
+    """List the packaged recipes, each with when to take it."""
+    from llmcompress.cli.recipes import recipes
+
+    return recipes
+
+
+def _cache() -> typer.Typer:
+    """Intermediate results that later runs use again: how large they are, and their removal."""
+    from llmcompress.cli.cache import cache
+
+    return cache
+
+
+COMMANDS: dict[str, Callable[[], Callable[..., None] | typer.Typer]] = {
+    "compress": _compress,
+    "eval": _eval,
+    "bench": _bench,
+    "tune": _tune,
+    "compare": _compare,
+    "card": _card,
+    "run": _run,
+    "verify": _verify,
+    "push": _push,
+    "doctor": _doctor,
+    "demo": _demo,
+    "recipes": _recipes,
+    "cache": _cache,
+}
+
+
+@cached
+def load_command(name: str) -> Any:
+    """Import a command and return it as typer's parser runs it."""
+    summary = COMMANDS[name].__doc__ or ""
+    loaded = COMMANDS[name]()
+    if not isinstance(loaded, typer.Typer):
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+        app.command(name)(loaded)
+        loaded = app
+    command = typer.main.get_command(loaded)
+    command.name = name
+    command.help = f"{summary}\n\n{command.help or ''}"
+    return command
+
+
+class _Commands(TyperGroup):
+    """Knows its commands by name and summary, and loads the one that is asked for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, load_command(str(name)), rest
+
+
 def command() -> Any:
     """Return the whole command line as one command object of typer's parser."""
     app = typer.Typer(
         name="llmcompress",
+        cls=_Commands,
         add_completion=False,
         # click suggests the nearest command itself.
         suggest_commands=False,
@@ -39,23 +163,9 @@ def command() -> Any:
         epilog=_EXIT_CODES,
     )
     app.callback()(_root)
-    for name, function in (
-        ("compress", compress),
-        ("eval", evaluate),
-        ("bench", bench),
-        ("tune", tune),
-        ("compare", compare),
-        ("card", card),
-        ("run", run),
-        ("verify", verify),
-        ("push", push),
-        ("doctor", doctor),
-        ("demo", demo),
-    ):
-        app.command(name)(function)
-    app.add_typer(recipes, name="recipes")
-    app.add_typer(cache, name="cache")
-    return typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
+    group.commands = {name: TyperCommand(name, help=load.__doc__) for name, load in COMMANDS.items()}
+    return group
 
 
 def _print_version(wanted: bool) -> None:

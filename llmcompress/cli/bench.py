@@ -7,13 +7,17 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmcompress.cli.console import plain, print_json, stdout
-from llmcompress.cli.options import Json, Offline, Precision, Profile, Revision, TrustRemoteCode, Verbose
+from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose
+from llmcompress.cli.spec_options import Flag, with_fields
+from llmcompress.errors import UsageError
 from llmcompress.report.text import duration_text, rate_text, shape_text, size_text
+from llmcompress.spec import BenchSpec
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,35 +25,31 @@ if TYPE_CHECKING:
     from llmcompress.report.benchmark import BenchCase, BenchReport
 
 FORMATS = ("table", "json", "jsonl", "csv", "markdown")
+_PANELS = {
+    "Shapes": "prompt_tokens new_tokens batch_sizes depths",
+    "Runtime": "devices threads engine precision profile properties",
+    "Measurement": "repetitions warmup_runs confidence",
+    "Output": "output_format as_json",
+}
 
 
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+@with_fields(
+    _PANELS,
+    prompt_tokens=Flag(("--prompt-tokens", "-p")),
+    new_tokens=Flag(("--new-tokens", "-n")),
+    batch_sizes=Flag(("--batch-size", "-b")),
+    depths=Flag(("--depth",)),
+    devices=Flag(("--device", "-d"), "NAME,...", "CPU", _names),
+    properties=Flag(("--property",), "KEY=VALUE"),
+    repetitions=Flag(("--repetitions", "-r")),
+)
 def bench(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", show_default=False)],
-    prompt_tokens: Annotated[
-        str, typer.Option("--prompt-tokens", "-p", metavar="N,...", help="Tokens of the prompt.")
-    ] = "512",
-    new_tokens: Annotated[
-        str, typer.Option("--new-tokens", "-n", metavar="N,...", help="Tokens to generate; end-of-text is ignored.")
-    ] = "128",
-    batch_sizes: Annotated[str, typer.Option("--batch-size", "-b", metavar="N,...", help="Sequences at once.")] = "1",
-    depths: Annotated[
-        str, typer.Option("--depth", metavar="N,...", help="Tokens that are in the context already.")
-    ] = "0",
-    threads: Annotated[
-        str | None, typer.Option("--threads", metavar="N,...", show_default=False, help="Default: the device's choice")
-    ] = None,
-    devices: Annotated[str, typer.Option("--device", "-d", metavar="NAME,...", help="OpenVINO devices.")] = "CPU",
-    repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Runs of each shape.")] = 5,
-    warmup_runs: Annotated[int, typer.Option("--warmup-runs", help="Runs before them that are not counted.")] = 1,
-    engine: Annotated[
-        str, typer.Option("--engine", metavar="openvino|genai", help="The runtime directly, or GenAI's pipeline.")
-    ] = "openvino",
-    precision: Precision = "as_used",
-    profile: Profile = None,
-    properties: Annotated[
-        list[str] | None,
-        typer.Option("--property", metavar="KEY=VALUE", show_default=False, help="Device property; may be repeated."),
-    ] = None,
+    spec: BenchSpec,
     output_format: Annotated[
         str, typer.Option("--format", metavar="table|json|jsonl|csv|markdown", help="How to print the reports.")
     ] = "table",
@@ -59,9 +59,7 @@ def bench(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure how fast OpenVINO models generate and how much memory they take.
-
-    SOURCE is a Hub id, a checkpoint directory, or an OpenVINO IR directory.
+    """SOURCE is a Hub id, a checkpoint directory, or an OpenVINO IR directory.
     A checkpoint is converted once, without compression.
     Runs of several are interleaved, and each is compared with the first.
 
@@ -73,14 +71,10 @@ def bench(
     llmcompress bench model-none-ov model-int8-ov model-int4-ov -p 512 -n 128 -r 10
     llmcompress bench model-int4-ov --depth 0,4096 --property DYNAMIC_QUANTIZATION_GROUP_SIZE=128
     """
-    from pathlib import Path
-
     from llmcompress.benchmarking.benchmark import benchmark
     from llmcompress.cli.progress import watching
     from llmcompress.compression.reference_ir import reference_ir
-    from llmcompress.errors import UsageError
     from llmcompress.graph.device import check_device
-    from llmcompress.spec import bench_spec, load_profile
     from llmcompress.system.process import run_supervised
     from llmcompress.system.progress import Progress
 
@@ -88,20 +82,6 @@ def bench(
         raise UsageError(f"got {output_format!r}; accepted: {', '.join(FORMATS)}", where="--format")
     if as_json and output_format not in {"table", "json"}:
         raise UsageError(f"--json and --format {output_format} contradict each other", hint="leave one of them out")
-    spec = bench_spec(
-        engine=engine,
-        devices=[name for name in devices.split(",") if name],
-        threads=None if threads is None else _numbers("--threads", threads),
-        batch_sizes=_numbers("--batch-size", batch_sizes),
-        depths=_numbers("--depth", depths),
-        prompt_tokens=_numbers("--prompt-tokens", prompt_tokens),
-        new_tokens=_numbers("--new-tokens", new_tokens),
-        precision=precision,
-        profile=None if profile is None else load_profile(profile),
-        properties=properties or (),
-        warmup_runs=warmup_runs,
-        repetitions=repetitions,
-    )
     for name in spec.devices:
         check_device(name)
     places = [str(Path(source).absolute()) if Path(source).is_dir() else source for source in sources]
@@ -122,15 +102,6 @@ def bench(
         options = {"sources": found, "spec": spec, "revision": revision, "offline": offline}
         reports = run_supervised(benchmark, options, progress=watch.report, logs=watch.log)
     print_reports(reports, "json" if as_json else output_format)
-
-
-def _numbers(name: str, text: str) -> list[int]:
-    from llmcompress.errors import UsageError
-
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"got {text!r}; whole numbers with commas between are accepted", where=name) from None
 
 
 _MARKDOWN_WIDTH = 1000

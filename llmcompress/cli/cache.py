@@ -9,12 +9,7 @@ import typer
 
 from llmcompress.cli.options import Json
 
-cache = typer.Typer(
-    help="Intermediate results that later runs use again: how large they are, and their removal.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="rich",
-)
+cache = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 
 _AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SIZES = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -27,9 +27,7 @@ def card(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the model card of an output: its README.md, from the manifest and the reports of eval and bench alone.
-
-    DIR is an output directory of compress. What was not measured, or was measured on other bytes, is called so.
+    """DIR is an output directory of compress. What was not measured, or was measured on other bytes, is called so.
 
     A template is rendered in a sandbox; docs/cards.md describes what it may use.
 

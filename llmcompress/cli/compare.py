@@ -28,9 +28,7 @@ def compare(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Print one table of everything that was measured: size, quality, speed, memory.
-
-    DIR is an output directory of compress, with the reports that eval and bench have put there. A report of other
+    """DIR is an output directory of compress, with the reports that eval and bench have put there. A report of other
     bytes than the directory now holds is not shown, and figures that cannot be compared are marked.
 
     The page needs no network, no server and no script. An earlier page is replaced, any other file is not.

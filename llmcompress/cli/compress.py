@@ -72,9 +72,7 @@ def compress(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compress a checkpoint into one complete, verified OpenVINO directory.
-
-    SOURCE is a Hub id, a checkpoint directory, or an OpenVINO IR directory.
+    """SOURCE is a Hub id, a checkpoint directory, or an OpenVINO IR directory.
 
     [bold]Examples[/bold]
     llmcompress compress meta-llama/Llama-3.2-1B-Instruct -r int4

@@ -21,9 +21,7 @@ def demo(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Compress the small model that comes with this package, measure what that cost, and let each version answer.
-
-    [bold]Examples[/bold]
+    """[bold]Examples[/bold]
     llmcompress demo
     llmcompress demo -o /tmp/demo
     """

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 
 
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
-    """Look for libraries that do not fit together, and show what this machine offers.
-
-    [bold]Examples[/bold]
+    """[bold]Examples[/bold]
     llmcompress doctor
     llmcompress doctor --json > doctor.json
     """

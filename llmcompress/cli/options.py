@@ -3,7 +3,6 @@
 # Arguments are explained in the commands' texts: the help of `typer.Argument` is not shown with every version of click.
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,28 +20,8 @@ TrustRemoteCode = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")]
-Dataset = Annotated[
-    str, typer.Option("--dataset", metavar="NAME|FILE", help="wikitext2, c4, a file, or namespace/name@COMMIT.")
-]
-Subset = Annotated[str | None, typer.Option("--subset", show_default=False, help="Of a Hub dataset.")]
-Split = Annotated[str | None, typer.Option("--split", show_default=False, help="Of a Hub dataset.")]
-TextField = Annotated[
-    str | None, typer.Option("--text-field", show_default=False, help="Field that holds the text. Default: text")
-]
-SeqLen = Annotated[int, typer.Option("--seq-len", help="Tokens per window.")]
 ReferenceRevision = Annotated[
     str | None, typer.Option("--reference-revision", show_default=False, help="Revision of a Hub reference.")
-]
-Device = Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")]
-Precision = Annotated[
-    str,
-    typer.Option(
-        "--precision", metavar="as_used|pinned", help="As the device runs it, or f32 without dynamic quantization."
-    ),
-]
-Profile = Annotated[
-    Path | None,
-    typer.Option("--profile", metavar="FILE", show_default=False, help="Runtime profile of this machine, by tune."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, in one step at the end.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON document.")]

@@ -52,9 +52,7 @@ def push(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Publish an output on the Hugging Face Hub in one commit, with its evidence.
-
-    DIR is an output directory of compress. REPO_ID is NAMESPACE/NAME or NAME; by default your BASE-RECIPE-ov.
+    """DIR is an output directory of compress. REPO_ID is NAMESPACE/NAME or NAME; by default your BASE-RECIPE-ov.
     The token comes from HF_TOKEN or `hf auth login`, never from the command line.
 
     [bold]Examples[/bold]

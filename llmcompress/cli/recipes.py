@@ -8,14 +8,12 @@ import typer
 
 from llmcompress.cli.options import Json, Overrides
 
-recipes = typer.Typer(invoke_without_command=True, rich_markup_mode="rich")
+recipes = typer.Typer(invoke_without_command=True, add_completion=False, rich_markup_mode="rich")
 
 
 @recipes.callback()
 def list_recipes(context: typer.Context, as_json: Json = False) -> None:
-    """List the packaged recipes, each with when to take it.
-
-    [bold]Examples[/bold]
+    """[bold]Examples[/bold]
     llmcompress recipes
     llmcompress recipes show int4 > mine.yaml
     """

@@ -50,9 +50,7 @@ def run(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make, measure and ship every artifact of a plan: models by recipes, each in OUTPUT/MODEL/RECIPE.
-
-    What is done is left as it is: the same command goes on after an interruption, and tries failed jobs again.
+    """What is done is left as it is: the same command goes on after an interruption, and tries failed jobs again.
     A job that fails does not stop the others. The exit code is that of the first job that failed.
 
     [bold]Examples[/bold]

@@ -10,93 +10,55 @@ import typer
 from llmcompress.cli.console import facts_table, stdout
 from llmcompress.cli.options import (
     AllowNonfinite,
-    Dataset,
-    Device,
     Json,
     Offline,
     Overwrite,
     ReferenceRevision,
-    SeqLen,
-    Split,
-    Subset,
-    TextField,
     TrustRemoteCode,
     Verbose,
 )
+from llmcompress.cli.spec_options import DATASET, DEVICE, Flag, refuse_ignored, with_fields
+from llmcompress.errors import GateError, UsageError
 from llmcompress.report.text import interval_text, rate_text, settings_text, size_text
+from llmcompress.spec import TuneSpec
+from llmcompress.spec.tuning import parse_duration_s, parse_workload
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from llmcompress.report.tuning import TuneReport, TuningVerification
-    from llmcompress.spec import RuntimeProfile
+    from llmcompress.spec import RuntimeProfile, Workload
 
-_WITH_MEASURED = {
-    "directory",
-    "measured",
-    "apply",
-    "output_dir",
-    "profile_output",
-    "html",
-    "overwrite",
-    "as_json",
-    "verbose",
+_WITH_MEASURED = {"directory", "measured", "apply", "output_dir", "profile_output", "html", "overwrite"}
+_PANELS = {
+    "Search": "device workloads scope objective max_kl budget_s properties repetitions warmup_runs confidence",
+    "Text and reference": "reference reference_revision dataset subset split text_field seq_len num_windows chunk",
+    "Outcome": "measured apply output_dir profile_output html overwrite",
 }
 
 
+def _workloads(texts: list[str]) -> list[Workload]:
+    return [parse_workload(text) for text in texts]
+
+
+@with_fields(
+    _PANELS,
+    dataset=DATASET,
+    device=DEVICE,
+    workloads=Flag(("--workload",), "NAME:[BATCHx]PROMPT/NEW", read=_workloads),
+    budget_s=Flag(("--budget",), "TIME", "10m", parse_duration_s),
+    properties=Flag(("--property",), "KEY=VALUE,..."),
+    repetitions=Flag(("--repetitions", "-r")),
+)
 def tune(
     context: typer.Context,
     directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
-    device: Device = "CPU",
-    workloads: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--workload",
-            metavar="NAME:[BATCHx]PROMPT/NEW",
-            show_default=False,
-            help="Tokens; may be repeated. Default: chat:512/128",
-        ),
-    ] = None,
-    scope: Annotated[
-        str,
-        typer.Option("--scope", metavar="all|model", help="Try all settings, or only those that a model can hold."),
-    ] = "all",
-    objective: Annotated[
-        str, typer.Option("--objective", metavar="decode|prefill|memory", help="What is to be better.")
-    ] = "decode",
-    max_kl: Annotated[
-        float | None,
-        typer.Option("--max-kl", show_default=False, help="Mean KL, nats. Default: 0.001 over the default's"),
-    ] = None,
-    budget_s: Annotated[str, typer.Option("--budget", metavar="TIME", help="Such as 90s, 10m, 1h30m.")] = "10m",
-    repetitions: Annotated[
-        int, typer.Option("--repetitions", "-r", help="Runs of each workload and setting; up to 3 times that.")
-    ] = 5,
-    properties: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--property",
-            metavar="KEY=VALUE,...",
-            show_default=False,
-            help="Try these values, and no others; may be repeated.",
-        ),
-    ] = None,
+    spec: TuneSpec,
     reference: Annotated[
         str | None,
         typer.Option("--reference", metavar="SOURCE", show_default=False, help="The original. Default: DIR itself"),
     ] = None,
     reference_revision: ReferenceRevision = None,
-    dataset: Dataset = "wikitext2",
-    subset: Subset = None,
-    split: Split = None,
-    text_field: TextField = None,
-    seq_len: SeqLen = 512,
-    num_windows: Annotated[
-        int, typer.Option("--num-windows", help="For the search; as many more are held out for the verification.")
-    ] = 8,
-    chunk: Annotated[
-        int | None, typer.Option("--chunk", show_default=False, help="Tokens per scored call. Default: 64")
-    ] = None,
     measured: Annotated[
         bool, typer.Option("--measured", help="Measure nothing: take what DIR's tune.json holds.")
     ] = False,
@@ -126,9 +88,7 @@ def tune(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Find the runtime's settings that make an artifact faster on this device, and what each of them costs.
-
-    DIR is a directory that llmcompress wrote. It gets the report as its tune.json; --apply writes another one.
+    """DIR is a directory that llmcompress wrote. It gets the report as its tune.json; --apply writes another one.
 
     Each setting runs in turn with the default and is scored under that very setting.
     The best is verified in fresh processes and on held-out text; a gain inside the noise changes nothing.
@@ -143,8 +103,6 @@ def tune(
     """
     from llmcompress.cli.console import print_json
     from llmcompress.cli.progress import run_watched
-    from llmcompress.errors import GateError, UsageError
-    from llmcompress.spec import tune_spec
     from llmcompress.summary.page import check_page_path
     from llmcompress.tuning import check_profile_path, read_tuning, write_tuning_page
     from llmcompress.tuning.tune import tune as tune_directory
@@ -161,29 +119,11 @@ def tune(
         check_profile_path(profile_output, overwrite=overwrite)
     directory = directory.absolute()
     if measured:
-        _refuse_ignored(context)
+        refuse_ignored(context, "--measured", _WITH_MEASURED, "leave them out")
         report = read_tuning(directory)
     else:
         if output_dir is not None:
             _check_output(output_dir, directory, overwrite=overwrite)
-        spec = tune_spec(
-            # The worker may not share what the shell calls the working directory.
-            dataset=str(Path(dataset).absolute()) if Path(dataset).is_file() else dataset,
-            subset=subset,
-            split=split,
-            text_field=text_field,
-            device=device,
-            workloads=workloads or (),
-            scope=scope,
-            objective=objective,
-            max_kl=max_kl,
-            budget=budget_s,
-            repetitions=repetitions,
-            properties=properties or (),
-            seq_len=seq_len,
-            num_windows=num_windows,
-            chunk=chunk,
-        )
         options: dict[str, Any] = {
             "directory": directory,
             "spec": spec,
@@ -219,7 +159,6 @@ def _put(
     """Write the tuned artifact and the machine's profile, as far as they were asked for and there is something."""
     from llmcompress.cli.console import stderr
     from llmcompress.cli.progress import run_watched
-    from llmcompress.errors import UsageError
     from llmcompress.tuning import apply_tuning, runtime_profile, write_profile
 
     profile: RuntimeProfile | None = runtime_profile(report)
@@ -244,18 +183,6 @@ def _check_output(output: Path, directory: Path, *, overwrite: bool) -> None:
     target = resolve_output(output)
     refuse_overlap(target, [directory])
     refuse_existing(target, overwrite=overwrite)
-
-
-def _refuse_ignored(context: typer.Context) -> None:
-    from llmcompress.errors import UsageError
-
-    given = [
-        "--" + {"workloads": "workload", "properties": "property"}.get(name, name).replace("_", "-")
-        for name in context.params
-        if name not in _WITH_MEASURED and context.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
-    ]
-    if given:
-        raise UsageError(f"{', '.join(given)} would have no effect on --measured", hint="leave them out")
 
 
 _OBJECTIVES = {

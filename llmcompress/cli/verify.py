@@ -17,9 +17,7 @@ def verify(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Hash every file of an output again and name each deviation from its manifest.
-
-    DIR is a directory that llmcompress wrote, a download of one, or the Hub id of one that was pushed.
+    """DIR is a directory that llmcompress wrote, a download of one, or the Hub id of one that was pushed.
 
     [bold]Examples[/bold]
     llmcompress verify Llama-3.2-1B-Instruct-int4-ov

@@ -10,15 +10,15 @@ from llmcompress.spec.advanced import (
     LoraCorrectionParameters,
     ScaleEstimationParameters,
 )
-from llmcompress.spec.benchmark import BenchSpec, bench_spec
+from llmcompress.spec.benchmark import BenchSpec
 from llmcompress.spec.dataset import Calibration, Dataset
-from llmcompress.spec.evaluation import EvalSpec, eval_spec
+from llmcompress.spec.evaluation import EvalSpec
 from llmcompress.spec.files import RECOMMENDED, dump_recipe, load_recipe, override_recipe, packaged_recipes
 from llmcompress.spec.modes import StatisticsPrecision
 from llmcompress.spec.profile import RuntimeProfile, load_profile
 from llmcompress.spec.recipe import Recipe
 from llmcompress.spec.runtime import Gate, Runtime
-from llmcompress.spec.tuning import TuneSpec, Workload, tune_spec
+from llmcompress.spec.tuning import TuneSpec, Workload
 from llmcompress.spec.weights import IgnoredScope, WeightCompression
 
 __all__ = [
@@ -45,12 +45,9 @@ __all__ = [
     "TuneSpec",
     "WeightCompression",
     "Workload",
-    "bench_spec",
     "dump_recipe",
-    "eval_spec",
     "load_profile",
     "load_recipe",
     "override_recipe",
     "packaged_recipes",
-    "tune_spec",
 ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from llmcompress.spec.evaluation import Precision, check_profile
 from llmcompress.spec.profile import RuntimeProfile, check_pairs, split_pairs
-from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts, from_options, refusal_error
+from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts, refusal_error
 
 Engine = Literal["openvino", "genai"]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
@@ -35,27 +35,38 @@ class Shape(NamedTuple):
     new_tokens: int
 
 
-class BenchSpec(StrictModel):
-    """Lists are combined: every device and number of threads with every shape."""
+class BenchSpec(StrictModel, use_attribute_docstrings=True):
+    """Lists are combined: every device and number of threads with every shape.
+
+    The command line shows what is written below the fields.
+    """
 
     engine: Engine = "openvino"
+    """The runtime directly, or GenAI's pipeline."""
     devices: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = ("CPU",)
+    """OpenVINO devices."""
     threads: Annotated[tuple[Count, ...], Field(strict=False)] = ()
-    """Empty: the device's choice."""
+    """Threads of the device. Default: its choice"""
     batch_sizes: Counts = (1,)
+    """Sequences at once."""
     depths: Depths = (0,)
+    """Tokens that are in the cache already; feeding them is not measured."""
     prompt_tokens: Counts = (512,)
+    """Tokens of the prompt."""
     new_tokens: Counts = (128,)
-    """The first of them comes with the prompt; the others are decoded one by one."""
+    """Tokens to generate; the first comes with the prompt, and end-of-text is ignored."""
     precision: Precision = "as_used"
+    """As the device runs it, or f32 execution without dynamic quantization."""
     properties: Texts = ()
-    """``KEY=VALUE`` for the device, on top of what the precision and the profile ask for."""
+    """Device property, on top of what the precision and the profile ask for."""
     profile: RuntimeProfile | None = None
-    """What suits the machine, as ``tune`` found it."""
+    """Runtime profile of this machine, by tune."""
     warmup_runs: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Runs of each shape before those that are counted."""
     repetitions: Count = 5
+    """Runs of each shape."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Of the intervals of ratios between sources."""
+    """Confidence level of the intervals of ratios between sources."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -84,12 +95,3 @@ class BenchSpec(StrictModel):
     def asked_properties(self) -> dict[str, str]:
         """``properties`` as names and values."""
         return split_pairs(self.properties)
-
-
-def bench_spec(**values: Any) -> BenchSpec:
-    """Make a ``BenchSpec``; what is None is left at its default.
-
-    Raises:
-        UsageError: A value is not accepted.
-    """
-    return from_options(BenchSpec, values)

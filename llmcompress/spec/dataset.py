@@ -19,7 +19,7 @@ _ACCEPTED = "a local .txt, .jsonl or .parquet file, or a Hub dataset as namespac
 _COMMIT = "copy the 40-digit commit from https://huggingface.co/datasets/NAMESPACE/NAME/commits/main"
 
 
-class Dataset(StrictModel):
+class Dataset(StrictModel, use_attribute_docstrings=True):
     """``dataset`` is a local file or ``namespace/name@commit``.
 
     A relative path written in a recipe file starts at that file's folder, one given on the command line at the working
@@ -32,7 +32,7 @@ class Dataset(StrictModel):
 
     dataset: Text
     subset: Text | None = None
-    """Configuration of a Hub dataset; None: its only one."""
+    """Configuration of a Hub dataset. Default: its only one."""
     split: Text | None = None
     """Split of a Hub dataset."""
     text_field: Text = "text"
@@ -93,6 +93,15 @@ def _dataset_refusal(dataset: str) -> Refusal:
         problem = f"without a namespace it is not certain whose dataset it is; {_ACCEPTED}"
         return Refusal("dataset", problem, f"write NAMESPACE/{name}@COMMIT; {_COMMIT}")
     return Refusal("dataset", _ACCEPTED, "check the file's ending")
+
+
+class ScoredText(Dataset):
+    """The text that a model is scored on."""
+
+    KNOWN: ClassVar[tuple[str, ...]] = ("wikitext2", "c4")
+
+    dataset: Text
+    """wikitext2, c4, a .txt, .jsonl or .parquet file, or namespace/name@COMMIT of the Hub."""
 
 
 class Calibration(Dataset):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmcompress.spec.dataset import Dataset
+from llmcompress.spec.dataset import ScoredText
 from llmcompress.spec.profile import RuntimeProfile
-from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, Text, from_options, refusal_error
+from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, Text, refusal_error
 
 Protocol = Literal["llama.cpp", "sliding", "rolling"]
 Precision = Literal["as_used", "pinned"]
@@ -17,32 +17,33 @@ DEFAULT_CHUNK = 64
 """Tokens per call where the cache's precision is to be seen; calls stay large, as windows are batched."""
 
 
-class EvalSpec(Dataset):
-    """Text, protocol, and the runtime's settings."""
-
-    KNOWN: ClassVar[tuple[str, ...]] = ("wikitext2", "c4")
+class EvalSpec(ScoredText):
+    """Text, protocol, and the runtime's settings. The command line shows what is written below the fields."""
 
     protocol: Protocol = "llama.cpp"
+    """How the text is cut into windows and scored."""
     seq_len: Annotated[int, Field(ge=4, le=MAX_COUNT)] = 512
     """Tokens per window."""
     stride: Count | None = None
-    """Tokens between the starts of two windows, for ``sliding`` (None: half a window)."""
+    """Tokens between the starts of two windows, for sliding. Default: half a window"""
     num_windows: Count | None = None
-    """The first so many windows; None: all."""
+    """Score the first so many windows. Default: all"""
     chunk: Count | None = None
-    """Tokens per call. A token sees the precision of the key-value cache only in what earlier calls wrote to it. None:
-    64 for ``as_used``, a whole window for ``pinned``, whose cache is exact."""
+    """Tokens per call: a token sees the cache's precision only in what earlier calls wrote. Default: 64 for as_used, a
+    whole window for pinned, whose cache is exact"""
     device: Text = "CPU"
+    """OpenVINO device."""
     precision: Precision = "as_used"
-    """``as_used``: the device's defaults and the model's own hints. ``pinned``: f32 execution, no dynamic quantization
-    and an unquantized cache: the error of the weights alone."""
+    """as_used: the device's defaults and the model's own hints. pinned: f32 execution, no dynamic quantization and an
+    unquantized cache, which leaves the error of the weights alone."""
     profile: RuntimeProfile | None = None
-    """What suits the machine, as ``tune`` found it; both models are run with it."""
+    """Runtime profile of this machine, by tune; both models are run with it."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Confidence level of the intervals."""
     kl_margin: Annotated[float, Field(gt=0)] = 0.01
-    """Mean KL divergence per token, in nats, up to which two models count as equivalent."""
+    """Equivalent up to this mean KL divergence per token, in nats."""
     perplexity_margin: Annotated[float, Field(gt=0)] = 0.01
-    """Relative increase of perplexity up to which two models count as equivalent."""
+    """Equivalent up to this relative increase of perplexity."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -81,12 +82,3 @@ def check_profile(profile: RuntimeProfile, device: str, precision: Precision) ->
     if precision == "pinned":
         problem = "precision pinned sets the execution itself"
         raise refusal_error(Refusal("profile", problem, "leave one of them out"))
-
-
-def eval_spec(**values: Any) -> EvalSpec:
-    """Make an ``EvalSpec``; what is None is left at its default.
-
-    Raises:
-        UsageError: A value is not accepted or would have no effect.
-    """
-    return from_options(EvalSpec, values)

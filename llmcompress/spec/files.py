@@ -71,9 +71,9 @@ def _recipe(text: str, label: str, folder: Path | None, overrides: Sequence[str]
     def where(location: Location) -> str:
         for path in changes:
             if location[: len(path)] == path:
-                return f"--set {dotted(location)}"
+                return f"`overrides` {dotted(location)}"
             if location and path[: len(location)] == location and location not in document.positions:
-                return f"--set {dotted(path)}"
+                return f"`overrides` {dotted(path)}"
         return place_in(label, document, location)
 
     return validated(Recipe, data, where)
@@ -142,13 +142,15 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[tuple[str, ...], object]:
         match = _OVERRIDE.fullmatch(override)
         if match is None:
             raise RecipeError(
-                "not of the form field.field=value", where="--set", hint="for example --set weights.group_size=64"
+                "not of the form field.field=value",
+                where="`overrides`",
+                hint="for example `overrides` weights.group_size=64",
             )
-        where = f"--set {match[1]}"
+        where = f"`overrides` {match[1]}"
         path = tuple(match[1].split("."))
         for other in changes:
             if path[: len(other)] == other or other[: len(path)] == path:
-                raise RecipeError(f"overlaps --set {dotted(other)}", where=where, hint="keep one of the two")
+                raise RecipeError(f"overlaps `overrides` {dotted(other)}", where=where, hint="keep one of the two")
         changes[path] = _override_value(match[2], where)
     return changes
 
@@ -178,7 +180,9 @@ def _apply(data: dict[str, Any], changes: dict[tuple[str, ...], object]) -> None
                 inner = part[key] = {}
             if not isinstance(inner, dict):
                 problem = f"{dotted(path[: depth + 1])} is one value and has no fields"
-                raise RecipeError(problem, where=f"--set {dotted(path)}", hint=f"--set {dotted(path[: depth + 1])}=...")
+                raise RecipeError(
+                    problem, where=f"`overrides` {dotted(path)}", hint=f"`overrides` {dotted(path[: depth + 1])}=..."
+                )
             part = inner
         if value is None and path[-1] in field_names(Recipe, path[:-1]):
             part.pop(path[-1], None)

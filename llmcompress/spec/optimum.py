@@ -45,7 +45,9 @@ _OPTIMUM_NAMES = {
     "seq_len": "dataset",
     "dynamic_quantization_group_size": "dq_group_size",
 }
-_TO_OWN_TEXT = "give the text as calibration=Calibration(dataset='FILE.jsonl'), or --set calibration.dataset=FILE.jsonl"
+_TO_OWN_TEXT = (
+    "give the text as calibration=Calibration(dataset='FILE.jsonl'), or `overrides` calibration.dataset=FILE.jsonl"
+)
 
 _WEIGHTS_ONLY = {
     *("group_size", "ratio", "all_layers", "sensitivity_metric", "quant_method", "scale_estimation", "gptq"),

@@ -104,7 +104,7 @@ def _parts(recipe: Recipe) -> Iterator[Refusal]:
         yield Refusal("calibration", "is missing; activations need data", "add calibration: {dataset: FILE.txt}")
     weights_use_data = any(weights.uses_data for weights in recipe.weight_passes)
     if recipe.calibration is not None and recipe.activations is None and not weights_use_data:
-        hint = "remove it (--set calibration=null), or switch on a method that looks at data, such as weights.awq"
+        hint = "remove it (`overrides` calibration=null), or switch on a method that looks at data, such as weights.awq"
         yield Refusal("calibration", "has no effect: nothing in this recipe looks at data", hint)
 
 

@@ -70,12 +70,12 @@ class Runtime(StrictModel):
         return {name.upper(): str(value) for name, value in self.model_dump(exclude_none=True).items()}
 
 
-class Gate(StrictModel):
+class Gate(StrictModel, use_attribute_docstrings=True):
     """What the compressed model may lose against its source."""
 
     max_kl: Annotated[float, Field(gt=0)] | None = None
-    """Mean KL divergence per token, in nats."""
+    """Largest mean KL divergence per token, in nats."""
     min_top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of the tokens for which both models prefer the same next token."""
+    """Smallest share of tokens after which both models prefer the same next token."""
     max_perplexity_increase: Annotated[float, Field(ge=0)] | None = None
-    """Relative: 0.05 is five percent."""
+    """Largest relative increase of perplexity: 0.05 is 5 %."""

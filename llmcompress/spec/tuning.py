@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from llmcompress.errors import UsageError
 from llmcompress.spec.benchmark import Shape
-from llmcompress.spec.dataset import Dataset
+from llmcompress.spec.dataset import Dataset, ScoredText
 from llmcompress.spec.evaluation import DEFAULT_CHUNK, EvalSpec
 from llmcompress.spec.profile import check_pairs, split_pairs
-from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts, from_options, refusal_error
+from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts, refusal_error
 
 Objective = Literal["decode", "prefill", "memory"]
 Scope = Literal["all", "model"]
@@ -42,34 +41,35 @@ class Workload(StrictModel):
 CHAT = Workload(name="chat", prompt_tokens=512, new_tokens=128)
 
 
-class TuneSpec(Dataset):
-    """Device, workloads, text, and the rule of the choice."""
-
-    KNOWN: ClassVar[tuple[str, ...]] = EvalSpec.KNOWN
+class TuneSpec(ScoredText):
+    """Device, workloads, text, and the rule of the choice. The command line shows what is written below the fields."""
 
     device: Text = "CPU"
+    """OpenVINO device."""
     workloads: Annotated[tuple[Workload, ...], Field(strict=False, min_length=1)] = (CHAT,)
+    """Tokens of a prompt and of its answer, for so many sequences at once."""
     properties: Texts = ()
-    """``KEY=VALUE,VALUE``: the properties and values to try instead of those that are known to matter."""
+    """Try these values, and no other properties and values."""
     scope: Scope = "all"
-    """``model``: only what a model's runtime options can hold, so that a tuned artifact needs no profile beside it."""
+    """Try all settings, or only those that a model's runtime options can hold, which need no profile."""
     objective: Objective = "decode"
     """What is to be better: the rate of new tokens, the rate of prompt tokens, or the memory of the process."""
     max_kl: Annotated[float, Field(gt=0)] | None = None
-    """Mean KL divergence from the reference, in nats per token. None: 0.001 more than by default."""
+    """Mean KL divergence from the reference, in nats per token. Default: 0.001 more than the device's default has"""
     budget_s: Annotated[float, Field(gt=0, le=MAX_COUNT)] = 600.0
-    """No further setting is tried when this time is over; the verification is part of it as far as it can be told."""
+    """After this time no further setting is tried; it includes the verification as far as that can be predicted."""
     warmup_runs: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Runs of each workload before those that are counted."""
     repetitions: Annotated[int, Field(ge=3, le=1000)] = 5
-    """Runs of each workload, in turn with the default; fewer than three have no useful interval. What looks better and
-    cannot be told from noise gets up to three times as many."""
+    """Runs of each workload and setting, in turn with the default; up to three times as many in doubt."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Confidence level of the intervals."""
     seq_len: Annotated[int, Field(ge=4, le=MAX_COUNT)] = 512
-    """Tokens per window of the text."""
+    """Tokens per window."""
     num_windows: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 8
-    """For the search; as many that follow them are held out for the verification."""
+    """Windows for the search; as many more are held out for the verification."""
     chunk: Count | None = None
-    """Tokens per call; a token sees the cache's precision only in what earlier calls wrote to it. None: 64."""
+    """Tokens per call: a token sees the cache's precision only in what earlier calls wrote. Default: 64"""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -113,21 +113,6 @@ class TuneSpec(Dataset):
         )
 
 
-def tune_spec(*, workloads: Sequence[str] = (), budget: str | None = None, **values: Any) -> TuneSpec:
-    """Make a ``TuneSpec``; what is None is left at its default.
-
-    Args:
-        workloads: As ``parse_workload`` reads them.
-        budget: As ``parse_duration_s`` reads it.
-
-    Raises:
-        UsageError: A value is not accepted.
-    """
-    parsed = [parse_workload(text) for text in workloads] or None
-    limit = None if budget is None else parse_duration_s(budget)
-    return from_options(TuneSpec, {"workloads": parsed, "budget_s": limit, **values})
-
-
 def parse_workload(text: str) -> Workload:
     """Read ``NAME:PROMPT/NEW`` or ``NAME:BATCHxPROMPT/NEW``, such as ``chat:512/128`` and ``batch:8x256/256``.
 
@@ -139,7 +124,7 @@ def parse_workload(text: str) -> Workload:
     if match is None or 0 in counts.values():
         raise UsageError(
             f"got {text!r}; NAME:PROMPT/NEW or NAME:BATCHxPROMPT/NEW is accepted, in tokens, all at least 1",
-            where="--workload",
+            where="`workloads`",
             hint="such as chat:512/128 or batch:8x256/256",
         )
     return Workload(
@@ -159,6 +144,8 @@ def parse_duration_s(text: str) -> float:
     )
     if not seconds:
         raise UsageError(
-            f"got {text!r}; hours, minutes and seconds are accepted", where="--budget", hint="such as 90s, 10m or 1h30m"
+            f"got {text!r}; hours, minutes and seconds are accepted",
+            where="`budget_s`",
+            hint="such as 90s, 10m or 1h30m",
         )
     return seconds

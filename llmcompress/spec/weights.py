@@ -64,7 +64,7 @@ def data_refusals(weights: WeightCompression, *, has_data: bool) -> Iterator[Ref
         if weights.mode == "adaptive_codebook":
             reasons.append("mode adaptive_codebook")
         reason = ", ".join(reasons) or f"sensitivity_metric {weights.sensitivity_metric}"
-        hint = "add calibration: {dataset: FILE.txt}, or --set calibration.dataset=FILE.txt"
+        hint = "add calibration: {dataset: FILE.txt}, or `overrides` calibration.dataset=FILE.txt"
         yield Refusal("", f"{reason} needs calibration data", hint)
     if _changed(weights, "statistics_precision"):
         yield Refusal("statistics_precision", "has no effect without calibration data", REMOVE)

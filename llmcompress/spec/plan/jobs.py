@@ -179,12 +179,12 @@ def _overridden(recipe: Recipe, settings: Settings, at: Location, place: Place) 
     try:
         return override_recipe(recipe, _overrides(settings))
     except RecipeError as error:
-        field = error.where.removeprefix("--set ")
+        field = error.where.removeprefix("`overrides` ")
         # The field that is wrong may lie below or above the one that was set, or be another one that it contradicts.
         key = next((key for key in settings if field == key or field.startswith((f"{key}.", f"{key}["))), None)
         where = place(at if key is None else (*at, key))
-        about = "" if key == field or not field or field == "--set" else f"{field.partition(': ')[2] or field}: "
-        hint = error.hint.replace("--set ", "")
+        about = "" if key == field or not field or field == "`overrides`" else f"{field.partition(': ')[2] or field}: "
+        hint = error.hint.replace("`overrides` ", "")
         raise RecipeError(f"{about}{error.message}", where=where, hint=hint) from None
 
 

@@ -1,0 +1,167 @@
+"""Options made from the fields of a record, whose types, defaults, choices and descriptions are written there alone."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from copy import copy
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from llmcompress.errors import UsageError
+from llmcompress.spec import RuntimeProfile, load_profile
+from llmcompress.spec.validation import StrictModel, from_options
+
+
+class Flag(NamedTuple):
+    """How a field is written on the command line, as far as the field does not say it."""
+
+    names: tuple[str, ...] = ()
+    """Default: the field's name."""
+    metavar: str | None = None
+    default: Any = None
+    """As a person would type it; the field's own default otherwise."""
+    read: Callable[[Any], Any] | None = None
+    """Makes the field's value of what was typed."""
+
+
+def with_fields(panels: Mapping[str, str], **flags: Flag) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each field of the records that it takes, and make the records of what was typed.
+
+    Args:
+        panels: What `--help` shows together and in this order: names of parameters and fields, with spaces between.
+        flags: How fields are written, by their names.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        records: dict[str, type[StrictModel]] = {}
+        parameters: dict[str, inspect.Parameter] = {}
+        read: dict[str, Callable[[Any], Any] | None] = {}
+        for parameter in inspect.signature(function, eval_str=True).parameters.values():
+            record = parameter.annotation
+            if not (isinstance(record, type) and issubclass(record, StrictModel)):
+                parameters[parameter.name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+                continue
+            records[parameter.name] = record
+            for name, field in record.model_fields.items():
+                parameters[name], read[name] = _option(name, field, flags.get(name, Flag()))
+        for panel, names in panels.items():
+            for name in names.split():
+                parameters[name] = _in_panel(parameters.pop(name), panel)
+
+        @functools.wraps(function)
+        def command(**values: Any) -> None:
+            for argument, record in records.items():
+                typed = {name: values.pop(name) for name in record.model_fields}
+                values[argument] = _record(record, typed, read)
+            function(**values)
+
+        command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+        command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+        return command
+
+    return decorate
+
+
+def _record(
+    record: type[StrictModel], typed: Mapping[str, Any], read: Mapping[str, Callable[[Any], Any] | None]
+) -> StrictModel:
+    fields = {}
+    for name, value in typed.items():
+        reader = read[name]
+        fields[name] = value if reader is None or value is None else reader(value)
+    try:
+        return from_options(record, fields)
+    except UsageError as error:
+        error.where = re.sub(r"^\w+", r"`\g<0>`", error.where)
+        raise
+
+
+def _option(name: str, field: FieldInfo, flag: Flag) -> tuple[inspect.Parameter, Callable[[Any], Any] | None]:
+    """Return a field as a parameter for typer, and what makes its value of the text that was typed."""
+    kind, metavar, read, default = _on_the_command_line(name, field)
+    default = default if flag.default is None else flag.default
+    read = flag.read or read
+    if isinstance(flag.default, str):
+        kind = str
+    option = typer.Option(
+        *(flag.names or (_flag(name),)),
+        metavar=flag.metavar or metavar,
+        show_default=default is not None,
+        help=(field.description or "").replace("\n", " ") + (" May be repeated." if kind == list[str] else ""),
+    )
+    annotation = Annotated[kind if default is not None else kind | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation), read
+
+
+def _on_the_command_line(name: str, field: FieldInfo) -> tuple[Any, str | None, Callable[[Any], Any] | None, Any]:
+    """Return what typer parses a field as, its metavar, what reads that, and its default as it would be typed."""
+    kind = _plain(field.annotation)
+    default = None if field.is_required() else field.default
+    if get_origin(kind) is Literal:
+        return str, "|".join(get_args(kind)), None, default
+    if kind is RuntimeProfile:
+        return Path, "FILE", load_profile, None
+    if get_origin(kind) is tuple:
+        texts = [str(each) for each in default or ()]
+        if _plain(get_args(kind)[0]) is int:
+            return str, "N,...", functools.partial(_numbers, name), ",".join(texts) or None
+        return list[str], None, tuple, texts or None
+    return kind, None, None, default
+
+
+def _plain(annotation: Any) -> Any:
+    """Return a type without its constraints, and without None as a member."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    members = get_args(annotation)
+    return _plain(next(each for each in members if each is not NoneType)) if NoneType in members else annotation
+
+
+def _in_panel(parameter: inspect.Parameter, panel: str) -> inspect.Parameter:
+    kind, option = get_args(parameter.annotation)
+    option = copy(option)
+    option.rich_help_panel = panel
+    return parameter.replace(annotation=Annotated[kind, option])
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        problem = f"got {text!r}; whole numbers with commas between are accepted"
+        raise UsageError(problem, where=f"`{name}`") from None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def absolute_file(text: str) -> str:
+    """Return a file's absolute path, since a worker may not share the working directory; any other text as it is."""
+    return str(Path(text).absolute()) if Path(text).is_file() else text
+
+
+DATASET = Flag(metavar="NAME|FILE", default="wikitext2", read=absolute_file)
+DEVICE = Flag(("--device", "-d"))
+
+
+def refuse_ignored(context: typer.Context, mode: str, effective: set[str], hint: str) -> None:
+    """Refuse options that were given and have no effect together with the option ``mode``.
+
+    Raises:
+        UsageError: Names them.
+    """
+    given = [
+        f"`{name}`"
+        for name in context.params
+        if name not in effective and context.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
+    ]
+    if given:
+        raise UsageError(f"{', '.join(given)} would have no effect on {mode}", hint=hint)
