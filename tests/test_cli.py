@@ -557,7 +557,7 @@ def test_verify_names_each_deviation_and_ends_with_4(tmp_path: Path, capsys: Cap
 
 def test_doctor_shows_its_findings_and_ends_with_3(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     import llmcompress.cli.diagnosis
-    from llmcompress.cli.diagnosis import Device, Diagnosis, Disk, Finding, PackageVersion
+    from llmcompress.cli.diagnosis import DeviceFound, Diagnosis, Disk, DoctorFinding, PackageVersion
 
     sound = Diagnosis(
         platform="linux-x86_64",
@@ -565,7 +565,7 @@ def test_doctor_shows_its_findings_and_ends_with_3(monkeypatch: pytest.MonkeyPat
         cpu="A CPU",
         num_cores=2,
         cpu_features=("avx2",),
-        devices=(Device(name="CPU", full_name="A CPU", capabilities=("INT8",)),),
+        devices=(DeviceFound(name="CPU", full_name="A CPU", capabilities=("INT8",)),),
         packages=(PackageVersion(name="nncf", installed="3.5.0", tested="3.4.0"),),
         has_tested_set=True,
         memory_bytes=8_000_000_000,
@@ -576,7 +576,7 @@ def test_doctor_shows_its_findings_and_ends_with_3(monkeypatch: pytest.MonkeyPat
         hf_home="/cache",
         findings=(),
     )
-    broken = Finding(message="torchvision was built for another torch", hint="pip install it again", broken=True)
+    broken = DoctorFinding(message="torchvision was built for another torch", hint="pip install it again", broken=True)
     monkeypatch.setattr(llmcompress.cli.diagnosis, "diagnose", lambda progress: sound)
     assert run(["doctor"]) == 0
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]

@@ -24,7 +24,7 @@ def list_cache(as_json: Json = False) -> None:
     llmcompress cache list --json
     """
     from llmcompress.cli.cache_pruning import KINDS, cache_entries
-    from llmcompress.cli.console import plain, print_json, stdout
+    from llmcompress.cli.console import plain, print_json, stdout, table
     from llmcompress.report.text import duration_text, size_text
     from llmcompress.system.cache import cache_dir
 
@@ -32,20 +32,14 @@ def list_cache(as_json: Json = False) -> None:
     if as_json:
         print_json([plain(entry) for entry in entries])
         return
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("kind", no_wrap=True)
-    table.add_column("what", overflow="fold")
-    for name in ("entries", "size", "last used"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ["entries", "size", "last used"]
+    found = table(["kind", "what"], numbers, one_line=["kind", *numbers])
     for kind, what in KINDS.items():
         of_kind = [entry for entry in entries if entry.kind == kind]
         size = size_text(sum(entry.size_bytes for entry in of_kind))
         last = duration_text(min(entry.unused_s for entry in of_kind)) + " ago" if of_kind else ""
-        table.add_row(kind, what, str(len(of_kind)), size if of_kind else "", last)
-    stdout().print(table)
+        found.add_row(kind, what, str(len(of_kind)), size if of_kind else "", last)
+    stdout().print(found)
     total = sum(entry.size_bytes for entry in entries)
     stdout().print(f"{size_text(total)} in {cache_dir()}", markup=False, soft_wrap=True)
 

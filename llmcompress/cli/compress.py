@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import facts_table, stdout
+from llmcompress.cli.console import facts_table, stdout, table
 from llmcompress.cli.options import (
     AllowNonfinite,
     Json,
@@ -276,34 +276,21 @@ def _accuracy_text(accuracy: AccuracyRecord) -> str:
 
 
 def _reverted_table(accuracy: AccuracyRecord) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("Back in floating point", overflow="fold")
-    for name in ("Costs", "Lost before", "Lost after"):
-        table.add_column(name, justify="right")
+    reverted = table(["Back in floating point"], ["Costs", "Lost before", "Lost after"])
     for group in accuracy.reverted:
         names = ", ".join(name.removeprefix("__module.").split("/")[0] for name in group.operations)
         before, after = (f"{drop:.4g}" for drop in (group.drop_before, group.drop_after))
-        table.add_row(names or "quantizers alone", size_text(group.added_bytes), before, after)
-    return table
+        reverted.add_row(names or "quantizers alone", size_text(group.added_bytes), before, after)
+    return reverted
 
 
 def layers_table(layers: Iterable[Layer]) -> Table:
     """Return a table with one row for each kind of weight: format, group size, how many, parameters, bytes."""
-    from rich import box
-    from rich.table import Table
-
     from llmcompress.report.compression import group_size_text, weight_kinds
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("Weights")
-    table.add_column("Group size")
-    for name in ("Layers", "Parameters", "Share", "Size"):
-        table.add_column(name, justify="right")
+    kinds = table(["Weights", "Group size"], ["Layers", "Parameters", "Share", "Size"])
     for kind in weight_kinds(layers):
-        table.add_row(
+        kinds.add_row(
             kind.mode,
             group_size_text(kind.group_size),
             str(kind.num_layers),
@@ -311,20 +298,14 @@ def layers_table(layers: Iterable[Layer]) -> Table:
             f"{kind.share:.1%}",
             size_text(kind.size_bytes),
         )
-    return table
+    return kinds
 
 
 def _stages_table(report: CompressionReport) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("Stage")
-    table.add_column("Time", justify="right")
-    table.add_column("Peak memory at its end", justify="right")
+    stages = table(["Stage"], ["Time", "Peak memory at its end"])
     for stage in report.measured.stages:
-        table.add_row(stage.stage, duration_text(stage.duration_s), size_text(stage.peak_rss_bytes))
-    return table
+        stages.add_row(stage.stage, duration_text(stage.duration_s), size_text(stage.peak_rss_bytes))
+    return stages
 
 
 def print_forecast(forecast: Forecast, *, source: str, recipe_name: str) -> None:

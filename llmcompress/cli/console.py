@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,6 +59,22 @@ def print_error(message: str, *, where: str = "", hint: str = "") -> None:
     console.print(Text("error: ", "bold red") + Text(text), soft_wrap=True)
     if hint:
         console.print(Text("hint: ", "bold cyan") + Text(hint), soft_wrap=True)
+
+
+def table(texts: Sequence[str], numbers: Sequence[str] = (), *, one_line: Collection[str] = ()) -> Table:
+    """Return a table without rows: columns of texts, then columns of numbers aligned to the right.
+
+    The columns named in ``one_line`` are not wrapped, however narrow the terminal is.
+    """
+    from rich import box
+    from rich.table import Table
+
+    empty = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name in texts:
+        empty.add_column(name, overflow="fold", no_wrap=name in one_line)
+    for name in numbers:
+        empty.add_column(name, justify="right", no_wrap=name in one_line)
+    return empty
 
 
 def facts_table(facts: dict[str, str]) -> Table:

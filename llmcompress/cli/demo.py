@@ -40,19 +40,16 @@ def demo(
 def _print(report: DemoReport, output: Path) -> None:
     import shlex
 
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from llmcompress.cli.compress import layers_table
-    from llmcompress.cli.console import stdout
+    from llmcompress.cli.console import stdout, table
     from llmcompress.cli.demo_run import HELD_OUT
 
     console = stdout()
-    sizes = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    sizes.add_column("Recipe", style="bold")
-    for name in ("Size", "Bits/weight", "Time", "Perplexity", "KL", "Top-1", "Decode tokens/s", "Peak memory"):
-        sizes.add_column(name, justify="right")
+    numbers = ["Size", "Bits/weight", "Time", "Perplexity", "KL", "Top-1", "Decode tokens/s", "Peak memory"]
+    sizes = table(["Recipe"], numbers)
+    sizes.columns[0].style = "bold"
     sizes.add_column("Verdict")
     for variant in report.variants:
         made, lost = variant.report, variant.evaluation.divergence

@@ -1,8 +1,4 @@
-"""Is this machine ready, and if not, what is wrong in plain words.
-
-diagnosis.py   what was found, as data
-libraries.py   libraries that do not fit together, and the devices OpenVINO sees
-"""
+"""Is this machine ready, and if not, what is wrong in plain words: libraries, devices, memory and disk."""
 
 from __future__ import annotations
 
@@ -39,7 +35,7 @@ class PackageVersion(DiagnosisPart):
     tested: str | None
 
 
-class Device(DiagnosisPart):
+class DeviceFound(DiagnosisPart):
     """One device that OpenVINO can run a model on."""
 
     name: str
@@ -56,7 +52,7 @@ class Disk(DiagnosisPart):
     free_bytes: int
 
 
-class Finding(DiagnosisPart):
+class DoctorFinding(DiagnosisPart):
     """One thing that is wrong, and what to do about it."""
 
     message: str
@@ -74,7 +70,7 @@ class Diagnosis(DiagnosisPart):
     num_cores: int
     """Cores this process may use."""
     cpu_features: tuple[str, ...]
-    devices: tuple[Device, ...]
+    devices: tuple[DeviceFound, ...]
     packages: tuple[PackageVersion, ...]
     has_tested_set: bool
     memory_bytes: int
@@ -84,7 +80,7 @@ class Diagnosis(DiagnosisPart):
     swap_bytes: int
     disks: tuple[Disk, ...]
     hf_home: str
-    findings: tuple[Finding, ...]
+    findings: tuple[DoctorFinding, ...]
 
     @property
     def ok(self) -> bool:
@@ -106,7 +102,7 @@ def diagnose(progress: Reporter = silent) -> Diagnosis:
     packages = tuple(dict.fromkeys(canonical(name) for name in (*declared, *SAME_RELEASE, "torch", "torchvision")))
     installed = installed_versions(packages)
     findings = [*range_findings(), *release_findings(installed)]
-    devices: tuple[Device, ...] = ()
+    devices: tuple[DeviceFound, ...] = ()
     last = ""
 
     def note_stage(event: Progress) -> None:
@@ -117,14 +113,16 @@ def diagnose(progress: Reporter = silent) -> Diagnosis:
     try:
         found = run_supervised(probe, {"modules": IMPORTS}, progress=note_stage)
     except LlmcompressError as error:
-        findings.append(Finding(message=f"{last or 'starting Python'}: {error.message}", hint=error.hint, broken=True))
+        findings.append(
+            DoctorFinding(message=f"{last or 'starting Python'}: {error.message}", hint=error.hint, broken=True)
+        )
     else:
         devices = found.devices
         findings += dict.fromkeys(import_finding(module, text, installed) for module, text in found.failures.items())
         if not devices and "openvino" not in found.failures:
             message = "OpenVINO finds no device, not even the CPU"
             hint = "reinstall it: pip install --force-reinstall openvino"
-            findings.append(Finding(message=message, hint=hint, broken=True))
+            findings.append(DoctorFinding(message=message, hint=hint, broken=True))
     here = memory()
     hf_home = _hf_home()
     return Diagnosis(
@@ -194,7 +192,7 @@ class Probe(DiagnosisPart):
 
     failures: dict[str, str]
     """Module to the first line of its error."""
-    devices: tuple[Device, ...]
+    devices: tuple[DeviceFound, ...]
 
 
 def probe(modules: tuple[str, ...], progress: Reporter) -> Probe:
@@ -213,7 +211,7 @@ def probe(modules: tuple[str, ...], progress: Reporter) -> Probe:
     return Probe(failures=failures, devices=tuple(_devices()))
 
 
-def _devices() -> Iterator[Device]:
+def _devices() -> Iterator[DeviceFound]:
     from openvino import Core
 
     core = Core()
@@ -224,7 +222,7 @@ def _devices() -> Iterator[Device]:
         except RuntimeError as error:
             # A plugin without its driver lists a device that answers nothing.
             full_name, capabilities = f"does not answer: {error}".splitlines()[0], ()
-        yield Device(name=name, full_name=full_name, capabilities=capabilities)
+        yield DeviceFound(name=name, full_name=full_name, capabilities=capabilities)
 
 
 def tested_versions() -> dict[str, str]:
@@ -253,7 +251,7 @@ def declared_packages() -> tuple[str, ...]:
     return tuple(need.name for need in required if need.marker is None or need.marker.evaluate({"extra": ""}))
 
 
-def range_findings() -> Iterator[Finding]:
+def range_findings() -> Iterator[DoctorFinding]:
     """Compare each library of the stack with what the others, and llmcompress, declare to need."""
     from packaging.requirements import Requirement
 
@@ -270,18 +268,18 @@ def range_findings() -> Iterator[Finding]:
             try:
                 found = metadata.version(need.name)
             except metadata.PackageNotFoundError:
-                yield Finding(message=f"{wanted}, which is not installed", hint=hint, broken=True)
+                yield DoctorFinding(message=f"{wanted}, which is not installed", hint=hint, broken=True)
                 continue
             if not need.specifier.contains(found, prereleases=True):
-                yield Finding(message=f"{wanted}, found {found}", hint=hint, broken=True)
+                yield DoctorFinding(message=f"{wanted}, found {found}", hint=hint, broken=True)
 
 
-def release_findings(installed: Mapping[str, str]) -> Iterator[Finding]:
+def release_findings(installed: Mapping[str, str]) -> Iterator[DoctorFinding]:
     """Compare the OpenVINO packages, which share binary interfaces and must come from one release."""
     releases = {name: ".".join(installed[name].split(".")[:3]) for name in SAME_RELEASE if name in installed}
     if len(set(releases.values())) > 1:
         listed = ", ".join(f"{name} {installed[name]}" for name in releases)
-        yield Finding(
+        yield DoctorFinding(
             message=f"these must be of the same release, or tokenizers fail to load: {listed}",
             hint="pip install " + " ".join(f"{name}=={releases['openvino']}.*" for name in releases)
             if "openvino" in releases
@@ -290,11 +288,11 @@ def release_findings(installed: Mapping[str, str]) -> Iterator[Finding]:
         )
 
 
-def import_finding(module: str, text: str, installed: Mapping[str, str]) -> Finding:
+def import_finding(module: str, text: str, installed: Mapping[str, str]) -> DoctorFinding:
     """Say in plain words why a library cannot be imported."""
     if "torchvision::nms" in text:
         torch, vision = installed.get("torch"), installed.get("torchvision")
-        return Finding(
+        return DoctorFinding(
             message=f"torchvision {vision} was built for another torch than {torch} (PyPI's torchvision beside a "
             "CPU-only torch, or the reverse) and cannot be imported; neither can what imports it",
             hint="install both from one index: pip install --force-reinstall --no-deps torch torchvision "
@@ -302,6 +300,6 @@ def import_finding(module: str, text: str, installed: Mapping[str, str]) -> Find
             broken=True,
         )
     first_line = text.strip().splitlines()[0]
-    return Finding(
+    return DoctorFinding(
         message=f"`import {module}` fails: {first_line}", hint=f"python -c 'import {module}' shows where", broken=True
     )

@@ -34,11 +34,9 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
 
 
 def _print(diagnosis: Diagnosis) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    from llmcompress.cli.console import facts_table, stdout
+    from llmcompress.cli.console import facts_table, stdout, table
 
     facts = {
         "Platform": f"{diagnosis.platform}, Python {diagnosis.python}",
@@ -53,11 +51,7 @@ def _print(diagnosis: Diagnosis) -> None:
     for device in diagnosis.devices:
         capabilities = f"  ({', '.join(device.capabilities)})" if device.capabilities else ""
         facts[f"Device {device.name}"] = device.full_name + capabilities
-    packages = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    packages.add_column("Package")
-    packages.add_column("Installed")
-    if diagnosis.has_tested_set:
-        packages.add_column("Tested with")
+    packages = table(["Package", "Installed", *(["Tested with"] if diagnosis.has_tested_set else [])])
     for package in diagnosis.packages:
         differs = package.tested is not None and package.installed != package.tested
         installed = Text(package.installed or "not installed", style="yellow" if differs else "")

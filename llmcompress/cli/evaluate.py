@@ -143,7 +143,7 @@ def evaluate(
         verbose=verbose,
     )
     from llmcompress.cli.console import print_json
-    from llmcompress.cli.evaluation_view import print_evaluation
+    from llmcompress.cli.evaluation_report import print_evaluation
 
     if as_json:
         print_json(report)
@@ -165,7 +165,7 @@ def evaluate(
 
 def _conversion(source: str, access: dict[str, Any], *, as_json: bool, verbose: bool) -> None:
     from llmcompress.cli.console import print_json
-    from llmcompress.cli.evaluation_view import print_conversion
+    from llmcompress.cli.evaluation_report import print_conversion
     from llmcompress.cli.progress import run_watched
     from llmcompress.evaluation.evaluate import check_conversion
 

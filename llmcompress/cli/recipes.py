@@ -19,25 +19,22 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from llmcompress.cli.console import print_json, stdout
+    from llmcompress.cli.console import print_json, stdout, table
     from llmcompress.spec import RECOMMENDED, packaged_recipes
 
     packaged = packaged_recipes()
     if as_json:
         print_json([recipe.model_dump(mode="json") for recipe in packaged])
         return
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("Recipe", no_wrap=True, style="bold")
-    table.add_column("When to take it", overflow="fold")
+    found = table(["Recipe", "When to take it"], one_line=["Recipe"])
+    found.columns[0].style = "bold"
     for recipe in packaged:
-        table.add_row(recipe.name, Text(recipe.description or ""))
+        found.add_row(recipe.name, Text(recipe.description or ""))
     for name, bits in RECOMMENDED.items():
-        table.add_row(name, f"What Optimum recommends for the model at hand in {bits} bits, else its general settings.")
-    stdout().print(table)
+        found.add_row(name, f"What Optimum recommends for the model at hand in {bits} bits, else its general settings.")
+    stdout().print(found)
 
 
 @recipes.command()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from llmcompress.cli.console import stderr, stdout
+from llmcompress.cli.console import stderr, stdout, table
 from llmcompress.cli.options import Json, Offline, Verbose
 from llmcompress.cli.progress import watching
 from llmcompress.report.text import duration_text, size_text
@@ -265,22 +265,17 @@ def _bars(console: Console) -> Iterator[tuple[Callable[[Event], None], Reporter]
 
 def print_outlook(jobs: Sequence[Outlook]) -> None:
     """Print one line for each job, and the sums."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("job", overflow="fold")
-    table.add_column("to do", overflow="fold")
-    for name in ("size", "memory", "disk", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
+    numbers = ["size", "memory", "disk", "time"]
+    found = table(["job", "to do"], numbers, one_line=numbers)
     for job in jobs:
         if job.failure is not None:
-            table.add_row(job.name, Text(f"cannot be done: {job.failure.message}", "red"))
+            found.add_row(job.name, Text(f"cannot be done: {job.failure.message}", "red"))
             continue
         steps = f"{', '.join(job.steps)} ({job.reason})" if job.steps else "nothing: it is done"
         steps += "" if job.fits else "  NOT ENOUGH memory or disk here"
-        table.add_row(
+        found.add_row(
             job.name,
             steps,
             _size(job.size_bytes),
@@ -288,7 +283,7 @@ def print_outlook(jobs: Sequence[Outlook]) -> None:
             _size(job.disk_bytes),
             "" if not job.steps else NOT_MEASURED if job.duration_s is None else duration_text(job.duration_s),
         )
-    stdout().print(table)
+    stdout().print(found)
     todo = [job for job in jobs if job.steps and job.failure is None]
     known = [job.duration_s for job in todo if job.duration_s is not None]
     facts = [
@@ -302,14 +297,9 @@ def print_outlook(jobs: Sequence[Outlook]) -> None:
 
 def print_run(report: RunReport) -> None:
     """Print one line for each job: what this run made, what was there already, or the reason of a failure."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("job", no_wrap=True)
-    table.add_column("outcome", no_wrap=True)
-    table.add_column("", overflow="fold")
+    found = table(["job", "outcome", ""], one_line=["job", "outcome"])
     for row in report.rows:
         if row.failure is not None:
             outcome, words = Text("FAILED", "bold red"), f"{row.failure.step}: {row.failure.message}"
@@ -318,8 +308,8 @@ def print_run(report: RunReport) -> None:
         else:
             outcome, words = Text("was done"), ", ".join(row.kept)
         words += f"; {row.note}" if row.note else ""
-        table.add_row(row.name, outcome, Text(words))
-    stdout().print(table)
+        found.add_row(row.name, outcome, Text(words))
+    stdout().print(found)
 
 
 def _size(num_bytes: int | None) -> str:

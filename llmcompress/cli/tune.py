@@ -215,7 +215,7 @@ def print_tuning(report: TuneReport) -> None:
         console.print()
         console.print(facts_table(_verification(report.verification)))
     if report.gate is not None:
-        from llmcompress.cli.evaluation_view import gate_table
+        from llmcompress.cli.evaluation_report import gate_table
 
         console.print()
         console.print(gate_table(report.gate))

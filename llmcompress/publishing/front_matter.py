@@ -11,13 +11,11 @@ import math
 import re
 from typing import Any
 
-import yaml
-
 from llmcompress.artifact import Measurements
 from llmcompress.publishing.base_model import BaseModel
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import Estimate, EvalReport
-from llmcompress.spec.yaml_text import resolve_plain
+from llmcompress.spec.yaml_text import dump_yaml
 
 HUB = "https://huggingface.co"
 
@@ -49,7 +47,7 @@ def metadata(found: Measurements, base: BaseModel, *, title: str, repo_id: str |
 
 def front_matter(data: dict[str, Any]) -> str:
     """The metadata as YAML that every reader takes for the same values."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    return dump_yaml(data, quote='"', flow_lists=False)
 
 
 def _tags(manifest: CompressionReport) -> list[str]:
@@ -118,20 +116,3 @@ def _metrics(report: EvalReport) -> list[dict[str, Any]]:
 def _finite(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     # The Hub takes numbers only; the page says what else was measured.
     return [metric for metric in metrics if math.isfinite(metric["value"])]
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes around every text that a reader of YAML 1.1 or 1.2 would take for something else, or break at."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-    def represent_text(self, text: str) -> yaml.Node:
-        try:
-            plain = text.isprintable() and resolve_plain(text) == text
-        except ValueError:
-            plain = False
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)

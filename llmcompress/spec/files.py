@@ -10,13 +10,11 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llmcompress.errors import RecipeError
 from llmcompress.spec.dataset import OF_THE_DATASET, is_file_name
 from llmcompress.spec.recipe import Recipe
 from llmcompress.spec.validation import Location, did_you_mean, dotted, field_names, shown, validated
-from llmcompress.spec.yaml_text import MAX_BYTES, Document, read_document, resolve_plain
+from llmcompress.spec.yaml_text import MAX_BYTES, Document, dump_yaml, read_document
 
 RECOMMENDED = {"optimum-default": 4, "optimum-default-8bit": 8}
 """Names that stand for what Optimum recommends for the model at hand, and the bits it is asked for."""
@@ -81,8 +79,7 @@ def _recipe(text: str, label: str, folder: Path | None, overrides: Sequence[str]
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return YAML that ``load_recipe`` reads back to an equal recipe; fields at their defaults are left out."""
-    data = recipe.model_dump(mode="json", exclude_defaults=True)
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+    return dump_yaml(recipe.model_dump(mode="json", exclude_defaults=True))
 
 
 def _packaged() -> dict[str, Traversable]:
@@ -207,24 +204,3 @@ def place_in(label: str, document: Document, location: Location) -> str:
             line, column = document.positions[location[:end]]
             return f"{label}:{line}:{column}: {dotted(location)}"
     return f"{label}: {dotted(location)}" if location else label
-
-
-class _Dumper(yaml.SafeDumper):
-    """Block fields, one-line lists, and quotes around every text that would be read as something else."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-    def represent_text(self, text: str) -> yaml.Node:
-        try:
-            plain = resolve_plain(text) == text
-        except ValueError:
-            plain = False
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
-
-    def represent_items(self, items: list[object]) -> yaml.Node:
-        return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-_Dumper.add_representer(list, _Dumper.represent_items)

@@ -79,6 +79,34 @@ def read_document(text: str, *, where: str) -> Document:
         loader.dispose()
 
 
+def dump_yaml(data: object, *, quote: str = "'", flow_lists: bool = True) -> str:
+    """Return YAML that readers of 1.1 and of 1.2 take for the same values, with quotes around what they could misread.
+
+    Args:
+        data: Plain values.
+        quote: The quotes; only double ones hold what cannot be printed.
+        flow_lists: Write each list on one line.
+    """
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: object) -> bool:
+            return True
+
+    def text(dumper: Dumper, value: str) -> yaml.Node:
+        try:
+            plain = (quote == "'" or value.isprintable()) and resolve_plain(value) == value
+        except ValueError:
+            plain = False
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else quote)
+
+    def items(dumper: Dumper, values: list[object]) -> yaml.Node:
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flow_lists)
+
+    Dumper.add_representer(str, text)
+    Dumper.add_representer(list, items)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+
+
 def resolve_plain(text: str) -> object:
     """Return the value of an unquoted scalar; ValueError says what to write where its meaning is not certain."""
     if text in _NULL:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.console import facts_table, stdout
+from llmcompress.cli.console import facts_table, stdout, table
 from llmcompress.report.text import DAMAGE_PARTS, duration_text, interval_text
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ def print_evaluation(report: EvalReport, *, source: str, stages: bool) -> None:
     if report.divergence is not None:
         console.print()
         console.print(_divergence_table(report))
-    for table in (_damage_table(report), _tasks_table(report)):
-        if table is not None:
+    for optional in (_damage_table(report), _tasks_table(report)):
+        if optional is not None:
             console.print()
-            console.print(table)
+            console.print(optional)
     if report.generations is not None:
         found = report.generations
         console.print()
@@ -90,11 +90,6 @@ def print_conversion(report: ConversionRecord) -> None:
     )
 
 
-def verdict_text(report: EvalReport) -> str:
-    """The verdict in one or two words."""
-    return report.verdict or "not measured"
-
-
 def gate_table(gate: GateRecord) -> Table:
     """Return the gate's checks, one a row."""
     from rich.table import Table
@@ -142,65 +137,55 @@ def _facts(report: EvalReport, source: str) -> dict[str, str]:
 
 
 def _perplexity_table(report: EvalReport) -> Table:
-    names = {"perplexity": "perplexity"}
+    names = ["perplexity"]
     if report.model.perplexity.word_perplexity is not None:
-        names |= {name: name for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")}
+        names += ["word_perplexity", "byte_perplexity", "bits_per_byte"]
     models = [("model", report.model)] + ([("reference", report.reference)] if report.reference else [])
-    table = _table("", *(name for name, _ in models))
+    shown = table([""], [name for name, _ in models])
     for name in names:
         values = [getattr(model.perplexity, name) for _, model in models if model is not None]
-        table.add_row(name, *(interval_text(value, ".5g") for value in values))
-    return table
+        shown.add_row(name, *(interval_text(value, ".5g") for value in values))
+    return shown
 
 
 def _divergence_table(report: EvalReport) -> Table:
     found = report.divergence
     assert found is not None
-    table = _table("against the reference", "")
+    shown = table(["against the reference"], [""])
     name = "KL divergence, nats" if found.exact else f"KL divergence, nats: a lower bound from the top {found.top_k}"
-    table.add_row(name, interval_text(found.kl_divergence))
-    table.add_row(
+    shown.add_row(name, interval_text(found.kl_divergence))
+    shown.add_row(
         "  median, p90, p99, p99.9, max",
         ", ".join(
             f"{value:.3g}" for value in (found.kl_median, found.kl_p90, found.kl_p99, found.kl_p999, found.kl_max)
         ),
     )
     if found.captured_mass is not None:
-        table.add_row("  mass in the top tokens", f"{found.captured_mass:.2%}")
+        shown.add_row("  mass in the top tokens", f"{found.captured_mass:.2%}")
     if report.noise_floor is not None:
         floor = report.noise_floor
-        table.add_row(f"  noise floor ({' against '.join(floor.precisions)})", interval_text(floor.kl_divergence))
-    table.add_row("top-1 agreement", interval_text(found.top1_agreement, ".2%"))
-    table.add_row("perplexity ratio", interval_text(found.perplexity_ratio, ".5g"))
-    table.add_row("RMS change of probability", f"{found.rms_probability_change:.2%}")
-    return table
+        shown.add_row(f"  noise floor ({' against '.join(floor.precisions)})", interval_text(floor.kl_divergence))
+    shown.add_row("top-1 agreement", interval_text(found.top1_agreement, ".2%"))
+    shown.add_row("perplexity ratio", interval_text(found.perplexity_ratio, ".5g"))
+    shown.add_row("RMS change of probability", f"{found.rms_probability_change:.2%}")
+    return shown
 
 
 def _damage_table(report: EvalReport) -> Table | None:
     if not report.split_damage:
         return None
-    table = _table("damage against the exact reference", "KL divergence, nats", "top-1 agreement")
+    shown = table(["damage against the exact reference"], ["KL divergence, nats", "top-1 agreement"])
     for part in report.split_damage:
         agreement = interval_text(part.top1_agreement, ".2%")
-        table.add_row(DAMAGE_PARTS[part.part], interval_text(part.kl_divergence), agreement)
-    return table
+        shown.add_row(DAMAGE_PARTS[part.part], interval_text(part.kl_divergence), agreement)
+    return shown
 
 
 def _tasks_table(report: EvalReport) -> Table | None:
     if not report.tasks:
         return None
-    table = _table("task", "metric", "score", "samples")
+    shown = table(["task"], ["metric", "score", "samples"])
     for score in report.tasks:
         error = "" if score.standard_error is None else f" ± {score.standard_error:.3g}"
-        table.add_row(score.task, score.metric, f"{score.value:.4g}{error}", str(score.num_samples or ""))
-    return table
-
-
-def _table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right")
-    return table
+        shown.add_row(score.task, score.metric, f"{score.value:.4g}{error}", str(score.num_samples or ""))
+    return shown
