@@ -16,158 +16,95 @@ from typing import TYPE_CHECKING
 from llmcompress.system.environment import quiet_libraries
 
 if TYPE_CHECKING:
-    from llmcompress.artifact import verify
-    from llmcompress.benchmarking.benchmark import benchmark
-    from llmcompress.compression.compress import compress
-    from llmcompress.errors import (
-        ArtifactError,
-        DataError,
-        GateError,
-        HubError,
-        InterruptedRunError,
-        KilledForMemoryError,
-        LlmcompressError,
-        LockedError,
-        ModelError,
-        RecipeError,
-        ResourceError,
-        SecurityError,
-        UsageError,
-        WriteError,
-    )
-    from llmcompress.evaluation.evaluate import check_conversion, evaluate
-    from llmcompress.integrations.from_ir import recipe_from_artifact
-    from llmcompress.integrations.modeling import OVModelForCausalLM
-    from llmcompress.integrations.quantization_config import OVRecipeConfig, to_quantization_config
-    from llmcompress.loaders import load
-    from llmcompress.publishing import push_to_hub
-    from llmcompress.publishing.card import CardReport, render_card, write_card
-    from llmcompress.report.benchmark import BenchReport
-    from llmcompress.report.compression import CompressionReport
-    from llmcompress.report.evaluation import EvalReport
-    from llmcompress.report.push import PushReport
-    from llmcompress.report.tuning import TuneReport
-    from llmcompress.runner import RunReport, run_plan
-    from llmcompress.spec import (
-        BenchSpec,
-        EvalSpec,
-        Gate,
-        Recipe,
-        RuntimeProfile,
-        TuneSpec,
-        load_profile,
-        load_recipe,
-    )
-    from llmcompress.spec.optimum import recipe_from_quantization_config
-    from llmcompress.spec.plan import Evaluation, Plan, PlanModel, PlanRecipe, Push, Tuning, load_plan
-    from llmcompress.summary import compare, write_page
-    from llmcompress.tuning import apply_tuning
-    from llmcompress.tuning.tune import tune
+    # `as`: so that type checkers take each name as exported.
+    from llmcompress.artifact import verify as verify
+    from llmcompress.benchmarking.benchmark import benchmark as benchmark
+    from llmcompress.compression.compress import compress as compress
+    from llmcompress.errors import ArtifactError as ArtifactError
+    from llmcompress.errors import DataError as DataError
+    from llmcompress.errors import GateError as GateError
+    from llmcompress.errors import HubError as HubError
+    from llmcompress.errors import InterruptedRunError as InterruptedRunError
+    from llmcompress.errors import KilledForMemoryError as KilledForMemoryError
+    from llmcompress.errors import LlmcompressError as LlmcompressError
+    from llmcompress.errors import LockedError as LockedError
+    from llmcompress.errors import ModelError as ModelError
+    from llmcompress.errors import RecipeError as RecipeError
+    from llmcompress.errors import ResourceError as ResourceError
+    from llmcompress.errors import SecurityError as SecurityError
+    from llmcompress.errors import UsageError as UsageError
+    from llmcompress.errors import WriteError as WriteError
+    from llmcompress.evaluation.evaluate import check_conversion as check_conversion
+    from llmcompress.evaluation.evaluate import evaluate as evaluate
+    from llmcompress.integrations.from_ir import recipe_from_artifact as recipe_from_artifact
+    from llmcompress.integrations.modeling import OVModelForCausalLM as OVModelForCausalLM
+    from llmcompress.integrations.quantization_config import OVRecipeConfig as OVRecipeConfig
+    from llmcompress.integrations.quantization_config import to_quantization_config as to_quantization_config
+    from llmcompress.loaders import load as load
+    from llmcompress.publishing import push_to_hub as push_to_hub
+    from llmcompress.publishing.card import CardReport as CardReport
+    from llmcompress.publishing.card import render_card as render_card
+    from llmcompress.publishing.card import write_card as write_card
+    from llmcompress.report.benchmark import BenchReport as BenchReport
+    from llmcompress.report.compression import CompressionReport as CompressionReport
+    from llmcompress.report.evaluation import EvalReport as EvalReport
+    from llmcompress.report.push import PushReport as PushReport
+    from llmcompress.report.tuning import TuneReport as TuneReport
+    from llmcompress.runner import RunReport as RunReport
+    from llmcompress.runner import run_plan as run_plan
+    from llmcompress.spec import BenchSpec as BenchSpec
+    from llmcompress.spec import EvalSpec as EvalSpec
+    from llmcompress.spec import Gate as Gate
+    from llmcompress.spec import Recipe as Recipe
+    from llmcompress.spec import RuntimeProfile as RuntimeProfile
+    from llmcompress.spec import TuneSpec as TuneSpec
+    from llmcompress.spec import load_profile as load_profile
+    from llmcompress.spec import load_recipe as load_recipe
+    from llmcompress.spec.optimum import recipe_from_quantization_config as recipe_from_quantization_config
+    from llmcompress.spec.plan import Evaluation as Evaluation
+    from llmcompress.spec.plan import Plan as Plan
+    from llmcompress.spec.plan import PlanModel as PlanModel
+    from llmcompress.spec.plan import PlanRecipe as PlanRecipe
+    from llmcompress.spec.plan import Push as Push
+    from llmcompress.spec.plan import Tuning as Tuning
+    from llmcompress.spec.plan import load_plan as load_plan
+    from llmcompress.summary import compare as compare
+    from llmcompress.summary import write_page as write_page
+    from llmcompress.tuning import apply_tuning as apply_tuning
+    from llmcompress.tuning.tune import tune as tune
 
     __version__: str
 
-__all__ = [
-    "ArtifactError",
-    "BenchReport",
-    "BenchSpec",
-    "CardReport",
-    "CompressionReport",
-    "DataError",
-    "EvalReport",
-    "EvalSpec",
-    "Evaluation",
-    "Gate",
-    "GateError",
-    "HubError",
-    "InterruptedRunError",
-    "KilledForMemoryError",
-    "LlmcompressError",
-    "LockedError",
-    "ModelError",
-    "OVModelForCausalLM",
-    "OVRecipeConfig",
-    "Plan",
-    "PlanModel",
-    "PlanRecipe",
-    "Push",
-    "PushReport",
-    "Recipe",
-    "RecipeError",
-    "ResourceError",
-    "RunReport",
-    "RuntimeProfile",
-    "SecurityError",
-    "TuneReport",
-    "TuneSpec",
-    "Tuning",
-    "UsageError",
-    "WriteError",
-    "__version__",
-    "apply_tuning",
-    "benchmark",
-    "check_conversion",
-    "compare",
-    "compress",
-    "evaluate",
-    "load",
-    "load_plan",
-    "load_profile",
-    "load_recipe",
-    "push_to_hub",
-    "recipe_from_artifact",
-    "recipe_from_quantization_config",
-    "render_card",
-    "run_plan",
-    "to_quantization_config",
-    "tune",
-    "verify",
-    "write_card",
-    "write_page",
-]
-
-_HOME = {
-    "BenchReport": "llmcompress.report.benchmark",
-    "BenchSpec": "llmcompress.spec",
-    "CardReport": "llmcompress.publishing.card",
-    "CompressionReport": "llmcompress.report.compression",
-    "EvalReport": "llmcompress.report.evaluation",
-    "EvalSpec": "llmcompress.spec",
-    "Evaluation": "llmcompress.spec.plan",
-    "Gate": "llmcompress.spec",
-    "OVModelForCausalLM": "llmcompress.integrations.modeling",
-    "OVRecipeConfig": "llmcompress.integrations.quantization_config",
-    "PushReport": "llmcompress.report.push",
-    "Plan": "llmcompress.spec.plan",
-    "PlanModel": "llmcompress.spec.plan",
-    "PlanRecipe": "llmcompress.spec.plan",
-    "Push": "llmcompress.spec.plan",
-    "Tuning": "llmcompress.spec.plan",
-    "Recipe": "llmcompress.spec",
-    "RunReport": "llmcompress.runner",
-    "RuntimeProfile": "llmcompress.spec",
-    "TuneReport": "llmcompress.report.tuning",
-    "TuneSpec": "llmcompress.spec",
-    "apply_tuning": "llmcompress.tuning",
-    "benchmark": "llmcompress.benchmarking.benchmark",
-    "check_conversion": "llmcompress.evaluation.evaluate",
-    "compare": "llmcompress.summary",
-    "compress": "llmcompress.compression.compress",
-    "evaluate": "llmcompress.evaluation.evaluate",
-    "load": "llmcompress.loaders",
-    "load_plan": "llmcompress.spec.plan",
-    "load_recipe": "llmcompress.spec",
-    "recipe_from_artifact": "llmcompress.integrations.from_ir",
-    "recipe_from_quantization_config": "llmcompress.spec.optimum",
-    "render_card": "llmcompress.publishing.card",
-    "push_to_hub": "llmcompress.publishing",
-    "run_plan": "llmcompress.runner",
-    "load_profile": "llmcompress.spec",
-    "to_quantization_config": "llmcompress.integrations.quantization_config",
-    "tune": "llmcompress.tuning.tune",
-    "verify": "llmcompress.artifact",
-    "write_card": "llmcompress.publishing.card",
-    "write_page": "llmcompress.summary",
+_HOMES = {
+    "llmcompress.artifact": "verify",
+    "llmcompress.benchmarking.benchmark": "benchmark",
+    "llmcompress.compression.compress": "compress",
+    "llmcompress.errors": "ArtifactError DataError GateError HubError InterruptedRunError KilledForMemoryError "
+    "LlmcompressError LockedError ModelError RecipeError ResourceError SecurityError UsageError WriteError",
+    "llmcompress.evaluation.evaluate": "check_conversion evaluate",
+    "llmcompress.integrations.from_ir": "recipe_from_artifact",
+    "llmcompress.integrations.modeling": "OVModelForCausalLM",
+    "llmcompress.integrations.quantization_config": "OVRecipeConfig to_quantization_config",
+    "llmcompress.loaders": "load",
+    "llmcompress.publishing": "push_to_hub",
+    "llmcompress.publishing.card": "CardReport render_card write_card",
+    "llmcompress.report.benchmark": "BenchReport",
+    "llmcompress.report.compression": "CompressionReport",
+    "llmcompress.report.evaluation": "EvalReport",
+    "llmcompress.report.push": "PushReport",
+    "llmcompress.report.tuning": "TuneReport",
+    "llmcompress.runner": "RunReport run_plan",
+    "llmcompress.spec": "BenchSpec EvalSpec Gate Recipe RuntimeProfile TuneSpec load_profile load_recipe",
+    "llmcompress.spec.optimum": "recipe_from_quantization_config",
+    "llmcompress.spec.plan": "Evaluation Plan PlanModel PlanRecipe Push Tuning load_plan",
+    "llmcompress.summary": "compare write_page",
+    "llmcompress.tuning": "apply_tuning",
+    "llmcompress.tuning.tune": "tune",
 }
+"""Modules and the public names that they are imported from when one is first used."""
+
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(["__version__", *_HOME])
 
 # OpenVINO reports usage while it is imported, so this cannot wait until one of the verbs is called.
 quiet_libraries()
@@ -178,8 +115,8 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         value: object = version("llmcompress")
-    elif name in __all__:
-        value = getattr(import_module(_HOME.get(name, "llmcompress.errors")), name)
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
     else:
         raise AttributeError(f"module 'llmcompress' has no attribute {name!r}; it has {', '.join(__all__)}")
     globals()[name] = value

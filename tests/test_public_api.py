@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,12 @@ def test_the_names_are_sorted_and_all_there() -> None:
     assert {"load", "compress", "Recipe", "load_recipe", "verify", "CompressionReport", "__version__"} <= set(
         llmcompress.__all__
     )
+
+
+def test_type_checkers_see_each_name_from_where_it_is_imported() -> None:
+    source = Path(llmcompress.__file__).read_text()
+    pairs = re.findall(r"^    from (\S+) import (\w+) as \2$", source, re.MULTILINE)
+    assert {name: module for module, name in pairs} == llmcompress._HOME
 
 
 def test_every_error_is_public() -> None:

@@ -28,79 +28,79 @@ class Line(NamedTuple):
     numeric: bool = True
 
 
+class _Figure(NamedTuple):
+    """How one figure is read from a row."""
+
+    title: str
+    text: Callable[[Row], str | None]
+    numeric: bool = True
+    kind: Kind | None = None
+    """Where values are comparable only within a basis: what tells the bases apart."""
+    against_reference: bool = False
+    """A row that others were compared with has no such figure, and says that it is the reference."""
+
+
+def _perplexity(row: Row) -> str | None:
+    return interval_text(row.evaluation.model.perplexity.perplexity, ".4g") if row.evaluation else None
+
+
+def _kl_divergence(row: Row) -> str | None:
+    if row.divergence is None:
+        return None
+    return ("" if row.divergence.exact else "at least ") + interval_text(row.divergence.kl_divergence, ".3g")
+
+
+def _agreement(row: Row) -> str | None:
+    return interval_text(row.divergence.top1_agreement, ".1%") if row.divergence else None
+
+
+def _verdict(row: Row) -> str | None:
+    return row.evaluation.verdict if row.evaluation else None
+
+
+def _gate(row: Row) -> str | None:
+    return {True: "passed", False: "FAILED", None: None}[row.evaluation.gate.passed if row.evaluation else None]
+
+
+def _peak_memory(row: Row) -> str | None:
+    return size_text(row.benchmark.peak_rss_bytes) if row.benchmark else None
+
+
+def _of_case(text: Callable[[BenchCase], str | None]) -> Callable[[Row], str | None]:
+    return lambda row: text(case) if (case := _case(row)) else None
+
+
+_FIGURES = (
+    _Figure("recipe", lambda row: row.manifest.recipe.name, numeric=False),
+    _Figure("size", lambda row: size_text(row.manifest.size_bytes)),
+    _Figure("bits per weight", lambda row: f"{row.manifest.bits_per_weight:.2f}"),
+    _Figure("perplexity", _perplexity, kind="perplexity"),
+    _Figure("KL divergence", _kl_divergence, kind="kl_divergence", against_reference=True),
+    _Figure("top-1 agreement", _agreement, against_reference=True),
+    _Figure("verdict", _verdict, numeric=False, against_reference=True),
+    _Figure("gate", _gate, numeric=False),
+    _Figure("shape", _of_case(shape_text), kind="speed"),
+    _Figure("ttft", _of_case(lambda case: f"{case.ttft_s.p50 * 1e3:.4g} ms")),
+    _Figure("tpot", _of_case(lambda case: f"{case.tpot_s.p50 * 1e3:.4g} ms" if case.tpot_s else None)),
+    _Figure("prefill tokens/s", _of_case(lambda case: rate_text(case.prefill_tokens_per_s))),
+    _Figure("decode tokens/s", _of_case(lambda case: rate_text(case.decode_tokens_per_s))),
+    _Figure("peak memory", _peak_memory),
+)
+
+
 def lines(comparison: Comparison) -> tuple[Line, ...]:
     """The figures of all rows as texts; what cannot be compared with all others carries the mark of its basis."""
-    rows = comparison.rows
     references = {number for basis in comparison.bases for number in basis.references}
-    lost = _marks(comparison, "kl_divergence")
-    perplexity = _marks(comparison, "perplexity")
-    speed = _marks(comparison, "speed")
-
-    def of_reference(number: int, row: Row) -> str:
-        return REFERENCE if number in references else NOT_MEASURED
-
-    def per_row(text: Callable[[int, Row], str]) -> tuple[str, ...]:
-        return tuple(text(number, row) for number, row in enumerate(rows))
-
-    def per_case(text: Callable[[BenchCase], str]) -> tuple[str, ...]:
-        return per_row(lambda number, row: (text(case) or NOT_MEASURED) if (case := _case(row)) else NOT_MEASURED)
-
-    return (
-        Line("recipe", per_row(lambda number, row: row.manifest.recipe.name), numeric=False),
-        Line("size", per_row(lambda number, row: size_text(row.manifest.size_bytes))),
-        Line("bits per weight", per_row(lambda number, row: f"{row.manifest.bits_per_weight:.2f}")),
-        Line(
-            "perplexity",
-            per_row(
-                lambda number, row: (
-                    interval_text(row.evaluation.model.perplexity.perplexity, ".4g") + perplexity.get(number, "")
-                    if row.evaluation
-                    else NOT_MEASURED
-                )
-            ),
-        ),
-        Line(
-            "KL divergence",
-            per_row(
-                lambda number, row: (
-                    ("" if row.divergence.exact else "at least ")
-                    + interval_text(row.divergence.kl_divergence, ".3g")
-                    + lost.get(number, "")
-                    if row.divergence
-                    else of_reference(number, row)
-                )
-            ),
-        ),
-        Line(
-            "top-1 agreement",
-            per_row(
-                lambda number, row: (
-                    interval_text(row.divergence.top1_agreement, ".1%") if row.divergence else of_reference(number, row)
-                )
-            ),
-        ),
-        Line(
-            "verdict",
-            per_row(lambda number, row: (row.evaluation and row.evaluation.verdict) or of_reference(number, row)),
-            numeric=False,
-        ),
-        Line("gate", per_row(lambda number, row: _gate(row)), numeric=False),
-        Line(
-            "shape",
-            per_row(
-                lambda number, row: shape_text(case) + speed.get(number, "") if (case := _case(row)) else NOT_MEASURED
-            ),
-        ),
-        Line("ttft", per_case(lambda case: f"{case.ttft_s.p50 * 1e3:.4g} ms")),
-        Line("tpot", per_case(lambda case: f"{case.tpot_s.p50 * 1e3:.4g} ms" if case.tpot_s else "")),
-        Line("prefill tokens/s", per_case(lambda case: rate_text(case.prefill_tokens_per_s))),
-        Line("decode tokens/s", per_case(lambda case: rate_text(case.decode_tokens_per_s))),
-        Line(
-            "peak memory",
-            per_row(lambda number, row: size_text(row.benchmark.peak_rss_bytes) if row.benchmark else NOT_MEASURED),
-        ),
-        *_hints(rows),
-    )
+    found = []
+    for figure in _FIGURES:
+        marks = _marks(comparison, figure.kind) if figure.kind else {}
+        texts = []
+        for number, row in enumerate(comparison.rows):
+            text = figure.text(row)
+            missing = REFERENCE if figure.against_reference and number in references else NOT_MEASURED
+            texts.append(text + marks.get(number, "") if text else missing)
+        found.append(Line(figure.title, tuple(texts), figure.numeric))
+    return (*found, *_hints(comparison.rows))
 
 
 def notes(comparison: Comparison) -> tuple[str, ...]:
@@ -250,10 +250,6 @@ def _differing(facts: dict[str, str], others: Sequence[dict[str, str]]) -> str:
     """Those of the facts that are not the same for all."""
     differing = [f"{name} {value}" for name, value in facts.items() if any(o.get(name) != value for o in others)]
     return ", ".join(differing)
-
-
-def _gate(row: Row) -> str:
-    return {True: "passed", False: "FAILED", None: NOT_MEASURED}[row.evaluation.gate.passed if row.evaluation else None]
 
 
 def _markdown_table(titles: Sequence[str], numeric: Sequence[bool], cells: Sequence[Sequence[str]]) -> str:
