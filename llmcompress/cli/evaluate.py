@@ -16,8 +16,9 @@ from llmcompress.cli.options import (
     Source,
     TrustRemoteCode,
     Verbose,
+    refuse_ignored,
 )
-from llmcompress.cli.spec_options import DATASET, DEVICE, refuse_ignored, with_fields
+from llmcompress.cli.spec_options import DATASET, DEVICE, with_fields
 from llmcompress.errors import GateError, ModelError, UsageError
 from llmcompress.spec import EvalSpec, Gate
 

@@ -28,3 +28,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show stage durations, the libraries' logs and whole tracebacks.")
 ]
+
+
+def refuse_ignored(context: typer.Context, mode: str, effective: set[str], hint: str) -> None:
+    """Refuse options that were given and have no effect together with the option ``mode``; how to print always has one.
+
+    Raises:
+        UsageError: Names them.
+    """
+    from llmcompress.errors import UsageError
+
+    given = [
+        f"`{name}`"
+        for name in context.params
+        if name not in effective | {"as_json", "verbose"} and context.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
+    ]
+    if given:
+        raise UsageError(f"{', '.join(given)} would have no effect on {mode}", hint=hint)

@@ -18,6 +18,8 @@ from llmcompress.errors import UsageError
 from llmcompress.spec import RuntimeProfile, load_profile
 from llmcompress.spec.validation import StrictModel, from_options
 
+Reader = Callable[[Any], Any]
+
 
 class Flag(NamedTuple):
     """How a field is written on the command line, as far as the field does not say it."""
@@ -27,7 +29,7 @@ class Flag(NamedTuple):
     metavar: str | None = None
     default: Any = None
     """As a person would type it; the field's own default otherwise."""
-    read: Callable[[Any], Any] | None = None
+    read: Reader | None = None
     """Makes the field's value of what was typed."""
 
 
@@ -42,7 +44,7 @@ def with_fields(panels: Mapping[str, str], **flags: Flag) -> Callable[[Callable[
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         records: dict[str, type[StrictModel]] = {}
         parameters: dict[str, inspect.Parameter] = {}
-        read: dict[str, Callable[[Any], Any] | None] = {}
+        read: dict[str, Reader] = {}
         for parameter in inspect.signature(function, eval_str=True).parameters.values():
             record = parameter.annotation
             if not (isinstance(record, type) and issubclass(record, StrictModel)):
@@ -59,7 +61,8 @@ def with_fields(panels: Mapping[str, str], **flags: Flag) -> Callable[[Callable[
         def command(**values: Any) -> None:
             for argument, record in records.items():
                 typed = {name: values.pop(name) for name in record.model_fields}
-                values[argument] = _record(record, typed, read)
+                given = {name: read[name](value) for name, value in typed.items() if value is not None}
+                values[argument] = _record(record, given)
             function(**values)
 
         command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
@@ -69,51 +72,45 @@ def with_fields(panels: Mapping[str, str], **flags: Flag) -> Callable[[Callable[
     return decorate
 
 
-def _record(
-    record: type[StrictModel], typed: Mapping[str, Any], read: Mapping[str, Callable[[Any], Any] | None]
-) -> StrictModel:
-    fields = {}
-    for name, value in typed.items():
-        reader = read[name]
-        fields[name] = value if reader is None or value is None else reader(value)
+def _record(record: type[StrictModel], values: Mapping[str, Any]) -> StrictModel:
     try:
-        return from_options(record, fields)
+        return from_options(record, values)
     except UsageError as error:
         error.where = re.sub(r"^\w+", r"`\g<0>`", error.where)
         raise
 
 
-def _option(name: str, field: FieldInfo, flag: Flag) -> tuple[inspect.Parameter, Callable[[Any], Any] | None]:
-    """Return a field as a parameter for typer, and what makes its value of the text that was typed."""
-    kind, metavar, read, default = _on_the_command_line(name, field)
-    default = default if flag.default is None else flag.default
-    read = flag.read or read
+def _option(name: str, field: FieldInfo, flag: Flag) -> tuple[inspect.Parameter, Reader]:
+    """Return a field as a parameter for typer, and what makes its value of what was typed."""
+    kind, implied = _implied(name, field)
     if isinstance(flag.default, str):
         kind = str
+    default = implied.default if flag.default is None else flag.default
     option = typer.Option(
-        *(flag.names or (_flag(name),)),
-        metavar=flag.metavar or metavar,
+        *(flag.names or ("--" + name.replace("_", "-"),)),
+        metavar=flag.metavar or implied.metavar,
         show_default=default is not None,
         help=(field.description or "").replace("\n", " ") + (" May be repeated." if kind == list[str] else ""),
     )
     annotation = Annotated[kind if default is not None else kind | None, option]  # type: ignore[valid-type]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation), read
+    parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    return parameter, flag.read or implied.read or (lambda typed: typed)
 
 
-def _on_the_command_line(name: str, field: FieldInfo) -> tuple[Any, str | None, Callable[[Any], Any] | None, Any]:
-    """Return what typer parses a field as, its metavar, what reads that, and its default as it would be typed."""
+def _implied(name: str, field: FieldInfo) -> tuple[Any, Flag]:
+    """Return the type that typer is to read a field as, and how the field is written."""
     kind = _plain(field.annotation)
     default = None if field.is_required() else field.default
     if get_origin(kind) is Literal:
-        return str, "|".join(get_args(kind)), None, default
+        return str, Flag(metavar="|".join(get_args(kind)), default=default)
     if kind is RuntimeProfile:
-        return Path, "FILE", load_profile, None
+        return Path, Flag(metavar="FILE", read=load_profile)
     if get_origin(kind) is tuple:
         texts = [str(each) for each in default or ()]
         if _plain(get_args(kind)[0]) is int:
-            return str, "N,...", functools.partial(_numbers, name), ",".join(texts) or None
-        return list[str], None, tuple, texts or None
-    return kind, None, None, default
+            return str, Flag(metavar="N,...", default=",".join(texts) or None, read=functools.partial(_numbers, name))
+        return list[str], Flag(default=texts or None, read=tuple)
+    return kind, Flag(default=default)
 
 
 def _plain(annotation: Any) -> Any:
@@ -139,10 +136,6 @@ def _numbers(name: str, text: str) -> list[int]:
         raise UsageError(problem, where=f"`{name}`") from None
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def absolute_file(text: str) -> str:
     """Return a file's absolute path, since a worker may not share the working directory; any other text as it is."""
     return str(Path(text).absolute()) if Path(text).is_file() else text
@@ -150,18 +143,3 @@ def absolute_file(text: str) -> str:
 
 DATASET = Flag(metavar="NAME|FILE", default="wikitext2", read=absolute_file)
 DEVICE = Flag(("--device", "-d"))
-
-
-def refuse_ignored(context: typer.Context, mode: str, effective: set[str], hint: str) -> None:
-    """Refuse options that were given and have no effect together with the option ``mode``.
-
-    Raises:
-        UsageError: Names them.
-    """
-    given = [
-        f"`{name}`"
-        for name in context.params
-        if name not in effective and context.get_parameter_source(name).name == "COMMANDLINE"  # type: ignore[union-attr]
-    ]
-    if given:
-        raise UsageError(f"{', '.join(given)} would have no effect on {mode}", hint=hint)

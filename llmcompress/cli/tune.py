@@ -16,8 +16,9 @@ from llmcompress.cli.options import (
     ReferenceRevision,
     TrustRemoteCode,
     Verbose,
+    refuse_ignored,
 )
-from llmcompress.cli.spec_options import DATASET, DEVICE, Flag, refuse_ignored, with_fields
+from llmcompress.cli.spec_options import DATASET, DEVICE, Flag, with_fields
 from llmcompress.errors import GateError, UsageError
 from llmcompress.report.text import interval_text, rate_text, settings_text, size_text
 from llmcompress.spec import TuneSpec
