@@ -11,7 +11,8 @@ import pytest
 
 import llmcompress.system.process
 from llmcompress.cli import run
-from llmcompress.cli.compress import default_output_name, forecast_source
+from llmcompress.cli.compress import default_output_name
+from llmcompress.cli.dry_run import forecast_source
 from llmcompress.cli.progress import watching
 from llmcompress.compression.compress import compress
 from llmcompress.errors import HubError, InterruptedRunError, LlmcompressError, ModelError, UsageError

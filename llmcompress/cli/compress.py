@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from llmcompress.compression.forecast import Forecast
-    from llmcompress.report.compression import AccuracyRecord, ActivationRecord, CompressionReport, Engine, Layer
+    from llmcompress.report.compression import AccuracyRecord, ActivationRecord, CompressionReport, Layer
     from llmcompress.spec import Access, Recipe
     from llmcompress.system.progress import Reporter
 
@@ -89,7 +88,9 @@ def compress(
         chosen = load_recipe(recipe, overrides or ())
     output_dir = output_dir or Path(default_output_name(source, chosen.name))
     if dry_run:
-        _forecast(source, chosen, output_dir, access, engine, as_json=as_json, verbose=verbose)
+        from llmcompress.cli.dry_run import predict
+
+        predict(source, chosen, output_dir, access, engine, as_json=as_json, verbose=verbose)
         return
     from llmcompress.artifact import remove_leftovers
     from llmcompress.cli.console import print_json
@@ -152,47 +153,6 @@ def recommend(source: str, name: str, overrides: list[str], access: Access, prog
     from llmcompress.loaders.source import resolve
 
     return recommended_recipe(resolve(source, access), name, overrides)
-
-
-def _forecast(
-    source: str,
-    recipe: Recipe,
-    output_dir: Path,
-    access: Access,
-    engine: str,
-    *,
-    as_json: bool,
-    verbose: bool,
-) -> None:
-    from llmcompress.cli.console import print_json
-    from llmcompress.cli.progress import run_watched
-    from llmcompress.errors import ResourceError
-
-    forecast = run_watched(
-        forecast_source,
-        {"source": source, "recipe": recipe, "output_dir": output_dir.absolute(), "access": access, "engine": engine},
-        verbose=verbose,
-    )
-    if as_json:
-        print_json(forecast)
-    else:
-        print_forecast(forecast, source=source, recipe_name=recipe.name)
-    if not forecast.fits:
-        raise ResourceError(
-            "this machine has not enough free memory or disk for it",
-            where=source,
-            hint="close other programs, free disk space, or take a machine with more of what is short above",
-        )
-
-
-def forecast_source(
-    source: str, recipe: Recipe, output_dir: Path, access: Access, engine: Engine, progress: Reporter
-) -> Forecast:
-    """Find the source and predict what compressing it will take; reads no weight. For a worker."""
-    from llmcompress.compression.forecast import forecast
-    from llmcompress.loaders.source import resolve
-
-    return forecast(resolve(source, access), recipe, output_dir, engine=engine)
 
 
 _TOKENIZER = {"equal": "converted, compared equal", "none": "left out; GenAI cannot open the output"}
@@ -306,32 +266,3 @@ def _stages_table(report: CompressionReport) -> Table:
     for stage in report.measured.stages:
         stages.add_row(stage.stage, duration_text(stage.duration_s), size_text(stage.peak_rss_bytes))
     return stages
-
-
-def print_forecast(forecast: Forecast, *, source: str, recipe_name: str) -> None:
-    """Print predicted size, memory and disk, and what each weight would become."""
-    from rich.text import Text
-
-    def against(need: int, have: int) -> str:
-        return f"{size_text(need)} of {size_text(have)} free" + ("" if need <= have else "  NOT ENOUGH")
-
-    console = stdout()
-    console.print(
-        facts_table(
-            {
-                "Source": f"{source}  ({count_text(forecast.num_parameters)} parameters)",
-                "Recipe": recipe_name,
-                "Size": f"{size_text(forecast.size_bytes)}  ({forecast.bits_per_weight:.2f} bits per weight)",
-                "Memory": against(forecast.min_memory_bytes, forecast.available_memory_bytes)
-                + f"; peak {size_text(forecast.peak_rss_bytes)} with mapped files",
-                "Disk": against(forecast.disk_bytes, forecast.free_disk_bytes),
-                "Fits": "yes" if forecast.fits else "no",
-            }
-        )
-    )
-    console.print()
-    console.print(layers_table(forecast.layers))
-    if forecast.notes:
-        console.print()
-    for note in forecast.notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import stderr, stdout, table
+from llmcompress.cli.console import stdout, table
 from llmcompress.cli.options import Json, Offline, Verbose
-from llmcompress.cli.progress import watching
 from llmcompress.report.text import duration_text, size_text
-from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import TaskID
-
-    from llmcompress.runner import Event, Failure, Outlook, RunReport
+    from llmcompress.runner import Failure, Outlook, RunReport
 
 PAGE = "compare.html"
 EXECUTORS = ("local", "ray")
@@ -60,6 +52,7 @@ def run(
     llmcompress run plan.yaml --executor ray --address head:6379
     """
     from llmcompress.cli.progress import watching
+    from llmcompress.cli.run_progress import run_watched
     from llmcompress.errors import UsageError
     from llmcompress.runner import outlook, run_plan
     from llmcompress.spec.plan import load_plan
@@ -161,106 +154,6 @@ def _print_outlook(jobs: tuple[Outlook, ...], *, as_json: bool) -> None:
 
 
 NOT_MEASURED = "not measured"
-
-
-class Seen(NamedTuple):
-    """What a run is watched through."""
-
-    watch: Callable[[Event], None]
-    report: Reporter
-    """For the look at all jobs, before the first one."""
-    log: Callable[[str], None] | None
-
-
-@contextmanager
-def run_watched(*, verbose: bool) -> Iterator[Seen]:
-    """Show on stderr what runs where, how far it is and the time left: bars on a terminal, lines of a log in a pipe."""
-    console = stderr()
-
-    def log(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True, style="dim")
-
-    if console.is_terminal:
-        with _bars(console) as (watch, report):
-            yield Seen(watch, report, log if verbose else None)
-    else:
-        with watching(verbose=verbose) as before:
-            yield Seen(_log(console), before.report, before.log)
-    sys.stderr.flush()
-
-
-def _log(console: Console) -> Callable[[Event], None]:
-    began: dict[str, float] = {}
-
-    def watch(event: Event) -> None:
-        if event.kind == "progress":
-            return
-        now = time.monotonic()
-        if event.kind == "begin":
-            began[event.task] = now
-        where = f" on {event.where}" if event.where else ""
-        words = {
-            "begin": f"begins{where}",
-            "end": f"done in {duration_text(now - began.get(event.task, now))}",
-            "failed": f"FAILED: {event.text}",
-            "lost": f"lost{where}, will be done again: {event.text}",
-        }[event.kind]
-        left = f", about {duration_text(event.left_s)} left" if event.left_s and event.kind == "end" else ""
-        line = f"{time.strftime('%H:%M:%S')} [{event.num_done}/{event.num_steps}] {event.task}: {words}{left}"
-        console.print(line, markup=False, soft_wrap=True)
-
-    return watch
-
-
-@contextmanager
-def _bars(console: Console) -> Iterator[tuple[Callable[[Event], None], Reporter]]:
-    """A bar of the whole run, and one for each task that is running."""
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn
-    from rich.progress import Progress as Bars
-
-    bars = Bars(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[beside]}", markup=False),
-        console=console,
-        transient=True,
-    )
-    whole = bars.add_task("look at the jobs", total=None, beside="")
-    running: dict[str, TaskID] = {}
-    started = time.monotonic()
-
-    def report(progress: Progress) -> None:
-        bars.update(whole, description=progress.stage, completed=progress.done, total=progress.total or None)
-
-    def watch(event: Event) -> None:
-        left = f", about {duration_text(event.left_s)} left" if event.left_s else ""
-        bars.update(
-            whole,
-            description=f"{event.num_done} of {event.num_steps} steps",
-            completed=event.num_done,
-            total=event.num_steps,
-            beside=duration_text(time.monotonic() - started) + left,
-        )
-        if event.kind in ("begin", "progress") and event.task not in running:
-            running[event.task] = bars.add_task(event.task, total=None, beside=event.where)
-        if event.kind == "progress" and event.progress is not None:
-            step = event.progress
-            bars.update(
-                running[event.task],
-                completed=step.done,
-                total=step.total or None,
-                beside=f"{step.stage}, on {event.where}" if event.where else step.stage,
-            )
-        if event.kind in ("end", "failed", "lost"):
-            known = running.pop(event.task, None)
-            if known is not None:
-                bars.remove_task(known)
-            words = {"end": "done", "failed": f"FAILED: {event.text}", "lost": f"lost with {event.where}, again"}
-            bars.console.print(f"{event.task}: {words[event.kind]}", markup=False, soft_wrap=True)
-
-    with bars:
-        yield watch, report
 
 
 def print_outlook(jobs: Sequence[Outlook]) -> None:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmcompress.errors import RecipeError
 from llmcompress.spec.dataset import Calibration
+from llmcompress.spec.optimum_config import (
+    PASSES,
+    STEPS,
+    WHERE,
+    Fields,
+    flat,
+    kind_and_fields,
+    part_of,
+    plain,
+    refuse_leftovers,
+    refused,
+)
 from llmcompress.spec.recipe import Recipe
 from llmcompress.spec.validation import Location, dotted, shown, validated
 
-Fields = dict[str, Any]
-
-WHERE = "quantization_config"
 TEXTS: dict[str, Fields] = {
     "wikitext2": {
         "dataset": "Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3",
@@ -29,8 +37,6 @@ DEFAULT_SEQ_LEN = 32
 DEFAULT_NUM_SAMPLES = 128
 
 _WEIGHT_FORMATS = ("int4", "int8", "mxfp4", "nf4", "cb4")
-_STEPS = ("weight_quantization_config", "full_quantization_config")
-_PASSES = ("quantization_config1", "quantization_config2")
 ACTIVATION_MODES = {"int8": "int8", "f8e4m3": "fp8_e4m3", "f8e5m2": "fp8_e5m2"}
 _SAME_NAME = (
     *("group_size", "ratio", "all_layers", "sensitivity_metric"),
@@ -48,12 +54,6 @@ _OPTIMUM_NAMES = {
 _TO_OWN_TEXT = (
     "give the text as calibration=Calibration(dataset='FILE.jsonl'), or `overrides` calibration.dataset=FILE.jsonl"
 )
-
-_WEIGHTS_ONLY = {
-    *("group_size", "ratio", "all_layers", "sensitivity_metric", "quant_method", "scale_estimation", "gptq"),
-    *("lora_correction", "backup_precision", "statistics_path", "group_size_fallback", "dq_group_size"),
-}
-_FULL_ONLY = {"model_type", "fast_bias_correction", "overflow_fix", "smooth_quant_alpha"}
 
 
 def recipe_from_quantization_config(
@@ -76,9 +76,9 @@ def recipe_from_quantization_config(
     own = _own_recipe(config)
     if own is not None:
         if calibration is not None:
-            raise _refuse("calibration", "has no effect on a configuration that holds a recipe", "change its recipe")
+            raise refused("calibration", "has no effect on a configuration that holds a recipe", "change its recipe")
         return own
-    kind, fields = _kind_and_fields(config)
+    kind, fields = kind_and_fields(config)
     data: Fields = {"name": name}
     if kind == "passes":
         data |= _passes(fields, calibration)
@@ -90,7 +90,7 @@ def recipe_from_quantization_config(
     else:
         text = _calibration(fields, calibration)
         data |= {**_weights(fields), **text}
-    _refuse_leftovers(fields)
+    refuse_leftovers(fields)
     return validated(Recipe, data, _optimum_place)
 
 
@@ -108,14 +108,14 @@ def advanced_fields(parameters: Any, where: str) -> Fields:
         if given.pop(field, default) != default:
             raise RecipeError("a recipe has no such setting", where=f"{where}.{field}", hint="remove it")
     fields: Fields = {}
-    fallback = _plain(given.pop("group_size_fallback_mode", "error"))
+    fallback = plain(given.pop("group_size_fallback_mode", "error"))
     if fallback != "error":
         fields["group_size_fallback"] = fallback
     codebook = given.pop("codebook", None)
     if codebook is not None:
         # An array of numpy's or torch's, or a list.
         given["codebook"] = codebook.tolist() if hasattr(codebook, "tolist") else codebook
-    return {**fields, "advanced": {field: _plain(value) for field, value in given.items()}}
+    return {**fields, "advanced": {field: plain(value) for field, value in given.items()}}
 
 
 def _own_recipe(config: object) -> Recipe | None:
@@ -134,7 +134,7 @@ def _own_recipe(config: object) -> Recipe | None:
         return None
     fields: Fields = recipe.model_dump(exclude_defaults=True) if isinstance(recipe, Recipe) else copy.deepcopy(recipe)
     if not isinstance(fields, dict):
-        raise _refuse("recipe", f"got {shown(recipe)}; accepted: the fields of a recipe", "see: llmcompress recipes")
+        raise refused("recipe", f"got {shown(recipe)}; accepted: the fields of a recipe", "see: llmcompress recipes")
     if (num_samples := given.pop("num_samples", None)) is not None and "calibration" in fields:
         fields["calibration"]["num_samples"] = num_samples
     if "ignored_scope" in given:
@@ -145,89 +145,23 @@ def _own_recipe(config: object) -> Recipe | None:
             if len(parts) == 1:
                 fields[part].pop("ignored_scope", None)
             _merge_scopes(fields[part], changed)
-    _refuse_leftovers(given)
+    refuse_leftovers(given)
     return validated(Recipe, fields, lambda place: f"{WHERE}.recipe.{dotted(place)}")
-
-
-def _kind_and_fields(config: object) -> tuple[str, Fields]:
-    if isinstance(config, Mapping):
-        return _kind_of_mapping(config), _flat(config)
-    classes = [base.__name__ for base in type(config).__mro__]
-    for class_name, kind in (
-        ("OVWeightQuantizationConfig", "weights"),
-        ("OVQuantizationConfig", "full"),
-        ("OVMixedQuantizationConfig", "mixed"),
-    ):
-        if class_name in classes:
-            return kind, _flat(vars(config))
-    if "OVPipelineQuantizationConfig" in classes:
-        raise _pipeline()
-    if "_GPTOSSQuantizationConfig" in classes:
-        return "passes", _flat(vars(config))
-    raise RecipeError(
-        f"got {type(config).__name__}; accepted: OVWeightQuantizationConfig, OVQuantizationConfig, "
-        "OVMixedQuantizationConfig, a dictionary of one, or OVRecipeConfig",
-        where=WHERE,
-        hint="see: llmcompress recipes",
-    )
-
-
-def _kind_of_mapping(config: Mapping[str, Any]) -> str:
-    """By the rules of Optimum, which tells its classes apart by the keys; what it only guesses is refused."""
-    keys = {key for key, value in config.items() if value is not None}
-    if set(_STEPS) <= keys:
-        return "mixed"
-    if "quantization_configs" in keys or "default_config" in keys:
-        raise _pipeline()
-    if set(_PASSES) <= keys:
-        return "passes"
-    if keys == {"bits"}:
-        problem = "bits alone stand for Optimum's settings for the model at hand, and which that is, is not known here"
-        raise _refuse("bits", problem, "take the recipe optimum-default, or add sym and group_size")
-    if keys & _WEIGHTS_ONLY:
-        return "weights"
-    full = keys & _FULL_ONLY or config.get("weight_only") is False or str(config.get("dtype")).startswith("f8")
-    return "full" if full else "weights"
-
-
-def _pipeline() -> RecipeError:
-    problem = "a pipeline of several models; recipes are for causal language models, which are one"
-    return _refuse("quantization_configs", problem, "give the language model's configuration alone")
-
-
-def _flat(config: Mapping[str, Any]) -> Fields:
-    fields = {**config, **(config.get("kwargs") or {})}
-    for bookkeeping in ("kwargs", "weight_only"):
-        fields.pop(bookkeeping, None)
-    return {
-        key: value if key in (*_STEPS, *_PASSES) else _plain(value)
-        for key, value in fields.items()
-        if value is not None
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Enumerations as their values; dataclasses and NNCF's records as dictionaries."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type) and dataclasses.fields(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return getattr(value, "value", value)
 
 
 def _passes(fields: Fields, calibration: Calibration | None) -> Fields:
     """Take the passes of a configuration that has several; returns fields of a recipe."""
     passes: list[Fields] = []
-    for name in _PASSES:
-        part = _flat(_part(fields, name))
+    for name in PASSES:
+        part = flat(part_of(fields, name))
         result = {**_weights(part), **_calibration(part, None if passes else calibration)}
-        _refuse_leftovers(part, f"{name}.")
+        refuse_leftovers(part, f"{name}.")
         passes.append(result)
     first, *others = passes
-    for name, other in zip(_PASSES[1:], others, strict=True):
+    for name, other in zip(PASSES[1:], others, strict=True):
         if other.keys() != {"weights"}:
             problem = "only the first pass of a recipe says what the model looks at and how it runs"
-            raise _refuse(name, problem, "remove dataset and dq_group_size from it")
+            raise refused(name, problem, "remove dataset and dq_group_size from it")
     return {**first, "further_weights": [other["weights"] for other in others]}
 
 
@@ -236,12 +170,12 @@ def _weights(fields: Fields) -> Fields:
     weights: Fields = {"mode": _weight_mode(fields), **_ignored_scope(fields)}
     method = fields.pop("quant_method", "default")
     if method not in ("default", "awq"):
-        raise _refuse("quant_method", f"got {shown(method)}; accepted: default, awq", "remove it")
+        raise refused("quant_method", f"got {shown(method)}; accepted: default, awq", "remove it")
     if method == "awq":
         weights["awq"] = True
     if fields.get("ratio") == 0:
         problem = "0.0 is read as 1.0 by NNCF when it comes from Optimum"
-        raise _refuse("ratio", problem, "write 1.0, or a recipe with ratio 0.0")
+        raise refused("ratio", problem, "write 1.0, or a recipe with ratio 0.0")
     advanced = fields.pop("advanced_parameters", None)
     if advanced is not None:
         weights |= advanced_fields(advanced, f"{WHERE}.advanced_parameters")
@@ -252,9 +186,9 @@ def _weights(fields: Fields) -> Fields:
     if (backup := fields.pop("backup_precision", None)) is not None:
         weights["backup_mode"] = backup
     if fields.pop("statistics_path", None) is not None:
-        raise _refuse("statistics_path", "is a cache and no part of a recipe", "remove it; statistics are cached")
+        raise refused("statistics_path", "is a cache and no part of a recipe", "remove it; statistics are cached")
     if fields.pop("compression_format", "dequantize") != "dequantize":
-        raise _refuse("compression_format", "an OpenVINO model has dequantize only", "remove it")
+        raise refused("compression_format", "an OpenVINO model has dequantize only", "remove it")
     result: Fields = {"weights": weights}
     if (group_size := fields.pop("dq_group_size", None)) is not None:
         result["runtime"] = {"dynamic_quantization_group_size": group_size}
@@ -265,10 +199,10 @@ def _weight_mode(fields: Fields) -> str:
     bits, sym = fields.pop("bits", 8), fields.pop("sym", False)
     dtype = fields.pop("dtype", None) or fields.pop("weight_format", None)
     if bits not in (4, 8):
-        raise _refuse("bits", f"got {shown(bits)}; accepted: 4, 8", "write the recipe's weights.mode instead")
+        raise refused("bits", f"got {shown(bits)}; accepted: 4, 8", "write the recipe's weights.mode instead")
     dtype = dtype or f"int{bits}"
     if dtype not in _WEIGHT_FORMATS:
-        raise _refuse("dtype", f"got {shown(dtype)}; accepted: {', '.join(_WEIGHT_FORMATS)}", "write one of these")
+        raise refused("dtype", f"got {shown(dtype)}; accepted: {', '.join(_WEIGHT_FORMATS)}", "write one of these")
     if not dtype.startswith("int"):
         return str(dtype)
     return f"{dtype}_{'sym' if sym else 'asym'}"
@@ -278,10 +212,10 @@ def _activations(fields: Fields) -> Fields:
     """Take the fields of full quantization; returns the fields of a recipe's ``activations``."""
     dtype = fields.pop("dtype", None) or fields.pop("activation_format", None) or "int8"
     if dtype not in ACTIVATION_MODES:
-        raise _refuse("dtype", f"got {shown(dtype)}; accepted: {', '.join(ACTIVATION_MODES)}", "write one of these")
+        raise refused("dtype", f"got {shown(dtype)}; accepted: {', '.join(ACTIVATION_MODES)}", "write one of these")
     for name, accepted in (("bits", 8), ("model_type", "transformer"), ("overflow_fix", "disable")):
         if (value := fields.pop(name, accepted)) != accepted:
-            raise _refuse(name, f"got {shown(value)}; accepted: {accepted}", "remove it")
+            raise refused(name, f"got {shown(value)}; accepted: {accepted}", "remove it")
     # Where a configuration says nothing of the method, transformers' base class says "default".
     fields.pop("quant_method", None)
     activations: Fields = {"mode": ACTIVATION_MODES[dtype], **_ignored_scope(fields)}
@@ -289,7 +223,7 @@ def _activations(fields: Fields) -> Fields:
         activations["preset"] = "performance"
     if (alpha := fields.pop("smooth_quant_alpha", None)) is not None:
         if alpha == 0:
-            raise _refuse("smooth_quant_alpha", "0 is read as not given by Optimum", "write a small number, or -1")
+            raise refused("smooth_quant_alpha", "0 is read as not given by Optimum", "write a small number, or -1")
         activations["smooth_quant_alpha"] = _real(alpha)
     if not fields.pop("fast_bias_correction", True):
         activations["fast_bias_correction"] = False
@@ -297,7 +231,7 @@ def _activations(fields: Fields) -> Fields:
 
 
 def _mixed(fields: Fields, calibration: Calibration | None) -> Fields:
-    weights, full = (_flat(_part(fields, name)) for name in _STEPS)
+    weights, full = (flat(part_of(fields, name)) for name in STEPS)
     shared = _ignored_scope(fields)
     asked = {name: [part.pop(name, None) for part in (fields, weights, full)] for name in ("num_samples", "dataset")}
     kwargs = [part.pop("_dataset_kwargs", None) for part in (fields, weights, full)]
@@ -313,19 +247,12 @@ def _mixed(fields: Fields, calibration: Calibration | None) -> Fields:
     if activations["mode"] != "int8":
         # As Optimum does it: what 4 bits leave is quantized with the activations, to 8-bit floats.
         result["weights"].setdefault("backup_mode", "none")
-    for part, name in zip((weights, full), _STEPS, strict=True):
-        _refuse_leftovers(part, f"{name}.")
+    for part, name in zip((weights, full), STEPS, strict=True):
+        refuse_leftovers(part, f"{name}.")
     for target in (result["weights"], activations):
         _merge_scopes(target, shared)
     given = {name: value for name, value in text.items() if value is not None}
     return {**result, "activations": activations, **_calibration(given, calibration)}
-
-
-def _part(fields: Fields, name: str) -> Mapping[str, Any]:
-    part = fields.pop(name)
-    if not isinstance(part, Mapping) and not hasattr(part, "to_nncf_dict"):
-        raise _refuse(name, f"got {shown(part)}; accepted: a configuration or its dictionary", "give one of these")
-    return part if isinstance(part, Mapping) else vars(part)
 
 
 def _merge_scopes(target: Fields, shared: Fields) -> None:
@@ -338,17 +265,17 @@ def _ignored_scope(fields: Fields) -> Fields:
     given = fields.pop("ignored_scope", None) or {}
     if not isinstance(given, Mapping):
         problem = f"got {shown(given)}; accepted: a dictionary with names, patterns and types"
-        raise _refuse("ignored_scope", problem, "write it so")
+        raise refused("ignored_scope", problem, "write it so")
     scope = dict(given)
     if scope.pop("subgraphs", None):
         problem = "a recipe names nodes one by one, by pattern, or by type"
-        raise _refuse("ignored_scope.subgraphs", problem, "write names or patterns")
+        raise refused("ignored_scope.subgraphs", problem, "write names or patterns")
     if scope.pop("validate", True) is not True:
         problem = "a recipe's ignored scope has to be found in the model"
-        raise _refuse("ignored_scope.validate", problem, "remove it, and the names that the model may not have")
+        raise refused("ignored_scope.validate", problem, "remove it, and the names that the model may not have")
     for kind, values in scope.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
-            raise _refuse(f"ignored_scope.{kind}", f"got {shown(values)}; accepted: a list", "write a list")
+            raise refused(f"ignored_scope.{kind}", f"got {shown(values)}; accepted: a list", "write a list")
     kept = {kind: list(values) for kind, values in scope.items() if values}
     return {"ignored_scope": kept} if kept else {}
 
@@ -362,24 +289,24 @@ def _calibration(fields: Fields, calibration: Calibration | None) -> Fields:
         dataset, _, text = dataset.partition(":")
         key, _, value = text.partition("=")
         if text and (key != "seq_len" or not value.isdecimal()):
-            raise _refuse("dataset", f"got the option {shown(text)}; accepted: seq_len=NUMBER", "correct it")
+            raise refused("dataset", f"got the option {shown(text)}; accepted: seq_len=NUMBER", "correct it")
         options |= {"seq_len": int(value)} if text else {}
     counts = {"num_samples": num_samples, "seq_len": options.pop("seq_len", None)}
     if options:
-        raise _refuse("dataset", f"got the options {', '.join(options)}; accepted: seq_len", "remove the others")
+        raise refused("dataset", f"got the options {', '.join(options)}; accepted: seq_len", "remove the others")
     if calibration is not None:
         # What it leaves open, the configuration may say.
         said = {name: count for name, count in counts.items() if count and name not in calibration.model_fields_set}
         return {"calibration": {**calibration.model_dump(exclude_defaults=True), **said}}
     if dataset is None:
         if num_samples is not None:
-            raise _refuse("num_samples", "has no effect without a dataset", "remove it")
+            raise refused("num_samples", "has no effect without a dataset", "remove it")
         return {}
     if not isinstance(dataset, str):
-        raise _refuse("dataset", "a recipe names its text and does not hold it", _TO_OWN_TEXT)
+        raise refused("dataset", "a recipe names its text and does not hold it", _TO_OWN_TEXT)
     if dataset not in TEXTS:
         problem = f"no recipe draws the samples that Optimum calls {shown(dataset)}; accepted: {', '.join(TEXTS)}"
-        raise _refuse("dataset", problem, _TO_OWN_TEXT)
+        raise refused("dataset", problem, _TO_OWN_TEXT)
     defaults = {"num_samples": DEFAULT_NUM_SAMPLES, "seq_len": DEFAULT_SEQ_LEN}
     return {"calibration": {**TEXTS[dataset], **{name: counts[name] or default for name, default in defaults.items()}}}
 
@@ -387,12 +314,7 @@ def _calibration(fields: Fields, calibration: Calibration | None) -> Fields:
 def _refuse_tokenizer(fields: Fields) -> None:
     for name in ("tokenizer", "processor"):
         if fields.pop(name, None) is not None:
-            raise _refuse(name, "a recipe uses the model's own", "remove it")
-
-
-def _refuse_leftovers(fields: Fields, place: str = "") -> None:
-    for leftover in sorted(fields):
-        raise _refuse(f"{place}{leftover}", "a recipe has no such setting", "remove it")
+            raise refused(name, "a recipe uses the model's own", "remove it")
 
 
 def _real(value: Any) -> Any:
@@ -405,7 +327,3 @@ def _optimum_place(location: Location) -> str:
     part, *inner = [str(step) for step in location] or [""]
     name = _OPTIMUM_NAMES.get(inner[0], inner[0]) if inner else {"calibration": "dataset"}.get(part, part)
     return ".".join([WHERE, name, *inner[1:]])
-
-
-def _refuse(field: str, problem: str, hint: str) -> RecipeError:
-    return RecipeError(problem, where=f"{WHERE}.{field}", hint=hint)

@@ -1,0 +1,90 @@
+"""`llmcompress compress --dry-run`: what it would take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmcompress.cli.compress import layers_table
+from llmcompress.cli.console import facts_table, print_json, stdout
+from llmcompress.report.text import count_text, size_text
+
+if TYPE_CHECKING:
+    from llmcompress.compression.forecast import Forecast
+    from llmcompress.report.compression import Engine
+    from llmcompress.spec import Access, Recipe
+    from llmcompress.system.progress import Reporter
+
+
+def predict(
+    source: str,
+    recipe: Recipe,
+    output_dir: Path,
+    access: Access,
+    engine: str,
+    *,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Print what compressing would take.
+
+    Raises:
+        ResourceError: This machine has less free memory or disk.
+    """
+    from llmcompress.cli.progress import run_watched
+    from llmcompress.errors import ResourceError
+
+    forecast = run_watched(
+        forecast_source,
+        {"source": source, "recipe": recipe, "output_dir": output_dir.absolute(), "access": access, "engine": engine},
+        verbose=verbose,
+    )
+    if as_json:
+        print_json(forecast)
+    else:
+        print_forecast(forecast, source=source, recipe_name=recipe.name)
+    if not forecast.fits:
+        raise ResourceError(
+            "this machine has not enough free memory or disk for it",
+            where=source,
+            hint="close other programs, free disk space, or take a machine with more of what is short above",
+        )
+
+
+def forecast_source(
+    source: str, recipe: Recipe, output_dir: Path, access: Access, engine: Engine, progress: Reporter
+) -> Forecast:
+    """Find the source and predict what compressing it will take; reads no weight. For a worker."""
+    from llmcompress.compression.forecast import forecast
+    from llmcompress.loaders.source import resolve
+
+    return forecast(resolve(source, access), recipe, output_dir, engine=engine)
+
+
+def print_forecast(forecast: Forecast, *, source: str, recipe_name: str) -> None:
+    """Print predicted size, memory and disk, and what each weight would become."""
+    from rich.text import Text
+
+    def against(need: int, have: int) -> str:
+        return f"{size_text(need)} of {size_text(have)} free" + ("" if need <= have else "  NOT ENOUGH")
+
+    console = stdout()
+    console.print(
+        facts_table(
+            {
+                "Source": f"{source}  ({count_text(forecast.num_parameters)} parameters)",
+                "Recipe": recipe_name,
+                "Size": f"{size_text(forecast.size_bytes)}  ({forecast.bits_per_weight:.2f} bits per weight)",
+                "Memory": against(forecast.min_memory_bytes, forecast.available_memory_bytes)
+                + f"; peak {size_text(forecast.peak_rss_bytes)} with mapped files",
+                "Disk": against(forecast.disk_bytes, forecast.free_disk_bytes),
+                "Fits": "yes" if forecast.fits else "no",
+            }
+        )
+    )
+    console.print()
+    console.print(layers_table(forecast.layers))
+    if forecast.notes:
+        console.print()
+    for note in forecast.notes:
+        console.print(Text(f"note: {note}"), soft_wrap=True)
