@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmcompress.cli.console import plain, print_json, stdout
-from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose
+from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose, chosen_format
 from llmcompress.cli.spec_options import Flag, with_fields
-from llmcompress.errors import UsageError
 from llmcompress.report.text import duration_text, rate_text, shape_text, size_text
 from llmcompress.spec import BenchSpec
 
@@ -78,10 +77,7 @@ def bench(
     from llmcompress.system.process import run_supervised
     from llmcompress.system.progress import Progress
 
-    if output_format not in FORMATS:
-        raise UsageError(f"got {output_format!r}; accepted: {', '.join(FORMATS)}", where="--format")
-    if as_json and output_format not in {"table", "json"}:
-        raise UsageError(f"--json and --format {output_format} contradict each other", hint="leave one of them out")
+    form = chosen_format(output_format, FORMATS, as_json=as_json)
     for name in spec.devices:
         check_device(name)
     places = [str(Path(source).absolute()) if Path(source).is_dir() else source for source in sources]
@@ -101,7 +97,7 @@ def bench(
         ]
         options = {"sources": found, "spec": spec, "revision": revision, "offline": offline}
         reports = run_supervised(benchmark, options, progress=watch.report, logs=watch.log)
-    print_reports(reports, "json" if as_json else output_format)
+    print_reports(reports, form)
 
 
 _MARKDOWN_WIDTH = 1000

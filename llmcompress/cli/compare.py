@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmcompress.cli.console import print_json, stdout, write_text
-from llmcompress.cli.options import Json, Verbose
+from llmcompress.cli.options import Json, Verbose, chosen_format
 
 if TYPE_CHECKING:
     from llmcompress.summary import Comparison
@@ -38,20 +38,16 @@ def compare(
     llmcompress compare model-*-ov --html compare.html
     llmcompress compare model-*-ov --format csv
     """
-    from llmcompress.errors import UsageError
     from llmcompress.summary import check_page_path, write_page
     from llmcompress.summary import compare as compare_directories
 
-    if output_format not in FORMATS:
-        raise UsageError(f"got {output_format!r}; accepted: {', '.join(FORMATS)}", where="--format")
-    if as_json and output_format not in {"table", "json"}:
-        raise UsageError(f"--json and --format {output_format} contradict each other", hint="leave one of them out")
+    form = chosen_format(output_format, FORMATS, as_json=as_json)
     if html is not None:
         check_page_path(html)
     found = compare_directories(directories)
     if html is not None:
         write_page(found, html)
-    print_comparison(found, "json" if as_json else output_format)
+    print_comparison(found, form)
 
 
 _COLUMN_WIDTH = 25
@@ -74,7 +70,7 @@ def print_comparison(comparison: Comparison, form: str) -> None:
 
 
 def _print_tables(comparison: Comparison) -> None:
-    """One column for each artifact, as many beside each other as there is room for."""
+    """One column for each artifact, as many next to each other as there is room for."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

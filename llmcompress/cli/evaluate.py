@@ -16,6 +16,7 @@ from llmcompress.cli.options import (
     Source,
     TrustRemoteCode,
     Verbose,
+    check_choice,
     refuse_ignored,
 )
 from llmcompress.cli.spec_options import DATASET, DEVICE, with_fields
@@ -112,8 +113,7 @@ def evaluate(
     from llmcompress.cli.progress import run_watched
     from llmcompress.evaluation.evaluate import evaluate as evaluate_model
 
-    if reference_scores not in {"auto", "exact", "cached"}:
-        raise UsageError(f"got {reference_scores!r}; accepted: auto, exact, cached", where="--reference-scores")
+    check_choice("--reference-scores", reference_scores, ("auto", "exact", "cached"))
     task_names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     if tasks is not None and not task_names:
         raise UsageError(f"got {tasks!r}; names with commas between are accepted", where="--tasks")

@@ -3,6 +3,7 @@
 # Arguments are explained in the commands' texts: the help of `typer.Argument` is not shown with every version of click.
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
 import typer
@@ -28,6 +29,32 @@ Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show stage durations, the libraries' logs and whole tracebacks.")
 ]
+
+
+def check_choice(flag: str, value: str, accepted: Collection[str]) -> None:
+    """Refuse a value that is not one of those.
+
+    Raises:
+        UsageError: Names the flag and what it accepts.
+    """
+    from llmcompress.errors import UsageError
+
+    if value not in accepted:
+        raise UsageError(f"got {value!r}; accepted: {', '.join(accepted)}", where=flag)
+
+
+def chosen_format(output_format: str, accepted: Collection[str], *, as_json: bool) -> str:
+    """Return how to print, as --format and --json together say.
+
+    Raises:
+        UsageError: There is no such format, or the two contradict each other.
+    """
+    from llmcompress.errors import UsageError
+
+    check_choice("--format", output_format, accepted)
+    if as_json and output_format not in {"table", "json"}:
+        raise UsageError(f"--json and --format {output_format} contradict each other", hint="leave one of them out")
+    return "json" if as_json else output_format
 
 
 def refuse_ignored(context: typer.Context, mode: str, effective: set[str], hint: str) -> None:

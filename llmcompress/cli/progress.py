@@ -78,7 +78,7 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
 
     def report(progress: Progress) -> None:
         if progress.stage not in running:
-            # What has a known end may run beside the new stage; the rest ended when this one began.
+            # What has a known end may run next to the new stage; the rest ended when this one began.
             for stage in [
                 stage for stage, known in running.items() if bars.tasks[bars.task_ids.index(known.task)].total is None
             ]:

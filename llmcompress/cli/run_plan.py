@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmcompress.cli.console import stdout, table
-from llmcompress.cli.options import Json, Offline, Verbose
+from llmcompress.cli.options import Json, Offline, Verbose, check_choice
 from llmcompress.report.text import duration_text, size_text
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def run(
     from llmcompress.spec.plan import load_plan
     from llmcompress.system.progress import Progress
 
-    if executor not in EXECUTORS:
-        raise UsageError(f"got {executor!r}; accepted: {', '.join(EXECUTORS)}", where="--executor")
+    check_choice("--executor", executor, EXECUTORS)
     if address is not None and executor != "ray":
         raise UsageError("--address has no effect on the executor local", hint="add --executor ray")
     loaded = load_plan(plan)

@@ -79,11 +79,11 @@ def _bars(console: Console) -> Iterator[tuple[Callable[[Event], None], Reporter]
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=16),
-        TextColumn("{task.fields[beside]}", markup=False),
+        TextColumn("{task.fields[details]}", markup=False),
         console=console,
         transient=True,
     )
-    whole = bars.add_task("look at the jobs", total=None, beside="")
+    whole = bars.add_task("look at the jobs", total=None, details="")
     running: dict[str, TaskID] = {}
     started = time.monotonic()
 
@@ -97,17 +97,17 @@ def _bars(console: Console) -> Iterator[tuple[Callable[[Event], None], Reporter]
             description=f"{event.num_done} of {event.num_steps} steps",
             completed=event.num_done,
             total=event.num_steps,
-            beside=duration_text(time.monotonic() - started) + left,
+            details=duration_text(time.monotonic() - started) + left,
         )
         if event.kind in ("begin", "progress") and event.task not in running:
-            running[event.task] = bars.add_task(event.task, total=None, beside=event.where)
+            running[event.task] = bars.add_task(event.task, total=None, details=event.where)
         if event.kind == "progress" and event.progress is not None:
             step = event.progress
             bars.update(
                 running[event.task],
                 completed=step.done,
                 total=step.total or None,
-                beside=f"{step.stage}, on {event.where}" if event.where else step.stage,
+                details=f"{step.stage}, on {event.where}" if event.where else step.stage,
             )
         if event.kind in ("end", "failed", "lost"):
             known = running.pop(event.task, None)

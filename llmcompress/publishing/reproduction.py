@@ -19,8 +19,6 @@ REFERENCE = "PATH_TO_THE_REFERENCE"
 
 # Where the command line's name of a field is another one.
 _OPTIONS = {"batch_sizes": "batch-size", "depths": "depth", "devices": "device", "properties": "property"}
-# What the command line has no option for.
-_PYTHON_ONLY = frozenset({"BenchSpec.confidence"})
 
 
 def lock(manifest: CompressionReport) -> str:
@@ -84,7 +82,7 @@ def _options(spec: Spec, always: str = "") -> Iterator[str]:
     """The options that differ from their defaults."""
     for name, field in type(spec).model_fields.items():
         value = getattr(spec, name)
-        if f"{type(spec).__name__}.{name}" in _PYTHON_ONLY or (value == field.default and name != always):
+        if value == field.default and name != always:
             continue
         option = f"--{_OPTIONS.get(name, name.replace('_', '-'))}"
         if isinstance(value, RuntimeProfile):

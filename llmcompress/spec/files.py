@@ -32,7 +32,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """Return the packaged recipe of that name, or the one in that .yaml or .yml file.
 
     ``overrides`` are ``"field.field=value"`` with the value in YAML. A new ``calibration.dataset`` drops the recipe's
-    ``subset``, ``split`` and ``text_field``, which described the old one; they can be overridden beside it. A
+    ``subset``, ``split`` and ``text_field``, which described the old one; they can be overridden together with it. A
     relative ``calibration.dataset`` becomes absolute: from the file's folder where the file says it, from the working
     directory where an override says it.
 

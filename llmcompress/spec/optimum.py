@@ -318,7 +318,7 @@ def _refuse_tokenizer(fields: Fields) -> None:
 
 
 def _real(value: Any) -> Any:
-    """A whole number as a real one; what is no number is left for the recipe to refuse."""
+    """A whole number as a real one; the recipe refuses what is not a number."""
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -53,7 +53,7 @@ def weight_refusals(weights: WeightCompression) -> Iterator[Refusal]:
 
 
 def data_refusals(weights: WeightCompression, *, has_data: bool) -> Iterator[Refusal]:
-    """Yield what is wrong with the compression of weights beside calibration data or its absence."""
+    """Yield what is wrong with the compression of weights with calibration data, or without."""
     if has_data:
         if _changed(weights, "statistics_precision") and not weights.collects_statistics:
             problem = "has no effect: nothing here goes by statistics of activations"

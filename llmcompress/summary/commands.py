@@ -101,7 +101,7 @@ def _bench_options(spec: BenchSpec) -> Iterator[str]:
         value = getattr(spec, name)
         if value != BenchSpec.model_fields[name].default:
             yield from (_option(option), ",".join(str(item) for item in value))
-    for name in ("repetitions", "warmup_runs", "engine", "precision"):
+    for name in ("repetitions", "warmup_runs", "engine", "precision", "confidence"):
         value = getattr(spec, name)
         if value != BenchSpec.model_fields[name].default:
             yield from (_option(name), str(value))

@@ -25,7 +25,7 @@ class Comparison(Record):
 
 
 def compare(directories: Sequence[str | Path], failures: Sequence[FailedRow] = ()) -> Comparison:
-    """Read artifacts and the reports beside them, and find out which of their figures may stand on one axis.
+    """Read artifacts and the reports next to them, and find out which of their figures may stand on one axis.
 
     Args:
         directories: Output directories of ``compress``, with what ``evaluate`` and ``benchmark`` have put there.

@@ -1,4 +1,4 @@
-"""Labels beside points: numbers and names where they cover nothing."""
+"""Labels next to points: numbers and names where they cover nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 LABEL_LENGTH = 18
-"""Characters of a label beside a point."""
+"""Characters of a label next to a point."""
 
 _NEAR = (
     ((8, 0), "left", "center"),

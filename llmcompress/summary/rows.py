@@ -47,7 +47,7 @@ class FailedRow(Record):
 
 
 def read_rows(directories: Sequence[str | Path]) -> tuple[Row, ...]:
-    """Read the manifests and the reports beside them.
+    """Read the manifests and the reports next to them.
 
     Raises:
         ArtifactError: A directory is no artifact.

@@ -23,7 +23,7 @@ def load_plan(path: str | Path) -> Plan:
     """Return the plan in a .yaml or .yml file; strict YAML, as for recipes.
 
     Relative paths (models, recipes, texts, the output) start at the file's folder and become absolute. Without
-    ``output`` it is the directory beside the file that has its name. All of the plan is checked: also its recipes,
+    ``output`` it is the directory next to the file that has its name. All of the plan is checked: also its recipes,
     with every override, and that its texts and directories are there.
 
     Raises:

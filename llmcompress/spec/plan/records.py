@@ -87,7 +87,7 @@ class Evaluation(EvalSpec):
 
 
 class Tuning(TuneSpec):
-    """How the runtime's settings of every artifact are searched; what is found makes a second artifact beside it."""
+    """How the runtime's settings of every artifact are searched; what is found makes a second artifact next to it."""
 
     dataset: Text = "wikitext2"
     scope: Scope = "model"
