@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from llmcompress.errors import RecipeError
@@ -14,7 +14,9 @@ from llmcompress.spec.optimum_config import (
     WHERE,
     Fields,
     flat,
+    ignored_scope,
     kind_and_fields,
+    merge_scopes,
     part_of,
     plain,
     refuse_leftovers,
@@ -138,13 +140,13 @@ def _own_recipe(config: object) -> Recipe | None:
     if (num_samples := given.pop("num_samples", None)) is not None and "calibration" in fields:
         fields["calibration"]["num_samples"] = num_samples
     if "ignored_scope" in given:
-        changed = _ignored_scope(given)
+        changed = ignored_scope(given)
         parts = [part for part in ("weights", "activations") if part in fields]
         for part in parts:
             # Of two steps each has a scope of its own, and this one is for both.
             if len(parts) == 1:
                 fields[part].pop("ignored_scope", None)
-            _merge_scopes(fields[part], changed)
+            merge_scopes(fields[part], changed)
     refuse_leftovers(given)
     return validated(Recipe, fields, lambda place: f"{WHERE}.recipe.{dotted(place)}")
 
@@ -167,7 +169,7 @@ def _passes(fields: Fields, calibration: Calibration | None) -> Fields:
 
 def _weights(fields: Fields) -> Fields:
     """Take the fields that say how weights are compressed; returns fields of a recipe."""
-    weights: Fields = {"mode": _weight_mode(fields), **_ignored_scope(fields)}
+    weights: Fields = {"mode": _weight_mode(fields), **ignored_scope(fields)}
     method = fields.pop("quant_method", "default")
     if method not in ("default", "awq"):
         raise refused("quant_method", f"got {shown(method)}; accepted: default, awq", "remove it")
@@ -218,7 +220,7 @@ def _activations(fields: Fields) -> Fields:
             raise refused(name, f"got {shown(value)}; accepted: {accepted}", "remove it")
     # Where a configuration says nothing of the method, transformers' base class says "default".
     fields.pop("quant_method", None)
-    activations: Fields = {"mode": ACTIVATION_MODES[dtype], **_ignored_scope(fields)}
+    activations: Fields = {"mode": ACTIVATION_MODES[dtype], **ignored_scope(fields)}
     if fields.pop("sym", False) and dtype == "int8":
         activations["preset"] = "performance"
     if (alpha := fields.pop("smooth_quant_alpha", None)) is not None:
@@ -232,7 +234,7 @@ def _activations(fields: Fields) -> Fields:
 
 def _mixed(fields: Fields, calibration: Calibration | None) -> Fields:
     weights, full = (flat(part_of(fields, name)) for name in STEPS)
-    shared = _ignored_scope(fields)
+    shared = ignored_scope(fields)
     asked = {name: [part.pop(name, None) for part in (fields, weights, full)] for name in ("num_samples", "dataset")}
     kwargs = [part.pop("_dataset_kwargs", None) for part in (fields, weights, full)]
     text: Fields = {
@@ -250,34 +252,9 @@ def _mixed(fields: Fields, calibration: Calibration | None) -> Fields:
     for part, name in zip((weights, full), STEPS, strict=True):
         refuse_leftovers(part, f"{name}.")
     for target in (result["weights"], activations):
-        _merge_scopes(target, shared)
+        merge_scopes(target, shared)
     given = {name: value for name, value in text.items() if value is not None}
     return {**result, "activations": activations, **_calibration(given, calibration)}
-
-
-def _merge_scopes(target: Fields, shared: Fields) -> None:
-    for kind, values in shared.get("ignored_scope", {}).items():
-        own = target.setdefault("ignored_scope", {}).get(kind, [])
-        target["ignored_scope"][kind] = [*own, *(value for value in values if value not in own)]
-
-
-def _ignored_scope(fields: Fields) -> Fields:
-    given = fields.pop("ignored_scope", None) or {}
-    if not isinstance(given, Mapping):
-        problem = f"got {shown(given)}; accepted: a dictionary with names, patterns and types"
-        raise refused("ignored_scope", problem, "write it so")
-    scope = dict(given)
-    if scope.pop("subgraphs", None):
-        problem = "a recipe names nodes one by one, by pattern, or by type"
-        raise refused("ignored_scope.subgraphs", problem, "write names or patterns")
-    if scope.pop("validate", True) is not True:
-        problem = "a recipe's ignored scope has to be found in the model"
-        raise refused("ignored_scope.validate", problem, "remove it, and the names that the model may not have")
-    for kind, values in scope.items():
-        if isinstance(values, str) or not isinstance(values, Iterable):
-            raise refused(f"ignored_scope.{kind}", f"got {shown(values)}; accepted: a list", "write a list")
-    kept = {kind: list(values) for kind, values in scope.items() if values}
-    return {"ignored_scope": kept} if kept else {}
 
 
 def _calibration(fields: Fields, calibration: Calibration | None) -> Fields:

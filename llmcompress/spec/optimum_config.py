@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmcompress.errors import RecipeError
@@ -97,6 +97,33 @@ def part_of(fields: Fields, name: str) -> Mapping[str, Any]:
     if not isinstance(part, Mapping) and not hasattr(part, "to_nncf_dict"):
         raise refused(name, f"got {shown(part)}; accepted: a configuration or its dictionary", "give one of these")
     return part if isinstance(part, Mapping) else vars(part)
+
+
+def merge_scopes(target: Fields, shared: Fields) -> None:
+    """Add an ignored scope to the one that a record's fields have."""
+    for kind, values in shared.get("ignored_scope", {}).items():
+        own = target.setdefault("ignored_scope", {}).get(kind, [])
+        target["ignored_scope"][kind] = [*own, *(value for value in values if value not in own)]
+
+
+def ignored_scope(fields: Fields) -> Fields:
+    """Take the ignored scope out of the fields; returns that of a recipe, or nothing."""
+    given = fields.pop("ignored_scope", None) or {}
+    if not isinstance(given, Mapping):
+        problem = f"got {shown(given)}; accepted: a dictionary with names, patterns and types"
+        raise refused("ignored_scope", problem, "write it so")
+    scope = dict(given)
+    if scope.pop("subgraphs", None):
+        problem = "a recipe names nodes one by one, by pattern, or by type"
+        raise refused("ignored_scope.subgraphs", problem, "write names or patterns")
+    if scope.pop("validate", True) is not True:
+        problem = "a recipe's ignored scope has to be found in the model"
+        raise refused("ignored_scope.validate", problem, "remove it, and the names that the model may not have")
+    for kind, values in scope.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise refused(f"ignored_scope.{kind}", f"got {shown(values)}; accepted: a list", "write a list")
+    kept = {kind: list(values) for kind, values in scope.items() if values}
+    return {"ignored_scope": kept} if kept else {}
 
 
 def refuse_leftovers(fields: Fields, place: str = "") -> None:
