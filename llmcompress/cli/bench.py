@@ -14,9 +14,11 @@ import typer
 
 from llmcompress.cli.console import plain, print_json, stdout
 from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose, chosen_format
+from llmcompress.cli.progress import watching
 from llmcompress.cli.spec_options import Flag, with_fields
 from llmcompress.report.text import duration_text, rate_text, shape_text, size_text
 from llmcompress.spec import BenchSpec
+from llmcompress.system.progress import Progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,11 +73,9 @@ def bench(
     llmcompress bench model-int4-ov --depth 0,4096 --property DYNAMIC_QUANTIZATION_GROUP_SIZE=128
     """
     from llmcompress.benchmarking.benchmark import benchmark
-    from llmcompress.cli.progress import watching
     from llmcompress.compression.reference_ir import reference_ir
     from llmcompress.graph.device import check_device
     from llmcompress.system.process import run_supervised
-    from llmcompress.system.progress import Progress
 
     form = chosen_format(output_format, FORMATS, as_json=as_json)
     for name in spec.devices:

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from llmcompress.cli.console import plain, print_json, stdout, table, write_line
 from llmcompress.cli.options import Json
+from llmcompress.errors import UsageError
+from llmcompress.report.text import duration_text, size_text
 
 cache = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 
@@ -24,8 +27,6 @@ def list_cache(as_json: Json = False) -> None:
     llmcompress cache list --json
     """
     from llmcompress.cli.cache_pruning import KINDS, cache_entries
-    from llmcompress.cli.console import plain, print_json, stdout, table
-    from llmcompress.report.text import duration_text, size_text
     from llmcompress.system.cache import cache_dir
 
     entries = cache_entries()
@@ -68,9 +69,6 @@ def prune(
     llmcompress cache prune --all --kind reference-ir
     """
     from llmcompress.cli.cache_pruning import KINDS, prune_cache
-    from llmcompress.cli.console import print_json, write_line
-    from llmcompress.errors import UsageError
-    from llmcompress.report.text import size_text
     from llmcompress.spec.validation import did_you_mean
 
     limits = [older_than, max_size, everything or None]
@@ -98,7 +96,6 @@ def prune(
 
 
 def _number(text: str, units: dict[str, int], where: str, examples: str) -> float:
-    from llmcompress.errors import UsageError
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", text.strip())
     by_lower_case = {unit.lower(): factor for unit, factor in units.items()}

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from llmcompress.cli.console import print_json, write_line
 from llmcompress.cli.options import Json, Verbose
+from llmcompress.report.text import size_text
 
 
 def card(
@@ -35,9 +37,7 @@ def card(
     llmcompress card model-int4-ov --repo-id acme/model-int4-ov
     llmcompress card model-int4-ov --template card.md.j2
     """
-    from llmcompress.cli.console import print_json, write_line
     from llmcompress.publishing.card import write_card
-    from llmcompress.report.text import size_text
 
     report = write_card(directory, repo_id=repo_id, template=template, overwrite=overwrite)
     if as_json:

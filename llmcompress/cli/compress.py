@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import facts_table, stdout, table
+from llmcompress.cli.console import facts_table, print_json, stderr, stdout, table
 from llmcompress.cli.options import (
     AllowNonfinite,
     Json,
@@ -20,6 +20,8 @@ from llmcompress.cli.options import (
     TrustRemoteCode,
     Verbose,
 )
+from llmcompress.cli.progress import run_watched
+from llmcompress.errors import LlmcompressError
 from llmcompress.report.text import count_text, duration_text, size_text
 
 if TYPE_CHECKING:
@@ -93,10 +95,7 @@ def compress(
         predict(source, chosen, output_dir, access, engine, as_json=as_json, verbose=verbose)
         return
     from llmcompress.artifact import remove_leftovers
-    from llmcompress.cli.console import print_json
-    from llmcompress.cli.progress import run_watched
     from llmcompress.compression.compress import compress as compress_model
-    from llmcompress.errors import LlmcompressError
 
     options = {
         "source": source,
@@ -133,9 +132,6 @@ def default_output_name(source: str, recipe_name: str) -> str:
 def _recommended(source: str, name: str, overrides: list[str], access: Access, *, verbose: bool) -> Recipe:
     """What Optimum recommends for the model; says on stderr which entry that is."""
     from rich.text import Text
-
-    from llmcompress.cli.console import stderr
-    from llmcompress.cli.progress import run_watched
 
     recipe = run_watched(
         recommend,

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llmcompress.cli.console import print_json, stdout, table
 from llmcompress.cli.options import Json, Verbose
+from llmcompress.cli.progress import run_watched
 from llmcompress.report.text import duration_text, rate_text, size_text
 
 if TYPE_CHECKING:
@@ -25,9 +27,7 @@ def demo(
     llmcompress demo
     llmcompress demo -o /tmp/demo
     """
-    from llmcompress.cli.console import print_json
     from llmcompress.cli.demo_run import run as run_demo
-    from llmcompress.cli.progress import run_watched
 
     options = {"output_dir": output.absolute()}
     report = run_watched(run_demo, options, verbose=verbose, stage="load the libraries")
@@ -43,7 +43,6 @@ def _print(report: DemoReport, output: Path) -> None:
     from rich.text import Text
 
     from llmcompress.cli.compress import layers_table
-    from llmcompress.cli.console import stdout, table
     from llmcompress.cli.demo_run import HELD_OUT
 
     console = stdout()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmcompress.cli.console import facts_table, print_json, stdout, table
 from llmcompress.cli.options import Json, Verbose
+from llmcompress.cli.progress import watching
+from llmcompress.errors import ResourceError
 from llmcompress.report.text import size_text
 
 if TYPE_CHECKING:
@@ -16,10 +19,7 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
     llmcompress doctor
     llmcompress doctor --json > doctor.json
     """
-    from llmcompress.cli.console import print_json
     from llmcompress.cli.diagnosis import diagnose
-    from llmcompress.cli.progress import watching
-    from llmcompress.errors import ResourceError
 
     with watching(verbose=verbose) as watch:
         diagnosis = diagnose(watch.report)
@@ -35,8 +35,6 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
 
 def _print(diagnosis: Diagnosis) -> None:
     from rich.text import Text
-
-    from llmcompress.cli.console import facts_table, stdout, table
 
     facts = {
         "Platform": f"{diagnosis.platform}, Python {diagnosis.python}",

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from llmcompress.cli.compress import layers_table
 from llmcompress.cli.console import facts_table, print_json, stdout
+from llmcompress.cli.progress import run_watched
+from llmcompress.errors import ResourceError
 from llmcompress.report.text import count_text, size_text
 
 if TYPE_CHECKING:
@@ -31,8 +33,6 @@ def predict(
     Raises:
         ResourceError: This machine has less free memory or disk.
     """
-    from llmcompress.cli.progress import run_watched
-    from llmcompress.errors import ResourceError
 
     forecast = run_watched(
         forecast_source,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llmcompress.cli.console import print_json
 from llmcompress.cli.options import (
     AllowNonfinite,
     Json,
@@ -19,6 +20,7 @@ from llmcompress.cli.options import (
     check_choice,
     refuse_ignored,
 )
+from llmcompress.cli.progress import run_watched
 from llmcompress.cli.spec_options import DATASET, DEVICE, with_fields
 from llmcompress.errors import GateError, ModelError, UsageError
 from llmcompress.spec import EvalSpec, Gate
@@ -110,7 +112,6 @@ def evaluate(
         refuse_ignored(context, "--check-conversion", _WITH_CHECK_CONVERSION, hint)
         _conversion(source, access, as_json=as_json, verbose=verbose)
         return
-    from llmcompress.cli.progress import run_watched
     from llmcompress.evaluation.evaluate import evaluate as evaluate_model
 
     check_choice("--reference-scores", reference_scores, ("auto", "exact", "cached"))
@@ -143,7 +144,6 @@ def evaluate(
         },
         verbose=verbose,
     )
-    from llmcompress.cli.console import print_json
     from llmcompress.cli.evaluation_report import print_evaluation
 
     if as_json:
@@ -165,9 +165,7 @@ def evaluate(
 
 
 def _conversion(source: str, access: dict[str, Any], *, as_json: bool, verbose: bool) -> None:
-    from llmcompress.cli.console import print_json
     from llmcompress.cli.evaluation_report import print_conversion
-    from llmcompress.cli.progress import run_watched
     from llmcompress.evaluation.evaluate import check_conversion
 
     report = run_watched(check_conversion, {"source": source, **access}, verbose=verbose)

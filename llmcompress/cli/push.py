@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import facts_table, stdout, write_line
+from llmcompress.cli.console import facts_table, print_json, stdout, write_line
 from llmcompress.cli.options import Json, Verbose
+from llmcompress.cli.progress import watching
 from llmcompress.report.text import size_text
 
 if TYPE_CHECKING:
@@ -61,8 +62,6 @@ def push(
     llmcompress push out somebody/model-ov --create-pr
     llmcompress push out --dry-run
     """
-    from llmcompress.cli.console import print_json
-    from llmcompress.cli.progress import watching
     from llmcompress.publishing import push_to_hub
 
     with watching(verbose=verbose) as watch:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from llmcompress.cli.console import print_json, stdout, table, write_line
 from llmcompress.cli.options import Json, Overrides
 
 recipes = typer.Typer(invoke_without_command=True, add_completion=False, rich_markup_mode="rich")
@@ -19,7 +20,6 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from llmcompress.cli.console import print_json, stdout, table
     from llmcompress.spec import RECOMMENDED, packaged_recipes
 
     packaged = packaged_recipes()
@@ -51,7 +51,6 @@ def show(
     llmcompress recipes show int4
     llmcompress recipes show int4 --set weights.group_size=64 > int4-g64.yaml
     """
-    from llmcompress.cli.console import print_json, write_line
     from llmcompress.spec import dump_recipe, load_recipe
 
     recipe = load_recipe(name, overrides or ())

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import stdout, table
+from llmcompress.cli.console import plain, print_json, stdout, table, write_line
 from llmcompress.cli.options import Json, Offline, Verbose, check_choice
+from llmcompress.cli.progress import watching
+from llmcompress.errors import LlmcompressError, ResourceError, UsageError
 from llmcompress.report.text import duration_text, size_text
+from llmcompress.system.progress import Progress
 
 if TYPE_CHECKING:
     from llmcompress.runner import Failure, Outlook, RunReport
@@ -51,12 +54,9 @@ def run(
     llmcompress run plan.yaml --only 'llama-1b/*' --only qwen/int4
     llmcompress run plan.yaml --executor ray --address head:6379
     """
-    from llmcompress.cli.progress import watching
     from llmcompress.cli.run_progress import run_watched
-    from llmcompress.errors import UsageError
     from llmcompress.runner import outlook, run_plan
     from llmcompress.spec.plan import load_plan
-    from llmcompress.system.progress import Progress
 
     check_choice("--executor", executor, EXECUTORS)
     if address is not None and executor != "ray":
@@ -92,7 +92,6 @@ def run(
 
 def _refuse_impossible(jobs: tuple[Outlook, ...], plan: Path, *, here: bool) -> None:
     """End with the error that the run would end with, as far as it is known beforehand."""
-    from llmcompress.errors import ResourceError
 
     failed = [(job.name, job.failure) for job in jobs if job.failure is not None]
     _end_with(failed, len(jobs), plan, "cannot be done")
@@ -107,7 +106,6 @@ def _refuse_impossible(jobs: tuple[Outlook, ...], plan: Path, *, here: bool) -> 
 
 def _end_with(failed: list[tuple[str, Failure]], num_jobs: int, plan: Path, verb: str) -> None:
     """Raise the first failure, with its exit code, where there is one."""
-    from llmcompress.errors import LlmcompressError
 
     if not failed:
         return
@@ -125,7 +123,6 @@ def _compare(report: RunReport, *, quiet: bool) -> None:
     """Put what was measured side by side: on the terminal, and on a page in the output directory."""
     from llmcompress.artifact import MANIFEST
     from llmcompress.cli.compare import print_comparison
-    from llmcompress.cli.console import write_line
     from llmcompress.summary import FailedRow, compare, write_page
 
     made = [Path(row.directory) for row in report.rows if (Path(row.directory) / MANIFEST).is_file()]
@@ -144,7 +141,6 @@ def _compare(report: RunReport, *, quiet: bool) -> None:
 
 
 def _print_outlook(jobs: tuple[Outlook, ...], *, as_json: bool) -> None:
-    from llmcompress.cli.console import plain, print_json
 
     if as_json:
         print_json([plain(job) for job in jobs])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmcompress.cli.console import facts_table, stdout
+from llmcompress.cli.console import facts_table, print_json, stderr, stdout
 from llmcompress.cli.options import (
     AllowNonfinite,
     Json,
@@ -18,6 +18,7 @@ from llmcompress.cli.options import (
     Verbose,
     refuse_ignored,
 )
+from llmcompress.cli.progress import run_watched
 from llmcompress.cli.spec_options import DATASET, DEVICE, Flag, with_fields
 from llmcompress.errors import GateError, UsageError
 from llmcompress.report.text import interval_text, rate_text, settings_text, size_text
@@ -102,8 +103,6 @@ def tune(
     llmcompress tune model-int4-ov --workload chat:512/128 --workload rag:4096/256 --budget 30m
     llmcompress tune model-int4-ov --property DYNAMIC_QUANTIZATION_GROUP_SIZE=0,64,128 --apply -o model-int4-tuned-ov
     """
-    from llmcompress.cli.console import print_json
-    from llmcompress.cli.progress import run_watched
     from llmcompress.summary.page import check_page_path
     from llmcompress.tuning import check_profile_path, read_tuning, write_tuning_page
     from llmcompress.tuning.tune import tune as tune_directory
@@ -158,8 +157,6 @@ def _put(
     verbose: bool,
 ) -> None:
     """Write the tuned artifact and the machine's profile, as far as they were asked for and there is something."""
-    from llmcompress.cli.console import stderr
-    from llmcompress.cli.progress import run_watched
     from llmcompress.tuning import apply_tuning, runtime_profile, write_profile
 
     profile: RuntimeProfile | None = runtime_profile(report)

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from llmcompress.cli.console import print_json, write_line
 from llmcompress.cli.options import Json, Offline, Revision, Verbose
+from llmcompress.cli.progress import watching
+from llmcompress.errors import ArtifactError, UsageError
 
 
 def verify(
@@ -25,8 +28,6 @@ def verify(
     llmcompress verify my-team/Llama-3.2-1B-Instruct-int4-ov
     """
     from llmcompress import artifact
-    from llmcompress.cli.console import print_json, write_line
-    from llmcompress.errors import ArtifactError, UsageError
 
     directory = Path(source)
     if _is_hub_id(source):
@@ -55,7 +56,6 @@ def _is_hub_id(source: str) -> bool:
 
 
 def _fetched(repo_id: str, revision: str | None, offline: bool, *, verbose: bool) -> Path:
-    from llmcompress.cli.progress import watching
     from llmcompress.publishing import fetch_artifact
 
     with watching(verbose=verbose) as watch:
