@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 import llmcompress
 from llmcompress.compression.nncf.activations import quantize_arguments
 from llmcompress.compression.nncf.runs import model_inputs
-from llmcompress.data import Windows, calibration_windows
+from llmcompress.data import CalibrationWindows, calibration_windows
 from llmcompress.evaluation.accuracy import accuracy_metric
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -47,7 +47,7 @@ def recipe(args: argparse.Namespace) -> llmcompress.Recipe:
     )
 
 
-def stock(model: ov.Model, wanted: llmcompress.Recipe, windows: Windows) -> tuple[float, int]:
+def stock(model: ov.Model, wanted: llmcompress.Recipe, windows: CalibrationWindows) -> tuple[float, int]:
     """Drop of what stock NNCF returns, and how many 8-bit weights it has."""
     assert wanted.activations is not None
     assert wanted.activations.accuracy_control is not None

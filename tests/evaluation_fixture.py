@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llmcompress
-from llmcompress.data.protocols import Windows, evaluation_windows
+from llmcompress.data.protocols import EvaluationWindows, evaluation_windows
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.loaders.source import resolve
 from llmcompress.spec import EvalSpec, Recipe
@@ -38,9 +38,9 @@ def encoder_of(model: Path) -> TextEncoder:
     return text_encoder(resolve(model))
 
 
-def windows_of(model: Path, text: Path, **options: Any) -> Windows:
+def windows_of(model: Path, text: Path, **options: Any) -> EvaluationWindows:
     spec = spec_of(text, **options)
-    return evaluation_windows([text.read_text(encoding="utf-8")], spec, encoder_of(model), where=text.name)
+    return evaluation_windows([text.read_text(encoding="utf-8")], spec, encoder_of(model))
 
 
 def all_logits(directory: Path, token_ids: NDArray[np.int64], properties: dict[str, str]) -> NDArray[np.float64]:

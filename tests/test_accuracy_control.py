@@ -14,7 +14,7 @@ from tiny_models import build_checkpoint
 
 import llmcompress
 from llmcompress import Recipe
-from llmcompress.data import Windows, calibration_windows
+from llmcompress.data import CalibrationWindows, calibration_windows
 from llmcompress.errors import DataError, GateError, RecipeError
 from llmcompress.evaluation.accuracy import accuracy_metric
 from llmcompress.loaders import LoadedModel
@@ -62,7 +62,7 @@ def controlled(loaded: LoadedModel, calibration_text: Path, tmp_path_factory: py
     return output, llmcompress.compress(loaded, recipe, output)
 
 
-def _windows(checkpoint: Path, recipe: Recipe) -> Windows:
+def _windows(checkpoint: Path, recipe: Recipe) -> CalibrationWindows:
     from transformers import AutoTokenizer
 
     assert recipe.calibration is not None
@@ -101,7 +101,9 @@ def _accuracy(report: llmcompress.CompressionReport) -> AccuracyRecord:
     return report.activations.accuracy
 
 
-def _check_inside(made: Made, uncontrolled: Made, loaded: LoadedModel, windows: Windows, checkpoint: Path) -> None:
+def _check_inside(
+    made: Made, uncontrolled: Made, loaded: LoadedModel, windows: CalibrationWindows, checkpoint: Path
+) -> None:
     import openvino as ov
     from safetensors import safe_open
 

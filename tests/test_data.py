@@ -16,6 +16,7 @@ import pytest
 from llmcompress.data import calibration as windows
 from llmcompress.data import calibration_windows, read_texts, token_ids_sha256
 from llmcompress.data.texts import KNOWN_DATASETS
+from llmcompress.data.tokens import by_transformers
 from llmcompress.errors import DataError, HubError, LlmcompressError, SecurityError, UsageError
 from llmcompress.spec import Calibration, EvalSpec
 from tests import tokenizer_fixture
@@ -431,7 +432,7 @@ def test_cut_text_tokenises_as_the_whole(byte_level: Any) -> None:
     text = "".join(DOCUMENTS)
     parts = list(windows._cut(text, 100))
     assert len(parts) > 20
-    joined = [token for ids in windows._encode(byte_level, parts) for token in ids]
+    joined = [token for ids in by_transformers(byte_level)(parts, False) for token in ids]
     assert joined == byte_level(text)["input_ids"]
 
 

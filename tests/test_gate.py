@@ -154,7 +154,7 @@ def test_an_odd_template_renders_as_transformers_does(ref_model: Path) -> None:
 
 
 def test_where_the_template_stands(tmp_path: Path) -> None:
-    encoder = TextEncoder(lambda text, special: [len(text)], tmp_path)
+    encoder = TextEncoder(lambda texts, special: [[len(text)] for text in texts], tmp_path)
     assert chat_template(tmp_path) is None
     config = tmp_path / "tokenizer_config.json"
     config.write_text('{"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "abc"}]}')

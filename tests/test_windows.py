@@ -20,9 +20,9 @@ from llmcompress.spec import EvalSpec
 def counting(*, before: tuple[int, ...] = (), after: tuple[int, ...] = ()) -> TextEncoder:
     """Token n for the word ``n``."""
 
-    def encode(text: str, special: bool) -> list[int]:
-        ids = [1 if word == "a" else int(word) for word in text.split()]
-        return [*before, *ids, *after] if special else ids
+    def encode(texts: list[str], special: bool) -> list[list[int]]:
+        found = [[1 if word == "a" else int(word) for word in text.split()] for text in texts]
+        return [[*before, *ids, *after] for ids in found] if special else found
 
     return TextEncoder(encode, Path("nowhere"))
 
@@ -36,7 +36,7 @@ def spec(**options: object) -> EvalSpec:
 
 
 def test_llama_cpp_scores_second_halves_after_the_beginning_of_text() -> None:
-    made = evaluation_windows([numbers(21)], spec(seq_len=8), counting(before=(7,), after=(8,)), where="text.txt")
+    made = evaluation_windows([numbers(21)], spec(seq_len=8), counting(before=(7,), after=(8,)))
     # 22 tokens with the first one; the last 6 fill no window. Of each 8 tokens the last 3 are scored: those predicted
     # at positions 4, 5 and 6.
     assert [window.token_ids.tolist() for window in made.windows] == [
@@ -45,14 +45,14 @@ def test_llama_cpp_scores_second_halves_after_the_beginning_of_text() -> None:
     ]
     assert [window.first_scored for window in made.windows] == [5, 5]
     assert (made.record.num_windows, made.record.num_scored_tokens, made.record.num_clusters) == (2, 6, 2)
-    without = evaluation_windows([numbers(21)], spec(seq_len=8), counting(), where="text.txt")
+    without = evaluation_windows([numbers(21)], spec(seq_len=8), counting())
     assert without.windows[1].token_ids[0] == 18
 
 
 @pytest.mark.parametrize(("num_tokens", "seq_len", "stride"), [(50, 16, 8), (51, 16, 5), (16, 16, 8), (33, 16, 15)])
 def test_sliding_scores_every_token_once_as_the_guide_does(num_tokens: int, seq_len: int, stride: int) -> None:
     made = evaluation_windows(
-        [numbers(num_tokens)], spec(protocol="sliding", seq_len=seq_len, stride=stride), counting(), where="text.txt"
+        [numbers(num_tokens)], spec(protocol="sliding", seq_len=seq_len, stride=stride), counting()
     )
     expected = []
     previous_end = 0
@@ -75,7 +75,7 @@ def test_rolling_equals_the_harness(num_tokens: int) -> None:
     encoder = counting()
     encoder.__dict__["prefix_id"] = 3
     text = numbers(num_tokens)
-    made = evaluation_windows([text], spec(protocol="rolling", seq_len=8), encoder, where="text.txt")
+    made = evaluation_windows([text], spec(protocol="rolling", seq_len=8), encoder)
     ids = list(range(10, 10 + num_tokens))
     expected = [([3, *ids[:7]][: min(8, num_tokens)], ids[:8])]
     predicted = min(8, num_tokens)
@@ -92,20 +92,20 @@ def test_rolling_counts_words_and_bytes_by_document() -> None:
     encoder = counting()
     encoder.__dict__["prefix_id"] = 3
     texts = ["10 11\n12 ", "", "13"]
-    made = evaluation_windows(texts, spec(protocol="rolling", seq_len=8), encoder, where="x.jsonl")
+    made = evaluation_windows(texts, spec(protocol="rolling", seq_len=8), encoder)
     assert made.num_words is not None
     assert made.num_bytes is not None
     assert made.num_words.tolist() == [len(re.split(r"\s+", text)) for text in (texts[0], texts[2])] == [4, 1]
     assert made.num_bytes.tolist() == [9, 2]
     assert (made.record.num_documents, made.record.num_clusters, made.record.num_scored_tokens) == (2, 2, 4)
-    one = evaluation_windows(texts, spec(protocol="rolling", seq_len=8, num_windows=1), encoder, where="x.jsonl")
+    one = evaluation_windows(texts, spec(protocol="rolling", seq_len=8, num_windows=1), encoder)
     assert one.record.num_documents == 1
 
 
 def test_the_windows_of_one_document_are_its_clusters() -> None:
     encoder = counting()
     encoder.__dict__["prefix_id"] = 3
-    made = evaluation_windows([numbers(20)], spec(protocol="rolling", seq_len=8), encoder, where="x.txt")
+    made = evaluation_windows([numbers(20)], spec(protocol="rolling", seq_len=8), encoder)
     assert made.record.num_clusters == 3
     assert made.num_words is not None
     assert made.num_words.tolist() == [8, 8, 4]
@@ -122,51 +122,51 @@ def test_rows_of_wikitext_become_pages() -> None:
 def test_few_windows_of_many_documents_need_no_more_of_them() -> None:
     lengths: list[int] = []
 
-    def encode(text: str, special: bool) -> list[int]:
-        lengths.append(len(text.split()))
-        return [int(word) for word in text.replace("a", "1").split()]
+    def encode(texts: list[str], special: bool) -> list[list[int]]:
+        lengths.extend(len(text.split()) for text in texts)
+        return [[int(word) for word in text.replace("a", "1").split()] for text in texts]
 
     documents = [numbers(10)] * 1000
     encoder = TextEncoder(encode, Path())
-    few = evaluation_windows(documents, spec(seq_len=8, num_windows=3), encoder, where="x.jsonl")
+    few = evaluation_windows(documents, spec(seq_len=8, num_windows=3), encoder)
     assert max(lengths) < 200
-    whole = evaluation_windows(documents, spec(seq_len=8), encoder, where="x.jsonl")
+    whole = evaluation_windows(documents, spec(seq_len=8), encoder)
     assert [w.token_ids.tolist() for w in few.windows] == [w.token_ids.tolist() for w in whole.windows[:3]]
 
 
 def test_documents_are_joined_by_an_empty_line() -> None:
     seen: list[str] = []
 
-    def encode(text: str, special: bool) -> list[int]:
-        seen.append(text)
-        return list(range(20))
+    def encode(texts: list[str], special: bool) -> list[list[int]]:
+        seen.extend(texts)
+        return [list(range(20)) for _ in texts]
 
-    evaluation_windows(["one", "two"], spec(seq_len=8), TextEncoder(encode, Path()), where="x.jsonl")
+    evaluation_windows(["one", "two"], spec(seq_len=8), TextEncoder(encode, Path()))
     assert "one\n\ntwo" in seen
 
 
 def test_text_that_is_too_short_is_refused() -> None:
     for protocol in ("llama.cpp", "sliding"):
         with pytest.raises(DataError, match="the text has 7 tokens, one window needs 8"):
-            evaluation_windows([numbers(7)], spec(protocol=protocol, seq_len=8), counting(), where="text.txt")
+            evaluation_windows([numbers(7)], spec(protocol=protocol, seq_len=8), counting())
     encoder = counting()
     encoder.__dict__["prefix_id"] = 3
     with pytest.raises(DataError, match="the text has 0 tokens"):
-        evaluation_windows([" "], spec(protocol="rolling", seq_len=8), encoder, where="text.txt")
+        evaluation_windows([" "], spec(protocol="rolling", seq_len=8), encoder)
 
 
 def test_rolling_needs_a_token_to_begin_with_and_whole_documents() -> None:
     with pytest.raises(UsageError, match="the tokenizer has neither bos_token nor eos_token"):
-        evaluation_windows([numbers(7)], spec(protocol="rolling"), counting(), where="text.txt")
+        evaluation_windows([numbers(7)], spec(protocol="rolling"), counting())
     encoder = counting()
     encoder.__dict__["prefix_id"] = 3
     with pytest.raises(UsageError, match="the first document has 3 windows, num_windows is 2"):
-        evaluation_windows([numbers(20)], spec(protocol="rolling", seq_len=8, num_windows=2), encoder, where="t.txt")
+        evaluation_windows([numbers(20)], spec(protocol="rolling", seq_len=8, num_windows=2), encoder)
 
 
 def test_the_hash_sees_ids_and_what_is_scored() -> None:
     def of(first: int, scored: int) -> str:
-        made = evaluation_windows([numbers(8, first)], spec(seq_len=8), counting(), where="t")
+        made = evaluation_windows([numbers(8, first)], spec(seq_len=8), counting())
         return windows_sha256([made.windows[0]._replace(first_scored=scored)])
 
     assert len({of(10, 5), of(11, 5), of(10, 4)}) == 3

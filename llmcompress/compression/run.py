@@ -37,11 +37,11 @@ from llmcompress.system.progress import Progress, Reporter, silent
 if TYPE_CHECKING:
     import openvino as ov
 
-    from llmcompress.data import Windows
+    from llmcompress.data import CalibrationWindows
     from llmcompress.evaluation.accuracy import MakeMetric
 
 
-def recipe_windows(found: Source, recipe: Recipe, tokenizer: Any, *, offline: bool) -> Windows | None:
+def recipe_windows(found: Source, recipe: Recipe, tokenizer: Any, *, offline: bool) -> CalibrationWindows | None:
     """Take a recipe's windows, and those that accuracy control holds out; None: the recipe needs no data.
 
     Raises: as ``llmcompress.data.calibration_windows``.
@@ -188,7 +188,7 @@ def _tokenizer(found: Source) -> Any:
 def _carried_out(
     loaded: LoadedModel,
     recipe: Recipe,
-    windows: Windows | None,
+    windows: CalibrationWindows | None,
     make_metric: MakeMetric,
     engine: Engine,
     file_memory: FileMemory | None,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.data.texts import Rows, read_rows, text_of
+from llmcompress.data.tokens import Frame, TextEncoder, by_transformers
 from llmcompress.errors import DataError, UsageError
 from llmcompress.loaders import chat
 from llmcompress.report.compression import CalibrationRecord
@@ -26,24 +27,25 @@ CHARS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
-class Windows:
+class CalibrationWindows:
     """Token ids int64 of shape [num_windows, seq_len], read-only, and the record of where they come from."""
 
     token_ids: NDArray[np.int64]
     record: CalibrationRecord
-    held_out: Windows | None = None
+    held_out: CalibrationWindows | None = None
     """Windows of the same text that are not among these."""
+
+
+class _Documents(NamedTuple):
+    rows: Rows
+    text: Callable[[int], str]
+    """Of the document at an index."""
 
 
 class _Piece(NamedTuple):
     text: str
     starts: bool
     ends: bool
-
-
-class _Frame(NamedTuple):
-    before: list[int]
-    after: list[int]
 
 
 def calibration_windows(
@@ -53,7 +55,7 @@ def calibration_windows(
     num_held_out: int = 0,
     offline: bool = False,
     max_seq_len: int | None = None,
-) -> Windows:
+) -> CalibrationWindows:
     """Tokenise the calibration dataset and take ``num_samples`` windows of exactly ``seq_len`` tokens.
 
     Documents are taken in an order drawn by the seed and joined to one stream, each between the special tokens that
@@ -80,8 +82,6 @@ def calibration_windows(
         HubError: the Hub dataset cannot be had.
         SecurityError: the chat template does not end.
     """
-    import numpy as np
-
     seq_len, wanted = calibration.seq_len, calibration.num_samples
     if max_seq_len is not None and seq_len > max_seq_len:
         raise UsageError(
@@ -89,51 +89,71 @@ def calibration_windows(
             where="calibration.seq_len",
             hint=f"set calibration.seq_len to {max_seq_len} or less",
         )
-    rows, document = _open(calibration, tokenizer, offline)
-    frame = _Frame([], []) if calibration.chat_template else _frame(tokenizer)
-    piece_chars = max(MIN_PIECE_CHARS, 2 * CHARS_PER_TOKEN * seq_len)
-    budget = max(MIN_CHARS, CHARS_PER_TOKEN * wanted * seq_len)
-    while True:
-        generator = np.random.Generator(np.random.PCG64(calibration.seed))
-        pieces, complete = _sample(len(rows.values), document, generator, budget, piece_chars)
-        stream = _tokenise(pieces, tokenizer, frame)
-        available = len(stream) // seq_len
-        if available >= wanted + num_held_out or complete:
-            break
-        budget *= 4
+    documents = _open(calibration, tokenizer, offline)
+    stream, generator = _stream(documents, calibration, tokenizer, (wanted + num_held_out) * seq_len)
+    where, available = documents.rows.where, len(stream) // seq_len
     if available < wanted:
         raise DataError(
             f"the text gives {available} windows of {seq_len} tokens ({len(stream)} tokens), {wanted} were asked for",
-            where=rows.where,
+            where=where,
             hint=f"take more text, or set {_affordable(available, len(stream))}",
         )
     cut = stream[: available * seq_len].reshape(available, seq_len)
-    chosen = generator.choice(available, size=wanted, replace=False)
+    chosen = cut[generator.choice(available, size=wanted, replace=False)]
+    held_out = None
+    if num_held_out:
+        held_out = _windows(_held_out(cut, chosen, num_held_out, generator, where), where, calibration.seed)
+    return replace(_windows(chosen, where, calibration.seed), held_out=held_out)
 
-    def windows(token_ids: NDArray[np.int64], held_out: Windows | None = None) -> Windows:
-        token_ids.flags.writeable = False
-        record = CalibrationRecord(
-            dataset=rows.where,
-            num_windows=len(token_ids),
-            seq_len=seq_len,
-            seed=calibration.seed,
-            token_ids_sha256=token_ids_sha256(token_ids),
-        )
-        return Windows(token_ids, record, held_out)
 
-    if not num_held_out:
-        return windows(cut[chosen])
-    taken = {window.tobytes() for window in cut[chosen]}
-    # A text may say the same twice.
-    others = [number for number in range(available) if cut[number].tobytes() not in taken]
-    if len(others) < num_held_out:
+def _stream(
+    documents: _Documents, calibration: Calibration, tokenizer: Any, num_tokens: int
+) -> tuple[NDArray[np.int64], np.random.Generator]:
+    """At least so many tokens, if the text has them, and the generator that drew the documents."""
+    import numpy as np
+
+    encoder = TextEncoder(by_transformers(tokenizer))
+    frame = Frame() if calibration.chat_template else encoder.frame
+    if not calibration.chat_template and not any(frame) and tokenizer.eos_token_id is not None:
+        frame = Frame((), (tokenizer.eos_token_id,))
+    piece_chars = max(MIN_PIECE_CHARS, 2 * CHARS_PER_TOKEN * calibration.seq_len)
+    budget = max(MIN_CHARS, CHARS_PER_TOKEN * calibration.num_samples * calibration.seq_len)
+    while True:
+        generator = np.random.Generator(np.random.PCG64(calibration.seed))
+        pieces, complete = _sample(documents, generator, budget, piece_chars)
+        stream = _tokenise(pieces, encoder, frame)
+        if complete or len(stream) >= num_tokens:
+            return stream, generator
+        budget *= 4
+
+
+def _held_out(
+    cut: NDArray[np.int64], chosen: NDArray[np.int64], count: int, generator: np.random.Generator, where: str
+) -> NDArray[np.int64]:
+    """Windows whose tokens are not those of a chosen one: a text may say the same twice."""
+    taken = {window.tobytes() for window in chosen}
+    others = [number for number in range(len(cut)) if cut[number].tobytes() not in taken]
+    if len(others) < count:
         raise DataError(
-            f"the text gives {len(others)} windows of {seq_len} tokens besides the {wanted} for calibration, "
-            f"{num_held_out} are to be held out",
-            where=rows.where,
+            f"the text gives {len(others)} windows of {cut.shape[1]} tokens besides the {len(chosen)} for calibration, "
+            f"{count} are to be held out",
+            where=where,
             hint="take more text, or set fewer of calibration.num_samples or accuracy_control.num_samples",
         )
-    return windows(cut[chosen], windows(cut[generator.choice(others, size=num_held_out, replace=False)]))
+    held_out: NDArray[np.int64] = cut[generator.choice(others, size=count, replace=False)]
+    return held_out
+
+
+def _windows(token_ids: NDArray[np.int64], where: str, seed: int) -> CalibrationWindows:
+    token_ids.flags.writeable = False
+    record = CalibrationRecord(
+        dataset=where,
+        num_windows=len(token_ids),
+        seq_len=token_ids.shape[1],
+        seed=seed,
+        token_ids_sha256=token_ids_sha256(token_ids),
+    )
+    return CalibrationWindows(token_ids, record)
 
 
 def _affordable(available: int, num_tokens: int) -> str:
@@ -151,7 +171,7 @@ def token_ids_sha256(token_ids: NDArray[np.int64]) -> str:
     return digest.hexdigest()
 
 
-def _open(calibration: Calibration, tokenizer: Any, offline: bool) -> tuple[Rows, Callable[[int], str]]:
+def _open(calibration: Calibration, tokenizer: Any, offline: bool) -> _Documents:
     source = calibration.dataset_path() or calibration.dataset
     fields: tuple[str, ...] = (calibration.text_field,)
     if calibration.chat_template:
@@ -170,8 +190,8 @@ def _open(calibration: Calibration, tokenizer: Any, offline: bool) -> tuple[Rows
         fields = ("messages", "text") if fields == ("text",) else fields
     rows = read_rows(source, subset=calibration.subset, split=calibration.split, fields=fields, offline=offline)
     if calibration.chat_template:
-        return rows, lambda index: _conversation(rows, index, tokenizer)
-    return rows, lambda index: text_of(rows, index)
+        return _Documents(rows, lambda index: _conversation(rows, index, tokenizer))
+    return _Documents(rows, lambda index: text_of(rows, index))
 
 
 def _conversation(rows: Rows, index: int, tokenizer: Any) -> str:
@@ -195,15 +215,15 @@ def _is_message(value: object) -> bool:
 
 
 def _sample(
-    count: int, document: Callable[[int], str], generator: np.random.Generator, budget: int, piece_chars: int
+    documents: _Documents, generator: np.random.Generator, budget: int, piece_chars: int
 ) -> tuple[list[_Piece], bool]:
     """Pieces of documents in drawn order, about ``budget`` characters, and whether that is all there is."""
     pieces: list[_Piece] = []
     chars = 0
-    for index in generator.permutation(count):
+    for index in generator.permutation(len(documents.rows.values)):
         if chars >= budget:
             return pieces, False
-        text = document(int(index))
+        text = documents.text(int(index))
         if not text.strip():
             continue
         parts = list(_cut(text, piece_chars))
@@ -235,36 +255,13 @@ def _cut(text: str, size: int) -> Iterator[str]:
         yield text[start:]
 
 
-def _frame(tokenizer: Any) -> _Frame:
-    bare = _encode(tokenizer, ["a"])[0]
-    framed = tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"]
-    for start in range(len(framed) - len(bare) + 1):
-        if framed[start : start + len(bare)] == bare and len(framed) > len(bare):
-            return _Frame(framed[:start], framed[start + len(bare) :])
-    return _Frame([], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
-
-
-def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    ids: list[list[int]] = encoded["input_ids"]
-    return ids
-
-
-def _tokenise(pieces: list[_Piece], tokenizer: Any, frame: _Frame) -> NDArray[np.int64]:
+def _tokenise(pieces: list[_Piece], encoder: TextEncoder, frame: Frame) -> NDArray[np.int64]:
     import numpy as np
 
     parts: list[NDArray[np.int64]] = []
     for first in range(0, len(pieces), BATCH_PIECES):
         batch = pieces[first : first + BATCH_PIECES]
-        for piece, ids in zip(batch, _encode(tokenizer, [piece.text for piece in batch]), strict=True):
-            framed = (frame.before if piece.starts else []) + ids + (frame.after if piece.ends else [])
+        for piece, ids in zip(batch, encoder.batch([piece.text for piece in batch]), strict=True):
+            framed = [*(frame.before if piece.starts else ()), *ids, *(frame.after if piece.ends else ())]
             parts.append(np.asarray(framed, dtype=np.int64))
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)

@@ -13,8 +13,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.data.tokens import TextEncoder
-from llmcompress.errors import DataError, UsageError
+from llmcompress.data.texts import read_texts
+from llmcompress.data.tokens import TextEncoder, text_encoder
+from llmcompress.errors import DataError, ModelError, UsageError
+from llmcompress.loaders.source import Source
 from llmcompress.report.evaluation import TextRecord
 from llmcompress.spec import EvalSpec
 
@@ -31,18 +33,34 @@ class Window(NamedTuple):
     """Tokens from this position on are scored, each from those before it."""
     cluster: int
 
+    @property
+    def num_scored(self) -> int:
+        """How many tokens are scored."""
+        return len(self.token_ids) - self.first_scored
 
-class Windows(NamedTuple):
+
+class EvaluationWindows(NamedTuple):
     """All of them, and what is counted per cluster."""
 
     windows: tuple[Window, ...]
     record: TextRecord
-    num_words: NDArray[np.float64] | None
+    num_words: NDArray[np.float64] | None = None
     """Words per cluster under ``rolling``, separated by white space as lm-eval counts them."""
-    num_bytes: NDArray[np.float64] | None
+    num_bytes: NDArray[np.float64] | None = None
+
+    def part(self, begin: int, end: int) -> EvaluationWindows:
+        """The windows from ``begin`` up to ``end``, without the counts per cluster."""
+        return _with_record(self.windows[begin:end], self.record.dataset, self.record.num_documents)
 
 
-def evaluation_windows(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder, *, where: str) -> Windows:
+def read_documents(spec: EvalSpec, *, offline: bool = False) -> list[str]:
+    """Read the documents that a spec names. Errors as in ``read_texts``."""
+    dataset = spec.dataset_path() or spec.dataset
+    texts = list(read_texts(dataset, subset=spec.subset, split=spec.split, text_field=spec.text_field, offline=offline))
+    return wikitext_pages(texts) if (spec.dataset, spec.protocol) == ("wikitext2", "rolling") else texts
+
+
+def evaluation_windows(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> EvaluationWindows:
     """Tokenise documents and cut them into windows as ``spec.protocol`` does.
 
     Under ``llama.cpp`` and ``sliding`` documents are joined by an empty line to one text, as the guide of
@@ -55,32 +73,58 @@ def evaluation_windows(documents: Sequence[str], spec: EvalSpec, encoder: TextEn
     """
     import numpy as np
 
-    num_words = num_bytes = None
     if spec.protocol == "rolling":
-        windows, used = _rolling(documents, spec, encoder, where)
-        kept = [documents[index] for index in used]
-        num_words = np.array([len(re.split(r"\s+", text)) for text in kept], dtype=np.float64)
-        num_bytes = np.array([len(text.encode("utf-8")) for text in kept], dtype=np.float64)
-        if len(kept) == 1:
-            windows = [window._replace(cluster=number) for number, window in enumerate(windows)]
-            scored = np.array([len(window.token_ids) - window.first_scored for window in windows])
-            num_words, num_bytes = (count[0] * scored / scored.sum() for count in (num_words, num_bytes))
-    else:
-        kept = [text for text in documents if text.strip()] if len(documents) > 1 else list(documents)
-        ids = np.array(_ids(documents, spec, encoder), dtype=np.int64)
-        windows = _llama_cpp(ids, spec.seq_len, encoder) if spec.protocol == "llama.cpp" else _sliding(ids, spec)
-        if not windows:
-            raise _too_short(len(ids), spec.seq_len, where)
-        windows = windows[: spec.num_windows]
+        return _rolling(documents, spec, encoder)
+    ids = np.array(_ids(documents, spec, encoder), dtype=np.int64)
+    windows = _llama_cpp(ids, spec.seq_len, encoder) if spec.protocol == "llama.cpp" else _sliding(ids, spec)
+    if not windows:
+        raise _too_short(len(ids), spec.seq_len, spec)
+    num_documents = sum(bool(text.strip()) for text in documents) if len(documents) > 1 else len(documents)
+    return _with_record(windows[: spec.num_windows], _name(spec), num_documents)
+
+
+def scored_text(source: Source, spec: EvalSpec, *, offline: bool = False) -> TextRecord:
+    """Say which tokens an evaluation would score, as a model's tokenizer reads them.
+
+    Raises:
+        DataError: The text cannot be used or is too short.
+        HubError: The dataset cannot be had.
+    """
+    return evaluation_windows(read_documents(spec, offline=offline), spec, text_encoder(source)).record
+
+
+def require_same_tokens(candidate: EvaluationWindows, reference: EvaluationWindows) -> None:
+    """Refuse a reference whose tokenizer reads the text otherwise.
+
+    Raises:
+        ModelError: The ids differ.
+    """
+    mine, theirs = candidate.record, reference.record
+    if mine.token_ids_sha256 != theirs.token_ids_sha256:
+        raise ModelError(
+            "its tokenizer reads the text otherwise than the candidate's: "
+            f"{theirs.num_scored_tokens} against {mine.num_scored_tokens} scored tokens, or other ids",
+            where="`reference`",
+            hint="give the model that the candidate was made from",
+        )
+
+
+def _name(spec: EvalSpec) -> str:
+    """Of the dataset; reports hold no local path."""
+    path = spec.dataset_path()
+    return spec.dataset if path is None else path.name
+
+
+def _with_record(windows: Sequence[Window], dataset: str, num_documents: int) -> EvaluationWindows:
     record = TextRecord(
-        dataset=where,
-        num_documents=len(kept),
+        dataset=dataset,
+        num_documents=num_documents,
         num_windows=len(windows),
         num_clusters=len({window.cluster for window in windows}),
-        num_scored_tokens=sum(len(window.token_ids) - window.first_scored for window in windows),
+        num_scored_tokens=sum(window.num_scored for window in windows),
         token_ids_sha256=windows_sha256(windows),
     )
-    return Windows(tuple(windows), record, num_words, num_bytes)
+    return EvaluationWindows(tuple(windows), record)
 
 
 def wikitext_pages(rows: Sequence[str]) -> list[str]:
@@ -98,7 +142,7 @@ def _ids(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> list
     count = len(documents) if spec.num_windows is None else 1
     while True:
         ids = encoder.ids("\n\n".join(documents[:count]), special=True)
-        # One window more than wanted: at the end of what was taken, tokens may join otherwise.
+        # One window more than wanted: at the end of what was taken, tokens may join differently.
         if count >= len(documents) or len(ids) >= ((spec.num_windows or 0) + 1) * spec.seq_len:
             return ids
         count *= 4
@@ -143,21 +187,33 @@ def _sliding(ids: NDArray[np.int64], spec: EvalSpec) -> list[Window]:
     return windows if len(ids) >= spec.seq_len else []
 
 
-def _rolling(
-    documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder, where: str
-) -> tuple[list[Window], list[int]]:
+def _rolling(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> EvaluationWindows:
+    import numpy as np
+
+    windows, used = _whole_documents(documents, spec, encoder)
+    num_words = np.array([len(re.split(r"\s+", text)) for text in used], dtype=np.float64)
+    num_bytes = np.array([len(text.encode("utf-8")) for text in used], dtype=np.float64)
+    if len(used) == 1:
+        windows = [window._replace(cluster=number) for number, window in enumerate(windows)]
+        scored = np.array([window.num_scored for window in windows])
+        num_words, num_bytes = (count[0] * scored / scored.sum() for count in (num_words, num_bytes))
+    return _with_record(windows, _name(spec), len(used))._replace(num_words=num_words, num_bytes=num_bytes)
+
+
+def _whole_documents(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> tuple[list[Window], list[str]]:
+    """The windows of the first documents, and those documents; empty ones aside."""
     import numpy as np
 
     prefix = encoder.prefix_id
     if prefix is None:
         raise UsageError(
             "protocol rolling puts a token before each document; the tokenizer has neither bos_token nor eos_token",
-            where=where,
-            hint="take --protocol llama.cpp or sliding",
+            where=_name(spec),
+            hint="take `protocol` llama.cpp or sliding",
         )
     windows: list[Window] = []
-    used: list[int] = []
-    for index, text in enumerate(documents):
+    used: list[str] = []
+    for text in documents:
         ids = encoder.ids(text, special=False)
         if not ids:
             continue
@@ -167,14 +223,14 @@ def _rolling(
             if not windows:
                 raise UsageError(
                     f"the first document has {len(cut)} windows, num_windows is {spec.num_windows}",
-                    where=where,
-                    hint="documents are scored as a whole under rolling: raise --num-windows",
+                    where=_name(spec),
+                    hint="documents are scored as a whole under rolling: raise `num_windows`",
                 )
             break
         windows += cut
-        used.append(index)
+        used.append(text)
     if not windows:
-        raise _too_short(0, 1, where)
+        raise _too_short(0, 1, spec)
     return windows, used
 
 
@@ -189,9 +245,9 @@ def _disjoint(stream: NDArray[np.int64], seq_len: int, cluster: int) -> list[Win
     return windows
 
 
-def _too_short(num_tokens: int, seq_len: int, where: str) -> DataError:
+def _too_short(num_tokens: int, seq_len: int, spec: EvalSpec) -> DataError:
     return DataError(
         f"the text has {num_tokens} tokens, one window needs {seq_len}",
-        where=where,
-        hint="take more text, or a smaller --seq-len",
+        where=_name(spec),
+        hint="take more text, or a smaller `seq_len`",
     )

@@ -195,7 +195,7 @@ def _read_parquet(path: Path, fields: tuple[str, ...]) -> Rows:
             field = _first_field(fields, file.schema_arrow.names, path.name)
             values = file.read([field]).column(field).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"not a readable Parquet file: {error}", where=path.name, hint="write the file anew") from None
+        raise DataError(f"not a readable Parquet file: {error}", where=path.name, hint="write the file again") from None
     return Rows(values, path.name, "row", range(1, len(values) + 1))
 
 

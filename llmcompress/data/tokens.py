@@ -1,4 +1,7 @@
-"""Text -> token ids as the model's own tokenizer makes them, without torch."""
+"""Text -> token ids as the model's own tokenizer makes them, without torch wherever that is possible.
+
+Calibration and every protocol of evaluation go through ``TextEncoder``.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,35 @@ from llmcompress.system.json_file import read_json
 TOKENIZER_JSON = "tokenizer.json"
 CONVERTED = "openvino_tokenizer.xml"
 
+Encode = Callable[[list[str], bool], list[list[int]]]
+"""Texts, and whether special tokens go around each -> the ids of each."""
+
 
 class Frame(NamedTuple):
     """The special tokens that the tokenizer itself puts around a text."""
 
-    before: tuple[int, ...]
-    after: tuple[int, ...]
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
 
 class TextEncoder:
     """Encodes text; knows the special tokens that the evaluation protocols put in."""
 
-    def __init__(self, encode: Callable[[str, bool], list[int]], directory: Path) -> None:
+    def __init__(self, encode: Encode, directory: Path | None = None) -> None:
+        """Encode with a function.
+
+        Args:
+            directory: The tokenizer's, whose configuration names the token before a document.
+        """
         self._encode, self._directory = encode, directory
 
     def ids(self, text: str, *, special: bool) -> list[int]:
         """Ids of a text, with or without the special tokens that the tokenizer puts around it."""
-        return self._encode(text, special)
+        return self._encode([text], special)[0]
+
+    def batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of several texts, without special tokens."""
+        return self._encode(texts, False)
 
     @cached_property
     def frame(self) -> Frame:
@@ -39,12 +54,14 @@ class TextEncoder:
         for start in range(len(framed) - len(bare) + 1):
             if framed[start : start + len(bare)] == bare:
                 return Frame(tuple(framed[:start]), tuple(framed[start + len(bare) :]))
-        return Frame((), ())
+        return Frame()
 
     @cached_property
     def prefix_id(self) -> int | None:
         """The token before a document under ``rolling``: beginning-of-text, else end-of-text, as lm-eval has it."""
-        # What the tokenizer's own configuration leaves out, it has not: the model's may name another one's token.
+        if self._directory is None:
+            return None
+        # A token that the tokenizer's own configuration leaves out does not exist: the model's may be of another one.
         files = [self._directory / name for name in ("tokenizer_config.json", "config.json")]
         config = next((read_json(path) for path in files if path.is_file()), {})
         for name in ("bos_token", "eos_token"):
@@ -74,27 +91,42 @@ def text_encoder(source: Source) -> TextEncoder:
     """
     directory = source.path
     if (directory / TOKENIZER_JSON).is_file():
-        return TextEncoder(_fast(directory / TOKENIZER_JSON), directory)
+        return TextEncoder(_by_tokenizers(directory / TOKENIZER_JSON), directory)
     if (directory / CONVERTED).is_file():
-        return TextEncoder(_converted(directory), directory)
+        return TextEncoder(_by_openvino(directory / CONVERTED), directory)
     if source.layout == "checkpoint":
         from llmcompress.loaders.tokenizer import load_tokenizer
 
-        tokenizer = load_tokenizer(directory, trust_remote_code=source.trust_remote_code)
-
-        def encode(text: str, special: bool) -> list[int]:
-            ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-            return ids
-
-        return TextEncoder(encode, directory)
+        return TextEncoder(
+            by_transformers(load_tokenizer(directory, trust_remote_code=source.trust_remote_code)), directory
+        )
     raise ModelError(
         f"there is no tokenizer: neither {TOKENIZER_JSON} nor {CONVERTED}",
         where=str(directory),
-        hint="put the model's tokenizer files beside it",
+        hint="put the model's tokenizer files next to it",
     )
 
 
-def _fast(path: Path) -> Callable[[str, bool], list[int]]:
+def by_transformers(tokenizer: Any) -> Encode:
+    """Encode with a tokenizer of transformers."""
+
+    def encode(texts: list[str], special: bool) -> list[list[int]]:
+        encoded = tokenizer(
+            texts,
+            add_special_tokens=special,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    return encode
+
+
+def _by_tokenizers(path: Path) -> Encode:
     import tokenizers
 
     try:
@@ -104,22 +136,21 @@ def _fast(path: Path) -> Callable[[str, bool], list[int]]:
     tokenizer.no_padding()
     tokenizer.no_truncation()
 
-    def encode(text: str, special: bool) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=special).ids
-        return ids
+    def encode(texts: list[str], special: bool) -> list[list[int]]:
+        return [tokenizer.encode(text, add_special_tokens=special).ids for text in texts]
 
     return encode
 
 
-def _converted(directory: Path) -> Callable[[str, bool], list[int]]:
+def _by_openvino(path: Path) -> Encode:
     import openvino as ov
     import openvino_tokenizers  # noqa: F401 - makes ov.Core know the tokenizer's operations
 
     try:
-        compiled = ov.Core().compile_model(directory / CONVERTED, "CPU")
+        compiled = ov.Core().compile_model(path, "CPU")
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise ModelError(f"it cannot be compiled: {reason}", where=str(directory / CONVERTED), hint="") from None
+        raise ModelError(f"it cannot be compiled: {reason}", where=str(path), hint="") from None
 
     def framed(text: str) -> list[int]:
         return [int(token) for token in compiled([text])["input_ids"][0]]
@@ -129,8 +160,8 @@ def _converted(directory: Path) -> Callable[[str, bool], list[int]]:
     before = next((n for n in range(len(around)) if around[n] != text[n]), len(around))
     after = len(around) - before
 
-    def encode(text: str, special: bool) -> list[int]:
-        ids = framed(text)
-        return ids if special else ids[before : len(ids) - after]
+    def encode(texts: list[str], special: bool) -> list[list[int]]:
+        found = [framed(text) for text in texts]
+        return found if special else [ids[before : len(ids) - after] for ids in found]
 
     return encode

@@ -7,7 +7,7 @@ from functools import cached_property
 from pydantic import BaseModel
 
 from llmcompress.compression.run import recipe_windows
-from llmcompress.evaluation.evaluate import scored_text
+from llmcompress.data.protocols import scored_text
 from llmcompress.loaders.source import Source, fetch_side_files, require_context, resolve
 from llmcompress.report.compression import CalibrationRecord
 from llmcompress.runner.durations import remembered

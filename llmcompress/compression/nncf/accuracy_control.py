@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import nncf
     import openvino as ov
 
-    from llmcompress.data import Windows
+    from llmcompress.data import CalibrationWindows
     from llmcompress.evaluation.accuracy import MakeMetric
 
 SMOOTHING = "/nncf_smooth_quant"
@@ -33,7 +33,7 @@ def quantize_with_accuracy_control(
     model: ov.Model,
     control: AccuracyControl,
     dataset: nncf.Dataset,
-    validation: Windows,
+    validation: CalibrationWindows,
     make_metric: MakeMetric,
     arguments: dict[str, Any],
 ) -> tuple[ov.Model, AccuracyRecord]:

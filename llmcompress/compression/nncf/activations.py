@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import openvino as ov
 
-    from llmcompress.data import Windows
+    from llmcompress.data import CalibrationWindows
     from llmcompress.evaluation.accuracy import MakeMetric
 
 FP8_MODES = {"fp8_e4m3": "FP8_E4M3", "fp8_e5m2": "FP8_E5M2"}
@@ -32,7 +32,7 @@ FP8_MODES = {"fp8_e4m3": "FP8_E4M3", "fp8_e5m2": "FP8_E5M2"}
 def quantize_activations(
     model: ov.Model,
     quantization: Quantization,
-    windows: Windows,
+    windows: CalibrationWindows,
     make_metric: MakeMetric,
     *,
     progress: Reporter = silent,
