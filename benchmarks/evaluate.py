@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llmcompress
-from llmcompress.data.protocols import Windows, evaluation_windows
+from llmcompress.data.protocols import EvaluationWindows, evaluation_windows
 from llmcompress.data.tokens import text_encoder
 from llmcompress.evaluation.graph import add_scores, vocabulary_size
 from llmcompress.evaluation.scoring import batches, calls, score
@@ -38,7 +38,7 @@ from llmcompress.loaders.source import resolve
 TEXT = TOKENIZER / "heldout.txt"
 
 
-def bare(compiled: Any, windows: Windows, vocabulary: int, chunk: int) -> None:
+def bare(compiled: Any, windows: EvaluationWindows, vocabulary: int, chunk: int) -> None:
     """The same batches and calls through the plain graph."""
     names = input_names(compiled)
     request = compiled.create_infer_request()
@@ -78,7 +78,6 @@ def compare(directory: Path, num_windows: int, seq_len: int, runs: int) -> list[
                 num_windows=num_windows if protocol == "llama.cpp" else None,
             ),
             encoder,
-            where=TEXT.name,
         )
         for protocol in ("llama.cpp", "rolling")
     }

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from llmcompress.errors import SecurityError as SecurityError
     from llmcompress.errors import UsageError as UsageError
     from llmcompress.errors import WriteError as WriteError
-    from llmcompress.evaluation.evaluate import check_conversion as check_conversion
+    from llmcompress.evaluation.conversion import check_conversion as check_conversion
     from llmcompress.evaluation.evaluate import evaluate as evaluate
     from llmcompress.integrations.from_ir import recipe_from_artifact as recipe_from_artifact
     from llmcompress.integrations.modeling import OVModelForCausalLM as OVModelForCausalLM

@@ -191,15 +191,16 @@ def test_a_cached_reference_gives_a_lower_bound_and_is_used_again(wikitext: Path
 
 
 def test_all_of_the_vocabulary_is_no_bound(ref_model: Path, wikitext: Path, artifact: Artifacts) -> None:
-    from llmcompress.evaluation import measurement
+    from llmcompress.evaluation import top_k
+    from llmcompress.evaluation.measurement import Feed, ModelOnDevice, score_side_by_side
 
-    text = measurement.Text(windows_of(ref_model, wikitext, num_windows=2), SEQ_LEN, "CPU")
-    candidate, reference = llmcompress.load(artifact("int4")), llmcompress.load(artifact("none"))
+    feed = Feed(windows_of(ref_model, wikitext, num_windows=2), SEQ_LEN)
     exact = properties_of("CPU", "pinned")
+    candidate, reference = (ModelOnDevice(llmcompress.load(artifact(name)), "CPU", exact) for name in ("int4", "none"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measurement, "MASS", 1.1)
-        scored = measurement.score_against_stored(candidate, reference, exact, exact, text, lambda step: None)
-    pair = measurement.score_side_by_side(candidate, reference, exact, exact, text, lambda step: None)
+        patch.setattr(top_k, "MASS", 1.1)
+        scored = top_k.score_against_top_k(candidate, reference, feed, lambda step: None)
+    pair = score_side_by_side(candidate, reference, feed, lambda step: None)
     assert scored.top_k == 4096
     np.testing.assert_allclose(scored.scores.values["kl"], pair.scores.values["kl"], atol=2e-6)
 
@@ -208,25 +209,26 @@ def test_a_reference_whose_logits_are_kept_is_scored_once(
     ref_model: Path, wikitext: Path, artifact: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In chunks and several batches; a file that is lost, or a full disk, only costs scoring it again."""
-    from llmcompress.evaluation import kept_logits, measurement, scoring
+    from llmcompress.evaluation import logits_cache, measurement, scoring
 
     monkeypatch.setattr(scoring, "MAX_CALL_TOKENS", 2 * 16)
-    text = measurement.Text(windows_of(ref_model, wikitext, num_windows=3), 16, "CPU")
-    candidate, reference = llmcompress.load(artifact("int4")), llmcompress.load(artifact("none"))
+    feed = measurement.Feed(windows_of(ref_model, wikitext, num_windows=3), 16)
+    candidate, reference = (
+        measurement.ModelOnDevice(llmcompress.load(artifact(name)), "CPU", {}) for name in ("int4", "none")
+    )
     compiled: list[str] = []
-    compile_for = measurement._compiled
+    add_scores = measurement.add_scores
 
-    def watched(loaded: Any, kind: Any, *arguments: Any, **options: Any) -> Any:
+    def watched(model: Any, kind: Any, **options: Any) -> None:
         compiled.append(kind)
-        return compile_for(loaded, kind, *arguments, **options)
+        add_scores(model, kind, **options)
 
-    monkeypatch.setattr(measurement, "_compiled", watched)
+    monkeypatch.setattr(measurement, "add_scores", watched)
 
-    def measured(keep_in: Path | None) -> Any:
+    def measured(logits_dir: Path | None) -> Any:
         compiled.clear()
-        scored = measurement.score_side_by_side(candidate, reference, {}, {}, text, lambda step: None, keep_in=keep_in)
-        for store in scored.stores:
-            store.forget()
+        scored = measurement.score_side_by_side(candidate, reference, feed, lambda step: None, logits_dir=logits_dir)
+        scored.cache.forget()
         return scored
 
     alone = measured(None)
@@ -243,7 +245,7 @@ def test_a_reference_whose_logits_are_kept_is_scored_once(
     again = measured(tmp_path / "kept")
     assert compiled == ["divergence", "logits"]
     np.testing.assert_array_equal(again.scores.values["kl"], alone.scores.values["kl"])
-    monkeypatch.setattr(kept_logits, "_SHARE_OF_DISK", 0.0)
+    monkeypatch.setattr(logits_cache, "_SHARE_OF_DISK", 0.0)
     np.testing.assert_array_equal(measured(tmp_path / "full").scores.values["kl"], alone.scores.values["kl"])
     assert not list((tmp_path / "full").rglob("*.npy"))
 
@@ -338,10 +340,10 @@ def test_an_interrupted_evaluation_goes_on(
 
 
 def test_half_written_scores_are_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.evaluation.score_cache import StoredScores
+    from llmcompress.evaluation.score_cache import ScoreCache
 
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path))
-    store = StoredScores("evaluations", "key")
+    store = ScoreCache("evaluations", "key")
     assert store.get((3, 4)) is None
     assert store.add((3, 4), [{"nll": np.arange(3.0)}, {"nll": np.arange(2.0)}])
     found = store.get((3, 4))
@@ -478,12 +480,13 @@ def refused(error: type[Exception], message: str, *arguments: Any, **options: An
 def test_the_reference_is_scored_first_where_memory_is_short(
     wikitext: Path, artifact: Artifacts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmcompress.evaluation.evaluate import evaluate as pipeline
     from llmcompress.system.memory import Memory
 
     spec = spec_of(wikitext, num_windows=1)
     assert llmcompress.evaluate(artifact("int8"), spec, reference=artifact("none")).divergence.exact  # type: ignore[union-attr]
-    monkeypatch.setattr(pipeline, "memory", lambda: Memory(total=10**7, available=10**7, limit=10**7))
+    monkeypatch.setattr(
+        "llmcompress.evaluation.evaluate.memory", lambda: Memory(total=10**7, available=10**7, limit=10**7)
+    )
     assert not llmcompress.evaluate(artifact("int8"), spec, reference=artifact("none")).divergence.exact  # type: ignore[union-attr]
     with pytest.raises(ResourceError, match="run two models at once: about 0"):
         llmcompress.evaluate(artifact("int8"), spec, reference=artifact("none"), noise_floor=True)
@@ -510,18 +513,18 @@ def test_bad_input_is_refused_before_scoring(
     refused(UsageError, "1000 tokens were asked for", model, spec_of(wikitext), probe_context=1000)
     refused(ModelError, "its tokenizer reads the text otherwise", model, spec_of(wikitext), reference=demo_checkpoint)
     refused(UsageError, "there is no device NPU9", model, spec_of(wikitext, device="NPU9"))
-    refused(UsageError, "--noise-floor and --split-damage compare with a reference", model, spec_of(wikitext),
+    refused(UsageError, "`noise_floor` and `split_damage` compare with a reference", model, spec_of(wikitext),
             noise_floor=True, split_damage=True)  # fmt: skip
-    refused(UsageError, "--precision pinned takes that away", model, spec_of(wikitext), reference=model,
+    refused(UsageError, "`precision` pinned takes that away", model, spec_of(wikitext), reference=model,
             split_damage=True)  # fmt: skip
-    refused(UsageError, "--chunk 128 feeds whole windows", model, spec_of(wikitext, precision="as_used", chunk=128),
+    refused(UsageError, "`chunk` 128 feeds whole windows", model, spec_of(wikitext, precision="as_used", chunk=128),
             reference=model, split_damage=True)  # fmt: skip
-    refused(UsageError, "which --reference-scores cached avoids", model, spec_of(wikitext), reference=model,
+    refused(UsageError, "which `reference_scores` cached avoids", model, spec_of(wikitext), reference=model,
             noise_floor=True, reference_scores="cached")  # fmt: skip
     refused(UsageError, "does not take the properties that exact execution needs", model, spec_of(wikitext,
             device="AUTO"))  # fmt: skip
     refused(UsageError, "cannot be asked for its properties", model, spec_of(wikitext, device="HETERO:NOPE"))
-    refused(UsageError, "have no effect without --tasks", model, spec_of(wikitext), task_limit=3)
+    refused(UsageError, "have no effect without `tasks`", model, spec_of(wikitext), task_limit=3)
     refused(UsageError, "does not exist", tmp_path / "absent", spec_of(wikitext))
 
 

@@ -166,7 +166,7 @@ def evaluate(
 
 def _conversion(source: str, access: dict[str, Any], *, as_json: bool, verbose: bool) -> None:
     from llmcompress.cli.evaluation_report import print_conversion
-    from llmcompress.evaluation.evaluate import check_conversion
+    from llmcompress.evaluation.conversion import check_conversion
 
     report = run_watched(check_conversion, {"source": source, **access}, verbose=verbose)
     if as_json:

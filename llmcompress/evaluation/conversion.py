@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import UsageError
 from llmcompress.graph.device import compile_model, decoder_inputs, input_names, properties_of
 from llmcompress.loaders.loaded_model import LoadedModel, load
-from llmcompress.loaders.source import Source, fetch_weights
+from llmcompress.loaders.source import fetch_weights, resolve
 from llmcompress.report.evaluation import ConversionRecord
-from llmcompress.system.progress import Progress, Reporter
+from llmcompress.spec.access import Access
+from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.progress import Progress, Reporter, silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,25 +32,37 @@ NEAR_TIE_NATS = 1e-2
 """Two tokens whose log-probabilities differ by less are a tie that rounding decides."""
 
 
-def check_conversion(source: Source, *, allow_nonfinite: bool, progress: Reporter) -> ConversionRecord:
-    """Compare PyTorch's and OpenVINO's logits of an uncompressed checkpoint, both in f32, and their greedy choices.
+def check_conversion(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    offline: bool = False,
+    allow_nonfinite: bool = False,
+    progress: Reporter = silent,
+) -> ConversionRecord:
+    """Compare PyTorch with OpenVINO on an uncompressed checkpoint; ``passed`` says whether the conversion is right.
 
-    PyTorch continues each of ``PROMPTS`` greedily by 32 tokens; OpenVINO reads the prompt in one call and those tokens
-    one by one, through its key-value cache.
+    Both run in f32. PyTorch continues each of ``PROMPTS`` greedily by 32 tokens; OpenVINO reads the prompt in one call
+    and those tokens one by one, through its key-value cache.
 
     Raises:
         UsageError: The source is no checkpoint.
         ModelError: It cannot be loaded.
+        HubError: The Hub could not give it.
+        SecurityError: The source would need pickle files or foreign code.
     """
-    if source.layout != "checkpoint":
+    quiet_libraries()
+    found = resolve(source, Access(revision, trust_remote_code, offline, allow_nonfinite))
+    if found.layout != "checkpoint":
         raise UsageError(
-            "--check-conversion compares with PyTorch and needs the checkpoint; this is an OpenVINO IR",
-            where=source.id or str(source.path),
+            "`check_conversion` compares with PyTorch and needs the checkpoint; this is an OpenVINO IR",
+            where=found.id or str(found.path),
             hint="give the Hub id or the checkpoint's directory",
         )
-    source = fetch_weights(source, progress=progress)
-    loaded = load(source, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
-    return compare_with_torch(loaded, text_encoder(source), progress)
+    found = fetch_weights(found, progress=progress)
+    loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
+    return compare_with_torch(loaded, text_encoder(found), progress)
 
 
 def compare_with_torch(loaded: LoadedModel, encoder: TextEncoder, progress: Reporter) -> ConversionRecord:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from llmcompress.evaluation.measurement import Text, score_side_by_side
-from llmcompress.evaluation.score_cache import StoredScores
+from llmcompress.evaluation.measurement import Feed, ModelOnDevice, score_side_by_side
+from llmcompress.evaluation.score_cache import ScoreCache
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.graph.device import PINNED, properties_of
-from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.report.evaluation import DamagePart, NoiseFloor
 from llmcompress.system.progress import Reporter
 
@@ -24,27 +23,31 @@ _PROPERTIES: dict[Part, tuple[str, ...]] = {
 
 
 def split_damage(
-    candidate: LoadedModel,
-    reference: LoadedModel,
-    as_used: dict[str, str],
-    text: Text,
+    candidate: ModelOnDevice,
+    reference: ModelOnDevice,
+    feed: Feed,
     confidence: float,
-    stores: list[StoredScores],
+    caches: list[ScoreCache],
     progress: Reporter,
 ) -> tuple[DamagePart, ...]:
     """The candidate against the reference in exact arithmetic: pinned as well, then with one property as it is used.
 
     Args:
-        as_used: The candidate's effective properties on this device.
-        text: Fed in chunks, or the cache's precision would not be seen.
-        stores: Gets what is to be forgotten when the whole evaluation is done.
+        candidate: With its effective properties on this device.
+        feed: In chunks, or the cache's precision would not be seen.
+        caches: Gets what is to be forgotten when the whole evaluation is done.
     """
-    exact = properties_of(text.device, "pinned")
+    exact = properties_of(candidate.device, "pinned")
     parts = []
     for part in get_args(Part):
+        as_used = candidate.properties
         changed = {name: as_used[name] for name in _PROPERTIES[part] if name in as_used and name in exact}
         scored = score_side_by_side(
-            candidate, reference, {**exact, **changed}, exact, text, progress, stage=f"split damage: {part}"
+            candidate._replace(properties={**exact, **changed}),
+            reference._replace(properties=exact),
+            feed,
+            progress,
+            stage=f"split damage: {part}",
         )
         found = divergence(scored.scores, confidence)
         parts.append(
@@ -56,30 +59,32 @@ def split_damage(
                 log_perplexity_change=found.log_perplexity_change,
             )
         )
-        stores += scored.stores
+        caches.append(scored.cache)
     return tuple(parts)
 
 
 def noise_floor(
-    reference: LoadedModel, text: Text, confidence: float, stores: list[StoredScores], progress: Reporter
+    reference: ModelOnDevice, feed: Feed, confidence: float, caches: list[ScoreCache], progress: Reporter
 ) -> NoiseFloor:
     """The reference in exact arithmetic against itself under the other execution precision.
 
     That is the device's default, or bf16 where the default is f32.
 
     Args:
-        stores: Gets what is to be forgotten when the whole evaluation is done.
+        caches: Gets what is to be forgotten when the whole evaluation is done.
     """
-    exact = properties_of(text.device, "pinned")
-    other = {name: value for name, value in exact.items() if name != "INFERENCE_PRECISION_HINT"}
-    scored = score_side_by_side(reference, reference, other, exact, text, progress, stage="noise floor")
     name = "INFERENCE_PRECISION_HINT"
-    if scored.properties.get(name) == scored.reference_properties.get(name):
-        stores += scored.stores
-        other[name] = "bf16"
-        scored = score_side_by_side(reference, reference, other, exact, text, progress, stage="noise floor")
+    exact = properties_of(reference.device, "pinned")
+    fixed = reference._replace(properties=exact)
+    other = {key: value for key, value in exact.items() if key != name}
+    for properties in (other, {**other, name: "bf16"}):
+        scored = score_side_by_side(
+            reference._replace(properties=properties), fixed, feed, progress, stage="noise floor"
+        )
+        caches.append(scored.cache)
+        if scored.properties.get(name) != scored.reference_properties.get(name):
+            break
     found = divergence(scored.scores, confidence)
-    stores += scored.stores
     return NoiseFloor(
         precisions=(scored.reference_properties.get(name, "unknown"), scored.properties.get(name, "unknown")),
         kl_divergence=found.kl_divergence,

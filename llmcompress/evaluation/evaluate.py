@@ -1,68 +1,40 @@
-"""A model, perhaps its reference, and a text in; a report out."""
+"""A model, perhaps its reference, and a text in; a report out: prepare, score, diagnose, judge, report."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from llmcompress.artifact import MANIFEST, manifest_sha256, read_manifest, write_report
-from llmcompress.data import read_texts
-from llmcompress.data.protocols import Windows, evaluation_windows, wikitext_pages
-from llmcompress.data.tokens import TextEncoder, text_encoder
-from llmcompress.errors import ArtifactError, ModelError, ResourceError, UsageError
-from llmcompress.evaluation.conversion import check_conversion as compare_conversion
-from llmcompress.evaluation.damage import noise_floor as measure_noise_floor
-from llmcompress.evaluation.damage import split_damage as measure_damage
-from llmcompress.evaluation.gate import carried, combined, finite_check, gate_record, threshold_checks
-from llmcompress.evaluation.generations import compare_generations
-from llmcompress.evaluation.intervals import judge
-from llmcompress.evaluation.measurement import (
-    Scored,
-    Text,
-    check_vocabularies,
-    score_against_stored,
-    score_alone,
-    score_side_by_side,
-)
-from llmcompress.evaluation.probes import answer_checks, answers, long_context_check
+from llmcompress.artifact import MANIFEST, manifest_sha256
+from llmcompress.errors import ResourceError
+from llmcompress.evaluation.artifact_report import store_report
+from llmcompress.evaluation.diagnostics import Diagnosis, diagnose
+from llmcompress.evaluation.gate import combined, gate_record, threshold_checks, verdict
+from llmcompress.evaluation.measurement import ModelOnDevice, Scored, score_alone, score_side_by_side
+from llmcompress.evaluation.preparation import Prepared, prepare
+from llmcompress.evaluation.request import Diagnostics, EvalRequest, Reference, ReferenceScores, TaskSelection
 from llmcompress.evaluation.statistics import divergence, perplexity
-from llmcompress.evaluation.tasks import check_tasks, score_tasks
-from llmcompress.graph.decoding import eos_ids
-from llmcompress.graph.device import check_device, differences, properties_of
-from llmcompress.loaders.loaded_model import LoadedModel, load
-from llmcompress.loaders.source import Source, fetch_weights, longest_context, resolve
+from llmcompress.evaluation.top_k import score_against_top_k
+from llmcompress.graph.device import differences
 from llmcompress.report.environment import environment_record
-from llmcompress.report.evaluation import (
-    Check,
-    ConversionRecord,
-    DamagePart,
-    EvalReport,
-    ModelRecord,
-    TaskScore,
-    TextRecord,
-)
-from llmcompress.report.record import FileRecord
+from llmcompress.report.evaluation import DivergenceRecord, EvalReport, GateRecord, ModelRecord, Verdict
 from llmcompress.report.stages import Stages
 from llmcompress.spec import Access, EvalSpec, Gate
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.memory import memory
-from llmcompress.system.progress import Progress, Reporter, silent
+from llmcompress.system.progress import Reporter, silent
 
-_log = logging.getLogger(__name__)
-
-EVAL_REPORT = "eval.json"
-ReferenceScores = Literal["auto", "exact", "cached"]
 ROOM = 1.5
-"""Two models side by side need about this times their files."""
+"""Two models at once need about this times their files."""
 
 
-class _Text(NamedTuple):
-    """The windows, and the encoder that made them."""
+class Judged(NamedTuple):
+    """What the scores come to."""
 
-    windows: Windows
-    encoder: TextEncoder
+    divergence: DivergenceRecord | None
+    verdict: Verdict | None
+    gate: GateRecord
 
 
 def evaluate(
@@ -127,350 +99,113 @@ def evaluate(
         WriteError: The report or the reference's scores could not be written.
     """
     quiet_libraries()
-    stages = Stages()
-    _check_options(reference, reference_revision, reference_scores, num_generations, noise_floor, split_damage)
-    _check_split(spec, reference_scores, noise_floor, split_damage)
-    if not tasks and (task_limit is not None or task_path is not None):
-        raise UsageError("--task-limit and --task-path have no effect without --tasks", hint="name the tasks")
-    check_device(spec.device)
-    asked = properties_of(spec.device, spec.precision, spec.profile)
-    if split_damage or noise_floor:
-        properties_of(spec.device, "pinned")
-    access = Access(revision, trust_remote_code, offline, allow_nonfinite)
-    found = resolve(source, access)
-    found_reference = None if reference is None else resolve(reference, access.at(reference_revision))
-    if tasks and found.layout != "ir":
-        raise UsageError(
-            "task scores are measured on an OpenVINO directory, this is a checkpoint",
-            where=found.id or str(found.path),
-            hint="compress it first, for example with --recipe none",
-        )
-    if tasks:
-        check_tasks(tasks, task_path)
-    for each in filter(None, (found, found_reference)):
-        _check_context(each, max(spec.seq_len, probe_context or 0))
-    with stages.stage("read the text"):
-        progress(Progress("read the text", 0, 1))
-        documents = _documents(spec, offline)
-        found = fetch_weights(found, progress=progress)
-        found_reference = None if found_reference is None else fetch_weights(found_reference, progress=progress)
-        text = _text(found, documents, spec)
-        if found_reference is not None:
-            _check_tokenizers(text, _text(found_reference, documents, spec))
-        progress(Progress("read the text", 1, 1))
-    with stages.stage("load"):
-        loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
-        against = None
-        if found_reference is not None:
-            against = load(found_reference, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
-            check_vocabularies(loaded, against)
-    if against is not None and reference_scores == "auto":
-        reference_scores = _affordable(loaded, against, extras=noise_floor or split_damage)
-    chunk = spec.effective_chunk
-    feed = Text(text.windows, chunk, spec.device)
+    access, stages = Access(revision, trust_remote_code, offline, allow_nonfinite), Stages()
+    request = EvalRequest(
+        source,
+        access,
+        spec,
+        gate or Gate(),
+        Reference(reference, access.at(reference_revision), reference_scores, keep_logits_in),
+        Diagnostics(
+            probe_context,
+            num_generations,
+            noise_floor,
+            split_damage,
+            TaskSelection(tuple(tasks), task_limit, task_path),
+        ),
+    )
+    prepared = prepare(request, stages, progress)
+    scored = score(request, prepared, stages, progress)
+    diagnosis = diagnose(request, prepared, scored, stages, progress)
+    judged = judge(request, prepared, scored, diagnosis)
+    made = report(request, prepared, scored, diagnosis, judged, stages)
+    found = prepared.candidate.loaded.source
+    if prepared.manifest is not None and found.id is None:
+        made = store_report(found.path, made)
+    for cache in (scored.cache, *diagnosis.caches):
+        cache.forget()
+    return made
+
+
+def score(request: EvalRequest, prepared: Prepared, stages: Stages, progress: Reporter) -> Scored:
+    """Score the text, with the reference at once where memory suffices, else one model after the other.
+
+    Raises:
+        ResourceError: The diagnostics need both models at once, and memory does not suffice.
+        WriteError: The reference's scores could not be kept.
+    """
+    candidate, reference, feed = prepared.candidate, prepared.reference, prepared.feed
+    how = request.reference.scores
+    if reference is not None and how == "auto":
+        how = _affordable(candidate, reference, at_once=request.diagnostics.runs_pairs)
     with stages.stage("score"):
-        scored = _score(loaded, against, asked, feed, reference_scores, keep_logits_in, progress)
-    measured_divergence = None
-    if against is not None:
-        measured_divergence = divergence(
-            scored.scores, spec.confidence, top_k=scored.top_k, captured_mass=scored.captured_mass
+        if reference is None:
+            return score_alone(candidate, feed, progress)
+        if how == "exact":
+            return score_side_by_side(candidate, reference, feed, progress, logits_dir=request.reference.logits_dir)
+        return score_against_top_k(candidate, reference, feed, progress)
+
+
+def judge(request: EvalRequest, prepared: Prepared, scored: Scored, diagnosis: Diagnosis) -> Judged:
+    """Hold what was measured against the thresholds of the recipe and of this run, and against the margins."""
+    found = None
+    if prepared.reference is not None:
+        found = divergence(
+            scored.scores, request.spec.confidence, top_k=scored.top_k, captured_mass=scored.captured_mass
         )
-    floor, generations = None, None
-    stores = list(scored.stores)
-    parts: tuple[DamagePart, ...] = ()
-    if against is not None and noise_floor:
-        with stages.stage("noise floor"):
-            floor = measure_noise_floor(against, feed, spec.confidence, stores, progress)
-    if against is not None and split_damage:
-        with stages.stage("split damage"):
-            parts = measure_damage(loaded, against, scored.properties, feed, spec.confidence, stores, progress)
-    if against is not None and num_generations:
-        with stages.stage("generate"):
-            generations = compare_generations(
-                loaded, against, asked, text.windows, num_generations, spec.device, progress
-            )
-    manifest = read_manifest(found.path) if (found.path / MANIFEST).is_file() else None
-    thresholds = combined(manifest.recipe.gate if manifest else None, gate or Gate())
-    with stages.stage("probe"):
-        checks = (
-            *threshold_checks(thresholds, measured_divergence),
-            *_probe(loaded, against, text, scored, probe_context or spec.seq_len, asked, spec.device, progress),
+    thresholds = combined(prepared.manifest.recipe.gate if prepared.manifest else None, request.gate)
+    checks = (*threshold_checks(thresholds, found), *diagnosis.probes)
+    return Judged(found, None if found is None else verdict(found, request.spec), gate_record(checks))
+
+
+def report(
+    request: EvalRequest, prepared: Prepared, scored: Scored, diagnosis: Diagnosis, judged: Judged, stages: Stages
+) -> EvalReport:
+    """Put together what was measured."""
+    spec, feed, reference = request.spec, prepared.feed, prepared.reference
+
+    def model(ran: ModelOnDevice, nll: str, properties: dict[str, str]) -> ModelRecord:
+        directory = ran.loaded.source.path
+        return ModelRecord(
+            provenance=ran.loaded.provenance,
+            manifest_sha256=manifest_sha256(directory) if (directory / MANIFEST).is_file() else None,
+            properties=properties,
+            perplexity=perplexity(scored.scores, feed.windows, spec.confidence, name=nll),
         )
-    scores: tuple[TaskScore, ...] = ()
-    if tasks:
-        with stages.stage("tasks"):
-            progress(Progress("tasks", 0, 1))
-            scores = score_tasks(
-                found.path,
-                tasks,
-                limit=task_limit,
-                include_path=task_path,
-                offline=offline,
-                device=spec.device,
-                properties=asked,
-            )
-            progress(Progress("tasks", 1, 1))
-    verdict = None
-    if measured_divergence is not None:
-        verdict = judge(
-            measured_divergence.kl_divergence,
-            measured_divergence.log_perplexity_change,
-            kl_margin=spec.kl_margin,
-            perplexity_margin=spec.perplexity_margin,
-        )
-        if verdict == "equivalent" and not measured_divergence.exact:
-            # A lower bound below the margin shows nothing.
-            verdict = "cannot tell"
-    report = EvalReport(
+
+    return EvalReport(
         llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
-        spec=spec.model_copy(update={"dataset": text.windows.record.dataset}),
-        chunk=chunk,
-        text=text.windows.record,
-        model=_model_record(loaded, scored, text.windows, spec, "nll", scored.properties),
-        reference=None
-        if against is None
-        else _model_record(against, scored, text.windows, spec, "reference_nll", scored.reference_properties),
-        property_differences=differences(scored.properties, scored.reference_properties) if against else {},
-        divergence=measured_divergence,
-        verdict=verdict,
-        noise_floor=floor,
-        split_damage=parts,
-        generations=generations,
-        gate=gate_record(checks),
-        tasks=scores,
+        spec=spec.model_copy(update={"dataset": feed.windows.record.dataset}),
+        chunk=feed.chunk,
+        text=feed.windows.record,
+        model=model(prepared.candidate, "nll", scored.properties),
+        reference=None if reference is None else model(reference, "reference_nll", scored.reference_properties),
+        property_differences=differences(scored.properties, scored.reference_properties) if reference else {},
+        divergence=judged.divergence,
+        verdict=judged.verdict,
+        noise_floor=diagnosis.noise_floor,
+        split_damage=diagnosis.split_damage,
+        generations=diagnosis.generations,
+        gate=judged.gate,
+        tasks=diagnosis.tasks,
         num_windows_resumed=scored.num_resumed,
         environment=environment_record(int(scored.properties.get("INFERENCE_NUM_THREADS", 0))),
         measured=stages.measured(),
         scored_tokens_per_s=scored.tokens_per_s,
     )
-    if manifest is not None and found.id is None:
-        report = _stored(found.path, report)
-    for store in stores:
-        store.forget()
-    return report
 
 
-def check_conversion(
-    source: str | Path,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    offline: bool = False,
-    allow_nonfinite: bool = False,
-    progress: Reporter = silent,
-) -> ConversionRecord:
-    """Compare PyTorch with OpenVINO on an uncompressed checkpoint; ``passed`` says whether the conversion is right.
-
-    Raises: as :func:`evaluate`.
-    """
-    quiet_libraries()
-    found = resolve(source, Access(revision, trust_remote_code, offline, allow_nonfinite))
-    return compare_conversion(found, allow_nonfinite=allow_nonfinite, progress=progress)
-
-
-def scored_text(source: Source, spec: EvalSpec, *, offline: bool = False) -> TextRecord:
-    """Say which tokens ``evaluate`` would score, without a model.
-
-    Raises:
-        DataError: The text cannot be used or is too short.
-        HubError: The dataset cannot be had.
-    """
-    return _text(source, _documents(spec, offline), spec).windows.record
-
-
-def judge_again(directory: str | Path, gate: Gate) -> EvalReport:
-    """Hold an artifact's ``eval.json`` against thresholds that changed since it was written; nothing is measured.
-
-    Args:
-        directory: An artifact with a report.
-        gate: Thresholds, in addition to those of the artifact's recipe.
-
-    Raises:
-        ArtifactError: It is no artifact, or has no report of its bytes.
-        WriteError: The report could not be written.
-    """
-    directory = Path(directory)
-    earlier = _earlier(directory)
-    manifest = read_manifest(directory)
-    if earlier is None or earlier.model.manifest_sha256 != manifest_sha256(directory):
-        raise ArtifactError("has no eval.json of its bytes", where=str(directory), hint="run: llmcompress eval")
-    probes = [check for check in earlier.gate.checks if check.name not in Gate.model_fields]
-    checks = (*threshold_checks(combined(manifest.recipe.gate, gate), earlier.divergence), *probes)
-    report = earlier.model_copy(update={"gate": carried(earlier.gate, gate_record(checks))})
-    if report != earlier:
-        write_report(directory, EVAL_REPORT, report)
-    return report
-
-
-def _check_options(
-    reference: object,
-    reference_revision: str | None,
-    reference_scores: ReferenceScores,
-    num_generations: int,
-    noise_floor: bool,
-    split_damage: bool,
-) -> None:
-    needing = {
-        "--reference-revision": reference_revision is not None,
-        "--reference-scores": reference_scores != "auto",
-        "--generations": num_generations > 0,
-        "--noise-floor": noise_floor,
-        "--split-damage": split_damage,
-    }
-    given = [name for name, used in needing.items() if used]
-    if reference is None and given:
-        raise UsageError(
-            f"{' and '.join(given)} compare with a reference, and none was given",
-            hint="add --reference with the model that it was made from",
-        )
-
-
-def _check_split(spec: EvalSpec, reference_scores: ReferenceScores, noise_floor: bool, split_damage: bool) -> None:
-    if split_damage and spec.precision == "pinned":
-        raise UsageError(
-            "--split-damage shows what the runtime adds, and --precision pinned takes that away",
-            hint="leave --precision pinned out",
-        )
-    if split_damage and spec.effective_chunk >= spec.seq_len:
-        raise UsageError(
-            f"--chunk {spec.effective_chunk} feeds whole windows, in which the cache's precision is not seen",
-            hint="leave --chunk out, or take a smaller one",
-        )
-    if reference_scores == "cached" and (noise_floor or split_damage):
-        raise UsageError(
-            "--noise-floor and --split-damage run two models at once, which --reference-scores cached avoids",
-            hint="leave one or the other out",
-        )
-
-
-def _check_context(source: Source, num_tokens: int) -> None:
-    longest = longest_context(source)
-    if longest is not None and num_tokens > longest:
-        raise UsageError(
-            f"{num_tokens} tokens were asked for, the model's context is {longest}",
-            where=source.id or source.path.name,
-            hint=f"take --seq-len and --probe-context of at most {longest}",
-        )
-
-
-def _documents(spec: EvalSpec, offline: bool) -> list[str]:
-    path = spec.dataset_path()
-    dataset = spec.dataset if path is None else path
-    texts = list(read_texts(dataset, subset=spec.subset, split=spec.split, text_field=spec.text_field, offline=offline))
-    return wikitext_pages(texts) if (spec.dataset, spec.protocol) == ("wikitext2", "rolling") else texts
-
-
-def _text(source: Source, documents: Sequence[str], spec: EvalSpec) -> _Text:
-    encoder = text_encoder(source)
-    path = spec.dataset_path()
-    where = spec.dataset if path is None else path.name
-    return _Text(evaluation_windows(documents, spec, encoder, where=where), encoder)
-
-
-def _check_tokenizers(candidate: _Text, reference: _Text) -> None:
-    mine, theirs = candidate.windows.record, reference.windows.record
-    if mine.token_ids_sha256 != theirs.token_ids_sha256:
-        raise ModelError(
-            "its tokenizer reads the text otherwise than the candidate's: "
-            f"{theirs.num_scored_tokens} against {mine.num_scored_tokens} scored tokens, or other ids",
-            where="--reference",
-            hint="give the model that the candidate was made from",
-        )
-
-
-def _score(
-    loaded: LoadedModel,
-    against: LoadedModel | None,
-    asked: dict[str, str],
-    feed: Text,
-    reference_scores: ReferenceScores,
-    keep_logits_in: Path | None,
-    progress: Reporter,
-) -> Scored:
-    if against is None:
-        return score_alone(loaded, asked, feed, progress)
-    if reference_scores == "exact":
-        return score_side_by_side(loaded, against, asked, asked, feed, progress, keep_in=keep_logits_in)
-    return score_against_stored(loaded, against, asked, asked, feed, progress)
-
-
-def _affordable(loaded: LoadedModel, against: LoadedModel, *, extras: bool) -> ReferenceScores:
+def _affordable(candidate: ModelOnDevice, reference: ModelOnDevice, *, at_once: bool) -> ReferenceScores:
     """Both models at once where memory suffices."""
-    needed = int(sum(_weight_bytes(model.provenance.files) for model in (loaded, against)) * ROOM)
-    available = memory().available
+    files = (*candidate.loaded.provenance.files, *reference.loaded.provenance.files)
+    weights = sum(file.size_bytes for file in files if file.path.endswith((".bin", ".safetensors")))
+    needed, available = int(weights * ROOM), memory().available
     if needed < available:
         return "exact"
-    if extras:
+    if at_once:
         raise ResourceError(
-            f"--noise-floor and --split-damage run two models at once: about {needed / 1e9:.1f} GB are needed, "
+            f"`noise_floor` and `split_damage` run two models at once: about {needed / 1e9:.1f} GB are needed, "
             f"{available / 1e9:.1f} GB are free",
             hint="leave them out: the rest goes with the reference's scores cached",
         )
     return "cached"
-
-
-def _stored(directory: Path, report: EvalReport) -> EvalReport:
-    """Write the report into the artifact; what an earlier one of the same bytes has shown is not lost by it.
-
-    A check that failed stays failed until it is made again and passes. A report without a reference does not replace
-    one with it.
-    """
-    earlier = _earlier(directory)
-    if earlier is not None and earlier.model.manifest_sha256 == report.model.manifest_sha256:
-        report = report.model_copy(update={"gate": carried(earlier.gate, report.gate)})
-        if earlier.divergence is not None and report.divergence is None:
-            _log.warning("%s keeps the earlier report, which has a reference", directory / EVAL_REPORT)
-            return report
-    write_report(directory, EVAL_REPORT, report)
-    return report
-
-
-def _earlier(directory: Path) -> EvalReport | None:
-    try:
-        return EvalReport.model_validate_json((directory / EVAL_REPORT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _weight_bytes(files: Sequence[FileRecord]) -> int:
-    return sum(file.size_bytes for file in files if file.path.endswith((".bin", ".safetensors")))
-
-
-def _probe(
-    loaded: LoadedModel,
-    against: LoadedModel | None,
-    text: _Text,
-    scored: Scored,
-    context: int,
-    asked: dict[str, str],
-    device: str,
-    progress: Reporter,
-) -> tuple[Check, ...]:
-    import numpy as np
-
-    ends = frozenset[int]().union(
-        *(eos_ids(config) for config in (loaded.generation_config, loaded.config) if config is not None)
-    )
-    mine = answers(loaded, text.encoder, ends, device, asked, progress, "probe")
-    theirs = None
-    if against is not None and mine is not None:
-        theirs = answers(against, text.encoder, ends, device, asked, progress, "probe the reference")
-    nll = scored.scores.values["nll"]
-    stream = np.concatenate([window.token_ids for window in text.windows.windows[:64]])
-    return (
-        finite_check(int((~np.isfinite(nll)).sum()), len(nll)),
-        long_context_check(loaded, stream, context, device, asked, progress),
-        *answer_checks(mine, theirs),
-    )
-
-
-def _model_record(
-    loaded: LoadedModel, scored: Scored, windows: Windows, spec: EvalSpec, name: str, properties: dict[str, str]
-) -> ModelRecord:
-    directory = loaded.source.path
-    return ModelRecord(
-        provenance=loaded.provenance,
-        manifest_sha256=manifest_sha256(directory) if (directory / MANIFEST).is_file() else None,
-        properties=properties,
-        perplexity=perplexity(scored.scores, windows, spec.confidence, name=name),
-    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from llmcompress.report.evaluation import Check, DivergenceRecord, GateRecord
-from llmcompress.spec import Gate
+from llmcompress.evaluation.intervals import judge
+from llmcompress.report.evaluation import Check, DivergenceRecord, GateRecord, Verdict
+from llmcompress.spec import EvalSpec, Gate
 
 EARLIER = "from an earlier evaluation of the same bytes"
 
@@ -48,6 +49,18 @@ def threshold_checks(gate: Gate, divergence: DivergenceRecord | None) -> tuple[C
             )
         )
     return tuple(checks)
+
+
+def verdict(divergence: DivergenceRecord, spec: EvalSpec) -> Verdict:
+    """Whether the candidate is equivalent to its reference by the spec's margins, worse, or the text cannot tell."""
+    found = judge(
+        divergence.kl_divergence,
+        divergence.log_perplexity_change,
+        kl_margin=spec.kl_margin,
+        perplexity_margin=spec.perplexity_margin,
+    )
+    # A lower bound below the margin shows nothing.
+    return "cannot tell" if found == "equivalent" and not divergence.exact else found
 
 
 def finite_check(num_nonfinite: int, num_tokens: int) -> Check:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from llmcompress.data.protocols import Windows
+from llmcompress.data.protocols import EvaluationWindows
+from llmcompress.evaluation.measurement import ModelOnDevice
 from llmcompress.graph.decoding import generate
-from llmcompress.graph.device import compile_model
-from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.report.evaluation import GenerationRecord
 from llmcompress.system.progress import Progress, Reporter
 
@@ -14,20 +13,18 @@ MAX_NEW_TOKENS = 64
 
 
 def compare_generations(
-    candidate: LoadedModel,
-    reference: LoadedModel,
-    properties: dict[str, str],
-    windows: Windows,
+    candidate: ModelOnDevice,
+    reference: ModelOnDevice,
+    windows: EvaluationWindows,
     num_prompts: int,
-    device: str,
     progress: Reporter,
 ) -> GenerationRecord:
     """Continue the beginnings of evenly spread windows with both models, 64 tokens each, no end-of-text."""
     texts: list[list[tuple[int, ...]]] = []
     step = max(1, len(windows.windows) // num_prompts)
     chosen = windows.windows[::step][:num_prompts]
-    for loaded in (reference, candidate):
-        compiled = compile_model(loaded.clone().model, device, properties)
+    for model in (reference, candidate):
+        compiled = model.compiled()
         made = []
         for number, window in enumerate(chosen):
             progress(Progress("generate", len(texts) * len(chosen) + number, 2 * len(chosen), "texts"))

@@ -19,7 +19,7 @@ _SHARE_OF_DISK = 0.5
 _PROPERTIES = "properties.json"
 
 
-class KeptLogits:
+class LogitsCache:
     """One file for each call, ``f32 [batch, positions, vocabulary]``, in a directory that whoever made it removes."""
 
     def __init__(self, directory: Path, num_bytes: int) -> None:
@@ -27,7 +27,7 @@ class KeptLogits:
 
         Args:
             directory: Of one reference, text and way to feed it.
-            num_bytes: What all of it will take; where the disk has not twice that free, nothing more is kept.
+            num_bytes: What all of it will take; nothing is kept where the disk has less than twice that free.
         """
         self._directory = directory
         with contextlib.suppress(OSError):

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.data.tokens import TextEncoder
 from llmcompress.evaluation.conversation import chat_template, question_ids
+from llmcompress.evaluation.gate import finite_check
 from llmcompress.evaluation.graph import FIRST, add_scores
-from llmcompress.graph.decoding import Generation, generate
+from llmcompress.evaluation.measurement import ModelOnDevice
+from llmcompress.evaluation.preparation import Prepared
+from llmcompress.evaluation.statistics import TokenScores
+from llmcompress.graph.decoding import Generation, eos_ids, generate
 from llmcompress.graph.device import compile_model, decoder_inputs, input_names
-from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.report.evaluation import Check
 from llmcompress.system.progress import Progress, Reporter
 
@@ -41,27 +44,41 @@ class Answers(NamedTuple):
         return sum(is_loop(generation.token_ids) for generation in self.generations)
 
 
+def probe(prepared: Prepared, scores: TokenScores, context: int, progress: Reporter) -> tuple[Check, ...]:
+    """Look at the scores, at the logits after ``context`` tokens, and at answers to plain questions."""
+    import numpy as np
+
+    candidate, encoder = prepared.candidate, prepared.encoder
+    configs = (candidate.loaded.generation_config, candidate.loaded.config)
+    eos = frozenset[int]().union(*(eos_ids(config) for config in configs if config is not None))
+    mine = answers(candidate, encoder, eos, progress, "probe")
+    theirs = None
+    if prepared.reference is not None and mine is not None:
+        theirs = answers(prepared.reference, encoder, eos, progress, "probe the reference")
+    nll = scores.values["nll"]
+    stream = np.concatenate([window.token_ids for window in prepared.feed.windows.windows[:64]])
+    return (
+        finite_check(int((~np.isfinite(nll)).sum()), len(nll)),
+        long_context_check(candidate, stream, context, progress),
+        *answer_checks(mine, theirs),
+    )
+
+
 def answers(
-    loaded: LoadedModel,
-    encoder: TextEncoder,
-    ends: frozenset[int],
-    device: str,
-    properties: dict[str, str],
-    progress: Reporter,
-    stage: str,
+    model: ModelOnDevice, encoder: TextEncoder, eos: frozenset[int], progress: Reporter, stage: str
 ) -> Answers | None:
     """Let a model answer through its chat template; None where it has none or does not take a plain question."""
-    template = chat_template(loaded.source.path)
+    template = chat_template(model.loaded.source.path)
     if template is None:
         return None
     prompts = [question_ids(template, encoder, question) for question in QUESTIONS]
-    compiled = compile_model(loaded.clone().model, device, properties)
+    compiled = model.compiled()
     generations = []
     for number, prompt in enumerate(prompts):
         progress(Progress(stage, number, len(prompts), "answers"))
         if prompt is None:
             return None
-        generations.append(generate(compiled, prompt, eos=ends, max_new_tokens=MAX_NEW_TOKENS))
+        generations.append(generate(compiled, prompt, eos=eos, max_new_tokens=MAX_NEW_TOKENS))
     progress(Progress(stage, len(prompts), len(prompts), "answers"))
     return Answers(tuple(generations))
 
@@ -99,19 +116,14 @@ def answer_checks(candidate: Answers | None, reference: Answers | None) -> tuple
 
 
 def long_context_check(
-    loaded: LoadedModel,
-    token_ids: NDArray[np.int64],
-    num_tokens: int,
-    device: str,
-    properties: dict[str, str],
-    progress: Reporter,
+    model: ModelOnDevice, token_ids: NDArray[np.int64], num_tokens: int, progress: Reporter
 ) -> Check:
     """Feed ``num_tokens`` tokens of text, repeated where it is shorter, and look at the logits after the last one."""
     import numpy as np
 
-    model = loaded.clone().model
-    add_scores(model, "logits")
-    compiled = compile_model(model, device, properties)
+    decoder = model.loaded.clone().model
+    add_scores(decoder, "logits")
+    compiled = compile_model(decoder, model.device, model.properties)
     stream = np.resize(token_ids, num_tokens)[None]
     names = input_names(compiled)
     request: ov.InferRequest = compiled.create_infer_request()

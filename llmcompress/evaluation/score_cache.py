@@ -5,19 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 import zipfile
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmcompress.errors import WriteError
+from llmcompress.evaluation.scoring import Batch
 from llmcompress.system.cache import cache_dir, hold
+from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Arrays = dict[str, NDArray[Any]]
+    Score = Callable[[Sequence[Batch]], Iterator[tuple[Batch, list[Arrays]]]]
+    """Batches -> each with the arrays of its windows."""
 
 
-class StoredScores:
+class ScoreCache:
     """The arrays of each window of a batch, one file for a batch, below ``cache_dir() / kind / key``."""
 
     def __init__(self, kind: str, key: str) -> None:
@@ -41,6 +47,17 @@ class StoredScores:
                     found[int(row)][field] = stored[name]
             return found
         return None
+
+    def require(self, numbers: Sequence[int]) -> list[Arrays]:
+        """The scores of a batch that was written before.
+
+        Raises:
+            WriteError: They are gone.
+        """
+        found = self.get(numbers)
+        if found is None:
+            raise _not_kept()
+        return found
 
     def add(self, numbers: Sequence[int], by_window: Sequence[Arrays]) -> bool:
         """Write the scores of a batch, by one rename. False: the cache's disk refuses, which stops no evaluation."""
@@ -67,3 +84,80 @@ class StoredScores:
     @staticmethod
     def _name(numbers: Sequence[int]) -> str:
         return f"{numbers[0]:08d}.npz"
+
+
+class ScoringPass(NamedTuple):
+    """Batches of a text that are to be scored one way, and where their scores are kept."""
+
+    stage: str
+    """Its name in progress."""
+    batches: Sequence[Batch]
+    num_tokens: int
+    """Scored tokens of all batches."""
+    cache: ScoreCache
+    score: Score
+
+
+class NewScores(NamedTuple):
+    """What was not in the cache and had to be scored."""
+
+    num_windows: int = 0
+    num_tokens: int = 0
+    duration_s: float = 0.0
+
+    def tokens_per_s(self) -> float | None:
+        """Scored tokens a second, compiling aside; None where nothing was scored."""
+        return self.num_tokens / self.duration_s if self.num_tokens else None
+
+
+def all_scores(scoring: ScoringPass, progress: Reporter) -> tuple[list[Arrays], NewScores]:
+    """The arrays of every window, in the order of the text."""
+    found: dict[int, Arrays] = {}
+    new, started = NewScores(), time.perf_counter()
+    for batch, scores, was_cached in each_batch(scoring, progress):
+        found.update(zip(batch.numbers, scores, strict=True))
+        if was_cached:
+            started = time.perf_counter()
+            continue
+        num_tokens = new.num_tokens + _count(scores)
+        new = NewScores(new.num_windows + len(batch.numbers), num_tokens, time.perf_counter() - started)
+    return [found[number] for number in range(len(found))], new
+
+
+def each_batch(
+    scoring: ScoringPass, progress: Reporter, *, must_keep: bool = False
+) -> Iterator[tuple[Batch, list[Arrays], bool]]:
+    """Every batch with its scores and whether they were cached: those first, then the others, which then are.
+
+    Raises:
+        WriteError: The disk refuses scores that must be kept.
+    """
+    done = 0
+    progress(Progress(scoring.stage, 0, scoring.num_tokens, "tokens"))
+    todo = []
+    for batch in scoring.batches:
+        scores = scoring.cache.get(batch.numbers)
+        if scores is None:
+            todo.append(batch)
+            continue
+        done += _count(scores)
+        progress(Progress(scoring.stage, done, scoring.num_tokens, "tokens"))
+        yield batch, scores, True
+    for batch, scores in scoring.score(todo):
+        if not scoring.cache.add(batch.numbers, scores) and must_keep:
+            raise _not_kept()
+        done += _count(scores)
+        progress(Progress(scoring.stage, done, scoring.num_tokens, "tokens"))
+        yield batch, scores, False
+
+
+def _count(scores: Sequence[Arrays]) -> int:
+    return sum(len(window["nll"]) for window in scores)
+
+
+def _not_kept() -> WriteError:
+    return WriteError(
+        "the reference's scores cannot be kept in the cache",
+        where=str(cache_dir()),
+        hint="free disk space, set LLMCOMPRESS_CACHE to another disk, or take `reference_scores` exact",
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.data.protocols import Window
 from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, TARGETS
-from llmcompress.evaluation.logits_cache import KeptLogits
+from llmcompress.evaluation.logits_cache import LogitsCache
 from llmcompress.graph.device import decoder_inputs, input_names
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def score_pair(
     windows: Sequence[Window],
     made: Iterable[Batch],
     chunk: int,
-    kept: KeptLogits | None = None,
+    kept: LogitsCache | None = None,
 ) -> Iterator[tuple[Batch, list[Arrays]]]:
     """Score batches with two models side by side: the reference's logits go straight into the candidate's graph.
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmcompress.data.protocols import Windows
+from llmcompress.data.protocols import EvaluationWindows
 from llmcompress.evaluation.intervals import clustered_mean, exponential, transformed
 from llmcompress.report.evaluation import DivergenceRecord, Estimate, Histogram, PerplexityRecord
 
@@ -48,7 +48,7 @@ class TokenScores(NamedTuple):
         return TokenScores({**self.values, **values}, self.clusters)
 
 
-def token_scores(windows: Windows, by_window: Sequence[Mapping[str, NDArray[Any]]]) -> TokenScores:
+def token_scores(windows: EvaluationWindows, by_window: Sequence[Mapping[str, NDArray[Any]]]) -> TokenScores:
     """Join what was scored window by window."""
     import numpy as np
 
@@ -60,7 +60,9 @@ def token_scores(windows: Windows, by_window: Sequence[Mapping[str, NDArray[Any]
     return TokenScores(values, np.repeat(clusters, lengths).astype(np.int64))
 
 
-def perplexity(scores: TokenScores, windows: Windows, confidence: float, *, name: str = "nll") -> PerplexityRecord:
+def perplexity(
+    scores: TokenScores, windows: EvaluationWindows, confidence: float, *, name: str = "nll"
+) -> PerplexityRecord:
     """Perplexity per token, and under ``rolling`` per word and byte (lm-evaluation-harness's three metrics)."""
     nll = scores.mean(name, confidence)
     per_token = PerplexityRecord(perplexity=exponential(nll), nll=nll)

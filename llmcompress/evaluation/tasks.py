@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from llmcompress.errors import DataError, ResourceError, UsageError
+from llmcompress.evaluation.measurement import ModelOnDevice
+from llmcompress.evaluation.request import TaskSelection
 from llmcompress.report.evaluation import TaskScore
 from llmcompress.system.patching import replaced
 
 _STDERR = "_stderr"
 
 
-def check_tasks(tasks: Sequence[str], include_path: Path | None) -> None:
+def check_tasks(tasks: TaskSelection) -> None:
     """Refuse tasks before anything slow.
 
     Raises:
@@ -24,36 +25,24 @@ def check_tasks(tasks: Sequence[str], include_path: Path | None) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise ResourceError(
             "task scores need lm-evaluation-harness, which is not installed",
-            where="--tasks",
+            where="`tasks`",
             hint='pip install "llmcompress[lm-eval]"',
         )
-    manager = _manager(include_path)
-    unknown = [name for name in tasks if not manager.match_tasks([name])]
+    manager = _manager(tasks.path)
+    unknown = [name for name in tasks.names if not manager.match_tasks([name])]
     if unknown:
         raise UsageError(
             f"lm-evaluation-harness has no task {', '.join(unknown)}",
-            where="--tasks",
-            hint="lm_eval ls tasks lists them; --task-path adds a directory of your own",
+            where="`tasks`",
+            hint="lm_eval ls tasks lists them; `task_path` adds a directory of your own",
         )
 
 
-def score_tasks(
-    directory: Path,
-    tasks: Sequence[str],
-    *,
-    limit: int | None,
-    include_path: Path | None,
-    offline: bool,
-    device: str,
-    properties: dict[str, str],
-) -> tuple[TaskScore, ...]:
+def score_tasks(model: ModelOnDevice, tasks: TaskSelection, *, offline: bool) -> tuple[TaskScore, ...]:
     """Run tasks of lm-evaluation-harness on an OpenVINO directory.
 
     Args:
-        limit: Only so many samples of each task; such scores are for trying things out.
-        include_path: Directory with task files of one's own.
         offline: Take the tasks' data from the local cache only.
-        properties: For the device, as for the other measurements.
 
     Raises:
         DataError: A task's data cannot be had, or the harness cannot run the model.
@@ -65,10 +54,10 @@ def score_tasks(
     try:
         with replaced(datasets.config, "HF_HUB_OFFLINE", offline or datasets.config.HF_HUB_OFFLINE):
             results: dict[str, Any] = lm_eval.simple_evaluate(
-                model=_model(OptimumLM, directory, device, properties),
-                tasks=list(tasks),
-                limit=limit,
-                task_manager=_manager(include_path),
+                model=_harness_model(OptimumLM, model),
+                tasks=list(tasks.names),
+                limit=tasks.limit,
+                task_manager=_manager(tasks.path),
                 bootstrap_iters=1000,
                 log_samples=False,
             )
@@ -76,7 +65,7 @@ def score_tasks(
         # Its data sets come from the Hub while it runs.
         raise DataError(
             f"lm-evaluation-harness stopped: {error}".splitlines()[0],
-            where=", ".join(tasks),
+            where=", ".join(tasks.names),
             hint="run it again online",
         ) from error
     return _scores(results)
@@ -88,15 +77,15 @@ def _manager(include_path: Path | None) -> Any:
     return TaskManager(include_path=None if include_path is None else str(include_path))
 
 
-def _model(kind: Any, directory: Path, device: str, properties: dict[str, str]) -> Any:
+def _harness_model(kind: Any, model: ModelOnDevice) -> Any:
     import json
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="llmcompress-") as folder:
         config = Path(folder) / "ov_config.json"
-        config.write_text(json.dumps(properties), encoding="utf-8")
-        options = {"ov_config": str(config)} if properties else {}
-        return kind(pretrained=str(directory), device=device.lower(), **options)
+        config.write_text(json.dumps(model.properties), encoding="utf-8")
+        options = {"ov_config": str(config)} if model.properties else {}
+        return kind(pretrained=str(model.loaded.source.path), device=model.device.lower(), **options)
 
 
 def _scores(results: dict[str, Any]) -> tuple[TaskScore, ...]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from llmcompress.benchmarking.benchmark import benchmark
 from llmcompress.errors import ResourceError
-from llmcompress.evaluation.evaluate import evaluate, judge_again
+from llmcompress.evaluation.artifact_report import judge_again
+from llmcompress.evaluation.evaluate import evaluate
 from llmcompress.loaders.source import IR_FILES, Source, resolve
 from llmcompress.runner.durations import remember
 from llmcompress.runner.state import Original, evaluate_reason

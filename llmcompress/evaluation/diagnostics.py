@@ -1,0 +1,56 @@
+"""What is measured on top of the scores: where a damage comes from, what is noise, and what no average shows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llmcompress.evaluation.damage import noise_floor, split_damage
+from llmcompress.evaluation.generations import compare_generations
+from llmcompress.evaluation.measurement import Scored
+from llmcompress.evaluation.preparation import Prepared
+from llmcompress.evaluation.probes import probe
+from llmcompress.evaluation.request import EvalRequest
+from llmcompress.evaluation.score_cache import ScoreCache
+from llmcompress.evaluation.tasks import score_tasks
+from llmcompress.report.evaluation import Check, DamagePart, GenerationRecord, NoiseFloor, TaskScore
+from llmcompress.report.stages import Stages
+from llmcompress.system.progress import Progress, Reporter
+
+
+class Diagnosis(NamedTuple):
+    """What was found, of what was asked for."""
+
+    noise_floor: NoiseFloor | None
+    split_damage: tuple[DamagePart, ...]
+    generations: GenerationRecord | None
+    probes: tuple[Check, ...]
+    tasks: tuple[TaskScore, ...]
+    caches: tuple[ScoreCache, ...]
+    """To be forgotten when the evaluation is done."""
+
+
+def diagnose(request: EvalRequest, prepared: Prepared, scored: Scored, stages: Stages, progress: Reporter) -> Diagnosis:
+    """Measure what was asked for, one after the other, and the probes."""
+    asked, confidence = request.diagnostics, request.spec.confidence
+    candidate, reference, feed = prepared.candidate, prepared.reference, prepared.feed
+    floor, generations, caches = None, None, list[ScoreCache]()
+    parts: tuple[DamagePart, ...] = ()
+    if reference is not None and asked.noise_floor:
+        with stages.stage("noise floor"):
+            floor = noise_floor(reference, feed, confidence, caches, progress)
+    if reference is not None and asked.split_damage:
+        with stages.stage("split damage"):
+            as_used = candidate._replace(properties=scored.properties)
+            parts = split_damage(as_used, reference, feed, confidence, caches, progress)
+    if reference is not None and asked.num_generations:
+        with stages.stage("generate"):
+            generations = compare_generations(candidate, reference, feed.windows, asked.num_generations, progress)
+    with stages.stage("probe"):
+        probes = probe(prepared, scored.scores, asked.probe_context or request.spec.seq_len, progress)
+    tasks: tuple[TaskScore, ...] = ()
+    if asked.tasks.names:
+        with stages.stage("tasks"):
+            progress(Progress("tasks", 0, 1))
+            tasks = score_tasks(candidate, asked.tasks, offline=request.access.offline)
+            progress(Progress("tasks", 1, 1))
+    return Diagnosis(floor, parts, generations, probes, tasks, tuple(caches))

@@ -1,0 +1,98 @@
+"""The first stage of an evaluation: all that is needed is checked, fetched, cut and loaded."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llmcompress.artifact import MANIFEST, read_manifest
+from llmcompress.data.protocols import evaluation_windows, read_documents, require_same_tokens
+from llmcompress.data.tokens import TextEncoder, text_encoder
+from llmcompress.errors import UsageError
+from llmcompress.evaluation.measurement import Feed, ModelOnDevice, check_vocabularies
+from llmcompress.evaluation.request import EvalRequest, check_request
+from llmcompress.evaluation.tasks import check_tasks
+from llmcompress.graph.device import check_device, properties_of
+from llmcompress.loaders.loaded_model import load
+from llmcompress.loaders.source import Source, fetch_weights, require_context, resolve
+from llmcompress.report.compression import CompressionReport
+from llmcompress.report.stages import Stages
+from llmcompress.system.progress import Progress, Reporter
+
+
+class Prepared(NamedTuple):
+    """The models and the text, ready to be scored."""
+
+    candidate: ModelOnDevice
+    reference: ModelOnDevice | None
+    feed: Feed
+    encoder: TextEncoder
+    """The candidate's."""
+    manifest: CompressionReport | None
+    """Of an artifact of ours."""
+
+
+def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepared:
+    """Check what is asked, read the text as both models' tokenizers do, and load the models.
+
+    Raises: as ``evaluate``.
+    """
+    check_request(request)
+    properties = _properties(request)
+    found, other = _sources(request)
+    spec, access = request.spec, request.access
+    with stages.stage("read the text"):
+        progress(Progress("read the text", 0, 1))
+        documents = read_documents(spec, offline=access.offline)
+        found = fetch_weights(found, progress=progress)
+        other = None if other is None else fetch_weights(other, progress=progress)
+        encoder = text_encoder(found)
+        windows = evaluation_windows(documents, spec, encoder)
+        if other is not None:
+            require_same_tokens(windows, evaluation_windows(documents, spec, text_encoder(other)))
+        progress(Progress("read the text", 1, 1))
+
+    def model(source: Source) -> ModelOnDevice:
+        loaded = load(source, tokenizer=False, allow_nonfinite=access.allow_nonfinite, progress=progress)
+        return ModelOnDevice(loaded, spec.device, properties)
+
+    with stages.stage("load"):
+        candidate = model(found)
+        reference = None if other is None else model(other)
+        if reference is not None:
+            check_vocabularies(candidate.loaded, reference.loaded)
+    manifest = read_manifest(found.path) if (found.path / MANIFEST).is_file() else None
+    return Prepared(candidate, reference, Feed(windows, spec.effective_chunk), encoder, manifest)
+
+
+def _properties(request: EvalRequest) -> dict[str, str]:
+    """What is asked of the device; also whether it can do the exact arithmetic that the diagnostics need."""
+    spec = request.spec
+    check_device(spec.device)
+    asked = properties_of(spec.device, spec.precision, spec.profile)
+    if request.diagnostics.runs_pairs:
+        properties_of(spec.device, "pinned")
+    return asked
+
+
+def _sources(request: EvalRequest) -> tuple[Source, Source | None]:
+    """Find the model and its reference; nothing large is fetched."""
+    diagnostics, reference = request.diagnostics, request.reference
+    found = resolve(request.source, request.access)
+    other = None if reference.source is None else resolve(reference.source, reference.access)
+    if diagnostics.tasks.names:
+        if found.layout != "ir":
+            raise UsageError(
+                "task scores are measured on an OpenVINO directory, this is a checkpoint",
+                where=found.id or str(found.path),
+                hint="compress it first, for example: llmcompress compress SOURCE --recipe none",
+            )
+        check_tasks(diagnostics.tasks)
+    num_tokens = max(request.spec.seq_len, diagnostics.probe_context or 0)
+    for each in filter(None, (found, other)):
+        require_context(
+            each,
+            num_tokens,
+            f"{num_tokens} tokens were asked for",
+            hint="take `seq_len` and `probe_context` of at most {longest}",
+        )
+    return found, other
