@@ -105,7 +105,7 @@ def speed(args: argparse.Namespace) -> None:
 
 def damage(args: argparse.Namespace) -> None:
     """The divergence under each setting alone, from exact execution of the original."""
-    from llmcompress.tuning.damage import Reference, divergence_under, open_models
+    from llmcompress.tuning.damage import TuneRequest, divergence_under, open_models
 
     spec = tune_spec(dataset=str(args.dataset), seq_len=args.seq_len, num_windows=args.num_windows)
     todo = _todo(args)
@@ -115,9 +115,8 @@ def damage(args: argparse.Namespace) -> None:
             recipe, overrides = MODELS[name]
             directory = Path(folder) / name.replace(" ", "-")
             llmcompress.compress(loaded, llmcompress.load_recipe(recipe, overrides), directory)
-            models = open_models(
-                directory, Reference(args.checkpoint), spec, lambda progress: None, Path(folder) / "logits"
-            )
+            request = TuneRequest(directory, spec, args.checkpoint, logits_dir=Path(folder) / "logits")
+            models = open_models(request, lambda progress: None)
             settings = [{}, *({key: value} for key, values in HINTS.items() for value in values)]
             found = []
             for properties in settings:
@@ -143,7 +142,7 @@ def _spec(args: argparse.Namespace) -> TuneSpec:
 def _in_turn(directory: Path, tuned: Path, spec: TuneSpec) -> dict[str, Any]:
     """Both artifacts as they are: nothing is set but what the tuned one holds."""
     with ExitStack() as stack:
-        default, mine = (stack.enter_context(start(each, each.name, spec.device, {})[0]) for each in (directory, tuned))
+        default, mine = (stack.enter_context(start(each, spec.device, {})[0]) for each in (directory, tuned))
         found = race(mine, default, spec)
     (speeds,), (others,) = found.speeds, found.default_speeds
     assert speeds.prefill_ratio is not None

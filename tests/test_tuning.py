@@ -45,7 +45,7 @@ from llmcompress.tuning import verification as verification_module
 from llmcompress.tuning.choice import Limits, better, is_undecided, limits, search, with_front
 from llmcompress.tuning.page import tuning_page
 from llmcompress.tuning.race import SAME, Race, memory_gain, race
-from llmcompress.tuning.space import Device, Dimension, find_space
+from llmcompress.tuning.space import DeviceProperties, Dimension, find_space
 from llmcompress.tuning.verification import decide
 
 Artifacts = Callable[[str], Path]
@@ -373,7 +373,7 @@ def test_memory_is_compared_process_by_process() -> None:
 # The space.
 
 
-class FakeDevice(Device):
+class FakeDevice(DeviceProperties):
     def __init__(self, **answers: Any) -> None:
         self.name, self.full_name, self.writable = "GPU", "Some GPU", set(answers)
         self.answers = answers
@@ -414,7 +414,7 @@ def test_only_what_the_device_lists_is_tried(artifact: Artifacts) -> None:
 
 
 def test_the_cpu_lists_what_is_searched(artifact: Artifacts) -> None:
-    device = Device("CPU")
+    device = DeviceProperties("CPU")
     config = json.loads((artifact("int4") / "config.json").read_text())
     space = find_space(device, {}, manifest_of(artifact("int4")), config, {})
     names = {each.name for each in space.dimensions}
@@ -437,7 +437,7 @@ def test_the_cpu_lists_what_is_searched(artifact: Artifacts) -> None:
 
 
 def test_only_what_a_model_can_hold(artifact: Artifacts, wikitext: Path) -> None:
-    device = Device("CPU")
+    device = DeviceProperties("CPU")
     config = json.loads((artifact("int4") / "config.json").read_text())
     space = find_space(device, {}, manifest_of(artifact("int4")), config, {}, "model")
     tried = {name for each in space.dimensions for value in each.values for name in value}
@@ -488,7 +488,7 @@ def test_the_divergence_is_measured_under_that_very_setting(artifact: Artifacts,
     from llmcompress.graph.device import PINNED, decoder_inputs, input_names
 
     spec = spec_of(wikitext, chunk=16)
-    models = damage.open_models(artifact("int4"), damage.Reference(), spec, lambda progress: None)
+    models = damage.open_models(damage.TuneRequest(artifact("int4"), spec), lambda progress: None)
     assert [len(text.windows.windows) for text in (models.search, models.held_out)] == [2, 2]
     u4, _ = damage.divergence_under(models, {"KV_CACHE_PRECISION": "u4"}, models.search, 0.95, lambda progress: None)
 
@@ -603,7 +603,7 @@ def test_the_new_artifact_is_run_so_by_stock_libraries(tuned: Path, ref_model: P
     assert (new / "openvino_model.bin").read_bytes() == (tuned / "openvino_model.bin").read_bytes()
     assert manifest.tuning is not None
     assert manifest == CompressionReport.model_validate_json((new / "llmcompress.json").read_text())
-    assert (manifest.tuning.cpu, manifest.tuning.device_name) == (cpu_name(), Device("CPU").full_name)
+    assert (manifest.tuning.cpu, manifest.tuning.device_name) == (cpu_name(), DeviceProperties("CPU").full_name)
     assert manifest.tuning.workloads == ("tiny:16/4",)
     assert manifest.tuning.tuned_manifest_sha256 == manifest_sha256(tuned)
     assert manifest.tuning.profile == {"INFERENCE_NUM_THREADS": "1"}
@@ -673,7 +673,7 @@ def test_what_cannot_be_applied(tuned: Path, artifact: Artifacts, tmp_path: Path
     with pytest.raises(UsageError, match="is the input itself"):
         apply_tuning(copy, copy, overwrite=True)
     (copy / "tune.json").write_text(json.dumps({**report, "in_model": {}}))
-    with pytest.raises(UsageError, match=r"what was chosen cannot be held by a model\nhint: --profile-output"):
+    with pytest.raises(UsageError, match=r"what was chosen cannot be held by a model\nhint: `profile_output`"):
         apply_tuning(copy, tmp_path / "new")
     (copy / "tune.json").write_text(json.dumps({**report, "in_model": {}, "chosen": {}, "reason": "all noise"}))
     with pytest.raises(UsageError, match="nothing to put into the model: all noise"):
@@ -738,8 +738,8 @@ def test_a_cache_precision_that_has_no_effect_is_refused() -> None:
         ({"device": "NPU9"}, {}, UsageError, "there is no device NPU9"),
         ({"workloads": (Workload(name="long", prompt_tokens=500, new_tokens=100),)}, {}, UsageError,
          "long:500/100 needs 600 tokens, the model's context is 512"),
-        ({"seq_len": 1024}, {}, UsageError, "--seq-len needs 1024 tokens, the model's context is 512"),
-        ({}, {"reference_revision": "main"}, UsageError, "--reference-revision has no effect without --reference"),
+        ({"seq_len": 1024}, {}, UsageError, "`seq_len` needs 1024 tokens, the model's context is 512"),
+        ({}, {"reference_revision": "main"}, UsageError, "`reference_revision` has no effect without `reference`"),
     ],
 )  # fmt: skip
 def test_bad_input(

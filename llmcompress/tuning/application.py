@@ -85,7 +85,7 @@ def apply_tuning(
         raise UsageError(
             f"nothing to put into the model: {what}",
             where=directory.name,
-            hint="--profile-output writes what was chosen as a runtime profile" if report.chosen else "",
+            hint="`profile_output` writes what was chosen as a runtime profile" if report.chosen else "",
         )
     check_device(report.spec.device)
     recipe = _with_options(manifest.recipe, report.in_model)
@@ -171,7 +171,7 @@ def check_profile_path(path: str | Path, *, overwrite: bool = False) -> Path:
     if not target.parent.is_dir():
         raise UsageError("its directory does not exist", where=str(path), hint=f"mkdir -p {Path(path).parent}")
     if target.exists() and not (overwrite and target.is_file()):
-        raise UsageError("exists already", where=str(path), hint="--overwrite replaces a file; or name another one")
+        raise UsageError("exists already", where=str(path), hint="`overwrite` replaces a file; or name another one")
     return target
 
 

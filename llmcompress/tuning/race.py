@@ -37,13 +37,13 @@ class Race(NamedTuple):
     """False: stopped because it was beaten."""
 
 
-def start(directory: Path, name: str, device: str, properties: dict[str, str]) -> tuple[Client, dict[str, str]]:
+def start(directory: Path, device: str, properties: dict[str, str]) -> tuple[Client, dict[str, str]]:
     """A process with the model compiled in it, and its effective properties.
 
     Raises:
         UsageError: The device refuses the model or a property.
     """
-    client = Client(directory, "openvino", name=name)
+    client = Client(directory, "openvino", name=directory.name)
     try:
         return client, client.open(device, properties).properties
     except BaseException:

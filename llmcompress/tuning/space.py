@@ -35,7 +35,7 @@ class Space(NamedTuple):
     """A person named the values: what the model refuses is an error then."""
 
 
-class Device:
+class DeviceProperties:
     """What a plugin says of its properties, by compiling a model of one operation."""
 
     def __init__(self, name: str) -> None:
@@ -77,7 +77,7 @@ class Device:
 
 
 def find_space(
-    device: Device,
+    device: DeviceProperties,
     default: Mapping[str, str],
     manifest: CompressionReport,
     config: Mapping[str, Any],
@@ -115,7 +115,7 @@ def find_space(
     return Space(tuple(each for each in dimensions if each.values), _summed_up(skipped), bool(asked))
 
 
-def check_asked(device: Device, asked: Mapping[str, tuple[str, ...]], scope: Scope) -> None:
+def check_asked(device: DeviceProperties, asked: Mapping[str, tuple[str, ...]], scope: Scope) -> None:
     """Refuse, before anything slow, what a person named and the device does not take.
 
     Raises:
@@ -125,19 +125,19 @@ def check_asked(device: Device, asked: Mapping[str, tuple[str, ...]], scope: Sco
         if name not in device.writable:
             raise UsageError(
                 f"{device.name} has no property {name} that could be set",
-                where="--property",
+                where="`properties`",
                 hint=did_you_mean(name, device.writable) or f"it has {', '.join(sorted(device.writable))}",
             )
         for value in values:
             try:
                 device.effective({name: value})
             except ValueError as error:
-                raise UsageError(f"the device refuses {name}={value}: {error}", where="--property") from None
+                raise UsageError(f"the device refuses {name}={value}: {error}", where="`properties`") from None
             if scope == "model" and not device.reads_from_model(name, value):
                 raise UsageError(
                     f"{device.name} does not read {name}={value} from a model, and the scope is what a model can hold",
-                    where="--property",
-                    hint="leave it out, or take --scope all",
+                    where="`properties`",
+                    hint="leave it out, or take `scope` all",
                 )
 
 
@@ -148,7 +148,7 @@ def check_properties(spec: TuneSpec) -> None:
         UsageError: Its device is not there, or as ``check_asked``.
     """
     check_device(spec.device)
-    check_asked(Device(spec.device), spec.asked_values(), spec.scope)
+    check_asked(DeviceProperties(spec.device), spec.asked_values(), spec.scope)
 
 
 def text_of(properties: Mapping[str, str]) -> str:
@@ -186,7 +186,7 @@ def _known(manifest: CompressionReport, config: Mapping[str, Any]) -> Iterator[t
     yield "PERFORMANCE_HINT", [{"PERFORMANCE_HINT": each} for each in ("LATENCY", "THROUGHPUT")]
 
 
-def _problem(device: Device, standing: Mapping[str, str], value: Mapping[str, str], scope: Scope) -> str:
+def _problem(device: DeviceProperties, standing: Mapping[str, str], value: Mapping[str, str], scope: Scope) -> str:
     """Why a setting is not to be tried; nothing where it is."""
     unknown = [name for name in value if name not in device.writable]
     if unknown:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.benchmarking.client import Client
 from llmcompress.errors import UsageError
 from llmcompress.report.text import duration_text
 from llmcompress.report.tuning import Trial
-from llmcompress.spec import TuneSpec
 from llmcompress.system.progress import Progress, Reporter
 from llmcompress.tuning.choice import Limits, is_beaten, is_undecided, search
-from llmcompress.tuning.damage import Models, divergence_under
+from llmcompress.tuning.damage import Models, TuneRequest, divergence_under
 from llmcompress.tuning.race import Race, race, start
 from llmcompress.tuning.space import Space, text_of
 
@@ -21,9 +19,7 @@ from llmcompress.tuning.space import Space, text_of
 class Bench(NamedTuple):
     """What settings are measured with."""
 
-    directory: Path
-    name: str
-    spec: TuneSpec
+    request: TuneRequest
     models: Models
     default: Client
     progress: Reporter
@@ -32,9 +28,9 @@ class Bench(NamedTuple):
 def search_space(
     bench: Bench, space: Space, default: Trial, kept: Limits, deadline: float
 ) -> tuple[Trial | None, list[Trial], Trial, dict[str, str]]:
-    """Measure settings; the default comes back with the speed and memory that it had beside the first of them."""
+    """Measure settings; the default comes back with the speed and memory that it had next to the first of them."""
     total = sum(len(dimension.values) for dimension in space.dimensions)
-    stage = f"tune, at most {duration_text(bench.spec.budget_s)}"
+    stage = f"tune, at most {duration_text(bench.request.spec.budget_s)}"
     done, longest_s = 0, 0.0
     bench.progress(Progress(stage, 0, total, "settings"))
 
@@ -68,9 +64,9 @@ def search_space(
 def _trial(
     bench: Bench, properties: dict[str, str], best: Trial | None, kept: Limits, *, given: bool
 ) -> tuple[Trial, Race | None]:
-    spec = bench.spec
+    spec = bench.request.spec
     try:
-        client, effective = start(bench.directory, bench.name, spec.device, properties)
+        client, effective = start(bench.request.directory, spec.device, properties)
         with client:
             made = race(
                 client,

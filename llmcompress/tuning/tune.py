@@ -5,28 +5,68 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from llmcompress.artifact import manifest_sha256, require_verified, write_report
 from llmcompress.errors import UsageError
 from llmcompress.evaluation.gate import combined
 from llmcompress.graph.device import check_device, properties_of
-from llmcompress.loaders.source import longest_context, resolve
+from llmcompress.loaders.source import Source, require_context, resolve
+from llmcompress.report.compression import CompressionReport
 from llmcompress.report.environment import environment_record
 from llmcompress.report.stages import Stages
-from llmcompress.report.tuning import Trial, TuneReport, TuningReference
+from llmcompress.report.tuning import Trial, TuneReport, TuningReference, TuningVerification
 from llmcompress.spec import Gate, TuneSpec
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.progress import Reporter, silent
 from llmcompress.tuning.application import TUNE_REPORT
-from llmcompress.tuning.choice import OUT_OF_TIME, limits, with_front
-from llmcompress.tuning.damage import Models, Reference, divergence_under, open_models
+from llmcompress.tuning.choice import OUT_OF_TIME, Limits, limits, with_front
+from llmcompress.tuning.damage import Models, TuneRequest, divergence_under, open_models
 from llmcompress.tuning.race import SAME, start
-from llmcompress.tuning.space import Device, find_space
+from llmcompress.tuning.space import DeviceProperties, Space, find_space
 from llmcompress.tuning.trials import Bench, search_space
 from llmcompress.tuning.verification import decide, verify_best
+
+
+class Target(NamedTuple):
+    """What is tuned, checked as far as it goes before anything is loaded."""
+
+    request: TuneRequest
+    manifest: CompressionReport
+    config: Mapping[str, Any]
+    """The model's ``config.json``."""
+    device: DeviceProperties
+
+    def space(self, standing: Mapping[str, str]) -> Space:
+        """The settings to try; ``standing`` are the effective properties of the model as it is."""
+        spec = self.request.spec
+        return find_space(self.device, standing, self.manifest, self.config, spec.asked_values(), spec.scope)
+
+
+class Searched(NamedTuple):
+    """What the search measured."""
+
+    models: Models
+    reference_properties: dict[str, str]
+    limits: Limits
+    default: Trial
+    best: Trial | None
+    """Of those that are permitted; None where not even the default is."""
+    trials: tuple[Trial, ...]
+    """Without the default."""
+    skipped: dict[str, str]
+
+
+class Choice(NamedTuple):
+    """What is taken, and why."""
+
+    properties: dict[str, str]
+    permitted: bool
+    reason: str
+    verification: TuningVerification | None = None
 
 
 def tune(
@@ -69,89 +109,124 @@ def tune(
         WriteError: The report could not be written.
     """
     quiet_libraries()
-    stages, began = Stages(), time.monotonic()
-    directory = Path(directory).absolute()
+    stages, deadline = Stages(), time.monotonic() + spec.budget_s
+    access = Access(reference_revision, trust_remote_code, offline, allow_nonfinite)
+    target = prepare(TuneRequest(Path(directory).absolute(), spec, reference, access, gate or Gate()))
+    directory = target.request.directory
+    with _logits_dir(directory) as logits_dir:
+        target = target._replace(request=target.request._replace(logits_dir=logits_dir))
+        searched = search(target, deadline, stages, progress)
+        choice = verify(target.request, searched, stages, progress)
+    made = report(target, searched, choice, stages)
+    # What was measured is what lies there still.
+    require_verified(directory)
+    write_report(directory, TUNE_REPORT, made)
+    return made
+
+
+def prepare(request: TuneRequest) -> Target:
+    """Check the artifact, the device and what is asked of both. Raises: as ``tune``."""
+    spec, directory = request.spec, request.directory
     check_device(spec.device)
     manifest = require_verified(directory)
-    gate = combined(manifest.recipe.gate, gate or Gate())
-    _check(directory, spec, reference, reference_revision, gate)
+    request = request._replace(gate=combined(manifest.recipe.gate, request.gate))
+    found = resolve(directory)
+    _check_reference(request)
+    _check_context(found, spec)
     # Exact execution must be possible, and a wrong property is an error before anything slow.
     properties_of(spec.device, "pinned")
-    device = Device(spec.device)
-    config = resolve(directory).config
+    target = Target(request, manifest, found.config, DeviceProperties(spec.device))
     if spec.properties:
-        find_space(device, {}, manifest, config, spec.asked_values(), spec.scope)
-    against = Reference(reference, Access(reference_revision, trust_remote_code, offline, allow_nonfinite))
-    name = directory.name
-    with _room_for_logits(directory) as keep_in, contextlib.ExitStack() as stack:
-        with stages.stage("load"):
-            models = open_models(directory, against, spec, progress, keep_in)
+        target.space({})
+    return target
+
+
+def search(target: Target, deadline: float, stages: Stages, progress: Reporter) -> Searched:
+    """Measure the default and then the settings, each next to it, until ``deadline`` on the monotonic clock.
+
+    Raises: as ``tune``.
+    """
+    request, spec = target.request, target.request.spec
+    with stages.stage("load"):
+        models = open_models(request, progress)
+    with contextlib.ExitStack() as stack:
         with stages.stage("default"):
-            client, standing = start(directory, name, spec.device, {})
+            client, standing = start(request.directory, spec.device, {})
             stack.enter_context(client)
             lost, reference_properties = divergence_under(models, {}, models.search, spec.confidence, progress)
-        space = find_space(device, standing, manifest, config, spec.asked_values(), spec.scope)
-        kept = limits(spec.max_kl, gate, lost)
+        space = target.space(standing)
+        kept = limits(spec.max_kl, request.gate, lost)
         problem = kept.problem(lost)
         default = Trial(
-            properties={}, status="not permitted" if problem else "default", reason=problem, effective=standing,
-            gain=SAME, divergence=lost,
-        )  # fmt: skip
-        bench = Bench(directory, name, spec, models, client, progress)
+            properties={},
+            status="not permitted" if problem else "default",
+            reason=problem,
+            effective=standing,
+            gain=SAME,
+            divergence=lost,
+        )
+        bench = Bench(request, models, client, progress)
         with stages.stage("search"):
-            best, trials, default, left = search_space(bench, space, default, kept, began + spec.budget_s)
-        # Nothing runs beside the fresh processes of the verification.
-        stack.close()
-        chosen, verification = best, None
-        permitted = best is not None
-        reason = problem and f"nothing that was measured is permitted; the default: {problem}"
-        if best is not None and not best.properties:
-            reason = "no setting was better than the default beyond noise" if trials else "no setting was measured"
-        elif best is not None:
-            with stages.stage("verify"):
-                verification = verify_best(bench, against, best, gate)
-            chosen, permitted, reason = decide(
-                verification, best, default, limits(spec.max_kl, gate, verification.default_divergence)
-            )
-    properties = chosen.properties if chosen else {}
-    in_model = {key: value for key, value in properties.items() if device.reads_from_model(key, value)}
-    judged = (
-        lost if verification is None else verification.divergence if properties else verification.default_divergence
-    )
-    threads = standing.get("INFERENCE_NUM_THREADS", "0")
-    report = TuneReport(
+            best, trials, default, left = search_space(bench, space, default, kept, deadline)
+    return Searched(models, reference_properties, kept, default, best, tuple(trials), {**space.skipped, **left})
+
+
+def verify(request: TuneRequest, searched: Searched, stages: Stages, progress: Reporter) -> Choice:
+    """Measure the best once more where it is not the default, and decide."""
+    best, default = searched.best, searched.default
+    if best is None:
+        return Choice({}, False, f"nothing that was measured is permitted; the default: {default.reason}")
+    if not best.properties:
+        measured = "no setting was better than the default beyond noise"
+        return Choice({}, True, measured if searched.trials else "no setting was measured")
+    with stages.stage("verify"):
+        found = verify_best(request, best, progress)
+    kept = limits(request.spec.max_kl, request.gate, found.default_divergence)
+    chosen, permitted, reason = decide(found, best, default, kept)
+    return Choice(chosen.properties, permitted, reason, found)
+
+
+def report(target: Target, searched: Searched, choice: Choice, stages: Stages) -> TuneReport:
+    """Put together what was measured and chosen."""
+    request, models, verified = target.request, searched.models, choice.verification
+    judged = searched.default.divergence
+    if verified is not None:
+        judged = verified.divergence if choice.properties else verified.default_divergence
+    assert judged is not None
+    in_model = {key: value for key, value in choice.properties.items() if target.device.reads_from_model(key, value)}
+    threads = searched.default.effective.get("INFERENCE_NUM_THREADS", "0")
+    text = models.search.windows.record
+    return TuneReport(
         llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
-        spec=_portable(spec, models),
-        source=name,
-        manifest_sha256=manifest_sha256(directory),
-        device_name=device.full_name,
-        text=models.search.windows.record,
+        spec=request.spec.model_copy(update={"dataset": text.dataset}),
+        source=request.directory.name,
+        manifest_sha256=manifest_sha256(request.directory),
+        device_name=target.device.full_name,
+        text=text,
         reference=TuningReference(
-            itself=reference is None, provenance=models.reference.provenance, properties=reference_properties
+            itself=request.reference is None,
+            provenance=models.reference.loaded.provenance,
+            properties=searched.reference_properties,
         ),
-        max_kl=kept.max_kl,
-        gate=kept.gate_record(judged),
-        trials=with_front([default, *trials]),
-        skipped={**space.skipped, **left},
-        out_of_time=OUT_OF_TIME in left.values(),
-        verification=verification,
-        chosen=properties,
-        permitted=permitted,
-        reason=reason,
+        max_kl=searched.limits.max_kl,
+        gate=searched.limits.gate_record(judged),
+        trials=with_front([searched.default, *searched.trials]),
+        skipped=searched.skipped,
+        out_of_time=OUT_OF_TIME in searched.skipped.values(),
+        verification=verified,
+        chosen=choice.properties,
+        permitted=choice.permitted,
+        reason=choice.reason,
         in_model=in_model,
-        in_profile={key: value for key, value in properties.items() if key not in in_model},
+        in_profile={key: value for key, value in choice.properties.items() if key not in in_model},
         environment=environment_record(int(threads) if threads.isdigit() else 0),
         measured=stages.measured(),
     )
-    # What was measured is what lies there still.
-    require_verified(directory)
-    write_report(directory, TUNE_REPORT, report)
-    return report
 
 
 @contextlib.contextmanager
-def _room_for_logits(directory: Path) -> Iterator[Path]:
-    """A directory beside the artifact, on its disk; what a killed run left there goes first."""
+def _logits_dir(directory: Path) -> Iterator[Path]:
+    """A directory next to the artifact, on its disk; what a killed run left there goes first."""
     place = directory.with_name(f".{directory.name}.tune-logits")
     shutil.rmtree(place, ignore_errors=True)
     try:
@@ -160,28 +235,21 @@ def _room_for_logits(directory: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _check(
-    directory: Path, spec: TuneSpec, reference: str | Path | None, reference_revision: str | None, gate: Gate
-) -> None:
-    if reference is None and reference_revision is not None:
-        raise UsageError("--reference-revision has no effect without --reference", hint="leave it out")
-    thresholds = sorted(gate.model_dump(exclude_none=True))
-    if reference is None and thresholds:
+def _check_reference(request: TuneRequest) -> None:
+    if request.reference is not None:
+        return
+    if request.access.revision is not None:
+        raise UsageError("`reference_revision` has no effect without `reference`", hint="leave it out")
+    thresholds = sorted(request.gate.model_dump(exclude_none=True))
+    if thresholds:
         raise UsageError(
             f"the gate ({', '.join(thresholds)}) compares with the original, and none was given",
-            where=directory.name,
-            hint="add --reference with the model that it was made from",
+            where=request.directory.name,
+            hint="add `reference` with the model that it was made from",
         )
-    longest = longest_context(resolve(directory))
-    asked = {str(each): each.prompt_tokens + each.new_tokens for each in spec.workloads} | {"--seq-len": spec.seq_len}
+
+
+def _check_context(found: Source, spec: TuneSpec) -> None:
+    asked = {str(each): each.prompt_tokens + each.new_tokens for each in spec.workloads} | {"`seq_len`": spec.seq_len}
     for what, num_tokens in asked.items():
-        if longest is not None and num_tokens > longest:
-            raise UsageError(
-                f"{what} needs {num_tokens} tokens, the model's context is {longest}",
-                where=directory.name,
-                hint="take fewer",
-            )
-
-
-def _portable(spec: TuneSpec, models: Models) -> TuneSpec:
-    return spec.model_copy(update={"dataset": models.search.windows.record.dataset})
+        require_context(found, num_tokens, f"{what} needs {num_tokens} tokens")

@@ -4,48 +4,44 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.ratios import judge_ratio
 from llmcompress.report.evaluation import Estimate
 from llmcompress.report.tuning import Trial, TuningVerification
-from llmcompress.spec import Gate
 from llmcompress.system.process import run_supervised
-from llmcompress.system.progress import Progress
+from llmcompress.system.progress import Progress, Reporter
 from llmcompress.tuning.choice import Limits, limits
-from llmcompress.tuning.damage import Reference, held_out_divergences
+from llmcompress.tuning.damage import TuneRequest, held_out_divergences
 from llmcompress.tuning.race import memory_gain, race, start
-from llmcompress.tuning.trials import Bench
 
 MEMORY_PROCESSES = 3
 """Pairs of fresh processes that memory is verified by."""
 
 
-def verify_best(bench: Bench, against: Reference, best: Trial, gate: Gate) -> TuningVerification:
-    """Both in fresh processes, timed anew and scored on text that the search has not seen."""
+def verify_best(request: TuneRequest, best: Trial, progress: Reporter) -> TuningVerification:
+    """Both in fresh processes, timed again and scored on text that the search has not seen."""
     # As often as the search needed to tell it from noise, and not by looking again.
-    spec = bench.spec.model_copy(update={"repetitions": len(best.speeds[0].prefill_tokens_per_s.values)})
+    spec = request.spec.model_copy(update={"repetitions": len(best.speeds[0].prefill_tokens_per_s.values)})
     pairs = MEMORY_PROCESSES if spec.objective == "memory" else 1
     races = []
     for number in range(pairs):
-        bench.progress(Progress("verify", number, pairs + 1))
-        with _fresh(bench, {}) as default, _fresh(bench, best.properties) as client:
+        progress(Progress("verify", number, pairs + 1))
+        with (
+            _fresh(request.directory, spec.device, {}) as default,
+            _fresh(request.directory, spec.device, best.properties) as client,
+        ):
             races.append(race(client, default, spec))
     gain: Estimate = races[0].gain
     if spec.objective == "memory":
         gain = memory_gain([made.memory for made in races], [made.default_memory for made in races], spec.confidence)
     held_out = run_supervised(
         held_out_divergences,
-        {
-            "directory": bench.directory,
-            "reference": against,
-            "spec": spec,
-            "settings": [{}, best.properties],
-            "keep_in": bench.models.keep_in,
-        },
-        progress=bench.progress,
+        {"request": request._replace(spec=spec), "settings": [{}, best.properties]},
+        progress=progress,
     )
-    bench.progress(Progress("verify", pairs + 1, pairs + 1))
+    progress(Progress("verify", pairs + 1, pairs + 1))
     default_lost, lost = held_out.divergences
     return TuningVerification(
         gain=gain,
@@ -54,7 +50,7 @@ def verify_best(bench: Bench, against: Reference, best: Trial, gate: Gate) -> Tu
         text=held_out.text,
         default_divergence=default_lost,
         divergence=lost,
-        permitted=not limits(spec.max_kl, gate, default_lost).problem(lost),
+        permitted=not limits(spec.max_kl, request.gate, default_lost).problem(lost),
     )
 
 
@@ -75,7 +71,7 @@ def decide(found: TuningVerification, best: Trial, default: Trial, kept: Limits)
 
 
 @contextlib.contextmanager
-def _fresh(bench: Bench, properties: dict[str, str]) -> Iterator[Client]:
-    client, _ = start(bench.directory, bench.name, bench.spec.device, properties)
+def _fresh(directory: Path, device: str, properties: dict[str, str]) -> Iterator[Client]:
+    client, _ = start(directory, device, properties)
     with client:
         yield client
