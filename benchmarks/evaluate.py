@@ -28,23 +28,23 @@ from rich.console import Console
 from rich.table import Table
 
 import llmcompress
-from llmcompress.data.protocols import EvaluationWindows, evaluation_windows
+from llmcompress.data.protocols import evaluation_windows
 from llmcompress.data.tokens import text_encoder
 from llmcompress.evaluation.graph import add_scores, vocabulary_size
-from llmcompress.evaluation.scoring import batches, calls, score
+from llmcompress.evaluation.scoring import Feed, batches, calls, score
 from llmcompress.graph.device import decoder_inputs, input_names
 from llmcompress.loaders.source import resolve
 
 TEXT = TOKENIZER / "heldout.txt"
 
 
-def bare(compiled: Any, windows: EvaluationWindows, vocabulary: int, chunk: int) -> None:
+def bare(compiled: Any, feed: Feed, vocabulary: int) -> None:
     """The same batches and calls through the plain graph."""
     names = input_names(compiled)
     request = compiled.create_infer_request()
-    for batch in batches(windows.windows, chunk, vocabulary):
+    for batch in batches(feed, vocabulary):
         request.reset_state()
-        for call in calls(batch, chunk):
+        for call in calls(batch, feed.chunk):
             request.infer(decoder_inputs(batch.token_ids[:, call.start : call.end], call.start, names))
 
 
@@ -68,19 +68,16 @@ def compare(directory: Path, num_windows: int, seq_len: int, runs: int) -> list[
 
     text = TEXT.read_text(encoding="utf-8")
     encoder = text_encoder(resolve(directory))
-    windows = {
-        protocol: evaluation_windows(
-            [text] if protocol == "llama.cpp" else [text[: num_windows * seq_len * 3]],
-            llmcompress.EvalSpec(
-                dataset=str(TEXT),
-                protocol=protocol,
-                seq_len=seq_len,
-                num_windows=num_windows if protocol == "llama.cpp" else None,
-            ),
-            encoder,
+    texts = {"llama.cpp": text, "rolling": text[: num_windows * seq_len * 3]}
+    feeds = {}
+    for protocol, part in texts.items():
+        spec = llmcompress.EvalSpec(
+            dataset=str(TEXT),
+            protocol=protocol,
+            seq_len=seq_len,
+            num_windows=num_windows if protocol == "llama.cpp" else None,
         )
-        for protocol in ("llama.cpp", "rolling")
-    }
+        feeds[protocol] = Feed(evaluation_windows([part], spec, encoder), seq_len)
     core = ov.Core()
     plain = core.read_model(directory / "openvino_model.xml")
     vocabulary = vocabulary_size(plain)
@@ -89,24 +86,24 @@ def compare(directory: Path, num_windows: int, seq_len: int, runs: int) -> list[
     add_scores(scoring, "nll")
     compiled = core.compile_model(scoring, "CPU")
     harness = OptimumLM(pretrained=str(directory), device="cpu", max_length=seq_len)
-    rolling_text = text[: num_windows * seq_len * 3]
 
     def ours(protocol: str) -> None:
-        made = batches(windows[protocol].windows, seq_len, vocabulary)
-        for _ in score(compiled, windows[protocol].windows, made, seq_len):
+        for _ in score(compiled, feeds[protocol], batches(feeds[protocol], vocabulary)):
             pass
 
     def theirs() -> None:
-        harness.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (rolling_text,), 0)], disable_tqdm=True)
+        harness.loglikelihood_rolling(
+            [Instance("loglikelihood_rolling", {}, (texts["rolling"],), 0)], disable_tqdm=True
+        )
 
     results = []
     for protocol, name, other in (
-        ("llama.cpp", "bare inference", lambda: bare(compiled_plain, windows["llama.cpp"], vocabulary, seq_len)),
-        ("rolling", "bare inference", lambda: bare(compiled_plain, windows["rolling"], vocabulary, seq_len)),
+        ("llama.cpp", "bare inference", lambda: bare(compiled_plain, feeds["llama.cpp"], vocabulary)),
+        ("rolling", "bare inference", lambda: bare(compiled_plain, feeds["rolling"], vocabulary)),
         ("rolling", "lm-eval", theirs),
     ):
         seconds = timed({"ours": lambda protocol=protocol: ours(protocol), name: other}, runs)
-        tokens = windows[protocol].record.num_scored_tokens
+        tokens = feeds[protocol].windows.record.num_scored_tokens
         results.append(
             {
                 "vocabulary": vocabulary,

@@ -192,7 +192,8 @@ def test_a_cached_reference_gives_a_lower_bound_and_is_used_again(wikitext: Path
 
 def test_all_of_the_vocabulary_is_no_bound(ref_model: Path, wikitext: Path, artifact: Artifacts) -> None:
     from llmcompress.evaluation import top_k
-    from llmcompress.evaluation.measurement import Feed, ModelOnDevice, score_side_by_side
+    from llmcompress.evaluation.measurement import ModelOnDevice, score_side_by_side
+    from llmcompress.evaluation.scoring import Feed
 
     feed = Feed(windows_of(ref_model, wikitext, num_windows=2), SEQ_LEN)
     exact = properties_of("CPU", "pinned")
@@ -212,7 +213,7 @@ def test_a_reference_whose_logits_are_kept_is_scored_once(
     from llmcompress.evaluation import logits_cache, measurement, scoring
 
     monkeypatch.setattr(scoring, "MAX_CALL_TOKENS", 2 * 16)
-    feed = measurement.Feed(windows_of(ref_model, wikitext, num_windows=3), 16)
+    feed = scoring.Feed(windows_of(ref_model, wikitext, num_windows=3), 16)
     candidate, reference = (
         measurement.ModelOnDevice(llmcompress.load(artifact(name)), "CPU", {}) for name in ("int4", "none")
     )
@@ -515,11 +516,11 @@ def test_bad_input_is_refused_before_scoring(
     refused(UsageError, "there is no device NPU9", model, spec_of(wikitext, device="NPU9"))
     refused(UsageError, "`noise_floor` and `split_damage` compare with a reference", model, spec_of(wikitext),
             noise_floor=True, split_damage=True)  # fmt: skip
-    refused(UsageError, "`precision` pinned takes that away", model, spec_of(wikitext), reference=model,
+    refused(UsageError, '`precision="pinned"` takes that away', model, spec_of(wikitext), reference=model,
             split_damage=True)  # fmt: skip
-    refused(UsageError, "`chunk` 128 feeds whole windows", model, spec_of(wikitext, precision="as_used", chunk=128),
+    refused(UsageError, "`chunk=128` feeds whole windows", model, spec_of(wikitext, precision="as_used", chunk=128),
             reference=model, split_damage=True)  # fmt: skip
-    refused(UsageError, "which `reference_scores` cached avoids", model, spec_of(wikitext), reference=model,
+    refused(UsageError, 'which `reference_scores="cached"` avoids', model, spec_of(wikitext), reference=model,
             noise_floor=True, reference_scores="cached")  # fmt: skip
     refused(UsageError, "does not take the properties that exact execution needs", model, spec_of(wikitext,
             device="AUTO"))  # fmt: skip

@@ -94,7 +94,7 @@ def scored_text(source: Source, spec: EvalSpec, *, offline: bool = False) -> Tex
 
 
 def require_same_tokens(candidate: EvaluationWindows, reference: EvaluationWindows) -> None:
-    """Refuse a reference whose tokenizer reads the text otherwise.
+    """Refuse a reference whose tokenizer reads the text differently.
 
     Raises:
         ModelError: The ids differ.
@@ -209,7 +209,7 @@ def _whole_documents(documents: Sequence[str], spec: EvalSpec, encoder: TextEnco
         raise UsageError(
             "protocol rolling puts a token before each document; the tokenizer has neither bos_token nor eos_token",
             where=_name(spec),
-            hint="take `protocol` llama.cpp or sliding",
+            hint='take `protocol="llama.cpp"` or sliding',
         )
     windows: list[Window] = []
     used: list[str] = []

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from llmcompress.errors import ModelError
 from llmcompress.loaders.source import Source
+from llmcompress.loaders.tokenizer import TOKENIZER_XML, load_tokenizer
 from llmcompress.system.json_file import read_json
 
 TOKENIZER_JSON = "tokenizer.json"
-CONVERTED = "openvino_tokenizer.xml"
 
 Encode = Callable[[list[str], bool], list[list[int]]]
 """Texts, and whether special tokens go around each -> the ids of each."""
@@ -92,16 +92,13 @@ def text_encoder(source: Source) -> TextEncoder:
     directory = source.path
     if (directory / TOKENIZER_JSON).is_file():
         return TextEncoder(_by_tokenizers(directory / TOKENIZER_JSON), directory)
-    if (directory / CONVERTED).is_file():
-        return TextEncoder(_by_openvino(directory / CONVERTED), directory)
+    if (directory / TOKENIZER_XML).is_file():
+        return TextEncoder(_by_openvino(directory / TOKENIZER_XML), directory)
     if source.layout == "checkpoint":
-        from llmcompress.loaders.tokenizer import load_tokenizer
-
-        return TextEncoder(
-            by_transformers(load_tokenizer(directory, trust_remote_code=source.trust_remote_code)), directory
-        )
+        tokenizer = load_tokenizer(directory, trust_remote_code=source.trust_remote_code)
+        return TextEncoder(by_transformers(tokenizer), directory)
     raise ModelError(
-        f"there is no tokenizer: neither {TOKENIZER_JSON} nor {CONVERTED}",
+        f"there is no tokenizer: neither {TOKENIZER_JSON} nor {TOKENIZER_XML}",
         where=str(directory),
         hint="put the model's tokenizer files next to it",
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from llmcompress.evaluation.measurement import Feed, ModelOnDevice, score_side_by_side
+from llmcompress.evaluation.measurement import ModelOnDevice, score_side_by_side
 from llmcompress.evaluation.score_cache import ScoreCache
+from llmcompress.evaluation.scoring import Feed
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.graph.device import PINNED, properties_of
 from llmcompress.report.evaluation import DamagePart, NoiseFloor

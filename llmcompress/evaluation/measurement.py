@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.data.protocols import EvaluationWindows
 from llmcompress.errors import ModelError
 from llmcompress.evaluation.graph import Kind, add_scores, vocabulary_size
 from llmcompress.evaluation.logits_cache import LogitsCache
 from llmcompress.evaluation.score_cache import ScoreCache, ScoringPass, all_scores
-from llmcompress.evaluation.scoring import Batch, batches, calls, score, score_pair
+from llmcompress.evaluation.scoring import Batch, Feed, batches, calls, score, score_pair
 from llmcompress.evaluation.statistics import TokenScores, exact_kl, token_scores
 from llmcompress.graph.device import compile_model, effective_properties
 from llmcompress.loaders.loaded_model import LoadedModel
@@ -21,27 +20,8 @@ from llmcompress.system.progress import Reporter
 
 if TYPE_CHECKING:
     import openvino as ov
-    from numpy.typing import NDArray
 
-    from llmcompress.evaluation.score_cache import Score
-
-    Arrays = dict[str, NDArray[Any]]
-
-
-class Feed(NamedTuple):
-    """What is scored, and how it is fed."""
-
-    windows: EvaluationWindows
-    chunk: int
-    """Tokens per call."""
-
-    def batches(self, model: LoadedModel) -> list[Batch]:
-        """The windows, so many at once as a model's logits allow."""
-        return batches(self.windows.windows, self.chunk, vocabulary_size(model.model))
-
-    def scoring(self, batches: Sequence[Batch], cache: ScoreCache, stage: str, score: Score) -> ScoringPass:
-        """A pass over the text."""
-        return ScoringPass(stage, batches, self.windows.record.num_scored_tokens, cache, score)
+    from llmcompress.evaluation.scoring import Arrays
 
 
 class ModelOnDevice(NamedTuple):
@@ -85,9 +65,10 @@ def score_alone(candidate: ModelOnDevice, feed: Feed, progress: Reporter) -> Sco
     cache = ScoreCache("evaluations", scores_key("alone", feed, candidate._replace(properties=effective)))
 
     def run(todo: Sequence[Batch]) -> Iterator[tuple[Batch, list[Arrays]]]:
-        return score(compiled, feed.windows.windows, todo, feed.chunk)
+        return score(compiled, feed, todo)
 
-    return scored(feed, feed.scoring(feed.batches(candidate.loaded), cache, "score", run), (effective, {}), progress)
+    made = batches(feed, vocabulary_size(candidate.loaded.model))
+    return carry_out(ScoringPass("score", feed, made, cache, run), (effective, {}), progress)
 
 
 def score_side_by_side(
@@ -103,7 +84,7 @@ def score_side_by_side(
 
     With ``logits_dir`` the reference's logits are kept there, and taken from there when the next candidate comes.
     """
-    made = feed.batches(candidate.loaded)
+    made = batches(feed, vocabulary_size(candidate.loaded.model))
     kept = None if logits_dir is None else _logits_cache(logits_dir, reference, feed, made)
     second, effective = candidate.scorer("divergence")
     known = kept.properties() if kept else None
@@ -117,12 +98,12 @@ def score_side_by_side(
         return compiled or reference.scorer("logits")[0]
 
     def run(todo: Sequence[Batch]) -> Iterator[tuple[Batch, list[Arrays]]]:
-        for batch, scores in score_pair(second, first, feed.windows.windows, todo, feed.chunk, kept):
+        for batch, scores in score_pair(second, first, feed, todo, kept):
             yield batch, [_with_kl(window) for window in scores]
 
     as_run = candidate._replace(properties=effective), reference._replace(properties=known)
     cache = ScoreCache("evaluations", scores_key("pair", feed, *as_run))
-    return scored(feed, feed.scoring(made, cache, stage, run), (effective, known), progress)
+    return carry_out(ScoringPass(stage, feed, made, cache, run), (effective, known), progress)
 
 
 def check_vocabularies(candidate: LoadedModel, reference: LoadedModel) -> None:
@@ -140,13 +121,11 @@ def check_vocabularies(candidate: LoadedModel, reference: LoadedModel) -> None:
         )
 
 
-def scored(
-    feed: Feed, scoring: ScoringPass, properties: tuple[dict[str, str], dict[str, str]], progress: Reporter
-) -> Scored:
-    """Carry out a pass; ``properties`` are the effective ones of candidate and reference."""
+def carry_out(scoring: ScoringPass, properties: tuple[dict[str, str], dict[str, str]], progress: Reporter) -> Scored:
+    """Score what the cache does not hold; ``properties`` are the effective properties of candidate and reference."""
     by_window, new = all_scores(scoring, progress)
     return Scored(
-        scores=token_scores(feed.windows, by_window),
+        scores=token_scores(scoring.feed.windows, by_window),
         properties=properties[0],
         reference_properties=properties[1],
         num_resumed=len(by_window) - new.num_windows,

@@ -8,8 +8,9 @@ from llmcompress.artifact import MANIFEST, read_manifest
 from llmcompress.data.protocols import evaluation_windows, read_documents, require_same_tokens
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import UsageError
-from llmcompress.evaluation.measurement import Feed, ModelOnDevice, check_vocabularies
+from llmcompress.evaluation.measurement import ModelOnDevice, check_vocabularies
 from llmcompress.evaluation.request import EvalRequest, check_request
+from llmcompress.evaluation.scoring import Feed
 from llmcompress.evaluation.tasks import check_tasks
 from llmcompress.graph.device import check_device, properties_of
 from llmcompress.loaders.loaded_model import load

@@ -70,7 +70,7 @@ def check_request(request: EvalRequest) -> None:
     _check_split(request.spec, request.diagnostics)
     if request.reference.scores == "cached" and request.diagnostics.runs_pairs:
         raise UsageError(
-            "`noise_floor` and `split_damage` run two models at once, which `reference_scores` cached avoids",
+            '`noise_floor` and `split_damage` run two models at once, which `reference_scores="cached"` avoids',
             hint="leave one or the other out",
         )
     tasks = request.diagnostics.tasks
@@ -99,11 +99,11 @@ def _check_split(spec: EvalSpec, diagnostics: Diagnostics) -> None:
         return
     if spec.precision == "pinned":
         raise UsageError(
-            "`split_damage` shows what the runtime adds, and `precision` pinned takes that away",
-            hint="leave `precision` pinned out",
+            '`split_damage` shows what the runtime adds, and `precision="pinned"` takes that away',
+            hint='leave `precision="pinned"` out',
         )
     if spec.effective_chunk >= spec.seq_len:
         raise UsageError(
-            f"`chunk` {spec.effective_chunk} feeds whole windows, in which the cache's precision is not seen",
+            f"`chunk={spec.effective_chunk}` feeds whole windows, in which the cache's precision is not seen",
             hint="leave `chunk` out, or take a smaller one",
         )

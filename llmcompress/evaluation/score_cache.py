@@ -8,17 +8,16 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.errors import WriteError
-from llmcompress.evaluation.scoring import Batch
+from llmcompress.evaluation.scoring import Batch, Feed
 from llmcompress.system.cache import cache_dir, hold
 from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from llmcompress.evaluation.scoring import Arrays
 
-    Arrays = dict[str, NDArray[Any]]
     Score = Callable[[Sequence[Batch]], Iterator[tuple[Batch, list[Arrays]]]]
     """Batches -> each with the arrays of its windows."""
 
@@ -87,13 +86,12 @@ class ScoreCache:
 
 
 class ScoringPass(NamedTuple):
-    """Batches of a text that are to be scored one way, and where their scores are kept."""
+    """A text that is scored one way, and where its scores are kept."""
 
     stage: str
     """Its name in progress."""
+    feed: Feed
     batches: Sequence[Batch]
-    num_tokens: int
-    """Scored tokens of all batches."""
     cache: ScoreCache
     score: Score
 
@@ -132,8 +130,8 @@ def each_batch(
     Raises:
         WriteError: The disk refuses scores that must be kept.
     """
-    done = 0
-    progress(Progress(scoring.stage, 0, scoring.num_tokens, "tokens"))
+    done, total = 0, scoring.feed.windows.record.num_scored_tokens
+    progress(Progress(scoring.stage, 0, total, "tokens"))
     todo = []
     for batch in scoring.batches:
         scores = scoring.cache.get(batch.numbers)
@@ -141,13 +139,13 @@ def each_batch(
             todo.append(batch)
             continue
         done += _count(scores)
-        progress(Progress(scoring.stage, done, scoring.num_tokens, "tokens"))
+        progress(Progress(scoring.stage, done, total, "tokens"))
         yield batch, scores, True
     for batch, scores in scoring.score(todo):
         if not scoring.cache.add(batch.numbers, scores) and must_keep:
             raise _not_kept()
         done += _count(scores)
-        progress(Progress(scoring.stage, done, scoring.num_tokens, "tokens"))
+        progress(Progress(scoring.stage, done, total, "tokens"))
         yield batch, scores, False
 
 
@@ -159,5 +157,5 @@ def _not_kept() -> WriteError:
     return WriteError(
         "the reference's scores cannot be kept in the cache",
         where=str(cache_dir()),
-        hint="free disk space, set LLMCOMPRESS_CACHE to another disk, or take `reference_scores` exact",
+        hint='free disk space, set LLMCOMPRESS_CACHE to another disk, or take `reference_scores="exact"`',
     )

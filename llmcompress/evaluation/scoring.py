@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmcompress.data.protocols import Window
+from llmcompress.data.protocols import EvaluationWindows
 from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, TARGETS
 from llmcompress.evaluation.logits_cache import LogitsCache
 from llmcompress.graph.device import decoder_inputs, input_names
@@ -16,9 +16,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Arrays = dict[str, NDArray[Any]]
+    """Of one window or one call, by name."""
 
 MAX_LOGITS_BYTES = 128 << 20
 MAX_CALL_TOKENS = 1024
+
+
+class Feed(NamedTuple):
+    """What is scored, and how it is fed."""
+
+    windows: EvaluationWindows
+    chunk: int
+    """Tokens per call."""
 
 
 class Batch(NamedTuple):
@@ -40,15 +49,16 @@ class Call(NamedTuple):
     first: int
 
 
-def batches(windows: Sequence[Window], chunk: int, vocabulary_size: int) -> list[Batch]:
+def batches(feed: Feed, vocabulary_size: int) -> list[Batch]:
     """Put windows of similar length together, as many as keep a call's logits and tokens within bounds."""
     import numpy as np
 
+    windows = feed.windows.windows
     order = sorted(range(len(windows)), key=lambda n: (-len(windows[n].token_ids), windows[n].first_scored, n))
     made: list[Batch] = []
     while order:
         longest = len(windows[order[0]].token_ids)
-        tokens = min(chunk, longest - 1)
+        tokens = min(feed.chunk, longest - 1)
         scored = min(tokens, longest - windows[order[0]].first_scored)
         size = min(MAX_CALL_TOKENS // tokens, MAX_LOGITS_BYTES // (4 * vocabulary_size * scored))
         taken, order = order[: max(1, size)], order[max(1, size) :]
@@ -110,9 +120,8 @@ class Scorer:
 
 def score(
     compiled: ov.CompiledModel,
-    windows: Sequence[Window],
+    feed: Feed,
     made: Iterable[Batch],
-    chunk: int,
     more: Callable[[Batch, Call], dict[str, ov.Tensor]] | None = None,
 ) -> Iterator[tuple[Batch, list[Arrays]]]:
     """Score batches with one model, two under way at once; yields each with its windows' arrays.
@@ -125,7 +134,7 @@ def score(
     running: list[Iterator[tuple[Batch, list[Arrays]] | None]] = []
     while True:
         while scorers and (batch := next(waiting, None)) is not None:
-            running.append(_alone(scorers.pop(), batch, windows, chunk, more, scorers))
+            running.append(_alone(scorers.pop(), feed, batch, more, scorers))
         if not running:
             return
         for steps in list(running):
@@ -140,9 +149,8 @@ def score(
 def score_pair(
     candidate: ov.CompiledModel,
     reference: Callable[[], ov.CompiledModel],
-    windows: Sequence[Window],
+    feed: Feed,
     made: Iterable[Batch],
-    chunk: int,
     kept: LogitsCache | None = None,
 ) -> Iterator[tuple[Batch, list[Arrays]]]:
     """Score batches with two models side by side: the reference's logits go straight into the candidate's graph.
@@ -150,14 +158,13 @@ def score_pair(
     Args:
         candidate: Compiled, with the reference's logits as an input.
         reference: Gives the other one; not called while all its logits are kept.
-        windows: All of the text.
+        feed: All of the text.
         made: What is to be scored.
-        chunk: Tokens per call.
         kept: Where the reference's logits are looked for first, and kept for the next candidate.
     """
     first, second = None, Scorer(candidate)
     for batch in made:
-        planned = list(calls(batch, chunk))
+        planned = list(calls(batch, feed.chunk))
         known = kept.get(batch.numbers, len(planned)) if kept else None
         second.begin()
         if known is None:
@@ -175,7 +182,7 @@ def score_pair(
                 logits = _tensor(known[number])
             second.start(batch, call, **{REFERENCE_LOGITS: logits})
             parts.append((call, second.finish()))
-        yield batch, _by_window(batch, windows, parts)
+        yield batch, _by_window(batch, feed, parts)
 
 
 def _tensor(values: NDArray[Any]) -> ov.Tensor:
@@ -187,23 +194,22 @@ def _tensor(values: NDArray[Any]) -> ov.Tensor:
 
 def _alone(
     scorer: Scorer,
+    feed: Feed,
     batch: Batch,
-    windows: Sequence[Window],
-    chunk: int,
     more: Callable[[Batch, Call], dict[str, ov.Tensor]] | None,
     free: list[Scorer],
 ) -> Iterator[tuple[Batch, list[Arrays]] | None]:
     scorer.begin()
     parts = []
-    for call in calls(batch, chunk):
+    for call in calls(batch, feed.chunk):
         scorer.start(batch, call, **(more(batch, call) if more else {}))
         yield None
         parts.append((call, scorer.finish()))
     free.append(scorer)
-    yield batch, _by_window(batch, windows, parts)
+    yield batch, _by_window(batch, feed, parts)
 
 
-def _by_window(batch: Batch, windows: Sequence[Window], parts: Sequence[tuple[Call, Arrays]]) -> list[Arrays]:
+def _by_window(batch: Batch, feed: Feed, parts: Sequence[tuple[Call, Arrays]]) -> list[Arrays]:
     """Outputs at the scored positions of each window of a batch, each array ``[scored tokens, ...]``."""
     import numpy as np
 
@@ -212,7 +218,7 @@ def _by_window(batch: Batch, windows: Sequence[Window], parts: Sequence[tuple[Ca
     begin = kept[0][0].first
     joined = {name: np.concatenate([outputs[name] for _, outputs in kept], axis=1) for name in kept[0][1]}
     for row, number in enumerate(batch.numbers):
-        window = windows[number]
+        window = feed.windows.windows[number]
         scored = slice(window.first_scored - 1 - begin, len(window.token_ids) - 1 - begin)
         found.append({name: values[row, scored] for name, values in joined.items()})
     return found

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.evaluation.graph import REFERENCE_IDS, vocabulary_size
-from llmcompress.evaluation.measurement import Feed, ModelOnDevice, Scored, scored, scores_key
-from llmcompress.evaluation.score_cache import ScoreCache, each_batch
-from llmcompress.evaluation.scoring import Batch, Call, score
+from llmcompress.evaluation.measurement import ModelOnDevice, Scored, carry_out, scores_key
+from llmcompress.evaluation.score_cache import ScoreCache, ScoringPass, each_batch
+from llmcompress.evaluation.scoring import Batch, Call, Feed, batches, score
 from llmcompress.system.progress import Reporter
 
 if TYPE_CHECKING:
     import openvino as ov
-    from numpy.typing import NDArray
 
-    Arrays = dict[str, NDArray[Any]]
+    from llmcompress.evaluation.scoring import Arrays
 
 MASS = 0.99
 """Of the reference's probability, to be captured on average by its K likeliest tokens."""
@@ -30,7 +29,7 @@ class TopTokens(NamedTuple):
     cache: ScoreCache
     top_k: int
     properties: dict[str, str]
-    """Effective ones of the reference."""
+    """The reference's effective properties."""
     mass: float
     """Mean probability of the K tokens."""
 
@@ -41,7 +40,7 @@ def score_against_top_k(candidate: ModelOnDevice, reference: ModelOnDevice, feed
     The reference runs first and alone, and only for what the cache does not hold yet; then the candidate. By the
     log-sum inequality, putting tokens together to one can only lower a KL divergence.
     """
-    made = feed.batches(reference.loaded)
+    made = batches(feed, vocabulary_size(reference.loaded.model))
     known = _top_tokens(reference, feed, made, progress)
     compiled, effective = candidate.scorer("at_top_k")
 
@@ -53,13 +52,13 @@ def score_against_top_k(candidate: ModelOnDevice, reference: ModelOnDevice, feed
                 stored[batch.numbers] = known.cache.require(batch.numbers)
             return {REFERENCE_IDS: _ids_of_call(batch, call, feed, stored[batch.numbers])}
 
-        for batch, scores in score(compiled, feed.windows.windows, todo, feed.chunk, reference_ids):
+        for batch, scores in score(compiled, feed, todo, reference_ids):
             at_reference = stored.pop(batch.numbers)
             yield batch, [_bound(mine, theirs) for mine, theirs in zip(scores, at_reference, strict=True)]
 
     as_run = candidate._replace(properties=effective), reference._replace(properties=known.properties)
     cache = ScoreCache("evaluations", scores_key(f"top {known.top_k}", feed, *as_run))
-    found = scored(feed, feed.scoring(made, cache, "score", run), (effective, known.properties), progress)
+    found = carry_out(ScoringPass("score", feed, made, cache, run), (effective, known.properties), progress)
     return found._replace(top_k=known.top_k, captured_mass=known.mass)
 
 
@@ -80,11 +79,11 @@ def _top_tokens(reference: ModelOnDevice, feed: Feed, made: Sequence[Batch], pro
         def run(todo: Sequence[Batch], top_k: int = top_k) -> Iterator[tuple[Batch, list[Arrays]]]:
             if todo:
                 compiled, _ = reference.scorer("top_k", top_k=top_k)
-                yield from score(compiled, feed.windows.windows, todo, feed.chunk)
+                yield from score(compiled, feed, todo)
 
         masses: list[float] = []
         num_tokens = 0
-        scoring = feed.scoring(made, cache, "score the reference", run)
+        scoring = ScoringPass("score the reference", feed, made, cache, run)
         for _, scores, _ in each_batch(scoring, progress, must_keep=True):
             for window in scores:
                 masses.append(float(np.exp(window["log_probabilities"].astype(np.float64)).sum()))
@@ -103,7 +102,7 @@ def _choose_k(compiled: ov.CompiledModel, feed: Feed, batch: Batch) -> int:
     number = batch.numbers[0]
     window = feed.windows.windows[number]
     only = Batch((number,), window.token_ids[None], window.first_scored)
-    _, scores = next(score(compiled, feed.windows.windows, [only], feed.chunk))
+    _, scores = next(score(compiled, feed, [only]))
     logits = scores[0]["logits"][:SAMPLE_TOKENS].astype(np.float64)
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities /= probabilities.sum(axis=1, keepdims=True)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from llmcompress.data.protocols import EvaluationWindows, evaluation_windows, read_documents, require_same_tokens
 from llmcompress.data.tokens import text_encoder
 from llmcompress.errors import DataError, ResourceError
-from llmcompress.evaluation.measurement import Feed, ModelOnDevice, check_vocabularies, score_side_by_side
+from llmcompress.evaluation.measurement import ModelOnDevice, check_vocabularies, score_side_by_side
+from llmcompress.evaluation.scoring import Feed
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.graph.device import properties_of
 from llmcompress.loaders.loaded_model import load

@@ -137,7 +137,7 @@ def check_asked(device: DeviceProperties, asked: Mapping[str, tuple[str, ...]], 
                 raise UsageError(
                     f"{device.name} does not read {name}={value} from a model, and the scope is what a model can hold",
                     where="`properties`",
-                    hint="leave it out, or take `scope` all",
+                    hint='leave it out, or take `scope="all"`',
                 )
 
 
