@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from evaluation_fixture import windows_of
+from fake_hub import FakeHub, running, use
 
 import llmcompress
 from llmcompress.artifact import manifest_sha256
@@ -531,6 +532,17 @@ def test_text_and_memory_that_do_not_suffice(
 def test_a_reference_of_other_tokens_is_refused(artifact: Artifacts, wikitext: Path, demo_checkpoint: Path) -> None:
     with pytest.raises(ModelError, match="its tokenizer reads the text otherwise"):
         llmcompress.tune(artifact("int4"), spec_of(wikitext), reference=demo_checkpoint)
+
+
+def test_a_reference_on_the_hub_is_fetched_before_its_tokenizer_is_read(
+    artifact: Artifacts, wikitext: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in artifact("none").iterdir() if path.name != "eval.json"}
+    with running(FakeHub(files={**files, "README.md": b"# card", ".gitattributes": b""})) as server:
+        use(server.url, tmp_path / "cache", monkeypatch)
+        request = damage.TuneRequest(artifact("int4"), spec_of(wikitext), "acme/tiny")
+        models = damage.open_models(request, lambda progress: None)
+    assert models.reference.loaded.provenance.id == "acme/tiny"
 
 
 # All of it.

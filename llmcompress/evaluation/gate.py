@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from llmcompress.evaluation.intervals import judge
@@ -19,35 +18,22 @@ def combined(recipe: Gate | None, given: Gate) -> Gate:
 
 def threshold_checks(gate: Gate, divergence: DivergenceRecord | None) -> tuple[Check, ...]:
     """Compare measured means with the thresholds that are set; a KL divergence that is a bound can only fail."""
-    detail = "" if divergence else "no --reference was given"
+    measured = {}
+    if divergence is not None:
+        measured = {
+            "max_kl": divergence.kl_divergence.value,
+            "min_top1_agreement": divergence.top1_agreement.value,
+            "max_perplexity_increase": divergence.perplexity_ratio.value - 1,
+        }
     checks = []
-    if gate.max_kl is not None:
-        value = divergence.kl_divergence.value if divergence else None
-        passed = _at_most(value, gate.max_kl)
-        if passed and divergence and not divergence.exact:
+    for name, required in gate.model_dump(exclude_none=True).items():
+        value, passed, detail = measured.get(name), None, "" if divergence else "no --reference was given"
+        if value is not None:
+            # What is not a number is beyond every limit.
+            passed = value >= required if name == "min_top1_agreement" else value <= required
+        if name == "max_kl" and passed and divergence and not divergence.exact:
             passed, detail = None, "only a lower bound was measured; take --reference-scores exact"
-        checks.append(Check(name="max_kl", passed=passed, value=value, required=gate.max_kl, detail=detail))
-        detail = "" if divergence else detail
-    if gate.min_top1_agreement is not None:
-        value = divergence.top1_agreement.value if divergence else None
-        passed = None if value is None else value >= gate.min_top1_agreement
-        checks.append(
-            Check(
-                name="min_top1_agreement", passed=passed, value=value, required=gate.min_top1_agreement, detail=detail
-            )
-        )
-    if gate.max_perplexity_increase is not None:
-        value = divergence.perplexity_ratio.value - 1 if divergence else None
-        passed = _at_most(value, gate.max_perplexity_increase)
-        checks.append(
-            Check(
-                name="max_perplexity_increase",
-                passed=passed,
-                value=value,
-                required=gate.max_perplexity_increase,
-                detail=detail,
-            )
-        )
+        checks.append(Check(name=name, passed=passed, value=value, required=required, detail=detail))
     return tuple(checks)
 
 
@@ -96,8 +82,3 @@ def gate_record(checks: Iterable[Check]) -> GateRecord:
     else:
         passed = True
     return GateRecord(passed=passed, checks=made)
-
-
-def _at_most(value: float | None, limit: float) -> bool | None:
-    # What is not a number is beyond every limit.
-    return None if value is None else bool(not math.isnan(value) and value <= limit)
