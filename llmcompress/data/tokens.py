@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmcompress.errors import ModelError
+from llmcompress.errors import ModelError, last_line
 from llmcompress.loaders.source import Source
 from llmcompress.loaders.tokenizer import TOKENIZER_XML, load_tokenizer
 from llmcompress.system.json_file import read_json
@@ -146,8 +146,7 @@ def _by_openvino(path: Path) -> Encode:
     try:
         compiled = ov.Core().compile_model(path, "CPU")
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ModelError(f"it cannot be compiled: {reason}", where=str(path), hint="") from None
+        raise ModelError(f"it cannot be compiled: {last_line(error)}", where=str(path)) from None
 
     def framed(text: str) -> list[int]:
         return [int(token) for token in compiled([text])["input_ids"][0]]

@@ -9,11 +9,10 @@ from llmcompress.artifact import manifest_sha256, read_manifest, write_report
 from llmcompress.errors import ArtifactError
 from llmcompress.evaluation.gate import carried, combined, gate_record, threshold_checks
 from llmcompress.report.evaluation import EvalReport
+from llmcompress.report.file_names import EVAL_REPORT
 from llmcompress.spec import Gate
 
 _log = logging.getLogger(__name__)
-
-EVAL_REPORT = "eval.json"
 
 
 def store_report(directory: Path, report: EvalReport) -> EvalReport:
@@ -50,7 +49,7 @@ def judge_again(directory: str | Path, gate: Gate) -> EvalReport:
     earlier = _earlier(directory)
     manifest = read_manifest(directory)
     if earlier is None or earlier.model.manifest_sha256 != manifest_sha256(directory):
-        raise ArtifactError("has no eval.json of its bytes", where=str(directory), hint="run: llmcompress eval")
+        raise ArtifactError(f"has no {EVAL_REPORT} of its bytes", where=str(directory), hint="run: llmcompress eval")
     probes = [check for check in earlier.gate.checks if check.name not in Gate.model_fields]
     checks = (*threshold_checks(combined(manifest.recipe.gate, gate), earlier.divergence), *probes)
     report = earlier.model_copy(update={"gate": carried(earlier.gate, gate_record(checks))})

@@ -22,11 +22,8 @@ from llmcompress.report.evaluation import DivergenceRecord, EvalReport, GateReco
 from llmcompress.report.stages import Stages
 from llmcompress.spec import Access, EvalSpec, Gate
 from llmcompress.system.environment import installed_versions, quiet_libraries
-from llmcompress.system.memory import memory
+from llmcompress.system.memory import ROOM, memory
 from llmcompress.system.progress import Reporter, silent
-
-ROOM = 1.5
-"""Two models at once need about this times their files."""
 
 
 class Judged(NamedTuple):

@@ -25,6 +25,7 @@ from llmcompress.integrations.quantization_config import OVRecipeConfig
 from llmcompress.loaders.generation import save_generation_config
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import Source, resolve
+from llmcompress.report.file_names import MODEL_XML
 from llmcompress.report.stages import Stages
 from llmcompress.spec import RECOMMENDED, Recipe, load_recipe
 from llmcompress.spec.access import Access
@@ -47,7 +48,7 @@ _ELSEWHERE: Mapping[str, tuple[tuple[object, ...], str]] = {
     "compile_only": ((False,), "compress first, and open the saved directory with compile_only=True"),
     "variant": ((None,), "give a directory with the files of that variant"),
     "from_onnx": ((False,), "give the original checkpoint"),
-    "file_name": ((None,), "give the directory that holds openvino_model.xml"),
+    "file_name": ((None,), f"give the directory that holds {MODEL_XML}"),
     "preprocessors": ((None, []), "remove it: save_pretrained writes the model's own tokenizer"),
 }
 """Options of the parent that a recipe leaves no room for: what is accepted, and what to do instead."""
@@ -251,7 +252,7 @@ def _opening(cls: type[OVModelForCausalLM], compressed: CompressedModel) -> Any:
     class Opening(cls):  # type: ignore[misc, valid-type]
         @staticmethod
         def _cached_file(model_path: Path, **kwargs: Any) -> Path:
-            return model_path / "openvino_model.xml"
+            return model_path / MODEL_XML
 
         @staticmethod
         def load_model(file_name: Path, **kwargs: Any) -> Any:

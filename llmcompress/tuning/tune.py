@@ -16,13 +16,13 @@ from llmcompress.graph.device import check_device, properties_of
 from llmcompress.loaders.source import Source, require_context, resolve
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.environment import environment_record
+from llmcompress.report.file_names import TUNE_REPORT
 from llmcompress.report.stages import Stages
 from llmcompress.report.tuning import Trial, TuneReport, TuningReference, TuningVerification
 from llmcompress.spec import Gate, TuneSpec
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.progress import Reporter, silent
-from llmcompress.tuning.application import TUNE_REPORT
 from llmcompress.tuning.choice import OUT_OF_TIME, Limits, limits, with_front
 from llmcompress.tuning.damage import Models, TuneRequest, divergence_under, open_models
 from llmcompress.tuning.race import SAME, start
