@@ -194,8 +194,7 @@ def report(
 
 def _affordable(candidate: ModelOnDevice, reference: ModelOnDevice, *, at_once: bool) -> ReferenceScores:
     """Both models at once where memory suffices."""
-    files = (*candidate.loaded.provenance.files, *reference.loaded.provenance.files)
-    weights = sum(file.size_bytes for file in files if file.path.endswith((".bin", ".safetensors")))
+    weights = candidate.loaded.provenance.weight_bytes + reference.loaded.provenance.weight_bytes
     needed, available = int(weights * ROOM), memory().available
     if needed < available:
         return "exact"

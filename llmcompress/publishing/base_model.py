@@ -62,7 +62,7 @@ def base_model(manifest: CompressionReport) -> BaseModel:
         license_url=_url(link, hub_id, revision),
         language=card.language if card else (),
         statement=_statement(manifest),
-        weight_bytes=sum(file.size_bytes for file in manifest.provenance.files if file.path.endswith(_WEIGHTS)),
+        weight_bytes=manifest.provenance.weight_bytes,
     )
 
 

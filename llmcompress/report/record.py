@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from llmcompress.report.file_names import MODEL_BIN
+
 
 class Record(BaseModel):
     """A frozen report record; fields that a newer version added are tolerated when read."""
@@ -53,6 +55,11 @@ class Provenance(Record):
     trust_remote_code: bool = False
     card: SourceCard | None = None
     """None where the source has no README or it was not at hand offline, and in manifests of earlier versions."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the files that hold weights."""
+        return sum(file.size_bytes for file in self.files if file.path.endswith((".safetensors", MODEL_BIN)))
 
 
 class EnvironmentRecord(Record):

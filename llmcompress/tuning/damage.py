@@ -141,11 +141,8 @@ def _parts(windows: EvaluationWindows, spec: TuneSpec) -> tuple[EvaluationWindow
 
 def _check_memory(candidate: ModelOnDevice, reference: ModelOnDevice) -> None:
     """Two workers hold the model while it is timed; the model and its reference run while they are compared."""
-    sizes = [
-        sum(file.size_bytes for file in model.loaded.provenance.files if file.path.endswith((".bin", ".safetensors")))
-        for model in (candidate, reference)
-    ]
-    needed, available = int(ROOM * (sum(sizes) + 2 * sizes[0])), memory().available
+    weights = 3 * candidate.loaded.provenance.weight_bytes + reference.loaded.provenance.weight_bytes
+    needed, available = int(ROOM * weights), memory().available
     if needed > available:
         raise ResourceError(
             f"about {needed / 1e9:.1f} GB of memory are needed, {available / 1e9:.1f} GB are free",
