@@ -1,4 +1,4 @@
-"""What is measured on top of the scores: where a damage comes from, what is noise, and what no average shows."""
+"""What is measured on top of the scores: where the damage comes from, what is noise, and what no average shows."""
 
 from __future__ import annotations
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-
-from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.ratios import judge_ratio
 from llmcompress.report.evaluation import Estimate
 from llmcompress.report.tuning import Trial, TuningVerification
@@ -29,8 +24,8 @@ def verify_best(request: TuneRequest, best: Trial, progress: Reporter) -> Tuning
     for number in range(pairs):
         progress(Progress("verify", number, pairs + 1))
         with (
-            _fresh(request.directory, spec.device, {}) as default,
-            _fresh(request.directory, spec.device, best.properties) as client,
+            start(request.directory, spec.device, {})[0] as default,
+            start(request.directory, spec.device, best.properties)[0] as client,
         ):
             races.append(race(client, default, spec))
     gain: Estimate = races[0].gain
@@ -68,10 +63,3 @@ def decide(found: TuningVerification, best: Trial, default: Trial, kept: Limits)
         return best, True, f"{why}, in fresh processes and on held-out text"
     how = "worse than the default" if found.judgement == "worse" else "better only inside the noise"
     return default, True, f"in fresh processes the best was {how}; the defaults stay"
-
-
-@contextlib.contextmanager
-def _fresh(directory: Path, device: str, properties: dict[str, str]) -> Iterator[Client]:
-    client, _ = start(directory, device, properties)
-    with client:
-        yield client
