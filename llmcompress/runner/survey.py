@@ -191,7 +191,7 @@ def _check_machine(plan: Plan) -> None:
         try:
             check_properties(plan.tune.spec())
         except UsageError as error:
-            where = "tune.properties" if error.where == "--property" else error.where
+            where = "tune.properties" if "propert" in error.where else error.where
             raise UsageError(error.message, where=where, hint=error.hint) from None
     genai = plan.benchmark is not None and plan.benchmark.engine == "genai"
     if genai and importlib.util.find_spec("openvino_genai") is None:
