@@ -81,7 +81,8 @@ _HOMES = {
     "llmcompress.compression.compress": "compress",
     "llmcompress.errors": "ArtifactError DataError GateError HubError InterruptedRunError KilledForMemoryError "
     "LlmcompressError LockedError ModelError RecipeError ResourceError SecurityError UsageError WriteError",
-    "llmcompress.evaluation.evaluate": "check_conversion evaluate",
+    "llmcompress.evaluation.conversion": "check_conversion",
+    "llmcompress.evaluation.evaluate": "evaluate",
     "llmcompress.integrations.from_ir": "recipe_from_artifact",
     "llmcompress.integrations.modeling": "OVModelForCausalLM",
     "llmcompress.integrations.quantization_config": "OVRecipeConfig to_quantization_config",
