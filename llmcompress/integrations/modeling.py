@@ -17,9 +17,8 @@ from transformers import AutoConfig, GenerationConfig
 
 from llmcompress.artifact import staging
 from llmcompress.compression.output import inputs, write
-from llmcompress.compression.run import CompressedModel, compress_in_memory
+from llmcompress.compression.run import CompressedModel, CompressOptions, compress_in_memory
 from llmcompress.errors import UsageError
-from llmcompress.evaluation.accuracy import accuracy_metric
 from llmcompress.graph.model import nncf_records
 from llmcompress.integrations.quantization_config import OVRecipeConfig
 from llmcompress.loaders.generation import save_generation_config
@@ -210,16 +209,8 @@ def _in_memory(
 ) -> OVModelForCausalLM:
     stages = Stages()
     with tempfile.TemporaryDirectory(prefix="llmcompress-") as scratch:
-        compressed = compress_in_memory(
-            found,
-            recipe,
-            scratch_dir=Path(scratch),
-            offline=options.access.offline,
-            allow_nonfinite=options.access.allow_nonfinite,
-            tokenizer=options.tokenizer,
-            make_metric=accuracy_metric,
-            stages=stages,
-        )
+        how = CompressOptions(Path(scratch), access=options.access, tokenizer=options.tokenizer)
+        compressed = compress_in_memory(found, recipe, how, stages)
         stages.pause()
         loaded = compressed.loaded
         write_json(Path(scratch) / "config.json", loaded.config)

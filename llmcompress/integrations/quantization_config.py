@@ -22,7 +22,7 @@ from llmcompress.compression.nncf.weights import nncf_arguments
 from llmcompress.data import calibration_windows, require_text
 from llmcompress.errors import RecipeError
 from llmcompress.loaders.source import fetch_side_files, longest_context, resolve
-from llmcompress.loaders.tokenizer import load_tokenizer
+from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.spec import Gate, IgnoredScope, Quantization, Recipe, WeightCompression, load_recipe
 from llmcompress.spec.access import Access
 from llmcompress.spec.modes import INT8
@@ -303,7 +303,7 @@ class _Bound:
         # A directory has no revisions; the model may be one although the configuration is for the Hub's, too.
         found = resolve(source, access.at(None) if Path(source).is_dir() else access)
         found = fetch_side_files(found)
-        own = load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
+        own = source_tokenizer(found)
         token_ids = calibration_windows(
             recipe.calibration, own, offline=access.offline, max_seq_len=longest_context(found)
         ).token_ids

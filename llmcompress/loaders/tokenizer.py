@@ -7,16 +7,14 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.graph.model import number_nodes
+from llmcompress.loaders.source import Source
 from llmcompress.system.environment import allow_sklearn
 from llmcompress.system.json_file import write_json
 from llmcompress.system.patching import replaced
-
-if TYPE_CHECKING:
-    pass
 
 TOKENIZER_XML = "openvino_tokenizer.xml"
 DETOKENIZER_XML = "openvino_detokenizer.xml"
@@ -56,6 +54,11 @@ CHECK_TEXTS = (
     "a . b , c ! d ?",
     "x" * 200,
 )
+
+
+def source_tokenizer(source: Source) -> Any:
+    """Load the tokenizer of a source whose files are there; raises as ``load_tokenizer``."""
+    return load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
