@@ -194,7 +194,7 @@ def _refuse_quantized(found: Source, recipe: Recipe) -> None:
         raise ModelError(
             f"the checkpoint is already quantized and recipe {recipe.name} would quantize it again",
             where=found.id or found.path.name,
-            hint="convert it as it is with --recipe none, or give the original checkpoint",
+            hint="convert it as it is with `recipe=none`, or give the original checkpoint",
         )
 
 

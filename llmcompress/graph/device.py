@@ -107,7 +107,7 @@ def compile_model(model: ov.Model, device: str, properties: dict[str, str]) -> o
         return ov.Core().compile_model(model, device, properties)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise UsageError(f"the device refuses it: {reason}", where=device, hint="try --device CPU") from error
+        raise UsageError(f"the device refuses it: {reason}", where=device, hint="try `device=CPU`") from error
 
 
 def input_names(model: ov.Model | ov.CompiledModel) -> set[str]:

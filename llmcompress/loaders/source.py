@@ -80,7 +80,7 @@ def resolve(source: str | Path, access: Access = Access()) -> Source:
         return _from_hub(text, access)
     if access.revision is not None:
         raise UsageError(
-            f"--revision {access.revision} has no effect on a directory",
+            f"`revision={access.revision}` has no effect on a directory",
             where=text,
             hint="leave it out, or give the Hub id; a local path of the same spelling goes first",
         )

@@ -32,7 +32,7 @@ REQUIRED_FILES: dict[str, tuple[str, ...]] = {
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 # Where the tokenizer was loaded from; the same tokenizer must give the same bytes from any folder or cache.
 _ORIGIN_KEYS = ("is_local", "local_files_only", "name_or_path", "_commit_hash", "cache_dir")
-_HINT = "convert with --no-tokenizer (in Python: tokenizer=False) to ship the model without it"
+_HINT = "convert with `tokenizer=False` to ship the model without it"
 
 CHECK_TEXTS = (
     "",
@@ -86,7 +86,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
             raise SecurityError(
                 "the tokenizer is Python code that came with the model, and would be run",
                 where=where,
-                hint="read that code, then pass --trust-remote-code",
+                hint="read that code, then pass `trust_remote_code`",
             ) from None
         raise ModelError(f"the tokenizer cannot be loaded: {_told(error)}", where=where, hint=_HINT) from None
     if len(tokenizer) == 0:
