@@ -137,7 +137,7 @@ class _Made:
 
 
 def _changed(written: dict[str, Any] | None, before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any] | None:
-    """The fields of a file, with what is now other than before; as it was where nothing is."""
+    """The fields of a file, with what differs now; as it was where nothing does."""
     names = {name for name in before.keys() | now.keys() if name not in _BOOKKEEPING}
     changed = {name: now.get(name) for name in names if before.get(name) != now.get(name)}
     if not changed:
@@ -167,7 +167,7 @@ def _in_memory(
         loaded = compressed.loaded
         write_json(Path(scratch) / "config.json", loaded.config)
         save_generation_config(loaded.config, loaded.generation_config, compressed.tokenizer, Path(scratch))
-        # Code of the model's own lies beside its configuration, not beside the exporter's.
+        # Code of the model's own lies next to its configuration, not next to the exporter's.
         place = found.path if found.trust_remote_code else scratch
         own = AutoConfig.from_pretrained(place, trust_remote_code=found.trust_remote_code)
         own.name_or_path = model_id

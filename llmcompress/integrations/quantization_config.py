@@ -96,7 +96,7 @@ class OVRecipeConfig(ABC):
         """Return the configuration that ``to_dict`` wrote.
 
         Raises:
-            RecipeError: it holds no recipe, or something beside it.
+            RecipeError: it holds no recipe, or more than that.
         """
         given = {**config_dict, **kwargs}
         if "recipe" not in given or given.keys() - {"recipe", "num_samples", "ignored_scope"}:
@@ -160,7 +160,7 @@ class OVRecipeConfig(ABC):
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """Nothing beside the recipe."""
+        """Nothing but the recipe."""
         return {}
 
     @property

@@ -121,7 +121,7 @@ def scan_constants(model: ov.Model, *, where: str, file: str, allow_nonfinite: b
         return search.found()
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        # Not in the threads: when two of them ask OpenVINO for its first array at once, both wait for ever.
+        # Not in the threads: when two of them ask OpenVINO for its first array at once, both wait forever.
         arrays = [op.data for op in weights]
         found = [each for several in pool.map(one, weights, arrays) for each in several]
     judge(found, where=where, allow_nonfinite=allow_nonfinite)

@@ -25,7 +25,7 @@ Layout = Literal["checkpoint", "ir"]
 
 IR_FILES = ("openvino_model.xml", "openvino_model.bin")
 
-# Everything beside the weights that loading and tokenization read, as names in the top directory.
+# Everything next to the weights that loading and tokenization read, as names in the top directory.
 _SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*vocab*.txt", "merges.txt", "*.bpe")
 _TEMPLATES = "additional_chat_templates/*.jinja"
 _IR_SIDE_FILES = tuple(f"openvino_{part}.{end}" for part in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
@@ -150,7 +150,7 @@ def longest_context(source: Source) -> int | None:
 
 
 def side_files(source: Source) -> tuple[str, ...]:
-    """Names of the configuration and tokenizer files beside the weights, sorted."""
+    """Names of the configuration and tokenizer files next to the weights, sorted."""
     return tuple(sorted(name for name in _names(source.path) if _is_side_file(name, source)))
 
 

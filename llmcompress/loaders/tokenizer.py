@@ -1,4 +1,4 @@
-"""The tokenizer beside the model: loaded, saved with its OpenVINO conversion, and the conversion compared with it."""
+"""The tokenizer next to the model: loaded, saved with its OpenVINO conversion, and the conversion compared with it."""
 
 from __future__ import annotations
 

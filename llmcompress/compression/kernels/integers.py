@@ -1,6 +1,6 @@
 """Quantization to integers, group by group, in blocks that stay in the cache: from stored floats to packed bytes.
 
-The arithmetic is that of NNCF 3.4 (``nncf/openvino/optimized_functions/models.py``, and the NumPy path beside it for
+The arithmetic is that of NNCF 3.4 (``nncf/openvino/optimized_functions/models.py``, and the NumPy path next to it for
 symmetric modes): IEEE 754 single precision in this order, true division, rounding half to even. A group is what shares
 a scale; groups lie one after another in memory. Compiled by Numba, without its licence to reorder or contract.
 """
