@@ -22,9 +22,9 @@ from llmcompress.benchmarking.timing import (
     ttft_s,
 )
 from llmcompress.benchmarking.worker import MemoryUse, Opened
-from llmcompress.errors import ModelError, ResourceError, UsageError
+from llmcompress.errors import ModelError, ResourceError
 from llmcompress.graph.device import check_device, properties_of
-from llmcompress.loaders.source import fetch_weights, longest_context, resolve
+from llmcompress.loaders.source import fetch_weights, require_context, resolve
 from llmcompress.report.benchmark import BenchCase, BenchReport, BenchSetting, LoadTimes
 from llmcompress.report.environment import environment_record
 from llmcompress.report.stages import Stages
@@ -134,21 +134,15 @@ def _start(
 ) -> _Model:
     # A revision is of the Hub sources among them.
     found = resolve(source, Access(None if Path(source).exists() else revision, offline=offline))
-    name = found.id or found.path.name
+    name = found.name
     if found.layout != "ir":
         raise ModelError(
             "a benchmark runs OpenVINO models, and this is a checkpoint",
             where=name,
             hint="convert it first: llmcompress compress SOURCE --recipe none",
         )
-    longest = longest_context(found)
     most = max(shape.depth + shape.prompt_tokens + shape.new_tokens for shape in shapes)
-    if longest is not None and most > longest:
-        raise UsageError(
-            f"depth, prompt and new tokens are {most} together, the model's context is {longest}",
-            where=name,
-            hint="take fewer",
-        )
+    require_context(found, most, f"depth, prompt and new tokens are {most} together")
     found = fetch_weights(found, progress=progress)
     if (found.path / MANIFEST).is_file():
         require_verified(found.path)

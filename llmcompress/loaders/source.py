@@ -54,6 +54,11 @@ class Source(NamedTuple):
     expected_sha256: Mapping[str, str] = {}
     """Hashes that the Hub states, by file name; known after ``fetch_weights``."""
 
+    @property
+    def name(self) -> str:
+        """For people: the Hub id, or the directory's name."""
+        return self.id or self.path.name
+
 
 def resolve(source: str | Path, access: Access = Access()) -> Source:
     """Find a model by Hub id or path; of a Hub model only the file list and ``config.json`` are fetched.
@@ -147,6 +152,26 @@ def longest_context(source: Source) -> int | None:
     """Tokens that the model's positions reach, by the names configurations have for it; None where it states none."""
     found = (source.config.get(name) for name in _CONTEXT_KEYS)
     return next((value for value in found if isinstance(value, int)), None)
+
+
+def require_context(source: Source, num_tokens: int, asked: str, *, field: str = "", hint: str = "take fewer") -> None:
+    """Refuse more tokens at once than the model's positions reach.
+
+    Args:
+        asked: The message up to the comma, such as ``f"{num_tokens} tokens were asked for"``.
+        field: What asks for them, where the model's name alone does not say it.
+        hint: What to do; ``{longest}`` in it becomes the model's context.
+
+    Raises:
+        UsageError: ``num_tokens`` is more.
+    """
+    longest = longest_context(source)
+    if longest is not None and num_tokens > longest:
+        raise UsageError(
+            f"{asked}, the model's context is {longest}",
+            where=f"{source.name}: {field}" if field else source.name,
+            hint=hint.format(longest=longest),
+        )
 
 
 def side_files(source: Source) -> tuple[str, ...]:

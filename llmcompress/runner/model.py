@@ -7,9 +7,8 @@ from functools import cached_property
 from pydantic import BaseModel
 
 from llmcompress.compression.run import recipe_windows
-from llmcompress.errors import UsageError
 from llmcompress.evaluation.evaluate import scored_text
-from llmcompress.loaders.source import Source, fetch_side_files, longest_context, resolve
+from llmcompress.loaders.source import Source, fetch_side_files, require_context, resolve
 from llmcompress.report.compression import CalibrationRecord
 from llmcompress.runner.durations import remembered
 from llmcompress.runner.records import MEASURED, Step
@@ -93,9 +92,6 @@ class PlannedModel:
 
 
 def _check_context(found: Source, plan: Plan) -> None:
-    longest = longest_context(found)
-    if longest is None:
-        return
     wanted = {"evaluation.seq_len": plan.evaluation.seq_len if plan.evaluation else 0}
     if plan.benchmark is not None:
         shapes = plan.benchmark.shapes()
@@ -104,9 +100,5 @@ def _check_context(found: Source, plan: Plan) -> None:
         wanted["tune.seq_len"] = plan.tune.seq_len
         wanted["tune.workloads"] = max(each.prompt_tokens + each.new_tokens for each in plan.tune.workloads)
     for field, num_tokens in wanted.items():
-        if num_tokens > longest:
-            raise UsageError(
-                f"{num_tokens} tokens at once were asked for, the model's context is {longest}",
-                where=f"{found.id or found.path.name}: {field}",
-                hint="take fewer tokens, or leave this model out",
-            )
+        asked = f"{num_tokens} tokens at once were asked for"
+        require_context(found, num_tokens, asked, field=field, hint="take fewer tokens, or leave this model out")
