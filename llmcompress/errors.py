@@ -115,6 +115,16 @@ class InterruptedRunError(LlmcompressError):
     exit_code = 130
 
 
+def last_line(error: BaseException) -> str:
+    """What a library says in the end: the lines before it are its own call stack."""
+    return str(error).strip().splitlines()[-1]
+
+
+def one_line(text: object, max_chars: int | None = None) -> str:
+    """A text, such as an error's, without its line breaks, and cut off after so many characters."""
+    return " ".join(str(text).split())[:max_chars]
+
+
 def _rebuild(kind: type[LlmcompressError], message: str, where: str, hint: str, exit_code: int) -> LlmcompressError:
     error = kind(message, where=where, hint=hint)
     error.exit_code = exit_code

@@ -3,7 +3,6 @@
 from llmcompress.artifact.failures import write_errors
 from llmcompress.artifact.manifest import (
     HUB_FILES,
-    MANIFEST,
     REPORTS,
     file_records,
     manifest_sha256,
@@ -12,6 +11,7 @@ from llmcompress.artifact.manifest import (
 from llmcompress.artifact.output import Staging, remove_artifact, remove_leftovers, staging
 from llmcompress.artifact.reports import Measurements, read_measurements, replace_report, write_report
 from llmcompress.artifact.verification import Problem, VerifyReport, require_verified, verify
+from llmcompress.report.file_names import MANIFEST
 
 __all__ = [
     "HUB_FILES",

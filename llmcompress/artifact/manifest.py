@@ -11,11 +11,10 @@ from pydantic import ValidationError
 
 from llmcompress.errors import ArtifactError
 from llmcompress.report.compression import CompressionReport
+from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT, MANIFEST, TUNE_REPORT
 from llmcompress.report.record import FileRecord, Record
 
-MANIFEST = "llmcompress.json"
-
-REPORTS = frozenset({"README.md", "bench.json", "eval.json", "tune.json"})
+REPORTS = frozenset({CARD, BENCH_REPORT, EVAL_REPORT, TUNE_REPORT})
 """Files that later steps add: not listed in the manifest, they carry its hash instead."""
 
 HUB_FILES = frozenset({".gitattributes"})

@@ -23,12 +23,13 @@ from filelock import FileLock, Timeout, UnixFileLock
 from pydantic import ValidationError
 
 from llmcompress.artifact.failures import size_limit_as_error, write_errors
-from llmcompress.artifact.manifest import MANIFEST, NOT_LISTED, entries, manifest_bytes
+from llmcompress.artifact.manifest import NOT_LISTED, entries, manifest_bytes
 from llmcompress.artifact.placement import refuse_existing, refuse_overlap, resolve_output
 from llmcompress.errors import ArtifactError, LlmcompressError, LockedError
 from llmcompress.report.compression import CompressionReport
+from llmcompress.report.file_names import MANIFEST
 from llmcompress.report.record import Record
-from llmcompress.system.files import replace_directory, sync_directory, sync_tree, write_synced
+from llmcompress.system.files import replace_directory, replace_file, sync_directory, sync_tree, write_synced
 
 _OWNER, _MODEL, _REPLACED = "owner.json", "model", "replaced"
 _REMOVALS = 5
@@ -71,9 +72,7 @@ class Staging:
         directory = self.path.parent
         with write_errors(self.target):
             sync_tree(self.path)
-            write_synced(directory / MANIFEST, manifest_bytes(manifest))
-            (directory / MANIFEST).rename(self.path / MANIFEST)
-            sync_directory(self.path)
+            replace_file(self.path / MANIFEST, manifest_bytes(manifest), beside=self.path)
             if refuse_existing(self.target, overwrite=self.overwrite):
                 replace_directory(self.path, self.target, aside=directory / _REPLACED)
             else:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from llmcompress.artifact.manifest import MANIFEST
 from llmcompress.errors import UsageError
+from llmcompress.report.file_names import MANIFEST
 
 _Identity = tuple[int, int]
 

@@ -12,6 +12,7 @@ from llmcompress.artifact.manifest import manifest_sha256, read_manifest
 from llmcompress.report.benchmark import BenchReport
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
+from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, TUNE_REPORT
 from llmcompress.report.record import Record
 from llmcompress.report.tuning import TuneReport
 from llmcompress.system.files import replace_file
@@ -40,17 +41,17 @@ def read_measurements(directory: Path) -> Measurements:
     manifest = read_manifest(directory)
     digest = manifest_sha256(directory)
     unused: dict[str, str] = {}
-    evaluation = _read(directory / "eval.json", EvalReport, unused)
+    evaluation = _read(directory / EVAL_REPORT, EvalReport, unused)
     if evaluation is not None and evaluation.model.manifest_sha256 != digest:
-        unused["eval.json"] = _other_bytes(evaluation.model.manifest_sha256)
+        unused[EVAL_REPORT] = _other_bytes(evaluation.model.manifest_sha256)
         evaluation = None
-    benchmark = _read(directory / "bench.json", BenchReport, unused)
+    benchmark = _read(directory / BENCH_REPORT, BenchReport, unused)
     if benchmark is not None and benchmark.manifest_sha256 != digest:
-        unused["bench.json"] = _other_bytes(benchmark.manifest_sha256)
+        unused[BENCH_REPORT] = _other_bytes(benchmark.manifest_sha256)
         benchmark = None
-    tuning = _read(directory / "tune.json", TuneReport, unused)
+    tuning = _read(directory / TUNE_REPORT, TuneReport, unused)
     if tuning is not None and tuning.manifest_sha256 != digest:
-        unused["tune.json"] = _other_bytes(tuning.manifest_sha256)
+        unused[TUNE_REPORT] = _other_bytes(tuning.manifest_sha256)
         tuning = None
     return Measurements(manifest, digest, evaluation, benchmark, tuning, unused)
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from llmcompress.artifact.manifest import MANIFEST, NOT_LISTED, entries, file_record, read_manifest
+from llmcompress.artifact.manifest import NOT_LISTED, entries, file_record, read_manifest
 from llmcompress.errors import ArtifactError
 from llmcompress.report.compression import CompressionReport
+from llmcompress.report.file_names import MANIFEST
 from llmcompress.report.record import FileRecord, Record
 
 # Where huggingface_hub notes what it downloaded into a local directory.

@@ -27,13 +27,12 @@ from llmcompress.graph.device import check_device, properties_of
 from llmcompress.loaders.source import fetch_weights, require_context, resolve
 from llmcompress.report.benchmark import BenchCase, BenchReport, BenchSetting, LoadTimes
 from llmcompress.report.environment import environment_record
+from llmcompress.report.file_names import BENCH_REPORT, MODEL_BIN
 from llmcompress.report.stages import Stages
 from llmcompress.spec.access import Access
 from llmcompress.spec.benchmark import BenchSpec, Setting, Shape
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.progress import Progress, Reporter, silent
-
-BENCH_REPORT = "bench.json"
 
 
 class _Model(NamedTuple):
@@ -106,7 +105,7 @@ def benchmark(
             spec=spec,
             source=model.name,
             manifest_sha256=manifest_sha256(model.directory) if (model.directory / MANIFEST).is_file() else None,
-            size_bytes=(model.directory / "openvino_model.bin").stat().st_size,
+            size_bytes=(model.directory / MODEL_BIN).stat().st_size,
             settings=tuple(model.settings),
             cases=tuple(model.cases),
             peak_rss_bytes=used.peak_rss_bytes,

@@ -10,6 +10,7 @@ from llmcompress.benchmarking.timing import Run
 from llmcompress.graph.device import decoder_inputs, input_names
 from llmcompress.graph.model import logits_from, logits_result
 from llmcompress.report.benchmark import LoadTime
+from llmcompress.report.file_names import MODEL_XML
 from llmcompress.spec.benchmark import Shape
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class RuntimeEngine:
     has_model_cache = True
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / "openvino_model.xml"
+        self._path = directory / MODEL_XML
         self._compiled: ov.CompiledModel | None = None
 
     def open(self, device: str, properties: dict[str, str]) -> LoadTime:

@@ -18,6 +18,7 @@ from llmcompress.benchmarking.genai_engine import GenaiEngine
 from llmcompress.benchmarking.runtime_engine import RuntimeEngine
 from llmcompress.benchmarking.timing import Run
 from llmcompress.report.benchmark import LoadTime
+from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
 from llmcompress.spec.benchmark import Shape
 from llmcompress.system.memory import peak_rss_bytes
 
@@ -92,7 +93,7 @@ class Worker:
         """Bytes of the constants that every token needs, and elements that a token adds to the cache."""
         import openvino as ov
 
-        model = ov.Core().read_model(self._directory / "openvino_model.xml")
+        model = ov.Core().read_model(self._directory / MODEL_XML)
         total = 0
         for op in model.get_ops():
             if op.get_type_name() == "Constant" and not _only_looked_up(op):
@@ -122,7 +123,7 @@ def forget_pages(directory: Path) -> None:
     """Ask the system to give up its file cache of a model, so that the next one to read it reads the disk."""
     if not hasattr(os, "posix_fadvise"):
         return
-    for path in directory.glob("openvino_model.*"):
+    for path in (directory / name for name in (MODEL_XML, MODEL_BIN)):
         with contextlib.suppress(OSError), path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

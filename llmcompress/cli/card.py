@@ -10,6 +10,7 @@ import typer
 from llmcompress.cli.console import print_json, write_line
 from llmcompress.cli.options import Json, Verbose
 from llmcompress.report.text import size_text
+from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, MANIFEST
 
 
 def card(
@@ -44,10 +45,10 @@ def card(
         print_json(report)
         return
     state = "written" if report.written else "is the same already"
-    used = " and ".join(("llmcompress.json", *report.used_reports))
+    used = " and ".join((MANIFEST, *report.used_reports))
     write_line(f"{report.path}: {state}, {size_text(report.size_bytes)}, from {used}")
     for name, reason in report.unused_reports.items():
         write_line(f"{name} is not used: {reason}")
-    for name, command in (("eval.json", "eval"), ("bench.json", "bench")):
+    for name, command in ((EVAL_REPORT, "eval"), (BENCH_REPORT, "bench")):
         if name not in report.used_reports:
             write_line(f"Not measured; llmcompress {command} {directory} puts {name} there")

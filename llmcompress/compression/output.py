@@ -13,6 +13,7 @@ from llmcompress.compression.run import CompressedModel
 from llmcompress.loaders.source import Source
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.environment import environment_record
+from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE
 from llmcompress.report.record import FileRecord
 from llmcompress.spec import Recipe, dump_recipe
 from llmcompress.system.json_file import write_json
@@ -21,8 +22,6 @@ from llmcompress.system.progress import Progress, Reporter, silent
 if TYPE_CHECKING:
     import openvino as ov
 
-MODEL_XML = "openvino_model.xml"
-MODEL_BIN = "openvino_model.bin"
 MODEL_FILES = frozenset({MODEL_XML, MODEL_BIN})
 
 
@@ -112,7 +111,7 @@ def _save_side_files(compressed: CompressedModel, stage: Staging, progress: Repo
     with write_errors(stage.target):
         write_json(stage.path / "config.json", loaded.config)
         recipe = dump_recipe(compressed.recipe.portable())
-        (stage.path / "recipe.yaml").write_text(recipe, encoding="utf-8", newline="\n")
+        (stage.path / RECIPE).write_text(recipe, encoding="utf-8", newline="\n")
         save_generation_config(loaded.config, loaded.generation_config, tokenizer, stage.path)
         if tokenizer is None:
             return Conversions("none", "none")

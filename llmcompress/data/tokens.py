@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llmcompress.errors import ModelError
+from llmcompress.errors import ModelError, last_line
 from llmcompress.loaders.source import Source
 from llmcompress.system.json_file import read_json
 
@@ -118,8 +118,7 @@ def _converted(directory: Path) -> Callable[[str, bool], list[int]]:
     try:
         compiled = ov.Core().compile_model(directory / CONVERTED, "CPU")
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ModelError(f"it cannot be compiled: {reason}", where=str(directory / CONVERTED), hint="") from None
+        raise ModelError(f"it cannot be compiled: {last_line(error)}", where=str(directory / CONVERTED)) from None
 
     def framed(text: str) -> list[int]:
         return [int(token) for token in compiled([text])["input_ids"][0]]

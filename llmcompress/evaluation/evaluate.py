@@ -43,19 +43,17 @@ from llmcompress.report.evaluation import (
     TaskScore,
     TextRecord,
 )
+from llmcompress.report.file_names import EVAL_REPORT
 from llmcompress.report.record import FileRecord
 from llmcompress.report.stages import Stages
 from llmcompress.spec import Access, EvalSpec, Gate
 from llmcompress.system.environment import installed_versions, quiet_libraries
-from llmcompress.system.memory import memory
+from llmcompress.system.memory import ROOM, memory
 from llmcompress.system.progress import Progress, Reporter, silent
 
 _log = logging.getLogger(__name__)
 
-EVAL_REPORT = "eval.json"
 ReferenceScores = Literal["auto", "exact", "cached"]
-ROOM = 1.5
-"""Two models side by side need about this times their files."""
 
 
 class _Text(NamedTuple):
@@ -293,7 +291,7 @@ def judge_again(directory: str | Path, gate: Gate) -> EvalReport:
     earlier = _earlier(directory)
     manifest = read_manifest(directory)
     if earlier is None or earlier.model.manifest_sha256 != manifest_sha256(directory):
-        raise ArtifactError("has no eval.json of its bytes", where=str(directory), hint="run: llmcompress eval")
+        raise ArtifactError(f"has no {EVAL_REPORT} of its bytes", where=str(directory), hint="run: llmcompress eval")
     probes = [check for check in earlier.gate.checks if check.name not in Gate.model_fields]
     checks = (*threshold_checks(combined(manifest.recipe.gate, gate), earlier.divergence), *probes)
     report = earlier.model_copy(update={"gate": carried(earlier.gate, gate_record(checks))})

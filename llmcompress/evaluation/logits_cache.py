@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llmcompress.system.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,15 +69,11 @@ class KeptLogits:
     def _write(self, name: str, write: Any) -> None:
         if not self._has_room:
             return
-        unfinished = self._directory / f".{os.getpid()}-{name}.part"
         try:
-            with unfinished.open("wb") as file:
+            with replacing(self._directory / name, durable=False) as file:
                 write(file)
-            unfinished.replace(self._directory / name)
         except OSError:
             self._has_room = False
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
 
 
 def _name(numbers: Sequence[int], call: int) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import zipfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.system.cache import cache_dir, hold
+from llmcompress.system.files import replacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,16 +47,11 @@ class StoredScores:
         import numpy as np
 
         named = {f"{row}/{name}": values for row, scores in enumerate(by_window) for name, values in scores.items()}
-        path = self._directory / self._name(numbers)
-        unfinished = path.with_name(f".{os.getpid()}-{path.name}.part")
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
+            with replacing(self._directory / self._name(numbers), durable=False) as file:
                 np.savez(file, allow_pickle=False, numbers=np.array(numbers), **named)
-            unfinished.replace(path)
         except OSError:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
             return False
         return True
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.graph.device import decoder_inputs, input_names
+from llmcompress.report.file_names import MODEL_XML
 from llmcompress.system.json_file import read_json
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def compile_decoder(
     """Compile ``openvino_model.xml`` of an artifact for a device, with runtime properties by OpenVINO's names."""
     import openvino as ov
 
-    return ov.Core().compile_model(directory / "openvino_model.xml", device, dict(properties or {}))
+    return ov.Core().compile_model(directory / MODEL_XML, device, dict(properties or {}))
 
 
 def eos_token_ids(directory: Path) -> frozenset[int]:

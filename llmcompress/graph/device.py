@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.errors import UsageError
+from llmcompress.errors import UsageError, last_line
 from llmcompress.spec.evaluation import Precision
 from llmcompress.spec.profile import RuntimeProfile
 from llmcompress.system.environment import cpu_name
@@ -83,8 +83,7 @@ def properties_of(device: str, precision: Precision, profile: RuntimeProfile | N
     try:
         known = set(ov.Core().get_property(device, "SUPPORTED_PROPERTIES"))
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UsageError(f"it cannot be asked for its properties: {reason}", where=device) from None
+        raise UsageError(f"it cannot be asked for its properties: {last_line(error)}", where=device) from None
     pinned = PINNED if device.startswith("CPU") else PINNED_ELSEWHERE
     if "INFERENCE_PRECISION_HINT" not in known:
         raise UsageError(
@@ -106,8 +105,7 @@ def compile_model(model: ov.Model, device: str, properties: dict[str, str]) -> o
     try:
         return ov.Core().compile_model(model, device, properties)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UsageError(f"the device refuses it: {reason}", where=device, hint="try `device=CPU`") from error
+        raise UsageError(f"the device refuses it: {last_line(error)}", where=device, hint="try `device=CPU`") from error
 
 
 def input_names(model: ov.Model | ov.CompiledModel) -> set[str]:

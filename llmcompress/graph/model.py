@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.errors import ModelError
+from llmcompress.errors import ModelError, last_line
+from llmcompress.report.file_names import MODEL_XML
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -187,9 +188,6 @@ def is_weight(op: ov.Node) -> bool:
     return op.get_type_name() == "Constant" and op.get_element_type().is_real() and num_elements(op) > 1
 
 
-MODEL_FILE = "openvino_model.xml"
-
-
 def read_ir(directory: Path) -> ov.Model:
     """Read ``openvino_model.xml`` and map its ``.bin``.
 
@@ -199,11 +197,10 @@ def read_ir(directory: Path) -> ov.Model:
     import openvino as ov
 
     try:
-        return ov.Core().read_model(directory / MODEL_FILE)
+        return ov.Core().read_model(directory / MODEL_XML)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
         raise ModelError(
-            f"OpenVINO could not read the model: {reason}",
-            where=f"{directory.name}/{MODEL_FILE}",
+            f"OpenVINO could not read the model: {last_line(error)}",
+            where=f"{directory.name}/{MODEL_XML}",
             hint="export or copy the directory again; `llmcompress verify` names damaged files of our own artifacts",
         ) from error

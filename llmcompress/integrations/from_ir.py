@@ -13,7 +13,8 @@ from llmcompress.artifact import MANIFEST, read_manifest
 from llmcompress.compression.nncf.activations import quantize_arguments
 from llmcompress.compression.nncf.weights import NO_PRIMARY_LAYERS
 from llmcompress.errors import RecipeError
-from llmcompress.graph.model import MODEL_FILE, nncf_records, num_elements, read_ir
+from llmcompress.graph.model import nncf_records, num_elements, read_ir
+from llmcompress.report.file_names import MODEL_XML
 from llmcompress.spec import Calibration, Quantization, Recipe, Runtime, WeightCompression
 from llmcompress.spec.modes import DEFAULT_BACKUP, default_group_size
 from llmcompress.spec.optimum import advanced_fields
@@ -101,7 +102,7 @@ def _check_data(recorded: Fields, weights: Fields, calibration: Calibration | No
 
 
 def _place(location: Location) -> str:
-    return f"{MODEL_FILE}: {dotted(location)}"
+    return f"{MODEL_XML}: {dotted(location)}"
 
 
 def _is_large_constant(op: ov.Node) -> bool:
@@ -144,7 +145,7 @@ def _weights(recorded: Fields) -> Fields:
         weights["sensitivity_metric"] = metric
     # Where statistics were kept changes no weight.
     advanced = {**_literal(recorded, "advanced_parameters", WEIGHTS), "statistics_path": None}
-    return {**weights, **advanced_fields(advanced, f"{MODEL_FILE}: {WEIGHTS}.advanced_parameters")}
+    return {**weights, **advanced_fields(advanced, f"{MODEL_XML}: {WEIGHTS}.advanced_parameters")}
 
 
 def _activations(recorded: Fields, model: ov.Model, calibration: Calibration | None) -> Fields:
@@ -226,4 +227,4 @@ def _literal(recorded: Fields, field: str, where: str, kind: type = dict) -> Any
 
 
 def _refuse(field: str, problem: str, hint: str) -> RecipeError:
-    return RecipeError(problem, where=f"{MODEL_FILE}: {field}", hint=hint)
+    return RecipeError(problem, where=f"{MODEL_XML}: {field}", hint=hint)

@@ -25,6 +25,7 @@ from llmcompress.integrations.quantization_config import OVRecipeConfig
 from llmcompress.loaders.generation import save_generation_config
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import Source, resolve
+from llmcompress.report.file_names import MODEL_XML
 from llmcompress.report.stages import Stages
 from llmcompress.spec import RECOMMENDED, Recipe, load_recipe
 from llmcompress.spec.optimum import recipe_from_quantization_config
@@ -194,7 +195,7 @@ def _opening(cls: type[OVModelForCausalLM], compressed: CompressedModel) -> Any:
     class Opening(cls):  # type: ignore[misc, valid-type]
         @staticmethod
         def _cached_file(model_path: Path, **kwargs: Any) -> Path:
-            return model_path / "openvino_model.xml"
+            return model_path / MODEL_XML
 
         @staticmethod
         def load_model(file_name: Path, **kwargs: Any) -> Any:

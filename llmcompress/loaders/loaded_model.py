@@ -21,6 +21,7 @@ from llmcompress.loaders.scan import check_hashes, scan_constants
 from llmcompress.loaders.source import IR_FILES, Source, fetch_weights, resolve, side_files
 from llmcompress.loaders.tensors import INDEX, Checkpoint, choose_weights, read_index
 from llmcompress.loaders.tokenizer import source_tokenizer
+from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.report.record import FileRecord, Provenance, SourceCard
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import quiet_libraries
@@ -173,7 +174,7 @@ def _load_ir(source: Source, with_tokenizer: bool, allow_nonfinite: bool, progre
     check_hashes(files, source.expected_sha256, source.path)
     model = read_ir(source.path)
     check_decoder(model, where=source.id or source.path.name)
-    scan_constants(model, where=str(source.path), file=IR_FILES[1], allow_nonfinite=allow_nonfinite)
+    scan_constants(model, where=str(source.path), file=MODEL_BIN, allow_nonfinite=allow_nonfinite)
     progress(Progress("read the model", 1, 1))
     return LoadedModel(
         model=model,

@@ -10,10 +10,10 @@ from pathlib import Path
 import yaml
 
 from llmcompress.errors import ModelError, RecipeError
+from llmcompress.report.file_names import CARD
 from llmcompress.report.record import SourceCard
 from llmcompress.spec.yaml_text import BoundedLoader
 
-README = "README.md"
 MAX_BYTES = 16_000_000
 MAX_FRONT_MATTER_CHARS = 256 * 1024
 MAX_VALUE_CHARS = 1000
@@ -33,7 +33,7 @@ def read_source_card(directory: Path) -> SourceCard | None:
     Raises:
         ModelError: The file cannot be read.
     """
-    path = directory / README
+    path = directory / CARD
     if not path.is_file():
         return None
     try:
@@ -68,7 +68,7 @@ def _stated(readme: str) -> dict[str, tuple[str, ...]]:
         raise ValueError(f"its front matter has more than {MAX_FRONT_MATTER_CHARS} characters")
     stated: dict[str, tuple[str, ...]] = {}
     try:
-        for key, values in _top_level(BoundedLoader(text, README)):
+        for key, values in _top_level(BoundedLoader(text, CARD)):
             if key in stated:
                 raise ValueError(f"its front matter has the key {key!r} twice")
             stated[key] = values

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 from llmcompress.errors import ModelError, SecurityError, UsageError
 from llmcompress.hub.download import fetch
 from llmcompress.hub.listing import HubListing, listing
-from llmcompress.loaders.model_card import README
 from llmcompress.loaders.remote_code import check_tokenizer
 from llmcompress.loaders.tensors import INDEX, SINGLE, choose_weights, read_index
+from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT, MODEL_BIN, MODEL_XML, RECIPE, TUNE_REPORT
 from llmcompress.spec.access import Access
 from llmcompress.spec.hub_names import check_repo_id
 from llmcompress.system.cache import hold_if_kept
@@ -23,13 +23,13 @@ from llmcompress.system.progress import Reporter, silent
 
 Layout = Literal["checkpoint", "ir"]
 
-IR_FILES = ("openvino_model.xml", "openvino_model.bin")
+IR_FILES = (MODEL_XML, MODEL_BIN)
 
 # Everything next to the weights that loading and tokenization read, as names in the top directory.
 _SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*vocab*.txt", "merges.txt", "*.bpe")
 _TEMPLATES = "additional_chat_templates/*.jinja"
 _IR_SIDE_FILES = tuple(f"openvino_{part}.{end}" for part in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
-_SKIPPED = ("*.index.json", "trainer_state.json", "optimizer*.json", "eval.json", "bench.json", "tune.json")
+_SKIPPED = ("*.index.json", "trainer_state.json", "optimizer*.json", EVAL_REPORT, BENCH_REPORT, TUNE_REPORT)
 _NEEDED = "give a Hugging Face checkpoint (config.json, safetensors) or an OpenVINO IR directory with its config.json"
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 _CODE_CONFIGS = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
@@ -123,14 +123,14 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
         _check_code(source)
         return source
     listed = [file.path for file in source.files.files]
-    main = IR_FILES[0] if source.layout == "ir" else choose_weights(listed, where=where)
+    main = MODEL_XML if source.layout == "ir" else choose_weights(listed, where=where)
     side = [name for name in listed if _is_side_file(name, source)]
     snapshot = fetch(source.files, [*side, *_readme(source.files), *([main] if main == INDEX else [])])
     _check_code(source._replace(path=snapshot.path))
     weights = sorted(set(read_index(snapshot.path / INDEX).values())) if main == INDEX else [main]
     if source.layout == "ir":
         # An artifact of ours lists its recipe too, and is complete only with it.
-        weights = [*IR_FILES, *(name for name in (*_IR_SIDE_FILES, "recipe.yaml") if name in listed)]
+        weights = [*IR_FILES, *(name for name in (*_IR_SIDE_FILES, RECIPE) if name in listed)]
     weighed = fetch(source.files, weights, progress=progress)
     _check_links(snapshot.path)
     return source._replace(path=snapshot.path, expected_sha256={**snapshot.sha256, **weighed.sha256})
@@ -233,10 +233,10 @@ def _names(path: Path) -> list[str]:
 def _layout(names: Collection[str], where: str) -> Layout:
     if "config.json" not in names:
         raise ModelError(f"there is no config.json{_instead(names)}", where=where, hint=_NEEDED)
-    if SINGLE in names or INDEX in names or IR_FILES[0] not in names:
+    if SINGLE in names or INDEX in names or MODEL_XML not in names:
         return "checkpoint"
-    if IR_FILES[1] not in names:
-        raise ModelError(f"{IR_FILES[0]} is there without {IR_FILES[1]}", where=where, hint="export the model again")
+    if MODEL_BIN not in names:
+        raise ModelError(f"{MODEL_XML} is there without {MODEL_BIN}", where=where, hint="export the model again")
     return "ir"
 
 
@@ -264,7 +264,7 @@ def _is_side_file(name: str, source: Source) -> bool:
 
 def _readme(files: HubListing) -> list[str]:
     """The model's page, which states its license; it is no side file, as no byte of the output depends on it."""
-    return [README] if any(file.path == README for file in files.files) else []
+    return [CARD] if any(file.path == CARD for file in files.files) else []
 
 
 def _check_code(source: Source) -> None:
@@ -282,7 +282,7 @@ def _check_links(directory: Path) -> None:
     """Refuse links that leave the directory, apart from those that the Hub's cache is made of."""
     root = directory.resolve()
     blobs = root.parent.parent / "blobs"
-    patterns = (*_SIDE_FILES, *_IR_SIDE_FILES, *IR_FILES, README, "*.safetensors", "*.py", "additional_chat_templates")
+    patterns = (*_SIDE_FILES, *_IR_SIDE_FILES, *IR_FILES, CARD, "*.safetensors", "*.py", "additional_chat_templates")
     for entry in [*root.iterdir(), *(root / "additional_chat_templates").glob("*")]:
         if not entry.is_symlink() or not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
             continue

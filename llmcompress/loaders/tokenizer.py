@@ -12,6 +12,7 @@ from typing import Any
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.graph.model import number_nodes
 from llmcompress.loaders.source import Source
+from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
 from llmcompress.system.environment import allow_sklearn
 from llmcompress.system.json_file import write_json
 from llmcompress.system.patching import replaced
@@ -20,7 +21,7 @@ TOKENIZER_XML = "openvino_tokenizer.xml"
 DETOKENIZER_XML = "openvino_detokenizer.xml"
 CONVERTED_FILES = (TOKENIZER_XML, "openvino_tokenizer.bin", DETOKENIZER_XML, "openvino_detokenizer.bin")
 
-_MODEL_FILES = ("openvino_model.xml", "openvino_model.bin", "config.json", "generation_config.json")
+_MODEL_FILES = (MODEL_XML, MODEL_BIN, "config.json", "generation_config.json")
 REQUIRED_FILES: dict[str, tuple[str, ...]] = {
     "optimum": (*_MODEL_FILES, "tokenizer_config.json"),
     "genai": (*_MODEL_FILES, *CONVERTED_FILES),

@@ -16,6 +16,7 @@ from llmcompress.publishing.base_model import BaseModel
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import Estimate, EvalReport
 from llmcompress.spec.yaml_text import dump_yaml
+from llmcompress.report.file_names import EVAL_REPORT
 
 HUB = "https://huggingface.co"
 
@@ -63,7 +64,8 @@ def _tags(manifest: CompressionReport) -> list[str]:
 
 def _results(report: EvalReport, repo_id: str | None) -> list[dict[str, Any]]:
     task = {"type": "text-generation", "name": "Text Generation"}
-    source = {"source": {"name": "llmcompress eval", "url": f"{HUB}/{repo_id}/blob/main/eval.json"}} if repo_id else {}
+    url = f"{HUB}/{repo_id}/blob/main/{EVAL_REPORT}"
+    source = {"source": {"name": "llmcompress eval", "url": url}} if repo_id else {}
     results: list[dict[str, Any]] = [{"task": task, "dataset": _dataset(report), "metrics": _metrics(report)} | source]
     for score in report.tasks:
         metric = {"type": score.metric, "value": score.value, "name": score.metric}

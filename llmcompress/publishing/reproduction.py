@@ -12,6 +12,7 @@ from llmcompress.publishing.base_model import BaseModel, hub_name, is_base
 from llmcompress.report.benchmark import BenchReport
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
+from llmcompress.report.file_names import RECIPE
 from llmcompress.spec import RuntimeProfile
 
 CHECKPOINT = "PATH_TO_THE_BASE"
@@ -44,7 +45,7 @@ def commands(found: Measurements, base: BaseModel, directory: str) -> str:
 
 def _compress(manifest: CompressionReport, base: BaseModel, directory: str) -> str:
     words = ["compress", base.id or CHECKPOINT, *(["--revision", base.revision] if base.revision else [])]
-    words += ["--recipe", "recipe.yaml", "-o", directory]
+    words += ["--recipe", RECIPE, "-o", directory]
     words += ["--trust-remote-code"] if manifest.provenance.trust_remote_code else []
     words += ["--no-tokenizer"] if manifest.tokenizer == "none" else []
     return _line(words)

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from llmcompress.loaders.source import Source, identity
 from llmcompress.system.cache import cache_dir, content_key
 from llmcompress.system.environment import cpu_name
+from llmcompress.system.files import replace_file
 
 KIND = "durations"
 
@@ -19,11 +20,9 @@ KIND = "durations"
 def remember(step: str, found: Source, settings: tuple[BaseModel, ...], duration_s: float) -> None:
     """Note how long a step took; a cache that cannot be written stops nothing."""
     path = cache_dir() / KIND / f"{_key(step, found, settings)}.json"
-    unfinished = path.with_name(f".{os.getpid()}-{path.name}.part")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps({"step": step, "duration_s": duration_s}), encoding="utf-8")
-        unfinished.replace(path)
+        replace_file(path, json.dumps({"step": step, "duration_s": duration_s}).encode(), durable=False)
 
 
 def remembered(step: str, found: Source, settings: tuple[BaseModel, ...]) -> float | None:

@@ -9,17 +9,15 @@ from pathlib import Path
 from llmcompress.benchmarking.benchmark import benchmark
 from llmcompress.errors import ResourceError
 from llmcompress.evaluation.evaluate import evaluate, judge_again
-from llmcompress.loaders.source import IR_FILES, Source, resolve
+from llmcompress.loaders.source import Source, resolve
+from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.runner.durations import remember
 from llmcompress.runner.state import Original, evaluate_reason
 from llmcompress.spec import Access, BenchSpec, Gate, Recipe
 from llmcompress.spec.plan import Evaluation
-from llmcompress.system.memory import memory
+from llmcompress.system.memory import ROOM, memory
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Reporter, silent
-
-ROOM = 1.5
-"""A compiled model takes about this times its file."""
 
 
 def evaluate_artifact(
@@ -104,7 +102,7 @@ def benchmark_artifact(
 
 
 def _bin_bytes(directory: Path) -> int:
-    return (directory / IR_FILES[1]).stat().st_size
+    return (directory / MODEL_BIN).stat().st_size
 
 
 def _weight_bytes(found: Source) -> int:

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from llmcompress.errors import LlmcompressError
+from llmcompress.errors import LlmcompressError, one_line
 from llmcompress.report.record import Record
 from llmcompress.spec.plan import Job, Plan
 from llmcompress.system.progress import Progress
@@ -129,8 +129,8 @@ def failure(step: Step, error: BaseException) -> Failure:
             step=step,
             error=type(error).__name__,
             exit_code=error.exit_code,
-            message=" ".join(f"{where}{error.message}".split()),
+            message=one_line(f"{where}{error.message}"),
             hint=error.hint,
         )
-    text = " ".join(f"unexpected {type(error).__name__}: {error}".split())
+    text = one_line(f"unexpected {type(error).__name__}: {error}")
     return Failure(step=step, error=type(error).__name__, exit_code=1, message=text, hint="")

@@ -17,6 +17,7 @@ from llmcompress.loaders.loaded_model import source_files
 from llmcompress.loaders.source import Source
 from llmcompress.report.compression import CalibrationRecord
 from llmcompress.report.evaluation import EvalReport
+from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT
 from llmcompress.report.record import FileRecord, Provenance
 from llmcompress.spec import BenchSpec, Gate, Recipe
 from llmcompress.spec.plan import Evaluation
@@ -135,10 +136,10 @@ def benchmark_reason(directory: Path, spec: BenchSpec) -> str | None:
 
 def card_reason(directory: Path) -> str | None:
     """Say whether the card is older than something that it describes."""
-    card = directory / "README.md"
+    card = directory / CARD
     if not card.is_file():
         return "no card yet"
-    told = [path.stat().st_mtime_ns for name in ("eval.json", "bench.json") if (path := directory / name).is_file()]
+    told = [path.stat().st_mtime_ns for name in (EVAL_REPORT, BENCH_REPORT) if (path := directory / name).is_file()]
     # The manifest's own time may be that of an older file: a rename keeps it.
     return None if max(told, default=0) <= card.stat().st_mtime_ns else "the reports changed"
 
@@ -176,7 +177,7 @@ def _push_file(directory: Path) -> Path:
 
 
 def _pushed(directory: Path, repo_id: str, private: bool) -> dict[str, object]:
-    names = (MANIFEST, "eval.json", "bench.json", "README.md")
+    names = (MANIFEST, EVAL_REPORT, BENCH_REPORT, CARD)
     hashes = [
         hashlib.sha256((directory / name).read_bytes()).hexdigest() if (directory / name).is_file() else None
         for name in names

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from llmcompress.errors import LlmcompressError
 from llmcompress.report.evaluation import EvalReport, ModelRecord
+from llmcompress.report.file_names import RECIPE
 from llmcompress.report.record import Provenance
 from llmcompress.spec import BenchSpec, EvalSpec, Recipe, load_recipe
 from llmcompress.summary.comparison import Comparison
@@ -47,7 +48,7 @@ def _recipe(recipe: Recipe, row: Row) -> str:
             return recipe.name
     except LlmcompressError:
         pass
-    return f"{row.directory}/recipe.yaml"
+    return f"{row.directory}/{RECIPE}"
 
 
 def _eval(row: Row, report: EvalReport, rows: Sequence[Row]) -> list[str]:

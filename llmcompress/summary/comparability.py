@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from llmcompress.report.benchmark import BenchCase, BenchReport
 from llmcompress.report.evaluation import EvalReport, ModelRecord
+from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.report.record import Record
 from llmcompress.report.text import shape_text
 from llmcompress.summary.rows import Row
@@ -154,6 +155,4 @@ def _references(rows: Sequence[Row], group: Sequence[_Member]) -> tuple[int, ...
 
 
 def _holds(row: Row, weights: Sequence[str]) -> bool:
-    return bool(weights) and [file.sha256 for file in row.manifest.files if file.path == "openvino_model.bin"] == list(
-        weights
-    )
+    return bool(weights) and [file.sha256 for file in row.manifest.files if file.path == MODEL_BIN] == list(weights)

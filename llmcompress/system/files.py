@@ -6,7 +6,10 @@ import errno
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -22,22 +25,35 @@ def write_synced(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, content: bytes, *, beside: Path | None = None) -> None:
-    """Put a file in place by one rename; what was there before is there until then, and after a failure.
+@contextmanager
+def replacing(path: Path, *, beside: Path | None = None, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file that takes the place of ``path`` by one rename at the end; left by an exception, it goes.
+
+    What was there before is there until then, and after a failure.
 
     Args:
-        path: The file.
-        content: Of it.
-        beside: The bytes are written beside this path of the same file system; by default beside the file.
+        beside: The bytes are written next to this path of the same file system; by default next to the file.
+        durable: Wait until the device has the bytes; what can be computed again need not.
     """
     place = beside or path
     unfinished = place.with_name(f".{place.name.removeprefix('.')}.{path.name}-{secrets.token_hex(4)}")
     try:
-        write_synced(unfinished, content)
+        with unfinished.open("xb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         unfinished.replace(path)
-        sync_directory(path.parent)
+        if durable:
+            sync_directory(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes, *, beside: Path | None = None, durable: bool = True) -> None:
+    """Put a file in place by one rename, as ``replacing`` does."""
+    with replacing(path, beside=beside, durable=durable) as file:
+        file.write(content)
 
 
 def sync_tree(directory: Path) -> None:

@@ -21,6 +21,8 @@ _MADV_DONTNEED = 4
 _PAGEMAP_ENTRY_BYTES = 8
 _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
 """Bits of an entry of /proc/self/pagemap."""
+ROOM = 1.5
+"""A compiled model takes about this times its file."""
 
 
 class Memory(NamedTuple):

@@ -1,7 +1,6 @@
 """Which settings of the runtime make the same bits faster on this device, and what they cost."""
 
 from llmcompress.tuning.application import (
-    TUNE_REPORT,
     apply_tuning,
     check_profile_path,
     read_tuning,
@@ -14,7 +13,6 @@ from llmcompress.tuning.page import write_tuning_page
 from llmcompress.tuning.space import check_properties
 
 __all__ = [
-    "TUNE_REPORT",
     "apply_tuning",
     "check_profile_path",
     "check_properties",

@@ -18,6 +18,7 @@ from llmcompress.errors import ArtifactError, LlmcompressError, UsageError
 from llmcompress.graph.device import check_device, compile_model, effective_properties
 from llmcompress.graph.model import number_nodes, read_ir, set_runtime_options
 from llmcompress.report.compression import CompressionReport, runtime_options
+from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE, TUNE_REPORT
 from llmcompress.report.record import FileRecord
 from llmcompress.report.tuning import TuneReport, TuningOrigin
 from llmcompress.spec import Recipe, Runtime, RuntimeProfile, dump_recipe
@@ -25,9 +26,6 @@ from llmcompress.spec.validation import from_options
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.files import replace_file
 from llmcompress.system.progress import Progress, Reporter, silent
-
-TUNE_REPORT = "tune.json"
-MODEL_XML, MODEL_BIN, RECIPE = "openvino_model.xml", "openvino_model.bin", "recipe.yaml"
 
 
 def read_tuning(directory: str | Path) -> TuneReport:

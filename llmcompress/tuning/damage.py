@@ -19,12 +19,11 @@ from llmcompress.report.evaluation import DivergenceRecord, TextRecord
 from llmcompress.spec import TuneSpec
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import quiet_libraries
-from llmcompress.system.memory import memory
+from llmcompress.system.memory import ROOM, memory
 from llmcompress.system.progress import Reporter, silent
 
 FEWEST_WINDOWS = 2
 """Of each part: one window has no interval."""
-ROOM = 1.5
 """A model that runs needs about this times its files."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from llmcompress.errors import UsageError
+from llmcompress.errors import UsageError, last_line
 from llmcompress.graph.device import check_device, effective_properties
 from llmcompress.graph.model import set_runtime_options
 from llmcompress.report.compression import CompressionReport, integer_group_sizes
@@ -46,8 +46,7 @@ class Device:
             listed = ov.Core().get_property(name, "SUPPORTED_PROPERTIES")
             self.full_name = str(ov.Core().get_property(name, "FULL_DEVICE_NAME"))
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UsageError(f"it cannot be asked for its properties: {reason}", where=name) from None
+            raise UsageError(f"it cannot be asked for its properties: {last_line(error)}", where=name) from None
         self.writable = {key for key, access in listed.items() if access in ("RW", "WO")}
 
     def effective(self, properties: Mapping[str, str], options: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -64,7 +63,7 @@ class Device:
             compiled = ov.Core().compile_model(model, self.name, dict(properties))
             return effective_properties(compiled, self.writable)
         except RuntimeError as error:
-            raise ValueError(str(error).strip().splitlines()[-1]) from None
+            raise ValueError(last_line(error)) from None
 
     def reads_from_model(self, name: str, value: str) -> bool:
         """Whether the plugin finds a property in a model's runtime options, where a recipe can put it."""

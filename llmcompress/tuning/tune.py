@@ -14,13 +14,13 @@ from llmcompress.evaluation.gate import combined
 from llmcompress.graph.device import check_device, properties_of
 from llmcompress.loaders.source import longest_context, resolve
 from llmcompress.report.environment import environment_record
+from llmcompress.report.file_names import TUNE_REPORT
 from llmcompress.report.stages import Stages
 from llmcompress.report.tuning import Trial, TuneReport, TuningReference
 from llmcompress.spec import Gate, TuneSpec
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.progress import Reporter, silent
-from llmcompress.tuning.application import TUNE_REPORT
 from llmcompress.tuning.choice import OUT_OF_TIME, limits, with_front
 from llmcompress.tuning.damage import Models, Reference, divergence_under, open_models
 from llmcompress.tuning.race import SAME, start

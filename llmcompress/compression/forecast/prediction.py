@@ -18,9 +18,9 @@ from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory
 from llmcompress.compression.forecast.precision import Assignment, Precision, assign, primary_share
 from llmcompress.compression.forecast.records import BY_SENSITIVITY, Forecast, Inventory, PlannedLayer, Weight
 from llmcompress.errors import ResourceError
-from llmcompress.graph.model import MODEL_FILE
 from llmcompress.loaders.source import Source
 from llmcompress.report.compression import Engine
+from llmcompress.report.file_names import MODEL_XML
 from llmcompress.spec import Recipe, WeightCompression
 from llmcompress.system.file_memory import SEGMENT_BYTES
 from llmcompress.system.memory import memory, own_bytes
@@ -48,7 +48,7 @@ def forecast(
         ModelError: the configuration describes no model that transformers can build, or the IR is damaged.
         RecipeError: the group size does not divide the input channels of layers that will get it.
     """
-    if source.layout == "ir" and (source.path / MODEL_FILE).is_file():
+    if source.layout == "ir" and (source.path / MODEL_XML).is_file():
         from llmcompress.compression.forecast.graph_inventory import graph_inventory
 
         inventory = graph_inventory(source, recipe)
@@ -193,7 +193,7 @@ def _notes(source: Source, recipe: Recipe, passes: Sequence[WeightCompression], 
             f"{mapped:.0%} of the weights stay mapped from the files; the rest is copied into memory, because this "
             "model class merges, casts or transposes them"
         )
-    from_config = source.layout != "ir" or not (source.path / MODEL_FILE).is_file()
+    from_config = source.layout != "ir" or not (source.path / MODEL_XML).is_file()
     scoped = [not weights.ignored_scope.is_empty for weights in passes]
     if any(scoped if from_config else scoped[1:]):
         notes.append(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError
+from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError, one_line
 from llmcompress.runner.executors.task import Finished, Task, Told, perform
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.progress import Progress
@@ -164,7 +164,7 @@ class RayExecutor:
             if isinstance(lost, (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError)):
                 # Ray lists a dead node as alive for a while.
                 self._gone.add(running.node)
-            result, error = None, InterruptedRunError(" ".join(str(lost).split())[:300])
+            result, error = None, InterruptedRunError(one_line(lost, 300))
         if not isinstance(error, InterruptedRunError):
             return Finished(running.task, running.where, result, error)
         count = self._num_lost[running.task.label] = self._num_lost.get(running.task.label, 0) + 1
@@ -232,7 +232,7 @@ def _require_answer(address: str | None) -> None:
 
 def _no_cluster(address: str | None, error: Exception) -> LlmcompressError:
     return LlmcompressError(
-        f"no Ray cluster can be used: {' '.join(str(error).split())[:300]}",
+        f"no Ray cluster can be used: {one_line(error, 300)}",
         where=address or "--executor ray",
         hint="start one with `ray start --head`, and give --address HOST:6379",
     )
