@@ -15,7 +15,7 @@ durations.py     how long each step took here
 records.py       outlook before, rows after, events in between
 """
 
-from llmcompress.runner.records import Event, Failure, Outlook, Row, RunReport
+from llmcompress.runner.records import Event, Failure, JobResult, Outlook, RunReport
 from llmcompress.runner.run import outlook, run_plan
 
-__all__ = ["Event", "Failure", "Outlook", "Row", "RunReport", "outlook", "run_plan"]
+__all__ = ["Event", "Failure", "JobResult", "Outlook", "RunReport", "outlook", "run_plan"]

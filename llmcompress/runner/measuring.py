@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from llmcompress.benchmarking.benchmark import benchmark
 from llmcompress.errors import ResourceError
@@ -20,11 +21,17 @@ from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Reporter, silent
 
 
+class PlannedArtifact(NamedTuple):
+    """An artifact of a plan, and what it is made from."""
+
+    directory: Path
+    recipe: Recipe
+    source: str
+    access: Access
+
+
 def evaluate_artifact(
-    directory: Path,
-    recipe: Recipe,
-    source: str,
-    access: Access,
+    artifact: PlannedArtifact,
     evaluation: Evaluation,
     gate: Gate,
     keep_logits_in: Path | None,
@@ -36,6 +43,7 @@ def evaluate_artifact(
 
     Raises: what ``evaluate`` raises, and ResourceError where the larger of the two does not fit into memory.
     """
+    directory, recipe, source, access = artifact
     found = resolve(source, access)
     if evaluate_reason(directory, evaluation, gate, Original(found), None) == "the gate changed":
         run_supervised(judge, {"directory": directory, "gate": gate}, progress=progress, logs=logs)
@@ -68,7 +76,7 @@ def evaluate_artifact(
 
 def needed_bytes(directory: Path) -> int:
     """Predict the memory that running an artifact takes at least."""
-    return int(_bin_bytes(directory) * ROOM)
+    return int((directory / MODEL_BIN).stat().st_size * ROOM)
 
 
 def judge(directory: Path, gate: Gate, *, progress: Reporter) -> None:
@@ -77,10 +85,7 @@ def judge(directory: Path, gate: Gate, *, progress: Reporter) -> None:
 
 
 def benchmark_artifact(
-    directory: Path,
-    recipe: Recipe,
-    source: str,
-    access: Access,
+    artifact: PlannedArtifact,
     spec: BenchSpec,
     *,
     progress: Reporter = silent,
@@ -90,6 +95,7 @@ def benchmark_artifact(
 
     Raises: what ``benchmark`` raises, and ResourceError where the model does not fit into memory.
     """
+    directory, recipe, source, access = artifact
     _require(needed_bytes(directory), directory)
     started = time.perf_counter()
     run_supervised(
@@ -99,10 +105,6 @@ def benchmark_artifact(
         logs=logs,
     )
     remember("benchmark", resolve(source, access), (recipe.portable(), spec), time.perf_counter() - started)
-
-
-def _bin_bytes(directory: Path) -> int:
-    return (directory / MODEL_BIN).stat().st_size
 
 
 def _weight_bytes(found: Source) -> int:

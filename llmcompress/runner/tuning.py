@@ -14,9 +14,9 @@ from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, rem
 from llmcompress.errors import ArtifactError, GateError
 from llmcompress.loaders.source import resolve
 from llmcompress.runner.durations import remember
-from llmcompress.runner.measuring import needed_bytes
+from llmcompress.runner.measuring import PlannedArtifact, needed_bytes
 from llmcompress.runner.state import Original
-from llmcompress.spec import Access, Gate, Recipe
+from llmcompress.spec import Gate
 from llmcompress.spec.plan import Tuning
 from llmcompress.system.environment import cpu_name
 from llmcompress.system.process import run_supervised
@@ -94,11 +94,8 @@ def kept_defaults(directory: Path) -> str:
 
 
 def tune_artifact(
-    directory: Path,
+    artifact: PlannedArtifact,
     tuned: Path,
-    recipe: Recipe,
-    source: str,
-    access: Access,
     tuning: Tuning,
     gate: Gate,
     *,
@@ -107,11 +104,16 @@ def tune_artifact(
 ) -> str:
     """Search the settings of an artifact and write its twin; nothing of ours may run beside it.
 
+    Args:
+        artifact: What is tuned; its recipe has the twin's name.
+        tuned: Where the twin goes.
+
     Returns:
         As ``kept_defaults``.
 
     Raises: what ``tune`` and ``apply_tuning`` raise, and GateError where not even the defaults are permitted.
     """
+    directory, recipe, source, access = artifact
     found = resolve(source, access)
     started = time.perf_counter()
     reason = tune_reason(directory, tuning, gate, Original(found), None)

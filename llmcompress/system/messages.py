@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 from llmcompress.errors import LlmcompressError
 
@@ -13,6 +13,9 @@ _GREETING = b"\0llmcompress worker\0"
 _LENGTH_BYTES = 8
 # Their modules are imported already or quickly. Another exception can take a library of many seconds to read.
 _HOMES_OF_ERRORS = frozenset({"llmcompress"}) | sys.stdlib_module_names
+
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
 class Done(NamedTuple):
@@ -69,7 +72,7 @@ def result_of(answer: Done | Failed) -> object:
     raise answer.error
 
 
-def sendable(error: BaseException) -> BaseException:
+def sendable(error: ErrorT) -> ErrorT | LlmcompressError:
     """Return the error, or an error of ours that names it, if only a foreign library could unpickle it."""
     home = type(error).__module__.partition(".")[0]
     try:
