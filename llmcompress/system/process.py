@@ -21,7 +21,7 @@ from llmcompress.system.memory import peak_rss_bytes
 from llmcompress.system.messages import Done, Failed, await_greeting, receive, result_of
 from llmcompress.system.progress import Progress, Reporter, silent
 from llmcompress.system.starting import start
-from llmcompress.system.worker import serve_one
+from llmcompress.system.worker import call_with_progress
 
 ResultT = TypeVar("ResultT")
 
@@ -60,9 +60,9 @@ def run_supervised(
         InterruptedRunError: this process was told to stop; `exit_code` is 128 plus the signal's number.
         LlmcompressError: the worker crashed.
     """
-    call = pickle.dumps((function, (), dict(kwargs)))
-    started = start(serve_one, stderr=subprocess.PIPE)
+    started = start(stderr=subprocess.PIPE)
     worker = started.process
+    assert worker.stdin is not None
     assert worker.stdout is not None
     assert worker.stderr is not None
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
@@ -71,10 +71,10 @@ def run_supervised(
     log_reader = threading.Thread(target=_read_lines, args=(worker.stderr, last_lines, logs), daemon=True)
     log_reader.start()
     with _stopping(worker, grace_s) as received:
-        # A worker that died while Python started is explained below, by its end.
-        with contextlib.suppress(OSError):
-            started.send(call)
+        started.call(call_with_progress, function, dict(kwargs))
         watched = _watch(worker, inbox, received, progress)
+        with contextlib.suppress(OSError):
+            worker.stdin.close()
         returncode = worker.wait()
     log_reader.join(timeout=1)
     if received:

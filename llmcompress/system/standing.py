@@ -11,7 +11,7 @@ from typing import Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
 from llmcompress.system.messages import await_greeting, receive, result_of
 from llmcompress.system.starting import start
-from llmcompress.system.worker import serve_many
+from llmcompress.system.worker import call_with_held, hold
 
 HeldT = TypeVar("HeldT")
 ResultT = TypeVar("ResultT")
@@ -31,12 +31,12 @@ class StandingWorker(Generic[HeldT]):
     def __init__(
         self, make: Callable[ArgumentsP, HeldT], *arguments: ArgumentsP.args, **keywords: ArgumentsP.kwargs
     ) -> None:
-        self._started = start(serve_many)
+        self._started = start()
         try:
             assert self._started.process.stdout is not None
             if not await_greeting(self._started.process.stdout):
                 raise self._started.death()
-            self._call(pickle.dumps((make, arguments, keywords)))
+            self._answer_to(hold, make, *arguments, **keywords)
         except BaseException:
             self.end(at_once=True)
             raise
@@ -53,7 +53,7 @@ class StandingWorker(Generic[HeldT]):
         **keywords: ArgumentsP.kwargs,
     ) -> ResultT:
         """Call a function there with what is held as its first argument; arguments and result travel as pickles."""
-        return cast(ResultT, self._call(pickle.dumps((function, arguments, keywords))))
+        return cast(ResultT, self._answer_to(call_with_held, function, *arguments, **keywords))
 
     def end(self, *, at_once: bool = False) -> None:
         """End the process; ``at_once`` also where it is at work."""
@@ -78,13 +78,10 @@ class StandingWorker(Generic[HeldT]):
     ) -> None:
         self.end(at_once=error is not None)
 
-    def _call(self, call: bytes) -> object:
-        message = None
-        # A worker that is gone is explained below.
-        with contextlib.suppress(OSError):
-            self._started.send(call)
-            assert self._started.process.stdout is not None
-            message = receive(self._started.process.stdout)
+    def _answer_to(self, function: Callable[..., object], *arguments: object, **keywords: object) -> object:
+        self._started.call(function, *arguments, **keywords)
+        assert self._started.process.stdout is not None
+        message = receive(self._started.process.stdout)
         if message is None:
             raise self._started.death()
         return result_of(pickle.loads(message))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from llmcompress.errors import LlmcompressError
 from llmcompress.system.exit import Death, explain
@@ -22,10 +24,12 @@ class Started(NamedTuple):
     reaped_before: int
     """The largest peak of the child processes that had ended."""
 
-    def send(self, call: bytes) -> None:
-        """Say what to do. Raises OSError where the worker is gone."""
+    def call(self, function: Callable[..., object], *arguments: object, **keywords: object) -> None:
+        """Say what to do. A worker that is gone does not hear it: its end is explained where the answer is missing."""
+        message = pickle.dumps((function, arguments, keywords))
         assert self.process.stdin is not None
-        send(self.process.stdin, call)
+        with contextlib.suppress(OSError):
+            send(self.process.stdin, message)
 
     def death(
         self, *, stage: str = "", peak_rss_bytes_seen: int = 0, last_lines: Sequence[str] | None = None
@@ -48,16 +52,11 @@ class Started(NamedTuple):
         return explain(Death(returncode, stage, peak, memory(), kills, last_lines))
 
 
-def start(serve: Callable[[int], NoReturn], *, stderr: int | None = None) -> Started:
-    """Start a worker.
-
-    Args:
-        serve: The function of ``system.worker`` that it runs.
-        stderr: As ``subprocess`` takes it; None: it writes where this process writes.
-    """
+def start(*, stderr: int | None = None) -> Started:
+    """Start a worker; ``stderr`` as ``subprocess`` takes it, None: it writes where this process writes."""
     # The worker imports from where this process imports; -P keeps it from adding the working directory to that.
-    run = f"from {serve.__module__} import {serve.__name__} as serve; serve({os.getpid()})"
-    command = [sys.executable, "-P", "-c", f"import sys; sys.path = {sys.path!r}; {run}"]
+    serve = f"from llmcompress.system.worker import serve; serve({os.getpid()})"
+    command = [sys.executable, "-P", "-c", f"import sys; sys.path = {sys.path!r}; {serve}"]
     kills, reaped = kill_count(), reaped_peak_rss_bytes()
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
     return Started(process, kills, reaped)

@@ -1,20 +1,20 @@
-"""The child process: it carries out one function, or one after the other, and sends back what comes of them."""
+"""The child process: it carries out one function after the other, and sends back what comes of them."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import pickle
+import queue
 import signal
 import sys
 import threading
 import time
 import traceback
 from _thread import interrupt_main
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NoReturn
 
 from llmcompress.errors import InterruptedRunError, KilledForMemoryError, LlmcompressError
 from llmcompress.system.environment import leave_out_sklearn, quiet_libraries
@@ -26,93 +26,70 @@ _GRACE_S = 15.0
 _SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1
 
-
-class _Channel(NamedTuple):
-    """The pipes from and to the parent."""
-
-    calls: IO[bytes]
-    answers: IO[bytes]
+_answers: IO[bytes]
+_held: Any
 
 
-def serve_one(parent_pid: int) -> NoReturn:
-    """Carry out the one function that comes through stdin, with its progress told; answer through stdout."""
-    channel = _start(parent_pid)
-    call = receive(channel.calls)
-    if call is None:
-        # The parent was gone before it had said what to do.
-        os._exit(_SIGTERM_EXIT_CODE)
-    # The pipe stays open for as long as the parent lives and wants the result.
-    threading.Thread(target=_stop_at_end_of, args=(channel.calls.fileno(),), daemon=True).start()
-
-    def report(progress: Progress) -> None:
-        send(channel.answers, pickle.dumps(progress))
-
-    def carry_out() -> object:
-        function, arguments, keywords = pickle.loads(call)
-        return function(*arguments, **keywords, progress=report)
-
-    _end(channel, _answer(carry_out))
-
-
-def serve_many(parent_pid: int) -> NoReturn:
-    """Carry out one function after the other; what the first returns is held, and is the others' first argument."""
-    channel = _start(parent_pid)
-    held: list[Any] = []
-
-    def carry_out(call: bytes) -> object:
-        function, arguments, keywords = pickle.loads(call)
-        result = function(*held, *arguments, **keywords)
-        if not held:
-            held.append(result)
-            return None
-        return result
-
-    # Before and between calls there is nothing to clean up.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    while True:
-        call = receive(channel.calls)
-        if call is None:
-            os._exit(0)
-        signal.signal(signal.SIGTERM, _stop)
-        answer = _answer(partial(carry_out, call))
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        try:
-            send(channel.answers, answer)
-        except OSError:
-            # The parent has given up.
-            os._exit(_SIGTERM_EXIT_CODE)
-
-
-def _start(parent_pid: int) -> _Channel:
+def serve(parent_pid: int) -> NoReturn:
+    """Carry out the functions that come through stdin, until it ends; answer through stdout."""
+    global _answers
     _die_with_parent(parent_pid)
-    channel = _take_channel()
+    calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    stream, _answers = _take_channel()
     # Ctrl-C and a closed terminal reach the whole process group; the parent decides and passes SIGTERM on.
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
     quiet_libraries()
     leave_out_sklearn()
-    greet(channel.answers)
-    return channel
-
-
-def _end(channel: _Channel, answer: bytes) -> NoReturn:
-    send(channel.answers, answer)
-    channel.answers.close()
+    threading.Thread(target=_read_calls, args=(stream, calls), daemon=True).start()
+    greet(_answers)
+    while (call := calls.get()) is not None:
+        signal.signal(signal.SIGTERM, _stop)
+        answer = _answer(call)
+        if signal.getsignal(signal.SIGTERM) is _stop:
+            # Between two calls there is nothing to clean up.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            send(_answers, answer)
+        except OSError:
+            # The parent has given up.
+            break
     sys.stdout.flush()
     sys.stderr.flush()
-    # Libraries' threads and exit handlers have nothing left to do that the result needs, and some of them hang.
+    # Libraries' threads and exit handlers have nothing left to do that a result needs, and some of them hang.
     os._exit(0)
 
 
-def _answer(carry_out: Callable[[], object]) -> bytes:
-    """Call a function; return its Done or Failed as a pickle."""
+def call_with_progress(function: Callable[..., object], keywords: Mapping[str, Any]) -> object:
+    """Call a function whose progress is sent before its result."""
+    result = function(**keywords, progress=_report)
+    # From here on the work is done, and saying so is all that is left.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return result
+
+
+def hold(make: Callable[..., object], *arguments: object, **keywords: object) -> None:
+    """Keep what a function makes, for ``call_with_held``."""
+    global _held
+    _held = make(*arguments, **keywords)
+
+
+def call_with_held(function: Callable[..., object], *arguments: object, **keywords: object) -> object:
+    """Call a function with what is held as its first argument."""
+    return function(_held, *arguments, **keywords)
+
+
+def _report(progress: Progress) -> None:
+    send(_answers, pickle.dumps(progress))
+
+
+def _answer(call: bytes) -> bytes:
+    """Carry out a call; return its Done or Failed as a pickle."""
     try:
-        result = carry_out()
-        # From here on the work is done, and saying so is all that is left.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        return pickle.dumps(Done(result))
+        # This imports the function's module.
+        function, arguments, keywords = pickle.loads(call)
+        return pickle.dumps(Done(function(*arguments, **keywords)))
     except SystemExit as error:
         if error.code == _SIGTERM_EXIT_CODE:
             stopped = InterruptedRunError("ended by SIGTERM", hint="run the same command again")
@@ -132,8 +109,8 @@ def _trace(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def _take_channel() -> _Channel:
-    channel = _Channel(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
+def _take_channel() -> tuple[IO[bytes], IO[bytes]]:
+    channel = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -158,10 +135,12 @@ def _die_with_parent(parent_pid: int) -> None:
             os._exit(_SIGTERM_EXIT_CODE)
 
 
-def _stop_at_end_of(descriptor: int) -> None:
-    """Stop this process when the parent closes its end: on any system the sign that it is gone or gives up."""
-    while os.read(descriptor, 1):
-        pass
+def _read_calls(stream: IO[bytes], calls: queue.SimpleQueue[bytes | None]) -> None:
+    """Take calls until the parent closes its end: on any system the sign that it is gone, gives up or has all."""
+    while (call := receive(stream)) is not None:
+        calls.put(call)
+    calls.put(None)
+    # Stops a function that is at work.
     interrupt_main(signal.SIGTERM)
     time.sleep(_GRACE_S)
     os._exit(_SIGTERM_EXIT_CODE)
