@@ -72,7 +72,7 @@ def replace_report(directory: Path, name: str, content: bytes) -> Path:
     """As ``write_report``, for a report that is no record."""
     directory = directory.absolute()
     with write_errors(directory / name):
-        # Beside the directory, in which a file left by a kill would be one too many.
+        # Next to the directory, in which a file left by a kill would be one too many.
         replace_file(directory / name, content, beside=directory)
     return directory / name
 

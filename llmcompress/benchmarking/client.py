@@ -21,17 +21,17 @@ from llmcompress.benchmarking.worker import (
 )
 from llmcompress.errors import KilledForMemoryError, LlmcompressError
 from llmcompress.report.benchmark import LoadTime
-from llmcompress.spec.benchmark import Engine, Shape
+from llmcompress.spec.benchmark import RuntimeName, Shape
 from llmcompress.system.standing import StandingWorker
 
 
 class Client:
     """One worker process and its model; a context manager that ends it. Its errors name the model."""
 
-    def __init__(self, directory: Path, engine: Engine, *, name: str) -> None:
+    def __init__(self, directory: Path, runtime: RuntimeName, *, name: str) -> None:
         self._name = name
         with self._named():
-            self._worker: StandingWorker[Runtime] = StandingWorker(runtime_of, directory, engine)
+            self._worker: StandingWorker[Runtime] = StandingWorker(runtime_of, directory, runtime)
 
     @property
     def pid(self) -> int:

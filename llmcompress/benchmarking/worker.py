@@ -16,7 +16,7 @@ from llmcompress.errors import UsageError, one_line
 from llmcompress.graph.device import effective_properties
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
-from llmcompress.spec.benchmark import Engine, Shape
+from llmcompress.spec.benchmark import RuntimeName, Shape
 from llmcompress.system.memory import peak_rss_bytes
 
 _LAST_CHARS = 600
@@ -42,9 +42,9 @@ class MemoryUse(NamedTuple):
 Runtime = OpenvinoRuntime | GenaiRuntime
 
 
-def runtime_of(directory: Path, engine: Engine) -> Runtime:
+def runtime_of(directory: Path, name: RuntimeName) -> Runtime:
     """What runs a model; nothing is opened yet."""
-    return OpenvinoRuntime(directory) if engine == "openvino" else GenaiRuntime(directory)
+    return OpenvinoRuntime(directory) if name == "openvino" else GenaiRuntime(directory)
 
 
 def open_model(runtime: Runtime, device: str, properties: dict[str, str]) -> Opened:

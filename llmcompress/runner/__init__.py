@@ -1,6 +1,6 @@
 """Runs a plan: what is done is left as it is, what fails is a row, the rest goes on.
 
-pipeline.py      the run, from the survey to the rows
+run.py           the run, from the survey to the rows
 survey.py        before: every recipe predicted, what is done left out
 model.py         a model that is found and pinned, and what its jobs share
 schedule.py      which task is next

@@ -91,7 +91,7 @@ def benchmark_artifact(
     progress: Reporter = silent,
     logs: Callable[[str], None] | None = None,
 ) -> None:
-    """Measure how fast an artifact is; nothing of ours may run beside it.
+    """Measure how fast an artifact is; nothing of ours may run at the same time.
 
     Raises: what ``benchmark`` raises, and ResourceError where the model does not fit into memory.
     """

@@ -197,7 +197,7 @@ def _interrupted(number: int, answer: Done | Failed | None, *, killed: bool) -> 
     elif killed:
         error = InterruptedRunError(
             f"interrupted by {by}; the worker did not stop by itself and was killed: the output is untouched, "
-            "a hidden staging directory may lie beside it",
+            "a hidden staging directory may lie next to it",
             hint="run the same command again: it removes what was left",
         )
     else:

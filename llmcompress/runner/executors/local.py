@@ -1,4 +1,4 @@
-"""This machine: one task after the other, so that a benchmark never runs beside other work of ours."""
+"""This machine: one task after the other, so that a benchmark never runs next to other work of ours."""
 
 from __future__ import annotations
 
