@@ -67,12 +67,12 @@ class Ledger:
         self._begun[each.task.label] = _Begun(each, where, time.monotonic())
         self._say("begin", each.task.label, where)
 
-    def tell(self, told: TaskEvent) -> None:
+    def tell(self, event: TaskEvent) -> None:
         """Hand on what a running task tells."""
-        label = told.task.label
-        if told.kind == "progress" and told.progress is not None:
-            self._note_recipe(label, told.progress)
-        self._say(told.kind, label, told.where, progress=told.progress, text=told.text)
+        label = event.task.label
+        if event.kind == "progress" and event.progress is not None:
+            self._note_recipe(label, event.progress)
+        self._say(event.kind, label, event.where, progress=event.progress, text=event.text)
 
     def end(self, finished: Finished) -> None:
         """Note what came of a task."""
