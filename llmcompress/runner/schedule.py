@@ -107,46 +107,34 @@ def logits_dir(job: Job) -> Path:
 
 
 def _evaluate(job: JobState, plan: Plan, several: bool, offline: bool) -> Due:
-    artifact = _artifact(job, job.surveyed.job.directory, offline)
-    task = Task(
-        label=f"{job.name}: evaluate",
-        function=evaluate_artifact,
-        kwargs={
-            "artifact": artifact,
-            "evaluation": plan.evaluation,
-            "gate": plan.gate,
-            "keep_logits_in": logits_dir(job.surveyed.job) if several else None,
-        },
-        memory_bytes=needed_bytes(artifact.directory),
-    )
+    directory = job.surveyed.job.directory
+    kwargs = {
+        "artifact": _artifact(job, directory, offline),
+        "evaluation": plan.evaluation,
+        "gate": plan.gate,
+        "keep_logits_in": logits_dir(job.surveyed.job) if several else None,
+    }
+    task = Task(f"{job.name}: evaluate", evaluate_artifact, kwargs, needed_bytes(directory))
     return Due(task, "evaluate", (job,))
 
 
 def _benchmark(job: JobState, plan: Plan, offline: bool) -> Due:
-    artifact = _artifact(job, job.surveyed.job.directory, offline)
-    task = Task(
-        label=f"{job.name}: benchmark",
-        function=benchmark_artifact,
-        kwargs={"artifact": artifact, "spec": plan.benchmark},
-        memory_bytes=needed_bytes(artifact.directory),
-    )
+    directory = job.surveyed.job.directory
+    kwargs = {"artifact": _artifact(job, directory, offline), "spec": plan.benchmark}
+    task = Task(f"{job.name}: benchmark", benchmark_artifact, kwargs, needed_bytes(directory))
     return Due(task, "benchmark", (job,))
 
 
 def _tune(job: JobState, plan: Plan, offline: bool) -> Due:
     planned = job.surveyed.job
     assert planned.tuned_from is not None
-    task = Task(
-        label=f"{job.name}: tune",
-        function=tune_artifact,
-        kwargs={
-            "artifact": _artifact(job, planned.tuned_from, offline),
-            "tuned": planned.directory,
-            "tuning": plan.tune,
-            "gate": plan.gate,
-        },
-        memory_bytes=tuning_bytes(planned.tuned_from),
-    )
+    kwargs = {
+        "artifact": _artifact(job, planned.tuned_from, offline),
+        "tuned": planned.directory,
+        "tuning": plan.tune,
+        "gate": plan.gate,
+    }
+    task = Task(f"{job.name}: tune", tune_artifact, kwargs, tuning_bytes(planned.tuned_from))
     return Due(task, "tune", (job,))
 
 

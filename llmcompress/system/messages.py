@@ -14,7 +14,6 @@ _LENGTH_BYTES = 8
 # Their modules are imported already or quickly. Another exception can take a library of many seconds to read.
 _HOMES_OF_ERRORS = frozenset({"llmcompress"}) | sys.stdlib_module_names
 
-
 ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
@@ -81,4 +80,4 @@ def sendable(error: ErrorT) -> ErrorT | LlmcompressError:
             return error
     except Exception:  # noqa: BLE001 - pickling can fail in any way
         pass
-    return LlmcompressError(f"{type(error).__name__}: {error}")
+    return LlmcompressError(f"{type(error).__name__}: {error}", hint="run it again with -v for the whole traceback")
