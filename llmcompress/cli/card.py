@@ -9,8 +9,8 @@ import typer
 
 from llmcompress.cli.console import print_json, write_line
 from llmcompress.cli.options import Json, Verbose
-from llmcompress.report.text import size_text
 from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, MANIFEST
+from llmcompress.report.text import size_text
 
 
 def card(

@@ -15,8 +15,8 @@ from llmcompress.artifact import Measurements
 from llmcompress.publishing.base_model import BaseModel
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import Estimate, EvalReport
-from llmcompress.spec.yaml_text import dump_yaml
 from llmcompress.report.file_names import EVAL_REPORT
+from llmcompress.spec.yaml_text import dump_yaml
 
 HUB = "https://huggingface.co"
 
