@@ -24,7 +24,7 @@ from rich.table import Table
 
 import llmcompress
 from llmcompress.benchmarking.client import Client
-from llmcompress.benchmarking.genai_engine import GenaiEngine
+from llmcompress.benchmarking.genai_runtime import GenaiRuntime
 from llmcompress.benchmarking.ratios import paired_ratio
 from llmcompress.benchmarking.timing import decode_tokens_per_s, prefill_tokens_per_s, ttft_s
 from llmcompress.spec.benchmark import Shape
@@ -66,7 +66,7 @@ def repeated_prompt(directory: Path, shape: Shape) -> dict[str, float]:
     """Time to first token of a prompt that was seen before, without and with the pipeline's prefix cache."""
     found = {}
     for name, caching in (("off", False), ("on", True)):
-        engine = GenaiEngine(directory)
+        engine = GenaiRuntime(directory)
         engine.open("CPU", {}, prefix_caching=caching)
         engine.run(shape, 0)
         found[name] = statistics.median(ttft_s(engine.run(shape, 0)) for _ in range(3))

@@ -39,7 +39,10 @@ from nncf.tensor.functions.openvino_numeric import DTYPE_MAP
 from rich.console import Console
 from rich.table import Table
 
-from llmcompress.compression.kernels import Gptq, Lowering, ScaleEstimation, awq_search
+from llmcompress.compression.nncf.awq import awq_search
+from llmcompress.compression.nncf.gptq import Gptq
+from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
+from llmcompress.compression.nncf.weight_codes import Lowering
 
 CASES = (
     ("int8_asym", -1),

@@ -37,6 +37,7 @@ import llmcompress
 from llmcompress.report.evaluation import Estimate
 from llmcompress.report.text import interval_text, settings_text
 from llmcompress.spec import TuneSpec, tune_spec
+from llmcompress.spec.benchmark import RuntimeName
 from llmcompress.tuning.race import race, start
 
 HELD_OUT = TOKENIZER / "heldout.txt"
@@ -232,14 +233,14 @@ def _serve(requests: Connection, engine: str, directory: Path) -> None:
         requests.send(run(*STOCK_TOKENS, seed))
 
 
-def _ours(directory: Path, engine: str) -> Callable[[int, int, int], list[float]]:
+def _ours(directory: Path, engine: RuntimeName) -> Callable[[int, int, int], list[float]]:
     from llmcompress.benchmarking.timing import tpot_s
-    from llmcompress.benchmarking.worker import Worker
+    from llmcompress.benchmarking.worker import open_model, run_model, runtime_of
     from llmcompress.spec.benchmark import Shape
 
-    worker = Worker(str(directory), engine)
-    worker.open("CPU", {})
-    return lambda prompt, new, seed: tpot_s(worker.run(Shape(1, 0, prompt, new), seed))
+    runtime = runtime_of(directory, engine)
+    open_model(runtime, "CPU", {})
+    return lambda prompt, new, seed: tpot_s(run_model(runtime, Shape(1, 0, prompt, new), seed))
 
 
 def _optimum(directory: Path) -> Callable[[int, int, int], list[float]]:

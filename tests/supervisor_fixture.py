@@ -16,6 +16,54 @@ class UnpicklableError(Exception):
         super().__init__(first)
 
 
+def wait_and_make() -> "SlowResult":
+    time.sleep(3)
+    return SlowResult()
+
+
+class SlowResult:
+    def __reduce__(self) -> tuple[object, ...]:
+        return wait_and_make, ()
+
+
+def slow_result(progress: Reporter) -> SlowResult:
+    return SlowResult()
+
+
+def raise_foreign(directory: Path, progress: Reporter) -> None:
+    """Raise what only a library can unpickle that takes longer to import than the parent waits for last words."""
+    sys.path.insert(0, str(directory))
+    import slow_library
+
+    raise slow_library.ForeignError("the real cause")
+
+
+def hold(items: list[int]) -> list[int]:
+    return items
+
+
+def append(items: list[int], item: int) -> tuple[int, list[int]]:
+    items.append(item)
+    return os.getpid(), items
+
+
+def fail(items: list[int]) -> None:
+    raise ValueError(f"it holds {items}")
+
+
+def print_and_count(items: list[int]) -> int:
+    print("on stdout, as libraries do")
+    return len(items)
+
+
+def kill_itself(items: list[int]) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hold_a_file(items: list[int], directory: Path) -> None:
+    write_then_wait(directory, lambda progress: None)
+
+
 def add(a: int, b: int, progress: Reporter) -> int:
     return a + b
 

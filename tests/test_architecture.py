@@ -148,14 +148,14 @@ def test_a_type_the_exporter_knows_and_transformers_does_not(monkeypatch: pytest
     assert allowed.remote_code is True
     with pytest.raises(SecurityError) as caught:
         check_architecture({"model_type": "tiny", "auto_map": {"AutoConfig": "a.B"}})
-    assert "--trust-remote-code then allows it" in caught.value.hint
+    assert "`trust_remote_code` then allows it" in caught.value.hint
 
 
 def test_remote_code_is_refused_and_the_flag_is_not_recommended_in_vain() -> None:
     config = {"model_type": "minicpm", "architectures": ["MiniCPMForCausalLM"], "auto_map": {"AutoConfig": "c.C"}}
     with pytest.raises(SecurityError, match="'minicpm' is not part of transformers: loading it runs Python") as caught:
         check_architecture(config)
-    assert "--trust-remote-code would not help: optimum-intel converts 'minicpm' only with" in caught.value.hint
+    assert "`trust_remote_code` would not help: optimum-intel converts 'minicpm' only with" in caught.value.hint
     with pytest.raises(ModelError, match="at most"):
         check_architecture(config, trust_remote_code=True)
 

@@ -142,7 +142,7 @@ def test_the_same_files_and_record_give_the_same_manifest_bytes(tmp_path: Path) 
 def test_an_existing_artifact_is_kept_without_overwrite(artifact: Path) -> None:
     with pytest.raises(UsageError, match="exists already") as caught:
         write_artifact(artifact, 2)
-    assert "--overwrite" in caught.value.hint
+    assert "`overwrite`" in caught.value.hint
     assert seed_of(artifact, (1, 2)) == 1
     assert names(artifact.parent) == ["out"]
 

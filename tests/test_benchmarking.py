@@ -259,9 +259,10 @@ def test_the_worker_imports_no_torch_and_ends_with_us(artifact: Artifacts) -> No
     import psutil
 
     program = (
-        "import sys; from llmcompress.benchmarking.worker import Worker\n"
-        "from llmcompress.spec.benchmark import Shape\n"
-        f"w = Worker({str(artifact('int8'))!r}, 'openvino'); w.open('CPU', {{}}); w.run(Shape(1, 0, 8, 2), 0)\n"
+        "import sys; from llmcompress.benchmarking.worker import open_model, run_model, runtime_of\n"
+        "from pathlib import Path; from llmcompress.spec.benchmark import Shape\n"
+        f"runtime = runtime_of(Path({str(artifact('int8'))!r}), 'openvino')\n"
+        "open_model(runtime, 'CPU', {}); run_model(runtime, Shape(1, 0, 8, 2), 0)\n"
         "print(sorted({'torch', 'optimum', 'transformers', 'nncf', 'datasets'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

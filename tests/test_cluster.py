@@ -45,7 +45,7 @@ def test_ray_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_address_is_for_ray(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     plan = load_plan(write_plan(tmp_path / "plan.yaml", "models: [m]\nrecipes: [int8]\n"))
-    with pytest.raises(UsageError, match="--address has no effect on the executor local"):
+    with pytest.raises(UsageError, match="`address` has no effect on the executor local"):
         run_plan(plan, address="head:6379")
 
 
@@ -104,7 +104,7 @@ def _node_of(cluster: Any, label: str) -> Any:
 @pytest.mark.slow
 def test_what_no_node_can_hold_is_refused(cluster: Any) -> None:
     with RayExecutor(lambda told: None) as executor:
-        task = Task("big: compress", "builtins:print", {}, memory_bytes=10**12)
+        task = Task("big: compress", print, {}, memory_bytes=10**12)
         assert executor.has_room(task)
         assert executor.start(task) == platform.node()
         finished = executor.wait()

@@ -69,7 +69,7 @@ def both(weight: Any, axes: tuple[int, ...], mode: str, group_size: int, precomp
     from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
     from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight
 
-    from llmcompress.compression.kernels import Lowering
+    from llmcompress.compression.nncf.weight_codes import Lowering
 
     config = WeightCompressionConfig(nncf.CompressWeightsMode(mode), group_size)
     lowering = Lowering(2)
@@ -194,8 +194,8 @@ def test_an_nncf_that_computes_otherwise_keeps_its_own_results(monkeypatch: pyte
     from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
     from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight
 
-    from llmcompress.compression.kernels import Lowering
     from llmcompress.compression.nncf import weight_codes as lowering
+    from llmcompress.compression.nncf.weight_codes import Lowering
 
     def of_another_version(*args: Any) -> Any:
         found = compress_weight(*args)
@@ -237,7 +237,7 @@ def test_codes_may_wait_on_disk(ref_model: Path, tmp_path: Path, monkeypatch: py
     import gc
 
     import llmcompress
-    from llmcompress.compression import in_memory
+    from llmcompress.compression import run
     from llmcompress.system.file_memory import FileMemory
 
     taken: list[int] = []
@@ -249,9 +249,9 @@ def test_codes_may_wait_on_disk(ref_model: Path, tmp_path: Path, monkeypatch: py
         taken.append(size_bytes)
         return block(self, size_bytes)
 
-    forecast, block = in_memory.forecast, FileMemory.block
+    forecast, block = run.forecast, FileMemory.block
     llmcompress.compress(ref_model, "int4", tmp_path / "in memory", tokenizer=False)
-    monkeypatch.setattr(in_memory, "forecast", short_of_memory)
+    monkeypatch.setattr(run, "forecast", short_of_memory)
     monkeypatch.setattr(FileMemory, "block", noted)
     report = llmcompress.compress(ref_model, "int4", tmp_path / "on disk", tokenizer=False)
     codes = [layer.num_parameters * (1 if layer.mode == "int8_asym" else 0.5) for layer in report.layers]
@@ -323,8 +323,9 @@ def test_estimated_scales_equal_nncf(
     from nncf.tensor import Tensor
     from threadpoolctl import threadpool_limits
 
-    from llmcompress.compression.kernels import ScaleEstimation, matrices
+    from llmcompress.compression.kernels import matrices
     from llmcompress.compression.nncf import scale_estimation as scales
+    from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
 
     monkeypatch.setattr(matrices, "BLOCK_VALUES", 1 << 14)
     values, statistics = awkward_matrix(num_rows, num_columns), statistics_of(num_columns)
@@ -372,8 +373,9 @@ def test_what_awq_finds_equals_nncf(
     from nncf.tensor import Tensor
     from threadpoolctl import threadpool_limits
 
-    from llmcompress.compression.kernels import awq_search, matrices
+    from llmcompress.compression.kernels import matrices
     from llmcompress.compression.nncf import awq
+    from llmcompress.compression.nncf.awq import awq_search
 
     monkeypatch.setattr(matrices, "BLOCK_VALUES", 1 << 14)
     wp = SimpleNamespace(
@@ -406,7 +408,8 @@ def test_an_nncf_that_searches_otherwise_keeps_its_own_results(monkeypatch: pyte
     from nncf.quantization.algorithms.weight_compression.scale_estimation import ScaleEstimation as Stock
     from nncf.tensor import Tensor
 
-    from llmcompress.compression.kernels import ScaleEstimation, awq_search
+    from llmcompress.compression.nncf.awq import awq_search
+    from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
 
     config = WeightCompressionConfig(nncf.CompressWeightsMode.INT4_SYM, 128)
     wp = SimpleNamespace(compression_config=config, reduction_axes=(1,))
@@ -441,7 +444,8 @@ def test_an_nncf_with_other_arguments_is_left_alone(name: str, monkeypatch: pyte
     from nncf.quantization.algorithms.weight_compression.awq import AWQ
     from nncf.quantization.algorithms.weight_compression.scale_estimation import ScaleEstimation as Stock
 
-    from llmcompress.compression.kernels import ScaleEstimation, awq_search
+    from llmcompress.compression.nncf.awq import awq_search
+    from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
 
     def moved(statistics: Any) -> None:
         """Takes something else."""
@@ -462,7 +466,7 @@ def test_bf16_constants_equal_openvino() -> None:
     from nncf.quantization.algorithms.weight_compression import openvino_backend
     from nncf.tensor import Tensor
 
-    from llmcompress.compression.kernels import bf16_constants
+    from llmcompress.compression.nncf.constants import bf16_constants
 
     random = np.random.default_rng(0).integers(0, 2**32, 4096, dtype=np.uint32)
     halves = (random & 0xFFFF0000) | 0x8000
@@ -486,7 +490,7 @@ def test_packed_codes_read_as_numbers(mode: str) -> None:
     from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
     from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight
 
-    from llmcompress.compression.kernels import Lowering
+    from llmcompress.compression.nncf.weight_codes import Lowering
 
     config = WeightCompressionConfig(nncf.CompressWeightsMode(mode), 32)
     weight = tensor_of(np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32), "f32")

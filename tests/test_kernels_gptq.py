@@ -151,7 +151,7 @@ def test_windows_of_any_length_are_summed_alike(monkeypatch: pytest.MonkeyPatch)
 def test_bytes_of_a_block_equal_nncf_by_the_same_factor(
     mode: str, group_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmcompress.compression.kernels import Gptq
+    from llmcompress.compression.nncf.gptq import Gptq
 
     given = problem(mode, group_size)
     hessian = given.algorithm._calculate_hessian(given.node, given.inputs)[0]
@@ -170,7 +170,7 @@ def test_bytes_of_a_block_equal_nncf_by_the_same_factor(
 
 @pytest.mark.parametrize("mode", ["int4_asym", "int4_sym"])
 def test_bytes_equal_nncf_with_rows_that_it_compiles(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.compression.kernels import Gptq
+    from llmcompress.compression.nncf.gptq import Gptq
 
     given = problem(mode, 8, rows=10_016, columns=16)
     hessian = given.algorithm._calculate_hessian(given.node, given.inputs)[0]
@@ -196,7 +196,8 @@ CASES = [
 
 @pytest.mark.parametrize(("mode", "group_size", "options"), CASES)
 def test_what_comes_out_is_as_good_as_that_of_nncf(mode: str, group_size: int, options: dict[str, Any]) -> None:
-    from llmcompress.compression.kernels import Gptq, ScaleEstimation
+    from llmcompress.compression.nncf.gptq import Gptq
+    from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
 
     given = problem(mode, group_size, columns=384, **options)
     with np.errstate(all="ignore"):
@@ -216,8 +217,8 @@ def test_what_comes_out_is_as_good_as_that_of_nncf(mode: str, group_size: int, o
 
 
 def test_matrices_of_the_same_inputs_share_one_factor(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.compression.kernels import Gptq
     from llmcompress.compression.nncf import gptq
+    from llmcompress.compression.nncf.gptq import Gptq
 
     calls = []
     stock = gptq.inverse_factor
@@ -245,7 +246,7 @@ def tensor(given: Problem) -> Any:
 
 
 def test_a_stack_of_matrices() -> None:
-    from llmcompress.compression.kernels import Gptq
+    from llmcompress.compression.nncf.gptq import Gptq
 
     given = problem("int4_asym", 32, stacked=3, rows=24)
     stock = given.algorithm._calculate_hessian(given.node, given.inputs, True)
@@ -264,7 +265,7 @@ def test_a_stack_of_matrices() -> None:
 def test_what_the_kernels_do_not_cover_is_left_to_nncf(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from nncf.quantization.algorithms.weight_compression import gptq
 
-    from llmcompress.compression.kernels import Gptq
+    from llmcompress.compression.nncf.gptq import Gptq
 
     given = problem("nf4" if kind == "nf4" else "int4_sym", 16, rows=24)
     hessian = given.algorithm._calculate_hessian(given.node, given.inputs)[0]
@@ -297,7 +298,7 @@ def test_what_the_kernels_do_not_cover_is_left_to_nncf(kind: str, monkeypatch: p
 def test_what_nncf_refuses_it_still_refuses() -> None:
     import nncf
 
-    from llmcompress.compression.kernels import Gptq
+    from llmcompress.compression.nncf.gptq import Gptq
 
     upright = problem("int4_sym", 16)
     upright.node.layer_attributes.constant_attributes[1]["transpose"] = False
@@ -314,7 +315,7 @@ def test_what_nncf_refuses_it_still_refuses() -> None:
 def test_an_nncf_without_these_names_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from nncf.quantization.algorithms.weight_compression import algorithm, gptq
 
-    from llmcompress.compression.kernels import Gptq
+    from llmcompress.compression.nncf.gptq import Gptq
     from llmcompress.compression.nncf.statistics_pass import without_unread_statistics
 
     stock = gptq.GPTQ._calculate_hessian

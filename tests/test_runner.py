@@ -114,7 +114,7 @@ def test_three_models_by_six_recipes_with_two_failures(place: Path, calls: Calls
     again = run_plan(load_plan(plan))
     assert failures(again) == failures(report)
     assert [name for name, _ in calls] == ["survey", "compress_loaded"]
-    assert [wanted.name for wanted in calls[1][1]["wanted"]] == ["awq"]
+    assert [job.name for job in calls[1][1]["jobs"]] == ["awq"]
     assert identities(place / "out") == before
 
     # A changed line redoes what it touches.
@@ -321,7 +321,7 @@ def test_a_worker_that_dies_is_replaced(place: Path, monkeypatch: pytest.MonkeyP
     plan = write_plan(place / "dies.yaml", "output: dies\nmodels: [llama]\nrecipes: [none, int8-sym, int8]\n")
     report = run_plan(load_plan(plan))
     assert failures(report).keys() == {"llama/int8-sym"}
-    assert [[each.name for each in kwargs["wanted"]] for name, kwargs in calls if name == "compress_loaded"] == [
+    assert [[each.name for each in kwargs["jobs"]] for name, kwargs in calls if name == "compress_loaded"] == [
         ["none", "int8-sym", "int8"],
         ["int8"],
     ]
@@ -376,9 +376,9 @@ def test_a_device_that_is_not_there(place: Path, calls: Calls) -> None:
 
 
 def test_an_engine_that_is_not_installed(place: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.runner import survey
+    import importlib.util
 
-    monkeypatch.setattr(survey.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     text = "models: [llama]\nrecipes: [int8]\nbenchmark: {engine: genai}\n"
     with pytest.raises(ResourceError, match="engine genai needs openvino-genai"):
         outlook(load_plan(write_plan(place / "genai.yaml", text)))

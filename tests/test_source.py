@@ -248,7 +248,7 @@ def test_an_existing_directory_goes_before_a_hub_id(tmp_path: Path, monkeypatch:
 
 def test_a_revision_of_a_directory_is_refused(tmp_path: Path) -> None:
     write(tmp_path, config_json=CONFIG)
-    with pytest.raises(UsageError, match="--revision main has no effect on a directory"):
+    with pytest.raises(UsageError, match="`revision=main` has no effect on a directory"):
         resolve(tmp_path, Access(revision="main"))
 
 

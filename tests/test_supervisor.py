@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from llmcompress.system.exit import Death, explain
 from llmcompress.system.memory import Memory
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Progress
+from llmcompress.system.standing import StandingWorker
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
@@ -83,6 +85,20 @@ def test_an_error_that_cannot_travel_is_named() -> None:
         call("raise_unpicklable")
     with pytest.raises(Exception, match=r"(?i)pickle"):
         call("return_unpicklable")
+
+
+def test_an_error_of_a_library_that_is_slow_to_import_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_library.py").write_text("import time\ntime.sleep(3)\nclass ForeignError(Exception): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(LlmcompressError, match=r"^ForeignError: the real cause") as caught:
+        call("raise_foreign", directory=tmp_path)
+    assert caught.value.message == "ForeignError: the real cause"
+    assert "slow_library" not in sys.modules
+    assert "slow_library.ForeignError: the real cause" in caught.value.__notes__[0]
+
+
+def test_a_result_that_is_slow_to_unpickle_is_waited_for() -> None:
+    assert isinstance(call("slow_result"), supervisor_fixture.SlowResult)
 
 
 def test_a_function_of_an_unknown_module_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,3 +335,71 @@ def test_runs_outside_the_main_thread() -> None:
     thread.start()
     thread.join(timeout=60)
     assert results == [21]
+
+
+# A worker that stands.
+
+
+def test_a_standing_worker_holds_what_it_made(capfd: pytest.CaptureFixture[str]) -> None:
+    with StandingWorker(supervisor_fixture.hold, [1]) as worker:
+        assert worker.ask(supervisor_fixture.append, 2) == (worker.pid, [1, 2])
+        assert worker.ask(supervisor_fixture.append, item=3) == (worker.pid, [1, 2, 3])
+        with pytest.raises(ValueError, match=re.escape("it holds [1, 2, 3]")) as caught:
+            worker.ask(supervisor_fixture.fail)
+        assert "in fail" in caught.value.__notes__[0]
+        assert worker.ask(supervisor_fixture.print_and_count) == 3
+    assert not psutil.pid_exists(worker.pid)
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "on stdout, as libraries do\n")
+
+
+def test_a_standing_worker_that_cannot_begin_is_gone() -> None:
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        StandingWorker(supervisor_fixture.hold)  # type: ignore[call-arg]
+    assert not psutil.Process().children()
+
+
+@linux
+def test_a_standing_worker_that_is_killed_is_explained() -> None:
+    with (
+        StandingWorker(supervisor_fixture.hold, [1]) as worker,
+        pytest.raises(LlmcompressError, match=r"the worker was killed \(SIGKILL\), possibly for its memory"),
+    ):
+        worker.ask(supervisor_fixture.kill_itself)
+
+
+@posix
+def test_a_standing_worker_cleans_up_when_its_asker_fails(tmp_path: Path) -> None:
+    def fail_once_it_waits(worker: StandingWorker[list[int]]) -> None:
+        thread = threading.Thread(target=lambda: _ignore_errors(worker, tmp_path))
+        thread.start()
+        while not (tmp_path / "pid").exists():
+            time.sleep(0.01)
+        raise BrokenPipeError("nobody reads")
+
+    with pytest.raises(BrokenPipeError), StandingWorker(supervisor_fixture.hold, [1]) as worker:
+        fail_once_it_waits(worker)
+    assert not psutil.pid_exists(worker.pid)
+    assert not (tmp_path / "staging").exists()
+
+
+def _ignore_errors(worker: StandingWorker[list[int]], directory: Path) -> None:
+    with contextlib.suppress(Exception):
+        worker.ask(supervisor_fixture.hold_a_file, directory)
+
+
+@posix
+def test_a_standing_worker_dies_with_its_parent(tmp_path: Path) -> None:
+    program = (
+        "import sys, supervisor_fixture\nfrom pathlib import Path\n"
+        "from llmcompress.system.standing import StandingWorker\n"
+        "StandingWorker(supervisor_fixture.hold, [1]).ask(supervisor_fixture.hold_a_file, Path(sys.argv[1]))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], env=_importable())
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        time.sleep(0.05)
+    process = psutil.Process(int((tmp_path / "pid").read_text()))
+    parent.kill()
+    parent.wait()
+    psutil.wait_procs([process], timeout=20)
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE

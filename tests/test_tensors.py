@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from llmcompress.errors import HubError, ModelError, SecurityError
+from llmcompress.loaders import nonfinite
 from llmcompress.loaders import scan as scanning
 from llmcompress.loaders.safetensors_file import TensorInfo, read_header
 from llmcompress.loaders.scan import scan
@@ -290,7 +291,7 @@ def test_position_and_count_match_numpy_wherever_blocks_are_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
     monkeypatch.setattr(scanning, "_BLOCK_BYTES", data.draw(st.sampled_from([64, 160, 1000])))
-    monkeypatch.setattr(scanning, "_PIECE_BYTES", 32)
+    monkeypatch.setattr(nonfinite, "_PIECE_BYTES", 32)
     shapes = data.draw(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=4))
     kinds = [data.draw(st.sampled_from([np.float32, np.float16, np.float64, np.int8])) for _ in shapes]
     tensors = {f"t{i}": np.ones(shape, kind) for i, (shape, kind) in enumerate(zip(shapes, kinds, strict=True))}

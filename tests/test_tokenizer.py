@@ -54,7 +54,7 @@ def test_load_without_vocabulary_names_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match=r"no tokenizer: none of tokenizer\.json") as caught:
         tokenizer.load_tokenizer(tmp_path)
-    assert "--no-tokenizer" in caught.value.hint
+    assert "`tokenizer=False`" in caught.value.hint
 
 
 def test_load_broken_file(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_load_does_not_run_code_of_the_model(tmp_path: Path) -> None:
     (source / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(SecurityError, match="Python code that came with the model") as caught:
         tokenizer.load_tokenizer(source)
-    assert "--trust-remote-code" in caught.value.hint
+    assert "`trust_remote_code`" in caught.value.hint
     assert not canary.exists()
 
 
@@ -136,7 +136,7 @@ def test_save_failed_conversion(byte_level: Any, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(openvino_tokenizers, "convert_tokenizer", refuse)
     with pytest.raises(ModelError, match=r"cannot convert .*: NotImplementedError: no such step") as caught:
         saved(byte_level, tmp_path / "saved")
-    assert "--no-tokenizer" in caught.value.hint
+    assert "`tokenizer=False`" in caught.value.hint
 
 
 def test_save_without_detokenizer(byte_level: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

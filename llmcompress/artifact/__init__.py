@@ -1,4 +1,4 @@
-"""The output directory: staged beside its place, listed by its manifest, placed by one rename, verified when read."""
+"""The output directory: staged next to its place, listed by its manifest, placed by one rename, verified when read."""
 
 from llmcompress.artifact.failures import write_errors
 from llmcompress.artifact.manifest import (

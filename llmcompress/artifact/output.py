@@ -1,7 +1,7 @@
 """An output directory appears complete by one rename, or not at all.
 
-While a run works, its files are in ``.NAME.staging-XXXXXXXX/model`` beside the target, on the same file system, under
-the lock ``.NAME.lock``. Beside ``model`` lies ``owner.json``: it marks the directory as ours and says whose it is, so
+While a run works, its files are in ``.NAME.staging-XXXXXXXX/model`` next to the target, on the same file system, under
+the lock ``.NAME.lock``. Next to ``model`` lies ``owner.json``: it marks the directory as ours and says whose it is, so
 that what a killed run left is known and removed by the next one, and nobody else's directory is.
 """
 
@@ -83,7 +83,7 @@ class Staging:
 
 @contextmanager
 def staging(output_dir: str | Path, *, overwrite: bool = False, inputs: Iterable[str | Path] = ()) -> Iterator[Staging]:
-    """Lock ``output_dir`` and give a directory beside it to write into; ``publish`` puts that in place.
+    """Lock ``output_dir`` and give a directory next to it to write into; ``publish`` puts that in place.
 
     Left without ``publish``, by an exception or not, it leaves nothing behind, and an existing output as it was.
     ``inputs`` are the files and directories the output is made from.
@@ -127,7 +127,7 @@ def remove_artifact(output_dir: str | Path) -> None:
 
 
 def remove_leftovers(output_dir: str | Path) -> None:
-    """Remove what a killed run to this output left beside it; nothing while another run is at work there."""
+    """Remove what a killed run to this output left next to it; nothing while another run is at work there."""
     with suppress(LlmcompressError, OSError):
         target = resolve_output(output_dir)
         if target.with_name(f".{target.name}.lock").exists() or _stagings(target):

@@ -45,7 +45,7 @@ def refuse_existing(target: Path, *, overwrite: bool) -> bool:
             hint=_ELSEWHERE,
         )
     if not overwrite:
-        raise UsageError("exists already", where=str(target), hint=f"--overwrite replaces it; or {_ELSEWHERE}")
+        raise UsageError("exists already", where=str(target), hint=f"`overwrite` replaces it; or {_ELSEWHERE}")
     return True
 
 
@@ -55,7 +55,7 @@ def refuse_overlap(target: Path, inputs: Iterable[Path]) -> None:
     Paths are compared after following links, and by device and inode, which a bind mount and a hard link share.
     """
     same = _identity(target)
-    # Only what --overwrite would remove is searched for the input's files; anything else that exists is refused anyway.
+    # Only what `overwrite` would remove is searched for the input's files; anything else that exists is refused anyway.
     held = _tree(target) if (target / MANIFEST).is_file() else {}
     above = [identity for parent in target.parents if (identity := _identity(parent))]
     for given in inputs:

@@ -41,18 +41,9 @@ def read_measurements(directory: Path) -> Measurements:
     manifest = read_manifest(directory)
     digest = manifest_sha256(directory)
     unused: dict[str, str] = {}
-    evaluation = _read(directory / EVAL_REPORT, EvalReport, unused)
-    if evaluation is not None and evaluation.model.manifest_sha256 != digest:
-        unused[EVAL_REPORT] = _other_bytes(evaluation.model.manifest_sha256)
-        evaluation = None
-    benchmark = _read(directory / BENCH_REPORT, BenchReport, unused)
-    if benchmark is not None and benchmark.manifest_sha256 != digest:
-        unused[BENCH_REPORT] = _other_bytes(benchmark.manifest_sha256)
-        benchmark = None
-    tuning = _read(directory / TUNE_REPORT, TuneReport, unused)
-    if tuning is not None and tuning.manifest_sha256 != digest:
-        unused[TUNE_REPORT] = _other_bytes(tuning.manifest_sha256)
-        tuning = None
+    evaluation = _read(directory / EVAL_REPORT, EvalReport, digest, unused)
+    benchmark = _read(directory / BENCH_REPORT, BenchReport, digest, unused)
+    tuning = _read(directory / TUNE_REPORT, TuneReport, digest, unused)
     return Measurements(manifest, digest, evaluation, benchmark, tuning, unused)
 
 
@@ -72,24 +63,26 @@ def replace_report(directory: Path, name: str, content: bytes) -> Path:
     """As ``write_report``, for a report that is no record."""
     directory = directory.absolute()
     with write_errors(directory / name):
-        # Beside the directory, in which a file left by a kill would be one too many.
+        # Next to the directory, in which a file left by a kill would be one too many.
         replace_file(directory / name, content, beside=directory)
     return directory / name
 
 
-def _read(path: Path, kind: type[_Report], unused: dict[str, str]) -> _Report | None:
+def _read(path: Path, kind: type[_Report], digest: str, unused: dict[str, str]) -> _Report | None:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        report = kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         unused[path.name] = f"it cannot be read: {error.strerror}"
+        return None
     except ValidationError as error:
         detail = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in detail["loc"])
         unused[path.name] = f"it cannot be read: {place}: {detail['msg']}" if place else "it is not JSON"
+        return None
+    measured_on = report.model.manifest_sha256 if isinstance(report, EvalReport) else report.manifest_sha256
+    if measured_on == digest:
+        return report
+    unused[path.name] = f"it was measured on other bytes, of manifest {measured_on[:12] if measured_on else 'unknown'}"
     return None
-
-
-def _other_bytes(digest: str | None) -> str:
-    return f"it was measured on other bytes, of manifest {digest[:12] if digest else 'unknown'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,17 @@ class _Model(NamedTuple):
     cases: list[BenchCase]
 
 
+class _Bench(NamedTuple):
+    """What is measured, how, and what looks at the machine meanwhile."""
+
+    models: list[_Model]
+    spec: BenchSpec
+    shapes: list[Shape]
+    observer: Observer
+    meter: EnergyMeter
+    progress: Reporter
+
+
 def benchmark(
     sources: Sequence[str | Path],
     spec: BenchSpec,
@@ -75,78 +86,63 @@ def benchmark(
     """
     quiet_libraries()
     stages = Stages()
-    if spec.engine == "genai" and importlib.util.find_spec("openvino_genai") is None:
-        raise ResourceError(
-            "engine genai needs openvino-genai, which is not installed",
-            where="--engine",
-            hint='pip install "llmcompress[genai]"',
-        )
+    require_engine(spec, where="`engine`")
     for device in spec.devices:
         check_device(device)
-    shapes = list(spec.shapes())
-    observer, meter = Observer(), EnergyMeter()
     with contextlib.ExitStack() as stack:
+        bench = _Bench([], spec, list(spec.shapes()), Observer(), EnergyMeter(), progress)
         with stages.stage("start"):
-            models = [_start(source, spec, shapes, revision, offline, stack, progress) for source in sources]
+            for source in sources:
+                # A revision is of the Hub sources among them.
+                access = Access(None if Path(source).exists() else revision, offline=offline)
+                bench.models.append(_start(bench, source, access, stack))
         memories: list[MemoryUse] = []
         for setting in spec.settings():
             with stages.stage(f"{setting.device}, threads {setting.threads or 'default'}"):
-                opened = _open(models, spec, setting, progress)
-                _measure(models, spec, setting, shapes, opened, observer, meter, progress)
+                opened = _open(bench, setting)
+                _measure(bench, setting, opened)
                 # Of one model opened once; what follows opens it again.
-                memories = memories or [model.client.memory() for model in models]
-                _reopen(models, spec, setting, opened, progress)
-    reports = []
-    for number, (model, used) in enumerate(zip(models, memories, strict=True)):
-        compared = models[0] if number else None
-        threads = model.settings[0].properties.get("INFERENCE_NUM_THREADS", "0")
-        report = BenchReport(
-            llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
-            spec=spec,
-            source=model.name,
-            manifest_sha256=manifest_sha256(model.directory) if (model.directory / MANIFEST).is_file() else None,
-            size_bytes=(model.directory / MODEL_BIN).stat().st_size,
-            settings=tuple(model.settings),
-            cases=tuple(model.cases),
-            peak_rss_bytes=used.peak_rss_bytes,
-            steady_rss_bytes=used.steady_rss_bytes,
-            compared_with=compared.name if compared else None,
-            ratios=ratios(model.cases, compared.cases, spec.confidence) if compared else (),
-            steadiness=observer.steadiness(),
-            environment=environment_record(int(threads) if threads.isdigit() else 0),
-            measured=stages.measured(),
-        )
+                memories = memories or [model.client.memory() for model in bench.models]
+                _reopen(bench, setting, opened)
+    reports = tuple(_reports(bench, memories, stages))
+    for model, report in zip(bench.models, reports, strict=True):
         if model.local and report.manifest_sha256:
             write_report(model.directory, BENCH_REPORT, report)
-        reports.append(report)
-    return tuple(reports)
+    return reports
 
 
-def _start(
-    source: str | Path,
-    spec: BenchSpec,
-    shapes: Sequence[Shape],
-    revision: str | None,
-    offline: bool,
-    stack: contextlib.ExitStack,
-    progress: Reporter,
-) -> _Model:
-    # A revision is of the Hub sources among them.
-    found = resolve(source, Access(None if Path(source).exists() else revision, offline=offline))
-    name = found.name
+def require_engine(spec: BenchSpec, *, where: str) -> None:
+    """Refuse a runtime that is not installed.
+
+    Args:
+        where: What asked for it.
+
+    Raises:
+        ResourceError: Its extra is not installed.
+    """
+    if spec.engine == "genai" and importlib.util.find_spec("openvino_genai") is None:
+        raise ResourceError(
+            "engine genai needs openvino-genai, which is not installed",
+            where=where,
+            hint='pip install "llmcompress[genai]"',
+        )
+
+
+def _start(bench: _Bench, source: str | Path, access: Access, stack: contextlib.ExitStack) -> _Model:
+    found = resolve(source, access)
     if found.layout != "ir":
         raise ModelError(
             "a benchmark runs OpenVINO models, and this is a checkpoint",
-            where=name,
+            where=found.name,
             hint="convert it first: llmcompress compress SOURCE --recipe none",
         )
-    most = max(shape.depth + shape.prompt_tokens + shape.new_tokens for shape in shapes)
+    most = max(shape.depth + shape.prompt_tokens + shape.new_tokens for shape in bench.shapes)
     require_context(found, most, f"depth, prompt and new tokens are {most} together")
-    found = fetch_weights(found, progress=progress)
+    found = fetch_weights(found, progress=bench.progress)
     if (found.path / MANIFEST).is_file():
         require_verified(found.path)
-    client = stack.enter_context(Client(found.path, spec.engine, name=name))
-    return _Model(name, found.path, found.id is None, client, [], [])
+    client = stack.enter_context(Client(found.path, bench.spec.engine, name=found.name))
+    return _Model(found.name, found.path, found.id is None, client, [], [])
 
 
 def _properties(spec: BenchSpec, setting: Setting) -> dict[str, str]:
@@ -156,62 +152,82 @@ def _properties(spec: BenchSpec, setting: Setting) -> dict[str, str]:
     return properties
 
 
-def _open(models: Sequence[_Model], spec: BenchSpec, setting: Setting, progress: Reporter) -> list[Opened]:
-    opened = []
-    for number, model in enumerate(models):
-        progress(Progress(f"load on {setting.device}", number, len(models), "models"))
-        opened.append(model.client.open(setting.device, _properties(spec, setting)))
-    progress(Progress(f"load on {setting.device}", len(models), len(models), "models"))
-    return opened
+def _one_by_one(bench: _Bench, stage: str) -> Iterator[_Model]:
+    """The models, each step of the stage told of."""
+    for number, model in enumerate(bench.models):
+        bench.progress(Progress(stage, number, len(bench.models), "models"))
+        yield model
+    bench.progress(Progress(stage, len(bench.models), len(bench.models), "models"))
 
 
-def _reopen(
-    models: Sequence[_Model], spec: BenchSpec, setting: Setting, opened: Sequence[Opened], progress: Reporter
-) -> None:
-    for number, (model, ready) in enumerate(zip(models, opened, strict=True)):
-        progress(Progress(f"load again on {setting.device}", number, len(models), "models"))
-        warm, cached = model.client.reopen(setting.device, _properties(spec, setting))
+def _open(bench: _Bench, setting: Setting) -> list[Opened]:
+    properties = _properties(bench.spec, setting)
+    stage = f"load on {setting.device}"
+    return [model.client.open(setting.device, properties) for model in _one_by_one(bench, stage)]
+
+
+def _reopen(bench: _Bench, setting: Setting, opened: Sequence[Opened]) -> None:
+    properties = _properties(bench.spec, setting)
+    for model, ready in zip(_one_by_one(bench, f"load again on {setting.device}"), opened, strict=True):
+        warm, cached = model.client.reopen(setting.device, properties)
         load = LoadTimes(cold=ready.cold, warm=warm, cached=cached)
         model.settings.append(
             BenchSetting(device=setting.device, threads=setting.threads, load=load, properties=ready.properties)
         )
-    progress(Progress(f"load again on {setting.device}", len(models), len(models), "models"))
 
 
-def _measure(
-    models: Sequence[_Model],
-    spec: BenchSpec,
-    setting: Setting,
-    shapes: Sequence[Shape],
-    opened: Sequence[Opened],
-    observer: Observer,
-    meter: EnergyMeter,
-    progress: Reporter,
-) -> None:
+def _measure(bench: _Bench, setting: Setting, opened: Sequence[Opened]) -> None:
     bandwidth = None
     if setting.device == "CPU":
         known = opened[0].properties.get("INFERENCE_NUM_THREADS")
         bandwidth = memory_bandwidth_bytes_per_s(int(known) if known else setting.threads or 1)
-    for shape in shapes:
-        runs: list[list[Run]] = [[] for _ in models]
-        joules: list[list[float]] = [[] for _ in models]
-        total = (spec.warmup_runs + spec.repetitions) * len(models)
-        stage = f"{setting.device}: batch {shape.batch_size}, {shape.prompt_tokens}+{shape.new_tokens}"
-        stage += f" at {shape.depth}" if shape.depth else ""
-        for repetition in range(-spec.warmup_runs, spec.repetitions):
-            for number, model in enumerate(models):
-                progress(Progress(stage, (repetition + spec.warmup_runs) * len(models) + number, total, "runs"))
+    for shape in bench.shapes:
+        for model, ready, (runs, joules) in zip(bench.models, opened, _run_in_turn(bench, setting, shape), strict=True):
+            model.cases.append(bench_case(setting, shape, runs, joules, ready, bandwidth))
+
+
+def _run_in_turn(bench: _Bench, setting: Setting, shape: Shape) -> list[tuple[list[Run], list[float]]]:
+    """For each model its runs of a shape, and the energy of each where that is measured."""
+    spec = bench.spec
+    measured: list[tuple[list[Run], list[float]]] = [([], []) for _ in bench.models]
+    total = (spec.warmup_runs + spec.repetitions) * len(bench.models)
+    stage = f"{setting.device}: batch {shape.batch_size}, {shape.prompt_tokens}+{shape.new_tokens}"
+    stage += f" at {shape.depth}" if shape.depth else ""
+    for repetition in range(spec.warmup_runs + spec.repetitions):
+        for number, (model, (runs, joules)) in enumerate(zip(bench.models, measured, strict=True)):
+            bench.progress(Progress(stage, repetition * len(bench.models) + number, total, "runs"))
+            spent: list[float] = []
+            with bench.meter.measured(spent):
                 # Another prompt each time: nothing can be kept from the one before.
-                spent: list[float] = []
-                with meter.measured(spent):
-                    run = model.client.run(shape, repetition + spec.warmup_runs)
-                if repetition >= 0:
-                    runs[number].append(run)
-                    joules[number] += spent
-                observer.look()
-        progress(Progress(stage, total, total, "runs"))
-        for model, ready, made, spent in zip(models, opened, runs, joules, strict=True):
-            model.cases.append(bench_case(setting, shape, made, spent, ready, bandwidth))
+                run = model.client.run(shape, repetition)
+            if repetition >= spec.warmup_runs:
+                runs.append(run)
+                joules += spent
+            bench.observer.look()
+    bench.progress(Progress(stage, total, total, "runs"))
+    return measured
+
+
+def _reports(bench: _Bench, memories: Sequence[MemoryUse], stages: Stages) -> Iterator[BenchReport]:
+    for number, (model, used) in enumerate(zip(bench.models, memories, strict=True)):
+        compared = bench.models[0] if number else None
+        threads = model.settings[0].properties.get("INFERENCE_NUM_THREADS", "0")
+        yield BenchReport(
+            llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
+            spec=bench.spec,
+            source=model.name,
+            manifest_sha256=manifest_sha256(model.directory) if (model.directory / MANIFEST).is_file() else None,
+            size_bytes=(model.directory / MODEL_BIN).stat().st_size,
+            settings=tuple(model.settings),
+            cases=tuple(model.cases),
+            peak_rss_bytes=used.peak_rss_bytes,
+            steady_rss_bytes=used.steady_rss_bytes,
+            compared_with=compared.name if compared else None,
+            ratios=ratios(model.cases, compared.cases, bench.spec.confidence) if compared else (),
+            steadiness=bench.observer.steadiness(),
+            environment=environment_record(int(threads) if threads.isdigit() else 0),
+            measured=stages.measured(),
+        )
 
 
 def bench_case(

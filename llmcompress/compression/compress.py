@@ -7,9 +7,8 @@ from typing import get_args
 
 from llmcompress.artifact import staging
 from llmcompress.compression.output import inputs, write
-from llmcompress.compression.run import compress_in_memory
+from llmcompress.compression.run import CompressOptions, compress_in_memory
 from llmcompress.errors import UsageError
-from llmcompress.evaluation.accuracy import accuracy_metric
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import resolve
@@ -77,35 +76,23 @@ def compress(
     # What Optimum recommends depends on the model; any other recipe is read before the model is looked for.
     if not isinstance(recipe, Recipe) and recipe not in RECOMMENDED:
         recipe = load_recipe(recipe)
+    access = Access(revision, trust_remote_code, offline, allow_nonfinite)
     if isinstance(source, LoadedModel):
-        _refuse_loading_options(source, revision, trust_remote_code, allow_nonfinite)
+        _refuse_loading_options(source, access)
         found = source.source
     else:
-        found = resolve(source, Access(revision, trust_remote_code, offline, allow_nonfinite))
+        found = resolve(source, access)
     if not isinstance(recipe, Recipe):
         recipe = recommended_recipe(found, str(recipe))
     with staging(output_dir, overwrite=overwrite, inputs=inputs(found, recipe)) as stage:
-        compressed = compress_in_memory(
-            source if isinstance(source, LoadedModel) else found,
-            recipe,
-            scratch_dir=stage.scratch_dir(),
-            target=stage.target,
-            offline=offline,
-            allow_nonfinite=allow_nonfinite,
-            tokenizer=tokenizer,
-            engine=engine,
-            make_metric=accuracy_metric,
-            stages=stages,
-            progress=progress,
-        )
+        options = CompressOptions(stage.scratch_dir(), stage.target, access, tokenizer, engine)
+        given = source if isinstance(source, LoadedModel) else found
+        compressed = compress_in_memory(given, recipe, options, stages, progress)
         return write(compressed, stage, progress=progress)
 
 
-def _refuse_loading_options(
-    loaded: LoadedModel, revision: str | None, trust_remote_code: bool, allow_nonfinite: bool
-) -> None:
-    options = {"revision": revision, "trust_remote_code": trust_remote_code, "allow_nonfinite": allow_nonfinite}
-    given = [name for name, value in options.items() if value]
+def _refuse_loading_options(loaded: LoadedModel, access: Access) -> None:
+    given = [name for name in ("revision", "trust_remote_code", "allow_nonfinite") if getattr(access, name)]
     if given:
         raise UsageError(
             f"{' and '.join(given)} given for a model that is loaded already",

@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.artifact import write_errors
 from llmcompress.compression.contract import check_executed, check_target
-from llmcompress.compression.forecast import forecast, require_fits
+from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.layers import CODEBOOKS, layer_table
 from llmcompress.compression.nncf.statistics_cache import statistics
 from llmcompress.compression.nncf.statistics_pass import check_statistics_precision
@@ -18,9 +18,10 @@ from llmcompress.compression.quantized_operations import activation_record
 from llmcompress.errors import ModelError
 from llmcompress.graph.model import is_compressed, set_runtime_options
 from llmcompress.loaders.architecture import check_architecture
-from llmcompress.loaders.checking import weights_checked
-from llmcompress.loaders.loaded_model import LoadedModel, load
+from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
+from llmcompress.loaders.loaded_model import LoadedModel, load_source
 from llmcompress.loaders.source import Source, fetch_weights, longest_context
+from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.report.compression import (
     AccuracyRecord,
     ActivationRecord,
@@ -30,7 +31,7 @@ from llmcompress.report.compression import (
     runtime_options,
 )
 from llmcompress.report.stages import Stages
-from llmcompress.spec import Recipe
+from llmcompress.spec import Access, Recipe
 from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     import openvino as ov
 
     from llmcompress.data import CalibrationWindows
-    from llmcompress.evaluation.accuracy import MakeMetric
 
 
 def recipe_windows(found: Source, recipe: Recipe, tokenizer: Any, *, offline: bool) -> CalibrationWindows | None:
@@ -81,90 +81,109 @@ class CompressedModel:
         return self.loaded.model
 
 
+class CompressOptions(NamedTuple):
+    """How a model is compressed, whatever the recipe."""
+
+    scratch_dir: Path
+    """Existing empty directory for the exporter's configuration files, and for codes that wait on disk."""
+    target: Path | None = None
+    """Where the model will be written; None: the disk's space is not asked for."""
+    access: Access = Access()
+    tokenizer: bool = True
+    """Load the tokenizer, and fail where there is none."""
+    engine: Engine = "llmcompress"
+    """Whose arithmetic makes the codes of weights."""
+
+
 def compress_in_memory(
-    source: Source | LoadedModel,
-    recipe: Recipe,
-    *,
-    scratch_dir: Path,
-    target: Path | None = None,
-    offline: bool = False,
-    allow_nonfinite: bool = False,
-    tokenizer: bool = True,
-    engine: Engine = "llmcompress",
-    make_metric: MakeMetric,
-    stages: Stages,
-    progress: Reporter = silent,
+    source: Source | LoadedModel, recipe: Recipe, options: CompressOptions, stages: Stages, progress: Reporter = silent
 ) -> CompressedModel:
     """Check, load and compress a model; nothing is written but the exporter's configuration files.
 
     Args:
         source: As resolved, or loaded: its graph is copied.
         recipe: What to do.
-        scratch_dir: Existing empty directory for the exporter's configuration files, and for codes that wait on disk.
-        target: Where the model will be written; None: the disk's space is not asked for.
-        offline: Take calibration data from local files and caches only.
-        allow_nonfinite: Go on when a weight is NaN or infinite.
-        tokenizer: Load the tokenizer, and fail where there is none.
-        engine: Whose arithmetic makes the codes of weights.
-        make_metric: Makes the metric that accuracy control goes by.
+        options: How.
         stages: Where time and memory are noted.
         progress: Told of every stage.
 
     Raises: as ``compress``, apart from what concerns the output directory.
     """
-    found = source.source if isinstance(source, LoadedModel) else source
     check_executed(recipe)
     check_statistics_precision(recipe)
-    with weights_checked(allow_nonfinite=allow_nonfinite, progress=progress) as check:
-        checked, is_loaded = None, isinstance(source, LoadedModel)
-        if found.kind == "checkpoint" and not is_loaded:
-            # The weights are here already; their check takes the time of the libraries' import.
-            checked = check(fetch_weights(found))
-        with stages.stage("forecast"):
-            progress(Progress("forecast", 0, 1))
-            if not is_loaded:
-                _refuse_quantized(found, recipe)
-            predicted = forecast(found, recipe, target, engine=engine)
-            if not is_loaded:
-                require_fits(predicted if target else predicted.model_copy(update={"disk_bytes": 0}))
-            progress(Progress("forecast", 1, 1))
-        if not is_loaded:
-            with stages.stage("fetch"):
-                found = fetch_weights(found, progress=progress)
-                if found.layout == "checkpoint" and checked is None:
-                    checked = check(found)
+    with weights_checked(allow_nonfinite=options.access.allow_nonfinite, progress=progress) as check:
+        if isinstance(source, LoadedModel):
+            with stages.stage("forecast"):
+                predicted = _forecast(source.source, recipe, options, progress)
+            ready = _Ready(source.source, None, codes_on_disk=predicted.codes_on_disk)
+        else:
+            ready = _make_ready(source, recipe, options, check, stages, progress)
         with stages.stage("tokenize"):
-            original = _tokenizer(found) if tokenizer or recipe.calibration else None
-            windows = recipe_windows(found, recipe, original, offline=offline)
-        with stages.stage("load and trace"), write_errors(target or scratch_dir):
+            tokenizer = source_tokenizer(ready.source) if options.tokenizer or recipe.calibration else None
+            windows = recipe_windows(ready.source, recipe, tokenizer, offline=options.access.offline)
+        with stages.stage("load and trace"), write_errors(options.target or options.scratch_dir):
             if isinstance(source, LoadedModel):
                 loaded = source.clone()
             else:
-                loaded = load(
-                    found,
-                    allow_nonfinite=allow_nonfinite,
+                loaded = load_source(
+                    ready.source,
+                    allow_nonfinite=options.access.allow_nonfinite,
                     tokenizer=False,
-                    scratch_dir=scratch_dir,
-                    checked=checked,
+                    scratch_dir=options.scratch_dir,
+                    checked=ready.checked,
                     progress=progress,
                 )
-        with stages.stage("compress"):
-            file_memory = FileMemory(scratch_dir) if predicted.codes_on_disk else None
-            loaded, accuracy, ours = _carried_out(loaded, recipe, windows, make_metric, engine, file_memory, progress)
-            modes = [weights.mode for weights in recipe.weight_passes]
-            layers = layer_table(loaded.model, next((mode for mode in modes if mode in CODEBOOKS), None), ours)
-            set_runtime_options(loaded.model, runtime_options(recipe, layers))
-            check_target(recipe, layers)
-            activations = activation_record(loaded.model, recipe.activations, accuracy) if recipe.activations else None
+    with stages.stage("compress"):
+        file_memory = FileMemory(options.scratch_dir) if ready.codes_on_disk else None
+        applied = apply_recipe(loaded, recipe, windows, options.engine, file_memory, progress)
+        layers, activations = _inspect(applied, recipe)
     return CompressedModel(
-        loaded=loaded,
+        loaded=applied.loaded,
         recipe=recipe,
-        tokenizer=original if tokenizer else None,
+        tokenizer=tokenizer if options.tokenizer else None,
         calibration=windows.record if windows else None,
         layers=layers,
         activations=activations,
         stages=stages,
     )
+
+
+class _Ready(NamedTuple):
+    """A source whose files are there."""
+
+    source: Source
+    checked: CheckedWeights | None
+    """The check of a checkpoint's weights, which may still be running."""
+    codes_on_disk: bool
+
+
+def _make_ready(
+    source: Source, recipe: Recipe, options: CompressOptions, check: StartCheck, stages: Stages, progress: Reporter
+) -> _Ready:
+    """Refuse what cannot be done before anything large is fetched; then fetch the weights and begin their check."""
+    # The weights of a directory are here already; their check takes the time of the libraries' import.
+    checked = check(fetch_weights(source)) if source.kind == "checkpoint" else None
+    with stages.stage("forecast"):
+        predicted = _forecast(source, recipe, options, progress, require=True)
+    with stages.stage("fetch"):
+        source = fetch_weights(source, progress=progress)
+        if source.layout == "checkpoint" and checked is None:
+            checked = check(source)
+    return _Ready(source, checked, codes_on_disk=predicted.codes_on_disk)
+
+
+def _forecast(
+    source: Source, recipe: Recipe, options: CompressOptions, progress: Reporter, *, require: bool = False
+) -> Forecast:
+    """Predict what compressing takes; refuse what will not suffice, if that is required."""
+    progress(Progress("forecast", 0, 1))
+    if require:
+        _refuse_quantized(source, recipe)
+    predicted = forecast(source, recipe, options.target, engine=options.engine)
+    if require:
+        require_fits(predicted if options.target else predicted.model_copy(update={"disk_bytes": 0}))
+    progress(Progress("forecast", 1, 1))
+    return predicted
 
 
 def _refuse_quantized(found: Source, recipe: Recipe) -> None:
@@ -175,28 +194,36 @@ def _refuse_quantized(found: Source, recipe: Recipe) -> None:
         raise ModelError(
             f"the checkpoint is already quantized and recipe {recipe.name} would quantize it again",
             where=found.id or found.path.name,
-            hint="convert it as it is with --recipe none, or give the original checkpoint",
+            hint="convert it as it is with `recipe=none`, or give the original checkpoint",
         )
 
 
-def _tokenizer(found: Source) -> Any:
-    from llmcompress.loaders.tokenizer import load_tokenizer
+class Applied(NamedTuple):
+    """What became of a model by a recipe."""
 
-    return load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
+    loaded: LoadedModel
+    accuracy: AccuracyRecord | None = None
+    """What accuracy control did."""
+    by_kernels: Set[str] = frozenset()
+    """Names of the weights that our kernels have made."""
 
 
-def _carried_out(
+def apply_recipe(
     loaded: LoadedModel,
     recipe: Recipe,
     windows: CalibrationWindows | None,
-    make_metric: MakeMetric,
     engine: Engine,
     file_memory: FileMemory | None,
     progress: Reporter,
-) -> tuple[LoadedModel, AccuracyRecord | None, Set[str]]:
-    ours: set[str] = set()
+) -> Applied:
+    """Compress a loaded model's graph, weights in place.
+
+    Raises:
+        ModelError: The graph is compressed already, or NNCF cannot apply the recipe to it.
+        DataError, GateError: As ``quantize_activations``.
+    """
     if recipe.method == "none":
-        return loaded, None, ours
+        return Applied(loaded)
     if is_compressed(loaded.model):
         raise ModelError(
             "the model is already compressed; compressing it again would add to its error unseen",
@@ -206,6 +233,7 @@ def _carried_out(
     from llmcompress.compression.nncf.activations import quantize_activations
     from llmcompress.compression.nncf.weights import compress_weights
 
+    by_kernels: set[str] = set()
     for weights in recipe.weight_passes:
         with contextlib.ExitStack() as stack:
             path = None
@@ -213,7 +241,7 @@ def _carried_out(
             if windows is not None and weights is recipe.weights and weights.collects_statistics:
                 collected = statistics(loaded.provenance, windows.record, weights.statistics_precision)
                 path = stack.enter_context(collected)
-            ours |= compress_weights(
+            by_kernels |= compress_weights(
                 loaded.model,
                 weights,
                 windows.token_ids if windows and weights.uses_data else None,
@@ -223,6 +251,16 @@ def _carried_out(
                 progress=progress,
             )
     if recipe.activations is None or windows is None:
-        return loaded, None, ours
-    model, accuracy = quantize_activations(loaded.model, recipe.activations, windows, make_metric, progress=progress)
-    return replace(loaded, model=model), accuracy, ours
+        return Applied(loaded, by_kernels=by_kernels)
+    model, accuracy = quantize_activations(loaded.model, recipe.activations, windows, progress=progress)
+    return Applied(replace(loaded, model=model), accuracy, by_kernels)
+
+
+def _inspect(applied: Applied, recipe: Recipe) -> tuple[tuple[LayerRecord, ...], ActivationRecord | None]:
+    """Read from the graph what its layers became, put the runtime hints into it, and check what the target takes."""
+    model = applied.loaded.model
+    codebook = next((weights.mode for weights in recipe.weight_passes if weights.mode in CODEBOOKS), None)
+    layers = layer_table(model, codebook, applied.by_kernels)
+    set_runtime_options(model, runtime_options(recipe, layers))
+    check_target(recipe, layers)
+    return layers, activation_record(model, recipe.activations, applied.accuracy) if recipe.activations else None

@@ -105,7 +105,7 @@ def compile_model(model: ov.Model, device: str, properties: dict[str, str]) -> o
     try:
         return ov.Core().compile_model(model, device, properties)
     except RuntimeError as error:
-        raise UsageError(f"the device refuses it: {last_line(error)}", where=device, hint="try --device CPU") from error
+        raise UsageError(f"the device refuses it: {last_line(error)}", where=device, hint="try `device=CPU`") from error
 
 
 def input_names(model: ov.Model | ov.CompiledModel) -> set[str]:

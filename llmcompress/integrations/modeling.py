@@ -17,10 +17,10 @@ from transformers import AutoConfig, GenerationConfig
 
 from llmcompress.artifact import staging
 from llmcompress.compression.output import inputs, write
-from llmcompress.compression.run import CompressedModel, compress_in_memory
+from llmcompress.compression.run import CompressedModel, CompressOptions, compress_in_memory
 from llmcompress.errors import UsageError
-from llmcompress.evaluation.accuracy import accuracy_metric
 from llmcompress.graph.model import nncf_records
+from llmcompress.integrations.loading_options import LoadingOptions
 from llmcompress.integrations.quantization_config import OVRecipeConfig
 from llmcompress.loaders.generation import save_generation_config
 from llmcompress.loaders.recommended import recommended_recipe
@@ -28,7 +28,6 @@ from llmcompress.loaders.source import Source, resolve
 from llmcompress.report.file_names import MODEL_XML
 from llmcompress.report.stages import Stages
 from llmcompress.spec import RECOMMENDED, Recipe, load_recipe
-from llmcompress.spec.access import Access
 from llmcompress.spec.optimum import recipe_from_quantization_config
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.json_file import write_json
@@ -36,22 +35,6 @@ from llmcompress.system.json_file import write_json
 _log = logging.getLogger(__name__)
 
 _BOOKKEEPING = {"_name_or_path", "name_or_path", "transformers_version", "_from_model_config", "_commit_hash"}
-_FOR_THE_INSTANCE = frozenset({"device", "dynamic_shapes", "ov_config", "compile", "generation_config"})
-_ELSEWHERE: Mapping[str, tuple[tuple[object, ...], str]] = {
-    "token": ((None, True), "log in, or set HF_TOKEN: recipes take the token from there only"),
-    "cache_dir": ((None,), "set HF_HUB_CACHE instead"),
-    "force_download": ((False,), "remove it: files in the cache are checked, and fetched again where they are wrong"),
-    "subfolder": (("",), "give the directory that holds config.json"),
-    "load_in_8bit": ((None, False), "take the recipe int8"),
-    "torch_dtype": ((None, "auto"), "remove it: recipes start from the checkpoint's own precision"),
-    "task": ((None, "text-generation", "text-generation-with-past"), "remove it"),
-    "compile_only": ((False,), "compress first, and open the saved directory with compile_only=True"),
-    "variant": ((None,), "give a directory with the files of that variant"),
-    "from_onnx": ((False,), "give the original checkpoint"),
-    "file_name": ((None,), f"give the directory that holds {MODEL_XML}"),
-    "preprocessors": ((None, []), "remove it: save_pretrained writes the model's own tokenizer"),
-}
-"""Options of the parent that a recipe leaves no room for: what is accepted, and what to do instead."""
 
 
 class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
@@ -89,7 +72,7 @@ class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
             raise UsageError(problem, where="from_pretrained", hint="write them with their names")
         quiet_libraries()
         recipe = _chosen(quantization_config)
-        options = _Options(kwargs)
+        options = LoadingOptions(kwargs)
         found = resolve(model_id, options.access)
         recipe = recipe or recommended_recipe(found, quantization_config)
         if not options.stateless:
@@ -155,44 +138,12 @@ class _Made:
 
 
 def _changed(written: dict[str, Any] | None, before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any] | None:
-    """The fields of a file, with what is now other than before; as it was where nothing is."""
+    """The fields of a file, with what differs now; as it was where nothing does."""
     names = {name for name in before.keys() | now.keys() if name not in _BOOKKEEPING}
     changed = {name: now.get(name) for name in names if before.get(name) != now.get(name)}
     if not changed:
         return written
     return {name: value for name, value in {**(written or {}), **changed}.items() if value is not None}
-
-
-class _Options:
-    """The parent's options, sorted: where to find the model, and what the instance gets."""
-
-    def __init__(self, kwargs: Mapping[str, Any]) -> None:
-        given = dict(kwargs)
-        self.access = Access(
-            revision=given.pop("revision", None),
-            trust_remote_code=bool(given.pop("trust_remote_code", False)),
-            offline=bool(given.pop("local_files_only", False)),
-            allow_nonfinite=bool(given.pop("allow_nonfinite", False)),
-        )
-        self.config = given.pop("config", None)
-        self.tokenizer = bool(given.pop("tokenizer", True))
-        given.pop("export", None)
-        use_cache, stateful = given.pop("use_cache", True), given.pop("stateful", True)
-        self.stateless = use_cache is False or stateful is False
-        if self.stateless and (self.access.allow_nonfinite or not self.tokenizer):
-            raise UsageError(
-                "tokenizer and allow_nonfinite have no effect with use_cache=False, which is Optimum's own path",
-                where="from_pretrained",
-                hint="remove them",
-            )
-        if self.stateless:
-            # Optimum's own path saves them.
-            given.pop("preprocessors", None)
-        self.instance = {name: given.pop(name) for name in _FOR_THE_INSTANCE & given.keys()}
-        for name, value in given.items():
-            accepted, instead = _ELSEWHERE.get(name, ((), "remove it"))
-            if not any(value is one or value == one for one in accepted):
-                raise UsageError(f"{name} has no effect together with a recipe", where="from_pretrained", hint=instead)
 
 
 def _is_recipe(given: object) -> bool:
@@ -207,25 +158,17 @@ def _chosen(given: Any) -> Recipe | None:
 
 
 def _in_memory(
-    cls: type[OVModelForCausalLM], found: Source, model_id: str, recipe: Recipe, options: _Options
+    cls: type[OVModelForCausalLM], found: Source, model_id: str, recipe: Recipe, options: LoadingOptions
 ) -> OVModelForCausalLM:
     stages = Stages()
     with tempfile.TemporaryDirectory(prefix="llmcompress-") as scratch:
-        compressed = compress_in_memory(
-            found,
-            recipe,
-            scratch_dir=Path(scratch),
-            offline=options.access.offline,
-            allow_nonfinite=options.access.allow_nonfinite,
-            tokenizer=options.tokenizer,
-            make_metric=accuracy_metric,
-            stages=stages,
-        )
+        how = CompressOptions(Path(scratch), access=options.access, tokenizer=options.tokenizer)
+        compressed = compress_in_memory(found, recipe, how, stages)
         stages.pause()
         loaded = compressed.loaded
         write_json(Path(scratch) / "config.json", loaded.config)
         save_generation_config(loaded.config, loaded.generation_config, compressed.tokenizer, Path(scratch))
-        # Code of the model's own lies beside its configuration, not beside the exporter's.
+        # Code of the model's own lies next to its configuration, not next to the exporter's.
         place = found.path if found.trust_remote_code else scratch
         own = AutoConfig.from_pretrained(place, trust_remote_code=found.trust_remote_code)
         own.name_or_path = model_id

@@ -1,14 +1,11 @@
 """Recipes as ``quantization_config`` of stock ``optimum.intel.OVModelForCausalLM.from_pretrained``.
 
 Optimum takes subclasses of its own configuration classes and asks them for NNCF's arguments, so every mode of NNCF
-gets through, also those that Optimum has no name for. Calibration texts get through as lists of strings, which Optimum
-tokenizes with the tokenizer that the configuration names: here each string spells the token ids of one window, and the
-tokenizer is one that reads them back.
+gets through, also those that Optimum has no name for.
 """
 
 from __future__ import annotations
 
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +16,11 @@ from optimum.intel.openvino.configuration import OVQuantizationMethod
 
 from llmcompress.compression.nncf.activations import quantize_arguments
 from llmcompress.compression.nncf.weights import nncf_arguments
-from llmcompress.data import calibration_windows, require_text
+from llmcompress.data import require_text
 from llmcompress.errors import RecipeError
-from llmcompress.loaders.source import fetch_side_files, longest_context, resolve
-from llmcompress.loaders.tokenizer import load_tokenizer
-from llmcompress.spec import Gate, IgnoredScope, Quantization, Recipe, WeightCompression, load_recipe
+from llmcompress.integrations.bound_texts import BoundTexts
+from llmcompress.integrations.uncarried import refuse_uncarried
+from llmcompress.spec import IgnoredScope, Quantization, Recipe, WeightCompression, load_recipe
 from llmcompress.spec.access import Access
 from llmcompress.spec.modes import INT8
 from llmcompress.spec.optimum import ACTIVATION_MODES
@@ -32,7 +29,6 @@ from llmcompress.spec.validation import dotted, validated
 ConfigT = TypeVar("ConfigT", bound="OVRecipeConfig")
 
 _ACTIVATION_DTYPES = {mode: dtype for dtype, mode in ACTIVATION_MODES.items()}
-_TO_OURS = "give the recipe itself to llmcompress.OVModelForCausalLM.from_pretrained, which carries it out"
 
 
 class OVRecipeConfig(ABC):
@@ -90,7 +86,7 @@ class OVRecipeConfig(ABC):
             recipe = load_recipe(recipe, overrides)
         elif overrides:
             raise RecipeError("overrides are for a recipe's name or file", where="overrides", hint="change the Recipe")
-        _refuse_uncarried(recipe)
+        refuse_uncarried(recipe)
         if recipe.calibration is not None:
             require_text(recipe.calibration)
         return _CLASSES[recipe.method](recipe, Access(revision, trust_remote_code, offline))
@@ -100,7 +96,7 @@ class OVRecipeConfig(ABC):
         """Return the configuration that ``to_dict`` wrote.
 
         Raises:
-            RecipeError: it holds no recipe, or something beside it.
+            RecipeError: it holds no recipe, or more than that.
         """
         given = {**config_dict, **kwargs}
         if "recipe" not in given or given.keys() - {"recipe", "num_samples", "ignored_scope"}:
@@ -153,7 +149,9 @@ class OVRecipeConfig(ABC):
     @tokenizer.setter
     def tokenizer(self, source: str | Path | None) -> None:
         """Take a Hub id or a checkpoint directory, and cut the recipe's calibration text by its tokenizer."""
-        self.__dict__["_bound"] = None if source is None else _Bound(str(source), self.recipe, self.__dict__["_access"])
+        self.__dict__["_bound"] = (
+            None if source is None else BoundTexts(str(source), self.recipe, self.__dict__["_access"])
+        )
 
     @property
     def dataset(self) -> list[str] | None:
@@ -162,7 +160,7 @@ class OVRecipeConfig(ABC):
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """Nothing beside the recipe."""
+        """Nothing but the recipe."""
         return {}
 
     @property
@@ -292,84 +290,11 @@ _CLASSES: dict[str, type[OVRecipeConfig]] = {
 }
 
 
-class _Bound:
-    """A recipe for one model: its calibration windows as texts, and the tokenizer that reads these."""
-
-    def __init__(self, source: str, recipe: Recipe, access: Access) -> None:
-        self.tokenizer = source
-        self.texts: list[str] | None = None
-        if recipe.calibration is None:
-            return
-        # A directory has no revisions; the model may be one although the configuration is for the Hub's, too.
-        found = resolve(source, access.at(None) if Path(source).is_dir() else access)
-        found = fetch_side_files(found)
-        own = load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
-        token_ids = calibration_windows(
-            recipe.calibration, own, offline=access.offline, max_seq_len=longest_context(found)
-        ).token_ids
-        self.texts = [" ".join(map(str, window)) for window in token_ids.tolist()]
-        # Removed with the last copy of this.
-        self._directory = tempfile.TemporaryDirectory(prefix="llmcompress-token-ids-")
-        self.tokenizer = self._directory.name
-        _write_ids_tokenizer(int(token_ids.max()) + 1, self.tokenizer)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Bound:
-        # Optimum copies configurations; the directory lives as long as any copy.
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The windows belong to one process; another use makes them again, equal.
-        return type(None), ()
-
-
 def _step(whole: OVRecipeMixedConfig, step: ConfigT) -> ConfigT:
     step.__dict__["_bound"] = whole.__dict__["_bound"]
     return step
 
 
-def _write_ids_tokenizer(vocab_size: int, directory: str) -> None:
-    """Write a tokenizer for which the text "7 40" is the ids 7 and 40."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocab = {str(token): token for token in range(vocab_size)}
-    backend = Tokenizer(models.WordLevel(vocab=vocab, unk_token="0"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"]
-    ).save_pretrained(directory)
-
-
 def _scope(scope: IgnoredScope) -> dict[str, list[str]] | None:
     given = {kind: list(values) for kind, values in scope.model_dump().items() if values}
     return given or None
-
-
-def _refuse_uncarried(recipe: Recipe) -> None:
-    if recipe.method == "none":
-        raise RecipeError(
-            "method none is no quantization",
-            where=f"recipe {recipe.name}: method",
-            hint="leave quantization_config out, and write load_in_8bit=False",
-        )
-    if recipe.further_weights:
-        problem = "Optimum's from_pretrained compresses weights in one pass"
-        raise RecipeError(problem, where=f"recipe {recipe.name}: further_weights", hint=_TO_OURS)
-    if recipe.weights is not None and recipe.weights.statistics_precision != "f32":
-        problem = "Optimum's from_pretrained collects statistics in f32"
-        where = f"recipe {recipe.name}: weights.statistics_precision"
-        raise RecipeError(problem, where=where, hint="write f32, or " + _TO_OURS)
-    if recipe.activations is not None and recipe.activations.accuracy_control is not None:
-        problem = "Optimum's from_pretrained has no accuracy control"
-        raise RecipeError(problem, where=f"recipe {recipe.name}: activations.accuracy_control", hint="remove it")
-    instead = _TO_OURS if recipe.method == "weights" else "remove it"
-    carried = set() if recipe.weights is None else {"dynamic_quantization_group_size"}
-    for name in recipe.runtime.model_dump(exclude_none=True).keys() - carried:
-        problem = "Optimum's from_pretrained does not write this hint into the model"
-        raise RecipeError(problem, where=f"recipe {recipe.name}: runtime.{name}", hint=instead)
-    if recipe.target == "npu":
-        problem = "Optimum's from_pretrained does not check that the device takes every layer"
-        raise RecipeError(problem, where=f"recipe {recipe.name}: target", hint=instead)
-    if recipe.gate != Gate():
-        problem = "Optimum's from_pretrained keeps no thresholds with the model"
-        raise RecipeError(problem, where=f"recipe {recipe.name}: gate", hint=instead)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.loaders.exporter import installed_transformers, neighbours, not_convertible
 from llmcompress.loaders.quantized import Quantization, check_quantization
-from llmcompress.loaders.remote_code import refuse_hidden_code
+from llmcompress.loaders.remote_code import ALLOW, refuse_hidden_code
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 _CAUSAL_SUFFIXES = ("forcausallm", "lmheadmodel")
@@ -82,9 +82,7 @@ def check_architecture(
         raise SecurityError(
             f"model type {model_type!r} is not part of transformers: loading it runs Python code from its repository",
             where=where,
-            hint=f"--trust-remote-code would not help: {reason}"
-            if reason
-            else "read that code first; --trust-remote-code then allows it to run",
+            hint=f"`trust_remote_code` would not help: {reason}" if reason else ALLOW,
         )
     _refuse_other_kinds(config, model_type, names, where)
     if reason := not_convertible(model_type):

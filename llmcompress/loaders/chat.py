@@ -27,7 +27,7 @@ def render(
     """
     from jinja2.exceptions import SecurityError as SandboxError
 
-    hint = "do not use this model's chat template, or convert with --no-tokenizer"
+    hint = "do not use this model's chat template, or convert with `tokenizer=False`"
     size = _template_chars(tokenizer.chat_template)
     if size > MAX_TEMPLATE_CHARS:
         raise SecurityError(

@@ -104,5 +104,5 @@ def _unusable(message: str, detail: str) -> ModelError:
     return ModelError(
         f"{message}: {detail[:600]}",
         where="chat template",
-        hint="simplify chat_template.jinja in the source, or convert with --no-tokenizer",
+        hint="simplify chat_template.jinja in the source, or convert with `tokenizer=False`",
     )

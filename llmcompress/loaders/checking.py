@@ -23,14 +23,16 @@ class CheckedWeights(NamedTuple):
     """Raises what ``scan`` raises."""
 
 
+StartCheck = Callable[[Source], CheckedWeights]
+"""Validates a source's headers and starts the check of its bytes."""
+
+
 class _NoLongerNeededError(Exception):
     """Ends the scan of a run that has failed or was interrupted elsewhere."""
 
 
 @contextmanager
-def weights_checked(
-    *, allow_nonfinite: bool = False, progress: Reporter = silent
-) -> Iterator[Callable[[Source], CheckedWeights]]:
+def weights_checked(*, allow_nonfinite: bool = False, progress: Reporter = silent) -> Iterator[StartCheck]:
     """Give a function that validates a source's headers and starts the check of its bytes.
 
     Leaving ends a check that is still running. The function raises what ``read_checkpoint`` raises.

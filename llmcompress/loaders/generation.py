@@ -1,4 +1,4 @@
-"""The generation config beside the model, with every token that ends a text in it: a model without them never stops."""
+"""The generation config next to the model, with every token that ends a text: a model without them never stops."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from llmcompress.loaders.model_card import read_source_card
 from llmcompress.loaders.scan import check_hashes, scan_constants
 from llmcompress.loaders.source import IR_FILES, Source, fetch_weights, resolve, side_files
 from llmcompress.loaders.tensors import INDEX, Checkpoint, choose_weights, read_index
+from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.report.record import FileRecord, Provenance, SourceCard
 from llmcompress.spec.access import Access
@@ -91,6 +92,26 @@ def load(
     quiet_libraries()
     if not isinstance(source, Source):
         source = resolve(source, Access(revision, trust_remote_code, offline, allow_nonfinite))
+    return load_source(
+        source,
+        allow_nonfinite=allow_nonfinite,
+        tokenizer=tokenizer,
+        scratch_dir=scratch_dir,
+        checked=checked,
+        progress=progress,
+    )
+
+
+def load_source(
+    source: Source,
+    *,
+    allow_nonfinite: bool = False,
+    tokenizer: bool = True,
+    scratch_dir: Path | None = None,
+    checked: CheckedWeights | None = None,
+    progress: Reporter = silent,
+) -> LoadedModel:
+    """Load what ``resolve`` found; arguments and errors as those of ``load``."""
     with ExitStack() as stack:
         if scratch_dir is None:
             scratch_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmcompress-")))
@@ -133,7 +154,7 @@ def _load_checkpoint(
     check_decoder(model, where=source.id or source.path.name)
     return LoadedModel(
         model=model,
-        tokenizer=_tokenizer(source) if with_tokenizer else None,
+        tokenizer=source_tokenizer(source) if with_tokenizer else None,
         config=read_json(scratch_dir / "config.json"),
         generation_config=read_generation_config(source.path),
         provenance=_provenance(source, _dtype(checked.checkpoint), files),
@@ -157,7 +178,7 @@ def _load_ir(source: Source, with_tokenizer: bool, allow_nonfinite: bool, progre
     progress(Progress("read the model", 1, 1))
     return LoadedModel(
         model=model,
-        tokenizer=_tokenizer(source) if with_tokenizer else None,
+        tokenizer=source_tokenizer(source) if with_tokenizer else None,
         config=source.config,
         generation_config=read_generation_config(source.path),
         provenance=_provenance(source, "compressed" if is_compressed(model) else _ir_dtype(model), files),
@@ -170,12 +191,6 @@ def _load_ir(source: Source, with_tokenizer: bool, allow_nonfinite: bool, progre
 def _records(source: Source, names: Collection[str]) -> tuple[FileRecord, ...]:
     others = {name for name, _ in entries(source.path)} - set(names)
     return file_records(source.path, exclude=others)
-
-
-def _tokenizer(source: Source) -> Any:
-    from llmcompress.loaders.tokenizer import load_tokenizer
-
-    return load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
 
 
 def _provenance(source: Source, dtype: str, files: tuple[FileRecord, ...]) -> Provenance:

@@ -9,7 +9,7 @@ from llmcompress.errors import SecurityError
 from llmcompress.system.environment import allow_sklearn
 
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
-_ALLOW = "read that code first; --trust-remote-code then allows it to run"
+ALLOW = "read that code first; `trust_remote_code` then allows it to run"
 
 
 def refuse_hidden_code(config: Mapping[str, Any], trust_remote_code: bool, where: str) -> None:
@@ -35,13 +35,13 @@ def refuse_hidden_code(config: Mapping[str, Any], trust_remote_code: bool, where
             raise SecurityError(
                 f"{path}.auto_map: loading that part runs Python code from a repository",
                 where=where,
-                hint=_ALLOW,
+                hint=ALLOW,
             )
         if key in _KERNEL_KEYS and "/" in str(value):
             raise SecurityError(
                 f"{key} is {value!r}: a compute kernel would be fetched from the Hub and run",
                 where=where,
-                hint="remove the field, or allow it with --trust-remote-code",
+                hint="remove the field, or allow it with `trust_remote_code`",
             )
 
 
@@ -81,5 +81,5 @@ def check_tokenizer(
     raise SecurityError(
         "auto_map: loading it runs Python code from the model's repository",
         where=where,
-        hint=_ALLOW,
+        hint=ALLOW,
     )

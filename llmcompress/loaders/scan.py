@@ -7,44 +7,26 @@ sets the pace. Both release the interpreter lock: the pass can run in a thread w
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
 from llmcompress.errors import HubError, ModelError
 from llmcompress.graph.model import is_weight
-from llmcompress.loaders.safetensors_file import BITS, TensorInfo
+from llmcompress.loaders.nonfinite import Nonfinite, Search, Span, judge
+from llmcompress.loaders.safetensors_file import TensorInfo
 from llmcompress.loaders.tensors import Checkpoint
 from llmcompress.report.record import FileRecord
 from llmcompress.system.progress import Progress, Reporter, silent
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import openvino as ov
 
-_log = logging.getLogger(__name__)
-
 _BLOCK_BYTES = 8 << 20
-# Two reductions read each piece, so it should stay in a core's own cache.
-_PIECE_BYTES = 256 << 10
-_SHOWN = 8
-
-# The smallest bit pattern, sign aside, that is not finite: all exponent bits set. E4M3 has one NaN and no infinity.
-_LIMITS = {
-    "F64": 0x7FF0_0000_0000_0000,
-    "F32": 0x7F80_0000,
-    "C64": 0x7F80_0000,
-    "BF16": 0x7F80,
-    "F16": 0x7C00,
-    "F8_E5M2": 0x7C,
-    "F8_E4M3": 0x7F,
-}
-# OpenVINO's names of the formats above.
+# OpenVINO's names of safetensors' formats.
 _ELEMENTS = {
     "f64": "F64",
     "f32": "F32",
@@ -54,19 +36,6 @@ _ELEMENTS = {
     "f8e4m3": "F8_E4M3",
     "f8e8m0": "F8_E8M0",
 }
-# Formats whose only value that is not finite is one NaN.
-_SINGLE_NAN = {"F8_E8M0": 0xFF, "F8_E4M3FNUZ": 0x80, "F8_E5M2FNUZ": 0x80}
-
-
-class Finding(NamedTuple):
-    """Values of one tensor that are no finite numbers."""
-
-    file: str
-    tensor: str
-    num_nan: int
-    num_inf: int
-    first: tuple[int, ...]
-    """Index of the first one in the tensor."""
 
 
 def scan(
@@ -100,7 +69,7 @@ def scan(
             done[0] += count
             progress(Progress("check weights", done[0], total, "bytes"))
 
-    def one(file: str) -> tuple[FileRecord, list[Finding]]:
+    def one(file: str) -> tuple[FileRecord, list[Nonfinite]]:
         path = checkpoint.path / file
         try:
             return _scan_file(path, tensors[file], advance)
@@ -116,8 +85,7 @@ def scan(
         digest = hashlib.sha256(content).hexdigest()
         records.append(FileRecord(path=checkpoint.index_file, size_bytes=len(content), sha256=digest))
     check_hashes(records, expected_sha256 or {}, checkpoint.path)
-    findings = [finding for _, found in results for finding in found]
-    _judge(findings, where=str(checkpoint.path), allow_nonfinite=allow_nonfinite)
+    judge([one for _, found in results for one in found], where=str(checkpoint.path), allow_nonfinite=allow_nonfinite)
     return tuple(records)
 
 
@@ -145,51 +113,25 @@ def scan_constants(model: ov.Model, *, where: str, file: str, allow_nonfinite: b
     """
     weights = [op for op in model.get_ops() if is_weight(op) and op.get_element_type().get_type_name() in _ELEMENTS]
 
-    def one(op: ov.Node, data: Any) -> list[Finding]:
+    def one(op: ov.Node, data: Any) -> list[Nonfinite]:
         dtype = _ELEMENTS[op.get_element_type().get_type_name()]
         tensor = TensorInfo(file, dtype, tuple(op.get_output_shape(0)), 0, op.get_byte_size())
-        search = _Search(file, [(op.get_friendly_name(), tensor)])
-        search.look(memoryview(data.reshape(-1).view("u1")), 0, _Span(0, 0, tensor.end))
-        return search.findings()
+        search = Search(file, [(op.get_friendly_name(), tensor)])
+        search.look(memoryview(data.reshape(-1).view("u1")), 0, Span(0, 0, tensor.end))
+        return search.found()
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        # Not in the threads: when two of them ask OpenVINO for its first array at once, both wait for ever.
+        # Not in the threads: when two of them ask OpenVINO for its first array at once, both wait forever.
         arrays = [op.data for op in weights]
-        findings = [finding for found in pool.map(one, weights, arrays) for finding in found]
-    _judge(findings, where=where, allow_nonfinite=allow_nonfinite)
-
-
-def _judge(findings: list[Finding], *, where: str, allow_nonfinite: bool) -> None:
-    problem = f"{len(findings)} tensors hold NaN or infinite weights: {'; '.join(map(_words, findings[:_SHOWN]))}"
-    if findings and allow_nonfinite:
-        _log.warning("%s; compressed as they are", problem)
-    elif findings:
-        raise ModelError(
-            problem,
-            where=where,
-            hint="the model is damaged or its training diverged; --allow-nonfinite compresses it as it is",
-        )
-
-
-def _words(finding: Finding) -> str:
-    counts = f"{finding.num_nan} NaN" * bool(finding.num_nan), f"{finding.num_inf} Inf" * bool(finding.num_inf)
-    first = list(finding.first)
-    return f"{finding.file}: {finding.tensor}: {' and '.join(filter(None, counts))}, the first at {first}"
-
-
-class _Span(NamedTuple):
-    """A part of a tensor inside a block: bytes ``start`` up to ``end`` of the file."""
-
-    tensor: int
-    start: int
-    end: int
+        found = [each for several in pool.map(one, weights, arrays) for each in several]
+    judge(found, where=where, allow_nonfinite=allow_nonfinite)
 
 
 def _scan_file(
     path: Path, tensors: list[tuple[str, TensorInfo]], advance: Callable[[int], None]
-) -> tuple[FileRecord, list[Finding]]:
+) -> tuple[FileRecord, list[Nonfinite]]:
     digest = hashlib.sha256()
-    search = _Search(path.name, tensors)
+    search = Search(path.name, tensors)
     buffers = [bytearray(2 * _BLOCK_BYTES) for _ in range(2)]
     hashed: list[Future[None] | None] = [None, None]
     with path.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher:
@@ -206,16 +148,16 @@ def _scan_file(
             for span in spans:
                 search.look(block, start, span)
             advance(end - start)
-    return FileRecord(path=path.name, size_bytes=size, sha256=digest.hexdigest()), search.findings()
+    return FileRecord(path=path.name, size_bytes=size, sha256=digest.hexdigest()), search.found()
 
 
 def _changed(path: Path) -> ModelError:
     return ModelError("the file changed while it was read", where=str(path), hint="run it again")
 
 
-def _blocks(tensors: list[tuple[str, TensorInfo]], size: int) -> Iterator[tuple[int, int, list[_Span]]]:
+def _blocks(tensors: list[tuple[str, TensorInfo]], size: int) -> Iterator[tuple[int, int, list[Span]]]:
     """Cut a file into blocks that no element straddles, each with the parts of tensors in it."""
-    start, spans = 0, list[_Span]()
+    start, spans = 0, list[Span]()
     for number, (_, tensor) in enumerate(tensors):
         position = tensor.start
         while start + _BLOCK_BYTES < position:
@@ -230,7 +172,7 @@ def _blocks(tensors: list[tuple[str, TensorInfo]], size: int) -> Iterator[tuple[
                 start, spans = position, []
                 continue
             end = min(tensor.end, position + room)
-            spans.append(_Span(number, position, end))
+            spans.append(Span(number, position, end))
             position = end
     yield start, size, spans
 
@@ -243,55 +185,3 @@ def _read(stream: IO[bytes], block: memoryview) -> bool:
             return False
         filled += count
     return True
-
-
-class _Search:
-    """Counts, per tensor of one file, what is not finite."""
-
-    def __init__(self, file: str, tensors: list[tuple[str, TensorInfo]]) -> None:
-        self._file, self._tensors = file, tensors
-        self._found: dict[int, Finding] = {}
-
-    def look(self, block: memoryview, block_start: int, span: _Span) -> None:
-        import numpy as np
-
-        name, tensor = self._tensors[span.tensor]
-        if tensor.dtype not in _LIMITS and tensor.dtype not in _SINGLE_NAN:
-            return
-        size = 4 if tensor.dtype == "C64" else BITS[tensor.dtype] // 8
-        count = (span.end - span.start) // size
-        values = np.frombuffer(block, f"<u{size}", count, span.start - block_start)
-        before = (span.start - tensor.start) // size
-        for offset in range(0, count, _PIECE_BYTES // size):
-            piece = values[offset : offset + _PIECE_BYTES // size]
-            if not _has_nonfinite(piece, tensor.dtype):
-                continue
-            nan, inf = _nonfinite(piece, tensor.dtype)
-            flat = before + offset + int(np.argmax(nan | inf))
-            first = np.unravel_index(flat // (2 if tensor.dtype == "C64" else 1), tensor.shape)
-            old = self._found.get(span.tensor) or Finding(self._file, name, 0, 0, tuple(int(i) for i in first))
-            counted = old._replace(num_nan=old.num_nan + int(nan.sum()), num_inf=old.num_inf + int(inf.sum()))
-            self._found[span.tensor] = counted
-
-    def findings(self) -> list[Finding]:
-        return list(self._found.values())
-
-
-def _has_nonfinite(values: npt.NDArray[np.unsignedinteger[Any]], dtype: str) -> bool:
-    if dtype in _SINGLE_NAN:
-        return bool((values == _SINGLE_NAN[dtype]).any())
-    # As signed integers the positive ones are the largest, as unsigned integers the negative ones.
-    limit, bits = _LIMITS[dtype], values.itemsize * 8
-    return int(values.view(f"<i{values.itemsize}").max()) >= limit or int(values.max()) >= limit + (1 << (bits - 1))
-
-
-def _nonfinite(
-    values: npt.NDArray[np.unsignedinteger[Any]], dtype: str
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Where values are NaN, and where they are infinite."""
-    if dtype in _SINGLE_NAN:
-        nan = values == _SINGLE_NAN[dtype]
-        return nan, nan & False
-    magnitude = values & ((1 << (values.itemsize * 8 - 1)) - 1)
-    inf = (magnitude == _LIMITS[dtype]) & (dtype != "F8_E4M3")
-    return (magnitude >= _LIMITS[dtype]) & ~inf, inf

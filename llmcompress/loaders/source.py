@@ -25,7 +25,7 @@ Layout = Literal["checkpoint", "ir"]
 
 IR_FILES = (MODEL_XML, MODEL_BIN)
 
-# Everything beside the weights that loading and tokenization read, as names in the top directory.
+# Everything next to the weights that loading and tokenization read, as names in the top directory.
 _SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*vocab*.txt", "merges.txt", "*.bpe")
 _TEMPLATES = "additional_chat_templates/*.jinja"
 _IR_SIDE_FILES = tuple(f"openvino_{part}.{end}" for part in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
@@ -85,7 +85,7 @@ def resolve(source: str | Path, access: Access = Access()) -> Source:
         return _from_hub(text, access)
     if access.revision is not None:
         raise UsageError(
-            f"--revision {access.revision} has no effect on a directory",
+            f"`revision={access.revision}` has no effect on a directory",
             where=text,
             hint="leave it out, or give the Hub id; a local path of the same spelling goes first",
         )
@@ -175,7 +175,7 @@ def require_context(source: Source, num_tokens: int, asked: str, *, field: str =
 
 
 def side_files(source: Source) -> tuple[str, ...]:
-    """Names of the configuration and tokenizer files beside the weights, sorted."""
+    """Names of the configuration and tokenizer files next to the weights, sorted."""
     return tuple(sorted(name for name in _names(source.path) if _is_side_file(name, source)))
 
 

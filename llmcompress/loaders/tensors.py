@@ -36,7 +36,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         ModelError: no weights, a damaged file, or an index that its files do not answer; names file and tensor.
-        SecurityError: only pickle files, or an index that names something else than safetensors files beside it.
+        SecurityError: only pickle files, or an index that names anything but safetensors files next to it.
     """
     main = choose_weights([entry.name for entry in path.iterdir() if entry.is_file()], where=str(path))
     if main == SINGLE:

@@ -1,4 +1,4 @@
-"""The tokenizer beside the model: loaded, saved with its OpenVINO conversion, and the conversion compared with it."""
+"""The tokenizer next to the model: loaded, saved with its OpenVINO conversion, and the conversion compared with it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.graph.model import number_nodes
+from llmcompress.loaders.source import Source
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
 from llmcompress.system.environment import allow_sklearn
 from llmcompress.system.json_file import write_json
 from llmcompress.system.patching import replaced
-
-if TYPE_CHECKING:
-    pass
 
 TOKENIZER_XML = "openvino_tokenizer.xml"
 DETOKENIZER_XML = "openvino_detokenizer.xml"
@@ -35,7 +33,7 @@ REQUIRED_FILES: dict[str, tuple[str, ...]] = {
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
 # Where the tokenizer was loaded from; the same tokenizer must give the same bytes from any folder or cache.
 _ORIGIN_KEYS = ("is_local", "local_files_only", "name_or_path", "_commit_hash", "cache_dir")
-_HINT = "convert with --no-tokenizer (in Python: tokenizer=False) to ship the model without it"
+_HINT = "convert with `tokenizer=False` to ship the model without it"
 
 CHECK_TEXTS = (
     "",
@@ -57,6 +55,11 @@ CHECK_TEXTS = (
     "a . b , c ! d ?",
     "x" * 200,
 )
+
+
+def source_tokenizer(source: Source) -> Any:
+    """Load the tokenizer of a source whose files are there; raises as ``load_tokenizer``."""
+    return load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
@@ -84,7 +87,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
             raise SecurityError(
                 "the tokenizer is Python code that came with the model, and would be run",
                 where=where,
-                hint="read that code, then pass --trust-remote-code",
+                hint="read that code, then pass `trust_remote_code`",
             ) from None
         raise ModelError(f"the tokenizer cannot be loaded: {_told(error)}", where=where, hint=_HINT) from None
     if len(tokenizer) == 0:

@@ -11,8 +11,8 @@ import yaml
 from llmcompress.artifact import read_measurements, replace_report
 from llmcompress.errors import UsageError, WriteError
 from llmcompress.publishing.content import variables
-from llmcompress.publishing.outgoing import CARD
 from llmcompress.publishing.sandbox import render
+from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT
 from llmcompress.report.record import Record
 from llmcompress.spec.hub_names import check_repo_id
 
@@ -98,7 +98,7 @@ def _render(directory: Path, repo_id: str | None, template: str | Path | None) -
         _check_front_matter(body, template)
     body = body.rstrip() + "\n"
     digest = hashlib.sha256(body.encode()).hexdigest()
-    used = {"eval.json": found.evaluation, "bench.json": found.benchmark}
+    used = {EVAL_REPORT: found.evaluation, BENCH_REPORT: found.benchmark}
     report = CardReport(
         path=str(directory / CARD),
         written=False,

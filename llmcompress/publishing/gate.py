@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmcompress.artifact import Measurements
 from llmcompress.errors import GateError
 from llmcompress.report.evaluation import Check
+from llmcompress.report.file_names import EVAL_REPORT
 
 # Thresholds below which a value must stay; the others must be reached.
 _UPPER = frozenset({"max_kl", "max_perplexity_increase"})
@@ -63,5 +64,5 @@ def _words(thresholds: dict[str, float]) -> str:
 
 
 def _why(measured: Measurements) -> str:
-    reason = measured.unused.get("eval.json")
-    return f"; eval.json is not used: {reason}" if reason else ""
+    reason = measured.unused.get(EVAL_REPORT)
+    return f"; {EVAL_REPORT} is not used: {reason}" if reason else ""

@@ -9,8 +9,7 @@ from llmcompress.artifact import MANIFEST, REPORTS, Measurements
 from llmcompress.errors import SecurityError, UsageError
 from llmcompress.hub.account import current_token
 from llmcompress.hub.upload import Outgoing
-
-CARD = "README.md"
+from llmcompress.report.file_names import CARD
 
 # Larger files go by their path; the Hub stores them as large files in any case.
 _READ_AT_ONCE_BYTES = 16 << 20
@@ -76,7 +75,7 @@ def kept_card(directory: Path) -> str:
     """The README.md that is there, whoever wrote it. Raises UsageError where there is none."""
     there = _read_card(directory)
     if there is None:
-        raise UsageError("there is no README.md to keep", where=str(directory), hint="leave `keep_card` out")
+        raise UsageError(f"there is no {CARD} to keep", where=str(directory), hint="leave `keep_card` out")
     return there
 
 

@@ -14,6 +14,7 @@ from llmcompress.hub.client import HubClient
 from llmcompress.publishing import outgoing
 from llmcompress.publishing.changes import Changes, find_changes, pushed_files, repository_name, require_place
 from llmcompress.publishing.gate import require_gate
+from llmcompress.report.file_names import CARD
 from llmcompress.report.push import PushReport
 from llmcompress.spec.hub_names import check_revision
 from llmcompress.system.environment import installed_versions
@@ -89,8 +90,8 @@ def push_to_hub(
     else:
         own = (render or _render)(directory, None)
         card = outgoing.current_card(directory, own, (render or _render)(directory, name))
-    outgoing.require_no_token(outgoing.CARD, card.encode())
-    files[outgoing.CARD] = upload.Outgoing.of_bytes(card.encode())
+    outgoing.require_no_token(CARD, card.encode())
+    files[CARD] = upload.Outgoing.of_bytes(card.encode())
     changes = find_changes(client, upload.fetch_state(client, name, branch), files, delete_others=delete_others)
     require_place(client, changes, private=private, create_pr=create_pr, tags=tags, collection=collection)
     new = changes.before.commit is None
@@ -113,8 +114,8 @@ def push_to_hub(
     )
     if dry_run:
         return report
-    if not (directory / outgoing.CARD).is_file():
-        replace_report(directory, outgoing.CARD, own.encode())
+    if not (directory / CARD).is_file():
+        replace_report(directory, CARD, own.encode())
     if new:
         upload.create_repo(client, name, private=private)
         changes = find_changes(client, upload.fetch_state(client, name, branch), files, delete_others=delete_others)

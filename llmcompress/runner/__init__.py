@@ -1,6 +1,6 @@
 """Runs a plan: what is done is left as it is, what fails is a row, the rest goes on.
 
-pipeline.py      the run, from the survey to the rows
+run.py           the run, from the survey to the rows
 survey.py        before: every recipe predicted, what is done left out
 model.py         a model that is found and pinned, and what its jobs share
 schedule.py      which task is next
@@ -15,7 +15,7 @@ durations.py     how long each step took here
 records.py       outlook before, rows after, events in between
 """
 
-from llmcompress.runner.records import Event, Failure, Outlook, Row, RunReport
+from llmcompress.runner.records import Event, Failure, JobResult, Outlook, RunReport
 from llmcompress.runner.run import outlook, run_plan
 
-__all__ = ["Event", "Failure", "Outlook", "Row", "RunReport", "outlook", "run_plan"]
+__all__ = ["Event", "Failure", "JobResult", "Outlook", "RunReport", "outlook", "run_plan"]

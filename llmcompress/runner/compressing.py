@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, manifest_sha256, remove_leftovers
 from llmcompress.compression.forecast import Forecast, require_fits
 from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError
 from llmcompress.loaders.source import resolve
-from llmcompress.runner.loading import Wanted, compress_loaded, recipe_at
+from llmcompress.runner.loading import CompressJob, compress_loaded, recipe_at
 from llmcompress.runner.state import Original, compress_reason
 from llmcompress.spec import Access
 from llmcompress.system.memory import memory
@@ -18,17 +17,10 @@ from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Progress, Reporter, silent
 
 
-class Order(NamedTuple):
-    """One artifact to be made, and what that is predicted to need."""
-
-    wanted: Wanted
-    forecast: Forecast
-
-
 def compress_model(
     source: str,
     access: Access,
-    orders: Sequence[Order],
+    jobs: Sequence[CompressJob],
     *,
     progress: Reporter = silent,
     logs: Callable[[str], None] | None = None,
@@ -38,16 +30,16 @@ def compress_model(
     A recipe that the worker died of is left out of the next worker's work. Raises InterruptedRunError alone.
     """
     outcomes: dict[str, Exception | None] = {}
-    for wanted, predicted in orders:
+    for job in jobs:
         try:
-            require_fits(_now(predicted, wanted))
+            require_fits(_now(job))
         except ResourceError as error:
-            outcomes[wanted.name] = error
+            outcomes[job.name] = error
     try:
         # Of an earlier attempt, on a machine that was lost, some may be done.
-        todo = _left([order.wanted for order in orders if order.wanted.name not in outcomes], source, access, outcomes)
+        todo = _left(jobs, source, access, outcomes)
     except LlmcompressError as error:
-        return outcomes | {order.wanted.name: error for order in orders if order.wanted.name not in outcomes}
+        return {job.name: error for job in jobs} | outcomes
     while todo:
         at: list[str | None] = [None]
 
@@ -58,7 +50,7 @@ def compress_model(
         try:
             made = run_supervised(
                 compress_loaded,
-                {"source": source, "access": access, "wanted": todo},
+                {"source": source, "access": access, "jobs": todo},
                 progress=watch,
                 logs=logs,
             )
@@ -67,35 +59,40 @@ def compress_model(
         except Exception as error:  # noqa: BLE001 - it becomes the outcome of what the worker was at
             # What the worker was at last may be complete.
             left = _left(todo, source, access, outcomes)
-            for wanted in [wanted for wanted in left if at[0] in (None, wanted.name)]:
-                outcomes[wanted.name] = error
-                # A worker that was killed could not clean up.
-                remove_leftovers(wanted.directory)
-            todo = [wanted for wanted in left if wanted.name not in outcomes]
+            for job in left:
+                if at[0] in (None, job.name):
+                    outcomes[job.name] = error
+                    # A worker that was killed could not clean up.
+                    remove_leftovers(job.directory)
+            todo = [job for job in left if job.name not in outcomes]
             continue
         outcomes.update(made)
         break
     return outcomes
 
 
-def _now(predicted: Forecast, wanted: Wanted) -> Forecast:
+def _now(job: CompressJob) -> Forecast:
     """The prediction against what this machine has at this moment."""
-    place = next(path for path in (wanted.directory, *wanted.directory.parents) if path.exists())
-    return predicted.model_copy(
+    place = next(path for path in (job.directory, *job.directory.parents) if path.exists())
+    return job.forecast.model_copy(
         update={"available_memory_bytes": memory().available, "free_disk_bytes": shutil.disk_usage(place).free}
     )
 
 
-def _left(wanted: Sequence[Wanted], source: str, access: Access, outcomes: dict[str, Exception | None]) -> list[Wanted]:
-    """What is not made yet; the rest is noted as made."""
+def _left(
+    jobs: Sequence[CompressJob], source: str, access: Access, outcomes: dict[str, Exception | None]
+) -> list[CompressJob]:
+    """Those without an outcome whose artifact is not made yet; the others are noted as made."""
     original = None
     left = []
-    for each in wanted:
-        if (each.directory / MANIFEST).is_file() and manifest_sha256(each.directory) != each.replaces:
+    for job in jobs:
+        if job.name in outcomes:
+            continue
+        if (job.directory / MANIFEST).is_file() and manifest_sha256(job.directory) != job.replaces:
             if original is None:
                 original = Original(resolve(source, access))
-            if compress_reason(each.directory, each.recipe, original) is None:
-                outcomes[each.name] = None
+            if compress_reason(job.directory, job.recipe, original) is None:
+                outcomes[job.name] = None
                 continue
-        left.append(each)
+        left.append(job)
     return left

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from llmcompress.artifact import remove_leftovers
 from llmcompress.errors import GateError
 from llmcompress.runner import shipping
-from llmcompress.runner.executors import Finished, Told
+from llmcompress.runner.executors import Finished, TaskEvent
 from llmcompress.runner.loading import recipe_at
-from llmcompress.runner.records import MEASURED, Event, Failure, Row, Step, asked_steps, failure
-from llmcompress.runner.schedule import SHIPPING, Due, Progressing, logits_dir
+from llmcompress.runner.records import MEASURED, Event, Failure, JobResult, Step, asked_steps, failure
+from llmcompress.runner.schedule import SHIPPING, Due, JobState, logits_dir
 from llmcompress.runner.survey import Surveyed
 from llmcompress.runner.tuning import kept_defaults
 from llmcompress.spec.plan import Plan
@@ -34,7 +34,7 @@ class Ledger:
 
     def __init__(self, plan: Plan, watch: Watcher) -> None:
         self._plan, self._watch = plan, watch
-        self.jobs: list[Progressing] = []
+        self.jobs: list[JobState] = []
         self._num_steps = 0
         self._begun: dict[str, _Begun] = {}
         self._took: dict[Step, list[float]] = defaultdict(list)
@@ -42,7 +42,7 @@ class Ledger:
 
     def take(self, surveyed: Sequence[Surveyed]) -> None:
         """Begin with what the survey found; what it found wrong fails at once."""
-        self.jobs = [Progressing(each, list(each.outlook.steps)) for each in surveyed]
+        self.jobs = [JobState(each, list(each.outlook.steps)) for each in surveyed]
         by_directory = {job.surveyed.job.directory: job for job in self.jobs}
         for job in self.jobs:
             if (tuned_from := job.surveyed.job.tuned_from) is not None:
@@ -67,12 +67,12 @@ class Ledger:
         self._begun[each.task.label] = _Begun(each, where, time.monotonic())
         self._say("begin", each.task.label, where)
 
-    def tell(self, told: Told) -> None:
+    def tell(self, event: TaskEvent) -> None:
         """Hand on what a running task tells."""
-        label = told.task.label
-        if told.kind == "progress" and told.progress is not None:
-            self._note_recipe(label, told.progress)
-        self._say(told.kind, label, told.where, progress=told.progress, text=told.text)
+        label = event.task.label
+        if event.kind == "progress" and event.progress is not None:
+            self._note_recipe(label, event.progress)
+        self._say(event.kind, label, event.where, progress=event.progress, text=event.text)
 
     def end(self, finished: Finished) -> None:
         """Note what came of a task."""
@@ -112,7 +112,7 @@ class Ledger:
                 except Exception as error:  # noqa: BLE001 - it is this job's, and the others go on
                     self._fail(job, failure(step or "evaluate", error), "")
 
-    def _ship(self, job: Progressing, step: Step | None) -> None:
+    def _ship(self, job: JobState, step: Step | None) -> None:
         directory, repo_id = job.surveyed.job.directory, job.surveyed.job.repo_id
         if step != "card" and self._plan.evaluation is not None and not job.note:
             shipping.require_gate(directory)
@@ -131,7 +131,7 @@ class Ledger:
         job.made.append(step)
         self._say("end", label, "")
 
-    def _hold_back(self, job: Progressing) -> None:
+    def _hold_back(self, job: JobState) -> None:
         """Do not tune what was not made, or did not pass the gate."""
         if job.left[:1] != ["tune"] or job.base is None or (why := job.base.failure) is None:
             return
@@ -140,7 +140,7 @@ class Ledger:
             self._fail(job, why.model_copy(update={"step": "tune", "message": message}), "")
             self._forget_logits(job)
 
-    def _note_defaults(self, job: Progressing) -> None:
+    def _note_defaults(self, job: JobState) -> None:
         """What an earlier run found: there is no tuned artifact, and why."""
         assert job.base is not None
         try:
@@ -148,18 +148,18 @@ class Ledger:
         except GateError as error:
             self._fail(job, failure("tune", error), "")
 
-    def _forget_logits(self, ended: Progressing) -> None:
+    def _forget_logits(self, ended: JobState) -> None:
         """Remove the original's logits when no artifact of it is left to be evaluated."""
         model = ended.surveyed.job.model
         if not any("evaluate" in job.left for job in self.jobs if job.surveyed.job.model == model):
             shutil.rmtree(logits_dir(ended.surveyed.job), ignore_errors=True)
 
-    def row(self, job: Progressing) -> Row:
+    def row(self, job: JobState) -> JobResult:
         """What came of a job."""
         planned = job.surveyed.job
         asked = job.surveyed.outlook.steps
         done = ("tune",) if job.note else asked_steps(self._plan, planned)
-        return Row(
+        return JobResult(
             name=planned.name,
             model=planned.model.short_name,
             recipe=planned.recipe_name,
@@ -170,7 +170,7 @@ class Ledger:
             note=job.note,
         )
 
-    def _fail(self, job: Progressing, why: Failure, where: str) -> None:
+    def _fail(self, job: JobState, why: Failure, where: str) -> None:
         job.fail(why)
         self._say("failed", f"{job.name}: {why.step}", where, text=why.message)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.compression.compress import compress
+from llmcompress.compression.forecast import Forecast
 from llmcompress.errors import LlmcompressError
 from llmcompress.loaders import load
 from llmcompress.loaders.source import resolve
@@ -17,8 +18,8 @@ from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.progress import Progress, Reporter
 
 
-class Wanted(NamedTuple):
-    """One artifact."""
+class CompressJob(NamedTuple):
+    """One artifact to be made."""
 
     name: str
     """Of the recipe in the plan."""
@@ -26,6 +27,7 @@ class Wanted(NamedTuple):
     directory: Path
     replaces: str | None
     """Hash of the manifest that lies there already and is to be replaced."""
+    forecast: Forecast
 
 
 def stage_of(name: str, stage: str) -> str:
@@ -40,7 +42,7 @@ def recipe_at(stage: str) -> str | None:
 
 
 def compress_loaded(
-    source: str, access: Access, wanted: Sequence[Wanted], *, progress: Reporter
+    source: str, access: Access, jobs: Sequence[CompressJob], *, progress: Reporter
 ) -> dict[str, LlmcompressError | None]:
     """Load a model and make its artifacts one after the other; what exists is replaced.
 
@@ -60,21 +62,23 @@ def compress_loaded(
     loaded = load(found, allow_nonfinite=access.allow_nonfinite, tokenizer=False, progress=of_model)
     remember("load", found, (), time.perf_counter() - started)
     outcomes: dict[str, LlmcompressError | None] = {}
-    for name, recipe, directory, _ in wanted:
+    for job in jobs:
 
-        def of_recipe(step: Progress, name: str = name) -> None:
+        def of_recipe(step: Progress, name: str = job.name) -> None:
             progress(step._replace(stage=stage_of(name, step.stage)))
 
         of_recipe(Progress("begin", 0, 0))
         try:
-            report = compress(loaded, recipe, directory, overwrite=True, offline=access.offline, progress=of_recipe)
-            remember("compress", found, (recipe.portable(),), report.measured.duration_s)
-            outcomes[name] = None
+            report = compress(
+                loaded, job.recipe, job.directory, overwrite=True, offline=access.offline, progress=of_recipe
+            )
+            remember("compress", found, (job.recipe.portable(),), report.measured.duration_s)
+            outcomes[job.name] = None
         except MemoryError:
             # The process may be in any state: a fresh one does the rest.
             raise
         except LlmcompressError as error:
-            outcomes[name] = error
+            outcomes[job.name] = error
         except Exception as error:  # noqa: BLE001 - one recipe's fault must not stop the others
-            outcomes[name] = LlmcompressError(f"unexpected {type(error).__name__}: {error}", where=name)
+            outcomes[job.name] = LlmcompressError(f"unexpected {type(error).__name__}: {error}", where=job.name)
     return outcomes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from llmcompress.benchmarking.benchmark import benchmark
 from llmcompress.errors import ResourceError
@@ -21,11 +22,17 @@ from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Reporter, silent
 
 
+class PlannedArtifact(NamedTuple):
+    """An artifact of a plan, and what it is made from."""
+
+    directory: Path
+    recipe: Recipe
+    source: str
+    access: Access
+
+
 def evaluate_artifact(
-    directory: Path,
-    recipe: Recipe,
-    source: str,
-    access: Access,
+    artifact: PlannedArtifact,
     evaluation: Evaluation,
     gate: Gate,
     keep_logits_in: Path | None,
@@ -37,6 +44,7 @@ def evaluate_artifact(
 
     Raises: what ``evaluate`` raises, and ResourceError where the larger of the two does not fit into memory.
     """
+    directory, recipe, source, access = artifact
     found = resolve(source, access)
     if evaluate_reason(directory, evaluation, gate, Original(found), None) == "the gate changed":
         run_supervised(judge, {"directory": directory, "gate": gate}, progress=progress, logs=logs)
@@ -69,7 +77,7 @@ def evaluate_artifact(
 
 def needed_bytes(directory: Path) -> int:
     """Predict the memory that running an artifact takes at least."""
-    return int(_bin_bytes(directory) * ROOM)
+    return int((directory / MODEL_BIN).stat().st_size * ROOM)
 
 
 def judge(directory: Path, gate: Gate, *, progress: Reporter) -> None:
@@ -78,19 +86,17 @@ def judge(directory: Path, gate: Gate, *, progress: Reporter) -> None:
 
 
 def benchmark_artifact(
-    directory: Path,
-    recipe: Recipe,
-    source: str,
-    access: Access,
+    artifact: PlannedArtifact,
     spec: BenchSpec,
     *,
     progress: Reporter = silent,
     logs: Callable[[str], None] | None = None,
 ) -> None:
-    """Measure how fast an artifact is; nothing of ours may run beside it.
+    """Measure how fast an artifact is; nothing of ours may run at the same time.
 
     Raises: what ``benchmark`` raises, and ResourceError where the model does not fit into memory.
     """
+    directory, recipe, source, access = artifact
     _require(needed_bytes(directory), directory)
     started = time.perf_counter()
     run_supervised(
@@ -100,10 +106,6 @@ def benchmark_artifact(
         logs=logs,
     )
     remember("benchmark", resolve(source, access), (recipe.portable(), spec), time.perf_counter() - started)
-
-
-def _bin_bytes(directory: Path) -> int:
-    return (directory / MODEL_BIN).stat().st_size
 
 
 def _weight_bytes(found: Source) -> int:

@@ -83,10 +83,10 @@ class PlannedModel:
         """The windows that the recipe's text has now."""
         if recipe.calibration is None:
             return None
-        from llmcompress.loaders.tokenizer import load_tokenizer
+        from llmcompress.loaders.tokenizer import source_tokenizer
 
         found = fetch_side_files(self.source)
-        tokenizer = load_tokenizer(found.path, trust_remote_code=found.trust_remote_code)
+        tokenizer = source_tokenizer(found)
         windows = recipe_windows(found, recipe, tokenizer, offline=self._offline)
         return windows.record if windows else None
 

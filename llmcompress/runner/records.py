@@ -60,7 +60,7 @@ class Outlook(Record):
         return sum(self.durations_s[step] for step in slow) if set(slow) <= self.durations_s.keys() else None
 
 
-class Row(Record):
+class JobResult(Record):
     """One job afterwards."""
 
     name: str
@@ -80,7 +80,7 @@ class RunReport(Record):
     """What came of a plan."""
 
     output: str
-    rows: tuple[Row, ...]
+    rows: tuple[JobResult, ...]
     """In the plan's order."""
 
     @property

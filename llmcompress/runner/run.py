@@ -66,8 +66,8 @@ def run_plan(
         executor: ``local``, or ``ray`` (the extra ``ray``).
         address: Of a Ray cluster; None: the one that ``RAY_ADDRESS`` names, or one on this machine.
         offline: Use local files and caches only.
-        watch: Told what begins, goes on and ends.
-        progress: Told of the look at all jobs, before the first one.
+        watch: TaskEvent what begins, goes on and ends.
+        progress: TaskEvent of the look at all jobs, before the first one.
         logs: Takes each line that the workers on this machine write.
 
     Returns:
@@ -80,7 +80,7 @@ def run_plan(
         InterruptedRunError: This process was told to stop; what is complete stays.
     """
     if address is not None and executor != "ray":
-        raise UsageError("--address has no effect on the executor local", hint="add --executor ray")
+        raise UsageError("`address` has no effect on the executor local", hint="add `executor` ray")
     plan = _with_absolute_paths(plan)
     jobs = chosen_jobs(plan, output_dir, only)
     ledger = Ledger(plan, watch)
@@ -113,7 +113,7 @@ def chosen_jobs(plan: Plan, output_dir: str | Path | None, only: Sequence[str]) 
             raise UsageError(
                 f"the plan has no job {shown(pattern)}; it has {', '.join(names[:12])}"
                 + (f" and {len(names) - 12} more" if len(names) > 12 else ""),
-                where="--only",
+                where="`only`",
                 hint=did_you_mean(pattern, names) or "write MODEL/RECIPE, or MODEL/* for all of a model",
             )
         chosen |= matching
@@ -142,7 +142,7 @@ def _with_absolute_paths(plan: Plan) -> Plan:
 def _output(plan: Plan, output_dir: str | Path | None) -> Path:
     chosen = output_dir if output_dir is not None else plan.output
     if chosen is None:
-        raise UsageError("the plan says no output directory", hint="give --output DIR, or add output: DIR")
+        raise UsageError("the plan says no output directory", hint="give `output_dir` DIR, or add output: DIR")
     return Path(chosen).absolute()
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, manifest_sha256
-from llmcompress.runner.compressing import Order, compress_model
+from llmcompress.runner.compressing import compress_model
 from llmcompress.runner.executors import Task
-from llmcompress.runner.loading import Wanted
-from llmcompress.runner.measuring import benchmark_artifact, evaluate_artifact, needed_bytes
+from llmcompress.runner.loading import CompressJob
+from llmcompress.runner.measuring import PlannedArtifact, benchmark_artifact, evaluate_artifact, needed_bytes
 from llmcompress.runner.records import Failure, Step
 from llmcompress.runner.survey import Surveyed
 from llmcompress.runner.tuning import tune_artifact, tuning_bytes
+from llmcompress.spec import Access
 from llmcompress.spec.plan import Job, Plan
 
 SHIPPING: tuple[Step, ...] = ("card", "push")
@@ -23,7 +24,7 @@ SHIPPING: tuple[Step, ...] = ("card", "push")
 
 
 @dataclass
-class Progressing:
+class JobState:
     """A job under way."""
 
     surveyed: Surveyed
@@ -32,7 +33,7 @@ class Progressing:
     failure: Failure | None = None
     note: str = ""
     """Why tuning came to no artifact of its own."""
-    base: Progressing | None = None
+    base: JobState | None = None
     """The job that makes what this one tunes."""
     running: bool = False
     closed: bool = False
@@ -60,10 +61,10 @@ class Due(NamedTuple):
 
     task: Task
     step: Step
-    jobs: tuple[Progressing, ...]
+    jobs: tuple[JobState, ...]
 
 
-def due(jobs: Sequence[Progressing], plan: Plan, *, offline: bool) -> Iterator[Due]:
+def due(jobs: Sequence[JobState], plan: Plan, *, offline: bool) -> Iterator[Due]:
     """Every task that can be started now, in order."""
     for _, members in groupby(jobs, key=lambda job: job.surveyed.job.model):
         group = list(members)
@@ -81,22 +82,23 @@ def due(jobs: Sequence[Progressing], plan: Plan, *, offline: bool) -> Iterator[D
                 yield _benchmark(job, plan, offline)
 
 
-def _compress(jobs: tuple[Progressing, ...], offline: bool) -> Due:
-    orders = []
-    for job in jobs:
-        planned, recipe, predicted = job.surveyed.job, job.surveyed.recipe, job.surveyed.forecast
+def _compress(states: tuple[JobState, ...], offline: bool) -> Due:
+    jobs = []
+    for state in states:
+        planned, recipe, predicted = state.surveyed.job, state.surveyed.recipe, state.surveyed.forecast
         assert recipe is not None
         assert predicted is not None
         there = (planned.directory / MANIFEST).is_file()
         replaces = manifest_sha256(planned.directory) if there else None
-        orders.append(Order(Wanted(planned.recipe_name, recipe, planned.directory, replaces), predicted))
+        jobs.append(CompressJob(planned.recipe_name, recipe, planned.directory, replaces, predicted))
+    source, access = _opened(states[0], offline)
     task = Task(
-        label=f"{jobs[0].surveyed.job.model.short_name}: compress",
+        label=f"{states[0].surveyed.job.model.short_name}: compress",
         function=compress_model,
-        kwargs={**_opened(jobs[0], offline), "orders": orders},
-        memory_bytes=max(order.forecast.min_memory_bytes for order in orders),
+        kwargs={"source": source, "access": access, "jobs": jobs},
+        memory_bytes=max(job.forecast.min_memory_bytes for job in jobs),
     )
-    return Due(task, "compress", jobs)
+    return Due(task, "compress", states)
 
 
 def logits_dir(job: Job) -> Path:
@@ -104,55 +106,44 @@ def logits_dir(job: Job) -> Path:
     return job.directory.with_name(".logits")
 
 
-def _evaluate(job: Progressing, plan: Plan, several: bool, offline: bool) -> Due:
-    asked: dict[str, object] = {
+def _evaluate(job: JobState, plan: Plan, several: bool, offline: bool) -> Due:
+    directory = job.surveyed.job.directory
+    kwargs = {
+        "artifact": _artifact(job, directory, offline),
         "evaluation": plan.evaluation,
         "gate": plan.gate,
         "keep_logits_in": logits_dir(job.surveyed.job) if several else None,
     }
-    return _measure(job, "evaluate", asked, offline)
+    task = Task(f"{job.name}: evaluate", evaluate_artifact, kwargs, needed_bytes(directory))
+    return Due(task, "evaluate", (job,))
 
 
-def _benchmark(job: Progressing, plan: Plan, offline: bool) -> Due:
-    return _measure(job, "benchmark", {"spec": plan.benchmark}, offline)
+def _benchmark(job: JobState, plan: Plan, offline: bool) -> Due:
+    directory = job.surveyed.job.directory
+    kwargs = {"artifact": _artifact(job, directory, offline), "spec": plan.benchmark}
+    task = Task(f"{job.name}: benchmark", benchmark_artifact, kwargs, needed_bytes(directory))
+    return Due(task, "benchmark", (job,))
 
 
-def _tune(job: Progressing, plan: Plan, offline: bool) -> Due:
+def _tune(job: JobState, plan: Plan, offline: bool) -> Due:
     planned = job.surveyed.job
     assert planned.tuned_from is not None
-    task = Task(
-        label=f"{job.name}: tune",
-        function=tune_artifact,
-        kwargs={
-            "directory": planned.tuned_from,
-            "tuned": planned.directory,
-            "recipe": job.surveyed.recipe,
-            **_opened(job, offline),
-            "tuning": plan.tune,
-            "gate": plan.gate,
-        },
-        memory_bytes=tuning_bytes(planned.tuned_from),
-    )
+    kwargs = {
+        "artifact": _artifact(job, planned.tuned_from, offline),
+        "tuned": planned.directory,
+        "tuning": plan.tune,
+        "gate": plan.gate,
+    }
+    task = Task(f"{job.name}: tune", tune_artifact, kwargs, tuning_bytes(planned.tuned_from))
     return Due(task, "tune", (job,))
 
 
-def _measure(job: Progressing, step: Step, asked: dict[str, object], offline: bool) -> Due:
-    directory = job.surveyed.job.directory
-    task = Task(
-        label=f"{job.name}: {step}",
-        function=evaluate_artifact if step == "evaluate" else benchmark_artifact,
-        kwargs={
-            "directory": directory,
-            "recipe": job.surveyed.recipe,
-            **_opened(job, offline),
-            **asked,
-        },
-        memory_bytes=needed_bytes(directory),
-    )
-    return Due(task, step, (job,))
+def _artifact(job: JobState, directory: Path, offline: bool) -> PlannedArtifact:
+    assert job.surveyed.recipe is not None
+    return PlannedArtifact(directory, job.surveyed.recipe, *_opened(job, offline))
 
 
-def _opened(job: Progressing, offline: bool) -> dict[str, object]:
+def _opened(job: JobState, offline: bool) -> tuple[str, Access]:
     """The model that a job is about, and its access: as the survey found it, so that all of a run is of one commit."""
     model = job.surveyed.job.model
-    return {"source": model.source, "access": model.access(offline=offline).at(job.surveyed.revision)}
+    return model.source, model.access(offline=offline).at(job.surveyed.revision)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, verify
 from llmcompress.errors import ArtifactError
@@ -19,11 +20,13 @@ from llmcompress.report.compression import CalibrationRecord
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT
 from llmcompress.report.record import FileRecord, Provenance
-from llmcompress.spec import BenchSpec, Gate, Recipe
+from llmcompress.spec import BenchSpec, EvalSpec, Gate, Recipe, TuneSpec
 from llmcompress.spec.plan import Evaluation
 from llmcompress.system.cache import content_key
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
 from llmcompress.system.files import replace_file
+
+SpecT = TypeVar("SpecT", EvalSpec, TuneSpec)
 
 
 class Original:
@@ -108,22 +111,23 @@ def evaluate_reason(
 
 
 def answers(report: EvalReport, evaluation: Evaluation) -> bool:
-    """Whether a report is of the spec and holds all that is asked beside it."""
-    path = evaluation.dataset_path()
-    spec = evaluation.spec()
-    if path is not None:
-        # Reports hold no local path.
-        spec = spec.model_copy(update={"dataset": path.name})
+    """Whether a report is of the spec and holds all else that is asked."""
     exact = report.divergence is not None and report.divergence.exact
     generations = report.generations.num_prompts if report.generations else 0
     return (
-        report.spec == spec
+        report.spec == without_path(evaluation.spec())
         and (evaluation.reference_scores == "auto" or exact == (evaluation.reference_scores == "exact"))
         and (not evaluation.noise_floor or report.noise_floor is not None)
         and (not evaluation.split_damage or bool(report.split_damage))
         # A text with fewer windows gives fewer prompts.
         and generations == min(evaluation.num_generations, report.text.num_windows)
     )
+
+
+def without_path(spec: SpecT) -> SpecT:
+    """A spec as reports hold it: of a local text the name alone."""
+    path = spec.dataset_path()
+    return spec if path is None else spec.model_copy(update={"dataset": path.name})
 
 
 def benchmark_reason(directory: Path, spec: BenchSpec) -> str | None:
@@ -154,7 +158,7 @@ def push_reason(directory: Path, repo_id: str, *, private: bool) -> str | None:
 
 
 def remember_push(directory: Path, repo_id: str, *, private: bool) -> None:
-    """Note what was pushed, beside the directory, in which one more file would be unknown to the manifest."""
+    """Note what was pushed, next to the directory, in which one more file would be unknown to the manifest."""
     replace_file(_push_file(directory), json.dumps(_pushed(directory, repo_id, private)).encode())
 
 

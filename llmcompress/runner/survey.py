@@ -5,14 +5,14 @@ Runs in a worker: configurations build models on the meta device, and texts are 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from llmcompress.benchmarking.benchmark import require_engine
 from llmcompress.compression.forecast import Forecast, forecast
-from llmcompress.errors import GateError, ResourceError, UsageError
+from llmcompress.errors import GateError, UsageError
 from llmcompress.graph.device import check_device
 from llmcompress.loaders.source import Source
 from llmcompress.runner.model import PlannedModel
@@ -55,7 +55,7 @@ def survey(
         plan: What is to be done with each.
         offline: Use local files and caches only.
         devices: The work is done on this machine, whose devices and extras are checked.
-        progress: Told of every job.
+        progress: TaskEvent of every job.
 
     Raises:
         UsageError: The plan measures on a device that is not there.
@@ -72,7 +72,7 @@ def survey(
             progress(Progress("look at the jobs", len(surveyed), len(jobs), "jobs"))
             try:
                 model.find(job)
-                each = _surveyed(job, plan, model, made_anew=job.tuned_from in unmade)
+                each = _surveyed(job, plan, model, base_is_unmade=job.tuned_from in unmade)
                 if "compress" in each.outlook.steps:
                     unmade.add(job.directory)
                 surveyed.append(each)
@@ -83,13 +83,13 @@ def survey(
     return tuple(surveyed)
 
 
-def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, made_anew: bool) -> Surveyed:
+def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, base_is_unmade: bool) -> Surveyed:
     found = model.source
     recipe = job.recipe or _recommended(job, found)
     if job.tuned_from is not None:
         # What takes other time and memory has another name.
         recipe = recipe.model_copy(update={"name": job.recipe_name})
-    steps, reason = _steps(job, recipe, plan, model, made_anew=made_anew)
+    steps, reason = _steps(job, recipe, plan, model, base_is_unmade=base_is_unmade)
     if "tune" in steps:
         _ = model.tuning_token_ids_sha256
     if "evaluate" in steps and plan.evaluation is not None:
@@ -133,12 +133,14 @@ def _recommended(job: Job, found: Source) -> Recipe:
 
 
 def _steps(
-    job: Job, recipe: Recipe, plan: Plan, model: PlannedModel, *, made_anew: bool
+    job: Job, recipe: Recipe, plan: Plan, model: PlannedModel, *, base_is_unmade: bool
 ) -> tuple[tuple[Step, ...], str]:
     """What is left to do for a job, and why the first of it."""
     asked = asked_steps(plan, job)
     if job.tuned_from is not None:
-        reason = "what it is tuned from is made first" if made_anew else _tune_reason(job, job.tuned_from, plan, model)
+        reason = (
+            "what it is tuned from is made first" if base_is_unmade else _tune_reason(job, job.tuned_from, plan, model)
+        )
     else:
         local = recipe.calibration is not None and recipe.calibration.dataset_path() is not None
         windows = (lambda: model.calibration(recipe)) if local else None
@@ -193,10 +195,5 @@ def _check_machine(plan: Plan) -> None:
         except UsageError as error:
             where = "tune.properties" if "propert" in error.where else error.where
             raise UsageError(error.message, where=where, hint=error.hint) from None
-    genai = plan.benchmark is not None and plan.benchmark.engine == "genai"
-    if genai and importlib.util.find_spec("openvino_genai") is None:
-        raise ResourceError(
-            "engine genai needs openvino-genai, which is not installed",
-            where="benchmark.engine",
-            hint='pip install "llmcompress[genai]"',
-        )
+    if plan.benchmark is not None:
+        require_engine(plan.benchmark, where="benchmark.engine")

@@ -1,6 +1,6 @@
 """One artifact's tuned twin: its state, and the task that makes it.
 
-The search's report lies beside what was tuned, as its ``tune.json``. Where settings were found that a model can hold,
+The search's report lies next to what was tuned, as its ``tune.json``. Where settings were found that a model can hold,
 the twin is that artifact with them; where the defaults stay, there is none, and the report says why.
 """
 
@@ -14,9 +14,9 @@ from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, rem
 from llmcompress.errors import ArtifactError, GateError
 from llmcompress.loaders.source import resolve
 from llmcompress.runner.durations import remember
-from llmcompress.runner.measuring import needed_bytes
-from llmcompress.runner.state import Original
-from llmcompress.spec import Access, Gate, Recipe
+from llmcompress.runner.measuring import PlannedArtifact, needed_bytes
+from llmcompress.runner.state import Original, without_path
+from llmcompress.spec import Gate
 from llmcompress.spec.plan import Tuning
 from llmcompress.system.environment import cpu_name
 from llmcompress.system.process import run_supervised
@@ -41,11 +41,7 @@ def tune_reason(
     report = found.tuning
     if report is None:
         return "not tuned yet"
-    path, spec = tuning.dataset_path(), tuning.spec()
-    if path is not None:
-        # Reports hold no local path.
-        spec = spec.model_copy(update={"dataset": path.name})
-    if report.spec != spec or report.reference.itself != (tuning.reference == "itself"):
+    if report.spec != without_path(tuning.spec()) or report.reference.itself != (tuning.reference == "itself"):
         return "the tuning changed"
     if not report.reference.itself and not original.is_of(report.reference.provenance):
         return "the model changed"
@@ -94,24 +90,26 @@ def kept_defaults(directory: Path) -> str:
 
 
 def tune_artifact(
-    directory: Path,
+    artifact: PlannedArtifact,
     tuned: Path,
-    recipe: Recipe,
-    source: str,
-    access: Access,
     tuning: Tuning,
     gate: Gate,
     *,
     progress: Reporter = silent,
     logs: Callable[[str], None] | None = None,
 ) -> str:
-    """Search the settings of an artifact and write its twin; nothing of ours may run beside it.
+    """Search the settings of an artifact and write its twin; nothing of ours may run at the same time.
+
+    Args:
+        artifact: What is tuned; its recipe has the twin's name.
+        tuned: Where the twin goes.
 
     Returns:
         As ``kept_defaults``.
 
     Raises: what ``tune`` and ``apply_tuning`` raise, and GateError where not even the defaults are permitted.
     """
+    directory, recipe, source, access = artifact
     found = resolve(source, access)
     started = time.perf_counter()
     reason = tune_reason(directory, tuning, gate, Original(found), None)

@@ -12,7 +12,7 @@ from llmcompress.spec.evaluation import Precision, check_profile
 from llmcompress.spec.profile import RuntimeProfile, check_pairs, split_pairs
 from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts, refusal_error
 
-Engine = Literal["openvino", "genai"]
+RuntimeName = Literal["openvino", "genai"]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
 Depths = Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_COUNT)], ...], Field(strict=False, min_length=1)]
 
@@ -41,7 +41,7 @@ class BenchSpec(StrictModel, use_attribute_docstrings=True):
     The command line shows what is written below the fields.
     """
 
-    engine: Engine = "openvino"
+    engine: RuntimeName = "openvino"
     """The runtime directly, or GenAI's pipeline."""
     devices: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = ("CPU",)
     """OpenVINO devices."""

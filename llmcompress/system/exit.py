@@ -27,7 +27,8 @@ class Death(NamedTuple):
     memory: Memory
     kills: int | None
     """Kernel kills for memory while the worker ran; None where the system does not count them."""
-    last_lines: Sequence[str]
+    last_lines: Sequence[str] | None
+    """What it wrote in the end; None: that went where this process writes."""
 
 
 def explain(death: Death) -> LlmcompressError:
@@ -40,7 +41,7 @@ def explain(death: Death) -> LlmcompressError:
     peak = f"peak {death.peak_rss_bytes / 1e9:.2f} GB" if death.peak_rss_bytes else "peak unknown"
     limited = "limit" if death.memory.limit is not None else "machine"
     measures = f"{peak}, {limited} {death.memory.total / 1e9:.2f} GB"
-    if any("std::bad_alloc" in line for line in death.last_lines):
+    if any("std::bad_alloc" in line for line in death.last_lines or ()):
         return KilledForMemoryError(f"the worker got no more memory{at}: {measures}", hint=_REMEDY)
     if death.returncode == -_SIGKILL:
         near = death.peak_rss_bytes >= _NEAR_THE_LIMIT * death.memory.total
@@ -53,6 +54,8 @@ def explain(death: Death) -> LlmcompressError:
             "but the kernel counted no such kill",
             hint=f"look who sends SIGKILL here (a batch system, a memory guard); {_REMEDY}",
         )
+    if death.last_lines is None:
+        return LlmcompressError(f"the worker ended with code {death.returncode}", hint="run it again with -v")
     ended = (
         f"crashed with {_signal_name(-death.returncode)}" if death.returncode < 0 else f"exited with {death.returncode}"
     )

@@ -1,4 +1,4 @@
-"""The parent's side: start the worker, hand on progress and log lines, pass on the wish to stop, return the result."""
+"""One function in a fresh process: its progress and log lines are handed on, the wish to stop is passed on to it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pickle
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 from llmcompress.errors import InterruptedRunError
-from llmcompress.system.exit import Death, explain
-from llmcompress.system.memory import kill_count, memory, peak_rss_bytes, reaped_peak_rss_bytes
+from llmcompress.system.memory import peak_rss_bytes
+from llmcompress.system.messages import Done, Failed, await_greeting, receive, result_of
 from llmcompress.system.progress import Progress, Reporter, silent
-from llmcompress.system.worker import GREETING, Done, Failed, Job
+from llmcompress.system.starting import start
+from llmcompress.system.worker import call_with_progress
 
 ResultT = TypeVar("ResultT")
 
@@ -30,7 +30,8 @@ _LAST_LINES = 10
 _LAST_WORDS_S = 2.0
 _STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 
-_Inbox = queue.SimpleQueue["Progress | Done | Failed | None"]
+_Inbox = queue.SimpleQueue[bytes | None]
+"""Messages, still pickles: what they import takes its time in the thread that waits for them. None: no more come."""
 
 
 def run_supervised(
@@ -53,86 +54,72 @@ def run_supervised(
             kills it at once.
 
     Raises:
-        Whatever the function raised, its traceback added as a note.
+        Whatever the function raised, its traceback added as a note; of a foreign exception its name and message, as a
+            LlmcompressError.
         KilledForMemoryError: the worker was killed for its memory, or got no more.
         InterruptedRunError: this process was told to stop; `exit_code` is 128 plus the signal's number.
         LlmcompressError: the worker crashed.
     """
-    kills_before = kill_count()
-    worker = _start()
+    started = start(stderr=subprocess.PIPE)
+    worker = started.process
     assert worker.stdin is not None
     assert worker.stdout is not None
     assert worker.stderr is not None
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
     inbox: _Inbox = queue.SimpleQueue()
-    readers = [
-        threading.Thread(target=_read_messages, args=(worker.stdout, inbox), daemon=True),
-        threading.Thread(target=_read_lines, args=(worker.stderr, last_lines, logs), daemon=True),
-    ]
-    for reader in readers:
-        reader.start()
-    stage, answer, told = "", None, False
-    peak, reaped_before = 0, reaped_peak_rss_bytes()
+    threading.Thread(target=_read_messages, args=(worker.stdout, inbox), daemon=True).start()
+    log_reader = threading.Thread(target=_read_lines, args=(worker.stderr, last_lines, logs), daemon=True)
+    log_reader.start()
     with _stopping(worker, grace_s) as received:
-        # A worker that died while Python started is explained below, by its end.
+        started.call(call_with_progress, function, dict(kwargs))
+        watched = _watch(worker, inbox, received, progress)
         with contextlib.suppress(OSError):
-            pickle.dump(Job(pickle.dumps((function, dict(kwargs))), os.getpid()), worker.stdin)
-            worker.stdin.flush()
-        next_look, ended_at = 0.0, float("inf")
-        while answer is None:
-            now = time.monotonic()
-            if now >= next_look:
-                peak = max(peak, peak_rss_bytes(worker.pid))
-                next_look = now + _TICK_S
-            if received and not told:
-                told = True
-                progress(Progress("stopping", 0, 0))
-            try:
-                message = inbox.get(timeout=_TICK_S)
-            except queue.Empty:
-                # A grandchild can hold the pipe open after the worker's end, so its end is looked for too.
-                if worker.poll() is not None:
-                    ended_at = min(ended_at, now)
-                if now - ended_at > _LAST_WORDS_S:
-                    break
-                continue
-            if message is None:
-                break
-            if isinstance(message, Progress):
-                stage = message.stage
-                progress(message)
-            else:
-                answer = message
+            worker.stdin.close()
         returncode = worker.wait()
-    reaped = reaped_peak_rss_bytes()
-    # The system keeps the largest of all children: it is this one's where it grew, and exact where a look came late.
-    # A child begins with its parent's peak on record, so a smaller number says nothing.
-    if reaped > max(reaped_before, peak_rss_bytes(os.getpid())):
-        peak = max(peak, reaped)
-    for reader in readers:
-        reader.join(timeout=1)
+    log_reader.join(timeout=1)
     if received:
-        raise _interrupted(received[0], answer, killed=returncode == -9)
-    if isinstance(answer, Done):
-        return cast(ResultT, answer.result)
-    if isinstance(answer, Failed):
-        if answer.traceback:
-            answer.error.add_note(f"In the worker:\n{answer.traceback}")
-        raise answer.error
-    kills_now = kill_count()
-    kills = None if kills_before is None or kills_now is None else kills_now - kills_before
-    raise explain(Death(returncode, stage, peak, memory(), kills, tuple(last_lines)))
+        raise _interrupted(received[0], watched.answer, killed=returncode == -9)
+    if watched.answer is None:
+        raise started.death(
+            stage=watched.stage, peak_rss_bytes_seen=watched.peak_rss_bytes, last_lines=tuple(last_lines)
+        )
+    return cast(ResultT, result_of(watched.answer))
 
 
-def _start() -> subprocess.Popen[bytes]:
-    # The worker imports from where this process imports; -P keeps it from adding the working directory to that.
-    program = f"import sys; sys.path = {sys.path!r}; from llmcompress.system.worker import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", program],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+class _Watched(NamedTuple):
+    answer: Done | Failed | None
+    """None: the worker ended without one."""
+    stage: str
+    """The last that it told of."""
+    peak_rss_bytes: int
+
+
+def _watch(worker: subprocess.Popen[bytes], inbox: _Inbox, received: Sequence[int], progress: Reporter) -> _Watched:
+    """Hand on progress until the answer is there, or does not come any more."""
+    stage, peak, told = "", 0, False
+    next_look, ended_at = 0.0, float("inf")
+    while True:
+        now = time.monotonic()
+        if now >= next_look:
+            peak = max(peak, peak_rss_bytes(worker.pid))
+            next_look = now + _TICK_S
+        if received and not told:
+            told = True
+            progress(Progress("stopping", 0, 0))
+        try:
+            message = inbox.get(timeout=_TICK_S)
+        except queue.Empty:
+            # A grandchild can hold the pipe open after the worker's end, so its end is looked for too.
+            if worker.poll() is not None:
+                ended_at = min(ended_at, now)
+            if now - ended_at > _LAST_WORDS_S:
+                return _Watched(None, stage, peak)
+            continue
+        arrived = None if message is None else pickle.loads(message)
+        if not isinstance(arrived, Progress):
+            return _Watched(arrived, stage, peak)
+        stage = arrived.stage
+        progress(arrived)
 
 
 @contextlib.contextmanager
@@ -187,21 +174,11 @@ def _ask_to_stop(worker: subprocess.Popen[bytes]) -> None:
 
 
 def _read_messages(stream: IO[bytes], inbox: _Inbox) -> None:
-    seen = b""
-    while not seen.endswith(GREETING):
-        byte = stream.read(1)
-        if not byte:
-            inbox.put(None)
-            return
-        seen = (seen + byte)[-len(GREETING) :]
-    while True:
-        try:
-            message = pickle.load(stream)
-        except (EOFError, pickle.UnpicklingError):
-            message = None
+    message = receive(stream) if await_greeting(stream) else None
+    while message is not None:
         inbox.put(message)
-        if not isinstance(message, Progress):
-            return
+        message = receive(stream)
+    inbox.put(None)
 
 
 def _read_lines(stream: IO[bytes], last_lines: deque[str], logs: Callable[[str], None] | None) -> None:
@@ -220,7 +197,7 @@ def _interrupted(number: int, answer: Done | Failed | None, *, killed: bool) -> 
     elif killed:
         error = InterruptedRunError(
             f"interrupted by {by}; the worker did not stop by itself and was killed: the output is untouched, "
-            "a hidden staging directory may lie beside it",
+            "a hidden staging directory may lie next to it",
             hint="run the same command again: it removes what was left",
         )
     else:

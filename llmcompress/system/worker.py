@@ -1,91 +1,95 @@
-"""The child process: one function, its progress and its result sent to the parent."""
+"""The child process: it carries out one function after the other, and sends back what comes of them."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import pickle
+import queue
 import signal
 import sys
 import threading
 import time
 import traceback
 from _thread import interrupt_main
+from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import IO, NamedTuple
+from typing import IO, Any, NoReturn
 
 from llmcompress.errors import InterruptedRunError, KilledForMemoryError, LlmcompressError
 from llmcompress.system.environment import leave_out_sklearn, quiet_libraries
 from llmcompress.system.memory import peak_rss_bytes
+from llmcompress.system.messages import Done, Failed, greet, receive, send, sendable
 from llmcompress.system.progress import Progress
-
-GREETING = b"\0llmcompress worker\0"
-"""Sent first: whatever came before it, Python's start-up wrote."""
-
-
-class Job(NamedTuple):
-    """The one message to the worker; the pipe then stays open for as long as the parent lives and wants the result."""
-
-    call: bytes
-    """The function and its keyword arguments as a pickle of its own: reading it imports the function's module."""
-    parent_pid: int
-
-
-class Done(NamedTuple):
-    """The function's result."""
-
-    result: object
-
-
-class Failed(NamedTuple):
-    """The error that the function raised, and its traceback as text."""
-
-    error: BaseException
-    traceback: str
-
 
 _GRACE_S = 15.0
 _SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1
 
+_answers: IO[bytes]
+_held: Any
 
-def main() -> None:
-    """Serve the one job that comes through stdin; answer through stdout; never return."""
-    jobs, answers = _take_channel()
-    _stop_on_sigterm()
+
+def serve(parent_pid: int) -> NoReturn:
+    """Carry out the functions that come through stdin, until it ends; answer through stdout."""
+    global _answers
+    _die_with_parent(parent_pid)
+    calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    stream, _answers = _take_channel()
+    # Ctrl-C and a closed terminal reach the whole process group; the parent decides and passes SIGTERM on.
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     quiet_libraries()
     leave_out_sklearn()
-    answers.write(GREETING)
-    answers.flush()
-    try:
-        job = pickle.load(jobs)
-    except EOFError:
-        # The parent was gone before it had said what to do.
-        os._exit(_SIGTERM_EXIT_CODE)
-    _die_with_parent(job.parent_pid)
-    threading.Thread(target=_stop_at_end_of, args=(jobs.fileno(),), daemon=True).start()
-    answer = _answer(job, answers)
-    answers.write(answer)
-    answers.close()
+    threading.Thread(target=_read_calls, args=(stream, calls), daemon=True).start()
+    greet(_answers)
+    while (call := calls.get()) is not None:
+        signal.signal(signal.SIGTERM, _stop)
+        answer = _answer(call)
+        if signal.getsignal(signal.SIGTERM) is _stop:
+            # Between two calls there is nothing to clean up.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            send(_answers, answer)
+        except OSError:
+            # The parent has given up.
+            break
     sys.stdout.flush()
     sys.stderr.flush()
-    # Libraries' threads and exit handlers have nothing left to do that the result needs, and some of them hang.
+    # Libraries' threads and exit handlers have nothing left to do that a result needs, and some of them hang.
     os._exit(0)
 
 
-def _answer(job: Job, answers: IO[bytes]) -> bytes:
-    """Carry out the job; return its Done or Failed as a pickle."""
+def call_with_progress(function: Callable[..., object], keywords: Mapping[str, Any]) -> object:
+    """Call a function whose progress is sent before its result."""
+    result = function(**keywords, progress=_report)
+    # From here on the work is done, and saying so is all that is left.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return result
 
-    def report(progress: Progress) -> None:
-        pickle.dump(progress, answers)
-        answers.flush()
 
+def hold(make: Callable[..., object], *arguments: object, **keywords: object) -> None:
+    """Keep what a function makes, for ``call_with_held``."""
+    global _held
+    _held = make(*arguments, **keywords)
+
+
+def call_with_held(function: Callable[..., object], *arguments: object, **keywords: object) -> object:
+    """Call a function with what is held as its first argument."""
+    return function(_held, *arguments, **keywords)
+
+
+def _report(progress: Progress) -> None:
+    send(_answers, pickle.dumps(progress))
+
+
+def _answer(call: bytes) -> bytes:
+    """Carry out a call; return its Done or Failed as a pickle."""
     try:
-        function, kwargs = pickle.loads(job.call)
-        result = function(**kwargs, progress=report)
-        # From here on the work is done, and saying so is all that is left.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        return pickle.dumps(Done(result))
+        # This imports the function's module.
+        function, arguments, keywords = pickle.loads(call)
+        return pickle.dumps(Done(function(*arguments, **keywords)))
     except SystemExit as error:
         if error.code == _SIGTERM_EXIT_CODE:
             stopped = InterruptedRunError("ended by SIGTERM", hint="run the same command again")
@@ -97,24 +101,16 @@ def _answer(job: Job, answers: IO[bytes]) -> bytes:
         message = f"an allocation was refused; the worker had reached {peak_rss_bytes(os.getpid()) / 1e9:.2f} GB"
         hint = "free memory or raise the limit (ulimit -v, cgroup); a recipe without calibration data needs less"
         return pickle.dumps(Failed(KilledForMemoryError(message, hint=hint), _trace(error)))
-    except BaseException as error:  # noqa: BLE001  (whatever ends the function has to reach the parent)
-        return pickle.dumps(Failed(_sendable(error), _trace(error)))
+    except BaseException as error:  # noqa: BLE001 - whatever ends the function has to reach the parent
+        return pickle.dumps(Failed(sendable(error), _trace(error)))
 
 
 def _trace(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def _sendable(error: BaseException) -> BaseException:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001  (a foreign exception's pickling can fail in any way)
-        return LlmcompressError(f"{type(error).__name__}: {error}")
-    return error
-
-
 def _take_channel() -> tuple[IO[bytes], IO[bytes]]:
-    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    channel = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
@@ -122,22 +118,14 @@ def _take_channel() -> tuple[IO[bytes], IO[bytes]]:
     os.dup2(2, 1)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    return jobs, answers
+    return channel
 
 
-def _stop_on_sigterm() -> None:
-    # Ctrl-C and a closed terminal reach the whole process group; the parent decides and passes SIGTERM on.
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # A second one must not break the cleaning that the first began.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        # SystemExit, because libraries catch Exception and go on.
-        raise SystemExit(_SIGTERM_EXIT_CODE)
-
-    signal.signal(signal.SIGTERM, stop)
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    # A second one must not break the cleaning that the first began.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # SystemExit, because libraries catch Exception and go on.
+    raise SystemExit(_SIGTERM_EXIT_CODE)
 
 
 def _die_with_parent(parent_pid: int) -> None:
@@ -147,10 +135,12 @@ def _die_with_parent(parent_pid: int) -> None:
             os._exit(_SIGTERM_EXIT_CODE)
 
 
-def _stop_at_end_of(descriptor: int) -> None:
-    """Stop this process when the parent closes its end: on any system the sign that it is gone or gives up."""
-    while os.read(descriptor, 1):
-        pass
+def _read_calls(stream: IO[bytes], calls: queue.SimpleQueue[bytes | None]) -> None:
+    """Take calls until the parent closes its end: on any system the sign that it is gone, gives up or has all."""
+    while (call := receive(stream)) is not None:
+        calls.put(call)
+    calls.put(None)
+    # Stops a function that is at work.
     interrupt_main(signal.SIGTERM)
     time.sleep(_GRACE_S)
     os._exit(_SIGTERM_EXIT_CODE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from llmcompress.compression.forecast.layout import uncompressed_bytes
 from llmcompress.compression.forecast.records import Inventory, Kind, Weight
 from llmcompress.graph.model import read_ir
 from llmcompress.loaders.source import Source
@@ -58,7 +59,7 @@ def graph_inventory(source: Source, recipe: Recipe) -> Inventory:
         )
     head = _head(model)
     listed = tuple(w._replace(is_head=w.name == head and w.kind == "matmul") for w in weights.values())
-    weight_bytes = sum(_element_bytes(w.dtype) * w.num_parameters for w in listed)
+    weight_bytes = sum(map(uncompressed_bytes, listed))
     if not listed:
         notes.append("the graph holds no floating-point weights: it seems to be compressed already")
     return Inventory(
@@ -107,7 +108,3 @@ def _upstream(model: ov.Model) -> Iterator[ov.Node]:
         seen.add(op.get_friendly_name())
         yield op
         pending += [op.input_value(i).get_node() for i in range(op.get_input_size())]
-
-
-def _element_bytes(dtype: str) -> int:
-    return 4 if dtype == "f32" else 2

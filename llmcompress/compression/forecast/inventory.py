@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmcompress.compression.forecast.layout import ELEMENT_BYTES
 from llmcompress.compression.forecast.records import Inventory, Kind, Weight
 from llmcompress.errors import ModelError
 from llmcompress.loaders.safetensors_file import read_header
@@ -34,81 +36,101 @@ def checkpoint_inventory(source: Source) -> Inventory:
     Raises:
         ModelError: transformers cannot build the model from this configuration.
     """
-    from transformers.pytorch_utils import Conv1D
-
-    notes: list[str] = []
     stored = _stored_dtype(source)
     model, dtype = _meta_model(source, stored)
-    is_16bit = dtype != "f32"
+    in_place = stored is None or stored == dtype
+    head = model.get_output_embeddings()
+    head_weight = None if head is None else getattr(head, "weight", None)
+    shares = [_share(parameter, uses, dtype, in_place, head_weight) for parameter, uses in _uses(model)]
+    weights = tuple(weight for share in shares for weight in share.weights)
+    total = sum(parameter.numel() for parameter, _ in _uses(model))
+    notes = []
     if stored is None and not any(source.path.glob("*.safetensors")) and _config_dtype(source) is None:
         notes.append(f"config.json does not say the weights' precision, and they are not fetched: {dtype} is assumed")
-    in_place = stored is None or stored == dtype
     if not in_place:
         notes.append(f"the files hold {stored}, config.json says {dtype}: all weights are converted in memory")
-    exact = _exact_classes()
-    uses: dict[int, list[_Use]] = {}
-    parameters: dict[int, torch.nn.Parameter] = {}
-    for module_name, module in model.named_modules():
-        for attribute, parameter in module.named_parameters(recurse=False):
-            parameters[id(parameter)] = parameter
-            uses.setdefault(id(parameter), []).append(
-                _Use(module, attribute, f"{module_name}.{attribute}" if module_name else attribute)
-            )
-    head = model.get_output_embeddings()
-    head_id = None if head is None else id(getattr(head, "weight", None))
-    weights: list[Weight] = []
-    leftover = mapped = merged = cast = rewritten = 0
-    element_bytes = 2 if is_16bit else 4
-    for key, parameter in parameters.items():
-        places = uses[key]
-        as_stored = not is_16bit or all(type(use.module) in exact for use in places)
-        graph_dtype = dtype if as_stored else "f32"
-        size = parameter.numel() * element_bytes
-        kind = _kind(parameter, places)
-        if parameter.ndim == 3 and kind == "matmul":
-            merged += size
-        elif in_place and as_stored:
-            transposed = not is_16bit and parameter.ndim > 1 and isinstance(places[0].module, Conv1D)
-            rewritten += size if transposed else 0
-            # Single f32 vectors end up in folded constants.
-            mapped += 0 if transposed or (not is_16bit and parameter.ndim == 1) else size
-        if not as_stored:
-            cast += parameter.numel() * 4
-        if kind is None:
-            leftover += parameter.numel() * (element_bytes if as_stored else 4)
-            continue
-        parts = _parts(parameter, places[0])
-        if len(parts) > 1:
-            rewritten += sum(_num(part) for part in parts) * 4
-        for index, shape in enumerate(parts):
-            weights.append(
-                Weight(
-                    name=places[0].name + (f".{index}" if len(parts) > 1 else ""),
-                    shape=shape,
-                    kind=kind,
-                    in_axis=_in_axis(places[0].module, shape),
-                    dtype=graph_dtype,
-                    is_head=key == head_id and kind == "matmul",
-                )
-            )
-    if not any(w.is_head for w in weights) and head is None and weights:
+    if head is None and weights:
         notes.append("the model class names no output head: its precision is predicted as that of the other layers")
-    leftover += _table_bytes(model)
-    total = sum(p.numel() for p in parameters.values())
-    config: Any = model.config
     return Inventory(
         num_parameters=total,
-        weights=tuple(weights),
-        leftover_bytes=leftover,
-        checkpoint_bytes=total * element_bytes,
-        mapped_bytes=mapped,
-        merged_bytes=merged,
-        cast_bytes=cast,
-        rewritten_bytes=rewritten,
+        weights=weights,
+        leftover_bytes=sum(share.leftover for share in shares) + _table_bytes(model),
+        checkpoint_bytes=total * ELEMENT_BYTES[dtype],
+        mapped_bytes=sum(share.mapped for share in shares),
+        merged_bytes=sum(share.merged for share in shares),
+        cast_bytes=sum(share.cast for share in shares),
+        rewritten_bytes=sum(share.rewritten for share in shares),
         num_modules=sum(1 for module in model.modules() if next(module.parameters(recurse=False), None) is not None),
-        vocab_size=int(getattr(config, "vocab_size", 0) or 0),
+        vocab_size=int(getattr(model.config, "vocab_size", 0) or 0),
         notes=tuple(notes),
     )
+
+
+def _uses(model: Any) -> list[tuple[torch.nn.Parameter, list[_Use]]]:
+    """Every parameter once, with all places that hold it."""
+    found: dict[int, tuple[torch.nn.Parameter, list[_Use]]] = {}
+    for module_name, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            name = f"{module_name}.{attribute}" if module_name else attribute
+            found.setdefault(id(parameter), (parameter, []))[1].append(_Use(module, attribute, name))
+    return list(found.values())
+
+
+class _Share(NamedTuple):
+    """What one parameter adds to the inventory; bytes by the names that they have there."""
+
+    weights: tuple[Weight, ...] = ()
+    leftover: int = 0
+    mapped: int = 0
+    merged: int = 0
+    cast: int = 0
+    rewritten: int = 0
+
+
+def _share(
+    parameter: torch.nn.Parameter, uses: list[_Use], dtype: str, in_place: bool, head: torch.nn.Parameter | None
+) -> _Share:
+    """Say what the exporter will make of a parameter.
+
+    Args:
+        parameter: On the meta device.
+        uses: All places that hold it.
+        dtype: The model's precision.
+        in_place: Whether the files hold it in that precision.
+        head: The weight of the model's output head.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    num_elements, is_16bit, first = parameter.numel(), dtype != "f32", uses[0]
+    exact = _exact_classes()
+    as_stored = not is_16bit or all(type(use.module) in exact for use in uses)
+    size, cast = num_elements * ELEMENT_BYTES[dtype], 0 if as_stored else num_elements * 4
+    kind = _kind(parameter, uses)
+    mapped = merged = rewritten = 0
+    if parameter.ndim == 3 and kind == "matmul":
+        merged = size
+    elif in_place and as_stored:
+        transposed = not is_16bit and parameter.ndim > 1 and isinstance(first.module, Conv1D)
+        rewritten = size if transposed else 0
+        # Single f32 vectors end up in folded constants.
+        mapped = 0 if transposed or (not is_16bit and parameter.ndim == 1) else size
+    if kind is None:
+        return _Share((), size if as_stored else num_elements * 4, mapped, merged, cast, rewritten)
+    parts = _parts(parameter, first)
+    if len(parts) > 1:
+        rewritten += sum(math.prod(part) for part in parts) * 4
+    weights = tuple(
+        Weight(
+            name=first.name + (f".{index}" if len(parts) > 1 else ""),
+            shape=shape,
+            kind=kind,
+            in_axis=_in_axis(first.module, shape),
+            dtype=dtype if as_stored else "f32",
+            is_head=parameter is head and kind == "matmul",
+        )
+        for index, shape in enumerate(parts)
+    )
+    return _Share(weights, 0, mapped, merged, cast, rewritten)
 
 
 def _meta_model(source: Source, stored: str | None) -> tuple[Any, str]:
@@ -155,7 +177,7 @@ def _stored_dtype(source: Source) -> str | None:
     counts: dict[str, int] = {}
     for file in sorted(source.path.glob("*.safetensors")):
         for tensor in read_header(file).values():
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + _num(tensor.shape)
+            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
     most = max(counts, key=lambda dtype: counts[dtype], default=None)
     return None if most is None else HEADER_DTYPES.get(most, most)
 
@@ -214,10 +236,3 @@ def _table_bytes(model: Any) -> int:
     num_masks: int = max(1, len(set(getattr(model.config, "attention_layers", None) or ())))
     masks: int = sum(b.numel() * b.element_size() for b in buffers if not b.is_floating_point())
     return tables + num_masks * masks
-
-
-def _num(shape: tuple[int, ...]) -> int:
-    num = 1
-    for size in shape:
-        num *= size
-    return num

@@ -27,7 +27,7 @@ from llmcompress.system.memory import memory, own_bytes
 
 # Scalars, shapes and axes that every converted decoder holds, stored once each.
 GRAPH_BYTES = 400
-# The IR's .xml, the tokenizer in both forms and the configuration, beside the .bin.
+# The IR's .xml, the tokenizer in both forms and the configuration, next to the .bin.
 SIDE_FILES_BYTES = 30_000_000
 
 

@@ -53,7 +53,7 @@ class Inventory(NamedTuple):
     merged_bytes: int
     """Part of ``checkpoint_bytes`` that transformers puts together from several tensors, in new memory."""
     cast_bytes: int
-    """Weights held anew in f32 because the exporter cannot use them as they are stored."""
+    """Weights held once more in f32 because the exporter cannot use them as they are stored."""
     rewritten_bytes: int
     """Weights that the converter cuts into parts or transposes, in new memory."""
     num_modules: int
@@ -92,9 +92,9 @@ class Forecast(Record):
     min_memory_bytes: int
     """Part of the peak that the system cannot drop under pressure; the run needs at least this much."""
     codes_on_disk: bool = False
-    """Whether, for want of memory, codes wait in a temporary file beside the output until they are saved."""
+    """Whether, for want of memory, codes wait in a temporary file next to the output until they are saved."""
     disk_bytes: int
-    """Needed beside the output directory: the output itself, and codes that wait on disk; nothing elsewhere."""
+    """Needed next to the output directory: the output itself, and codes that wait on disk; nothing elsewhere."""
     available_memory_bytes: int
     free_disk_bytes: int
     fits: bool

@@ -1,12 +1,1 @@
-"""Our own arithmetic where NNCF's is slow: the same bytes faster, and GPTQ up to rounding.
-
-Imports Numba, SciPy, NNCF and OpenVINO at once.
-"""
-
-from llmcompress.compression.nncf.awq import awq_search
-from llmcompress.compression.nncf.constants import bf16_constants
-from llmcompress.compression.nncf.gptq import Gptq
-from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
-from llmcompress.compression.nncf.weight_codes import Lowering
-
-__all__ = ["Gptq", "Lowering", "ScaleEstimation", "awq_search", "bf16_constants"]
+"""Arithmetic alone: NumPy arrays in, NumPy arrays out, the same bytes as NNCF's own faster, and GPTQ up to rounding."""

@@ -8,7 +8,7 @@ longer than 128 (``pairwise_sum`` in its ``loops_utils.h.src``). Products with a
 # Types come from the first call; Numba reads no annotations of its own.
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,19 @@ _ZERO_SCALE = np.float32(0.001)
 """What NNCF adds to a code of zero before it divides by it."""
 _LANES = 8
 _HALVED = 128
+
+
+class Groups(NamedTuple):
+    """Groups of weights whose scales are searched for; what stays the same whatever is tried."""
+
+    weights: np.ndarray
+    """float32 ``[num_rows, num_groups, group_size]``."""
+    importance: np.ndarray
+    """float32, as ``weights``."""
+    zero_points: np.ndarray
+    """float32 ``[num_rows, num_groups]``; zeros for a symmetric format."""
+    signs: np.ndarray
+    """float32, as ``zero_points``: 1 or -1, of the scales."""
 
 
 @compiled
@@ -76,45 +89,31 @@ def weigh(codes: Any, zero_points: Any, magnitudes: Any, importance: Any) -> Non
 
 
 @compiled
-def propose(
-    weights: Any,
-    importance: Any,
-    scales: Any,
-    factor: Any,
-    zero_points: Any,
-    signs: Any,
-    low: Any,
-    high: Any,
-    candidates: Any,
-    values: Any,
-) -> None:
+def propose(groups: Any, integers: Any, scales: Any, factor: Any, candidates: Any, values: Any) -> None:
     """Find the scale that suits the codes which another scale gives, and what the weights become by it.
 
     Args:
-        weights: float32 ``[num_rows, num_groups, group_size]``.
-        importance: float32, as ``weights``.
+        groups: ``Groups``.
+        integers: ``Integers``.
         scales: float32 ``[num_rows, num_groups]``, by which the codes are made.
         factor: By which the scales are multiplied first, float32.
-        zero_points: float32, as ``scales``; zeros for a symmetric mode.
-        signs: float32, as ``scales``: 1 or -1.
-        low: Least code, float32.
-        high: Largest code, float32.
         candidates: float32, as ``scales``, written. Where one is 0, all that its codes stand for is 0.
         values: float32 ``[num_groups, num_rows, group_size]``, written: what the codes by the candidates stand for.
     """
-    size = weights.shape[2]
+    low, high = integers.low, integers.high
+    size = groups.weights.shape[2]
     parts = np.empty(size, np.float32)
-    for group in range(weights.shape[1]):
-        for row in range(weights.shape[0]):
-            own, weighed, found = weights[row, group], importance[row, group], values[group, row]
-            scale, zero_point = factor * scales[row, group], zero_points[row, group]
+    for group in range(groups.weights.shape[1]):
+        for row in range(groups.weights.shape[0]):
+            own, weighed, found = groups.weights[row, group], groups.importance[row, group], values[group, row]
+            scale, zero_point = factor * scales[row, group], groups.zero_points[row, group]
             for i in range(size):
                 code = np.rint(own[i] / scale + zero_point)
                 code = code if code >= low else low  # Also what is no number.
                 code = high if code > high else code
                 target = abs(code - zero_point)
                 parts[i] = abs(own[i]) / (target + (_ZERO_SCALE if target == _ZERO else _ZERO)) * weighed[i]
-            candidate = pairwise_sum(parts) * signs[row, group]
+            candidate = pairwise_sum(parts) * groups.signs[row, group]
             candidates[row, group] = candidate
             for i in range(size):
                 code = np.rint(own[i] / candidate + zero_point)
@@ -164,20 +163,19 @@ def choose(errors: Any, candidates: Any, least: Any, chosen: Any) -> None:
 
 
 @compiled
-def requantize_scaled(weights: Any, factors: Any, low: Any, high: Any, is_asymmetric: bool, values: Any) -> bool:
+def requantize_scaled(weights: Any, factors: Any, integers: Any, values: Any) -> bool:
     """What the codes of rows stand for whose columns are scaled first; each row has a scale of its own.
 
     Args:
         weights: float32 ``[num_rows, num_columns]``.
         factors: float32 ``[num_columns]``.
-        low: Least code, float32.
-        high: Largest code, float32.
-        is_asymmetric: With a zero point.
+        integers: ``Integers``.
         values: float32, as ``weights``, written.
 
     Returns:
         False where a scaled weight is no finite number.
     """
+    low, high = integers.low, integers.high
     limits = np.empty(2, np.float32)
     for row in range(weights.shape[0]):
         own = values[row]
@@ -185,7 +183,7 @@ def requantize_scaled(weights: Any, factors: Any, low: Any, high: Any, is_asymme
             own[i] = weights[row, i] * factors[i]
         if not find_limits(own.view(np.int32), limits.view(np.int32)):
             return False
-        scale, zero_point = parameters(limits[0], limits[1], low, high, is_asymmetric)
+        scale, zero_point = parameters(limits[0], limits[1], integers)
         for i in range(len(own)):
             code = np.rint(own[i] / scale + zero_point)
             code = low if code < low else code

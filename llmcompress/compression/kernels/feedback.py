@@ -7,7 +7,7 @@ precision in this order. Rows are independent, so they may be computed in any pi
 # Types come from the first call; Numba reads no annotations of its own.
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,37 +19,45 @@ PIECE_ROWS = 64
 _ZERO = np.float32(0)
 
 
+class Block(NamedTuple):
+    """Neighbouring columns of a transposed weight, and what becomes of them."""
+
+    weights: np.ndarray
+    """float32 ``[num_columns, num_rows]``, read only."""
+    factor: np.ndarray
+    """float32 ``[num_columns, num_columns]``, the block's part of the inverse Hessian's upper factor."""
+    column: int
+    """Number of the block's first column in the whole weight."""
+    values: np.ndarray
+    """float32 ``[num_columns, num_rows]``, written: what the codes stand for."""
+    errors: np.ndarray
+    """float32 ``[num_columns, num_rows]``, written: what is to be spread to the columns behind the block."""
+
+
+class Scales(NamedTuple):
+    """The scales and zero points of the whole weight."""
+
+    group_size: int
+    """Columns that share a scale."""
+    scales: np.ndarray
+    """float32 ``[num_groups, num_rows]``."""
+    zero_points: np.ndarray
+    """float32 ``[num_groups, num_rows]``; zeros for a symmetric format."""
+
+
 @compiled
-def quantize_with_feedback(
-    weights: Any,
-    factor: Any,
-    column: int,
-    group_size: int,
-    scales: Any,
-    zero_points: Any,
-    low: Any,
-    high: Any,
-    first: int,
-    last: int,
-    values: Any,
-    errors: Any,
-) -> None:
+def quantize_with_feedback(block: Any, given: Any, integers: Any, first: int, last: int) -> None:
     """Quantize a block of columns in rows ``first`` to ``last``.
 
     Args:
-        weights: float32 ``[num_columns, num_rows]``, a block of the transposed weight; read only.
-        factor: float32 ``[num_columns, num_columns]``, the block's part of the inverse Hessian's upper factor.
-        column: Number of the block's first column in the whole weight.
-        group_size: Columns that share a scale.
-        scales: float32 ``[num_groups, num_rows]`` of the whole weight.
-        zero_points: float32 ``[num_groups, num_rows]``; zeros for a symmetric mode.
-        low: Least code, float32.
-        high: Largest code, float32.
+        block: ``Block``.
+        given: ``Scales``.
+        integers: ``Integers``.
         first: First row.
         last: Row before which to stop.
-        values: float32 ``[num_columns, num_rows]``, written: what the codes stand for.
-        errors: float32 ``[num_columns, num_rows]``, written: what is to be spread to the columns behind the block.
     """
+    weights, factor, values, errors = block.weights, block.factor, block.values, block.errors
+    scales, zero_points, low, high = given.scales, given.zero_points, integers.low, integers.high
     num_columns = weights.shape[0]
     held = np.empty((num_columns, PIECE_ROWS), np.float32)
     error = np.empty(PIECE_ROWS, np.float32)
@@ -60,7 +68,7 @@ def quantize_with_feedback(
                 held[i, k] = weights[i, start + k]
         for i in range(num_columns):
             diagonal = factor[i, i]
-            group = (column + i) // group_size
+            group = (block.column + i) // given.group_size
             own, zeros = scales[group, start : start + width], zero_points[group, start : start + width]
             for k in range(width):
                 code = np.rint(held[i, k] / own[k] + zeros[k])

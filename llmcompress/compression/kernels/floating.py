@@ -9,7 +9,7 @@ arXiv:2305.14314), those of FP4 E2M1 and FP8 E4M3 (OCP) by rounding half to even
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,23 @@ from llmcompress.compression.kernels.integers import BLOCK_VALUES, _widen, compi
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _EPSILON = np.float32(np.finfo(np.float32).eps)
 _ONE = np.uint32(1)
+
+
+class Floats(NamedTuple):
+    """The codes of a floating-point format."""
+
+    midpoints: np.ndarray
+    """float32, rising, between the format's values; empty for a format of exponents and mantissas."""
+    mantissa_bits: int
+    """Of such a format."""
+    bias: int
+    """Of its exponents."""
+    largest_code: np.uint32
+    """Of its magnitudes."""
+    largest: np.float32
+    """What the largest magnitude of a group becomes."""
+    num_bits: int
+    """4 or 8."""
 
 
 @compiled
@@ -31,13 +48,12 @@ def _nearest_level(values: Any, midpoints: Any, codes: Any) -> None:
 
 
 @compiled
-def _nearest_float(
-    values: Any, bits: Any, mantissa_bits: int, bias: int, largest_code: Any, num_bits: int, codes: Any
-) -> None:
+def _nearest_float(values: Any, bits: Any, floats: Any, codes: Any) -> None:
     """Sign, exponent and mantissa as they are stored, rounded half to even; ``bits`` is a view of ``values``.
 
     Below the least normal number the steps are equal, and a product with a power of two finds the nearest.
     """
+    mantissa_bits, bias, num_bits = floats.mantissa_bits, floats.bias, floats.num_bits
     drop = np.uint32(23 - mantissa_bits)
     half = (_ONE << (drop - _ONE)) - _ONE
     shift = np.uint32((127 - bias) << mantissa_bits)
@@ -52,50 +68,25 @@ def _nearest_float(
         magnitude = bits[i] & _MAGNITUDE
         normal = ((magnitude + half + ((magnitude >> drop) & _ONE)) >> drop) - shift
         small = np.uint32(np.int32(np.rint(abs(values[i]) * steps))) if magnitude < least_normal else np.uint32(0)
-        code = small if magnitude < least_normal else min(normal, largest_code)
+        code = small if magnitude < least_normal else min(normal, floats.largest_code)
         codes[i] = np.uint8(code | ((bits[i] >> sign_shift) & sign_mask))
 
 
 @compiled
-def quantize_float_groups(
-    source: Any,
-    shift: Any,
-    is_half: bool,
-    group_size: int,
-    first: int,
-    last: int,
-    midpoints: Any,
-    mantissa_bits: int,
-    bias: int,
-    largest_code: Any,
-    largest: Any,
-    is_given: bool,
-    num_bits: int,
-    scales: Any,
-    packed: Any,
-) -> bool:
+def quantize_float_groups(weights: Any, floats: Any, into: Any, first: int, last: int) -> bool:
     """Quantize groups ``first`` to ``last``; ``first`` is a multiple of 8.
 
     Args:
-        source: bf16 or f16 as uint16, or f32 as uint32, ``[num_groups * group_size]``.
-        shift: Bits by which a bf16 is to be shifted to become an f32: 16, or 0 for f32. uint32.
-        is_half: Whether ``source`` is f16.
-        group_size: Values that share a scale.
+        weights: ``StoredWeights`` of one column.
+        floats: ``Floats``.
+        into: ``Codes`` without zero points.
         first: First group.
         last: Group before which to stop.
-        midpoints: float32, rising, between the format's values; empty for a format of exponents and mantissas.
-        mantissa_bits: Of such a format.
-        bias: Of its exponents.
-        largest_code: Of its magnitudes, uint32.
-        largest: What the largest magnitude of a group becomes, float32.
-        is_given: Whether scales are read instead of written.
-        num_bits: 4 or 8.
-        scales: float32 ``[num_groups]``.
-        packed: uint8 ``[num_groups * group_size * num_bits / 8]``, written.
 
     Returns:
         False where a weight, or a scale that was given, is no finite number: what then comes out is not defined.
     """
+    group_size, num_bits = weights.group_size, floats.num_bits
     unit = 8 // math.gcd(8, group_size)
     span = unit * max(1, BLOCK_VALUES // (unit * group_size))
     values = np.empty(span * group_size, np.float32)
@@ -106,24 +97,24 @@ def quantize_float_groups(
     for start in range(first, last, span):
         stop = min(start + span, last)
         begin, end = start * group_size, stop * group_size
-        _widen(source[begin:end], shift, is_half, values, bits)
+        _widen(weights.values[begin:end], weights.shift, weights.is_half, values, bits)
         for group in range(start, stop):
             place = (group - start) * group_size
             if not find_limits(bits[place : place + group_size], limit_bits):
                 return False
-            scale = scales[group]
-            if not is_given:
+            scale = into.scales[group]
+            if not into.are_scales_given:
                 scale = max(abs(limits[0]), abs(limits[1]))
-                scale = (_EPSILON if scale < _EPSILON else scale) / largest
-                scales[group] = scale
+                scale = (_EPSILON if scale < _EPSILON else scale) / floats.largest
+                into.scales[group] = scale
             elif not np.isfinite(scale) or scale == np.float32(0):
                 return False
             for i in range(place, place + group_size):
                 values[i] = values[i] / scale
         count = end - begin
-        if len(midpoints):
-            _nearest_level(values[:count], midpoints, codes)
+        if len(floats.midpoints):
+            _nearest_level(values[:count], floats.midpoints, codes)
         else:
-            _nearest_float(values[:count], own_bits, mantissa_bits, bias, largest_code, num_bits, codes)
-        pack(codes[:count], num_bits, packed[begin * num_bits // 8 : end * num_bits // 8])
+            _nearest_float(values[:count], own_bits, floats, codes)
+        pack(codes[:count], num_bits, into.packed[begin * num_bits // 8 : end * num_bits // 8])
     return True

@@ -1,6 +1,6 @@
 """Quantization to integers, group by group, in blocks that stay in the cache: from stored floats to packed bytes.
 
-The arithmetic is that of NNCF 3.4 (``nncf/openvino/optimized_functions/models.py``, and the NumPy path beside it for
+The arithmetic is that of NNCF 3.4 (``nncf/openvino/optimized_functions/models.py``, and the NumPy path next to it for
 symmetric modes): IEEE 754 single precision in this order, true division, rounding half to even. A group is what shares
 a scale; groups lie one after another in memory. Compiled by Numba, without its licence to reorder or contract.
 """
@@ -8,13 +8,15 @@ a scale; groups lie one after another in memory. Compiled by Numba, without its 
 # Types come from the first call; Numba reads no annotations of its own.
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
-from llmcompress.system.cache import cache_dir
+from llmcompress.system.cache import cache_dir, content_key
 from llmcompress.system.patching import replaced
 
 BLOCK_VALUES = 1 << 12
@@ -29,12 +31,19 @@ _ZERO = np.float32(0)
 _LEAST_HALF = np.float32(2**-24)
 
 
+@functools.cache
+def _machine_code_dir() -> str:
+    """One for each state of the kernels: Numba compares a function's own file, but not those that it calls into."""
+    sources = {path.name: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py")}
+    return str(cache_dir() / "kernels" / content_key(sources)[:16])
+
+
 def compiled(function: Any) -> Any:
     """Compile at the first call, in machine code that is kept for the next process.
 
     The division by zero of Numba's NumPy model is IEEE's; Python's would be checked for, value by value.
     """
-    with replaced(numba.config, "CACHE_DIR", str(cache_dir() / "kernels")):
+    with replaced(numba.config, "CACHE_DIR", _machine_code_dir()):
         try:
             return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
         except RuntimeError:  # The cache's folder cannot be written.
@@ -107,59 +116,78 @@ def pack(codes: Any, num_bits: int, packed: Any) -> None:
             packed[3 * i], packed[3 * i + 1], packed[3 * i + 2] = first, second, high
 
 
+class StoredWeights(NamedTuple):
+    """Weights as a checkpoint stores them, in groups that share a scale."""
+
+    values: np.ndarray
+    """bf16 or f16 as uint16, or f32 as uint32, in one dimension."""
+    shift: np.uint32
+    """Bits by which a bf16 is to be shifted to become an f32: 16, or 0 for others."""
+    is_half: bool
+    """Whether the values are f16."""
+    group_size: int
+    num_columns: int = 1
+    """Groups lie one after another where it is 1; else they stand upright in blocks of ``group_size`` rows of this
+    length, a multiple of 8, of which each column is a group."""
+
+
+class Integers(NamedTuple):
+    """The codes of an integer format."""
+
+    low: np.float32
+    """Least code."""
+    high: np.float32
+    """Largest code."""
+    is_asymmetric: bool
+    """With a zero point."""
+    offset: np.int32
+    """Added to a code before it is stored."""
+    num_bits: int
+    """2, 3, 4 or 8."""
+
+
+class Codes(NamedTuple):
+    """What groups become."""
+
+    are_scales_given: bool
+    """Whether scales and zero points are read instead of written."""
+    scales: np.ndarray
+    """float32 ``[num_groups]``."""
+    zero_points: np.ndarray
+    """float32 ``[num_groups]``; zeros for a symmetric format, empty for floats."""
+    packed: np.ndarray
+    """uint8 ``[num_groups * group_size * num_bits / 8]``, written."""
+
+
 @compiled
-def parameters(least: Any, largest: Any, low: Any, high: Any, is_asymmetric: bool) -> Any:
+def parameters(least: Any, largest: Any, integers: Any) -> Any:
     """The scale and zero point of a group by its limits."""
-    if is_asymmetric:
+    if integers.is_asymmetric:
         least, largest = min(_ZERO, least), max(_ZERO, largest)
-        scale = (largest - least) / high
+        scale = (largest - least) / integers.high
         scale = _EPSILON if abs(scale) < _EPSILON else scale
-        return scale, min(max(low - np.rint(least / scale), low), high)
+        return scale, min(max(integers.low - np.rint(least / scale), integers.low), integers.high)
     least = abs(least)
-    scale = (least if least >= largest else -largest) / -low
+    scale = (least if least >= largest else -largest) / -integers.low
     return (_EPSILON if abs(scale) < _EPSILON else scale), _ZERO
 
 
 @compiled
-def quantize_groups(
-    source: Any,
-    shift: Any,
-    is_half: bool,
-    group_size: int,
-    first: int,
-    last: int,
-    low: Any,
-    high: Any,
-    is_asymmetric: bool,
-    is_given: bool,
-    offset: Any,
-    num_bits: int,
-    scales: Any,
-    zero_points: Any,
-    packed: Any,
-) -> bool:
+def quantize_groups(weights: Any, integers: Any, into: Any, first: int, last: int) -> bool:
     """Quantize groups ``first`` to ``last``; ``first`` is a multiple of 8.
 
     Args:
-        source: bf16 or f16 as uint16, or f32 as uint32, ``[num_groups * group_size]``.
-        shift: Bits by which a bf16 is to be shifted to become an f32: 16, or 0 for f32. uint32.
-        is_half: Whether ``source`` is f16.
-        group_size: Values that share a scale.
+        weights: ``StoredWeights`` of one column.
+        integers: ``Integers``.
+        into: ``Codes``.
         first: First group.
         last: Group before which to stop.
-        low: Least code, float32.
-        high: Largest code, float32.
-        is_asymmetric: With a zero point.
-        is_given: Whether scales and zero points are read instead of written.
-        offset: What is added to a code before it is stored, int32.
-        num_bits: 2, 3, 4 or 8.
-        scales: float32 ``[num_groups]``.
-        zero_points: float32 ``[num_groups]``; zeros for a symmetric mode.
-        packed: uint8 ``[num_groups * group_size * num_bits / 8]``, written.
 
     Returns:
         False where a weight, or a scale that was given, is no finite number: what then comes out is not defined.
     """
+    group_size, low, high = weights.group_size, integers.low, integers.high
+    scales, zero_points, is_given = into.scales, into.zero_points, into.are_scales_given
     unit = 8 // math.gcd(8, group_size)  # Groups that end on a whole byte, whatever the number of bits.
     span = unit * max(1, BLOCK_VALUES // (unit * group_size))
     values = np.empty(span * group_size, np.float32)
@@ -170,14 +198,14 @@ def quantize_groups(
     for start in range(first, last, span):
         stop = min(start + span, last)
         begin, end = start * group_size, stop * group_size
-        _widen(source[begin:end], shift, is_half, values, bits)
+        _widen(weights.values[begin:end], weights.shift, weights.is_half, values, bits)
         for group in range(start, stop):
             place = (group - start) * group_size
             if not find_limits(bits[place : place + group_size], limit_bits):
                 return False
             scale, zero_point = scales[group], zero_points[group]
             if not is_given:
-                scale, zero_point = parameters(limits[0], limits[1], low, high, is_asymmetric)
+                scale, zero_point = parameters(limits[0], limits[1], integers)
                 scales[group], zero_points[group] = scale, zero_point
             elif not np.isfinite(scale) or scale == _ZERO:
                 return False
@@ -187,90 +215,73 @@ def quantize_groups(
                 values[i] = high if code > high else code
         # Apart, since a loop that ends in bytes is unrolled beyond the length of a small group.
         for i in range(end - begin):
-            codes[i] = np.uint8(np.int32(values[i]) + offset)
-        pack(codes[: end - begin], num_bits, packed[begin * num_bits // 8 : end * num_bits // 8])
+            codes[i] = np.uint8(np.int32(values[i]) + integers.offset)
+        num_bits = integers.num_bits
+        pack(codes[: end - begin], num_bits, into.packed[begin * num_bits // 8 : end * num_bits // 8])
     return True
 
 
 @compiled
-def quantize_columns(
-    source: Any,
-    shift: Any,
-    is_half: bool,
-    group_size: int,
-    first: int,
-    last: int,
-    num_columns: int,
-    left: int,
-    right: int,
-    low: Any,
-    high: Any,
-    is_asymmetric: bool,
-    is_given: bool,
-    offset: Any,
-    num_bits: int,
-    scales: Any,
-    zero_points: Any,
-    packed: Any,
-) -> bool:
-    """Quantize groups that stand upright: ``group_size`` rows, of which each column is a group.
+def _find_column_limits(weights: Any, block: int, left: int, values: Any, bits: Any, least: Any, largest: Any) -> bool:
+    """As ``find_limits`` of each column of a block; ``values``, of which ``bits`` is a view, is changed."""
+    width = len(values)
+    least[:], largest[:] = _MAGNITUDE, -_MAGNITUDE
+    for row in range(block * weights.group_size, (block + 1) * weights.group_size):
+        begin = row * weights.num_columns + left
+        _widen(weights.values[begin : begin + width], weights.shift, weights.is_half, values, bits)
+        for i in range(width):
+            key = bits[i] ^ ((bits[i] >> np.int32(31)) & _MAGNITUDE)
+            least[i] = min(least[i], key)
+            largest[i] = max(largest[i], key)
+    for i in range(width):
+        if least[i] < _LEAST_FINITE or largest[i] > _LARGEST_FINITE:
+            return False
+        least[i] ^= (least[i] >> np.int32(31)) & _MAGNITUDE
+        largest[i] ^= (largest[i] >> np.int32(31)) & _MAGNITUDE
+    return True
+
+
+@compiled
+def quantize_columns(weights: Any, integers: Any, into: Any, first: int, last: int, left: int, right: int) -> bool:
+    """Quantize groups that stand upright, those of some blocks of rows and some columns.
 
     Args:
-        source: As for ``quantize_groups``, ``[num_blocks * group_size * num_columns]``.
-        shift: As for ``quantize_groups``.
-        is_half: As for ``quantize_groups``.
-        group_size: Rows of a block.
+        weights: ``StoredWeights`` of many columns.
+        integers: ``Integers``.
+        into: ``Codes``; scales and zero points by block, then by column.
         first: First block.
         last: Block before which to stop.
-        num_columns: Length of a row, a multiple of 8.
         left: First column, a multiple of 8.
         right: Column before which to stop, a multiple of 8.
-        low: As for ``quantize_groups``, like all below.
-        high: Largest code.
-        is_asymmetric: With a zero point.
-        is_given: Whether scales and zero points are read.
-        offset: What is added to a code.
-        num_bits: 2, 3, 4 or 8.
-        scales: float32 ``[num_blocks * num_columns]``.
-        zero_points: float32 ``[num_blocks * num_columns]``.
-        packed: uint8, written.
 
     Returns:
         False where a weight, or a scale that was given, is no finite number.
     """
+    group_size, num_columns, low, high = weights.group_size, weights.num_columns, integers.low, integers.high
+    is_given, num_bits = into.are_scales_given, integers.num_bits
     width = right - left
     values = np.empty(width, np.float32)
     bits = values.view(np.int32)
     codes = np.empty(width, np.uint8)
     least, largest = np.empty(width, np.float32), np.empty(width, np.float32)
-    least_key, largest_key = np.empty(width, np.int32), np.empty(width, np.int32)
     for block in range(first, last):
         own = slice(block * num_columns + left, block * num_columns + right)
-        scale, zero_point = scales[own], zero_points[own]
-        least_key[:], largest_key[:] = _MAGNITUDE, -_MAGNITUDE
-        for row in range(block * group_size, (block + 1) * group_size):
-            _widen(source[row * num_columns + left : row * num_columns + right], shift, is_half, values, bits)
-            for i in range(width):
-                key = bits[i] ^ ((bits[i] >> np.int32(31)) & _MAGNITUDE)
-                least_key[i] = min(least_key[i], key)
-                largest_key[i] = max(largest_key[i], key)
+        scale, zero_point = into.scales[own], into.zero_points[own]
+        if not _find_column_limits(weights, block, left, values, bits, least.view(np.int32), largest.view(np.int32)):
+            return False
         for i in range(width):
-            if least_key[i] < _LEAST_FINITE or largest_key[i] > _LARGEST_FINITE:
-                return False
             if is_given and (not np.isfinite(scale[i]) or scale[i] == _ZERO):
                 return False
-            least.view(np.int32)[i] = least_key[i] ^ ((least_key[i] >> np.int32(31)) & _MAGNITUDE)
-            largest.view(np.int32)[i] = largest_key[i] ^ ((largest_key[i] >> np.int32(31)) & _MAGNITUDE)
             if not is_given:
-                scale[i], zero_point[i] = parameters(least[i], largest[i], low, high, is_asymmetric)
+                scale[i], zero_point[i] = parameters(least[i], largest[i], integers)
         for row in range(block * group_size, (block + 1) * group_size):
             begin, end = row * num_columns + left, row * num_columns + right
-            _widen(source[begin:end], shift, is_half, values, bits)
+            _widen(weights.values[begin:end], weights.shift, weights.is_half, values, bits)
             for i in range(width):
                 code = np.rint(values[i] / scale[i] + zero_point[i])
                 code = low if code < low else code
                 values[i] = high if code > high else code
             for i in range(width):
-                codes[i] = np.uint8(np.int32(values[i]) + offset)
-            pack(codes, num_bits, packed[begin * num_bits // 8 : end * num_bits // 8])
+                codes[i] = np.uint8(np.int32(values[i]) + integers.offset)
+            pack(codes, num_bits, into.packed[begin * num_bits // 8 : end * num_bits // 8])
     return True

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from nncf import CompressWeightsMode as Mode
 
-from llmcompress.compression.kernels.integers import quantize_groups
-from llmcompress.compression.nncf.formats import FORMATS
+from llmcompress.compression.kernels.integers import Codes, Integers, StoredWeights, quantize_groups
 
 BLOCK_VALUES = 1 << 16
 """Weights of one block; a search keeps three arrays of this size."""
@@ -43,36 +41,27 @@ def blocks(num_rows: int, num_groups: int, group_size: int) -> list[tuple[slice,
     return [(own, columns) for own in rows for columns in groups]
 
 
-def quantized(matrix: np.ndarray, mode: Mode, group_size: int) -> tuple[np.ndarray, Quantized]:
+def quantized(matrix: np.ndarray, integers: Integers, group_size: int) -> tuple[np.ndarray, Quantized]:
     """Quantize a float32 matrix in groups along its rows by their own limits; also return what the codes stand for.
 
     Raises:
         NotFiniteError: A weight is no finite number.
     """
-    form, (num_rows, num_columns) = FORMATS[mode], matrix.shape
+    num_rows, num_columns = matrix.shape
     shape = (num_rows, num_columns // group_size, group_size)
     scales, zero_points = np.empty((*shape[:2], 1), np.float32), np.zeros((*shape[:2], 1), np.float32)
     codes = np.empty(matrix.size, np.uint8)
+    stored = np.ascontiguousarray(matrix).reshape(-1).view(np.uint32)
     is_finite = quantize_groups(
-        np.ascontiguousarray(matrix).reshape(-1).view(np.uint32),
-        np.uint32(0),
-        False,
-        group_size,
+        StoredWeights(stored, np.uint32(0), False, group_size),
+        integers._replace(offset=np.int32(0), num_bits=8),
+        Codes(False, scales.reshape(-1), zero_points.reshape(-1), codes),
         0,
         num_rows * shape[1],
-        np.float32(form.low),
-        np.float32(form.high),
-        form.is_asymmetric,
-        False,
-        np.int32(0),
-        8,
-        scales.reshape(-1),
-        zero_points.reshape(-1),
-        codes,
     )
     if not is_finite:
         raise NotFiniteError
-    found = (codes if form.is_asymmetric else codes.view(np.int8)).reshape(shape)
+    found = (codes if integers.is_asymmetric else codes.view(np.int8)).reshape(shape)
     values = found.astype(np.float32)
     values -= zero_points
     values *= scales

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import GateError
-from llmcompress.evaluation.accuracy import SCALES
+from llmcompress.evaluation.accuracy import SCALES, accuracy_metric
 from llmcompress.graph.device import PINNED, compile_model
 from llmcompress.graph.model import is_constant, is_weight, num_elements
 from llmcompress.report.compression import AccuracyRecord, CalibrationRecord, RevertRecord
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import openvino as ov
 
     from llmcompress.data import CalibrationWindows
-    from llmcompress.evaluation.accuracy import MakeMetric
 
 SMOOTHING = "/nncf_smooth_quant"
 """The end of the name that NNCF gives to the multiplication which SmoothQuant inserts."""
@@ -34,7 +33,6 @@ def quantize_with_accuracy_control(
     control: AccuracyControl,
     dataset: nncf.Dataset,
     validation: CalibrationWindows,
-    make_metric: MakeMetric,
     arguments: dict[str, Any],
 ) -> tuple[ov.Model, AccuracyRecord]:
     """Quantize a model, and revert what costs most until the metric on the held-out windows dropped by little enough.
@@ -47,7 +45,6 @@ def quantize_with_accuracy_control(
         control: What is to be kept.
         dataset: For calibration.
         validation: Held out from it.
-        make_metric: Makes the metric.
         arguments: Of ``nncf.quantize``, as ``quantize_arguments`` gives them.
 
     Raises:
@@ -57,7 +54,7 @@ def quantize_with_accuracy_control(
     import nncf
 
     held_out = list(validation.token_ids)
-    metric = make_metric(control.metric, model, held_out)
+    metric = accuracy_metric(control.metric, model, held_out)
     given = {name: value for name, value in arguments.items() if name not in ("mode", "advanced_parameters")}
     restorer = nncf.quantization.advanced_parameters.AdvancedAccuracyRestorerParameters(
         ranking_subset_size=control.ranking_num_samples or control.num_samples,

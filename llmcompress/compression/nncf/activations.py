@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import openvino as ov
 
     from llmcompress.data import CalibrationWindows
-    from llmcompress.evaluation.accuracy import MakeMetric
 
 FP8_MODES = {"fp8_e4m3": "FP8_E4M3", "fp8_e5m2": "FP8_E5M2"}
 
@@ -33,7 +32,6 @@ def quantize_activations(
     model: ov.Model,
     quantization: Quantization,
     windows: CalibrationWindows,
-    make_metric: MakeMetric,
     *,
     progress: Reporter = silent,
 ) -> tuple[ov.Model, AccuracyRecord | None]:
@@ -43,7 +41,6 @@ def quantize_activations(
         model: A stateful decoder; weights that are compressed already keep their format.
         quantization: What to do.
         windows: For calibration, and held out for accuracy control; the cache is emptied before each.
-        make_metric: Makes the metric that accuracy control goes by.
 
     Returns:
         The model, and what accuracy control did.
@@ -68,9 +65,7 @@ def quantize_activations(
             quantized = nncf.quantize(model, dataset, **arguments)
         else:
             assert windows.held_out is not None
-            quantized, accuracy = quantize_with_accuracy_control(
-                model, control, dataset, windows.held_out, make_metric, arguments
-            )
+            quantized, accuracy = quantize_with_accuracy_control(model, control, dataset, windows.held_out, arguments)
     # What stays in floating point is still the memory of the source.
     keep_alive(quantized, memory_owners(model))
     mark_as_optimized(quantized)

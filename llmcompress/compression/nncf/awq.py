@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import openvino as ov
@@ -30,7 +30,8 @@ from threadpoolctl import ThreadpoolController
 from llmcompress.compression.kernels.estimation import requantize_scaled
 from llmcompress.compression.kernels.matrices import NotFiniteError, blocks
 from llmcompress.compression.nncf.formats import FORMATS
-from llmcompress.compression.nncf.weight_codes import agrees, is_by_numpy
+from llmcompress.compression.nncf.group_codes import is_by_numpy
+from llmcompress.compression.nncf.weight_codes import agrees
 from llmcompress.system.patching import replaced
 
 _NAME = "_data_aware_step"
@@ -51,7 +52,7 @@ def awq_search(num_threads: int) -> Iterator[None]:
     def found(algorithm: Any, wp: Any, weight: Tensor, *data: Any) -> Tensor:
         if _is_covered(wp, weight) and _searches_agree(stock, wp.compression_config.mode):
             with contextlib.suppress(NotFiniteError), blas.limit(limits=1, user_api="blas"):
-                return _scales(algorithm, wp, weight, *data, pool=pool)
+                return _scales(algorithm, wp, _Layer(weight, *data), pool)
         result: Tensor = stock(algorithm, wp, weight, *data)
         return result
 
@@ -84,70 +85,80 @@ def _searches_agree(stock: Any, mode: Mode) -> bool:
     weight, before = Tensor(np.sin(values**2)), Tensor(np.cos(values[:, :64].reshape(num_columns, -1)))
     for last in ((), (before, statistics)):
         with ThreadpoolController().limit(limits=1, user_api="blas"), ThreadPoolExecutor(1) as pool:
-            ours = _scales(algorithm, wp, weight, statistics, -1, *last, pool=pool)
+            ours = _scales(algorithm, wp, _Layer(weight, statistics, -1, *last), pool)
             theirs = stock(algorithm, wp, weight, statistics, -1, *last)
         if not np.array_equal(ours.data, theirs.data):
             return False
     return True
 
 
-def _scales(
-    algorithm: Any,
-    wp: Any,
-    weight: Tensor,
-    statistics: Any,
-    act_ch_axis: int,
-    prev_weight: Tensor | None = None,
-    prev_statistics: Any = None,
-    *,
-    pool: ThreadPoolExecutor,
-) -> Tensor:
+class _Layer(NamedTuple):
+    """NNCF's arguments."""
+
+    weight: Tensor
+    statistics: Any
+    act_ch_axis: int
+    prev_weight: Tensor | None = None
+    """Of the layer whose output channels are to be divided by the scales, if it is one."""
+    prev_statistics: Any = None
+
+
+class _Before(NamedTuple):
+    """That layer."""
+
+    means: Tensor
+    """Mean weight of each output channel."""
+    most: float
+    """Largest activation."""
+    num_columns: int
+
+
+def _scales(algorithm: Any, wp: Any, layer: _Layer, pool: ThreadPoolExecutor) -> Tensor:
     """NNCF's function of this name for a matrix of integers to be: a scale for each input channel.
 
     Raises:
         NotFiniteError: A weight is no finite number.
     """
-    config = wp.compression_config
-    magnitudes, samples = process_stats(statistics, algorithm._subset_size, act_ch_axis)
+    config, weight = wp.compression_config, layer.weight
+    magnitudes, samples = process_stats(layer.statistics, algorithm._subset_size, layer.act_ch_axis)
     magnitudes, samples = magnitudes.astype(TensorDataType.float32), samples.astype(TensorDataType.float32)
     group_size = weight.shape[1] if config.group_size == -1 else config.group_size
     before = None
-    if prev_statistics is not None and prev_weight is not None:
-        most, _ = process_stats(prev_statistics, algorithm._subset_size, act_ch_axis)
-        before = (fns.mean(fns.abs(prev_weight), axis=1), most.astype(TensorDataType.float32).max().item())
+    if layer.prev_statistics is not None and layer.prev_weight is not None:
+        most, _ = process_stats(layer.prev_statistics, algorithm._subset_size, layer.act_ch_axis)
+        means = fns.mean(fns.abs(layer.prev_weight), axis=1)
+        before = _Before(means, most.astype(TensorDataType.float32).max().item(), layer.prev_weight.shape[1])
     scales = np.ones(weight.shape[1], np.float32)
     num_outliers = max(int(weight.shape[1] * algorithm._percent_to_apply), 1)
     outliers = fns.argsort(-fns.unsqueeze(magnitudes, 0))[0, :num_outliers].data
     for start in np.unique(outliers // group_size) * group_size:
         own = slice(start, start + group_size)
-        tried = list(_tried(algorithm, magnitudes[own], prev_weight, before and (before[0][own], before[1])))
+        tried = list(_tried(algorithm, magnitudes[own], before and before._replace(means=before.means[own])))
         found = _best(tried, weight.data[:, own], samples.data[own], config.mode, pool)
         if found is not None:
             scales[own] = found
     return Tensor(scales)
 
 
-def _tried(algorithm: Any, magnitudes: Tensor, prev_weight: Tensor | None, before: Any) -> Iterator[np.ndarray]:
+def _tried(algorithm: Any, magnitudes: Tensor, before: _Before | None) -> Iterator[np.ndarray]:
     """The scales of a group that NNCF tries, ``[group_size]`` each.
 
     Args:
         algorithm: NNCF's AWQ with its settings.
         magnitudes: The largest activation of each channel of the group.
-        prev_weight: Of the layer whose output channels are to be divided by the scales, if it is one.
-        before: That layer's mean weight of each of these channels, and its largest activation.
+        before: The layer before, with the means of these channels.
     """
     least = fns.astype(fns.quantile(magnitudes, 0.1), TensorDataType.float32)
     base = fns.clip(magnitudes, a_min=least, a_max=1e2)
     alpha = algorithm._alpha_min
     for _ in range(algorithm._steps):
         scale = base**alpha
-        if before is not None and prev_weight is not None:
+        if before is not None:
             # A bound of what the layer before puts out must stay within half precision.
             threshold = awq.FP16_OVERFLOW_MARGIN * awq.FP16_MAX_VALUE
-            means, most = before
-            outputs = (means / scale) * most * prev_weight.shape[1]
+            outputs = (before.means / scale) * before.most * before.num_columns
             if outputs.max() >= threshold:
-                smallest = means * most * prev_weight.shape[1] / threshold
+                smallest = before.means * before.most * before.num_columns / threshold
                 scale = algorithm._clamp_scale(outputs, threshold, scale, smallest)
         yield scale.data
         alpha += (algorithm._alpha_max - algorithm._alpha_min) / algorithm._steps
@@ -168,19 +179,18 @@ def _best(
     Raises:
         NotFiniteError: A weight is no finite number.
     """
-    form = FORMATS[mode]
+    integers = FORMATS[mode].codes
     weights = np.ascontiguousarray(weights)
     num_rows, group_size = weights.shape
     pieces = [rows for rows, _ in blocks(num_rows, 1, group_size)]
     wanted = np.matmul(weights, samples)
-    limits = (np.float32(form.low), np.float32(form.high), form.is_asymmetric)
 
     def difference(scale: np.ndarray) -> Any:
         scaled = samples / scale[:, None]
         found = np.empty_like(wanted)
         for rows in pieces:
             values = np.empty((rows.stop - rows.start, group_size), np.float32)
-            if not requantize_scaled(weights[rows], scale, *limits, values):
+            if not requantize_scaled(weights[rows], scale, integers, values):
                 raise NotFiniteError
             np.matmul(values, scaled, out=found[rows])
         found -= wanted

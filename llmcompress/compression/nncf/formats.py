@@ -10,30 +10,30 @@ from nncf import CompressWeightsMode as Mode
 from nncf.quantization.algorithms.weight_compression.constants import CENTER_OF_NF4_QUANTILES
 from nncf.tensor import Tensor
 
+from llmcompress.compression.kernels.floating import Floats
+from llmcompress.compression.kernels.integers import Integers
+
 
 class IntegerFormat(NamedTuple):
     """How an integer mode is computed and stored."""
 
-    low: int
-    high: int
-    is_asymmetric: bool
     element: ov.Type
-    offset: int = 0
-    """Added to a code before it is stored."""
+    codes: Integers
 
-    @property
-    def num_bits(self) -> int:
-        """Of one code."""
-        return int(self.element.get_bitwidth())
+
+def _integers(element: ov.Type, low: int, high: int, *, is_asymmetric: bool = False, offset: int = 0) -> IntegerFormat:
+    num_bits = int(element.get_bitwidth())
+    codes = Integers(np.float32(low), np.float32(high), is_asymmetric, np.int32(offset), num_bits)
+    return IntegerFormat(element, codes)
 
 
 FORMATS = {
-    Mode.INT8_ASYM: IntegerFormat(0, 255, True, ov.Type.u8),
-    Mode.INT8_SYM: IntegerFormat(-128, 127, False, ov.Type.i8),
-    Mode.INT4_ASYM: IntegerFormat(0, 15, True, ov.Type.u4),
-    Mode.INT4_SYM: IntegerFormat(-8, 7, False, ov.Type.i4),
-    Mode.INT3_SYM: IntegerFormat(-4, 3, False, ov.Type.u3, 4),
-    Mode.INT2_SYM: IntegerFormat(-2, 1, False, ov.Type.u2, 2),
+    Mode.INT8_ASYM: _integers(ov.Type.u8, 0, 255, is_asymmetric=True),
+    Mode.INT8_SYM: _integers(ov.Type.i8, -128, 127),
+    Mode.INT4_ASYM: _integers(ov.Type.u4, 0, 15, is_asymmetric=True),
+    Mode.INT4_SYM: _integers(ov.Type.i4, -8, 7),
+    Mode.INT3_SYM: _integers(ov.Type.u3, -4, 3, offset=4),
+    Mode.INT2_SYM: _integers(ov.Type.u2, -2, 1, offset=2),
 }
 
 
@@ -41,24 +41,16 @@ class FloatFormat(NamedTuple):
     """How a floating-point mode is computed and stored."""
 
     element: ov.Type
-    largest: float
-    """What the largest magnitude of a group becomes."""
-    midpoints: np.ndarray = np.empty(0, np.float32)
-    mantissa_bits: int = 0
-    bias: int = 0
-    largest_code: int = 0
-
-    @property
-    def num_bits(self) -> int:
-        """Of one code."""
-        return int(self.element.get_bitwidth())
+    codes: Floats
 
 
+_MIDPOINTS = np.asarray(CENTER_OF_NF4_QUANTILES, np.float32)
+_NONE = np.empty(0, np.float32)
 # MXFP4 and MXFP8 take their scales by the plugin's logarithm, which is its own.
 FLOAT_FORMATS = {
-    Mode.NF4: FloatFormat(ov.Type.nf4, 1.0, np.asarray(CENTER_OF_NF4_QUANTILES, np.float32)),
-    Mode.FP4: FloatFormat(ov.Type.f4e2m1, 6.0, mantissa_bits=1, bias=1, largest_code=0x7),
-    Mode.FP8_E4M3: FloatFormat(ov.Type.f8e4m3, 448.0, mantissa_bits=3, bias=7, largest_code=0x7F),
+    Mode.NF4: FloatFormat(ov.Type.nf4, Floats(_MIDPOINTS, 0, 0, np.uint32(0), np.float32(1), 4)),
+    Mode.FP4: FloatFormat(ov.Type.f4e2m1, Floats(_NONE, 1, 1, np.uint32(0x7), np.float32(6), 4)),
+    Mode.FP8_E4M3: FloatFormat(ov.Type.f8e4m3, Floats(_NONE, 3, 7, np.uint32(0x7F), np.float32(448), 8)),
 }
 
 

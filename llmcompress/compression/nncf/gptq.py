@@ -27,10 +27,9 @@ from nncf.quantization.algorithms.weight_compression.config import WeightCompres
 from nncf.tensor import Tensor
 from nncf.tensor import functions as fns
 from nncf.tensor.definitions import TensorBackend, TensorDataType
-from scipy.linalg import blas
 
-from llmcompress.compression.kernels.feedback import PIECE_ROWS, quantize_with_feedback
 from llmcompress.compression.kernels.hessians import inverse_factor, second_moments
+from llmcompress.compression.nncf.error_feedback import propagated
 from llmcompress.compression.nncf.formats import FORMATS
 from llmcompress.compression.nncf.statistics_pass import without_unread_statistics
 from llmcompress.system.patching import replaced
@@ -102,7 +101,7 @@ class Gptq:
         shared = self._shared
         if shared is not None and not is_3d_weight and _are_the_same(shared.inputs, inputs):
             return shared.hessian
-        self._shared = shared = None  # Before as much is made anew.
+        self._shared = shared = None  # Before as much is made again.
         dimensions = (3,) if is_3d_weight else (2, 3)
         if (
             node.metatype not in algorithm._backend_entity.matmul_metatypes
@@ -164,7 +163,8 @@ class Gptq:
         weights = np.array(weight_tensor.data.T, np.float32, order="C")
         weights[diagonal == 0] = 0
         config = wc_params.compression_config
-        values, scales, zero_points = self._propagated(algorithm, config, weights, factor, inputs)
+        threads = (self._pool, self._num_threads)
+        values, scales, zero_points = propagated(algorithm, config, weights, factor, inputs, *threads)
         stacked = [fns.stack(parts, axis=1) if parts else None for parts in (scales, zero_points)]
         if config.group_size == -1:
             stacked = [part if part is None else fns.squeeze(part, axis=-1) for part in stacked]
@@ -177,68 +177,6 @@ class Gptq:
         if damp_percent not in shared.factors:
             shared.factors[damp_percent] = _damped_factor(hessian, damp_percent)
         return shared.factors[damp_percent]
-
-    def _propagated(
-        self,
-        algorithm: gptq.GPTQ,
-        config: WeightCompressionConfig,
-        weights: np.ndarray,
-        factor: np.ndarray,
-        inputs: list[Tensor],
-    ) -> tuple[np.ndarray, list[Tensor], list[Tensor]]:
-        """What the codes of a transposed weight stand for, and the scales and zero points of its groups.
-
-        Blocks of columns go from first to last; what the errors of one add to all columns behind it is one product.
-        """
-        num_columns, num_rows = weights.shape
-        group_size = num_columns if config.group_size == -1 else config.group_size
-        num_groups = -(-num_columns // group_size)
-        scales, zero_points = np.empty((num_groups, num_rows), np.float32), np.zeros((num_groups, num_rows), np.float32)
-        found: tuple[list[Tensor], list[Tensor]] = ([], [])
-        values = np.empty_like(weights)
-        for first in range(0, num_columns, algorithm._block_size):
-            last = min(first + algorithm._block_size, num_columns)
-            # A group's limits are those of its columns as the blocks before this one have left them.
-            for start in range(-(-first // group_size) * group_size, last, group_size):
-                group = Tensor(weights[start - first : start - first + group_size].T)
-                scale, zero_point = _parameters(algorithm, config, group, inputs, start)
-                scales[start // group_size] = scale.data[:, 0]
-                found[0].append(scale)
-                if zero_point is not None:
-                    zero_points[start // group_size] = zero_point.data[:, 0]
-                    found[1].append(zero_point)
-            numbers = (first, group_size, scales, zero_points, FORMATS[config.mode])
-            errors = self._block(weights[: last - first], factor[first:last, first:last], *numbers, values[first:last])
-            # Transposed, which is Fortran's order, and in place.
-            spread, behind = np.ascontiguousarray(factor[first:last, last:]), weights[last - first :]
-            if last < num_columns:
-                weights = blas.sgemm(-1, errors.T, spread.T, beta=1, c=behind.T, trans_b=1, overwrite_c=1).T
-        return values, *found
-
-    def _block(
-        self,
-        weights: np.ndarray,
-        factor: np.ndarray,
-        column: int,
-        group_size: int,
-        scales: np.ndarray,
-        zero_points: np.ndarray,
-        form: Any,
-        values: np.ndarray,
-    ) -> np.ndarray:
-        """Quantize a block of columns into ``values``; return the errors to be spread to the columns behind it."""
-        errors, num_rows, own = np.empty_like(weights), weights.shape[1], np.ascontiguousarray(factor)
-        limits = (np.float32(form.low), np.float32(form.high))
-        step = -(-num_rows // (self._num_threads * PIECE_ROWS)) * PIECE_ROWS
-
-        def quantize(start: int) -> None:
-            rows = (start, min(start + step, num_rows))
-            quantize_with_feedback(
-                weights, own, column, group_size, scales, zero_points, *limits, *rows, values, errors
-            )
-
-        list(self._pool.map(quantize, range(0, num_rows, step)))
-        return errors
 
 
 def _are_the_same(known: tuple[weakref.ref[Tensor], ...], inputs: list[Tensor]) -> bool:
@@ -264,18 +202,6 @@ def _damped_factor(hessian: np.ndarray, damp_percent: float) -> np.ndarray | Non
     diagonal = np.diag(hessian).copy()
     diagonal[diagonal == 0] = 1
     return inverse_factor(hessian, diagonal + damp_percent * diagonal.mean())
-
-
-def _parameters(
-    algorithm: gptq.GPTQ, config: WeightCompressionConfig, group: Tensor, inputs: list[Tensor], start: int
-) -> Any:
-    """The scales and zero points of a group of columns, of which ``start`` is the first, by NNCF's functions."""
-    alone = WeightCompressionConfig(mode=config.mode)
-    if not algorithm._scale_estimation or alone.num_bits > 4:
-        return gptq.calculate_integer_quantization_params(group, (1,), alone)
-    activations = [x[..., start : start + group.shape[1]] for x in inputs]
-    statistics = algorithm.activations_to_wc_statistics(activations)
-    return gptq.ScaleEstimation.calculate_quantization_params(statistics, group, (1,), alone)
 
 
 def _sample(mode: Mode, group_size: int, block_size: int) -> tuple[gptq.GPTQ, Any, np.ndarray, list[Tensor]]:

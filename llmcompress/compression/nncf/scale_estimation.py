@@ -27,10 +27,11 @@ from nncf.tensor import Tensor
 from nncf.tensor.definitions import TensorDataType
 from threadpoolctl import ThreadpoolController
 
-from llmcompress.compression.kernels.estimation import choose, measure, propose, weigh
+from llmcompress.compression.kernels.estimation import Groups, choose, measure, propose, weigh
 from llmcompress.compression.kernels.matrices import NotFiniteError, blocks, quantized
 from llmcompress.compression.nncf.formats import FORMATS
-from llmcompress.compression.nncf.weight_codes import agrees, is_by_numpy
+from llmcompress.compression.nncf.group_codes import is_by_numpy
+from llmcompress.compression.nncf.weight_codes import agrees
 from llmcompress.system.patching import replaced
 
 _NAME = "calculate_quantization_params"
@@ -171,13 +172,11 @@ def _of_block(
     weights: np.ndarray, magnitudes: np.ndarray, samples: np.ndarray, settings: _Settings
 ) -> tuple[np.ndarray, np.ndarray]:
     """The scales and zero points of some groups of some rows, ``[num_rows, num_groups, group_size]``."""
-    form = FORMATS[settings.mode]
-    limits = (np.float32(form.low), np.float32(form.high))
-    values, initial = quantized(weights.reshape(len(weights), -1), settings.mode, settings.group_size)
+    integers = FORMATS[settings.mode].codes
+    values, initial = quantized(weights.reshape(len(weights), -1), integers, settings.group_size)
     scales, zero_points = initial.scales[..., 0], initial.zero_points[..., 0]
-    signs = scales / np.abs(scales)
-    importance = np.empty_like(weights)
-    weigh(initial.codes, zero_points, magnitudes, importance)
+    groups = Groups(weights, np.empty_like(weights), zero_points, scales / np.abs(scales))
+    weigh(initial.codes, zero_points, magnitudes, groups.importance)
     values = np.ascontiguousarray(values.swapaxes(0, 1))
     wanted = np.matmul(weights.swapaxes(0, 1), samples)
     found = np.matmul(values, samples)
@@ -186,8 +185,7 @@ def _of_block(
     measure(wanted, found, weights, values, settings.penalty, least)
 
     def attempt(tried: np.ndarray, factor: float) -> None:
-        given = (tried, np.float32(factor), zero_points, signs, *limits)
-        propose(weights, importance, *given, candidates, values)
+        propose(groups, integers, tried, np.float32(factor), candidates, values)
         np.matmul(values, samples, out=found)
         measure(wanted, found, weights, values, settings.penalty, errors)
         choose(errors, candidates, least, chosen)

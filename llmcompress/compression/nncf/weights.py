@@ -155,7 +155,11 @@ def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None) -> 
         return
     import torch
 
-    from llmcompress.compression.kernels import Gptq, Lowering, ScaleEstimation, awq_search, bf16_constants
+    from llmcompress.compression.nncf.awq import awq_search
+    from llmcompress.compression.nncf.constants import bf16_constants
+    from llmcompress.compression.nncf.gptq import Gptq
+    from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
+    from llmcompress.compression.nncf.weight_codes import Lowering
 
     num_threads = torch.get_num_threads()
     lowering, gptq = Lowering(num_threads, file_memory), Gptq(num_threads)
@@ -173,7 +177,7 @@ def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None) -> 
 def _compiled_once() -> Iterator[None]:
     """Let NNCF compile its small quantization models once for each kind of weight instead of once for each weight.
 
-    It compiles them anew because results live in the inference request that made them; with a request of its own for
+    It compiles them again because results live in the inference request that made them; with a request of its own for
     every weight they stay apart, and the arithmetic is the same. Where NNCF has moved the names, nothing is changed.
     """
     return_large_blocks()

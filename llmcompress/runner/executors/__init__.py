@@ -9,6 +9,6 @@ An executor is used as ``with executor:``; ``has_room(task)``, ``start(task)``, 
 
 from llmcompress.runner.executors.cluster import RayExecutor
 from llmcompress.runner.executors.local import LocalExecutor
-from llmcompress.runner.executors.task import Finished, Task, Told
+from llmcompress.runner.executors.task import Finished, Task, TaskEvent
 
-__all__ = ["Finished", "LocalExecutor", "RayExecutor", "Task", "Told"]
+__all__ = ["Finished", "LocalExecutor", "RayExecutor", "Task", "TaskEvent"]

@@ -19,8 +19,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError, one_line
-from llmcompress.runner.executors.task import Finished, Task, Told, perform
+from llmcompress.runner.executors.task import Finished, Task, TaskEvent
 from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.messages import sendable
 from llmcompress.system.progress import Progress
 
 MAX_LOST = 3
@@ -40,7 +41,7 @@ class _Running:
 
 
 @dataclass
-class _Again:
+class _Retry:
     task: Task
     not_before: float
 
@@ -53,11 +54,11 @@ class RayExecutor:
         LlmcompressError: No cluster answers at the address.
     """
 
-    def __init__(self, tell: Callable[[Told], None], address: str | None = None) -> None:
+    def __init__(self, tell: Callable[[TaskEvent], None], address: str | None = None) -> None:
         if importlib.util.find_spec("ray") is None:
             raise ResourceError(
                 "the executor ray needs Ray, which is not installed",
-                where="--executor",
+                where="`executor`",
                 hint='pip install "llmcompress[ray]"',
             )
         # It reports usage to its makers otherwise.
@@ -79,7 +80,7 @@ class RayExecutor:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise _no_cluster(address, error) from error
         self._running: dict[str, _Running] = {}
-        self._again: list[_Again] = []
+        self._retries: list[_Retry] = []
         self._refused: list[Finished] = []
         self._num_lost: dict[str, int] = {}
         self._gone: set[str] = set()
@@ -88,7 +89,7 @@ class RayExecutor:
     @property
     def busy(self) -> bool:
         """Whether there is something to wait for."""
-        return bool(self._running or self._again or self._refused)
+        return bool(self._running or self._retries or self._refused)
 
     def has_room(self, task: Task) -> bool:
         """Whether a node is idle that has the memory, or none of the cluster has: then ``wait`` says so."""
@@ -130,15 +131,15 @@ class RayExecutor:
         return where
 
     def wait(self) -> Finished:
-        """Wait until a task ends; one whose node was lost is started anew on another."""
+        """Wait until a task ends; one whose node was lost is started again on another."""
         import ray
 
         while not self._refused:
             now = time.monotonic()
-            for again in [each for each in self._again if each.not_before <= now]:
-                if self.has_room(again.task):
-                    self._again.remove(again)
-                    self.start(again.task)
+            for retry in [each for each in self._retries if each.not_before <= now]:
+                if self.has_room(retry.task):
+                    self._retries.remove(retry)
+                    self.start(retry.task)
             self._pass_on()
             by_reference = {running.reference: running for running in self._running.values()}
             if not by_reference:
@@ -175,8 +176,8 @@ class RayExecutor:
                 hint="see what ends the nodes (memory, a batch system's limit), then run the same command again",
             )
             return Finished(running.task, running.where, None, gone)
-        self._tell(Told("lost", running.task, running.where, text=error.message))
-        self._again.append(_Again(running.task, time.monotonic() + SETTLE_S))
+        self._tell(TaskEvent("lost", running.task, running.where, text=error.message))
+        self._retries.append(_Retry(running.task, time.monotonic() + SETTLE_S))
         return None
 
     def _pass_on(self) -> None:
@@ -187,7 +188,7 @@ class RayExecutor:
         for label, step in ray.get(self._board.taken.remote()):
             if label in self._running:
                 running = self._running[label]
-                self._tell(Told("progress", running.task, running.where, step))
+                self._tell(TaskEvent("progress", running.task, running.where, step))
 
     def _nodes(self) -> list[dict[str, Any]]:
         import ray
@@ -233,8 +234,8 @@ def _require_answer(address: str | None) -> None:
 def _no_cluster(address: str | None, error: Exception) -> LlmcompressError:
     return LlmcompressError(
         f"no Ray cluster can be used: {one_line(error, 300)}",
-        where=address or "--executor ray",
-        hint="start one with `ray start --head`, and give --address HOST:6379",
+        where=address or "`executor` ray",
+        hint="start one with `ray start --head`, and give `address` HOST:6379",
     )
 
 
@@ -271,6 +272,6 @@ def _perform_there(task: Task, board: Any) -> tuple[object, Exception | None]:
             board.tell.remote(task.label, step)
 
     try:
-        return perform(task, progress, None), None
+        return task.function(**task.kwargs, progress=progress, logs=None), None
     except Exception as error:  # noqa: BLE001 - whatever ends a task is its outcome
-        return None, error
+        return None, sendable(error)

@@ -1,4 +1,4 @@
-"""This machine: one task after the other, so that a benchmark never runs beside other work of ours."""
+"""This machine: one task after the other, so that a benchmark never runs next to other work of ours."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from types import TracebackType
 from typing import Self
 
 from llmcompress.errors import InterruptedRunError
-from llmcompress.runner.executors.task import Finished, Task, Told, perform
+from llmcompress.runner.executors.task import Finished, Task, TaskEvent
+from llmcompress.system.progress import Progress
 
 
 class LocalExecutor:
     """Carries a task out when it is waited for, in the caller's thread, which Ctrl-C reaches."""
 
-    def __init__(self, tell: Callable[[Told], None], logs: Callable[[str], None] | None = None) -> None:
+    def __init__(self, tell: Callable[[TaskEvent], None], logs: Callable[[str], None] | None = None) -> None:
         self._tell, self._logs = tell, logs
         self._task: Task | None = None
 
@@ -37,8 +38,12 @@ class LocalExecutor:
         task, self._task = self._task, None
         assert task is not None
         where = platform.node()
+
+        def progress(step: Progress) -> None:
+            self._tell(TaskEvent("progress", task, where, step))
+
         try:
-            result = perform(task, lambda step: self._tell(Told("progress", task, where, step)), self._logs)
+            result = task.function(**task.kwargs, progress=progress, logs=self._logs)
         except InterruptedRunError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever ends a task is its outcome

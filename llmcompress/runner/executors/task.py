@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from llmcompress.system.progress import Progress, Reporter
+from llmcompress.system.progress import Progress
 
 
 class Task(NamedTuple):
@@ -29,7 +29,7 @@ class Finished(NamedTuple):
     error: Exception | None
 
 
-class Told(NamedTuple):
+class TaskEvent(NamedTuple):
     """Something about a task that is running."""
 
     kind: Literal["progress", "lost"]
@@ -37,8 +37,3 @@ class Told(NamedTuple):
     where: str
     progress: Progress | None = None
     text: str = ""
-
-
-def perform(task: Task, progress: Reporter, logs: Callable[[str], None] | None) -> object:
-    """Call a task's function here."""
-    return task.function(**task.kwargs, progress=progress, logs=logs)

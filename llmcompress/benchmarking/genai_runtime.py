@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.benchmarking.runtime_engine import VOCABULARY
+from llmcompress.benchmarking.openvino_runtime import VOCABULARY
 from llmcompress.benchmarking.timing import Run
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.spec.benchmark import Shape
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 MILLISECOND_S, MICROSECOND_S = 1e-3, 1e-6
 
 
-class GenaiEngine:
+class GenaiRuntime:
     """``LLMPipeline`` with prefix caching off and end-of-text ignored; prompts are token ids."""
 
     has_model_cache = False
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._pipeline: Any = None
 
     def open(self, device: str, properties: dict[str, str], *, prefix_caching: bool = False) -> LoadTime:
@@ -37,7 +37,7 @@ class GenaiEngine:
         scheduler.max_num_batched_tokens = 1 << 20
         started = time.perf_counter()
         self._pipeline = openvino_genai.LLMPipeline(
-            str(self._directory), device, scheduler_config=scheduler, **properties
+            str(self.directory), device, scheduler_config=scheduler, **properties
         )
         return LoadTime(read_s=0.0, compile_s=time.perf_counter() - started)
 

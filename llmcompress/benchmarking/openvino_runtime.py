@@ -21,13 +21,13 @@ VOCABULARY = 1000
 """Random token ids stay below it; which tokens they are changes no speed."""
 
 
-class RuntimeEngine:
+class OpenvinoRuntime:
     """One compiled model; its output head is computed for the last position of a call, as GenAI does."""
 
     has_model_cache = True
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / MODEL_XML
+        self.directory = directory
         self._compiled: ov.CompiledModel | None = None
 
     def open(self, device: str, properties: dict[str, str]) -> LoadTime:
@@ -37,7 +37,7 @@ class RuntimeEngine:
         self._compiled = None
         core = ov.Core()
         started = time.perf_counter()
-        model = core.read_model(self._path)
+        model = core.read_model(self.directory / MODEL_XML)
         read = time.perf_counter()
         _last_position_only(model)
         compiled = core.compile_model(model, device, properties)

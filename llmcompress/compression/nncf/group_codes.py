@@ -1,0 +1,184 @@
+"""The weight of one layer to codes, scales and zero points as NNCF has them, by our kernels."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import openvino as ov
+from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
+from nncf.quantization.algorithms.weight_compression.parameters import CompressedWeight
+from nncf.tensor import Tensor
+from nncf.tensor.definitions import TensorBackend
+
+from llmcompress.compression.kernels.floating import quantize_float_groups
+from llmcompress.compression.kernels.integers import Codes, StoredWeights, pack, quantize_columns, quantize_groups
+from llmcompress.compression.nncf.formats import FLOAT_FORMATS, FORMATS, IntegerFormat, StoredCodes
+from llmcompress.system.file_memory import FileMemory
+
+CHUNK_VALUES = 1 << 20
+"""What one thread takes at a time."""
+MIN_COLUMNS = 512
+"""Of a row, so that whole cache lines are read one after another."""
+_LEAST_SIZE = 10_000
+"""Of fewer values NNCF computes 4 and 8 bits by NumPy, whose asymmetric arithmetic is another."""
+_SHIFTS = {ov.Type.bf16: 16, ov.Type.f16: 0, ov.Type.f32: 0}
+
+
+class GroupShape(NamedTuple):
+    """A weight as groups: blocks of ``size`` rows and ``num_columns`` columns, of which each column is a group."""
+
+    size: int
+    num_columns: int
+    """1 where a group lies in one piece."""
+    shape: tuple[int, ...]
+    """Of the weight with its groups apart, as NNCF stores it."""
+    scale_shape: tuple[int, ...]
+
+
+def group_shape(
+    weight: Tensor, reduction_axes: int | tuple[int, ...], config: WeightCompressionConfig
+) -> GroupShape | None:
+    """How a weight is grouped; None where the kernels do not cover it."""
+    is_float = config.mode in FLOAT_FORMATS
+    if not (is_float or config.mode in FORMATS) or weight.backend != TensorBackend.ov or reduction_axes is None:
+        return None
+    shape = tuple(weight.shape)
+    if weight.data.get_element_type() not in _SHIFTS:
+        return None
+    # The last byte of what does not fill it is not ours to guess. Two and three bits are always computed by NumPy.
+    is_always_by_numpy = not is_float and FORMATS[config.mode].codes.offset != 0
+    if (is_by_numpy(weight.size) and not is_always_by_numpy) or weight.size == 0 or weight.size % 8:
+        return None
+    given = (reduction_axes,) if isinstance(reduction_axes, int) else reduction_axes
+    axes = sorted(given)
+    if not axes or axes[0] < 0 or axes != list(range(axes[0], axes[-1] + 1)):
+        return None
+    before, length, after = shape[: axes[0]], math.prod(shape[axis] for axis in axes), shape[axes[-1] + 1 :]
+    num_columns = math.prod(after)
+    if num_columns != 1 and (is_float or num_columns % 8):
+        return None
+    if config.group_size == -1:
+        return GroupShape(length, num_columns, shape, (*before, *(1 for _ in axes), *after))
+    if len(axes) > 1 or length % config.group_size:
+        return None
+    num_groups, size = length // config.group_size, config.group_size
+    return GroupShape(size, num_columns, (*before, num_groups, size, *after), (*before, num_groups, 1, *after))
+
+
+def is_by_numpy(size: int) -> bool:
+    """Whether NNCF computes a weight of so many values by NumPy, where it has a choice."""
+    return size < _LEAST_SIZE or "NNCF_DISABLE_OPTIMIZED_COMPRESSION" in os.environ
+
+
+class Work(NamedTuple):
+    """A weight to be compressed, and what with."""
+
+    weight: Tensor
+    groups: GroupShape
+    config: WeightCompressionConfig
+    precomputed: CompressedWeight | None
+    pool: ThreadPoolExecutor
+    file_memory: FileMemory | None = None
+
+    @property
+    def num_groups(self) -> int:
+        """How many scales there are."""
+        return int(self.weight.size) // self.groups.size
+
+
+def compressed(work: Work) -> CompressedWeight | None:
+    """The codes and scales; None where a value is no finite number, or scales are given in a form of their own."""
+    return _to_integers(work) if work.config.mode in FORMATS else _to_floats(work)
+
+
+def _to_integers(work: Work) -> CompressedWeight | None:
+    groups, form = work.groups, FORMATS[work.config.mode]
+    scales, zero_points = np.empty(work.num_groups, np.float32), np.zeros(work.num_groups, np.float32)
+    given = work.precomputed if work.precomputed is not None and work.precomputed.scale is not None else None
+    if given is not None:
+        of_numpy = all(part is None or part.backend == TensorBackend.numpy for part in (given.scale, given.zero_point))
+        if not of_numpy or tuple(given.scale.shape) != groups.scale_shape:
+            return None
+        if (given.zero_point is None) == form.codes.is_asymmetric:
+            return None
+        scales[:] = given.scale.data.reshape(-1)
+        if form.codes.is_asymmetric:
+            zero_points[:] = given.zero_point.data.reshape(-1)
+    stored = _new_tensor(form.element, work)
+    weights = _stored_weights(work)
+    into = Codes(given is not None, scales, zero_points, stored.data.reshape(-1).view(np.uint8))
+
+    def quantize(first: int, last: int, columns: tuple[int, int]) -> bool:
+        if groups.num_columns == 1:
+            return bool(quantize_groups(weights, form.codes, into, first, last))
+        return bool(quantize_columns(weights, form.codes, into, first, last, *columns))
+
+    if not all(work.pool.map(lambda piece: quantize(*piece), _pieces(work))):
+        return None
+    tensor = (StoredCodes if form.codes.offset else Tensor)(stored)
+    if given is not None:
+        return CompressedWeight(tensor, given.scale, zero_point=given.zero_point)
+    zero_point = _stored_zero_points(zero_points, groups, form) if form.codes.is_asymmetric else None
+    return CompressedWeight(tensor, Tensor(scales.reshape(groups.scale_shape)), zero_point=zero_point)
+
+
+def _to_floats(work: Work) -> CompressedWeight | None:
+    form, scale_shape = FLOAT_FORMATS[work.config.mode], work.groups.scale_shape
+    given = work.precomputed.scale if work.precomputed is not None else None
+    scales = np.empty(work.num_groups, np.float32)
+    if given is not None:
+        if given.backend != TensorBackend.numpy or tuple(given.shape) != scale_shape:
+            return None
+        scales[:] = given.data.reshape(-1)
+    stored = _new_tensor(form.element, work)
+    weights = _stored_weights(work)
+    into = Codes(given is not None, scales, np.empty(0, np.float32), stored.data.reshape(-1).view(np.uint8))
+
+    def quantize(first: int, last: int) -> bool:
+        return bool(quantize_float_groups(weights, form.codes, into, first, last))
+
+    if not all(work.pool.map(lambda piece: quantize(*piece[:2]), _pieces(work))):
+        return None
+    return CompressedWeight(Tensor(stored), given if given is not None else Tensor(scales.reshape(scale_shape)))
+
+
+def _stored_weights(work: Work) -> StoredWeights:
+    element = work.weight.data.get_element_type()
+    values = work.weight.data.data.reshape(-1).view(np.uint32 if element == ov.Type.f32 else np.uint16)
+    is_half, groups = element == ov.Type.f16, work.groups
+    return StoredWeights(values, np.uint32(_SHIFTS[element]), is_half, groups.size, groups.num_columns)
+
+
+def _new_tensor(element: ov.Type, work: Work) -> ov.Tensor:
+    """Eight values always fill whole bytes."""
+    shape, memory = ov.Shape(work.groups.shape), work.file_memory
+    block = memory.block(math.prod(shape) // 8 * element.get_bitwidth()) if memory else None
+    return ov.Tensor(element, shape) if block is None else ov.Tensor(block, shape, element)
+
+
+def _pieces(work: Work) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """Ranges of blocks and columns, each of about ``CHUNK_VALUES``, that begin and end with whole bytes."""
+    groups = work.groups
+    width = min(groups.num_columns, max(MIN_COLUMNS, CHUNK_VALUES // groups.size // 8 * 8))
+    step = max(1, CHUNK_VALUES // (groups.size * width))
+    if groups.num_columns == 1:
+        step = -(-step // 8) * 8
+    num_blocks = work.num_groups // groups.num_columns
+    for first in range(0, num_blocks, step):
+        for left in range(0, groups.num_columns, width):
+            yield first, min(first + step, num_blocks), (left, min(left + width, groups.num_columns))
+
+
+def _stored_zero_points(zero_points: np.ndarray, groups: GroupShape, form: IntegerFormat) -> Tensor:
+    stored = ov.Tensor(form.element, ov.Shape(groups.scale_shape))
+    padded = np.zeros(-(-zero_points.size // 8) * 8, np.uint8)
+    padded[: zero_points.size] = zero_points
+    packed = np.empty(padded.size * form.codes.num_bits // 8, np.uint8)
+    pack(padded, form.codes.num_bits, packed)
+    stored.data.reshape(-1)[:] = packed[: stored.byte_size]
+    return Tensor(stored)
