@@ -327,26 +327,93 @@ def test_an_nncf_without_these_names_is_left_alone(monkeypatch: pytest.MonkeyPat
         assert not hasattr(algorithm.WeightCompression, "collect_statistics_and_statistic_points")
 
 
-def packed_codes(directory: Path) -> dict[str, np.ndarray]:
-    import openvino as ov
+class Seen(NamedTuple):
+    """What a model computes of the calibration windows, in single precision."""
 
-    operations = ov.Core().read_model(directory / "openvino_model.xml").get_ops()
-    constants = [operation for operation in operations if operation.get_type_name() == "Constant"]
-    codes = [constant for constant in constants if constant.get_element_type().get_type_name() == "i4"]
-    return {constant.get_friendly_name(): constant.data.view(np.uint8).reshape(-1) for constant in codes}
+    logits: np.ndarray
+    """float64 ``[num_positions, num_tokens]``."""
+    inputs: dict[str, np.ndarray]
+    """Layer -> float64 ``[num_positions, num_columns]``."""
+    weights: dict[str, np.ndarray]
+    """Layer -> float64 ``[num_rows, num_columns]``: what the codes stand for."""
+
+
+def seen(directory: Path, windows: list[np.ndarray]) -> Seen:
+    import openvino as ov
+    from openvino import opset13
+
+    model = ov.Core().read_model(directory / "openvino_model.xml")
+    products = [op for op in model.get_ordered_ops() if op.get_type_name() == "MatMul"]
+    layers = [op for op in products if "_proj/" in op.get_friendly_name()]
+    results = [opset13.result(op.input_value(i)) for op in layers for i in range(2)]
+    for i, result in enumerate(results):
+        # Layers that read the same activations name the same tensor.
+        result.input_value(0).get_tensor().add_names({f"read {i}"})
+    model.add_results(results)
+    properties = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        "KV_CACHE_PRECISION": "f32",
+    }
+    compiled = ov.Core().compile_model(model, "CPU", properties)
+    found: dict[str, list[np.ndarray]] = {}
+    for window in windows:
+        length = len(window)
+        given = {"input_ids": window[None], "attention_mask": np.ones((1, length), np.int64)}
+        given |= {"position_ids": np.arange(length)[None], "beam_idx": np.zeros(1, np.int32)}
+        outputs = compiled.create_infer_request().infer(given)
+        for name in ("logits", *(f"read {i}" for i in range(len(results)))):
+            values = outputs[name].astype(np.float64)
+            found.setdefault(name, []).append(values.reshape(-1, values.shape[-1]))
+    names = [op.get_friendly_name() for op in layers]
+    return Seen(
+        np.concatenate(found["logits"]),
+        {name: np.concatenate(found[f"read {2 * i}"]) for i, name in enumerate(names)},
+        {name: found[f"read {2 * i + 1}"][0] for i, name in enumerate(names)},
+    )
+
+
+def layer_errors(found: Seen, original: Seen) -> np.ndarray:
+    """Each layer's ``tr((W - Q) H (W - Q)^T)``, where H is of what the original model's layer reads."""
+    errors = []
+    for name, inputs in original.inputs.items():
+        change = found.weights[name] - original.weights[name]
+        errors.append(np.trace(change @ (inputs.T @ inputs) @ change.T))
+    return np.array(errors)
+
+
+def kl_divergence(found: Seen, original: Seen) -> float:
+    def log_softmax(logits: np.ndarray) -> np.ndarray:
+        shifted = logits - logits.max(-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+    ours, others = log_softmax(found.logits), log_softmax(original.logits)
+    return float((np.exp(others) * (others - ours)).sum(-1).mean())
 
 
 def test_a_whole_model(tmp_path: Path) -> None:
-    """NNCF's own GPTQ chooses about as many other codes with another number of BLAS threads."""
+    """What GPTQ promises: small errors under each layer's Hessian, and a small divergence of the whole.
+
+    A share of equal codes says nothing of it: a last bit of a sum moves a code that lies half way between two, and
+    those behind make up for it. The bound of ten percent is from damping either engine less or more by 1e-5 to 1e-3
+    of itself, by four models, one and two BLAS threads, and the kernels of BLAS and oneDNN for older processors: one
+    engine's errors then are within 4.0 % of the other's in the last layer, which sees the codes of all before it, and
+    within 1.1 % in every other one; the divergence is within 2.9 %. Both are a tenth to a fifth of those of rounding
+    to the nearest code.
+    """
     from nncf.quantization.algorithms.weight_compression.algorithm import WeightCompression
+    from transformers import AutoTokenizer
 
     import llmcompress
 
-    loaded = llmcompress.load(build_checkpoint(tmp_path / "checkpoint", num_hidden_layers=1))
-    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
+    checkpoint = build_checkpoint(tmp_path / "checkpoint", num_hidden_layers=1)
+    loaded = llmcompress.load(checkpoint)
+    text = "The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40
+    (tmp_path / "text.txt").write_text(text)
+    weights = {"mode": "int4_sym", "group_size": 32}
     recipe = llmcompress.Recipe(
         name="gptq",
-        weights={"mode": "int4_sym", "group_size": 32, "gptq": True},
+        weights={**weights, "gptq": True},
         calibration={"dataset": str(tmp_path / "text.txt"), "num_samples": 8, "seq_len": 64},
     )
     passes: list[object] = []
@@ -358,11 +425,20 @@ def test_a_whole_model(tmp_path: Path) -> None:
         assert passes
     assert {layer.engine for layer in ours.layers} == {"llmcompress"}
     assert {layer.engine for layer in stock.layers} == {"nncf"}
-    mine, others = packed_codes(tmp_path / "ours"), packed_codes(tmp_path / "stock")
-    assert len(mine) == 7
-    assert mine.keys() == others.keys()
-    for name, codes in mine.items():
-        assert np.mean(codes == others[name]) > 0.9
+    llmcompress.compress(loaded, "none", tmp_path / "original", tokenizer=False)
+    nearest = llmcompress.Recipe(name="nearest", weights=weights)
+    llmcompress.compress(loaded, nearest, tmp_path / "nearest", tokenizer=False)
+
+    token_ids = AutoTokenizer.from_pretrained(checkpoint)(text)["input_ids"]
+    windows = [np.array(token_ids[start : start + 64]) for start in range(0, 512, 64)]
+    models = {name: seen(tmp_path / name, windows) for name in ("original", "ours", "stock", "nearest")}
+    original = models.pop("original")
+    assert len(original.weights) == 7
+    errors = {name: layer_errors(found, original) for name, found in models.items()}
+    divergences = {name: kl_divergence(found, original) for name, found in models.items()}
+    for found in (errors, divergences):
+        np.testing.assert_allclose(found["ours"], found["stock"], rtol=0.1)
+        assert np.all(np.array(found["ours"]) < 0.3 * np.array(found["nearest"]))
 
 
 def test_stacked_experts_with_zero_points(tmp_path: Path) -> None:
