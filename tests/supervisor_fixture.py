@@ -127,7 +127,7 @@ def leave(progress: Reporter) -> None:
 
 def leave_a_grandchild(progress: Reporter) -> None:
     if os.fork() == 0:
-        time.sleep(20)
+        time.sleep(60)
         os._exit(0)
     os._exit(3)
 

@@ -206,7 +206,7 @@ def test_a_grandchild_that_holds_the_pipe_does_not_hold_us() -> None:
     began = time.monotonic()
     with pytest.raises(LlmcompressError, match="exited with 3"):
         call("leave_a_grandchild")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 45, "the grandchild lives for 60 seconds"
 
 
 def test_a_reporter_that_raises_ends_the_worker(tmp_path: Path) -> None:
@@ -232,9 +232,12 @@ from pathlib import Path
 import supervisor_fixture
 from llmcompress.system.process import run_supervised
 stages = []
+def report(event):
+    stages.append(event.stage)
+    (Path(sys.argv[2]) / event.stage).touch()
 try:
     result = run_supervised(getattr(supervisor_fixture, sys.argv[1]), {"directory": Path(sys.argv[2])},
-                            progress=lambda event: stages.append(event.stage), grace_s=float(sys.argv[3]))
+                            progress=report, grace_s=float(sys.argv[3]))
 except Exception as error:
     print(json.dumps([type(error).__name__, error.exit_code, error.message, stages]))
 """
@@ -248,12 +251,12 @@ def _parent(name: str, directory: Path, grace_s: float = 10) -> tuple[subprocess
         env=_importable(),
         start_new_session=True,
     )
-    for _ in range(600):
+    for _ in range(1200):
         if (directory / "pid").exists() and (directory / "pid").read_text():
             return parent, int((directory / "pid").read_text())
         time.sleep(0.05)
     parent.kill()
-    raise AssertionError("the worker did not start")
+    raise AssertionError("the worker did not start within a minute")
 
 
 @posix
@@ -288,7 +291,9 @@ def test_a_worker_that_does_not_stop_is_killed_after_the_grace_period(tmp_path: 
 def test_a_second_ctrl_c_kills_at_once(tmp_path: Path) -> None:
     parent, _ = _parent("ignore_sigterm", tmp_path, grace_s=60)
     os.kill(parent.pid, signal.SIGINT)
-    time.sleep(0.5)
+    while not (tmp_path / "stopping").exists():
+        assert parent.poll() is None
+        time.sleep(0.01)
     os.kill(parent.pid, signal.SIGINT)
     assert json.loads(parent.communicate(timeout=30)[0])[:2] == ["InterruptedRunError", 130]
 
