@@ -260,7 +260,7 @@ def texts(node: ast.Call) -> Iterator[ast.Constant]:
 
 
 def flags_in(text: str) -> list[str]:
-    if re.search(r"\b(llmcompress|optimum-cli|pip|huggingface-cli|hf) [a-z]", text):
+    if re.search(r"\b(llmcompress|optimum-cli|pip|hf|ray) [a-z]", text):
         return []
     return re.findall(r"(?<![\w-])--[a-z][\w-]*", text)
 
