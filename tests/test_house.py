@@ -82,9 +82,9 @@ class Function(NamedTuple):
 @cache
 def commands() -> frozenset[str]:
     """The functions of the commands, where a parameter is an option with its help: "path: name"."""
-    from llmcompress.cli.app import command
+    from llmcompress.cli.app import COMMANDS, command, load_command
 
-    waiting, found = [command()], set()
+    waiting, found = [command(), *map(load_command, COMMANDS)], set()
     while waiting:
         each = waiting.pop()
         waiting += getattr(each, "commands", {}).values()
