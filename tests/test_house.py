@@ -37,6 +37,9 @@ PUBLIC_DOORS = {
 EXECUTED_BY_NUMBA = {"compiled", "njit", "jit", "guvectorize"}
 """Decorators: a kernel's loops stand in one function, and arrays come in by position."""
 
+NNCF_SIGNATURES = {"calculate_quantization_params"}
+"""Methods that NNCF calls in place of its own of that name, with its arguments."""
+
 LATE_IMPORTS = {
     "llmcompress/__init__.py": "public names are imported when they are first read, from a table in that file",
     "llmcompress/cli/diagnosis.py": "the doctor tries to import each library that may be broken",
@@ -76,7 +79,8 @@ class Function(NamedTuple):
     @property
     def is_excepted(self) -> bool:
         is_door = self.node.name in PUBLIC_DOORS and not self.is_method
-        return is_door or self.name in commands() or bool(self.decorators & EXECUTED_BY_NUMBA)
+        replaces_nncf = self.node.name in NNCF_SIGNATURES and self.path.startswith("llmcompress/compression/nncf/")
+        return is_door or replaces_nncf or self.name in commands() or bool(self.decorators & EXECUTED_BY_NUMBA)
 
 
 @cache

@@ -56,7 +56,7 @@ def require_verified(directory: str | Path) -> CompressionReport:
         raise ArtifactError(
             f"is not what its manifest says: {named}" + (f"; and {more} more" if more > 0 else ""),
             where=str(directory),
-            hint="compress again with --overwrite, or download it again",
+            hint="run llmcompress compress ... --overwrite, or download it again",
         )
     return manifest
 

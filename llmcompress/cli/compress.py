@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import facts_table, print_json, stderr, stdout, table
+from llmcompress.cli.console import facts_table, layers_table, print_json, stderr, stdout, table
 from llmcompress.cli.options import (
     AllowNonfinite,
     Json,
@@ -25,11 +25,9 @@ from llmcompress.errors import LlmcompressError
 from llmcompress.report.text import count_text, duration_text, size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from rich.table import Table
 
-    from llmcompress.report.compression import AccuracyRecord, ActivationRecord, CompressionReport, Layer
+    from llmcompress.report.compression import AccuracyRecord, ActivationRecord, CompressionReport
     from llmcompress.spec import Access, Recipe
     from llmcompress.system.progress import Reporter
 
@@ -238,23 +236,6 @@ def _reverted_table(accuracy: AccuracyRecord) -> Table:
         before, after = (f"{drop:.4g}" for drop in (group.drop_before, group.drop_after))
         reverted.add_row(names or "quantizers alone", size_text(group.added_bytes), before, after)
     return reverted
-
-
-def layers_table(layers: Iterable[Layer]) -> Table:
-    """Return a table with one row for each kind of weight: format, group size, how many, parameters, bytes."""
-    from llmcompress.report.compression import group_size_text, weight_kinds
-
-    kinds = table(["Weights", "Group size"], ["Layers", "Parameters", "Share", "Size"])
-    for kind in weight_kinds(layers):
-        kinds.add_row(
-            kind.mode,
-            group_size_text(kind.group_size),
-            str(kind.num_layers),
-            count_text(kind.num_parameters),
-            f"{kind.share:.1%}",
-            size_text(kind.size_bytes),
-        )
-    return kinds
 
 
 def _stages_table(report: CompressionReport) -> Table:

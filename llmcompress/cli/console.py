@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from llmcompress.report.text import count_text, size_text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
     from rich.table import Table
+
+    from llmcompress.report.compression import Layer
 
 _PIPE_WIDTH = 120
 
@@ -88,3 +92,20 @@ def facts_table(facts: dict[str, str]) -> Table:
     for name, value in facts.items():
         table.add_row(name, Text(value))
     return table
+
+
+def layers_table(layers: Iterable[Layer]) -> Table:
+    """Return a table with one row for each kind of weight: format, group size, how many, parameters, bytes."""
+    from llmcompress.report.compression import group_size_text, weight_kinds
+
+    kinds = table(["Weights", "Group size"], ["Layers", "Parameters", "Share", "Size"])
+    for kind in weight_kinds(layers):
+        kinds.add_row(
+            kind.mode,
+            group_size_text(kind.group_size),
+            str(kind.num_layers),
+            count_text(kind.num_parameters),
+            f"{kind.share:.1%}",
+            size_text(kind.size_bytes),
+        )
+    return kinds

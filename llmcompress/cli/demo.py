@@ -42,7 +42,7 @@ def _print(report: DemoReport, output: Path) -> None:
 
     from rich.text import Text
 
-    from llmcompress.cli.compress import layers_table
+    from llmcompress.cli.console import layers_table
     from llmcompress.cli.demo_run import HELD_OUT
 
     console = stdout()

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.compress import layers_table
-from llmcompress.cli.console import facts_table, print_json, stdout
+from llmcompress.cli.console import facts_table, layers_table, print_json, stdout
 from llmcompress.cli.progress import run_watched
 from llmcompress.errors import ResourceError
 from llmcompress.report.text import count_text, size_text

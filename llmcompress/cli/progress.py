@@ -13,6 +13,8 @@ from llmcompress.report.text import count_text, duration_text, size_text
 from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
     from rich.progress import Task, TaskID
 
 ResultT = TypeVar("ResultT")
@@ -31,15 +33,9 @@ class _Stage(NamedTuple):
     task: TaskID
 
 
-@contextmanager
-def watching(*, verbose: bool) -> Iterator[Watch]:
-    """Show the stages of what runs inside the block, on stderr."""
-    from rich.progress import (
-        BarColumn,
-        ProgressColumn,
-        SpinnerColumn,
-        TextColumn,
-    )
+def _bars(console: Console) -> Bars:
+    """A bar for each stage, with what it has done and how long it took."""
+    from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn
     from rich.progress import Progress as Bars
     from rich.text import Text
 
@@ -55,8 +51,7 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
                 return Text(_time(task.finished_time, None), no_wrap=True)
             return Text(_time(task.elapsed, task.time_remaining), no_wrap=True)
 
-    console = stderr()
-    bars = Bars(
+    return Bars(
         SpinnerColumn(finished_text="✓" if console.encoding.startswith("utf") else "*"),
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),
@@ -65,6 +60,13 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+@contextmanager
+def watching(*, verbose: bool) -> Iterator[Watch]:
+    """Show the stages of what runs inside the block, on stderr."""
+    console = stderr()
+    bars = _bars(console)
     running: dict[str, _Stage] = {}
 
     def finish(stage: str) -> None:

@@ -17,7 +17,7 @@ from llmcompress.report.stages import Stages
 from llmcompress.system.progress import Progress, Reporter
 
 
-class Diagnosis(NamedTuple):
+class DiagnosticResults(NamedTuple):
     """What was found, of what was asked for."""
 
     noise_floor: NoiseFloor | None
@@ -29,7 +29,9 @@ class Diagnosis(NamedTuple):
     """To be forgotten when the evaluation is done."""
 
 
-def diagnose(request: EvalRequest, prepared: Prepared, scored: Scored, stages: Stages, progress: Reporter) -> Diagnosis:
+def diagnose(
+    request: EvalRequest, prepared: Prepared, scored: Scored, stages: Stages, progress: Reporter
+) -> DiagnosticResults:
     """Measure what was asked for, one after the other, and the probes."""
     asked, confidence = request.diagnostics, request.spec.confidence
     candidate, reference, feed = prepared.candidate, prepared.reference, prepared.feed
@@ -53,4 +55,4 @@ def diagnose(request: EvalRequest, prepared: Prepared, scored: Scored, stages: S
             progress(Progress("tasks", 0, 1))
             tasks = score_tasks(candidate, asked.tasks, offline=request.access.offline)
             progress(Progress("tasks", 1, 1))
-    return Diagnosis(floor, parts, generations, probes, tasks, tuple(caches))
+    return DiagnosticResults(floor, parts, generations, probes, tasks, tuple(caches))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from llmcompress.artifact import MANIFEST, manifest_sha256
 from llmcompress.errors import ResourceError
 from llmcompress.evaluation.artifact_report import store_report
-from llmcompress.evaluation.diagnostics import Diagnosis, diagnose
+from llmcompress.evaluation.diagnostics import DiagnosticResults, diagnose
 from llmcompress.evaluation.gate import combined, gate_record, threshold_checks, verdict
 from llmcompress.evaluation.measurement import ModelOnDevice, Scored, score_alone, score_side_by_side
 from llmcompress.evaluation.preparation import Prepared, prepare
@@ -143,7 +143,7 @@ def score(request: EvalRequest, prepared: Prepared, stages: Stages, progress: Re
         return score_against_top_k(candidate, reference, feed, progress)
 
 
-def judge(request: EvalRequest, prepared: Prepared, scored: Scored, diagnosis: Diagnosis) -> Judged:
+def judge(request: EvalRequest, prepared: Prepared, scored: Scored, diagnosis: DiagnosticResults) -> Judged:
     """Hold what was measured against the thresholds of the recipe and of this run, and against the margins."""
     found = None
     if prepared.reference is not None:
@@ -156,7 +156,12 @@ def judge(request: EvalRequest, prepared: Prepared, scored: Scored, diagnosis: D
 
 
 def report(
-    request: EvalRequest, prepared: Prepared, scored: Scored, diagnosis: Diagnosis, judged: Judged, stages: Stages
+    request: EvalRequest,
+    prepared: Prepared,
+    scored: Scored,
+    diagnosis: DiagnosticResults,
+    judged: Judged,
+    stages: Stages,
 ) -> EvalReport:
     """Put together what was measured."""
     spec, feed, reference = request.spec, prepared.feed, prepared.reference

@@ -104,7 +104,7 @@ class RayExecutor:
                 f"it needs {task.memory_bytes / 1e9:.2f} GB of memory, "
                 f"the largest node of the cluster offers {most / 1e9:.2f} GB",
                 where=task.label,
-                hint="add a node with more memory, or start Ray with --memory",
+                hint="add a node with more memory, or run ray start ... --memory BYTES",
             )
             self._refused.append(Finished(task, platform.node(), None, error))
             return platform.node()
