@@ -29,7 +29,7 @@ from llmcompress.errors import ArtifactError, LlmcompressError, LockedError
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.file_names import MANIFEST
 from llmcompress.report.record import Record
-from llmcompress.system.files import replace_directory, replace_file, sync_directory, sync_tree, write_synced
+from llmcompress.system.files import replace_directory, sync_directory, sync_tree, write_synced
 
 _OWNER, _MODEL, _REPLACED = "owner.json", "model", "replaced"
 _REMOVALS = 5
@@ -72,7 +72,9 @@ class Staging:
         directory = self.path.parent
         with write_errors(self.target):
             sync_tree(self.path)
-            replace_file(self.path / MANIFEST, manifest_bytes(manifest), beside=self.path)
+            write_synced(directory / MANIFEST, manifest_bytes(manifest))
+            (directory / MANIFEST).rename(self.path / MANIFEST)
+            sync_directory(self.path)
             if refuse_existing(self.target, overwrite=self.overwrite):
                 replace_directory(self.path, self.target, aside=directory / _REPLACED)
             else:
