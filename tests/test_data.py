@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
+import shutil
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +123,95 @@ def test_unusable_files(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     refused(error, message, where, lambda: list(read_texts(tmp_path / name)))
+
+
+ITALIAN = "La città è più bella di sera, perché c'è meno traffico e si può camminare lungo il fiume.\n" * 4
+UKRAINIAN = "Вчора ввечері ми пішли до кінотеатру й подивилися новий фільм, а потім повернулися додому.\n" * 4
+CHINESE = "昨天晚上我们去电影院看了一部新电影,然后一起回家吃饭。\n" * 4
+JAPANESE = "昨日の夜、友達と映画館へ行って新しい映画を見ました。\n" * 4
+KOREAN = "어제 저녁에 친구와 함께 영화관에 가서 새로운 영화를 보았습니다.\n" * 4
+
+
+@pytest.mark.parametrize("codec", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("text", [ITALIAN, CHINESE, "plain \U0001f600 text"])
+def test_a_mark_says_how_a_file_is_read(text: str, codec: str, tmp_path: Path) -> None:
+    mark = "\ufeff" if codec.endswith("be") else ""  # The others write their own.
+    (tmp_path / "a.txt").write_bytes((mark + text).encode(codec))
+    assert list(read_texts(tmp_path / "a.txt")) == [text]
+    lines = "".join(json.dumps({"text": part}, ensure_ascii=False) + "\r\n" for part in (text, "b"))
+    (tmp_path / "a.jsonl").write_bytes((mark + lines).encode(codec))
+    assert list(read_texts(tmp_path / "a.jsonl")) == [text, "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "codec"),
+    [
+        *((text, codec) for text in (ITALIAN, UKRAINIAN, CHINESE) for codec in ("utf-16-le", "utf-16-be", "utf-32-le")),
+        ("plain ASCII text, and nothing else in it\n" * 3, "utf-16-le"),
+        ("plain ASCII text, and nothing else in it\n" * 3, "utf-32-be"),
+        (ITALIAN, "latin-1"),
+        ("Wieczorem poszliśmy do kina, żeby zobaczyć nowy film, i wróciliśmy późno.\n" * 4, "iso8859-2"),
+        (ITALIAN, "mac_roman"),
+        ("plain ASCII text of many lines\n" * 9000 + ITALIAN * 900, "cp1252"),
+        (UKRAINIAN, "cp1251"),
+        (UKRAINIAN, "koi8-u"),
+        (CHINESE, "gbk"),
+        (CHINESE * 3000, "gb18030"),
+        (JAPANESE, "shift_jis"),
+        (JAPANESE, "euc_jp"),
+        (KOREAN, "euc_kr"),
+    ],
+)
+@pytest.mark.skipif(shutil.which("iconv") is None, reason="needs iconv")
+def test_the_command_in_the_hint_makes_utf_8_of_another_encoding(
+    text: str, codec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-my text.txt").write_bytes(text.encode(codec))
+    with pytest.raises(DataError, match=r"not UTF-8: byte 0x|a NUL character in line 1, which no text has") as caught:
+        list(read_texts("-my text.txt"))
+    assert caught.value.hint
+    subprocess.run(caught.value.hint.partition("convert it with: ")[2], shell=True, check=True)
+    assert list(read_texts("-my text.utf8.txt")) == [text]
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "hint", "left"),
+    [
+        (
+            ITALIAN.encode() + b"\xff",
+            r"not UTF-8: byte 0xff at offset \d+ \(invalid start",
+            "most of it is UTF-8",
+            ITALIAN,
+        ),
+        (random.Random(3).randbytes(4096), "not UTF-8: byte", "convert it with: iconv -f ENCODING -t UTF-8 ", None),
+        (ITALIAN.encode() + "è".encode()[:1], "unexpected end of data", "most of it is UTF-8", ITALIAN),
+        ("è".encode("utf-16") + b"\0", "UTF-16LE by its mark, but not throughout: byte 0x00 at offset 4", "", "è"),
+        (b"one\ntwo\0\0three", "a NUL character in line 2, which no text has", "tr -d", "one\ntwothree"),
+        ("one\0".encode("utf-16"), "a NUL character in line 1", "write the file again without it", None),
+    ],
+)
+def test_a_damaged_text_is_refused_with_what_saves_the_rest(
+    content: bytes, message: str, hint: str, left: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_texts(path))
+    assert caught.value.hint
+    assert hint in caught.value.hint
+    if left is not None and shutil.which("iconv"):
+        subprocess.run(
+            caught.value.hint.partition("left out by: ")[2], shell=True, check=False
+        )  # iconv -c exits with 1.
+        assert (tmp_path / "a.utf8.txt").read_text(encoding="utf-8").removeprefix("\ufeff") == left
+
+
+def test_half_a_surrogate_pair_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00 and \\u0000"}\n{"text": "\\ud83d"}\n', encoding="utf-8")
+    call = lambda: list(read_texts(path))  # noqa: E731
+    refused(DataError, "half of a surrogate pair, which no text can hold", "a.jsonl: line 2", call)
 
 
 def test_unusable_parquet_columns(tmp_path: Path) -> None:

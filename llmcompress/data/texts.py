@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmcompress.data.encoding import decode
 from llmcompress.errors import DataError, HubError, UsageError
 from llmcompress.system.patching import replaced
 
@@ -148,42 +149,41 @@ def _read_file(path: Path, fields: tuple[str, ...]) -> Rows:
         raise DataError(
             f"cannot be read: {error.strerror or error}", where=where, hint=f"check the path {path}"
         ) from None
+    text = decode(raw, path)
     if extension == ".jsonl":
-        return _read_jsonl(raw, where, fields)
-    text = _decode(raw, where, offset=0).removeprefix("\ufeff")
+        return _read_jsonl(text, where, fields)
     return Rows([text] if text.strip() else [], where, "document", [1])
 
 
-def _decode(raw: bytes, where: str, offset: int) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"not UTF-8: byte 0x{raw[error.start]:02x} at offset {offset + error.start} ({error.reason})",
-            where=where,
-            hint="convert it, for example with: iconv -f LATIN1 -t UTF-8",
-        ) from None
-
-
-def _read_jsonl(raw: bytes, where: str, fields: tuple[str, ...]) -> Rows:
+def _read_jsonl(text: str, where: str, fields: tuple[str, ...]) -> Rows:
     values: list[object] = []
     numbers: list[int] = []
-    offset = 0
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        text = _decode(line, where, offset).removeprefix("\ufeff" if number == 1 else "").strip()
-        offset += len(line) + 1
-        if not text:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
             continue
         place = f"{where}: line {number}"
         try:
-            row = json.loads(text)
+            row = json.loads(line.strip())
         except (ValueError, RecursionError) as error:
             raise DataError(f"not JSON: {error}", where=place, hint="write one JSON object per line") from None
         if not isinstance(row, dict):
             raise DataError(f"holds {_kind(row)}, a JSON object is needed", where=place, hint="write one per line")
-        values.append(row[_first_field(fields, list(row), place)])
+        value = row[_first_field(fields, list(row), place)]
+        if "\\u" in line and not _encodable(value):
+            raise DataError(
+                "half of a surrogate pair, which no text can hold", where=place, hint="write the character itself"
+            )
+        values.append(value)
         numbers.append(number)
     return Rows(values, where, "line", numbers)
+
+
+def _encodable(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_parquet(path: Path, fields: tuple[str, ...]) -> Rows:
