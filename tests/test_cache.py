@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from llmcompress.artifact import staging
 from llmcompress.cli import run
 from llmcompress.cli.cache_pruning import cache_entries, prune_cache
+from llmcompress.compression.kernels import integers
+from llmcompress.errors import WriteError
+from llmcompress.evaluation.score_cache import ScoreCache
 from llmcompress.system.cache import cache_dir, hold, hold_if_kept
 
 HOLDER = """
@@ -113,6 +119,61 @@ def test_a_cache_that_takes_no_lock_stops_nothing(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     hold(cache_dir() / "statistics" / "aa")
+
+
+@pytest.fixture
+def unusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that cannot be made, for root neither."""
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "file" / "cache"))
+    return tmp_path / "file" / "cache"
+
+
+def test_a_missing_home_stops_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As for a number in a container that is no user's."""
+    import pwd
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    for name in ("LLMCOMPRESS_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    hold(cache_dir() / "statistics" / "aa")
+    assert not ScoreCache("evaluations", "aa").add([0], [{"nll": np.zeros(3)}])
+    assert run(["cache", "list"]) == 0
+    assert "0 B in " in capsys.readouterr().out
+
+
+def test_what_can_do_without_the_cache_does(unusable: Path) -> None:
+    scores = ScoreCache("evaluations", "aa")
+    assert not scores.add([0], [{"nll": np.zeros(3)}])
+    assert scores.get([0]) is None
+    assert cache_entries() == ()
+    assert prune_cache().num_removed == 0
+
+
+def test_what_lies_in_the_cache_and_cannot_be_written_names_it(unusable: Path) -> None:
+    with (
+        pytest.raises(WriteError, match=r"cannot write into the cache: Not a directory \(ENOTDIR\); ") as caught,
+        staging(cache_dir() / "reference-ir" / "key" / "model-none-ov"),
+    ):
+        pass
+    assert caught.value.hint == "set LLMCOMPRESS_CACHE to a directory that can be written and has room"
+    assert caught.value.where.startswith(str(unusable))
+
+
+def test_machine_code_that_cannot_be_kept_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integers, "_machine_code_dir", lambda: str(tmp_path / "kernels"))
+    double = integers.compiled(_double)
+    shutil.rmtree(tmp_path / "kernels")
+    (tmp_path / "kernels").write_bytes(b"")
+    assert double(21) == 42
+    assert integers.compiled(_double)(4) == 8
+
+
+def _double(value: int) -> int:
+    return 2 * value
 
 
 def test_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from llmcompress.data import calibration as windows
 from llmcompress.data import calibration_windows, read_texts, token_ids_sha256
 from llmcompress.data.texts import KNOWN_DATASETS
 from llmcompress.data.tokens import by_transformers
-from llmcompress.errors import DataError, HubError, LlmcompressError, SecurityError, UsageError
+from llmcompress.errors import DataError, HubError, LlmcompressError, SecurityError, UsageError, WriteError
 from llmcompress.spec import Calibration, EvalSpec
 from tests import tokenizer_fixture
 
@@ -320,13 +320,23 @@ def hub_failures() -> list[Any]:
 
     return [
         (DatasetNotFoundError("Dataset 'space/name' doesn't exist on the Hub"), HubError, "doesn't exist on the Hub"),
+        (
+            NotADirectoryError(20, "Not a directory", "/f"),
+            WriteError,
+            "Face cache .* cannot be written: Not a directory",
+        ),
+        (
+            OSError(30, "Read-only file system"),
+            WriteError,
+            r"the Hugging Face cache .*datasets cannot be written: Read-",
+        ),
         (ConnectionError("Couldn't reach 'space/name'"), HubError, "the Hub cannot be reached .*: Couldn't reach"),
         (RuntimeError("Dataset scripts are no longer supported"), DataError, "cannot be used: Dataset scripts are no"),
         (ValueError("BuilderConfig 'x' not found. Available: ['a']"), DataError, r"not found\. Available: \['a'\]"),
     ]
 
 
-@pytest.mark.parametrize("case", range(4))
+@pytest.mark.parametrize("case", range(6))
 def test_hub_failures(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 

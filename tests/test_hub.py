@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -244,6 +246,27 @@ def test_a_full_disk_is_a_write_error(fake: FakeHub) -> None:
     ):
         raise OSError(28, "No space left on device")
     assert "HF_HOME" in caught.value.hint
+
+
+def test_a_cache_below_a_file_is_named(fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(WriteError, match=r"cache .*/file/hub cannot be written: Not a directory") as caught:
+        download("acme/tiny", None, ["*"])
+    assert "HF_HOME" in caught.value.hint
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_cache_that_may_only_be_read_is_read(fake: FakeHub, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = download("acme/tiny", None, ["*"])
+    for ref in first.path.parent.parent.glob("refs/*"):
+        ref.unlink()
+
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert download("acme/tiny", None, ["*"]) == first
 
 
 def test_a_disabled_repository(fake: FakeHub) -> None:

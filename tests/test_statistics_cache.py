@@ -84,6 +84,14 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "statistics").iterdir()] == [kept.name]
 
 
+def test_a_cache_that_cannot_be_written_stops_no_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert [_collect(), _collect()] == [True, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llmcompress.errors import LlmcompressError, WriteError
+from llmcompress.system.cache import cache_dir
 
 _ROOM = "make room on that file system, or choose an output directory on another one"
 _HINTS = {
@@ -73,6 +74,9 @@ def _write_error(where: Path, number: int | None) -> WriteError:
         hint = _HINTS[errno.EFBIG] if _size_is_limited() else _ROOM
     else:
         hint = _HINTS.get(number, "choose another output directory")
+    if Path(os.path.realpath(where)).is_relative_to(os.path.realpath(cache_dir())):
+        hint = "set LLMCOMPRESS_CACHE to a directory that can be written and has room"
+        return WriteError(f"cannot write into the cache: {cause}; {_free(where)}", where=str(where), hint=hint)
     return WriteError(f"cannot write: {cause}; {_free(where)}", where=str(where), hint=hint)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -65,12 +66,16 @@ class CachedRepository(NamedTuple):
             blob.replace(pointer)
 
     def remember(self, revision: str) -> None:
-        """Note which commit a branch or tag was, for later runs offline."""
+        """Note which commit a branch or tag was, for later runs offline; not in a cache that may only be read."""
         ref = Path(self.folder, "refs", *revision.split("/"))
         if revision == self.commit or (ref.is_file() and ref.read_text(encoding="utf-8") == self.commit):
             return
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(ref, self.commit.encode())
+        try:
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(ref, self.commit.encode())
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
 
     @contextmanager
     def locked(self, client: HubClient, repo_id: str, file: HubFile) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ import httpx
 from llmcompress.errors import HubError, LlmcompressError, WriteError
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+# A part of the cache's path is a file.
+_DISK_ERRORS |= {errno.ENOTDIR, errno.EEXIST}
 
 _Words = tuple[str, str]
 """What happened, and what to do."""
@@ -89,6 +92,17 @@ def translated_errors(repo_id: str, revision: str, *, writing: bool = False) -> 
         raise _translated(error, repo_id, revision, writing) from _CauseWithoutWordsError(error)
 
 
+def unwritable_cache(error: BaseException, folder: str | os.PathLike[str], where: str) -> WriteError | None:
+    """The error to raise where the disk of a Hugging Face cache refused; None: it was something else."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
+        return None
+    return WriteError(
+        f"the Hugging Face cache {os.fspath(folder)} cannot be written: {error.strerror}",
+        where=where,
+        hint="make room or permission there, or set HF_HOME to another disk",
+    )
+
+
 class _CauseWithoutWordsError(Exception):
     """The kinds of the errors behind one."""
 
@@ -104,12 +118,8 @@ def _translated(error: Exception, repo_id: str, revision: str, writing: bool) ->
     # TLS and a firewall have numbers that also disks have.
     sending = any(isinstance(link, httpx.HTTPError) for link in chain)
     for link in chain:
-        if isinstance(link, OSError) and link.errno in _DISK_ERRORS and not sending:
-            return WriteError(
-                f"the Hugging Face cache {constants.HF_HUB_CACHE} cannot be written: {link.strerror}",
-                where=repo_id,
-                hint="make room or permission there, or set HF_HOME to another disk",
-            )
+        if not sending and (refused := unwritable_cache(link, constants.HF_HUB_CACHE, repo_id)):
+            return refused
     refusal = next((link for link in chain if isinstance(link, errors.HfHubHTTPError)), None)
     alone = isinstance(error, errors.LocalEntryNotFoundError) and len(chain) == 1
     if refusal is not None:

@@ -15,11 +15,16 @@ from filelock import ReadWriteLock, Timeout
 
 
 def cache_dir() -> Path:
-    """``$LLMCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/llmcompress``, else ``~/.cache/llmcompress``."""
+    """``$LLMCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/llmcompress``, else ``~/.cache/llmcompress``.
+
+    Where nothing is known of a home it is a place that can be neither read nor written.
+    """
     own = os.environ.get("LLMCOMPRESS_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llmcompress"
+    named = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "llmcompress")
+    try:
+        return named.expanduser()
+    except RuntimeError:  # The user has neither $HOME nor an entry among the system's users.
+        return Path(os.devnull, "no home directory", "llmcompress")
 
 
 def content_key(parts: Mapping[str, Any]) -> str:

@@ -8,8 +8,10 @@ a scale; groups lie one after another in memory. Compiled by Numba, without its 
 # Types come from the first call; Numba reads no annotations of its own.
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,9 +47,25 @@ def compiled(function: Any) -> Any:
     """
     with replaced(numba.config, "CACHE_DIR", _machine_code_dir()):
         try:
-            return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+            kept = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
         except RuntimeError:  # The cache's folder cannot be written.
             return numba.njit(nogil=True, error_model="numpy")(function)
+    # Its folder was made, which a full disk or another user's files do not prevent.
+    kept._cache.load_overload = _unless_refused(kept._cache.load_overload)
+    kept._cache.save_overload = _unless_refused(kept._cache.save_overload)
+    return kept
+
+
+def _unless_refused(access: Callable[..., Any]) -> Callable[..., Any]:
+    """Take a refusal of the disk as nothing kept."""
+
+    @functools.wraps(access)
+    def attempt(*arguments: Any) -> Any:
+        with contextlib.suppress(OSError):
+            return access(*arguments)
+        return None
+
+    return attempt
 
 
 @compiled

@@ -7,12 +7,13 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-from llmcompress.artifact import file_records, write_errors
+from llmcompress.artifact import file_records
 from llmcompress.report.compression import CalibrationRecord
 from llmcompress.report.record import Provenance
 from llmcompress.spec import StatisticsPrecision
@@ -29,6 +30,7 @@ def statistics(
 ) -> Iterator[Path]:
     """A directory for ``statistics_path``: complete and checked if it was collected before, else not there yet.
 
+    Where the cache cannot be written it is a temporary one, and the next run collects again.
     What NNCF puts there is the same for every mode and method, so one collection serves every recipe of a model.
     """
     key = {
@@ -47,8 +49,10 @@ def statistics(
         return
     _remove_abandoned(kept)
     collecting = kept.with_name(f"{digest}.{os.getpid()}-{secrets.token_hex(4)}")
-    with write_errors(kept):
-        kept.parent.mkdir(parents=True, exist_ok=True)
+    if not _can_be_made(collecting):
+        with tempfile.TemporaryDirectory(prefix="llmcompress-") as scratch:
+            yield Path(scratch, "statistics")
+        return
     try:
         yield collecting
         if collecting.is_dir():
@@ -60,6 +64,15 @@ def statistics(
                 collecting.rename(kept)
     finally:
         shutil.rmtree(collecting, ignore_errors=True)
+
+
+def _can_be_made(directory: Path) -> bool:
+    try:
+        directory.mkdir(parents=True)
+        directory.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _remove_abandoned(kept: Path) -> None:
