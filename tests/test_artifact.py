@@ -24,6 +24,7 @@ from llmcompress.artifact import (
     read_manifest,
     remove_artifact,
     remove_leftovers,
+    replace_report,
     require_verified,
     staging,
     verify,
@@ -101,12 +102,65 @@ def test_missing_parents_are_made_and_removed_again_if_nothing_came(tmp_path: Pa
     assert seed_of(tmp_path / "a" / "b" / "out", (1,)) == 1
 
 
-@pytest.mark.parametrize("name", ["with space", "ünïcode-模型", "dots.in.name", "[glob]*", "-dash", "x" * 220])
+@pytest.mark.parametrize(
+    "name", ["with space", "ünïcode-模型", "dots.in.name", "[glob]*", "-dash", "x" * 255, "模" * 85]
+)
 def test_any_name_works(tmp_path: Path, name: str) -> None:
     write_artifact(tmp_path / name, 1)
     write_artifact(tmp_path / name, 2, overwrite=True)
     assert seed_of(tmp_path / name, (1, 2)) == 2
     assert names(tmp_path) == [name]
+
+
+def test_two_long_names_that_end_differently_are_two_outputs(tmp_path: Path) -> None:
+    first, second = ("x" * 254 + end for end in "ab")
+    with staging(tmp_path / first) as one:
+        write_artifact(tmp_path / second, 2)
+        replace_report(tmp_path / second, "README.md", b"# A card\n")
+        with pytest.raises(LockedError, match="another run"), staging(tmp_path / first):
+            pass
+        (left,) = [path for path in tmp_path.iterdir() if ".staging-" in path.name]
+        assert all(len(os.fsencode(name)) <= 255 for name in names(tmp_path))
+        one.publish(manifest_for(one.path))
+    assert names(tmp_path) == [first, second]
+    # What a run leaves that is killed at its first step.
+    left.mkdir()
+    remove_leftovers(tmp_path / second)
+    assert left.exists()
+    remove_leftovers(tmp_path / first)
+    assert names(tmp_path) == [first, second]
+
+
+def test_a_name_that_no_file_system_takes_is_refused_at_once(tmp_path: Path) -> None:
+    with (
+        pytest.raises(WriteError, match=r"cannot write: File name too long \(ENAMETOOLONG\); ") as caught,
+        staging(tmp_path / ("x" * 256)),
+    ):
+        pytest.fail("the work began")
+    assert caught.value.hint == "choose a shorter output name"
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE, errno.EILSEQ, errno.ENOTCONN])
+@pytest.mark.parametrize("call", ["exists", "iterdir", "mkdir", "is_dir", "rename"])
+def test_whatever_the_file_system_refuses_is_a_write_error(
+    out: Path, number: int, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out.mkdir()
+
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    def write() -> None:
+        with staging(out, overwrite=True) as staged:
+            staged.publish(manifest_for(staged.path))
+
+    monkeypatch.setattr(Path, call, refuse)
+    monkeypatch.setattr(exchange, "_exchange", lambda *_: False)
+    with pytest.raises(WriteError, match=rf"cannot write: .* \({errno.errorcode[number]}\); ") as caught:
+        write()
+    assert caught.value.exit_code == 8
+    assert caught.value.hint
 
 
 def test_a_relative_path_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from llmcompress.errors import ArtifactError, LlmcompressError, LockedError
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.file_names import MANIFEST
 from llmcompress.report.record import Record
-from llmcompress.system.files import replace_directory, sync_directory, sync_tree, write_synced
+from llmcompress.system.files import replace_directory, short_name, sync_directory, sync_tree, write_synced
 
 _OWNER, _MODEL, _REPLACED = "owner.json", "model", "replaced"
 _REMOVALS = 5
@@ -59,7 +59,8 @@ class Staging:
     def scratch_dir(self) -> Path:
         """Make and return an empty directory on the same file system; it goes with the staging."""
         directory = self.path.with_name("scratch")
-        directory.mkdir()
+        with write_errors(directory):
+            directory.mkdir()
         return directory
 
     def publish(self, manifest: CompressionReport) -> Path:
@@ -68,9 +69,9 @@ class Staging:
         Raises ArtifactError if the manifest does not list the staged files, UsageError if ``target`` appeared
         meanwhile and may not be replaced, WriteError if the disk refuses. In each case nothing is put in place.
         """
-        _refuse_mismatch(self.path, manifest)
         directory = self.path.parent
         with write_errors(self.target):
+            _refuse_mismatch(self.path, manifest)
             sync_tree(self.path)
             write_synced(directory / MANIFEST, manifest_bytes(manifest))
             (directory / MANIFEST).rename(self.path / MANIFEST)
@@ -96,19 +97,19 @@ def staging(output_dir: str | Path, *, overwrite: bool = False, inputs: Iterable
     target = resolve_output(output_dir)
     with write_errors(target):
         refuse_overlap(target, [Path(path) for path in inputs])
-        refuse_existing(target, overwrite=overwrite)
+    refuse_existing(target, overwrite=overwrite)
     with size_limit_as_error(), _parents(target), _locked(target):
-        _remove_stale(target)
         with write_errors(target):
-            refuse_existing(target, overwrite=overwrite)
-        directory = target.with_name(f".{target.name}.staging-{secrets.token_hex(4)}")
+            _remove_stale(target)
+        refuse_existing(target, overwrite=overwrite)
+        directory = _next_to(target, f".staging-{secrets.token_hex(4)}")
         try:
             with write_errors(directory):
                 directory.mkdir()
                 write_synced(directory / _OWNER, _this_process().model_dump_json().encode())
                 (directory / _MODEL).mkdir()
-            # On a file system whose lock never refuses, of two runs at least one sees the other here.
-            _refuse_rivals(target)
+                # On a file system whose lock never refuses, of two runs at least one sees the other here.
+                _refuse_rivals(target)
             yield Staging(directory / _MODEL, target, overwrite)
         finally:
             _remove(directory, target)
@@ -132,9 +133,13 @@ def remove_leftovers(output_dir: str | Path) -> None:
     """Remove what a killed run to this output left next to it; nothing while another run is at work there."""
     with suppress(LlmcompressError, OSError):
         target = resolve_output(output_dir)
-        if target.with_name(f".{target.name}.lock").exists() or _stagings(target):
+        if _next_to(target, ".lock").exists() or _stagings(target):
             with _locked(target):
                 _remove_stale(target)
+
+
+def _next_to(target: Path, ending: str) -> Path:
+    return target.with_name(f".{short_name(target.name)}{ending}")
 
 
 def _refuse_mismatch(path: Path, manifest: CompressionReport) -> None:
@@ -154,7 +159,8 @@ def _refuse_mismatch(path: Path, manifest: CompressionReport) -> None:
 @contextmanager
 def _parents(target: Path) -> Iterator[None]:
     """The directories above ``target``, made where they are missing; those made are removed if they stay empty."""
-    made = [parent for parent in target.parents if not parent.exists()]
+    with write_errors(target.parent):
+        made = [parent for parent in target.parents if not parent.exists()]
     try:
         with write_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +176,7 @@ def _parents(target: Path) -> Iterator[None]:
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
     """One run at a time: the operating system releases the lock of a process that ends, in whatever way."""
-    path = target.with_name(f".{target.name}.lock")
+    path = _next_to(target, ".lock")
     lock = FileLock(path, blocking=False)
     with write_errors(path):
         try:
@@ -203,7 +209,7 @@ def _this_process() -> _Owner:
 
 
 def _stagings(target: Path) -> list[Path]:
-    pattern = re.compile(re.escape(f".{target.name}.staging-") + "[0-9a-f]{8}")
+    pattern = re.compile(re.escape(_next_to(target, ".staging-").name) + "[0-9a-f]{8}")
     return [
         path
         for path in target.parent.iterdir()
@@ -258,9 +264,9 @@ def _remove(directory: Path, target: Path) -> None:
 
 def _remove_now(directory: Path, target: Path) -> None:
     """Remove it, its mark last; an old output that was moved aside goes back where it was."""
-    if not directory.exists():
-        return
     try:
+        if not directory.exists():
+            return
         if (directory / _REPLACED).exists() and not target.exists():
             (directory / _REPLACED).rename(target)
         for path in directory.iterdir():

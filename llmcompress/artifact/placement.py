@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from llmcompress.artifact.failures import write_errors
 from llmcompress.errors import UsageError
 from llmcompress.report.file_names import MANIFEST
 
@@ -32,20 +34,33 @@ def resolve_output(output_dir: str | Path) -> Path:
 def refuse_existing(target: Path, *, overwrite: bool) -> bool:
     """Whether ``target`` is there to be replaced; raises UsageError if it is there and may not be.
 
-    With ``overwrite`` an llmcompress artifact or an empty directory may be replaced, and nothing else.
+    With ``overwrite`` an llmcompress artifact or an empty directory may be replaced, and nothing else. Raises
+    WriteError where the file system takes no such name or does not say.
     """
-    if not os.path.lexists(target):
-        return False
-    if not target.is_dir():
-        raise UsageError("exists and is not a directory", where=str(target), hint=_ELSEWHERE)
-    if not (target / MANIFEST).is_file() and any(target.iterdir()):
-        raise UsageError(
-            f"exists, and is no llmcompress artifact (it has no {MANIFEST}): it is left as it is",
-            where=str(target),
-            hint=_ELSEWHERE,
-        )
+    with write_errors(target):
+        if not _is_there(target):
+            return False
+        if not target.is_dir():
+            raise UsageError("exists and is not a directory", where=str(target), hint=_ELSEWHERE)
+        if not (target / MANIFEST).is_file() and any(target.iterdir()):
+            raise UsageError(
+                f"exists, and is no llmcompress artifact (it has no {MANIFEST}): it is left as it is",
+                where=str(target),
+                hint=_ELSEWHERE,
+            )
     if not overwrite:
         raise UsageError("exists already", where=str(target), hint=f"`overwrite` replaces it; or {_ELSEWHERE}")
+    return True
+
+
+def _is_there(target: Path) -> bool:
+    try:
+        target.lstat()
+    except OSError as error:
+        # What else is in the way of it, such as a file above it, is told when the directories above it are made.
+        if error.errno == errno.ENAMETOOLONG:
+            raise
+        return False
     return True
 
 

@@ -11,6 +11,7 @@ from llmcompress.cli.console import print_json, write_line
 from llmcompress.cli.options import Json, Verbose
 from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, MANIFEST
 from llmcompress.report.text import size_text
+from llmcompress.system.command_line import command_line
 
 
 def card(
@@ -51,4 +52,5 @@ def card(
         write_line(f"{name} is not used: {reason}")
     for name, command in ((EVAL_REPORT, "eval"), (BENCH_REPORT, "bench")):
         if name not in report.used_reports:
-            write_line(f"Not measured; llmcompress {command} {directory} puts {name} there")
+            measure = command_line(["llmcompress", command], [str(directory)])
+            write_line(f"Not measured; {measure} puts {name} there")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +22,7 @@ from llmcompress.cli.options import (
 from llmcompress.cli.progress import run_watched
 from llmcompress.errors import LlmcompressError
 from llmcompress.report.text import count_text, duration_text, size_text
+from llmcompress.system.command_line import command_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -204,9 +204,8 @@ def print_report(report: CompressionReport, *, source: str, output_dir: Path, st
         console.print(_stages_table(report))
     console.print()
     console.print(Text.assemble(("Written to ", "bold"), str(output_dir)), soft_wrap=True)
-    console.print(
-        Text.assemble(("Next: ", "bold"), f"llmcompress verify {shlex.quote(str(output_dir))}"), soft_wrap=True
-    )
+    verify = command_line(["llmcompress", "verify"], [str(output_dir)])
+    console.print(Text.assemble(("Next: ", "bold"), verify), soft_wrap=True)
 
 
 def _activations_text(activations: ActivationRecord) -> str:

@@ -11,6 +11,7 @@ from llmcompress.cli.console import print_json, stdout, table
 from llmcompress.cli.options import Json, Verbose
 from llmcompress.cli.progress import run_watched
 from llmcompress.report.text import duration_text, rate_text, size_text
+from llmcompress.system.command_line import command_line
 
 if TYPE_CHECKING:
     from llmcompress.cli.demo_run import DemoReport
@@ -38,7 +39,6 @@ def demo(
 
 
 def _print(report: DemoReport, output: Path) -> None:
-    import shlex
 
     from rich.text import Text
 
@@ -78,12 +78,6 @@ def _print(report: DemoReport, output: Path) -> None:
     console.print()
     console.print(Text.assemble(("Written to ", "bold"), str(output)), soft_wrap=True)
     first, last = (Path(report.variants[index].directory).name for index in (0, -1))
-    names = [shlex.quote(str(output / name)) for name in (last, first)]
-    text_file = shlex.quote(str(HELD_OUT.dataset))
-    console.print(
-        Text.assemble(
-            ("Next: ", "bold"),
-            f"llmcompress eval {names[0]} --reference {names[1]} --dataset {text_file} --seq-len 256 --split-damage",
-        ),
-        soft_wrap=True,
-    )
+    options = ["--reference", str(output / first), "--dataset", str(HELD_OUT.dataset), "--seq-len", "256"]
+    evaluate = command_line(["llmcompress", "eval"], [str(output / last)], [*options, "--split-damage"])
+    console.print(Text.assemble(("Next: ", "bold"), evaluate), soft_wrap=True)

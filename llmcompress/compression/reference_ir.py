@@ -6,6 +6,7 @@ from llmcompress.loaders.source import identity, resolve
 from llmcompress.spec import Access
 from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_SCORES, installed_versions, quiet_libraries
+from llmcompress.system.files import short_name
 from llmcompress.system.progress import Reporter, silent
 
 
@@ -30,7 +31,8 @@ def reference_ir(
         return found.id or str(found.path)
     key = content_key({"source": identity(found), "versions": installed_versions(PACKAGES_THAT_DECIDE_SCORES)})
     # The last part is what reports call the model.
-    output = cache_dir() / "reference-ir" / key / f"{(found.id or found.path.name).rsplit('/', 1)[-1]}-none-ov"
+    name = short_name((found.id or found.path.name).rsplit("/", 1)[-1])
+    output = cache_dir() / "reference-ir" / key / f"{name}-none-ov"
     hold(output.parent)
     if not output.exists():
         from llmcompress.compression.compress import compress

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from llmcompress.errors import DataError
+from llmcompress.system.command_line import command_line
 
 _MARKS = (
     # UTF-32's mark begins with UTF-16's.
@@ -62,7 +63,7 @@ def decode(raw: bytes, path: Path) -> str:
             raise DataError(
                 f"{codec} by its mark, but not throughout: {problem}",
                 where=path.name,
-                hint=f"what cannot be read is left out by: {_iconv(codec, path, '-c ')}",
+                hint=f"what cannot be read is left out by: {_iconv(codec, path, '-c')}",
             ) from None
         raise DataError(f"not UTF-8: {problem}", where=path.name, hint=_remedy(raw, error.start, path)) from None
     if "\0" in text:
@@ -82,7 +83,7 @@ def _remedy(raw: bytes, offset: int, path: Path) -> str:
     read = sample.decode("utf-8", "replace")
     unreadable = read.count("\ufffd")
     if sum(not character.isascii() for character in read) > 2 * unreadable:
-        return f"most of it is UTF-8; what is not is left out by: {_iconv('UTF-8', path, '-c ')}"
+        return f"most of it is UTF-8; what is not is left out by: {_iconv('UTF-8', path, '-c')}"
     wide = _detected(sample, _WIDE) if b"\0" in sample else None
     found = wide or _detected(sample, _LEGACY)
     if found is None:
@@ -98,7 +99,7 @@ def _without_nul(raw: bytes, path: Path) -> str:
     found = _detected(sample, _WIDE) if num_controls * 4 > len(sample) else None
     if found:
         return f"it reads as {found} without a mark; convert it with: {_iconv(found, path)}"
-    return f"if it is text, they are left out by: tr -d '\\000' < {_named(path)} > {_named(_converted(path))}"
+    return f"if it is text, they are left out by: tr -d '\\000' < {shlex.quote(str(path))} > {_converted(path)}"
 
 
 def _detected(sample: bytes, names: dict[str, str]) -> str | None:
@@ -116,14 +117,10 @@ def _detected(sample: bytes, names: dict[str, str]) -> str | None:
     return names[found] if found else None
 
 
-def _iconv(encoding: str, path: Path, options: str = "") -> str:
-    return f"iconv {options}-f {encoding} -t UTF-8 {_named(path)} > {_named(_converted(path))}"
+def _iconv(encoding: str, path: Path, *options: str) -> str:
+    command = command_line(["iconv", *options, "-f", encoding, "-t", "UTF-8"], [str(path)])
+    return f"{command} > {_converted(path)}"
 
 
-def _converted(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.utf8{path.suffix}")
-
-
-def _named(path: Path) -> str:
-    name = str(path)
-    return shlex.quote(f"./{name}" if name.startswith("-") else name)
+def _converted(path: Path) -> str:
+    return shlex.quote(str(path.with_name(f"{path.stem}.utf8{path.suffix}")))

@@ -10,6 +10,7 @@ from llmcompress.errors import SecurityError, UsageError
 from llmcompress.hub.account import current_token
 from llmcompress.hub.upload import Outgoing
 from llmcompress.report.file_names import CARD
+from llmcompress.system.command_line import command_line
 
 # Larger files go by their path; the Hub stores them as large files in any case.
 _READ_AT_ONCE_BYTES = 16 << 20
@@ -86,9 +87,8 @@ def _read_card(directory: Path) -> str | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
-        raise UsageError(
-            "is no text in UTF-8", where=str(path), hint=f"write it again: llmcompress card {directory}"
-        ) from None
+        again = command_line(["llmcompress", "card"], [str(directory)])
+        raise UsageError("is no text in UTF-8", where=str(path), hint=f"write it again: {again}") from None
 
 
 def _outgoing(path: Path, size_bytes: int, sha256: str) -> Outgoing:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from pydantic import BaseModel as Spec
 
@@ -14,6 +13,7 @@ from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import RECIPE
 from llmcompress.spec import RuntimeProfile
+from llmcompress.system.command_line import command_line
 
 CHECKPOINT = "PATH_TO_THE_BASE"
 REFERENCE = "PATH_TO_THE_REFERENCE"
@@ -44,15 +44,15 @@ def commands(found: Measurements, base: BaseModel, directory: str) -> str:
 
 
 def _compress(manifest: CompressionReport, base: BaseModel, directory: str) -> str:
-    words = ["compress", base.id or CHECKPOINT, *(["--revision", base.revision] if base.revision else [])]
+    words = ["--revision", base.revision] if base.revision else []
     words += ["--recipe", RECIPE, "-o", directory]
     words += ["--trust-remote-code"] if manifest.provenance.trust_remote_code else []
     words += ["--no-tokenizer"] if manifest.tokenizer == "none" else []
-    return _line(words)
+    return command_line(["llmcompress", "compress"], [base.id or CHECKPOINT], words)
 
 
 def _evaluate(manifest: CompressionReport, report: EvalReport, directory: str) -> str:
-    words = ["eval", directory]
+    words: list[str] = []
     if report.reference is not None:
         same = is_base(manifest, report)
         hub_id, revision = hub_name(manifest.provenance if same else report.reference.provenance)
@@ -70,13 +70,13 @@ def _evaluate(manifest: CompressionReport, report: EvalReport, directory: str) -
     words += ["--reference-scores", "cached"] if report.divergence and not report.divergence.exact else []
     tasks = sorted({score.task for score in report.tasks})
     words += ["--tasks", ",".join(tasks)] if tasks else []
-    return _line(words)
+    return command_line(["llmcompress", "eval"], [directory], words)
 
 
 def _bench(report: BenchReport, directory: str) -> str:
     # What it was compared with is known by its name alone.
     first = [report.compared_with] if report.compared_with and report.compared_with != directory else []
-    return _line(["bench", *first, directory, *_options(report.spec)])
+    return command_line(["llmcompress", "bench"], [*first, directory], list(_options(report.spec)))
 
 
 def _options(spec: Spec, always: str = "") -> Iterator[str]:
@@ -93,7 +93,3 @@ def _options(spec: Spec, always: str = "") -> Iterator[str]:
                 yield from (option, pair)
         else:
             yield from (option, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
-
-
-def _line(words: Iterable[str]) -> str:
-    return " ".join(["llmcompress", *map(shlex.quote, words)])

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, verify
+from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, verify, write_errors
 from llmcompress.errors import ArtifactError
 from llmcompress.loaders.loaded_model import source_files
 from llmcompress.loaders.source import Source
@@ -24,7 +24,7 @@ from llmcompress.spec import BenchSpec, EvalSpec, Gate, Recipe, TuneSpec
 from llmcompress.spec.plan import Evaluation
 from llmcompress.system.cache import content_key
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
-from llmcompress.system.files import replace_file
+from llmcompress.system.files import replace_file, short_name
 
 SpecT = TypeVar("SpecT", EvalSpec, TuneSpec)
 
@@ -159,7 +159,8 @@ def push_reason(directory: Path, repo_id: str, *, private: bool) -> str | None:
 
 def remember_push(directory: Path, repo_id: str, *, private: bool) -> None:
     """Note what was pushed, next to the directory, in which one more file would be unknown to the manifest."""
-    replace_file(_push_file(directory), json.dumps(_pushed(directory, repo_id, private)).encode())
+    with write_errors(_push_file(directory)):
+        replace_file(_push_file(directory), json.dumps(_pushed(directory, repo_id, private)).encode())
 
 
 def gate_failures(directory: Path) -> tuple[str, ...]:
@@ -177,7 +178,7 @@ def gate_failures(directory: Path) -> tuple[str, ...]:
 
 
 def _push_file(directory: Path) -> Path:
-    return directory.with_name(f".{directory.name}.push.json")
+    return directory.with_name(f".{short_name(directory.name)}.push.json")
 
 
 def _pushed(directory: Path, repo_id: str, private: bool) -> dict[str, object]:

@@ -16,6 +16,7 @@ from llmcompress.report.record import Provenance
 from llmcompress.spec import BenchSpec, EvalSpec, Recipe, load_recipe
 from llmcompress.summary.comparison import Comparison
 from llmcompress.summary.rows import Row
+from llmcompress.system.command_line import arguments
 
 _EVAL_OPTIONS = ("subset", "split", "text_field", "protocol", "seq_len", "stride", "num_windows", "chunk", "device",
                  "precision", "confidence", "kl_margin", "perplexity_margin")  # fmt: skip
@@ -53,28 +54,28 @@ def _recipe(recipe: Recipe, row: Row) -> str:
 
 def _eval(row: Row, report: EvalReport, rows: Sequence[Row]) -> list[str]:
     spec = report.spec
-    command = ["llmcompress", "eval", row.directory]
+    options: list[str] = []
     if report.reference is not None:
-        command += ["--reference", *_reference(report.reference, rows)]
-    command += ["--dataset", spec.dataset]
+        options += ["--reference", *_reference(report.reference, rows)]
+    options += ["--dataset", spec.dataset]
     for name in _EVAL_OPTIONS:
         value = getattr(spec, name)
         if value != EvalSpec.model_fields[name].default:
-            command += [_option(name), str(value)]
-    command += _profile(spec)
+            options += [_option(name), str(value)]
+    options += _profile(spec)
     if report.divergence is not None:
-        command += ["--reference-scores", "exact" if report.divergence.exact else "cached"]
-    command += ["--noise-floor"] if report.noise_floor else []
-    command += ["--split-damage"] if report.split_damage else []
+        options += ["--reference-scores", "exact" if report.divergence.exact else "cached"]
+    options += ["--noise-floor"] if report.noise_floor else []
+    options += ["--split-damage"] if report.split_damage else []
     if report.generations is not None:
-        command += ["--generations", str(report.generations.num_prompts)]
+        options += ["--generations", str(report.generations.num_prompts)]
     own = row.manifest.recipe.gate
     for check in report.gate.checks:
         if check.name in _THRESHOLDS and getattr(own, check.name, None) != check.required:
-            command += [_option(check.name), str(check.required)]
+            options += [_option(check.name), str(check.required)]
     if report.tasks:
-        command += ["--tasks", ",".join(dict.fromkeys(score.task for score in report.tasks))]
-    return command
+        options += ["--tasks", ",".join(dict.fromkeys(score.task for score in report.tasks))]
+    return arguments(["llmcompress", "eval"], [row.directory], options)
 
 
 def _reference(reference: ModelRecord, rows: Sequence[Row]) -> list[str]:
@@ -92,7 +93,8 @@ def _bench(rows: Sequence[Row]) -> Iterator[list[str]]:
             runs.setdefault((row.benchmark.measured.created, row.benchmark.spec), []).append(row)
     for (_, spec), members in runs.items():
         first_others = sorted(members, key=lambda row: bool(row.benchmark and row.benchmark.compared_with))
-        yield ["llmcompress", "bench", *(row.directory for row in first_others), *_bench_options(spec)]
+        directories = [row.directory for row in first_others]
+        yield arguments(["llmcompress", "bench"], directories, list(_bench_options(spec)))
 
 
 def _bench_options(spec: BenchSpec) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import sys
@@ -13,8 +14,19 @@ from typing import IO
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_LONG_NAME = 200
+"""Bytes; nearly every file system takes 255."""
 # A file system without the exchange says EINVAL, a system without the call ENOSYS, an old container filter EPERM.
 _NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP})
+
+
+def short_name(name: str) -> str:
+    """A file's name that leaves room for 55 more bytes: the same where it does, else cut and told apart by a hash."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONG_NAME:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:16]
+    return f"{encoded[: _LONG_NAME - 17].decode(errors='ignore')}~{digest}"
 
 
 def write_synced(path: Path, content: bytes) -> None:
@@ -36,7 +48,8 @@ def replacing(path: Path, *, beside: Path | None = None, durable: bool = True) -
         durable: Wait until the device has the bytes; what can be computed again need not.
     """
     place = beside or path
-    unfinished = place.with_name(f".{place.name.removeprefix('.')}.{path.name}-{secrets.token_hex(4)}")
+    name = short_name(f"{place.name.removeprefix('.')}.{path.name}")
+    unfinished = place.with_name(f".{name}-{secrets.token_hex(4)}")
     try:
         with unfinished.open("xb") as file:
             yield file

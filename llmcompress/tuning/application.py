@@ -23,6 +23,7 @@ from llmcompress.report.record import FileRecord
 from llmcompress.report.tuning import TuneReport, TuningOrigin
 from llmcompress.spec import Recipe, Runtime, RuntimeProfile, dump_recipe
 from llmcompress.spec.validation import from_options
+from llmcompress.system.command_line import command_line
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.files import replace_file
 from llmcompress.system.progress import Progress, Reporter, silent
@@ -37,7 +38,7 @@ def read_tuning(directory: str | Path) -> TuneReport:
     directory = Path(directory)
     manifest = require_verified(directory)
     path = directory / TUNE_REPORT
-    again = f"llmcompress tune {directory.name}"
+    again = command_line(["llmcompress", "tune"], [directory.name])
     try:
         report = TuneReport.model_validate_json(path.read_bytes())
     except FileNotFoundError:
