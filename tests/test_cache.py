@@ -145,6 +145,17 @@ def test_a_missing_home_stops_nothing(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "0 B in " in capsys.readouterr().out
 
 
+def test_libraries_that_ask_for_a_home_get_one_that_takes_no_files() -> None:
+    code = (
+        "import pwd; pwd.getpwuid = {}.__getitem__; import llmcompress, pathlib; print(pathlib.Path.home());"
+        "(pathlib.Path.home() / '.cache').mkdir(parents=True)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "/dev/null/no home directory\n"
+    assert "NotADirectoryError" in done.stderr
+
+
 def test_what_can_do_without_the_cache_does(unusable: Path) -> None:
     scores = ScoreCache("evaluations", "aa")
     assert not scores.add([0], [{"nll": np.zeros(3)}])

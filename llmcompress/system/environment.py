@@ -42,6 +42,9 @@ def quiet_libraries() -> None:
     """
     for name, value in _STAY_AT_HOME.items():
         os.environ.setdefault(name, value)
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - the method raises where nothing is known of a home
+        # NNCF asks for one when it is imported. What cannot be written every library does without.
+        os.environ["HOME"] = str(Path(os.devnull, "no home directory"))
     if "openvino_telemetry" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     elif sys.modules["openvino_telemetry"] is not None:
