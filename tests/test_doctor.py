@@ -1,5 +1,6 @@
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,18 @@ def test_the_tested_set_is_read_from_the_package(tmp_path: Path, monkeypatch: py
         "# tested\nnncf==3.4.0\n\ntorch == 2.9.1  # CPU\nhuggingface_hub==1.21.0\n"
     )
     assert checks.tested_versions() == {"nncf": "3.4.0", "torch": "2.9.1", "huggingface-hub": "1.21.0"}
+
+
+def test_every_declared_library_has_a_tested_version() -> None:
+    """`doctor` names each of them that is missing, and the version that the tests ran with."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {checks.canonical(Requirement(text).name): Requirement(text) for text in project["dependencies"]}
+    tested = checks.tested_versions()
+    assert set(declared) <= set(tested)
+    assert all(need.specifier.contains(tested[name]) for name, need in declared.items())
+    assert {"sentencepiece", "protobuf", "tiktoken"} <= set(declared)
 
 
 def test_instructions_are_those_that_matter_for_inference(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_fetching_brings_what_loading_needs_and_nothing_else(fake: FakeHub) -> N
         "model.safetensors",
     }
     assert "README.md" not in side_files(source)
+    assert "additional_chat_templates/tools.jinja" in side_files(source)
     assert (source.path / "model.safetensors").read_bytes() == WEIGHTS
     assert source.expected_sha256 == {"model.safetensors": sha256(WEIGHTS), "tokenizer.model": sha256(b"sentencepiece")}
 

@@ -115,7 +115,7 @@ def _save_side_files(compressed: CompressedModel, stage: Staging, progress: Repo
         save_generation_config(loaded.config, loaded.generation_config, tokenizer, stage.path)
         if tokenizer is None:
             return Conversions("none", "none")
-        save_tokenizer(tokenizer, stage.path)
+        save_tokenizer(tokenizer, stage.path, loaded.source)
     progress(Progress("convert the tokenizer", 1, 3))
     check_tokenizer(tokenizer, stage.path)
     progress(Progress("convert the tokenizer", 2, 3))

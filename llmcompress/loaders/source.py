@@ -175,8 +175,9 @@ def require_context(source: Source, num_tokens: int, asked: str, *, field: str =
 
 
 def side_files(source: Source) -> tuple[str, ...]:
-    """Names of the configuration and tokenizer files next to the weights, sorted."""
-    return tuple(sorted(name for name in _names(source.path) if _is_side_file(name, source)))
+    """Paths of the configuration and tokenizer files next to the weights, sorted."""
+    templates = [path.relative_to(source.path).as_posix() for path in source.path.glob(_TEMPLATES) if path.is_file()]
+    return tuple(sorted(name for name in (*_names(source.path), *templates) if _is_side_file(name, source)))
 
 
 def _looks_like_path(text: str) -> bool:

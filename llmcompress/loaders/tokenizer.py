@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmcompress.errors import ModelError, SecurityError
+from llmcompress.errors import ModelError, SecurityError, one_line
 from llmcompress.graph.model import number_nodes
 from llmcompress.loaders.source import Source
+from llmcompress.loaders.tokenizer_files import (
+    TOKENIZER_CONFIG,
+    VOCABULARIES,
+    require_readers,
+    without_tiktoken_cache,
+    write_own_files,
+)
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
 from llmcompress.system.environment import allow_sklearn
-from llmcompress.system.json_file import write_json
 from llmcompress.system.patching import replaced
 
 TOKENIZER_XML = "openvino_tokenizer.xml"
@@ -23,16 +28,12 @@ CONVERTED_FILES = (TOKENIZER_XML, "openvino_tokenizer.bin", DETOKENIZER_XML, "op
 
 _MODEL_FILES = (MODEL_XML, MODEL_BIN, "config.json", "generation_config.json")
 REQUIRED_FILES: dict[str, tuple[str, ...]] = {
-    "optimum": (*_MODEL_FILES, "tokenizer_config.json"),
+    "optimum": (*_MODEL_FILES, TOKENIZER_CONFIG),
     "genai": (*_MODEL_FILES, *CONVERTED_FILES),
-    "ovms": (*_MODEL_FILES, *CONVERTED_FILES, "tokenizer_config.json"),
+    "ovms": (*_MODEL_FILES, *CONVERTED_FILES, TOKENIZER_CONFIG),
 }
 """What each runtime opens; ``chat_template.jinja`` comes with it where the tokenizer has a chat template."""
 
-# Without any of these transformers makes up an empty tokenizer for the model type instead of failing.
-_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
-# Where the tokenizer was loaded from; the same tokenizer must give the same bytes from any folder or cache.
-_ORIGIN_KEYS = ("is_local", "local_files_only", "name_or_path", "_commit_hash", "cache_dir")
 _HINT = "convert with `tokenizer=False` to ship the model without it"
 
 CHECK_TEXTS = (
@@ -67,6 +68,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
 
     Raises:
         ModelError: there is no tokenizer, or it is broken.
+        ResourceError: the library that reads its vocabulary is not installed.
         SecurityError: it needs Python code that came with the model.
     """
     if trust_remote_code:
@@ -74,14 +76,18 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     where = path.name
-    if not trust_remote_code and not any(any(path.glob(name)) for name in _VOCABULARIES):
+    if not trust_remote_code and not any(any(path.glob(name)) for name in VOCABULARIES):
         raise ModelError(
-            f"no tokenizer: none of {', '.join(_VOCABULARIES)} is there",
+            f"no tokenizer: none of {', '.join(VOCABULARIES)} is there",
             where=where,
             hint=f"put the model's tokenizer files beside its weights, or {_HINT}",
         )
+    require_readers(path, has_code=trust_remote_code)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code, local_files_only=True)
+        with without_tiktoken_cache():
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(path), trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except Exception as error:  # noqa: BLE001 - transformers raises whatever the broken file provokes
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise SecurityError(
@@ -95,12 +101,17 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Any, output_dir: Path) -> None:
+def save_tokenizer(tokenizer: Any, output_dir: Path, source: Source | None = None) -> None:
     """Write the tokenizer's own files and its OpenVINO tokenizer and detokenizer into an existing directory.
 
     As ``optimum-cli export openvino`` does, the converted tokenizer pads on the left. The bytes depend on the
     tokenizer and the libraries' versions alone: not on where it was loaded from, what it was used for before, or what
     else was converted in this process.
+
+    Args:
+        tokenizer: As ``load_tokenizer`` gives it.
+        output_dir: An existing directory.
+        source: Where it was loaded from: its files are copied. None: transformers writes them.
 
     Raises:
         ModelError: openvino-tokenizers cannot convert it.
@@ -111,8 +122,7 @@ def save_tokenizer(tokenizer: Any, output_dir: Path) -> None:
         # An earlier call with padding or truncation stays in the backend and would be saved with it.
         backend.no_padding()
         backend.no_truncation()
-    tokenizer.save_pretrained(output_dir)
-    _forget_origin(output_dir / "tokenizer_config.json")
+    write_own_files(tokenizer, output_dir, source)
     tokenizer.padding_side = "left"
     tokenizer.truncation_side = "left"
 
@@ -179,11 +189,5 @@ def _differs(where: str, what: str, expected: object, got: object) -> ModelError
     )
 
 
-def _forget_origin(path: Path) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in config.items() if key not in _ORIGIN_KEYS}
-    write_json(path, kept)
-
-
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
+    return one_line(f"{type(error).__name__}: {error}", 300)
