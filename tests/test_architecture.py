@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,28 @@ def test_architectures_of_a_wrong_form(names: object) -> None:
         ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "an encoder-decoder"),
         ({"model_type": "bart", "architectures": ["BartModel"], "is_encoder_decoder": True}, "an encoder-decoder"),
         ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, "a classifier"),
+        (
+            {"model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}},
+            "a classifier with one score: a reward or rerank model",
+        ),
+        (
+            {
+                "model_type": "qwen3",
+                "architectures": ["Qwen3ForSequenceClassification"],
+                "sentence_transformers": {"version": "5.0.0"},
+            },
+            "a rerank model of sentence-transformers (a classifier)",
+        ),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForProcessRewardModel"]}, "a reward model"),
+        (
+            {"model_type": "llama", "architectures": ["AutoModelForCausalLMWithValueHead"]},
+            "a language model with",
+        ),
+        ({"model_type": "mistral", "architectures": ["MistralReranker"]}, "a rerank model"),
+        ({"model_type": "llama", "architectures": ["LlamaBidirectionalModel"]}, "an embedding model"),
+        ({"model_type": "mistral", "architectures": ["NVEmbedModel"]}, "an embedding model"),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "is_causal": False}, "an embedding model"),
+        ({"model_type": "llama", "use_bidirectional_attention": True}, "an embedding model"),
         ({"model_type": "llama", "architectures": ["LlamaForTokenClassification"]}, "a token classifier"),
         ({"model_type": "llama", "architectures": ["LlamaModel"]}, "a bare model without an output head"),
         (
@@ -93,9 +116,14 @@ def test_other_kinds_of_models_are_named(config: dict[str, Any], reason: str) ->
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "mamba", "deepseek_v3"])
 def test_a_type_that_needs_an_older_transformers(model_type: str) -> None:
     import transformers
+    from optimum.exporters.tasks import TasksManager
 
-    with pytest.raises(ModelError, match=rf"only with transformers .*at most [\d.]+; {transformers.__version__}"):
-        check_architecture({"model_type": model_type})
+    window = rf"only with transformers .*at most [\d.]+; {transformers.__version__}"
+    with pytest.raises(ModelError, match=window) as caught:
+        check_architecture({"model_type": model_type, "transformers_version": "99.0"})
+    exporter = TasksManager._SUPPORTED_MODEL_TYPE[model_type]["openvino"]["text-generation-with-past"].func
+    high = exporter.MAX_TRANSFORMERS_VERSION
+    assert re.search(rf"pip install 'transformers(>=[\d.]+,)?<={re.escape(str(high))}'", caught.value.hint)
 
 
 def test_version_limits_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +154,9 @@ def test_version_limits_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
         assert exporter.not_convertible("a") == reason
     assert "at least 9.1; 5.0.1" in exporter.not_convertible("b")
     assert "works with no transformers version (from 5.5 up to 5.0)" in exporter.not_convertible("c")
+    assert "pip install 'transformers>=4.57,<=5.0'" in exporter.remedy("a")
+    assert "pip install 'transformers>=9.1'" in exporter.remedy("b")
+    assert "another version of optimum-intel is needed" in exporter.remedy("c")
 
 
 def test_an_unknown_type_without_code_has_neighbours() -> None:
@@ -158,6 +189,10 @@ def test_remote_code_is_refused_and_the_flag_is_not_recommended_in_vain() -> Non
     assert "`trust_remote_code` would not help: optimum-intel converts 'minicpm' only with" in caught.value.hint
     with pytest.raises(ModelError, match="at most"):
         check_architecture(config, trust_remote_code=True)
+    config = {**config, "model_type": "internlm2", "architectures": ["InternLM2ForRewardModel"]}
+    with pytest.raises(SecurityError) as caught:
+        check_architecture(config)
+    assert caught.value.hint == "`trust_remote_code` would not help: it is no causal language model but a reward model"
 
 
 def test_a_native_type_with_auto_map_uses_the_native_class() -> None:

@@ -282,6 +282,44 @@ def test_a_directory_with_nothing_to_load(tmp_path: Path) -> None:
         fetch_weights(resolve(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (("model-00001-of-00003.safetensors",), "the index of these shards is missing: fetch model.safetensors.index"),
+        (("tiny-Q8_0.gguf",), "GGUF files are not read: give the safetensors checkpoint"),
+        (("adapter_model.safetensors", "adapter_config.json"), "it is an adapter: merge it into its base model"),
+        (("consolidated.safetensors",), "it is in its trainer's own layout"),
+        (("weights.safetensors",), "transformers reads model.safetensors alone"),
+        ((), "give a checkpoint directory as transformers saves it"),
+    ],
+)
+def test_what_is_there_instead_of_weights_has_its_remedy(tmp_path: Path, names: tuple[str, ...], hint: str) -> None:
+    write(tmp_path, config_json=CONFIG)
+    for name in names:
+        (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(ModelError, match=r"there is neither model\.safetensors nor") as caught:
+        fetch_weights(resolve(tmp_path))
+    assert caught.value.hint.startswith(hint)
+
+
+def test_a_folder_of_the_hubs_cache_names_the_models_directory(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "models--acme--tiny--v2"
+    snapshot = write(folder / "snapshots" / COMMIT, config_json=CONFIG)
+    for given in (folder, snapshot.parent):
+        with pytest.raises(ModelError, match="it is a folder of the Hub's cache, which keeps") as caught:
+            resolve(given)
+        assert caught.value.hint == f"give {snapshot}, or the Hub id acme/tiny--v2"
+    with pytest.raises(ModelError, match="it is the Hub's cache, which keeps many models"):
+        resolve(tmp_path / "hub")
+
+
+def test_a_link_of_the_hubs_cache_whose_file_is_gone(tmp_path: Path) -> None:
+    snapshot = write(tmp_path / "c" / "snapshots" / COMMIT, config_json=CONFIG)
+    (snapshot / "model.safetensors").symlink_to("../../blobs/aa")
+    with pytest.raises(ModelError, match=r"model\.safetensors is a link that leads nowhere: the model"):
+        resolve(snapshot)
+
+
 def resolve_message(path: Path) -> None:
     try:
         resolve(path)

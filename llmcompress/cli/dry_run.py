@@ -53,11 +53,16 @@ def predict(
 def forecast_source(
     source: str, recipe: Recipe, output_dir: Path, access: Access, engine: Engine, progress: Reporter
 ) -> Forecast:
-    """Find the source and predict what compressing it will take; reads no weight. For a worker."""
+    """Find the source, refuse what a run would refuse, and predict what compressing will take; reads no weight."""
+    from llmcompress.compression.compressible import require_compressible
     from llmcompress.compression.forecast import forecast
     from llmcompress.loaders.source import resolve
+    from llmcompress.system.environment import quiet_libraries
 
-    return forecast(resolve(source, access), recipe, output_dir, engine=engine)
+    quiet_libraries()
+    found = resolve(source, access)
+    require_compressible(found, recipe)
+    return forecast(found, recipe, output_dir, engine=engine)
 
 
 def print_forecast(forecast: Forecast, *, source: str, recipe_name: str) -> None:

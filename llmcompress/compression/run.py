@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.artifact import write_errors
-from llmcompress.compression.contract import check_executed, check_target
+from llmcompress.compression.compressible import refuse_compressed, require_compressible, require_executable
+from llmcompress.compression.contract import check_target
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.layers import CODEBOOKS, layer_table
 from llmcompress.compression.nncf.statistics_cache import statistics
-from llmcompress.compression.nncf.statistics_pass import check_statistics_precision
 from llmcompress.compression.quantized_operations import activation_record
-from llmcompress.errors import ModelError
-from llmcompress.graph.model import is_compressed, set_runtime_options
-from llmcompress.loaders.architecture import check_architecture
+from llmcompress.graph.model import set_runtime_options
 from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
 from llmcompress.loaders.loaded_model import LoadedModel, load_source
 from llmcompress.loaders.source import Source, fetch_weights, longest_context
@@ -109,10 +107,9 @@ def compress_in_memory(
 
     Raises: as ``compress``, apart from what concerns the output directory.
     """
-    check_executed(recipe)
-    check_statistics_precision(recipe)
     with weights_checked(allow_nonfinite=options.access.allow_nonfinite, progress=progress) as check:
         if isinstance(source, LoadedModel):
+            require_executable(recipe)
             with stages.stage("forecast"):
                 predicted = _forecast(source.source, recipe, options, progress)
             ready = _Ready(source.source, None, codes_on_disk=predicted.codes_on_disk)
@@ -164,6 +161,7 @@ def _make_ready(
     # The weights of a directory are here already; their check takes the time of the libraries' import.
     checked = check(fetch_weights(source)) if source.kind == "checkpoint" else None
     with stages.stage("forecast"):
+        require_compressible(source, recipe)
         predicted = _forecast(source, recipe, options, progress, require=True)
     with stages.stage("fetch"):
         source = fetch_weights(source, progress=progress)
@@ -177,25 +175,11 @@ def _forecast(
 ) -> Forecast:
     """Predict what compressing takes; refuse what will not suffice, if that is required."""
     progress(Progress("forecast", 0, 1))
-    if require:
-        _refuse_quantized(source, recipe)
     predicted = forecast(source, recipe, options.target, engine=options.engine)
     if require:
         require_fits(predicted if options.target else predicted.model_copy(update={"disk_bytes": 0}))
     progress(Progress("forecast", 1, 1))
     return predicted
-
-
-def _refuse_quantized(found: Source, recipe: Recipe) -> None:
-    if found.layout == "ir":
-        return
-    architecture = check_architecture(found.config, trust_remote_code=found.trust_remote_code)
-    if architecture.quantization == "keep" and recipe.method != "none":
-        raise ModelError(
-            f"the checkpoint is already quantized and recipe {recipe.name} would quantize it again",
-            where=found.id or found.path.name,
-            hint="convert it as it is with `recipe=none`, or give the original checkpoint",
-        )
 
 
 class Applied(NamedTuple):
@@ -224,12 +208,7 @@ def apply_recipe(
     """
     if recipe.method == "none":
         return Applied(loaded)
-    if is_compressed(loaded.model):
-        raise ModelError(
-            "the model is already compressed; compressing it again would add to its error unseen",
-            where=loaded.source.id or loaded.source.path.name,
-            hint="give the original checkpoint",
-        )
+    refuse_compressed(loaded.model, loaded.source, recipe)
     from llmcompress.compression.nncf.activations import quantize_activations
     from llmcompress.compression.nncf.weights import compress_weights
 

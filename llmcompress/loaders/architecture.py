@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from llmcompress.errors import ModelError, SecurityError
-from llmcompress.loaders.exporter import installed_transformers, neighbours, not_convertible
+from llmcompress.loaders.exporter import installed_transformers, not_convertible, remedy
 from llmcompress.loaders.quantized import Quantization, check_quantization
 from llmcompress.loaders.remote_code import ALLOW, refuse_hidden_code
 
@@ -29,6 +29,17 @@ _KINDS = (
 
 # The first of these say what a whole model type is, the others what a class makes of it.
 _MEANT_BY_TYPE = 4
+
+
+EMBEDDING = "an embedding model"
+EXPORT_EMBEDDINGS = "optimum-cli export openvino --task feature-extraction exports an embedding model"
+# What a class that is not named as causal says of itself.
+_CLASS_WORDS = (
+    (("reward",), "a reward model"),
+    (("valuehead",), "a language model with a value head, as TRL saves it for reinforcement learning"),
+    (("rerank",), "a rerank model"),
+    (("embed", "bidirectionalmodel", "bimodel"), EMBEDDING),
+)
 
 
 class Architecture(NamedTuple):
@@ -75,19 +86,25 @@ def check_architecture(
 
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+    kind = _other_kind(config, model_type, names[0] if names else "")
     native = model_type in CONFIG_MAPPING_NAMES
     auto_map = bool(config.get("auto_map"))
     if not native and auto_map and not trust_remote_code:
-        reason = not_convertible(model_type)
+        reason = f"it is no causal language model but {kind}" if kind else not_convertible(model_type)
         raise SecurityError(
             f"model type {model_type!r} is not part of transformers: loading it runs Python code from its repository",
             where=where,
             hint=f"`trust_remote_code` would not help: {reason}" if reason else ALLOW,
         )
-    _refuse_other_kinds(config, model_type, names, where)
+    if kind:
+        raise ModelError(
+            f"{names[0] if names else model_type} is no causal language model but {kind}",
+            where=where,
+            hint="llmcompress takes decoder-only text models (architectures ending in ForCausalLM)"
+            + (f"; {EXPORT_EMBEDDINGS}" if kind == EMBEDDING else ""),
+        )
     if reason := not_convertible(model_type):
-        hint = f"convertible here: {', '.join(neighbours(model_type))}"
-        raise ModelError(reason, where=where, hint=_newer_hint(config) or hint)
+        raise ModelError(reason, where=where, hint=_hint(config, model_type))
     if not native and not auto_map:
         raise ModelError(
             f"transformers {installed_transformers()} does not know the model type {model_type!r}, "
@@ -106,29 +123,38 @@ def check_architecture(
     )
 
 
-def _refuse_other_kinds(config: Mapping[str, Any], model_type: str, names: list[str], where: str) -> None:
-    name = names[0] if names else ""
+def _other_kind(config: Mapping[str, Any], model_type: str, name: str) -> str:
+    """What the model is instead of a causal language model; empty where it may be one."""
     lowered = name.lower()
-    kind = ""
     if "eagle" in lowered or "dflash" in lowered:
-        kind = "a draft model for speculative decoding, which cannot generate alone"
-    elif any(config.get(key) is not None for key in _OTHER_SENSES):
-        kind = _kind(name, model_type) or "a multimodal model"
-    elif name in _class_names(_table(_KINDS[0][0])):
+        return "a draft model for speculative decoding, which cannot generate alone"
+    if any(config.get(key) is not None for key in _OTHER_SENSES):
+        return _kind(name, model_type) or "a multimodal model"
+    if name in _class_names(_table(_KINDS[0][0])):
         # transformers lists some of these among the causal models as well.
-        kind = _KINDS[0][1]
-    elif config.get("is_encoder_decoder") is True:
-        kind = "an encoder-decoder (sequence-to-sequence) model"
-    elif name and not lowered.endswith(_CAUSAL_SUFFIXES) and lowered != (_causal_class(model_type) or "").lower():
-        kind = _kind(name, model_type) or "something else"
-    elif not name and _causal_class(model_type) is None:
-        kind = _kind(name, model_type)
-    if kind:
-        raise ModelError(
-            f"{name or model_type} is no causal language model but {kind}",
-            where=where,
-            hint="llmcompress takes decoder-only text models (architectures ending in ForCausalLM)",
-        )
+        return _KINDS[0][1]
+    if config.get("is_encoder_decoder") is True:
+        return "an encoder-decoder (sequence-to-sequence) model"
+    if name and not lowered.endswith(_CAUSAL_SUFFIXES) and lowered != (_causal_class(model_type) or "").lower():
+        named = next((kind for words, kind in _CLASS_WORDS if any(word in lowered for word in words)), "")
+        return named or _scores(config, lowered) or _kind(name, model_type) or "something else"
+    if not name and _causal_class(model_type) is None:
+        return _kind(name, model_type)
+    if config.get("is_causal") is False or config.get("use_bidirectional_attention") is True:
+        # As in embedding models that keep the name of the class that they were made from.
+        return EMBEDDING
+    return ""
+
+
+def _scores(config: Mapping[str, Any], lowered: str) -> str:
+    """What a classifier is that gives one score; empty for other ones."""
+    if not lowered.endswith("forsequenceclassification"):
+        return ""
+    if "sentence_transformers" in config:
+        return "a rerank model of sentence-transformers (a classifier)"
+    labels = config.get("id2label")
+    num_labels = len(labels) if isinstance(labels, Mapping) else config.get("num_labels")
+    return "a classifier with one score: a reward or rerank model" if num_labels == 1 else ""
 
 
 def _kind(class_name: str, model_type: str) -> str:
@@ -156,6 +182,14 @@ def _causal_class(model_type: str) -> str | None:
 
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     return name if isinstance(name, str) else None
+
+
+def _hint(config: Mapping[str, Any], model_type: str) -> str:
+    """What to do about a type that is not convertible."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    # To a type that is known here, an older transformers may be what the exporter needs.
+    return remedy(model_type) if model_type in CONFIG_MAPPING_NAMES else _newer_hint(config) or remedy(model_type)
 
 
 def _newer_hint(config: Mapping[str, Any]) -> str:

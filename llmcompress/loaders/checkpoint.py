@@ -11,19 +11,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
 from llmcompress.graph.model import forget_conversion, keep_alive, memory_owners, read_ir
+from llmcompress.loaders.tensor_names import refuse_other_tensors
 from llmcompress.system.patching import replaced
 
 if TYPE_CHECKING:
     import openvino as ov
 
 TASK = "text-generation-with-past"
-MAX_NAMES = 8
 
 
 class _ModelTaken(BaseException):
@@ -136,28 +136,9 @@ class _StrictLoader:
                 where=where,
                 hint="the tensors' names and shapes must be those that config.json describes",
             ) from error
-        problems = [
-            f"{len(keys)} {adjective} ({_names(keys)})"
-            for adjective, keys in (
-                ("missing, which transformers would fill with random values", info["missing_keys"]),
-                ("unexpected, which it would drop", info["unexpected_keys"]),
-                ("of another shape", info["mismatched_keys"]),
-            )
-            if keys
-        ]
-        if problems:
-            raise ModelError(
-                f"the tensors are not those of {type(model).__name__}: {'; '.join(problems)}",
-                where=where,
-                hint="fetch the checkpoint again, or correct config.json",
-            )
+        refuse_other_tensors(info, type(model).__name__, where)
         self._storages += [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
         return model
-
-
-def _names(keys: Collection[object]) -> str:
-    shown = sorted(map(str, keys))[:MAX_NAMES]
-    return ", ".join(shown) + (", ..." if len(keys) > MAX_NAMES else "")
 
 
 def _first_line(error: BaseException) -> str:

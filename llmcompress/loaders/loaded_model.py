@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from llmcompress.artifact import MANIFEST, file_records, read_manifest, require_verified
 from llmcompress.artifact.manifest import entries
 from llmcompress.graph.model import check_decoder, count_parameters, is_compressed, mapped_share
-from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.checking import CheckedWeights, weights_checked
+from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.model_card import read_source_card
 from llmcompress.loaders.scan import check_hashes, scan_constants
@@ -112,6 +112,8 @@ def load_source(
     progress: Reporter = silent,
 ) -> LoadedModel:
     """Load what ``resolve`` found; arguments and errors as those of ``load``."""
+    if checked is None:
+        require_convertible(source)
     with ExitStack() as stack:
         if scratch_dir is None:
             scratch_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmcompress-")))
@@ -142,7 +144,6 @@ def source_files(source: Source) -> tuple[FileRecord, ...]:
 def _load_checkpoint(
     source: Source, checked: CheckedWeights, scratch_dir: Path, with_tokenizer: bool, progress: Reporter
 ) -> LoadedModel:
-    check_architecture(source.config, trust_remote_code=source.trust_remote_code)
     from llmcompress.loaders.checkpoint import convert_checkpoint
 
     progress(Progress("load and trace", 0, 1))

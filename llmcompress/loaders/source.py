@@ -33,6 +33,8 @@ _SKIPPED = ("*.index.json", "trainer_state.json", "optimizer*.json", EVAL_REPORT
 _NEEDED = "give a Hugging Face checkpoint (config.json, safetensors) or an OpenVINO IR directory with its config.json"
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 _CODE_CONFIGS = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+SENTENCE_TRANSFORMERS = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
+"""What sentence-transformers writes next to a model."""
 
 
 class Source(NamedTuple):
@@ -92,6 +94,39 @@ def resolve(source: str | Path, access: Access = Access()) -> Source:
     return _from_directory(path, access.trust_remote_code)
 
 
+def file_names(source: Source) -> list[str]:
+    """Names of a directory's files, or of those that the Hub lists."""
+    return _names(source.path) if source.files is None else [file.path for file in source.files.files]
+
+
+def fetch_listed(source: Source) -> Source:
+    """Bring the small files of a Hub source that say what it is into the user's cache: a few kilobytes.
+
+    Raises:
+        HubError: A download failed or is not what the Hub states.
+    """
+    if source.files is None:
+        return source
+    wanted = [name for name in file_names(source) if name in (*_CODE_CONFIGS, *SENTENCE_TRANSFORMERS)]
+    return source._replace(path=fetch(source.files, ["config.json", *wanted]).path)
+
+
+def check_code(source: Source) -> None:
+    """Refuse a tokenizer or processor that asks for code from its repository; its files must be there.
+
+    Raises:
+        SecurityError: It needs that code, which is not allowed.
+    """
+    for name in _CODE_CONFIGS:
+        if (source.path / name).is_file():
+            check_tokenizer(
+                read_json(source.path / name),
+                model_type=str(source.config.get("model_type")),
+                trust_remote_code=source.trust_remote_code,
+                where=name,
+            )
+
+
 def fetch_side_files(source: Source) -> Source:
     """Bring a Hub source's tokenizer and configuration files into the user's cache, and no weights.
 
@@ -102,7 +137,7 @@ def fetch_side_files(source: Source) -> Source:
     if source.files is not None:
         names = [file.path for file in source.files.files if _is_side_file(file.path, source)]
         source = source._replace(path=fetch(source.files, [*names, *_readme(source.files)]).path)
-    _check_code(source)
+    check_code(source)
     return source
 
 
@@ -120,13 +155,13 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     if source.files is None:
         if source.layout == "checkpoint":
             choose_weights(_names(source.path), where=where)
-        _check_code(source)
+        check_code(source)
         return source
-    listed = [file.path for file in source.files.files]
+    listed = file_names(source)
     main = MODEL_XML if source.layout == "ir" else choose_weights(listed, where=where)
     side = [name for name in listed if _is_side_file(name, source)]
     snapshot = fetch(source.files, [*side, *_readme(source.files), *([main] if main == INDEX else [])])
-    _check_code(source._replace(path=snapshot.path))
+    check_code(source._replace(path=snapshot.path))
     weights = sorted(set(read_index(snapshot.path / INDEX).values())) if main == INDEX else [main]
     if source.layout == "ir":
         # An artifact of ours lists its recipe too, and is complete only with it.
@@ -210,7 +245,10 @@ def _from_directory(path: Path, trust_remote_code: bool) -> Source:
             where=str(path),
             hint="give the directory that holds config.json and the weights",
         )
-    layout = _layout(_names(path), str(path))
+    names = _names(path)
+    if "config.json" not in names:
+        _refuse_cache_folder(path)
+    layout = _layout(names, str(path))
     hold_if_kept(path)
     _check_links(path)
     return Source(
@@ -220,6 +258,26 @@ def _from_directory(path: Path, trust_remote_code: bool) -> Source:
         config=read_json(path / "config.json"),
         trust_remote_code=trust_remote_code,
     )
+
+
+def _refuse_cache_folder(path: Path) -> None:
+    """Refuse what the Hub's cache keeps around a model's directory; names the directory itself."""
+    path = path.resolve()
+    if path.name == "snapshots":
+        path = path.parent
+    found = sorted(path.glob("snapshots/*/config.json"))
+    if found:
+        raise ModelError(
+            "it is a folder of the Hub's cache, which keeps a model's files by commit",
+            where=str(path),
+            hint=f"give {found[0].parent}, or the Hub id {path.name.removeprefix('models--').replace('--', '/', 1)}",
+        )
+    if any(path.glob("models--*/snapshots")):
+        raise ModelError(
+            "it is the Hub's cache, which keeps many models",
+            where=str(path),
+            hint="give the Hub id of one of them, with `offline`",
+        )
 
 
 def _names(path: Path) -> list[str]:
@@ -268,17 +326,6 @@ def _readme(files: HubListing) -> list[str]:
     return [CARD] if any(file.path == CARD for file in files.files) else []
 
 
-def _check_code(source: Source) -> None:
-    for name in _CODE_CONFIGS:
-        if (source.path / name).is_file():
-            check_tokenizer(
-                read_json(source.path / name),
-                model_type=str(source.config.get("model_type")),
-                trust_remote_code=source.trust_remote_code,
-                where=name,
-            )
-
-
 def _check_links(directory: Path) -> None:
     """Refuse links that leave the directory, apart from those that the Hub's cache is made of."""
     root = directory.resolve()
@@ -289,6 +336,12 @@ def _check_links(directory: Path) -> None:
             continue
         target = entry.resolve()
         if target.is_relative_to(root) or (root.parent.name == "snapshots" and target.is_relative_to(blobs)):
+            if entry.name != CARD and not target.exists():
+                raise ModelError(
+                    f"{entry.name} is a link that leads nowhere: the model is there in part",
+                    where=str(directory),
+                    hint="fetch it again; the Hub id in place of the directory does",
+                )
             continue
         raise SecurityError(
             f"{entry.name} is a link to {target}, outside the model's directory; it was not opened",

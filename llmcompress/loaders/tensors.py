@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,14 @@ INDEX = "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "openvino_")
 _SHOWN = 5
+_REMEDIES = (
+    ("*-of-*.safetensors", f"the index of these shards is missing: fetch {INDEX} as well"),
+    ("*.gguf", "GGUF files are not read: give the safetensors checkpoint that they were made from"),
+    ("adapter_model.*", "it is an adapter: merge it into its base model first, with peft's merge_and_unload"),
+    ("consolidated*", "it is in its trainer's own layout: give the model as transformers saves it"),
+    ("*.safetensors", f"transformers reads {SINGLE} alone: rename the file, if it holds the whole model"),
+)
+"""What to do where these files are there instead of weights, the first that matches."""
 
 
 class Checkpoint(NamedTuple):
@@ -75,10 +84,11 @@ def choose_weights(names: Collection[str], *, where: str) -> str:
             "AutoModelForCausalLM.from_pretrained(...).save_pretrained(DIR) writes safetensors",
         )
     others = sorted(name for name in names if name.endswith((".safetensors", ".gguf", ".msgpack", ".h5", ".onnx")))
+    remedies = (remedy for pattern, remedy in _REMEDIES if fnmatch.filter(others, pattern))
     raise ModelError(
         f"there is neither {SINGLE} nor {INDEX}" + (f"; weights of another layout: {_some(others)}" if others else ""),
         where=where,
-        hint="give a checkpoint directory as transformers saves it",
+        hint=next(remedies, "give a checkpoint directory as transformers saves it"),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.benchmarking.benchmark import require_engine
+from llmcompress.compression.compressible import require_compressible
 from llmcompress.compression.forecast import Forecast, forecast
 from llmcompress.errors import GateError, UsageError
 from llmcompress.graph.device import check_device
@@ -72,7 +73,7 @@ def survey(
             progress(Progress("look at the jobs", len(surveyed), len(jobs), "jobs"))
             try:
                 model.find(job)
-                each = _surveyed(job, plan, model, base_is_unmade=job.tuned_from in unmade)
+                each = _surveyed(job, plan, model, here=devices, base_is_unmade=job.tuned_from in unmade)
                 if "compress" in each.outlook.steps:
                     unmade.add(job.directory)
                 surveyed.append(each)
@@ -83,13 +84,15 @@ def survey(
     return tuple(surveyed)
 
 
-def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, base_is_unmade: bool) -> Surveyed:
+def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, here: bool, base_is_unmade: bool) -> Surveyed:
     found = model.source
     recipe = job.recipe or _recommended(job, found)
     if job.tuned_from is not None:
         # What takes other time and memory has another name.
         recipe = recipe.model_copy(update={"name": job.recipe_name})
     steps, reason = _steps(job, recipe, plan, model, base_is_unmade=base_is_unmade)
+    if "compress" in steps:
+        require_compressible(found, recipe, here=here)
     if "tune" in steps:
         _ = model.tuning_token_ids_sha256
     if "evaluate" in steps and plan.evaluation is not None:

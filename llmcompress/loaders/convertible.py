@@ -1,0 +1,37 @@
+"""Whether a source can be loaded and converted: every refusal that needs none of its weights."""
+
+from __future__ import annotations
+
+from llmcompress.loaders.architecture import Architecture, check_architecture
+from llmcompress.loaders.other_libraries import refuse_other_libraries
+from llmcompress.loaders.source import Source, check_code, fetch_listed, file_names
+from llmcompress.loaders.tensor_names import require_same_tensors
+from llmcompress.loaders.tensors import choose_weights, read_checkpoint
+
+
+def require_convertible(source: Source) -> Architecture | None:
+    """Refuse what loading would refuse, by the names of files, their small JSON files and the headers of weights.
+
+    Of a Hub source only small files are fetched, so that its headers are not known yet.
+
+    Returns:
+        What the model is; None for an IR, which was converted before.
+
+    Raises:
+        ModelError: No causal language model, none that the exporter converts, or damaged or incomplete.
+        SecurityError: It would need pickle files or foreign code.
+        HubError: The small files could not be had.
+    """
+    if source.layout == "ir":
+        check_code(fetch_listed(source))
+        return None
+    choose_weights(file_names(source), where=source.id or str(source.path))
+    source = fetch_listed(source)
+    check_code(source)
+    # The headers come first, as in a real run, whose check of all bytes takes the time of the libraries' import.
+    checkpoint = None if source.files is not None else read_checkpoint(source.path)
+    refuse_other_libraries(source)
+    architecture = check_architecture(source.config, trust_remote_code=source.trust_remote_code)
+    if checkpoint is not None and architecture.quantization == "none" and not architecture.remote_code:
+        require_same_tensors(source, checkpoint)
+    return architecture
