@@ -96,13 +96,7 @@ def check_architecture(
             where=where,
             hint=f"`trust_remote_code` would not help: {reason}" if reason else ALLOW,
         )
-    if kind:
-        raise ModelError(
-            f"{names[0] if names else model_type} is no causal language model but {kind}",
-            where=where,
-            hint="llmcompress takes decoder-only text models (architectures ending in ForCausalLM)"
-            + (f"; {EXPORT_EMBEDDINGS}" if kind == EMBEDDING else ""),
-        )
+    _refuse_kind(kind, names[0] if names else model_type, where)
     if reason := not_convertible(model_type):
         raise ModelError(reason, where=where, hint=_hint(config, model_type))
     if not native and not auto_map:
@@ -121,6 +115,16 @@ def check_architecture(
         quantization_note=note,
         remote_code=trust_remote_code and auto_map,
     )
+
+
+def _refuse_kind(kind: str, name: str, where: str) -> None:
+    if kind:
+        raise ModelError(
+            f"{name} is no causal language model but {kind}",
+            where=where,
+            hint="llmcompress takes decoder-only text models (architectures ending in ForCausalLM)"
+            + (f"; {EXPORT_EMBEDDINGS}" if kind == EMBEDDING else ""),
+        )
 
 
 def _other_kind(config: Mapping[str, Any], model_type: str, name: str) -> str:

@@ -12,7 +12,6 @@ from llmcompress.loaders.tensors import Checkpoint
 
 MAX_NAMES = 8
 
-_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _BARE = "no causal language model but an embedding model or another one without an output head"
 _ALONE = "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW) writes the language model alone"
 
@@ -44,8 +43,9 @@ def require_same_tensors(source: Source, checkpoint: Checkpoint) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     where = source.name
+    dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
     tensors = {
-        name: torch.empty(tensor.shape, dtype=getattr(torch, _DTYPES.get(tensor.dtype, "uint8")), device="meta")
+        name: torch.empty(tensor.shape, dtype=dtypes.get(tensor.dtype, torch.uint8), device="meta")
         for name, tensor in checkpoint.tensors.items()
     }
     _refuse_bare(list(tensors), where)
