@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.data.encoding import decode
 from llmcompress.errors import DataError, HubError, UsageError
-from llmcompress.hub.failures import unwritable_cache
 from llmcompress.system.patching import replaced
 
 if TYPE_CHECKING:
@@ -235,6 +234,8 @@ def _load_hub(pinned: KnownDataset, where: str, offline: bool) -> Any:
         hint = f"see https://huggingface.co/datasets/{pinned.repo_id}"
         raise HubError(str(error), where=where, hint=hint) from None
     except OSError as error:
+        from llmcompress.hub.failures import unwritable_cache
+
         if refused := unwritable_cache(error, datasets.config.HF_DATASETS_CACHE, where):
             raise refused from error
         reason = "it is not in the local cache" if offline else "the Hub cannot be reached and the cache has no copy"

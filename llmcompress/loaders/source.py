@@ -7,11 +7,9 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llmcompress.errors import ModelError, SecurityError, UsageError
-from llmcompress.hub.download import fetch
-from llmcompress.hub.listing import HubListing, listing
 from llmcompress.loaders.remote_code import check_tokenizer
 from llmcompress.loaders.tensors import INDEX, SINGLE, choose_weights, read_index
 from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT, MODEL_BIN, MODEL_XML, RECIPE, TUNE_REPORT
@@ -20,6 +18,9 @@ from llmcompress.spec.hub_names import check_repo_id
 from llmcompress.system.cache import hold_if_kept
 from llmcompress.system.json_file import read_json
 from llmcompress.system.progress import Reporter, silent
+
+if TYPE_CHECKING:
+    from llmcompress.hub.listing import HubListing
 
 Layout = Literal["checkpoint", "ir"]
 
@@ -105,6 +106,8 @@ def fetch_listed(source: Source) -> Source:
     Raises:
         HubError: A download failed or is not what the Hub states.
     """
+    from llmcompress.hub.download import fetch
+
     if source.files is None:
         return source
     wanted = [name for name in file_names(source) if name in (*_CODE_CONFIGS, *SENTENCE_TRANSFORMERS)]
@@ -134,6 +137,8 @@ def fetch_side_files(source: Source) -> Source:
         SecurityError: the tokenizer needs code.
         HubError: a download failed or is not what the Hub states.
     """
+    from llmcompress.hub.download import fetch
+
     if source.files is not None:
         names = [file.path for file in source.files.files if _is_side_file(file.path, source)]
         source = source._replace(path=fetch(source.files, [*names, *_readme(source.files)]).path)
@@ -151,6 +156,8 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
         ModelError: there are no weights.
         HubError: a download failed or is not what the Hub states.
     """
+    from llmcompress.hub.download import fetch
+
     where = source.id or str(source.path)
     if source.files is None:
         if source.layout == "checkpoint":
@@ -221,6 +228,9 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _from_hub(repo_id: str, access: Access) -> Source:
+    from llmcompress.hub.download import fetch
+    from llmcompress.hub.listing import listing
+
     check_repo_id(repo_id)
     files = listing(repo_id, access.revision, offline=access.offline)
     names = [file.path for file in files.files]
