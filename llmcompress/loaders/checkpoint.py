@@ -82,7 +82,8 @@ def convert_checkpoint(directory: Path, scratch_dir: Path, *, trust_remote_code:
     # A bf16 constant does not own the memory it shows: without the torch storages it would dangle.
     keep_alive(taken[0], storages)
     forget_conversion(taken[0])
-    return taken[0]
+    # Like saving, a copy leaves out the nodes that no result needs; NNCF would follow constants to them.
+    return clone_model(taken.pop())
 
 
 def clone_model(model: ov.Model) -> ov.Model:
