@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.benchmarking.openvino_runtime import VOCABULARY
+from llmcompress.benchmarking.openvino_runtime import random_ids
 from llmcompress.benchmarking.timing import Run
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.spec.benchmark import Shape
@@ -60,7 +60,7 @@ class GenaiRuntime:
         config.ignore_eos = True
         config.do_sample = False
         count = shape.depth + shape.prompt_tokens
-        ids = np.random.default_rng(seed).integers(0, VOCABULARY, (shape.batch_size, count))
+        ids = random_ids(self.directory, (shape.batch_size, count), seed)
         inputs = openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
         raw = self._pipeline.generate(inputs, config).perf_metrics.raw_metrics
         moments = tuple(moment * MILLISECOND_S for moment in raw.m_new_token_times)

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 from llmcompress.benchmarking.timing import Run
 from llmcompress.graph.device import decoder_inputs, input_names
 from llmcompress.graph.model import logits_from, logits_result
+from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.report.file_names import MODEL_XML
 from llmcompress.spec.benchmark import Shape
+from llmcompress.system.json_file import read_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import openvino as ov
+    from numpy.typing import NDArray
 
 DEPTH_CALL_TOKENS = 512
 VOCABULARY = 1000
@@ -57,13 +61,11 @@ class OpenvinoRuntime:
 
     def run(self, shape: Shape, seed: int) -> Run:
         """One prompt and its new tokens; the next token is drawn beforehand, so nothing is sampled meanwhile."""
-        import numpy as np
-
         compiled = self.compiled()
         names = input_names(compiled)
         request = compiled.create_infer_request()
         total = shape.depth + shape.prompt_tokens + shape.new_tokens
-        ids = np.random.default_rng(seed).integers(0, VOCABULARY, (shape.batch_size, total))
+        ids = random_ids(self.directory, (shape.batch_size, total), seed)
         position = 0
         while position < shape.depth:
             end = min(position + DEPTH_CALL_TOKENS, shape.depth)
@@ -79,6 +81,14 @@ class OpenvinoRuntime:
             request.infer(decoder_inputs(ids[:, start : start + 1], start, names))
             moments.append(time.perf_counter())
         return Run(started, tuple(moments))
+
+
+def random_ids(directory: Path, shape: tuple[int, int], seed: int) -> NDArray[np.int64]:
+    """Token ids int64 of a shape, of those that the model in a directory has."""
+    import numpy as np
+
+    known = num_embeddings(read_json(directory / "config.json"))
+    return np.random.default_rng(seed).integers(0, min(VOCABULARY, known or VOCABULARY), shape)
 
 
 def _last_position_only(model: ov.Model) -> None:

@@ -18,7 +18,8 @@ from llmcompress.compression.quantized_operations import activation_record
 from llmcompress.graph.model import set_runtime_options
 from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
 from llmcompress.loaders.loaded_model import LoadedModel, load_source
-from llmcompress.loaders.source import Source, fetch_weights, longest_context
+from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights, longest_context
+from llmcompress.loaders.token_ids import check_token_ids, num_embeddings
 from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.report.compression import (
     AccuracyRecord,
@@ -55,6 +56,7 @@ def recipe_windows(found: Source, recipe: Recipe, tokenizer: Any, *, offline: bo
         num_held_out=control.num_samples if control else 0,
         offline=offline,
         max_seq_len=longest_context(found),
+        num_embeddings=num_embeddings(found.config),
     )
 
 
@@ -112,12 +114,10 @@ def compress_in_memory(
             require_executable(recipe)
             with stages.stage("forecast"):
                 predicted = _forecast(source.source, recipe, options, progress)
-            ready = _Ready(source.source, None, codes_on_disk=predicted.codes_on_disk)
+            text = _tokenize(source.source, recipe, options, stages)
+            ready = _Ready(source.source, None, text, codes_on_disk=predicted.codes_on_disk)
         else:
             ready = _make_ready(source, recipe, options, check, stages, progress)
-        with stages.stage("tokenize"):
-            tokenizer = source_tokenizer(ready.source) if options.tokenizer or recipe.calibration else None
-            windows = recipe_windows(ready.source, recipe, tokenizer, offline=options.access.offline)
         with stages.stage("load and trace"), write_errors(options.target or options.scratch_dir):
             if isinstance(source, LoadedModel):
                 loaded = source.clone()
@@ -132,17 +132,25 @@ def compress_in_memory(
                 )
     with stages.stage("compress"):
         file_memory = FileMemory(options.scratch_dir) if ready.codes_on_disk else None
+        windows = ready.text.windows
         applied = apply_recipe(loaded, recipe, windows, options.engine, file_memory, progress)
         layers, activations = _inspect(applied, recipe)
     return CompressedModel(
         loaded=applied.loaded,
         recipe=recipe,
-        tokenizer=tokenizer if options.tokenizer else None,
+        tokenizer=ready.text.tokenizer if options.tokenizer else None,
         calibration=windows.record if windows else None,
         layers=layers,
         activations=activations,
         stages=stages,
     )
+
+
+class _Text(NamedTuple):
+    """What reads a text, and what a recipe reads of one; None where nothing needs it."""
+
+    tokenizer: Any | None
+    windows: CalibrationWindows | None
 
 
 class _Ready(NamedTuple):
@@ -151,6 +159,7 @@ class _Ready(NamedTuple):
     source: Source
     checked: CheckedWeights | None
     """The check of a checkpoint's weights, which may still be running."""
+    text: _Text
     codes_on_disk: bool
 
 
@@ -163,11 +172,23 @@ def _make_ready(
     with stages.stage("forecast"):
         require_compressible(source, recipe)
         predicted = _forecast(source, recipe, options, progress, require=True)
+    text = _tokenize(source, recipe, options, stages)
     with stages.stage("fetch"):
         source = fetch_weights(source, progress=progress)
         if source.layout == "checkpoint" and checked is None:
             checked = check(source)
-    return _Ready(source, checked, codes_on_disk=predicted.codes_on_disk)
+    return _Ready(source, checked, text, codes_on_disk=predicted.codes_on_disk)
+
+
+def _tokenize(source: Source, recipe: Recipe, options: CompressOptions, stages: Stages) -> _Text:
+    """Refuse tokens that the model has no embedding for; read the recipe's text."""
+    with stages.stage("tokenize"):
+        source = fetch_side_files(source)
+        if not options.tokenizer and not recipe.calibration:
+            check_token_ids(source, None)
+            return _Text(None, None)
+        tokenizer = source_tokenizer(source)
+        return _Text(tokenizer, recipe_windows(source, recipe, tokenizer, offline=options.access.offline))
 
 
 def _forecast(

@@ -55,6 +55,7 @@ def calibration_windows(
     num_held_out: int = 0,
     offline: bool = False,
     max_seq_len: int | None = None,
+    num_embeddings: int | None = None,
 ) -> CalibrationWindows:
     """Tokenise the calibration dataset and take ``num_samples`` windows of exactly ``seq_len`` tokens.
 
@@ -75,11 +76,13 @@ def calibration_windows(
         num_held_out: Further windows to draw as ``held_out``, none with the tokens of a calibration window.
         offline: Take a Hub dataset from the local cache only.
         max_seq_len: The model's longest context in tokens, when known.
+        num_embeddings: The model's, when known.
 
     Raises:
         UsageError: ``seq_len`` beyond ``max_seq_len``, or a chat template asked for where there is none to use.
         DataError: the data cannot be used or holds too little text.
         HubError: the Hub dataset cannot be had.
+        ModelError: a token of the text has no embedding.
         SecurityError: the chat template does not end.
     """
     seq_len, wanted = calibration.seq_len, calibration.num_samples
@@ -90,7 +93,8 @@ def calibration_windows(
             hint=f"set calibration.seq_len to {max_seq_len} or less",
         )
     documents = _open(calibration, tokenizer, offline)
-    stream, generator = _stream(documents, calibration, tokenizer, (wanted + num_held_out) * seq_len)
+    encoder = TextEncoder(by_transformers(tokenizer), num_embeddings=num_embeddings)
+    stream, generator = _stream(documents, calibration, tokenizer, encoder, (wanted + num_held_out) * seq_len)
     where, available = documents.rows.where, len(stream) // seq_len
     if available < wanted:
         raise DataError(
@@ -106,16 +110,22 @@ def calibration_windows(
     return replace(_windows(chosen, where, calibration.seed), held_out=held_out)
 
 
+def _frame(calibration: Calibration, tokenizer: Any, encoder: TextEncoder) -> Frame:
+    """What stands around each document."""
+    if calibration.chat_template:
+        return Frame()
+    if not any(encoder.frame) and tokenizer.eos_token_id is not None:
+        return Frame((), (tokenizer.eos_token_id,))
+    return encoder.frame
+
+
 def _stream(
-    documents: _Documents, calibration: Calibration, tokenizer: Any, num_tokens: int
+    documents: _Documents, calibration: Calibration, tokenizer: Any, encoder: TextEncoder, num_tokens: int
 ) -> tuple[NDArray[np.int64], np.random.Generator]:
     """At least so many tokens, if the text has them, and the generator that drew the documents."""
     import numpy as np
 
-    encoder = TextEncoder(by_transformers(tokenizer))
-    frame = Frame() if calibration.chat_template else encoder.frame
-    if not calibration.chat_template and not any(frame) and tokenizer.eos_token_id is not None:
-        frame = Frame((), (tokenizer.eos_token_id,))
+    frame = _frame(calibration, tokenizer, encoder)
     piece_chars = max(MIN_PIECE_CHARS, 2 * CHARS_PER_TOKEN * calibration.seq_len)
     budget = max(MIN_CHARS, CHARS_PER_TOKEN * calibration.num_samples * calibration.seq_len)
     while True:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from llmcompress.errors import ModelError, last_line
 from llmcompress.loaders.source import Source
+from llmcompress.loaders.token_ids import num_embeddings, require_embeddings
 from llmcompress.loaders.tokenizer import TOKENIZER_XML, load_tokenizer
 from llmcompress.system.json_file import read_json
 
@@ -31,20 +32,32 @@ class Frame(NamedTuple):
 class TextEncoder:
     """Encodes text; knows the special tokens that the evaluation protocols put in."""
 
-    def __init__(self, encode: Encode, directory: Path | None = None) -> None:
+    def __init__(self, encode: Encode, directory: Path | None = None, num_embeddings: int | None = None) -> None:
         """Encode with a function.
 
         Args:
             directory: The tokenizer's, whose configuration names the token before a document.
+            num_embeddings: The model's, where known: ids beyond them are refused.
         """
-        self._encode, self._directory = encode, directory
+        self._encode_all, self._directory, self._num_embeddings = encode, directory, num_embeddings
+
+    def _encode(self, texts: list[str], special: bool) -> list[list[int]]:
+        found = self._encode_all(texts, special)
+        where = "tokenizer" if self._directory is None else str(self._directory)
+        for ids in found:
+            require_embeddings(ids, self._num_embeddings, what="the tokenizer", where=where)
+        return found
 
     def ids(self, text: str, *, special: bool) -> list[int]:
-        """Ids of a text, with or without the special tokens that the tokenizer puts around it."""
+        """Ids of a text, with or without the special tokens that the tokenizer puts around it.
+
+        Raises:
+            ModelError: The model has no embedding for one.
+        """
         return self._encode([text], special)[0]
 
     def batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of several texts, without special tokens."""
+        """Ids of several texts, without special tokens; raises as ``ids``."""
         return self._encode(texts, False)
 
     @cached_property
@@ -89,14 +102,14 @@ def text_encoder(source: Source) -> TextEncoder:
     Raises:
         ModelError: There is no tokenizer, or it cannot be used.
     """
-    directory = source.path
+    directory, size = source.path, num_embeddings(source.config)
     if (directory / TOKENIZER_JSON).is_file():
-        return TextEncoder(_by_tokenizers(directory / TOKENIZER_JSON), directory)
+        return TextEncoder(_by_tokenizers(directory / TOKENIZER_JSON), directory, size)
     if (directory / TOKENIZER_XML).is_file():
-        return TextEncoder(_by_openvino(directory / TOKENIZER_XML), directory)
+        return TextEncoder(_by_openvino(directory / TOKENIZER_XML), directory, size)
     if source.layout == "checkpoint":
         tokenizer = load_tokenizer(directory, trust_remote_code=source.trust_remote_code)
-        return TextEncoder(by_transformers(tokenizer), directory)
+        return TextEncoder(by_transformers(tokenizer), directory, size)
     raise ModelError(
         f"there is no tokenizer: neither {TOKENIZER_JSON} nor {TOKENIZER_XML}",
         where=str(directory),

@@ -14,6 +14,7 @@ from llmcompress.system.json_file import read_json
 
 TEMPLATE = "chat_template.jinja"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea.", "Count from one to five.")
 
 
 class ChatTemplate:
@@ -73,6 +74,21 @@ def chat_template(directory: Path) -> ChatTemplate | None:
         if name.endswith("_token") and isinstance(text, str):
             tokens[name] = text
     return ChatTemplate(template, tokens)
+
+
+def prompts(directory: Path, encoder: TextEncoder) -> list[list[int]] | None:
+    """Token ids of ``QUESTIONS`` by the chat template of a directory; None where it has none or refuses one.
+
+    Raises:
+        ModelError: The template writes a token that the model does not have.
+        SecurityError: The template breaks out of its bounds.
+    """
+    template = chat_template(directory)
+    if template is None:
+        return None
+    made = [question_ids(template, encoder, question) for question in QUESTIONS]
+    found = [ids for ids in made if ids is not None]
+    return found if len(found) == len(made) else None
 
 
 def question_ids(template: ChatTemplate, encoder: TextEncoder, question: str) -> list[int] | None:

@@ -8,6 +8,7 @@ from llmcompress.artifact import MANIFEST, read_manifest
 from llmcompress.data.protocols import evaluation_windows, read_documents, require_same_tokens
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import UsageError
+from llmcompress.evaluation.conversation import prompts
 from llmcompress.evaluation.measurement import ModelOnDevice, check_vocabularies
 from llmcompress.evaluation.request import EvalRequest, check_request
 from llmcompress.evaluation.scoring import Feed
@@ -48,6 +49,8 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
         other = None if other is None else fetch_weights(other, progress=progress)
         encoder = text_encoder(found)
         windows = evaluation_windows(documents, spec, encoder)
+        for each in filter(None, (found, other)):
+            prompts(each.path, encoder)  # the probes ask them later: what cannot be asked ends here
         if other is not None:
             require_same_tokens(windows, evaluation_windows(documents, spec, text_encoder(other)))
         progress(Progress("read the text", 1, 1))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.data.tokens import TextEncoder
-from llmcompress.evaluation.conversation import chat_template, question_ids
+from llmcompress.evaluation.conversation import prompts
 from llmcompress.evaluation.gate import finite_check
 from llmcompress.evaluation.graph import FIRST, add_scores
 from llmcompress.evaluation.measurement import ModelOnDevice
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import openvino as ov
     from numpy.typing import NDArray
 
-QUESTIONS = ("What is the capital of France?", "Write one sentence about the sea.", "Count from one to five.")
 MAX_NEW_TOKENS = 96
 LOOP_TOKENS = 16
 CALL_TOKENS = 512
@@ -68,18 +67,15 @@ def answers(
     model: ModelOnDevice, encoder: TextEncoder, eos: frozenset[int], progress: Reporter, stage: str
 ) -> Answers | None:
     """Let a model answer through its chat template; None where it has none or does not take a plain question."""
-    template = chat_template(model.loaded.source.path)
-    if template is None:
+    asked = prompts(model.loaded.source.path, encoder)
+    if asked is None:
         return None
-    prompts = [question_ids(template, encoder, question) for question in QUESTIONS]
     compiled = model.compiled()
     generations = []
-    for number, prompt in enumerate(prompts):
-        progress(Progress(stage, number, len(prompts), "answers"))
-        if prompt is None:
-            return None
+    for number, prompt in enumerate(asked):
+        progress(Progress(stage, number, len(asked), "answers"))
         generations.append(generate(compiled, prompt, eos=eos, max_new_tokens=MAX_NEW_TOKENS))
-    progress(Progress(stage, len(prompts), len(prompts), "answers"))
+    progress(Progress(stage, len(asked), len(asked), "answers"))
     return Answers(tuple(generations))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from llmcompress.data import calibration_windows
 from llmcompress.loaders.source import fetch_side_files, longest_context, resolve
+from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.spec import Recipe
 from llmcompress.spec.access import Access
@@ -30,7 +31,11 @@ class BoundTexts:
         found = fetch_side_files(found)
         own = source_tokenizer(found)
         token_ids = calibration_windows(
-            recipe.calibration, own, offline=access.offline, max_seq_len=longest_context(found)
+            recipe.calibration,
+            own,
+            offline=access.offline,
+            max_seq_len=longest_context(found),
+            num_embeddings=num_embeddings(found.config),
         ).token_ids
         self.texts = [" ".join(map(str, window)) for window in token_ids.tolist()]
         # Removed with the last copy of this.

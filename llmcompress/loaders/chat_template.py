@@ -66,6 +66,19 @@ def check_chat_template(
     return "equal"
 
 
+def written_texts(tokenizer: Any) -> list[str]:
+    """What the chat template makes of ``CONVERSATIONS``, of those that it takes.
+
+    Raises:
+        SecurityError: the template breaks out of its bounds.
+    """
+    if not tokenizer.chat_template:
+        return []
+    cases = [(messages, prompt) for messages in CONVERSATIONS for prompt in (True, False)]
+    made = (_expected(tokenizer, messages, prompt, first=False) for messages, prompt in cases)
+    return [text for text in made if text is not None]
+
+
 def turn_end_id(tokenizer: Any) -> int | None:
     """The token that the chat template writes after an assistant's answer, such as ``<|im_end|>`` or ``<|eot_id|>``.
 

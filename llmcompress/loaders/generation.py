@@ -41,15 +41,24 @@ def reconcile_eos(
         ModelError: an ``eos_token_id`` is not an id or a list of ids.
         SecurityError: the chat template breaks out of its bounds.
     """
-    ids = {
-        *_ids(config.get("eos_token_id"), "config.json"),
-        *_ids((generation_config or {}).get("eos_token_id"), GENERATION_CONFIG),
-    }
+    ids = configured_eos(config, generation_config)
     if tokenizer is not None:
         ids.update(_ids(tokenizer.eos_token_id, "tokenizer_config.json"))
         turn_end = turn_end_id(tokenizer)
         ids.update([] if turn_end is None else [turn_end])
     return sorted(ids)
+
+
+def configured_eos(config: Mapping[str, Any], generation_config: Mapping[str, Any] | None) -> set[int]:
+    """The ids that end a text by both configurations.
+
+    Raises:
+        ModelError: an ``eos_token_id`` is not an id or a list of ids.
+    """
+    return {
+        *_ids(config.get("eos_token_id"), "config.json"),
+        *_ids((generation_config or {}).get("eos_token_id"), GENERATION_CONFIG),
+    }
 
 
 def save_generation_config(

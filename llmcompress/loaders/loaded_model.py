@@ -147,6 +147,7 @@ def _load_checkpoint(
     from llmcompress.loaders.checkpoint import convert_checkpoint
 
     progress(Progress("load and trace", 0, 1))
+    tokenizer = source_tokenizer(source) if with_tokenizer else None
     if checked.records.done():
         checked.records.result()
     model = convert_checkpoint(source.path, scratch_dir, trust_remote_code=source.trust_remote_code)
@@ -155,7 +156,7 @@ def _load_checkpoint(
     check_decoder(model, where=source.id or source.path.name)
     return LoadedModel(
         model=model,
-        tokenizer=source_tokenizer(source) if with_tokenizer else None,
+        tokenizer=tokenizer,
         config=read_json(scratch_dir / "config.json"),
         generation_config=read_generation_config(source.path),
         provenance=_provenance(source, _dtype(checked.checkpoint), files),
@@ -169,6 +170,7 @@ def _load_ir(source: Source, with_tokenizer: bool, allow_nonfinite: bool, progre
     from llmcompress.graph.model import read_ir
 
     progress(Progress("read the model", 0, 1))
+    tokenizer = source_tokenizer(source) if with_tokenizer else None
     if (source.path / MANIFEST).is_file():
         require_verified(source.path)
     files = _records(source, (*IR_FILES, *side_files(source)))
@@ -179,7 +181,7 @@ def _load_ir(source: Source, with_tokenizer: bool, allow_nonfinite: bool, progre
     progress(Progress("read the model", 1, 1))
     return LoadedModel(
         model=model,
-        tokenizer=source_tokenizer(source) if with_tokenizer else None,
+        tokenizer=tokenizer,
         config=source.config,
         generation_config=read_generation_config(source.path),
         provenance=_provenance(source, "compressed" if is_compressed(model) else _ir_dtype(model), files),

@@ -11,6 +11,7 @@ from typing import Any
 from llmcompress.errors import ModelError, SecurityError, one_line
 from llmcompress.graph.model import number_nodes
 from llmcompress.loaders.source import Source
+from llmcompress.loaders.token_ids import check_token_ids
 from llmcompress.loaders.tokenizer_files import (
     TOKENIZER_CONFIG,
     VOCABULARIES,
@@ -59,8 +60,10 @@ CHECK_TEXTS = (
 
 
 def source_tokenizer(source: Source) -> Any:
-    """Load the tokenizer of a source whose files are there; raises as ``load_tokenizer``."""
-    return load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    """Load the tokenizer of a source whose files are there; raises as ``load_tokenizer`` and ``check_token_ids``."""
+    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    check_token_ids(source, tokenizer)
+    return tokenizer
 
 
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
