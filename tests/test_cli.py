@@ -747,11 +747,13 @@ def test_stages_that_run_side_by_side_or_again_keep_a_bar_each(capsys: Captured)
 def test_bars_are_silent_in_a_pipe(capsys: Captured) -> None:
     with watching(verbose=False) as watch:
         watch.report(Progress("save", 1, 2))
-        assert watch.log is None
+        watch.log("a line")
     assert capsys.readouterr() == ("", "")
+    with watching(verbose=False) as watch:
+        watch.log("warning: a word")
+    assert capsys.readouterr() == ("", "warning: a word\n")
     with watching(verbose=True) as watch:
         watch.report(Progress("save", 1, 2))
-        assert watch.log is not None
         watch.log("a line")
         watch.report(Progress("hash", 1, 2))
     assert capsys.readouterr() == ("", "a line\nsave: 0.0 s\nhash: 0.0 s\n")

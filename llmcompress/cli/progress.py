@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from llmcompress.cli.console import stderr
 from llmcompress.report.text import count_text, duration_text, size_text
-from llmcompress.system.progress import Progress, Reporter
+from llmcompress.system.progress import WARNING, Progress, Reporter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +24,8 @@ class Watch(NamedTuple):
     """What a running function is given to be watched through."""
 
     report: Reporter
-    log: Callable[[str], None] | None
-    """Takes one line of a library's output; None where nobody asked for it."""
+    log: Callable[[str], None]
+    """Takes one line that a worker wrote; shows our warnings, and the libraries' output where it was asked for."""
 
 
 class _Stage(NamedTuple):
@@ -97,14 +97,22 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
         if progress.done >= progress.total > 0:
             finish(progress.stage)
 
-    def log(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True, style="dim")
-
     with bars:
-        yield Watch(report, log if verbose else None)
+        yield Watch(report, worker_lines(console, verbose=verbose))
         for stage in list(running):
             finish(stage)
     sys.stderr.flush()
+
+
+def worker_lines(console: Console, *, verbose: bool) -> Callable[[str], None]:
+    """Show lines that a worker wrote: our warnings, and with ``verbose`` what libraries say."""
+
+    def show(line: str) -> None:
+        warning = line.startswith(WARNING)
+        if verbose or warning:
+            console.print(line, markup=False, soft_wrap=True, style=None if warning else "dim")
+
+    return show
 
 
 def run_watched(

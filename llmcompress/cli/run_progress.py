@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.cli.console import stderr
-from llmcompress.cli.progress import watching
+from llmcompress.cli.progress import watching, worker_lines
 from llmcompress.report.text import duration_text
 from llmcompress.system.progress import Progress, Reporter
 
@@ -26,20 +26,16 @@ class Seen(NamedTuple):
     watch: Callable[[Event], None]
     report: Reporter
     """For the look at all jobs, before the first one."""
-    log: Callable[[str], None] | None
+    log: Callable[[str], None]
 
 
 @contextmanager
 def run_watched(*, verbose: bool) -> Iterator[Seen]:
     """Show on stderr what runs where, how far it is and the time left: bars on a terminal, lines of a log in a pipe."""
     console = stderr()
-
-    def log(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True, style="dim")
-
     if console.is_terminal:
         with _bars(console) as (watch, report):
-            yield Seen(watch, report, log if verbose else None)
+            yield Seen(watch, report, worker_lines(console, verbose=verbose))
     else:
         with watching(verbose=verbose) as before:
             yield Seen(_log(console), before.report, before.log)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+WARNING = "warning: "
+"""Begins each warning of ours among the lines that a worker writes."""
+
 
 class Progress(NamedTuple):
     """One step of one stage; ``done`` of ``total`` in ``unit`` (``total`` 0: not known)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import pickle
 import queue
@@ -20,7 +21,7 @@ from llmcompress.errors import InterruptedRunError, KilledForMemoryError, Llmcom
 from llmcompress.system.environment import leave_out_sklearn, quiet_libraries
 from llmcompress.system.memory import peak_rss_bytes
 from llmcompress.system.messages import Done, Failed, greet, receive, send, sendable
-from llmcompress.system.progress import Progress
+from llmcompress.system.progress import WARNING, Progress
 
 _GRACE_S = 15.0
 _SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
@@ -41,6 +42,7 @@ def serve(parent_pid: int) -> NoReturn:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     quiet_libraries()
+    _mark_warnings()
     leave_out_sklearn()
     threading.Thread(target=_read_calls, args=(stream, calls), daemon=True).start()
     greet(_answers)
@@ -59,6 +61,15 @@ def serve(parent_pid: int) -> NoReturn:
     sys.stderr.flush()
     # Libraries' threads and exit handlers have nothing left to do that a result needs, and some of them hang.
     os._exit(0)
+
+
+def _mark_warnings() -> None:
+    """Write our own warnings so that the parent knows them among what libraries write."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"{WARNING}%(message)s"))
+    logger = logging.getLogger("llmcompress")
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 def call_with_progress(function: Callable[..., object], keywords: Mapping[str, Any]) -> object:
