@@ -541,11 +541,12 @@ def test_offline_datasets_that_are_not_cached_are_refused(artifact: Artifacts, m
 
 
 def test_other_vocabularies_are_refused(ref_model: Path, wikitext: Path, artifact: Artifacts, tmp_path: Path) -> None:
-    other = build_checkpoint(tmp_path / "other", "llama", num_hidden_layers=1)
+    # Larger than the tokenizer's: a smaller table is refused as having no embedding for its tokens.
+    other = build_checkpoint(tmp_path / "other", "llama", num_hidden_layers=1, vocab_size=4104)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ref_model / name, other / name)
     spec = spec_of(wikitext, seq_len=64, num_windows=1)
-    refused(ModelError, "the candidate's vocabulary has 4096 tokens, the reference's 512", artifact("int8"), spec,
+    refused(ModelError, "the candidate's vocabulary has 4096 tokens, the reference's 4104", artifact("int8"), spec,
             reference=other)  # fmt: skip
 
 
