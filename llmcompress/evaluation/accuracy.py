@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     """``[seq_len]``"""
     AccuracyMetric = Callable[[ov.CompiledModel, Iterable[Window]], tuple[float, list[float]]]
     """A compiled decoder and windows -> the metric over all and of each alone, as ``scale`` has it."""
-    MakeMetric = Callable[[str, ov.Model, Sequence[Window]], AccuracyMetric]
-    """Name of the metric, reference, all windows that it will be asked for -> the metric."""
 
 
 class Scale(NamedTuple):
