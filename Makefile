@@ -3,34 +3,43 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What a user needs, and on top of it what tests and checks need.
 INSTALLED := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.installed-dev
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test slow lint format dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/llmcompress demo
 
 # Two at a time, each file in one process: its fixtures are made once.
-test: $(INSTALLED)
+test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-slow: $(INSTALLED)
+slow: $(DEVELOPMENT)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(INSTALLED)
+lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-format: $(INSTALLED)
+format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A wheel and a source archive, in dist/.
+dist: $(DEVELOPMENT)
+	$(BIN)/python -m build --no-isolation
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis llmcompress-demo
 
-$(INSTALLED): pyproject.toml llmcompress/cli/tested_versions.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint llmcompress/cli/tested_versions.txt --editable '.[dev]'
+$(INSTALLED): pyproject.toml scripts/install.sh llmcompress/cli/tested_versions.txt
+	PYTHON=$(PYTHON) sh scripts/install.sh -e $(VENV)
 	touch $@
+
+$(DEVELOPMENT): pyproject.toml scripts/install.sh llmcompress/cli/tested_versions.txt
+	PYTHON=$(PYTHON) sh scripts/install.sh -e $(VENV) dev
+	touch $(INSTALLED) $@
