@@ -51,7 +51,7 @@ def test_the_wheel_runs_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path)
 
 def test_the_image_is_the_install_script(tmp_path: Path) -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
-    installing = [line for line in lines if line.startswith("RUN") and "pip" in line or "install.sh" in line]
+    installing = [line for line in lines if (line.startswith("RUN") and "pip" in line) or "install.sh" in line]
     assert len(installing) == 1
     assert "scripts/install.sh /opt/llmcompress " in installing[0]
     assert lines.index("USER llmcompress") < next(i for i, line in enumerate(lines) if line.startswith("ENTRYPOINT"))

@@ -46,6 +46,13 @@ def _tune() -> Callable[..., None]:
     return tune
 
 
+def _chat() -> Callable[..., None]:
+    """Talk to a model, or to two at once: what was compressed, next to its original."""
+    from llmcompress.cli.chat import chat
+
+    return chat
+
+
 def _compare() -> Callable[..., None]:
     """Print one table of everything that was measured: size, quality, speed, memory."""
     from llmcompress.cli.compare import compare
@@ -114,6 +121,7 @@ COMMANDS: dict[str, Callable[[], Callable[..., None] | typer.Typer]] = {
     "eval": _eval,
     "bench": _bench,
     "tune": _tune,
+    "chat": _chat,
     "compare": _compare,
     "card": _card,
     "run": _run,

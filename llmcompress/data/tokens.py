@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from llmcompress.errors import ModelError, last_line
 from llmcompress.loaders.source import Source
 from llmcompress.loaders.token_ids import num_embeddings, require_embeddings
-from llmcompress.loaders.tokenizer import TOKENIZER_XML, load_tokenizer
+from llmcompress.loaders.tokenizer import DETOKENIZER_XML, TOKENIZER_XML, load_tokenizer
 from llmcompress.system.json_file import read_json
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -117,6 +117,19 @@ def text_encoder(source: Source) -> TextEncoder:
     )
 
 
+def text_decoder(directory: Path) -> Callable[[list[int]], str]:
+    """Return what turns ids into text, without special tokens: ``tokenizer.json``, else the converted detokenizer.
+
+    Raises:
+        ModelError: There is neither, or it cannot be used.
+    """
+    if (directory / TOKENIZER_JSON).is_file():
+        tokenizer = _read_tokenizer(directory / TOKENIZER_JSON)
+        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+    compiled = _compile_tokenizer(directory / DETOKENIZER_XML)
+    return lambda ids: str(compiled([[ids]])["string_output"][0])
+
+
 def by_transformers(tokenizer: Any) -> Encode:
     """Encode with a tokenizer of transformers."""
 
@@ -136,13 +149,17 @@ def by_transformers(tokenizer: Any) -> Encode:
     return encode
 
 
-def _by_tokenizers(path: Path) -> Encode:
+def _read_tokenizer(path: Path) -> Any:
     import tokenizers
 
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises bare exceptions
         raise ModelError(f"it cannot be read: {error}", where=str(path), hint="download the file again") from None
+
+
+def _by_tokenizers(path: Path) -> Encode:
+    tokenizer = _read_tokenizer(path)
     tokenizer.no_padding()
     tokenizer.no_truncation()
 
@@ -152,14 +169,18 @@ def _by_tokenizers(path: Path) -> Encode:
     return encode
 
 
-def _by_openvino(path: Path) -> Encode:
+def _compile_tokenizer(path: Path) -> Any:
     import openvino as ov
     import openvino_tokenizers  # noqa: F401 - makes ov.Core know the tokenizer's operations
 
     try:
-        compiled = ov.Core().compile_model(path, "CPU")
+        return ov.Core().compile_model(path, "CPU")
     except RuntimeError as error:
         raise ModelError(f"it cannot be compiled: {last_line(error)}", where=str(path)) from None
+
+
+def _by_openvino(path: Path) -> Encode:
+    compiled = _compile_tokenizer(path)
 
     def framed(text: str) -> list[int]:
         return [int(token) for token in compiled([text])["input_ids"][0]]

@@ -1,12 +1,14 @@
-"""Greedy generation through the OpenVINO runtime: what an artifact says, with nothing but its own files."""
+"""Generation through the OpenVINO runtime: what an artifact says, with nothing but its own files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.graph.device import decoder_inputs, input_names
+from llmcompress.graph.sampling import Choose, greedy
 from llmcompress.report.file_names import MODEL_XML
 from llmcompress.system.json_file import read_json
 
@@ -54,17 +56,23 @@ def generate(
         eos: Ids that end the text.
         max_new_tokens: At most this many tokens are generated.
     """
+    generated: list[int] = []
+    for token in itertools.islice(next_tokens(compiled, prompt_ids), max_new_tokens):
+        if token in eos:
+            return Generation(tuple(generated), stopped=True)
+        generated.append(token)
+    return Generation(tuple(generated), stopped=False)
+
+
+def next_tokens(compiled: ov.CompiledModel, prompt_ids: Sequence[int], choose: Choose = greedy) -> Iterator[int]:
+    """The tokens after a prompt on a fresh state, each computed when it is asked for; there is no end."""
     import numpy as np
 
     names = input_names(compiled)
     request = compiled.create_infer_request()
-    past, pending = 0, list(prompt_ids)
-    generated: list[int] = []
-    while len(generated) < max_new_tokens:
-        request.infer(decoder_inputs(np.array([pending]), past, names))
-        token = int(request.get_tensor("logits").data[0, -1].argmax())
-        if token in eos:
-            return Generation(tuple(generated), stopped=True)
-        generated.append(token)
-        past, pending = past + len(pending), [token]
-    return Generation(tuple(generated), stopped=False)
+    token_ids, past = list(prompt_ids), 0
+    while True:
+        request.infer(decoder_inputs(np.array([token_ids[past:]]), past, names))
+        past = len(token_ids)
+        token_ids.append(choose(request.get_tensor("logits").data[0, -1], token_ids))
+        yield token_ids[-1]

@@ -1,0 +1,167 @@
+"""A model to talk to: through the pipeline that serves it, or by our own decoder where GenAI is not installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from llmcompress.errors import ModelError, UsageError, last_line
+from llmcompress.report.record import Record
+
+Message = Mapping[str, str]
+Heard = Callable[[str], bool]
+"""Takes the answer piece by piece; True: stop here."""
+
+
+class Answer(Record):
+    """What a model said, and how fast."""
+
+    model: str
+    text: str
+    num_tokens: int
+    first_token_s: float
+    """From the question to the first token."""
+    decode_tokens_per_s: float | None
+    """Of the tokens after the first; None where there is none."""
+    ended: Literal["stop", "length", "interrupted"]
+    """By a token that ends the turn, by ``max_new_tokens``, or by whoever listened."""
+
+
+Talk = Callable[[Sequence[Message], Heard], Answer]
+"""A conversation whose last turn is the user's -> the answer."""
+
+
+class TalkSpec(NamedTuple):
+    """How a model talks. What is not here, its generation_config.json says."""
+
+    device: str = "CPU"
+    max_new_tokens: int | None = None
+    """None: the generation config's, else 512."""
+    seed: int = 0
+
+
+DEFAULT_MAX_NEW_TOKENS = 512
+
+
+def open_model(directory: Path, spec: TalkSpec) -> Talk:
+    """Open an OpenVINO model with its tokenizer to talk to.
+
+    Raises:
+        UsageError: the device refuses it.
+        ModelError: there is no tokenizer, or it has no chat template that takes the conversation (when it talks).
+    """
+    by_genai = importlib.util.find_spec("openvino_genai") is not None
+    return (_genai_talk if by_genai else decoder_talk)(directory, spec)
+
+
+def _genai_talk(directory: Path, spec: TalkSpec) -> Talk:
+    import openvino_genai
+
+    try:
+        pipeline = openvino_genai.LLMPipeline(str(directory), spec.device)
+    except RuntimeError as error:
+        raise UsageError(
+            f"OpenVINO GenAI cannot open it: {last_line(error)}", where=str(directory), hint="llmcompress doctor"
+        ) from None
+    config = pipeline.get_generation_config()
+    config.max_new_tokens = spec.max_new_tokens or _max_new_tokens({"max_new_tokens": config.max_new_tokens})
+    config.rng_seed = spec.seed
+    running, stopping = openvino_genai.StreamingStatus.RUNNING, openvino_genai.StreamingStatus.STOP
+
+    def talk(messages: Sequence[Message], heard: Heard) -> Answer:
+        interrupted = False
+
+        def hear(text: str) -> Any:
+            nonlocal interrupted
+            interrupted = interrupted or heard(text)
+            return stopping if interrupted else running
+
+        history = openvino_genai.ChatHistory([dict(message) for message in messages])
+        try:
+            result = pipeline.generate(history, config, hear)
+        except RuntimeError as error:
+            raise _no_answer(directory, last_line(error)) from None
+        metrics, reason = result.perf_metrics, result.finish_reasons[0]
+        num_tokens = int(metrics.get_num_generated_tokens())
+        at_length = reason == openvino_genai.GenerationFinishReason.LENGTH
+        return Answer(
+            model=directory.name,
+            text=str(result.texts[0]),
+            num_tokens=num_tokens,
+            first_token_s=metrics.get_ttft().mean / 1e3,
+            decode_tokens_per_s=1e3 / metrics.get_tpot().mean if num_tokens > 1 else None,
+            ended="interrupted" if interrupted else "length" if at_length else "stop",
+        )
+
+    return talk
+
+
+def decoder_talk(directory: Path, spec: TalkSpec) -> Talk:
+    """As ``open_model``, by our own decoder."""
+    from llmcompress.data.tokens import text_decoder, text_encoder
+    from llmcompress.evaluation.conversation import chat_template
+    from llmcompress.graph.decoding import compile_decoder, eos_ids, next_tokens
+    from llmcompress.graph.sampling import chooser
+    from llmcompress.loaders.chat import render
+    from llmcompress.loaders.source import resolve
+    from llmcompress.spec import Access
+    from llmcompress.system.json_file import read_json
+
+    template, encoder = chat_template(directory), text_encoder(resolve(directory, Access()))
+    if template is None:
+        raise _no_answer(directory, "there is no chat template")
+    decode = text_decoder(directory)
+    file = directory / "generation_config.json"
+    config = read_json(file) if file.is_file() else {}
+    limit = spec.max_new_tokens or _max_new_tokens(config)
+    compiled = compile_decoder(directory, spec.device)
+
+    def talk(messages: Sequence[Message], heard: Heard) -> Answer:
+        prompt_ids = encoder.ids(render(template, messages, add_generation_prompt=True), special=False)
+        began = time.perf_counter()
+        moments: list[float] = []
+        token_ids: list[int] = []
+        text, ended = "", "length"
+        for token in next_tokens(compiled, prompt_ids, chooser(config, spec.seed)):
+            moments.append(time.perf_counter())
+            if token in eos_ids(config):
+                ended = "stop"
+                break
+            token_ids.append(token)
+            whole = decode(token_ids)
+            # A character can take several tokens; until the last of them it reads as a replacement.
+            if not whole.endswith("\ufffd"):
+                text, piece = whole, whole[len(text) :]
+                if heard(piece):
+                    ended = "interrupted"
+                    break
+            if len(token_ids) == limit:
+                break
+        after_first = moments[-1] - moments[0]
+        return Answer(
+            model=directory.name,
+            text=text,
+            num_tokens=len(token_ids),
+            first_token_s=moments[0] - began,
+            decode_tokens_per_s=(len(moments) - 1) / after_first if len(moments) > 1 else None,
+            ended=ended,  # type: ignore[arg-type]
+        )
+
+    return talk
+
+
+def _max_new_tokens(config: Mapping[str, Any]) -> int:
+    """The config's limit where it sets one; GenAI reads a missing one as the largest number there is."""
+    wanted = config.get("max_new_tokens")
+    return wanted if isinstance(wanted, int) and 0 < wanted < 1 << 31 else DEFAULT_MAX_NEW_TOKENS
+
+
+def _no_answer(directory: Path, problem: str) -> ModelError:
+    return ModelError(
+        f"it cannot be talked to: {problem}",
+        where=str(directory),
+        hint="a conversation needs a chat template: take the instruct variant of the model",
+    )
