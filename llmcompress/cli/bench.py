@@ -49,7 +49,7 @@ def _names(text: str) -> list[str]:
     repetitions=Flag(("--repetitions", "-r")),
 )
 def bench(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", show_default=False)],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...")],
     spec: BenchSpec,
     output_format: Annotated[
         str, typer.Option("--format", metavar="table|json|jsonl|csv|markdown", help="How to print the reports.")

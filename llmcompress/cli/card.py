@@ -15,15 +15,13 @@ from llmcompress.system.command_line import command_line
 
 
 def card(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
+    directory: Annotated[Path, typer.Argument(metavar="DIR")],
     repo_id: Annotated[
         str | None,
-        typer.Option(
-            "--repo-id", metavar="NAMESPACE/NAME", show_default=False, help="Where it will be published on the Hub."
-        ),
+        typer.Option("--repo-id", metavar="NAMESPACE/NAME", help="Where it will be published on the Hub."),
     ] = None,
     template: Annotated[
-        Path | None, typer.Option("--template", metavar="FILE", show_default=False, help="A Jinja template of yours.")
+        Path | None, typer.Option("--template", metavar="FILE", help="A Jinja template of yours.")
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Also replace a README.md that you wrote or changed.")

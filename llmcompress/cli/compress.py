@@ -40,14 +40,13 @@ def compress(
             "--recipe",
             "-r",
             metavar="NAME|FILE",
-            show_default=False,
             help="A packaged recipe, a YAML file, or optimum-default.",
         ),
     ],
     overrides: Overrides = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Default: ./MODEL-RECIPE-ov"),
+        typer.Option("--output", "-o", metavar="DIR", help="Default: ./MODEL-RECIPE-ov"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only predict size, memory and disk, from config.json alone.")

@@ -43,7 +43,7 @@ def evaluate(
     gate: Gate,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", metavar="SOURCE", show_default=False, help="What it was made from: to compare."),
+        typer.Option("--reference", metavar="SOURCE", help="What it was made from: to compare."),
     ] = None,
     reference_revision: ReferenceRevision = None,
     reference_scores: Annotated[
@@ -68,7 +68,6 @@ def evaluate(
         typer.Option(
             "--probe-context",
             min=1,
-            show_default=False,
             help="Tokens after which logits must be finite. Default: a window",
         ),
     ] = None,
@@ -77,13 +76,11 @@ def evaluate(
     ] = False,
     tasks: Annotated[
         str | None,
-        typer.Option("--tasks", metavar="NAME,...", show_default=False, help="Tasks of lm-evaluation-harness."),
+        typer.Option("--tasks", metavar="NAME,...", help="Tasks of lm-evaluation-harness."),
     ] = None,
-    task_limit: Annotated[
-        int | None, typer.Option("--task-limit", min=1, show_default=False, help="Samples of each task.")
-    ] = None,
+    task_limit: Annotated[int | None, typer.Option("--task-limit", min=1, help="Samples of each task.")] = None,
     task_path: Annotated[
-        Path | None, typer.Option("--task-path", show_default=False, help="Directory with task files of your own.")
+        Path | None, typer.Option("--task-path", help="Directory with task files of your own.")
     ] = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,

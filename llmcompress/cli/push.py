@@ -17,13 +17,11 @@ if TYPE_CHECKING:
 
 
 def push(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
-    repo_id: Annotated[str | None, typer.Argument(metavar="[REPO_ID]", show_default=False)] = None,
+    directory: Annotated[Path, typer.Argument(metavar="DIR")],
+    repo_id: Annotated[str | None, typer.Argument(metavar="[REPO_ID]")] = None,
     private: Annotated[
         bool | None,
-        typer.Option(
-            "--private/--public", show_default=False, help="Of a new repository. Default: as the account has it"
-        ),
+        typer.Option("--private/--public", help="Of a new repository. Default: as the account has it"),
     ] = None,
     create_pr: Annotated[
         bool, typer.Option("--create-pr", help="Propose it to an existing repository instead of committing.")
@@ -41,15 +39,13 @@ def push(
         bool, typer.Option("--keep-card", help="Push the README.md that is there, whoever wrote it.")
     ] = False,
     collection: Annotated[
-        str | None, typer.Option("--collection", metavar="SLUG", show_default=False, help="Put it into a collection.")
+        str | None, typer.Option("--collection", metavar="SLUG", help="Put it into a collection.")
     ] = None,
     tags: Annotated[
         list[str] | None,
-        typer.Option("--tag", metavar="NAME", show_default=False, help="Git tag for the commit; may be repeated."),
+        typer.Option("--tag", metavar="NAME", help="Git tag for the commit; may be repeated."),
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option("--revision", show_default=False, help="An existing branch. Default: main")
-    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="An existing branch. Default: main")] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:

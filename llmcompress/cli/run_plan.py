@@ -23,23 +23,21 @@ EXECUTORS = ("local", "ray")
 
 
 def run(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml", show_default=False)],
+    plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the jobs, with predicted size, memory, disk and time.")
     ] = False,
     output_dir: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", show_default=False, help="Instead of the plan's.")
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Instead of the plan's.")
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            "--only", metavar="MODEL/RECIPE", show_default=False, help="Only these jobs; * allowed; may be repeated."
-        ),
+        typer.Option("--only", metavar="MODEL/RECIPE", help="Only these jobs; * allowed; may be repeated."),
     ] = None,
     executor: Annotated[str, typer.Option("--executor", metavar="local|ray", help="Where the jobs run.")] = "local",
     address: Annotated[
         str | None,
-        typer.Option("--address", metavar="HOST:PORT", show_default=False, help="Of a Ray cluster."),
+        typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster."),
     ] = None,
     offline: Offline = False,
     as_json: Json = False,

@@ -54,11 +54,11 @@ def _workloads(texts: list[str]) -> list[Workload]:
 )
 def tune(
     context: typer.Context,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
+    directory: Annotated[Path, typer.Argument(metavar="DIR")],
     spec: TuneSpec,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", metavar="SOURCE", show_default=False, help="The original. Default: DIR itself"),
+        typer.Option("--reference", metavar="SOURCE", help="The original. Default: DIR itself"),
     ] = None,
     reference_revision: ReferenceRevision = None,
     measured: Annotated[
@@ -68,20 +68,19 @@ def tune(
         bool, typer.Option("--apply", help="Write a new artifact whose IR holds what a model can hold.")
     ] = False,
     output_dir: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="NEWDIR", show_default=False, help="Where, with --apply.")
+        Path | None, typer.Option("--output", "-o", metavar="NEWDIR", help="Where, with --apply.")
     ] = None,
     profile_output: Annotated[
         Path | None,
         typer.Option(
             "--profile-output",
             metavar="FILE",
-            show_default=False,
             help="Where what a model cannot hold is written, for --profile of eval and bench.",
         ),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", show_default=False, help="Also write a page with a plot."),
+        typer.Option("--html", metavar="FILE", help="Also write a page with a plot."),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_nonfinite: AllowNonfinite = False,

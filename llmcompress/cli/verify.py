@@ -14,7 +14,7 @@ from llmcompress.errors import ArtifactError, UsageError
 
 
 def verify(
-    source: Annotated[str, typer.Argument(metavar="DIR", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="DIR")],
     revision: Revision = None,
     offline: Offline = False,
     as_json: Json = False,
