@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fnmatch
 import gzip
 import hashlib
 import json
@@ -11,7 +12,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,9 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+
+from llmcompress.hub.download import HubSnapshot, fetch
+from llmcompress.hub.listing import listing
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LFS_SUFFIXES = (".safetensors", ".bin", ".model")
@@ -559,3 +563,17 @@ def _refusal(status: int, code: str = "", message: str = "refused") -> Answer:
 
 def _json(value: Any) -> Answer:
     return 200, {"Content-Type": "application/json"}, json.dumps(value).encode()
+
+
+def download(
+    repo_id: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    offline: bool = False,
+    progress: Callable[[Any], None] = lambda event: None,
+) -> HubSnapshot:
+    """List a repository and bring the files that match one of the patterns into the cache, as the product does."""
+    found = listing(repo_id, revision, offline=offline)
+    names = [file.path for file in found.files if any(fnmatch.fnmatchcase(file.path, each) for each in patterns)]
+    return fetch(found, names, progress=progress)

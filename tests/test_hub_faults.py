@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_hub import COMMIT, FakeHub, Fault, environment, git_sha1, running, sha256, use
+from fake_hub import COMMIT, FakeHub, Fault, download, environment, git_sha1, running, sha256, use
 
 from llmcompress.errors import HubError, LockedError, ResourceError, SecurityError, UsageError
-from llmcompress.hub.download import download, fetch
+from llmcompress.hub.download import fetch
 from llmcompress.hub.failures import translated_errors
 from llmcompress.hub.listing import listing
 
@@ -456,8 +456,8 @@ def test_a_killed_download_goes_on_where_it_ended(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 10)
     fake.inject(Fault("hang after headers", only="model.safetensors", share=0.9))
     variables = {**os.environ, **environment(fake, tmp_path / "cache", TOKEN)}
-    program = "from llmcompress.hub.download import download; download('acme/tiny', None, ['*'])"
-    child = subprocess.Popen([sys.executable, "-c", program], env=variables, cwd=Path(__file__).parents[1])
+    program = "from fake_hub import download; download('acme/tiny', None, ['*'])"
+    child = subprocess.Popen([sys.executable, "-c", program], env=variables, cwd=Path(__file__).parent)
     left = cache_of(tmp_path) / "blobs" / f"{sha256(BIG)}.incomplete"
     deadline = time.monotonic() + 60
     while not (left.exists() and left.stat().st_size > 0.89 * len(BIG)) and time.monotonic() < deadline:

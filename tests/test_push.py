@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from fake_hub import FakeHub, Fault, account, new_repo, running, sha256, use
+from fake_hub import FakeHub, Fault, account, download, new_repo, running, sha256, use
 from push_fixture import (
     TOKEN,
     add_reports,
@@ -27,7 +27,6 @@ from push_fixture import (
 from llmcompress.artifact import replace_report, verify, write_report
 from llmcompress.cli import run
 from llmcompress.errors import ArtifactError, GateError, HubError, SecurityError, UsageError
-from llmcompress.hub.download import download
 from llmcompress.report.evaluation import Check
 from llmcompress.spec import Gate
 from llmcompress.system.progress import Progress

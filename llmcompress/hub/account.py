@@ -44,7 +44,7 @@ def find_account(client: HubClient) -> Account:
     if current_token() is None:
         raise HubError("nobody is logged in to the Hub", hint=login)
     with translated_errors("the account", "main", writing=True):
-        answer, _ = client.json(f"{constants.ENDPOINT}/api/whoami-v2")
+        answer = client.call(lambda api: api.whoami())
     try:
         token = answer.get("auth", {}).get("accessToken") or {}
         return Account(

@@ -5,7 +5,6 @@ Left alone, the library waits for ever, passes over ``Retry-After`` and repeats 
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -13,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
@@ -73,27 +72,17 @@ class HubClient:
             raise OverdueError(f"{self._limit_s:g}")
         return left
 
-    def json(self, url: str, *, params: Mapping[str, str] | None = None) -> tuple[Any, str | None]:
-        """Get a JSON document; returns it and the address of its next page, if it has one.
+    def read(self, url: str) -> bytes:
+        """Get a document."""
 
-        Raises ValueError for what is no JSON.
-        """
-        content, following = self.read(url, params=params)
-        return json.loads(content), following
-
-    def read(self, url: str, *, params: Mapping[str, str] | None = None) -> tuple[bytes, str | None]:
-        """Get a document, as ``json``."""
-
-        def get() -> tuple[bytes, str | None]:
-            with self.stream(url, params=params) as response:
-                return b"".join(self.blocks(response)), response.links.get("next", {}).get("url")
+        def get() -> bytes:
+            with self.stream(url) as response:
+                return b"".join(self.blocks(response))
 
         return self.patiently(get)
 
     @contextmanager
-    def stream(
-        self, url: str, *, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None
-    ) -> Iterator[httpx.Response]:
+    def stream(self, url: str, *, headers: Mapping[str, str] | None = None) -> Iterator[httpx.Response]:
         """Send one GET request, once; the body is to be read by ``blocks``. The token goes to the Hub alone."""
         from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
@@ -101,7 +90,6 @@ class HubClient:
         request = session.build_request(
             "GET",
             url,
-            params=params,
             headers={**build_hf_headers(token=None if _is_home(httpx.URL(url)) else False), **(headers or {})},
             extensions={"timeout": _stall_limits("GET")},
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -13,7 +12,7 @@ from llmcompress.errors import HubError, ResourceError
 from llmcompress.hub.cache import CachedRepository, cached_repository, deviation, free_bytes
 from llmcompress.hub.client import HubClient
 from llmcompress.hub.failures import translated_errors
-from llmcompress.hub.listing import HubFile, HubListing, listing
+from llmcompress.hub.listing import HubFile, HubListing
 from llmcompress.hub.transfer import transfer
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -27,21 +26,6 @@ class HubSnapshot(NamedTuple):
     commit: str
     sha256: dict[str, str]
     """The hashes that the Hub states for the fetched files, by path; only large files have one."""
-
-
-def download(
-    repo_id: str, revision: str | None, patterns: Sequence[str], *, offline: bool = False, progress: Reporter = silent
-) -> HubSnapshot:
-    """Bring the files that match one of ``patterns`` (as in ``fnmatch``) into the cache, all from one commit.
-
-    Raises:
-        UsageError, HubError, SecurityError: as ``listing`` and ``fetch``; also HubError when nothing matches.
-    """
-    found = listing(repo_id, revision, offline=offline)
-    names = [f.path for f in found.files if any(fnmatch.fnmatchcase(f.path, pattern) for pattern in patterns)]
-    if not names:
-        raise _absent(found, f"no file {' or '.join(patterns)}")
-    return fetch(found, names, progress=progress)
 
 
 def fetch(found: HubListing, names: Iterable[str], *, progress: Reporter = silent) -> HubSnapshot:
@@ -61,7 +45,13 @@ def fetch(found: HubListing, names: Iterable[str], *, progress: Reporter = silen
     wanted = list(dict.fromkeys(names))
     for name in wanted:
         if name not in listed:
-            raise _absent(found, f"{name} is not there")
+            raise HubError(
+                f"{name} is not there at revision {found.revision}{' in the local cache' if found.offline else ''}",
+                where=found.repo_id,
+                hint="run it once without `offline`"
+                if found.offline
+                else "the repository's 'Files' page shows what it holds",
+            )
     files = [listed[name] for name in wanted]
     cached = cached_repository(found)
     report = _byte_counter(progress, sum(file.size_bytes for file in files))
@@ -75,14 +65,6 @@ def fetch(found: HubListing, names: Iterable[str], *, progress: Reporter = silen
             cached.remember(found.revision)
     root = cached.snapshot if files else Path()
     return HubSnapshot(root, found.commit, {file.path: file.sha256 for file in files if file.sha256})
-
-
-def _absent(found: HubListing, what: str) -> HubError:
-    return HubError(
-        f"{what} at revision {found.revision}{' in the local cache' if found.offline else ''}",
-        where=found.repo_id,
-        hint="run it once without `offline`" if found.offline else "the repository's 'Files' page shows what it holds",
-    )
 
 
 def _is_there(found: HubListing, cached: CachedRepository, file: HubFile) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.errors import HubError
 from llmcompress.hub.client import HubClient
 from llmcompress.hub.failures import translated_errors
 from llmcompress.spec.hub_names import check_name, check_repo_id, check_revision
+
+if TYPE_CHECKING:
+    import httpx
+    from huggingface_hub.hf_api import RepoFile
 
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -62,19 +66,11 @@ def listing(repo_id: str, revision: str | None = None, *, offline: bool = False)
             folder = Path(snapshot_download(repo_id, revision=wanted, local_files_only=True))
             return HubListing(repo_id, wanted, folder.name, tuple(_cached(folder)), True)
         client = HubClient()
-        commit = describe(client, repo_id, wanted).get("sha")
+        commit = client.call(lambda api: api.model_info(repo_id, revision=wanted)).sha
         # It becomes the name of a directory in the cache.
         if not isinstance(commit, str) or not _SHA1.fullmatch(commit):
             raise HubError(f"the Hub answered {commit!r} where a commit hash of 40 digits belongs", where=repo_id)
         return HubListing(repo_id, wanted, commit, tree(client, repo_id, commit), False)
-
-
-def describe(client: HubClient, repo_id: str, revision: str) -> dict[str, Any]:
-    """The Hub's description of a repository at a revision; empty where the answer is no description."""
-    from huggingface_hub import constants
-
-    answer, _ = client.json(f"{constants.ENDPOINT}/api/models/{repo_id}/revision/{quote(revision, safe='')}")
-    return answer if isinstance(answer, dict) else {}
 
 
 def tree(client: HubClient, repo_id: str, revision: str) -> tuple[HubFile, ...]:
@@ -84,32 +80,30 @@ def tree(client: HubClient, repo_id: str, revision: str) -> tuple[HubFile, ...]:
         HubError: the answer is no list of files.
         SecurityError: it has a name that leaves its directory.
     """
-    from huggingface_hub import constants
+    from huggingface_hub.hf_api import RepoFile
 
-    url: str | None = f"{constants.ENDPOINT}/api/models/{repo_id}/tree/{quote(revision, safe='')}"
-    params: dict[str, str] | None = {"recursive": "true", "expand": "false"}
-    files = []
-    while url is not None:
-        page, url = client.json(url, params=params)
-        # The address of the next page holds them already.
-        params = None
-        try:
-            if not isinstance(page, list):
-                raise TypeError
-            files += [_file(entry, repo_id) for entry in page if entry["type"] == "file"]
-        except (TypeError, KeyError, AttributeError) as error:
-            raise HubError("the Hub's list of files has another form than it documents", where=repo_id) from error
-    return tuple(files)
+    def require_list(response: httpx.Response) -> None:
+        # The library takes an empty object for an empty list.
+        if response.is_success and not isinstance(json.loads(response.read()), list):
+            raise TypeError
+
+    try:
+        entries = client.call(
+            lambda api: list(api.list_repo_tree(repo_id, recursive=True, revision=revision)), on_response=require_list
+        )
+        return tuple(_file(entry, repo_id) for entry in entries if isinstance(entry, RepoFile))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise HubError("the Hub's list of files has another form than it documents", where=repo_id) from error
 
 
-def _file(entry: dict[str, Any], repo_id: str) -> HubFile:
-    path, size, sha256, sha1 = entry["path"], entry["size"], (entry.get("lfs") or {}).get("oid"), entry["oid"]
-    check_name(path, where=repo_id)
+def _file(entry: RepoFile, repo_id: str) -> HubFile:
+    check_name(entry.path, where=repo_id)
+    sha256 = entry.lfs.sha256 if entry.lfs else None
     # The hash, too, becomes a name in the cache.
-    stated, form = (sha256, _SHA256) if sha256 else (sha1, _SHA1)
-    if not isinstance(size, int) or size < 0 or not form.fullmatch(stated):
+    stated, form = (sha256, _SHA256) if sha256 else (entry.blob_id, _SHA1)
+    if not isinstance(entry.size, int) or entry.size < 0 or not form.fullmatch(stated):
         raise TypeError
-    return HubFile(path, size, sha256=sha256) if sha256 else HubFile(path, size, git_sha1=sha1)
+    return HubFile(entry.path, entry.size, sha256, None if sha256 else stated)
 
 
 def _cached(folder: Path) -> Iterator[HubFile]:

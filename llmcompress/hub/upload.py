@@ -11,7 +11,7 @@ from llmcompress.errors import ArtifactError, HubError
 from llmcompress.hub.cache import new_digest
 from llmcompress.hub.client import HubClient
 from llmcompress.hub.failures import translated_errors
-from llmcompress.hub.listing import HubFile, describe, tree
+from llmcompress.hub.listing import HubFile, tree
 
 if TYPE_CHECKING:
     import httpx
@@ -80,20 +80,17 @@ def fetch_state(client: HubClient, repo_id: str, revision: str) -> Remote:
 
     with translated_errors(repo_id, revision, writing=True):
         try:
-            info = describe(client, repo_id, revision)
+            info = client.call(lambda api: api.model_info(repo_id, revision=revision))
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
             return Remote(repo_id, revision, None, False, {})
-        commit, name = info.get("sha"), str(info.get("id", repo_id))
-        if not isinstance(commit, str):
-            raise HubError("the Hub's description has another form than it documents", where=repo_id)
-        if name.lower() != repo_id.lower():
+        if info.id.lower() != repo_id.lower():
             raise HubError(
-                f"the repository is called {name!r} now", where=repo_id, hint="push to it under its new name"
+                f"the repository is called {info.id!r} now", where=repo_id, hint="push to it under its new name"
             )
-        files = {file.path: file for file in tree(client, repo_id, commit)}
-    return Remote(repo_id, revision, commit, bool(info.get("private")), files)
+        files = {file.path: file for file in tree(client, repo_id, str(info.sha))}
+    return Remote(repo_id, revision, info.sha, bool(info.private), files)
 
 
 def read_file(client: HubClient, remote: Remote, name: str) -> bytes:
@@ -105,7 +102,7 @@ def read_file(client: HubClient, remote: Remote, name: str) -> bytes:
     from huggingface_hub import hf_hub_url
 
     with translated_errors(remote.repo_id, remote.revision, writing=True):
-        content, _ = client.read(hf_hub_url(remote.repo_id, name, revision=remote.commit))
+        content = client.read(hf_hub_url(remote.repo_id, name, revision=remote.commit))
     if not _is_same(Outgoing.of_bytes(content), remote.files[name]):
         raise HubError(
             "the Hub sent other bytes than it states", where=f"{remote.repo_id}: {name}", hint="run it again"
