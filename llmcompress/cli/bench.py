@@ -40,13 +40,12 @@ def _names(text: str) -> list[str]:
 
 @with_fields(
     _PANELS,
-    prompt_tokens=Flag(("--prompt-tokens", "-p")),
-    new_tokens=Flag(("--new-tokens", "-n")),
-    batch_sizes=Flag(("--batch-size", "-b")),
-    depths=Flag(("--depth",)),
-    devices=Flag(("--device", "-d"), "NAME,...", "CPU", _names),
-    properties=Flag(("--property",), "KEY=VALUE"),
-    repetitions=Flag(("--repetitions", "-r")),
+    prompt_tokens=Flag("-p"),
+    new_tokens=Flag("-n"),
+    batch_sizes=Flag("-b"),
+    devices=Flag("-d", "NAME,...", "CPU", _names),
+    properties=Flag(metavar="KEY=VALUE"),
+    repetitions=Flag("-r"),
 )
 def bench(
     sources: Annotated[list[str], typer.Argument(metavar="SOURCE...")],

@@ -15,6 +15,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from llmcompress.errors import UsageError
+from llmcompress.report.options import option_name
 from llmcompress.spec import RuntimeProfile, load_profile
 from llmcompress.spec.validation import StrictModel, from_options
 
@@ -24,8 +25,8 @@ Reader = Callable[[Any], Any]
 class Flag(NamedTuple):
     """How a field is written on the command line, as far as the field does not say it."""
 
-    names: tuple[str, ...] = ()
-    """Default: the field's name."""
+    short: str = ""
+    """Next to the long one, which ``option_name`` has."""
     metavar: str | None = None
     default: Any = None
     """As a person would type it; the field's own default otherwise."""
@@ -87,7 +88,7 @@ def _option(name: str, field: FieldInfo, flag: Flag) -> tuple[inspect.Parameter,
         kind = str
     default = implied.default if flag.default is None else flag.default
     option = typer.Option(
-        *(flag.names or ("--" + name.replace("_", "-"),)),
+        *filter(None, (option_name(name), flag.short)),
         metavar=flag.metavar or implied.metavar,
         show_default=default is not None,
         help=(field.description or "").replace("\n", " ") + (" May be repeated." if kind == list[str] else ""),
@@ -142,4 +143,4 @@ def absolute_file(text: str) -> str:
 
 
 DATASET = Flag(metavar="NAME|FILE", default="wikitext2", read=absolute_file)
-DEVICE = Flag(("--device", "-d"))
+DEVICE = Flag("-d")

@@ -47,10 +47,10 @@ def _workloads(texts: list[str]) -> list[Workload]:
     _PANELS,
     dataset=DATASET,
     device=DEVICE,
-    workloads=Flag(("--workload",), "NAME:[BATCHx]PROMPT/NEW", read=_workloads),
-    budget_s=Flag(("--budget",), "TIME", "10m", parse_duration_s),
-    properties=Flag(("--property",), "KEY=VALUE,..."),
-    repetitions=Flag(("--repetitions", "-r")),
+    workloads=Flag(metavar="NAME:[BATCHx]PROMPT/NEW", read=_workloads),
+    budget_s=Flag(metavar="TIME", default="10m", read=parse_duration_s),
+    properties=Flag(metavar="KEY=VALUE,..."),
+    repetitions=Flag("-r"),
 )
 def tune(
     context: typer.Context,

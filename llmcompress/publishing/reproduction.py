@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from pydantic import BaseModel as Spec
-
 from llmcompress.artifact import Measurements
 from llmcompress.publishing.base_model import BaseModel, hub_name, is_base
 from llmcompress.report.benchmark import BenchReport
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import RECIPE
-from llmcompress.spec import RuntimeProfile
+from llmcompress.report.options import eval_options, spec_options
 from llmcompress.system.command_line import command_line
 
 CHECKPOINT = "PATH_TO_THE_BASE"
 REFERENCE = "PATH_TO_THE_REFERENCE"
-
-# Where the command line's name of a field is another one.
-_OPTIONS = {"batch_sizes": "batch-size", "depths": "depth", "devices": "device", "properties": "property"}
 
 
 def lock(manifest: CompressionReport) -> str:
@@ -59,37 +52,12 @@ def _evaluate(manifest: CompressionReport, report: EvalReport, directory: str) -
         words += ["--reference", hub_id or (CHECKPOINT if same else REFERENCE)]
         words += ["--reference-revision", revision] if revision else []
         words += ["--trust-remote-code"] if report.reference.provenance.trust_remote_code else []
-    words += _options(report.spec, always="dataset")
-    own = manifest.recipe.gate.model_dump()
-    for check in report.gate.checks:
-        if check.name in own and own[check.name] != check.required:
-            words += [f"--{check.name.replace('_', '-')}", str(check.required)]
-    words += ["--noise-floor"] if report.noise_floor else []
-    words += ["--split-damage"] if report.split_damage else []
-    words += ["--generations", str(report.generations.num_prompts)] if report.generations else []
+    words += eval_options(report, manifest.recipe.gate)
     words += ["--reference-scores", "cached"] if report.divergence and not report.divergence.exact else []
-    tasks = sorted({score.task for score in report.tasks})
-    words += ["--tasks", ",".join(tasks)] if tasks else []
     return command_line(["llmcompress", "eval"], [directory], words)
 
 
 def _bench(report: BenchReport, directory: str) -> str:
     # What it was compared with is known by its name alone.
     first = [report.compared_with] if report.compared_with and report.compared_with != directory else []
-    return command_line(["llmcompress", "bench"], [*first, directory], list(_options(report.spec)))
-
-
-def _options(spec: Spec, always: str = "") -> Iterator[str]:
-    """The options that differ from their defaults."""
-    for name, field in type(spec).model_fields.items():
-        value = getattr(spec, name)
-        if value == field.default and name != always:
-            continue
-        option = f"--{_OPTIONS.get(name, name.replace('_', '-'))}"
-        if isinstance(value, RuntimeProfile):
-            yield from (option, f"{value.name}.json")
-        elif name == "properties":
-            for pair in value:
-                yield from (option, pair)
-        else:
-            yield from (option, ",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return command_line(["llmcompress", "bench"], [*first, directory], list(spec_options(report.spec)))

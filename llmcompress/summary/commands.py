@@ -12,15 +12,12 @@ from collections.abc import Iterator, Sequence
 from llmcompress.errors import LlmcompressError
 from llmcompress.report.evaluation import EvalReport, ModelRecord
 from llmcompress.report.file_names import RECIPE
+from llmcompress.report.options import eval_options, spec_options
 from llmcompress.report.record import Provenance
-from llmcompress.spec import BenchSpec, EvalSpec, Recipe, load_recipe
+from llmcompress.spec import BenchSpec, Recipe, load_recipe
 from llmcompress.summary.comparison import Comparison
 from llmcompress.summary.rows import Row
 from llmcompress.system.command_line import arguments
-
-_EVAL_OPTIONS = ("subset", "split", "text_field", "protocol", "seq_len", "stride", "num_windows", "chunk", "device",
-                 "precision", "confidence", "kl_margin", "perplexity_margin")  # fmt: skip
-_THRESHOLDS = ("max_kl", "min_top1_agreement", "max_perplexity_increase")
 
 
 def commands(comparison: Comparison) -> tuple[str, ...]:
@@ -53,28 +50,12 @@ def _recipe(recipe: Recipe, row: Row) -> str:
 
 
 def _eval(row: Row, report: EvalReport, rows: Sequence[Row]) -> list[str]:
-    spec = report.spec
     options: list[str] = []
     if report.reference is not None:
         options += ["--reference", *_reference(report.reference, rows)]
-    options += ["--dataset", spec.dataset]
-    for name in _EVAL_OPTIONS:
-        value = getattr(spec, name)
-        if value != EvalSpec.model_fields[name].default:
-            options += [_option(name), str(value)]
-    options += _profile(spec)
+    options += eval_options(report, row.manifest.recipe.gate)
     if report.divergence is not None:
         options += ["--reference-scores", "exact" if report.divergence.exact else "cached"]
-    options += ["--noise-floor"] if report.noise_floor else []
-    options += ["--split-damage"] if report.split_damage else []
-    if report.generations is not None:
-        options += ["--generations", str(report.generations.num_prompts)]
-    own = row.manifest.recipe.gate
-    for check in report.gate.checks:
-        if check.name in _THRESHOLDS and getattr(own, check.name, None) != check.required:
-            options += [_option(check.name), str(check.required)]
-    if report.tasks:
-        options += ["--tasks", ",".join(dict.fromkeys(score.task for score in report.tasks))]
     return arguments(["llmcompress", "eval"], [row.directory], options)
 
 
@@ -94,34 +75,10 @@ def _bench(rows: Sequence[Row]) -> Iterator[list[str]]:
     for (_, spec), members in runs.items():
         first_others = sorted(members, key=lambda row: bool(row.benchmark and row.benchmark.compared_with))
         directories = [row.directory for row in first_others]
-        yield arguments(["llmcompress", "bench"], directories, list(_bench_options(spec)))
-
-
-def _bench_options(spec: BenchSpec) -> Iterator[str]:
-    lists = {"devices": "device", "threads": "threads", "batch_sizes": "batch_size", "depths": "depth",
-             "prompt_tokens": "prompt_tokens", "new_tokens": "new_tokens"}  # fmt: skip
-    for name, option in lists.items():
-        value = getattr(spec, name)
-        if value != BenchSpec.model_fields[name].default:
-            yield from (_option(option), ",".join(str(item) for item in value))
-    for name in ("repetitions", "warmup_runs", "engine", "precision", "confidence"):
-        value = getattr(spec, name)
-        if value != BenchSpec.model_fields[name].default:
-            yield from (_option(name), str(value))
-    for text in spec.properties:
-        yield from ("--property", text)
-    yield from _profile(spec)
-
-
-def _profile(spec: BenchSpec | EvalSpec) -> list[str]:
-    return [] if spec.profile is None else ["--profile", f"{spec.profile.name}.json"]
+        yield arguments(["llmcompress", "bench"], directories, list(spec_options(spec)))
 
 
 def _source(provenance: Provenance, unknown: str, revision: str = "--revision") -> list[str]:
     if provenance.id is None:
         return [unknown]
     return [provenance.id, *([revision, provenance.revision] if provenance.revision else [])]
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
