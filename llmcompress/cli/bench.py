@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import plain, print_json, stdout
+from llmcompress.cli.console import plain, print_json, stdout, table
 from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose, chosen_format
 from llmcompress.cli.progress import watching
 from llmcompress.cli.spec_options import Flag, with_fields
-from llmcompress.report.text import duration_text, rate_text, shape_text, size_text
+from llmcompress.report.text import duration_text, property_text, rate_text, shape_text, size_text
 from llmcompress.spec import BenchSpec
 from llmcompress.system.progress import Progress
 
@@ -120,13 +120,13 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
 
     # A Markdown table is as wide as it is: cut cells would be lost.
     console = Console(width=_MARKDOWN_WIDTH, highlight=False) if markdown else stdout()
-    table = _table(markdown, "model", "size", "device", "shape", "prefill tokens/s", "ttft", "decode tokens/s",
-                   "tpot p50 / p99", "of the limit", "peak memory")  # fmt: skip
+    figures = ["size", "device", "shape", "prefill tokens/s", "ttft", "decode tokens/s", "tpot p50 / p99"]
+    cases = table(["model"], [*figures, "of the limit", "peak memory"], markdown=markdown)
     for report in reports:
         for case in report.cases:
             tpot = case.tpot_s
             limit = case.roofline
-            table.add_row(
+            cases.add_row(
                 report.source,
                 size_text(report.size_bytes),
                 case.device + (f" ({case.threads} threads)" if case.threads else ""),
@@ -138,7 +138,7 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
                 f"{limit.share:.0%}" if limit else "",
                 size_text(report.peak_rss_bytes),
             )
-    console.print(table)
+    console.print(cases)
     if any(report.ratios for report in reports):
         console.print()
         console.print(_ratio_table(reports, markdown))
@@ -187,72 +187,52 @@ def _bound(case: BenchCase) -> str:
 
 
 def _ratio_table(reports: Sequence[BenchReport], markdown: bool) -> Table:
-    table = _table(markdown, f"against {reports[0].source}", "shape", "figure", "ratio", "")
+    ratios = table([f"against {reports[0].source}"], ["shape", "figure", "ratio", ""], markdown=markdown)
     for report in reports:
         for ratio in report.ratios:
             found = ratio.ratio
             interval = "" if found.low is None else f" [{found.low:.3g}, {found.high:.3g}]"
-            table.add_row(
+            ratios.add_row(
                 report.source,
                 shape_text(report.cases[ratio.case]),
                 ratio.figure,
                 f"{found.value:.3g}{interval}",
                 ratio.judgement,
             )
-    return table
+    return ratios
 
 
 def _properties(properties: dict[str, str]) -> str:
-    names = {
-        "INFERENCE_PRECISION_HINT": "execution",
-        "KV_CACHE_PRECISION": "cache",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic quantization",
-        "NUM_STREAMS": "streams",
-        "INFERENCE_NUM_THREADS": "threads",
-    }
-    found = [f"{words} {properties[name]}" for name, words in names.items() if name in properties]
+    names = (
+        "INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "NUM_STREAMS",
+        "INFERENCE_NUM_THREADS",
+    )  # fmt: skip
+    found = [property_text(name, properties[name]) for name in names if name in properties]
     return ", ".join(found) or "the engine does not show its properties"
 
 
 def _csv(reports: Sequence[BenchReport]) -> str:
     stream = io.StringIO()
-    names = ["source", "size_bytes", "device", "threads", "batch_size", "depth", "prompt_tokens", "new_tokens",
-             "ttft_p50_s", "prefill_p50_tokens_per_s", "tpot_mean_s", "tpot_p50_s", "tpot_p90_s", "tpot_p99_s",
-             "decode_p50_tokens_per_s", "decode_std_tokens_per_s", "roofline_share", "energy_j_per_token",
-             "peak_rss_bytes", "steady_rss_bytes"]  # fmt: skip
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(names)
-    for report in reports:
-        for case in report.cases:
-            tpot, decode = case.tpot_s, case.decode_tokens_per_s
-            writer.writerow(
-                [
-                    report.source,
-                    report.size_bytes,
-                    case.device,
-                    case.threads,
-                    case.batch_size,
-                    case.depth,
-                    case.prompt_tokens,
-                    case.new_tokens,
-                    case.ttft_s.p50,
-                    case.prefill_tokens_per_s.p50,
-                    *((tpot.mean, tpot.p50, tpot.p90, tpot.p99) if tpot else ("", "", "", "")),
-                    *((decode.p50, decode.std) if decode else ("", "")),
-                    case.roofline.share if case.roofline else None,
-                    case.energy_j_per_token,
-                    report.peak_rss_bytes,
-                    report.steady_rss_bytes,
-                ]
-            )
+    records = [_csv_record(report, case) for report in reports for case in report.cases]
+    writer = csv.DictWriter(stream, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
     return stream.getvalue()
 
 
-def _table(markdown: bool, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD, pad_edge=markdown, show_edge=markdown)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=markdown, overflow="fold")
-    return table
+def _csv_record(report: BenchReport, case: BenchCase) -> dict[str, object]:
+    tpot, decode, limit = case.tpot_s, case.decode_tokens_per_s, case.roofline
+    shape = ("device", "threads", "batch_size", "depth", "prompt_tokens", "new_tokens")
+    return {
+        "source": report.source,
+        "size_bytes": report.size_bytes,
+        **{name: getattr(case, name) for name in shape},
+        "ttft_p50_s": case.ttft_s.p50,
+        "prefill_p50_tokens_per_s": case.prefill_tokens_per_s.p50,
+        **{f"tpot_{name}_s": getattr(tpot, name, None) for name in ("mean", "p50", "p90", "p99")},
+        **{f"decode_{name}_tokens_per_s": getattr(decode, name, None) for name in ("p50", "std")},
+        "roofline_share": limit and limit.share,
+        "energy_j_per_token": case.energy_j_per_token,
+        "peak_rss_bytes": report.peak_rss_bytes,
+        "steady_rss_bytes": report.steady_rss_bytes,
+    }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import print_json, stdout, write_text
+from llmcompress.cli.console import print_blocks, print_json, stdout, table, write_text
 from llmcompress.cli.options import Json, Verbose, chosen_format
 
 if TYPE_CHECKING:
@@ -71,8 +71,6 @@ def print_comparison(comparison: Comparison, form: str) -> None:
 
 def _print_tables(comparison: Comparison) -> None:
     """One column for each artifact, as many next to each other as there is room for."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from llmcompress.summary.table import lines, notes
@@ -80,26 +78,22 @@ def _print_tables(comparison: Comparison) -> None:
     console = stdout()
     per_table = max(1, (console.width - _TITLE_WIDTH) // _COLUMN_WIDTH)
     found = lines(comparison)
+    blocks = []
     for start in range(0, len(comparison.rows), per_table):
         shown = range(start, min(start + per_table, len(comparison.rows)))
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        table.add_column("", style="bold", no_wrap=True)
-        for number in shown:
-            table.add_column(Text(comparison.rows[number].name), justify="right", overflow="fold")
+        figures = table([""], [Text(comparison.rows[number].name) for number in shown], one_line=[""])
+        figures.columns[0].style = "bold"
         for line in found:
-            table.add_row(line.title, *(Text(line.texts[number]) for number in shown))
-        if start:
-            console.print()
-        console.print(table)
+            figures.add_row(line.title, *(Text(line.texts[number]) for number in shown))
+        blocks.append(figures)
     if comparison.failures:
-        failures = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        failures.add_column("failed", style="bold", overflow="fold")
-        failures.add_column("exit code", justify="right")
+        failures = table(["failed"], ["exit code"])
+        failures.columns[0].style = "bold"
         failures.add_column("reason", overflow="fold")
         for failed in comparison.failures:
             failures.add_row(Text(failed.name), str(failed.exit_code), Text(failed.reason))
-        console.print()
-        console.print(failures)
+        blocks.append(failures)
+    print_blocks(*blocks)
     for note in notes(comparison):
         console.print()
         console.print(Text(note), soft_wrap=True)

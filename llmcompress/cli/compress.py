@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import facts_table, layers_table, print_json, stderr, stdout, table
+from llmcompress.cli.console import (
+    facts_table,
+    layers_table,
+    print_blocks,
+    print_labelled,
+    print_report,
+    stderr,
+    table,
+    write_line,
+)
 from llmcompress.cli.options import (
     AllowNonfinite,
     Json,
@@ -113,10 +122,7 @@ def compress(
         # A worker that was killed could not clean up.
         remove_leftovers(output_dir)
         raise
-    if as_json:
-        print_json(report)
-    else:
-        print_report(report, source=source, output_dir=output_dir, stages=verbose)
+    print_report(report, lambda made: _print(made, source, output_dir, stages=verbose), as_json=as_json)
 
 
 def default_output_name(source: str, recipe_name: str) -> str:
@@ -156,10 +162,8 @@ _CHAT_TEMPLATE = {
 }
 
 
-def print_report(report: CompressionReport, *, source: str, output_dir: Path, stages: bool) -> None:
+def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: bool) -> None:
     """Print what was made, how big it is, what each weight became, what it took, and what to do next."""
-    from rich.text import Text
-
     before = sum(
         record.size_bytes for record in report.provenance.files if record.path.endswith((".safetensors", ".bin"))
     )
@@ -169,42 +173,33 @@ def print_report(report: CompressionReport, *, source: str, output_dir: Path, st
     revision = f" @ {report.provenance.revision[:12]}" if report.provenance.revision else ""
     recipe = report.recipe.name + (f": {report.recipe.description}" if report.recipe.description else "")
     model = f"{report.provenance.architecture}, {count_text(report.num_parameters)} parameters"
-    console = stdout()
-    activations = {}
-    accuracy = None
+    facts = {
+        "Model": f"{output_dir.name}  ({model})",
+        "Source": f"{source}{revision}  ({report.provenance.dtype})",
+        "Recipe": recipe,
+        "Size": sizes,
+        "Bits per weight": f"{report.bits_per_weight:.2f}",
+    }
+    accuracy = report.activations.accuracy if report.activations else None
     if report.activations is not None:
-        activations["Activations"] = _activations_text(report.activations)
-        accuracy = report.activations.accuracy
+        facts["Activations"] = _activations_text(report.activations)
     if accuracy is not None:
-        activations["Accuracy control"] = _accuracy_text(accuracy)
-    console.print(
-        facts_table(
-            {
-                "Model": f"{output_dir.name}  ({model})",
-                "Source": f"{source}{revision}  ({report.provenance.dtype})",
-                "Recipe": recipe,
-                "Size": sizes,
-                "Bits per weight": f"{report.bits_per_weight:.2f}",
-                **activations,
-                "Tokenizer": _TOKENIZER[report.tokenizer],
-                "Chat template": _CHAT_TEMPLATE[report.chat_template],
-                "Time": duration_text(report.measured.duration_s),
-                "Peak memory": size_text(report.measured.peak_rss_bytes),
-            }
-        )
+        facts["Accuracy control"] = _accuracy_text(accuracy)
+    facts |= {
+        "Tokenizer": _TOKENIZER[report.tokenizer],
+        "Chat template": _CHAT_TEMPLATE[report.chat_template],
+        "Time": duration_text(report.measured.duration_s),
+        "Peak memory": size_text(report.measured.peak_rss_bytes),
+    }
+    print_blocks(
+        facts_table(facts),
+        layers_table(report.layers),
+        _reverted_table(accuracy) if accuracy and accuracy.reverted else None,
+        _stages_table(report) if stages else None,
     )
-    console.print()
-    console.print(layers_table(report.layers))
-    if accuracy is not None and accuracy.reverted:
-        console.print()
-        console.print(_reverted_table(accuracy))
-    if stages:
-        console.print()
-        console.print(_stages_table(report))
-    console.print()
-    console.print(Text.assemble(("Written to ", "bold"), str(output_dir)), soft_wrap=True)
-    verify = command_line(["llmcompress", "verify"], [str(output_dir)])
-    console.print(Text.assemble(("Next: ", "bold"), verify), soft_wrap=True)
+    write_line("")
+    print_labelled("Written to ", str(output_dir))
+    print_labelled("Next: ", command_line(["llmcompress", "verify"], [str(output_dir)]))
 
 
 def _activations_text(activations: ActivationRecord) -> str:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmcompress.report.text import count_text, size_text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
     from llmcompress.report.compression import Layer
+
+RecordT = TypeVar("RecordT", bound="BaseModel")
 
 _PIPE_WIDTH = 120
 
@@ -49,6 +52,30 @@ def plain(record: BaseModel) -> Any:
     return json.loads(record.model_dump_json())
 
 
+def print_report(report: RecordT, for_people: Callable[[RecordT], None], *, as_json: bool) -> None:
+    """Print a report as JSON or by the function that prints it for people."""
+    if as_json:
+        print_json(report)
+    else:
+        for_people(report)
+
+
+def print_blocks(*blocks: RenderableType | None) -> None:
+    """Print tables and texts to stdout with an empty line between two; None is left out."""
+    console = stdout()
+    for number, block in enumerate(block for block in blocks if block is not None):
+        if number:
+            console.print()
+        console.print(block)
+
+
+def print_labelled(label: str, text: str, style: str = "bold") -> None:
+    """Print a label in bold or another style, and a text that is shown as it is, on one line to stdout."""
+    from rich.text import Text
+
+    stdout().print(Text.assemble((label, style), text), soft_wrap=True)
+
+
 def print_json(record: BaseModel | list[Any]) -> None:
     """Print a record, or a list of plain values, as one JSON document in ASCII."""
     sys.stdout.write(json.dumps(record if isinstance(record, list) else plain(record), indent=2) + "\n")
@@ -65,19 +92,21 @@ def print_error(message: str, *, where: str = "", hint: str = "") -> None:
         console.print(Text("hint: ", "bold cyan") + Text(hint), soft_wrap=True)
 
 
-def table(texts: Sequence[str], numbers: Sequence[str] = (), *, one_line: Collection[str] = ()) -> Table:
+def table(
+    texts: Sequence[str], numbers: Sequence[str | Text] = (), *, one_line: Collection[str] = (), markdown: bool = False
+) -> Table:
     """Return a table without rows: columns of texts, then columns of numbers aligned to the right.
 
-    The columns named in ``one_line`` are not wrapped, however narrow the terminal is.
+    The columns named in ``one_line``, and all in Markdown, are not wrapped, however narrow the terminal is.
     """
     from rich import box
     from rich.table import Table
 
-    empty = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    empty = Table(box=box.MARKDOWN if markdown else box.SIMPLE_HEAD, pad_edge=markdown, show_edge=markdown)
     for name in texts:
-        empty.add_column(name, overflow="fold", no_wrap=name in one_line)
-    for name in numbers:
-        empty.add_column(name, justify="right", no_wrap=name in one_line)
+        empty.add_column(name, overflow="fold", no_wrap=markdown or name in one_line)
+    for title in numbers:
+        empty.add_column(title, justify="right", overflow="fold", no_wrap=markdown or title in one_line)
     return empty
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import print_json, stdout, table
+from llmcompress.cli.console import layers_table, print_labelled, print_report, stdout, table, write_line
 from llmcompress.cli.options import Json, Verbose
 from llmcompress.cli.progress import run_watched
 from llmcompress.report.text import duration_text, rate_text, size_text
@@ -32,20 +32,12 @@ def demo(
 
     options = {"output_dir": output.absolute()}
     report = run_watched(run_demo, options, verbose=verbose, stage="load the libraries")
-    if as_json:
-        print_json(report)
-    else:
-        _print(report, output)
+    print_report(report, lambda made: _print(made, output), as_json=as_json)
 
 
 def _print(report: DemoReport, output: Path) -> None:
-
-    from rich.text import Text
-
-    from llmcompress.cli.console import layers_table
     from llmcompress.cli.demo_run import HELD_OUT
 
-    console = stdout()
     numbers = ["Size", "Bits/weight", "Time", "Perplexity", "KL", "Top-1", "Decode tokens/s", "Peak memory"]
     sizes = table(["Recipe"], numbers)
     sizes.columns[0].style = "bold"
@@ -65,19 +57,18 @@ def _print(report: DemoReport, output: Path) -> None:
             variant.evaluation.verdict or "the reference",
         )
     text = report.variants[0].evaluation.text
-    console.print(sizes)
-    console.print(f"Measured on {text.num_scored_tokens:,} tokens of held-out text through the OpenVINO runtime.")
-    console.print()
+    stdout().print(sizes)
+    write_line(f"Measured on {text.num_scored_tokens:,} tokens of held-out text through the OpenVINO runtime.\n")
     for variant in report.variants:
-        console.print(Text.assemble((variant.report.recipe.name, "bold"), ": what its weights became"))
-        console.print(layers_table(variant.report.layers))
-        console.print()
-    console.print(Text.assemble(("Question: ", "bold"), report.prompt))
+        print_labelled(variant.report.recipe.name, ": what its weights became")
+        stdout().print(layers_table(variant.report.layers))
+        write_line("")
+    print_labelled("Question: ", report.prompt)
     for variant in report.variants:
-        console.print(Text.assemble((f"{variant.report.recipe.name}: ", "bold"), variant.answer))
-    console.print()
-    console.print(Text.assemble(("Written to ", "bold"), str(output)), soft_wrap=True)
+        print_labelled(f"{variant.report.recipe.name}: ", variant.answer)
+    write_line("")
+    print_labelled("Written to ", str(output))
     first, last = (Path(report.variants[index].directory).name for index in (0, -1))
     options = ["--reference", str(output / first), "--dataset", str(HELD_OUT.dataset), "--seq-len", "256"]
     evaluate = command_line(["llmcompress", "eval"], [str(output / last)], [*options, "--split-damage"])
-    console.print(Text.assemble(("Next: ", "bold"), evaluate), soft_wrap=True)
+    print_labelled("Next: ", evaluate)

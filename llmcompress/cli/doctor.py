@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.console import facts_table, print_json, stdout, table
+from llmcompress.cli.console import facts_table, print_blocks, print_labelled, print_report, table, write_line
 from llmcompress.cli.options import Json, Verbose
 from llmcompress.cli.progress import watching
 from llmcompress.errors import ResourceError
@@ -23,10 +23,7 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
 
     with watching(verbose=verbose) as watch:
         diagnosis = diagnose(watch.report)
-    if as_json:
-        print_json(diagnosis)
-    else:
-        _print(diagnosis)
+    print_report(diagnosis, _print, as_json=as_json)
     broken = [finding for finding in diagnosis.findings if finding.broken]
     if broken:
         more = f", and {len(broken) - 1} more above" if len(broken) > 1 else ""
@@ -55,14 +52,11 @@ def _print(diagnosis: Diagnosis) -> None:
         installed = Text(package.installed or "not installed", style="yellow" if differs else "")
         tested = [(package.tested or "") + (" (differs)" if differs else "")] if diagnosis.has_tested_set else []
         packages.add_row(package.name, installed, *tested)
-    console = stdout()
-    console.print(facts_table(facts))
-    console.print()
-    console.print(packages)
-    console.print()
+    print_blocks(facts_table(facts), packages)
+    write_line("")
     for finding in diagnosis.findings:
-        label = ("broken: ", "bold red") if finding.broken else ("note: ", "bold")
-        console.print(Text.assemble(label, finding.message), soft_wrap=True)
-        console.print(Text.assemble(("hint: ", "bold cyan"), finding.hint), soft_wrap=True)
+        label, style = ("broken: ", "bold red") if finding.broken else ("note: ", "bold")
+        print_labelled(label, finding.message, style)
+        print_labelled("hint: ", finding.hint, "bold cyan")
     if not diagnosis.findings:
-        console.print("No broken combination was found.")
+        write_line("No broken combination was found.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.console import facts_table, layers_table, print_json, stdout
+from llmcompress.cli.console import facts_table, layers_table, print_blocks, print_report, write_line
 from llmcompress.cli.progress import run_watched
 from llmcompress.errors import ResourceError
 from llmcompress.report.text import count_text, size_text
@@ -32,16 +32,12 @@ def predict(
     Raises:
         ResourceError: This machine has less free memory or disk.
     """
-
     forecast = run_watched(
         forecast_source,
         {"source": source, "recipe": recipe, "output_dir": output_dir.absolute(), "access": access, "engine": engine},
         verbose=verbose,
     )
-    if as_json:
-        print_json(forecast)
-    else:
-        print_forecast(forecast, source=source, recipe_name=recipe.name)
+    print_report(forecast, lambda made: print_forecast(made, source=source, recipe_name=recipe.name), as_json=as_json)
     if not forecast.fits:
         raise ResourceError(
             "this machine has not enough free memory or disk for it",
@@ -67,28 +63,21 @@ def forecast_source(
 
 def print_forecast(forecast: Forecast, *, source: str, recipe_name: str) -> None:
     """Print predicted size, memory and disk, and what each weight would become."""
-    from rich.text import Text
 
     def against(need: int, have: int) -> str:
         return f"{size_text(need)} of {size_text(have)} free" + ("" if need <= have else "  NOT ENOUGH")
 
-    console = stdout()
-    console.print(
-        facts_table(
-            {
-                "Source": f"{source}  ({count_text(forecast.num_parameters)} parameters)",
-                "Recipe": recipe_name,
-                "Size": f"{size_text(forecast.size_bytes)}  ({forecast.bits_per_weight:.2f} bits per weight)",
-                "Memory": against(forecast.min_memory_bytes, forecast.available_memory_bytes)
-                + f"; peak {size_text(forecast.peak_rss_bytes)} with mapped files",
-                "Disk": against(forecast.disk_bytes, forecast.free_disk_bytes),
-                "Fits": "yes" if forecast.fits else "no",
-            }
-        )
-    )
-    console.print()
-    console.print(layers_table(forecast.layers))
+    facts = {
+        "Source": f"{source}  ({count_text(forecast.num_parameters)} parameters)",
+        "Recipe": recipe_name,
+        "Size": f"{size_text(forecast.size_bytes)}  ({forecast.bits_per_weight:.2f} bits per weight)",
+        "Memory": against(forecast.min_memory_bytes, forecast.available_memory_bytes)
+        + f"; peak {size_text(forecast.peak_rss_bytes)} with mapped files",
+        "Disk": against(forecast.disk_bytes, forecast.free_disk_bytes),
+        "Fits": "yes" if forecast.fits else "no",
+    }
+    print_blocks(facts_table(facts), layers_table(forecast.layers))
     if forecast.notes:
-        console.print()
+        write_line("")
     for note in forecast.notes:
-        console.print(Text(f"note: {note}"), soft_wrap=True)
+        write_line(f"note: {note}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmcompress.cli.console import print_json
+from llmcompress.cli.console import print_report
 from llmcompress.cli.options import (
     AllowNonfinite,
     Json,
@@ -143,10 +143,7 @@ def evaluate(
     )
     from llmcompress.cli.evaluation_report import print_evaluation
 
-    if as_json:
-        print_json(report)
-    else:
-        print_evaluation(report, source=source, stages=verbose)
+    print_report(report, lambda made: print_evaluation(made, source=source, stages=verbose), as_json=as_json)
     undecided = [check for check in report.gate.checks if check.name in thresholds and check.passed is None]
     if undecided:
         raise GateError(
@@ -166,10 +163,7 @@ def _conversion(source: str, access: dict[str, Any], *, as_json: bool, verbose: 
     from llmcompress.evaluation.conversion import check_conversion
 
     report = run_watched(check_conversion, {"source": source, **access}, verbose=verbose)
-    if as_json:
-        print_json(report)
-    else:
-        print_conversion(report)
+    print_report(report, print_conversion, as_json=as_json)
     if not report.passed:
         raise ModelError(
             "OpenVINO computes something else than PyTorch with the same weights",

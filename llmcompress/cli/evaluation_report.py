@@ -4,63 +4,53 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.console import facts_table, stdout, table
-from llmcompress.report.text import DAMAGE_PARTS, duration_text, interval_text
+from llmcompress.cli.console import facts_table, print_blocks, stdout, table, write_line
+from llmcompress.report.text import DAMAGE_PARTS, duration_text, interval_text, property_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llmcompress.report.evaluation import ConversionRecord, EvalReport, GateRecord
+    from llmcompress.report.evaluation import ConversionRecord, EvalReport, GateRecord, GenerationRecord
 
-_VERDICTS = {
-    "equivalent": ("equivalent", "bold green"),
-    "worse": ("worse", "bold red"),
-    "cannot tell": ("cannot tell", "bold yellow"),
-}
+_STYLES = {"equivalent": "bold green", "worse": "bold red", "cannot tell": "bold yellow"}
 
 
 def print_evaluation(report: EvalReport, *, source: str, stages: bool) -> None:
     """Print what was measured, how sure it is, the verdict and the gate."""
     from rich.text import Text
 
-    console = stdout()
-    console.print(facts_table(_facts(report, source)))
-    console.print()
-    console.print(_perplexity_table(report))
-    if report.divergence is not None:
-        console.print()
-        console.print(_divergence_table(report))
-    for optional in (_damage_table(report), _tasks_table(report)):
-        if optional is not None:
-            console.print()
-            console.print(optional)
-    if report.generations is not None:
-        found = report.generations
-        console.print()
-        console.print(
-            f"Greedy continuations: {found.identical_share:.0%} of {found.num_prompts} are the same, "
-            f"{found.equal_prefix_share:.0%} of {found.max_new_tokens} tokens before the first difference"
-        )
-    console.print()
-    console.print(gate_table(report.gate))
+    print_blocks(
+        facts_table(_facts(report, source)),
+        _perplexity_table(report),
+        _divergence_table(report) if report.divergence else None,
+        _damage_table(report) if report.split_damage else None,
+        _tasks_table(report) if report.tasks else None,
+        _generations_text(report.generations) if report.generations else None,
+        gate_table(report.gate),
+    )
     if report.verdict is not None:
-        words, style = _VERDICTS[report.verdict]
-        words += _reason(report)
+        write_line("")
         spec = report.spec
-        console.print()
-        console.print(
+        stdout().print(
             Text.assemble(
                 ("Verdict: ", "bold"),
-                (words, style),
+                (report.verdict + _reason(report), _STYLES[report.verdict]),
                 f"  (margins: KL {spec.kl_margin:g} nats, perplexity {spec.perplexity_margin:.3g} relative, "
                 f"{spec.confidence:.0%} intervals)",
             ),
             soft_wrap=True,
         )
     if stages:
-        console.print()
+        write_line("")
         for stage in report.measured.stages:
-            console.print(f"{stage.stage}: {duration_text(stage.duration_s)}")
+            write_line(f"{stage.stage}: {duration_text(stage.duration_s)}")
+
+
+def _generations_text(found: GenerationRecord) -> str:
+    return (
+        f"Greedy continuations: {found.identical_share:.0%} of {found.num_prompts} are the same, "
+        f"{found.equal_prefix_share:.0%} of {found.max_new_tokens} tokens before the first difference"
+    )
 
 
 def _reason(report: EvalReport) -> str:
@@ -77,17 +67,14 @@ def _reason(report: EvalReport) -> str:
 def print_conversion(report: ConversionRecord) -> None:
     """Print how OpenVINO compares with PyTorch."""
     near = f", {report.num_near_ties} of them near-ties" if report.num_greedy_disagreements else ""
-    stdout().print(
-        facts_table(
-            {
-                "Compared": f"{report.num_tokens} tokens of {report.num_prompts} prompts, both in f32",
-                "Mean KL": f"{report.mean_kl:.3g} nats (at most 0.0001)",
-                "Largest KL": f"{report.max_kl:.3g} nats",
-                "Greedy choices": f"{report.num_greedy_disagreements} differ{near}",
-                "Conversion": "right" if report.passed else "wrong",
-            }
-        )
-    )
+    facts = {
+        "Compared": f"{report.num_tokens} tokens of {report.num_prompts} prompts, both in f32",
+        "Mean KL": f"{report.mean_kl:.3g} nats (at most 0.0001)",
+        "Largest KL": f"{report.max_kl:.3g} nats",
+        "Greedy choices": f"{report.num_greedy_disagreements} differ{near}",
+        "Conversion": "right" if report.passed else "wrong",
+    }
+    stdout().print(facts_table(facts))
 
 
 def gate_table(gate: GateRecord) -> Table:
@@ -113,12 +100,7 @@ def gate_table(gate: GateRecord) -> Table:
 def _facts(report: EvalReport, source: str) -> dict[str, str]:
     spec, text = report.spec, report.text
     names = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
-    short = {"INFERENCE_PRECISION_HINT": "execution", "KV_CACHE_PRECISION": "cache"}
-    used = [
-        f"{short.get(name, 'dynamic quantization')} {report.model.properties[name]}"
-        for name in names
-        if name in report.model.properties
-    ]
+    used = [property_text(name, report.model.properties[name]) for name in names if name in report.model.properties]
     facts = {
         "Model": source,
         "Text": f"{text.dataset}: {text.num_scored_tokens:,} tokens scored in {text.num_windows} windows",
@@ -171,9 +153,7 @@ def _divergence_table(report: EvalReport) -> Table:
     return shown
 
 
-def _damage_table(report: EvalReport) -> Table | None:
-    if not report.split_damage:
-        return None
+def _damage_table(report: EvalReport) -> Table:
     shown = table(["damage against the exact reference"], ["KL divergence, nats", "top-1 agreement"])
     for part in report.split_damage:
         agreement = interval_text(part.top1_agreement, ".2%")
@@ -181,9 +161,7 @@ def _damage_table(report: EvalReport) -> Table | None:
     return shown
 
 
-def _tasks_table(report: EvalReport) -> Table | None:
-    if not report.tasks:
-        return None
+def _tasks_table(report: EvalReport) -> Table:
     shown = table(["task"], ["metric", "score", "samples"])
     for score in report.tasks:
         error = "" if score.standard_error is None else f" ± {score.standard_error:.3g}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import facts_table, print_json, stdout, write_line
+from llmcompress.cli.console import facts_table, print_report, stdout, write_line
 from llmcompress.cli.options import Json, Verbose
 from llmcompress.cli.progress import watching
 from llmcompress.report.text import size_text
@@ -75,16 +75,12 @@ def push(
             revision=revision,
             progress=watch.report,
         )
-    if as_json:
-        print_json(report)
-    else:
-        print_push(report)
+    print_report(report, print_push, as_json=as_json)
 
 
 def print_push(report: PushReport) -> None:
     """Print what a push did or would do; of a dry run also every file and the card."""
-    console = stdout()
-    console.print(facts_table(_facts(report)))
+    stdout().print(facts_table(_facts(report)))
     if not report.dry_run:
         return
     write_line("")

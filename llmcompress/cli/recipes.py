@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmcompress.cli.console import print_json, stdout, table, write_line
+from llmcompress.cli.console import print_json, print_report, stdout, table, write_line
 from llmcompress.cli.options import Json, Overrides
 
 recipes = typer.Typer(invoke_without_command=True, add_completion=False, rich_markup_mode="rich")
@@ -54,7 +54,4 @@ def show(
     from llmcompress.spec import dump_recipe, load_recipe
 
     recipe = load_recipe(name, overrides or ())
-    if as_json:
-        print_json(recipe)
-    else:
-        write_line(dump_recipe(recipe).rstrip("\n"))
+    print_report(recipe, lambda shown: write_line(dump_recipe(shown).rstrip("\n")), as_json=as_json)

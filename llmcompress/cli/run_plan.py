@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import plain, print_json, stdout, table, write_line
+from llmcompress.cli.console import plain, print_json, print_report, stdout, table, write_line
 from llmcompress.cli.options import Json, Offline, Verbose, check_choice
 from llmcompress.cli.progress import watching
 from llmcompress.errors import LlmcompressError, ResourceError, UsageError
@@ -65,7 +65,10 @@ def run(
         with watching(verbose=verbose) as watch:
             watch.report(Progress("read the plan", 0, 0))
             jobs = outlook(loaded, **common, progress=watch.report, logs=watch.log)  # type: ignore[arg-type]
-        _print_outlook(jobs, as_json=as_json)
+        if as_json:
+            print_json([plain(job) for job in jobs])
+        else:
+            print_outlook(jobs)
         _refuse_impossible(jobs, plan, here=executor == "local")
         return
     with run_watched(verbose=verbose) as seen:
@@ -77,12 +80,7 @@ def run(
             progress=seen.report,
             logs=seen.log,
         )
-    if as_json:
-        from llmcompress.cli.console import print_json
-
-        print_json(report)
-    else:
-        print_run(report)
+    print_report(report, print_run, as_json=as_json)
     _compare(report, quiet=as_json)
     failed = [(row.name, row.failure) for row in report.rows if row.failure is not None]
     _end_with(failed, len(report.rows), plan, "failed")
@@ -90,7 +88,6 @@ def run(
 
 def _refuse_impossible(jobs: tuple[Outlook, ...], plan: Path, *, here: bool) -> None:
     """End with the error that the run would end with, as far as it is known beforehand."""
-
     failed = [(job.name, job.failure) for job in jobs if job.failure is not None]
     _end_with(failed, len(jobs), plan, "cannot be done")
     short = [job.name for job in jobs if not job.fits]
@@ -104,7 +101,6 @@ def _refuse_impossible(jobs: tuple[Outlook, ...], plan: Path, *, here: bool) -> 
 
 def _end_with(failed: list[tuple[str, Failure]], num_jobs: int, plan: Path, verb: str) -> None:
     """Raise the first failure, with its exit code, where there is one."""
-
     if not failed:
         return
     name, first = failed[0]
@@ -136,14 +132,6 @@ def _compare(report: RunReport, *, quiet: bool) -> None:
     if not quiet:
         print_comparison(comparison, "table")
         write_line(f"Page: {page}")
-
-
-def _print_outlook(jobs: tuple[Outlook, ...], *, as_json: bool) -> None:
-
-    if as_json:
-        print_json([plain(job) for job in jobs])
-    else:
-        print_outlook(jobs)
 
 
 NOT_MEASURED = "not measured"

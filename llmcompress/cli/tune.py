@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmcompress.cli.console import facts_table, print_json, stderr, stdout
+from llmcompress.cli.console import facts_table, print_blocks, print_labelled, print_report, stderr, write_line
 from llmcompress.cli.options import (
     AllowNonfinite,
     Json,
@@ -133,10 +133,7 @@ def tune(
             "offline": offline,
         }
         report = run_watched(tune_directory, options, verbose=verbose)
-    if as_json:
-        print_json(report)
-    else:
-        print_tuning(report)
+    print_report(report, print_tuning, as_json=as_json)
     if html is not None:
         write_tuning_page(report, html)
     if not report.permitted:
@@ -192,36 +189,26 @@ _STYLES = {"better": "green", "worse": "red"}
 
 def print_tuning(report: TuneReport) -> None:
     """Print what was measured, the verification, and the choice with its reason."""
-    from rich.text import Text
-
+    from llmcompress.cli.evaluation_report import gate_table
     from llmcompress.tuning.space import text_of
 
-    console = stdout()
-    console.print(facts_table(_facts(report)))
-    console.print()
-    console.print(_trials_table(report))
     left_out = {
         "Not taken": {text_of(each.properties): each.reason for each in report.trials if each.reason},
         "Not tried": report.skipped,
     }
-    for title, reasons in left_out.items():
-        if reasons:
-            console.print()
-            console.print(facts_table({title: _by_reason(reasons)}))
-    if report.verification is not None:
-        console.print()
-        console.print(facts_table(_verification(report.verification)))
-    if report.gate is not None:
-        from llmcompress.cli.evaluation_report import gate_table
-
-        console.print()
-        console.print(gate_table(report.gate))
-    console.print()
+    print_blocks(
+        facts_table(_facts(report)),
+        _trials_table(report),
+        *(facts_table({title: _by_reason(reasons)}) for title, reasons in left_out.items() if reasons),
+        facts_table(_verification(report.verification)) if report.verification else None,
+        gate_table(report.gate) if report.gate else None,
+    )
+    write_line("")
     chosen = text_of(report.chosen) if report.chosen else "the defaults"
-    console.print(Text.assemble(("Choice: ", "bold"), f"{chosen}: {report.reason}"), soft_wrap=True)
+    print_labelled("Choice: ", f"{chosen}: {report.reason}")
     for words, properties in (("a model can hold", report.in_model), ("for a runtime profile", report.in_profile)):
         if report.chosen and properties:
-            console.print(f"  {words}: {text_of(properties)}", markup=False, soft_wrap=True)
+            write_line(f"  {words}: {text_of(properties)}")
 
 
 def _facts(report: TuneReport) -> dict[str, str]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import print_json, write_line
+from llmcompress.cli.console import print_report, write_line
 from llmcompress.cli.options import Json, Offline, Revision, Verbose
 from llmcompress.cli.progress import watching
 from llmcompress.errors import ArtifactError, UsageError
+
+if TYPE_CHECKING:
+    from llmcompress.artifact import VerifyReport
 
 
 def verify(
@@ -35,19 +38,20 @@ def verify(
     elif revision is not None or offline:
         raise UsageError("--revision and --offline have no effect on a directory", where=source, hint="leave them out")
     report = artifact.verify(directory)
-    if as_json:
-        print_json(report)
-    else:
-        for problem in report.problems:
-            write_line(f"{problem.path}: {problem.text}")
-        if report.ok:
-            write_line(f"{source}: {report.num_files} files, all as the manifest says")
+    print_report(report, lambda found: _print(found, source), as_json=as_json)
     if not report.ok:
         raise ArtifactError(
             f"{len(report.problems)} deviation{'s' if len(report.problems) > 1 else ''} from its manifest",
             where=source,
             hint="compress again with --overwrite, or download it again",
         )
+
+
+def _print(report: VerifyReport, source: str) -> None:
+    for problem in report.problems:
+        write_line(f"{problem.path}: {problem.text}")
+    if report.ok:
+        write_line(f"{source}: {report.num_files} files, all as the manifest says")
 
 
 def _is_hub_id(source: str) -> bool:

@@ -18,6 +18,7 @@ _PROPERTIES = {
     "VALUE_CACHE_GROUP_SIZE": "groups of values",
     "INFERENCE_PRECISION_HINT": "execution",
     "INFERENCE_NUM_THREADS": "threads",
+    "NUM_STREAMS": "streams",
     "SCHEDULING_CORE_TYPE": "cores",
     "ENABLE_HYPER_THREADING": "hyper-threading",
     "ENABLE_CPU_PINNING": "pinning",
@@ -72,10 +73,12 @@ def rate_text(stats: Stats | None) -> str:
 
 def settings_text(properties: Mapping[str, str], between: str = ", ") -> str:
     """Settings in short: ``dynamic quantization 128, cache u8``."""
-    return (
-        between.join(f"{_PROPERTIES.get(name, name)} {value}" for name, value in sorted(properties.items()))
-        or "default"
-    )
+    return between.join(property_text(name, value) for name, value in sorted(properties.items())) or "default"
+
+
+def property_text(name: str, value: str) -> str:
+    """One setting in short: ``cache u8``."""
+    return f"{_PROPERTIES.get(name, name)} {value}"
 
 
 def shape_text(case: BenchCase) -> str:
