@@ -15,7 +15,7 @@ import pytest
 
 from llmcompress.artifact import staging
 from llmcompress.cli import run
-from llmcompress.cli.cache_pruning import cache_entries, prune_cache
+from llmcompress.cli.cache import cache_entries, prune_cache
 from llmcompress.compression.kernels import integers
 from llmcompress.errors import WriteError
 from llmcompress.evaluation.score_cache import ScoreCache

@@ -557,8 +557,8 @@ def test_verify_names_each_deviation_and_ends_with_4(tmp_path: Path, capsys: Cap
 
 
 def test_doctor_shows_its_findings_and_ends_with_3(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    import llmcompress.cli.diagnosis
-    from llmcompress.cli.diagnosis import DeviceFound, Diagnosis, Disk, DoctorFinding, PackageVersion
+    import llmcompress.cli.doctor
+    from llmcompress.cli.doctor import DeviceFound, Diagnosis, Disk, DoctorFinding, PackageVersion
 
     sound = Diagnosis(
         platform="linux-x86_64",
@@ -578,7 +578,7 @@ def test_doctor_shows_its_findings_and_ends_with_3(monkeypatch: pytest.MonkeyPat
         findings=(),
     )
     broken = DoctorFinding(message="torchvision was built for another torch", hint="pip install it again", broken=True)
-    monkeypatch.setattr(llmcompress.cli.diagnosis, "diagnose", lambda progress: sound)
+    monkeypatch.setattr(llmcompress.cli.doctor, "diagnose", lambda progress: sound)
     assert run(["doctor"]) == 0
     shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
@@ -590,7 +590,7 @@ def test_doctor_shows_its_findings_and_ends_with_3(monkeypatch: pytest.MonkeyPat
     ):
         assert line in shown
     sick = sound.model_copy(update={"findings": (broken, broken.model_copy(update={"message": "another"}))})
-    monkeypatch.setattr(llmcompress.cli.diagnosis, "diagnose", lambda progress: sick)
+    monkeypatch.setattr(llmcompress.cli.doctor, "diagnose", lambda progress: sick)
     assert run(["doctor"]) == 3
     captured = capsys.readouterr()
     assert "broken: torchvision was built for another torch\nhint: pip install it again\n" in captured.out
@@ -614,7 +614,7 @@ def test_json_has_no_nan(capsys: Captured) -> None:
 
 
 def test_the_demo_shows_sizes_weights_and_answers(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    from llmcompress.cli.demo_run import DemoReport, DemoVariant
+    from llmcompress.cli.demo import DemoReport, DemoVariant
 
     variants = [
         DemoVariant(

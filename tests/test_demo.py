@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import llmcompress
-from llmcompress.cli import demo_run as demo
+from llmcompress.cli import demo
 
 
 @pytest.mark.slow

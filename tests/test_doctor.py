@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-import llmcompress.cli.diagnosis
-from llmcompress.cli import diagnosis as checks
-from llmcompress.cli.diagnosis import Diagnosis, cpu_features, diagnose
+import llmcompress.cli.doctor
+from llmcompress.cli import libraries as checks
+from llmcompress.cli.doctor import Diagnosis, cpu_features, diagnose
 from llmcompress.system.progress import Progress
 
 WORKING_OPENVINO = """
@@ -27,9 +27,9 @@ def fake_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("torch", "torchvision", "openvino"):
         (tmp_path / f"{name}.py").write_text(WORKING_OPENVINO if name == "openvino" else "")
-    monkeypatch.setattr(llmcompress.cli.diagnosis, "IMPORTS", ("torch", "torchvision", "openvino"))
-    monkeypatch.setattr(llmcompress.cli.diagnosis, "range_findings", lambda: [])
-    monkeypatch.setattr(llmcompress.cli.diagnosis, "release_findings", lambda installed: [])
+    monkeypatch.setattr(llmcompress.cli.doctor, "IMPORTS", ("torch", "torchvision", "openvino"))
+    monkeypatch.setattr(llmcompress.cli.doctor, "range_findings", lambda: [])
+    monkeypatch.setattr(llmcompress.cli.doctor, "release_findings", lambda installed: [])
     return tmp_path
 
 

@@ -131,7 +131,7 @@ def test_a_system_call_trace_shows_no_network_and_no_write_outside_tmp(tmp_path:
 
 
 def test_the_environment_record_has_versions_machine_and_threads_and_no_identity() -> None:
-    from llmcompress.report.environment import environment_record
+    from llmcompress.report.record import environment_record
 
     record = environment_record(3)
     for package in ("openvino", "nncf", "torch", "numpy", "transformers", "optimum-intel", "openvino-tokenizers"):

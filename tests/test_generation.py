@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import llmcompress
-from llmcompress.cli.demo_run import PROMPT
+from llmcompress.cli.demo import PROMPT
 from llmcompress.graph.decoding import compile_decoder, eos_token_ids, generate
 
 MAX_NEW_TOKENS = 120

@@ -42,7 +42,7 @@ NNCF_SIGNATURES = {"calculate_quantization_params"}
 
 LATE_IMPORTS = {
     "llmcompress/__init__.py": "public names are imported when they are first read, from a table in that file",
-    "llmcompress/cli/diagnosis.py": "the doctor tries to import each library that may be broken",
+    "llmcompress/cli/libraries.py": "the doctor tries to import each library that may be broken",
 }
 """Files that import by a name that is not in the source, each with its reason."""
 

@@ -450,8 +450,8 @@ def test_the_command_line(
 
 def test_a_kill_for_memory_is_reported_as_such(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llmcompress.runner import compressing
-    from llmcompress.system.exit import Death, explain
     from llmcompress.system.progress import Progress
+    from llmcompress.system.starting import Death, explain
 
     in_process(monkeypatch)
     killed = explain(Death(-9, "int8: applying", 3_000_000_000, llmcompress_memory(), 1, ()))
@@ -478,7 +478,7 @@ def llmcompress_memory() -> object:
 
 
 def test_the_windows_compared_are_those_of_the_run_where_many_are_held_out(tmp_path: Path) -> None:
-    from llmcompress.cli.demo_run import CHECKPOINT as DIRECTORY
+    from llmcompress.cli.demo import CHECKPOINT as DIRECTORY
     from llmcompress.compression.run import recipe_windows
     from llmcompress.loaders.source import resolve
     from llmcompress.loaders.tokenizer import load_tokenizer

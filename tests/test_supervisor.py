@@ -15,11 +15,11 @@ import pytest
 import supervisor_fixture
 
 from llmcompress.errors import InterruptedRunError, KilledForMemoryError, LlmcompressError, ModelError
-from llmcompress.system.exit import Death, explain
 from llmcompress.system.memory import Memory
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Progress
 from llmcompress.system.standing import StandingWorker
+from llmcompress.system.starting import Death, explain
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")

@@ -26,9 +26,8 @@ from llmcompress.errors import ModelError, ResourceError
 from llmcompress.graph.device import check_device, properties_of
 from llmcompress.loaders.source import fetch_weights, require_context, resolve
 from llmcompress.report.benchmark import BenchCase, BenchReport, BenchSetting, LoadTimes
-from llmcompress.report.environment import environment_record
 from llmcompress.report.file_names import BENCH_REPORT, MODEL_BIN
-from llmcompress.report.stages import Stages
+from llmcompress.report.record import Stages, environment_record
 from llmcompress.spec.access import Access
 from llmcompress.spec.benchmark import BenchSpec, Setting, Shape
 from llmcompress.system.environment import installed_versions, quiet_libraries

@@ -1,17 +1,81 @@
-"""`llmcompress doctor`"""
+"""`llmcompress doctor`: is this machine ready, and if not, what is wrong in plain words."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import platform
+import sys
+from pathlib import Path
+
+import psutil
 
 from llmcompress.cli.console import facts_table, print_blocks, print_labelled, print_report, table, write_line
+from llmcompress.cli.libraries import (
+    IMPORTS,
+    SAME_RELEASE,
+    DeviceFound,
+    DiagnosisPart,
+    DoctorFinding,
+    canonical,
+    declared_packages,
+    import_finding,
+    probe,
+    range_findings,
+    release_findings,
+    tested_versions,
+)
 from llmcompress.cli.options import Json, Verbose
 from llmcompress.cli.progress import watching
-from llmcompress.errors import ResourceError
+from llmcompress.errors import LlmcompressError, ResourceError
 from llmcompress.report.text import size_text
+from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, cpu_name, installed_versions, platform_name
+from llmcompress.system.files import free_bytes
+from llmcompress.system.memory import memory
+from llmcompress.system.process import run_supervised
+from llmcompress.system.progress import Progress, Reporter
 
-if TYPE_CHECKING:
-    from llmcompress.cli.diagnosis import Diagnosis
+
+class PackageVersion(DiagnosisPart):
+    """One library: what is installed and what the tests of this version of llmcompress ran with."""
+
+    name: str
+    installed: str | None
+    tested: str | None
+
+
+class Disk(DiagnosisPart):
+    """Free space where something will be written."""
+
+    use: str
+    path: str
+    free_bytes: int
+
+
+class Diagnosis(DiagnosisPart):
+    """What `llmcompress doctor` found."""
+
+    platform: str
+    python: str
+    cpu: str
+    num_cores: int
+    """Cores this process may use."""
+    cpu_features: tuple[str, ...]
+    devices: tuple[DeviceFound, ...]
+    packages: tuple[PackageVersion, ...]
+    has_tested_set: bool
+    memory_bytes: int
+    """The machine's memory, or the control group's limit where that is less."""
+    memory_limit_bytes: int | None
+    available_memory_bytes: int
+    swap_bytes: int
+    disks: tuple[Disk, ...]
+    hf_home: str
+    findings: tuple[DoctorFinding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found that breaks a run."""
+        return not any(finding.broken for finding in self.findings)
 
 
 def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
@@ -19,8 +83,6 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
     llmcompress doctor
     llmcompress doctor --json > doctor.json
     """
-    from llmcompress.cli.diagnosis import diagnose
-
     with watching(verbose=verbose) as watch:
         diagnosis = diagnose(watch.report)
     print_report(diagnosis, _print, as_json=as_json)
@@ -60,3 +122,82 @@ def _print(diagnosis: Diagnosis) -> None:
         print_labelled("hint: ", finding.hint, "bold cyan")
     if not diagnosis.findings:
         write_line("No broken combination was found.")
+
+
+# What OpenVINO's CPU plugin and NNCF's kernels pick their code paths by.
+_CPU_FEATURES = (
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+    "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+
+
+def diagnose(progress: Reporter) -> Diagnosis:
+    """Look at libraries, devices, processor, memory and disk; import every library once, in a process of its own."""
+    tested = tested_versions()
+    declared = declared_packages() or PACKAGES_THAT_DECIDE_BYTES
+    packages = tuple(dict.fromkeys(canonical(name) for name in (*declared, *SAME_RELEASE, "torch", "torchvision")))
+    installed = installed_versions(packages)
+    findings = [*range_findings(), *release_findings(installed)]
+    devices: tuple[DeviceFound, ...] = ()
+    last = ""
+
+    def note_stage(event: Progress) -> None:
+        nonlocal last
+        last = event.stage
+        progress(event)
+
+    try:
+        found = run_supervised(probe, {"modules": IMPORTS}, progress=note_stage)
+    except LlmcompressError as error:
+        findings.append(DoctorFinding(message=f"{last or 'starting Python'}: {error.message}", hint=error.hint))
+    else:
+        devices = found.devices
+        findings += dict.fromkeys(import_finding(module, text, installed) for module, text in found.failures.items())
+        if not devices and "openvino" not in found.failures:
+            message = "OpenVINO finds no device, not even the CPU"
+            hint = "reinstall it: pip install --force-reinstall openvino"
+            findings.append(DoctorFinding(message=message, hint=hint))
+    here = memory()
+    hf_home = _hf_home()
+    return Diagnosis(
+        platform=platform_name(),
+        python=platform.python_version(),
+        cpu=cpu_name(),
+        num_cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        cpu_features=cpu_features(),
+        devices=devices,
+        packages=tuple(
+            PackageVersion(name=name, installed=installed.get(name), tested=tested.get(name)) for name in packages
+        ),
+        has_tested_set=bool(tested),
+        memory_bytes=here.total,
+        memory_limit_bytes=here.limit,
+        available_memory_bytes=here.available,
+        swap_bytes=psutil.swap_memory().total,
+        disks=tuple(
+            Disk(use=use, path=str(path), free_bytes=free_bytes(path))
+            for use, path in (("working directory", Path.cwd()), ("Hugging Face cache", hf_home))
+        ),
+        hf_home=str(hf_home),
+        findings=tuple(findings),
+    )
+
+
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """Return the processor's instructions that matter for inference; empty where the system does not list them."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    flags: set[str] = set()
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in {"flags", "Features"}:
+            flags.update(value.split())
+    return tuple(feature for feature in _CPU_FEATURES if feature in flags)
+
+
+def _hf_home() -> Path:
+    if home := os.environ.get("HF_HOME"):
+        return Path(os.path.expandvars(home)).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"

@@ -13,7 +13,7 @@ from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import resolve
 from llmcompress.report.compression import CompressionReport, Engine
-from llmcompress.report.stages import Stages
+from llmcompress.report.record import Stages
 from llmcompress.spec import RECOMMENDED, Access, Recipe, load_recipe
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.progress import Reporter, silent

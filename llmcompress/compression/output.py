@@ -12,9 +12,8 @@ from llmcompress.artifact.manifest import NOT_LISTED, file_record
 from llmcompress.compression.run import CompressedModel
 from llmcompress.loaders.source import Source
 from llmcompress.report.compression import CompressionReport
-from llmcompress.report.environment import environment_record
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE
-from llmcompress.report.record import FileRecord
+from llmcompress.report.record import FileRecord, environment_record
 from llmcompress.spec import Recipe, dump_recipe
 from llmcompress.system.json_file import write_json
 from llmcompress.system.progress import Progress, Reporter, silent

@@ -29,7 +29,7 @@ from llmcompress.report.compression import (
     LayerRecord,
     runtime_options,
 )
-from llmcompress.report.stages import Stages
+from llmcompress.report.record import Stages
 from llmcompress.spec import Access, Recipe
 from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.progress import Progress, Reporter, silent

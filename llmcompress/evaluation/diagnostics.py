@@ -13,7 +13,7 @@ from llmcompress.evaluation.request import EvalRequest
 from llmcompress.evaluation.score_cache import ScoreCache
 from llmcompress.evaluation.tasks import score_tasks
 from llmcompress.report.evaluation import Check, DamagePart, GenerationRecord, NoiseFloor, TaskScore
-from llmcompress.report.stages import Stages
+from llmcompress.report.record import Stages
 from llmcompress.system.progress import Progress, Reporter
 
 

@@ -17,9 +17,8 @@ from llmcompress.evaluation.request import Diagnostics, EvalRequest, Reference, 
 from llmcompress.evaluation.statistics import divergence, perplexity
 from llmcompress.evaluation.top_k import score_against_top_k
 from llmcompress.graph.device import differences
-from llmcompress.report.environment import environment_record
 from llmcompress.report.evaluation import DivergenceRecord, EvalReport, GateRecord, ModelRecord, Verdict
-from llmcompress.report.stages import Stages
+from llmcompress.report.record import Stages, environment_record
 from llmcompress.spec import Access, EvalSpec, Gate
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.memory import ROOM, memory

@@ -17,7 +17,7 @@ from llmcompress.graph.device import check_device, properties_of
 from llmcompress.loaders.loaded_model import load
 from llmcompress.loaders.source import Source, fetch_weights, require_context, resolve
 from llmcompress.report.compression import CompressionReport
-from llmcompress.report.stages import Stages
+from llmcompress.report.record import Stages
 from llmcompress.system.progress import Progress, Reporter
 
 

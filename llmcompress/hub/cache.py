@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -137,9 +136,3 @@ def deviation(file: HubFile, path: Path, *, by_size: bool = False) -> str:
         if digest.hexdigest() != file.stated_hash:
             return "holds other bytes than the Hub states: the hash differs"
     return ""
-
-
-def free_bytes(folder: Path) -> int:
-    """What is free on the file system that ``folder`` is on, or will be."""
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    return shutil.disk_usage(existing).free

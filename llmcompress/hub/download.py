@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.errors import HubError, ResourceError
-from llmcompress.hub.cache import CachedRepository, cached_repository, deviation, free_bytes
+from llmcompress.hub.cache import CachedRepository, cached_repository, deviation
 from llmcompress.hub.client import HubClient
 from llmcompress.hub.failures import translated_errors
 from llmcompress.hub.listing import HubFile, HubListing
 from llmcompress.hub.transfer import transfer
+from llmcompress.system.files import free_bytes
 from llmcompress.system.progress import Progress, Reporter, silent
 
 _AT_ONCE = 4

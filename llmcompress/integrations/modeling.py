@@ -26,7 +26,7 @@ from llmcompress.loaders.generation import save_generation_config
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import Source, resolve
 from llmcompress.report.file_names import MODEL_XML
-from llmcompress.report.stages import Stages
+from llmcompress.report.record import Stages
 from llmcompress.spec import RECOMMENDED, Recipe, load_recipe
 from llmcompress.spec.optimum import recipe_from_quantization_config
 from llmcompress.system.environment import quiet_libraries

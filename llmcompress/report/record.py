@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from llmcompress.report.file_names import MODEL_BIN
+from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, cpu_name, installed_versions, platform_name
+from llmcompress.system.memory import peak_rss_bytes
 
 
 class Record(BaseModel):
@@ -87,3 +95,50 @@ class Measured(Record):
     duration_s: float
     peak_rss_bytes: int
     stages: tuple[StageTime, ...]
+
+
+def environment_record(num_threads: int) -> EnvironmentRecord:
+    """Record what the result's bytes depend on besides its inputs; no host name, user or time.
+
+    `num_threads` is the number of threads it was computed with: sums split over threads round differently.
+    """
+    return EnvironmentRecord(
+        versions=installed_versions(PACKAGES_THAT_DECIDE_BYTES) | {"python": platform.python_version()},
+        cpu=cpu_name(),
+        num_threads=num_threads,
+        platform=platform_name(),
+    )
+
+
+class Stages:
+    """Collects the stages of one run, in order."""
+
+    def __init__(self) -> None:
+        self._created = datetime.now(UTC)
+        self._started = time.perf_counter()
+        self._done: list[StageTime] = []
+        self._paused: float | None = None
+
+    def pause(self) -> None:
+        """Leave the time from now to the next stage out of the whole."""
+        self._paused = time.perf_counter()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure one stage; a stage that fails is not recorded."""
+        started = time.perf_counter()
+        if self._paused is not None:
+            self._started += started - self._paused
+            self._paused = None
+        yield
+        duration_s = time.perf_counter() - started
+        self._done.append(StageTime(stage=name, duration_s=duration_s, peak_rss_bytes=peak_rss_bytes(os.getpid())))
+
+    def measured(self) -> Measured:
+        """What was measured so far."""
+        return Measured(
+            created=self._created.isoformat(timespec="seconds"),
+            duration_s=time.perf_counter() - self._started,
+            peak_rss_bytes=peak_rss_bytes(os.getpid()),
+            stages=tuple(self._done),
+        )

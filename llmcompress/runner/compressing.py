@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 
 from llmcompress.artifact import MANIFEST, manifest_sha256, remove_leftovers
@@ -12,6 +11,7 @@ from llmcompress.loaders.source import resolve
 from llmcompress.runner.loading import CompressJob, compress_loaded, recipe_at
 from llmcompress.runner.state import Original, compress_reason
 from llmcompress.spec import Access
+from llmcompress.system.files import free_bytes
 from llmcompress.system.memory import memory
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Progress, Reporter, silent
@@ -73,9 +73,8 @@ def compress_model(
 
 def _now(job: CompressJob) -> Forecast:
     """The prediction against what this machine has at this moment."""
-    place = next(path for path in (job.directory, *job.directory.parents) if path.exists())
     return job.forecast.model_copy(
-        update={"available_memory_bytes": memory().available, "free_disk_bytes": shutil.disk_usage(place).free}
+        update={"available_memory_bytes": memory().available, "free_disk_bytes": free_bytes(job.directory)}
     )
 
 

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,13 @@ _LONG_NAME = 200
 """Bytes; nearly every file system takes 255."""
 # A file system without the exchange says EINVAL, a system without the call ENOSYS, an old container filter EPERM.
 _NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP})
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the file system that ``path`` is on, or will be."""
+    path = path.absolute()
+    existing = next(place for place in (path, *path.parents) if place.exists())
+    return shutil.disk_usage(existing).free
 
 
 def short_name(name: str) -> str:

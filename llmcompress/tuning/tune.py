@@ -15,9 +15,8 @@ from llmcompress.evaluation.gate import combined
 from llmcompress.graph.device import check_device, properties_of
 from llmcompress.loaders.source import Source, require_context, resolve
 from llmcompress.report.compression import CompressionReport
-from llmcompress.report.environment import environment_record
 from llmcompress.report.file_names import TUNE_REPORT
-from llmcompress.report.stages import Stages
+from llmcompress.report.record import Stages, environment_record
 from llmcompress.report.tuning import Trial, TuneReport, TuningReference, TuningVerification
 from llmcompress.spec import Gate, TuneSpec
 from llmcompress.spec.access import Access

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from llmcompress.report.compression import Engine
 from llmcompress.report.file_names import MODEL_XML
 from llmcompress.spec import Recipe, WeightCompression
 from llmcompress.system.file_memory import SEGMENT_BYTES
+from llmcompress.system.files import free_bytes
 from llmcompress.system.memory import memory, own_bytes
 
 # Scalars, shapes and axes that every converted decoder holds, stored once each.
@@ -65,7 +65,7 @@ def forecast(
     available = memory().available + own_bytes()
     codes_on_disk = available < peak.in_memory and peak.required < peak.in_memory
     disk_bytes = size_bytes + SIDE_FILES_BYTES + (codes_bytes + SEGMENT_BYTES if codes_on_disk else 0)
-    free = shutil.disk_usage(_existing_parent(output_dir or Path())).free
+    free = free_bytes(output_dir or Path())
     if codes_on_disk:
         notes.append("memory is short: codes that are done wait in a temporary file beside the output")
     if peak.required <= available < peak.total:
@@ -215,13 +215,6 @@ def _notes(source: Source, recipe: Recipe, passes: Sequence[WeightCompression], 
 def _mapped_share(inventory: Inventory) -> float:
     graph_bytes = sum(map(uncompressed_bytes, inventory.weights)) + inventory.leftover_bytes
     return inventory.mapped_bytes / max(graph_bytes, 1)
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def _gigabytes(size: int) -> str:
