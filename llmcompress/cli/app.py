@@ -117,21 +117,12 @@ def _cache() -> typer.Typer:
 
 
 COMMANDS: dict[str, Callable[[], Callable[..., None] | typer.Typer]] = {
-    "compress": _compress,
-    "eval": _eval,
-    "bench": _bench,
-    "tune": _tune,
-    "chat": _chat,
-    "compare": _compare,
-    "card": _card,
-    "run": _run,
-    "verify": _verify,
-    "push": _push,
-    "doctor": _doctor,
-    "demo": _demo,
-    "recipes": _recipes,
-    "cache": _cache,
-}
+    load.__name__.removeprefix("_"): load
+    for load in (
+        _compress, _eval, _bench, _tune, _chat, _compare, _card, _run, _verify, _push, _doctor, _demo, _recipes,
+        _cache,
+    )
+}  # fmt: skip
 
 
 @cached

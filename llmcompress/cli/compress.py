@@ -109,12 +109,9 @@ def compress(
         # The worker may not share what the shell calls the working directory.
         "output_dir": output_dir.absolute(),
         "overwrite": overwrite,
-        "allow_nonfinite": allow_nonfinite,
         "tokenizer": not no_tokenizer,
         "engine": engine,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-        "offline": offline,
+        **access._asdict(),
     }
     try:
         report = run_watched(compress_model, options, verbose=verbose)

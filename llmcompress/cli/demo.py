@@ -18,7 +18,7 @@ from llmcompress.report.text import duration_text, rate_text, size_text
 from llmcompress.spec import BenchSpec, EvalSpec
 from llmcompress.system.command_line import command_line
 from llmcompress.system.environment import quiet_libraries
-from llmcompress.system.progress import Progress, Reporter
+from llmcompress.system.progress import Progress, Reporter, silent
 
 CHECKPOINT = Path(__file__).with_name("demo_checkpoint")
 REFERENCE = "none"
@@ -67,7 +67,7 @@ class DemoReport(Record):
     variants: tuple[DemoVariant, ...]
 
 
-def run(output_dir: str | Path, *, progress: Reporter) -> DemoReport:
+def run(output_dir: str | Path, *, progress: Reporter = silent) -> DemoReport:
     """Compress the bundled checkpoint with each demo recipe into ``output_dir``, evaluate each, and let it answer.
 
     Raises:

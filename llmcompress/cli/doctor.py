@@ -32,7 +32,7 @@ from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, cpu_name,
 from llmcompress.system.files import free_bytes
 from llmcompress.system.memory import memory
 from llmcompress.system.process import run_supervised
-from llmcompress.system.progress import Progress, Reporter
+from llmcompress.system.progress import Progress, Reporter, silent
 
 
 class PackageVersion(DiagnosisPart):
@@ -131,7 +131,7 @@ _CPU_FEATURES = (
 )  # fmt: skip
 
 
-def diagnose(progress: Reporter) -> Diagnosis:
+def diagnose(progress: Reporter = silent) -> Diagnosis:
     """Look at libraries, devices, processor, memory and disk; import every library once, in a process of its own."""
     tested = tested_versions()
     declared = declared_packages() or PACKAGES_THAT_DECIDE_BYTES

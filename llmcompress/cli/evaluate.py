@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,7 +23,7 @@ from llmcompress.cli.options import (
 from llmcompress.cli.progress import run_watched
 from llmcompress.cli.spec_options import DATASET, DEVICE, with_fields
 from llmcompress.errors import GateError, ModelError, UsageError
-from llmcompress.spec import EvalSpec, Gate
+from llmcompress.spec import Access, EvalSpec, Gate
 
 _WITH_CHECK_CONVERSION = {"source", "check_conversion", "revision", "trust_remote_code", "offline", "allow_nonfinite"}
 _PANELS = {
@@ -98,12 +98,7 @@ def evaluate(
     llmcompress eval model-int4-ov --reference ./checkpoint --dataset texts.jsonl --max-kl 0.02
     llmcompress eval ./checkpoint --check-conversion
     """
-    access = {
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-        "offline": offline,
-        "allow_nonfinite": allow_nonfinite,
-    }
+    access = Access(revision, trust_remote_code, offline, allow_nonfinite)
     if check_conversion:
         hint = "the check has fixed prompts and always runs in f32 on the CPU; leave them out"
         refuse_ignored(context, "--check-conversion", _WITH_CHECK_CONVERSION, hint)
@@ -137,7 +132,7 @@ def evaluate(
             "tasks": task_names,
             "task_limit": task_limit,
             "task_path": None if task_path is None else task_path.absolute(),
-            **access,
+            **access._asdict(),
         },
         verbose=verbose,
     )
@@ -158,11 +153,11 @@ def evaluate(
         )
 
 
-def _conversion(source: str, access: dict[str, Any], *, as_json: bool, verbose: bool) -> None:
+def _conversion(source: str, access: Access, *, as_json: bool, verbose: bool) -> None:
     from llmcompress.cli.evaluation_report import print_conversion
     from llmcompress.evaluation.conversion import check_conversion
 
-    report = run_watched(check_conversion, {"source": source, **access}, verbose=verbose)
+    report = run_watched(check_conversion, {"source": source, **access._asdict()}, verbose=verbose)
     print_report(report, print_conversion, as_json=as_json)
     if not report.passed:
         raise ModelError(

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from llmcompress.errors import UsageError
+
 Source = Annotated[str, typer.Argument(metavar="SOURCE")]
 Overrides = Annotated[
     list[str] | None,
@@ -33,8 +35,6 @@ def check_choice(flag: str, value: str, accepted: Collection[str]) -> None:
     Raises:
         UsageError: Names the flag and what it accepts.
     """
-    from llmcompress.errors import UsageError
-
     if value not in accepted:
         raise UsageError(f"got {value!r}; accepted: {', '.join(accepted)}", where=flag)
 
@@ -45,8 +45,6 @@ def chosen_format(output_format: str, accepted: Collection[str], *, as_json: boo
     Raises:
         UsageError: There is no such format, or the two contradict each other.
     """
-    from llmcompress.errors import UsageError
-
     check_choice("--format", output_format, accepted)
     if as_json and output_format not in {"table", "json"}:
         raise UsageError(f"--json and --format {output_format} contradict each other", hint="leave one of them out")
@@ -59,8 +57,6 @@ def refuse_ignored(context: typer.Context, mode: str, effective: set[str], hint:
     Raises:
         UsageError: Names them.
     """
-    from llmcompress.errors import UsageError
-
     given = [
         f"`{name}`"
         for name in context.params

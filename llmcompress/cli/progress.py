@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -26,11 +25,6 @@ class Watch(NamedTuple):
     report: Reporter
     log: Callable[[str], None]
     """Takes one line that a worker wrote; shows our warnings, and the libraries' output where it was asked for."""
-
-
-class _Stage(NamedTuple):
-    began: float
-    task: TaskID
 
 
 def _bars(console: Console) -> Bars:
@@ -67,35 +61,29 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
     """Show the stages of what runs inside the block, on stderr."""
     console = stderr()
     bars = _bars(console)
-    running: dict[str, _Stage] = {}
+    running: dict[str, TaskID] = {}
+
+    def task_of(stage: str) -> Task:
+        return bars.tasks[bars.task_ids.index(running[stage])]
 
     def finish(stage: str) -> None:
-        began, task_id = running.pop(stage)
-        task = bars.tasks[bars.task_ids.index(task_id)]
+        task = task_of(stage)
         # A stage without a known total has done all of what it did.
         whole = task.total or max(task.completed, 1)
-        bars.update(task_id, total=whole, completed=whole)
+        bars.update(running.pop(stage), total=whole, completed=whole)
         if verbose and not console.is_terminal:
-            console.print(f"{stage}: {duration_text(time.monotonic() - began)}", markup=False, soft_wrap=True)
+            console.print(f"{stage}: {duration_text(task.finished_time or 0)}", markup=False, soft_wrap=True)
 
     def report(progress: Progress) -> None:
-        if progress.stage not in running:
+        stage, total = progress.stage, progress.total or None
+        if stage not in running:
             # What has a known end may run next to the new stage; the rest ended when this one began.
-            for stage in [
-                stage for stage, known in running.items() if bars.tasks[bars.task_ids.index(known.task)].total is None
-            ]:
-                finish(stage)
-            running[progress.stage] = _Stage(
-                time.monotonic(), bars.add_task(progress.stage, total=progress.total or None, unit=progress.unit)
-            )
-        bars.update(
-            running[progress.stage].task,
-            completed=progress.done,
-            total=progress.total or None,
-            unit=progress.unit,
-        )
+            for other in [other for other in running if task_of(other).total is None]:
+                finish(other)
+            running[stage] = bars.add_task(stage, total=total, unit=progress.unit)
+        bars.update(running[stage], completed=progress.done, total=total, unit=progress.unit)
         if progress.done >= progress.total > 0:
-            finish(progress.stage)
+            finish(stage)
 
     with bars:
         yield Watch(report, worker_lines(console, verbose=verbose))

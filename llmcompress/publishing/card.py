@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from llmcompress.artifact import read_measurements, replace_report
+from llmcompress.artifact import Measurements, read_measurements, replace_report
 from llmcompress.errors import UsageError, WriteError
 from llmcompress.publishing.content import variables
 from llmcompress.publishing.sandbox import render
@@ -45,7 +45,7 @@ def render_card(directory: str | Path, *, repo_id: str | None = None, template: 
         ArtifactError: The directory is no artifact.
         UsageError: ``repo_id`` is no Hub id, or the template cannot be rendered.
     """
-    return _render(Path(directory), repo_id, template)[0]
+    return _render(read_measurements(Path(directory)), Path(directory), repo_id, template)
 
 
 def write_card(
@@ -69,8 +69,8 @@ def write_card(
         WriteError: The disk refuses; the earlier file is still there.
     """
     directory = Path(directory)
-    text, report = _render(directory, repo_id, template)
-    content = text.encode()
+    found = read_measurements(directory)
+    content = _render(found, directory, repo_id, template).encode()
     path = directory / CARD
     there = _read(path)
     if there is not None and there != content and not overwrite and not _is_ours(there):
@@ -81,13 +81,20 @@ def write_card(
         )
     if there != content:
         replace_report(directory, CARD, content)
-    return report.model_copy(update={"written": there != content, "size_bytes": len(content)})
+    used = {EVAL_REPORT: found.evaluation, BENCH_REPORT: found.benchmark}
+    return CardReport(
+        path=str(path),
+        written=there != content,
+        size_bytes=len(content),
+        manifest_sha256=found.manifest_sha256,
+        used_reports=tuple(name for name, record in used.items() if record is not None),
+        unused_reports=found.unused,
+    )
 
 
-def _render(directory: Path, repo_id: str | None, template: str | Path | None) -> tuple[str, CardReport]:
+def _render(found: Measurements, directory: Path, repo_id: str | None, template: str | Path | None) -> str:
     if repo_id is not None:
         check_repo_id(repo_id)
-    found = read_measurements(directory)
     title = repo_id.rpartition("/")[2] if repo_id else directory.resolve().name
     values = variables(found, title=title, repo_id=repo_id)
     template = None if template is None else Path(template)
@@ -98,16 +105,7 @@ def _render(directory: Path, repo_id: str | None, template: str | Path | None) -
         _check_front_matter(body, template)
     body = body.rstrip() + "\n"
     digest = hashlib.sha256(body.encode()).hexdigest()
-    used = {EVAL_REPORT: found.evaluation, BENCH_REPORT: found.benchmark}
-    report = CardReport(
-        path=str(directory / CARD),
-        written=False,
-        size_bytes=0,
-        manifest_sha256=found.manifest_sha256,
-        used_reports=tuple(name for name, record in used.items() if record is not None),
-        unused_reports=found.unused,
-    )
-    return f"{body}\n<!-- llmcompress card, sha256 of the text above: {digest} -->\n", report
+    return f"{body}\n<!-- llmcompress card, sha256 of the text above: {digest} -->\n"
 
 
 def _check_front_matter(page: str, template: Path) -> None:

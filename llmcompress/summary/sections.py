@@ -16,13 +16,11 @@ from llmcompress.summary.charts import (
     quantiles,
     trade_off_chart,
 )
-from llmcompress.summary.comparability import Basis
 from llmcompress.summary.comparison import Comparison
 from llmcompress.summary.labels import short_names
 from llmcompress.summary.layers import LayerGrid, layer_grid
 from llmcompress.summary.rows import Row
 from llmcompress.summary.svg import printable
-from llmcompress.summary.trade_offs import TradeOff
 
 KINDS = {"perplexity": "perplexity", "kl_divergence": "KL divergence", "speed": "speed"}
 _BIT_LEVELS = (2.6, 3.6, 4.7, 6.5, 8.7, 12.0)
@@ -41,7 +39,7 @@ def trade_off_figures(comparison: Comparison) -> Iterator[dict[str, Any]]:
         front = [f"{point.row + 1} {name}" for point, name in points if point.on_front]
         title = f"{AXES[found.x].capitalize()} against {KINDS[found.y]}"
         # Where there are figures of several kinds, which of them.
-        several = [basis for basis in comparison.bases if _one_of_many(comparison, basis)]
+        several = [basis for basis in comparison.bases if len(comparison.bases_of(basis.kind)) > 1]
         title += "".join(f" [{basis.mark}]" for basis in several if basis.mark in found.bases)
         label = f"{title} of {len(points)} models; on the front: {', '.join(front)}"
         yield {
@@ -49,7 +47,7 @@ def trade_off_figures(comparison: Comparison) -> Iterator[dict[str, Any]]:
             "chart": Markup(trade_off_chart(found, names, printable(label), f"trade-off-{number}")),
             "front": front,
             "bases": found.bases,
-            "left_out": _left_out(comparison, found),
+            "left_out": [str(row + 1) for row in range(len(names)) if row not in {point.row for point in found.points}],
             "axes": (AXES[found.x], AXES[found.y]),
             "rows": [
                 (f"{point.row + 1} {names[point.row]}", *point_texts(found, point), point.on_front)
@@ -59,16 +57,6 @@ def trade_off_figures(comparison: Comparison) -> Iterator[dict[str, Any]]:
             "speed": found.x == "decode_tokens_per_s",
             "has_reference": any(point.is_reference for point in found.points),
         }
-
-
-def _one_of_many(comparison: Comparison, basis: Basis) -> bool:
-    return len(comparison.bases_of(basis.kind)) > 1
-
-
-def _left_out(comparison: Comparison, found: TradeOff) -> list[str]:
-    """Numbers of the rows that have no place on these axes."""
-    shown = {point.row for point in found.points}
-    return [str(number + 1) for number in range(len(comparison.rows)) if number not in shown]
 
 
 def distribution_figures(comparison: Comparison) -> Iterator[dict[str, Any]]:
@@ -101,8 +89,10 @@ def latency_figures(comparison: Comparison) -> Iterator[dict[str, Any]]:
         members = [
             (number, comparison.rows[number], case)
             for number, position in zip(basis.rows, basis.cases, strict=True)
-            if (case := _cases(comparison.rows[number])[position])
+            if (benchmark := comparison.rows[number].benchmark) and (case := benchmark.cases[position])
         ]
+        # By one benchmark, run by run.
+        in_turn = len({row.benchmark.measured.created for _, row, _ in members if row.benchmark}) == 1
         limit = max((case.tpot_s.p99 for *_, case in members if case.tpot_s), default=0.0) * 1.25
         charts = []
         for number, row, case in members:
@@ -111,11 +101,7 @@ def latency_figures(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 label = f"Time of each new token of {row.name}, {shape_text(case)}"
                 text = latency_chart(runs, limit, printable(label), f"latency-{basis.mark}-{number}")
                 charts.append({"name": f"{number + 1} {row.name}", "chart": Markup(text), "case": case})
-        yield {"basis": basis, "charts": charts, "members": members, "in_turn": _in_turn(comparison, basis)}
-
-
-def _cases(row: Row) -> tuple[BenchCase, ...]:
-    return row.benchmark.cases if row.benchmark else ()
+        yield {"basis": basis, "charts": charts, "members": members, "in_turn": in_turn}
 
 
 def _runs(row: Row, case: BenchCase) -> list[tuple[float, ...]]:
@@ -126,12 +112,6 @@ def _runs(row: Row, case: BenchCase) -> list[tuple[float, ...]]:
     if steps * row.benchmark.spec.repetitions != len(values):
         return [values]
     return [values[start : start + steps] for start in range(0, len(values), steps)]
-
-
-def _in_turn(comparison: Comparison, basis: Basis) -> bool:
-    """Whether all were measured by one benchmark, run by run in turn."""
-    found = {row.benchmark.measured.created for n in basis.rows if (row := comparison.rows[n]).benchmark}
-    return len(found) == 1
 
 
 def heat_map(row: Row) -> dict[str, Any]:
@@ -148,8 +128,8 @@ def heat_map(row: Row) -> dict[str, Any]:
         "recipe": row.manifest.recipe.name,
         "blocks": grid.blocks,
         "parts": grid.parts,
-        "bits": _cells(grid, lambda cell: (f"{cell.bits:.2f}", _bit_shade(cell.bits))),
-        "bytes": _cells(grid, lambda cell: (size_text(cell.size_bytes), _share_shade(cell.size_bytes / largest))),
+        "bits": _cells(grid, lambda cell: (f"{cell.bits:.2f}", sum(cell.bits > level for level in _BIT_LEVELS))),
+        "bytes": _cells(grid, lambda cell: (size_text(cell.size_bytes), round(_SHADES * cell.size_bytes / largest))),
         "others": [
             (name, f"{cell.bits:.2f}", size_text(cell.size_bytes), " and ".join(cell.modes))
             for name, cell in grid.others.items()
@@ -166,14 +146,6 @@ def _cells(grid: LayerGrid, text_and_shade: Any) -> list[tuple[str, list[tuple[s
         )
         for block in grid.blocks
     ]
-
-
-def _bit_shade(bits: float) -> int:
-    return sum(bits > level for level in _BIT_LEVELS)
-
-
-def _share_shade(share: float) -> int:
-    return round(_SHADES * share)
 
 
 def environments(rows: Sequence[Row]) -> list[dict[str, Any]]:

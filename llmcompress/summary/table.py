@@ -13,7 +13,7 @@ from llmcompress.report.evaluation import Estimate
 from llmcompress.report.text import interval_text, rate_text, settings_text, shape_text, size_text
 from llmcompress.summary.comparability import Kind
 from llmcompress.summary.comparison import Comparison
-from llmcompress.summary.rows import FailedRow, Row
+from llmcompress.summary.rows import Row
 
 NOT_MEASURED = "not measured"
 REFERENCE = "the reference"
@@ -54,16 +54,8 @@ def _agreement(row: Row) -> str | None:
     return interval_text(row.divergence.top1_agreement, ".1%") if row.divergence else None
 
 
-def _verdict(row: Row) -> str | None:
-    return row.evaluation.verdict if row.evaluation else None
-
-
 def _gate(row: Row) -> str | None:
     return {True: "passed", False: "FAILED", None: None}[row.evaluation.gate.passed if row.evaluation else None]
-
-
-def _peak_memory(row: Row) -> str | None:
-    return size_text(row.benchmark.peak_rss_bytes) if row.benchmark else None
 
 
 def _of_case(text: Callable[[BenchCase], str | None]) -> Callable[[Row], str | None]:
@@ -77,14 +69,14 @@ _FIGURES = (
     _Figure("perplexity", _perplexity, kind="perplexity"),
     _Figure("KL divergence", _kl_divergence, kind="kl_divergence", against_reference=True),
     _Figure("top-1 agreement", _agreement, against_reference=True),
-    _Figure("verdict", _verdict, numeric=False, against_reference=True),
+    _Figure("verdict", lambda row: row.evaluation.verdict if row.evaluation else None, numeric=False, against_reference=True),
     _Figure("gate", _gate, numeric=False),
     _Figure("shape", _of_case(shape_text), kind="speed"),
     _Figure("ttft", _of_case(lambda case: f"{case.ttft_s.p50 * 1e3:.4g} ms")),
     _Figure("tpot", _of_case(lambda case: f"{case.tpot_s.p50 * 1e3:.4g} ms" if case.tpot_s else None)),
     _Figure("prefill tokens/s", _of_case(lambda case: rate_text(case.prefill_tokens_per_s))),
     _Figure("decode tokens/s", _of_case(lambda case: rate_text(case.decode_tokens_per_s))),
-    _Figure("peak memory", _peak_memory),
+    _Figure("peak memory", lambda row: size_text(row.benchmark.peak_rss_bytes) if row.benchmark else None),
 )
 
 
@@ -148,7 +140,7 @@ def csv_text(comparison: Comparison) -> str:
     """
     stream = io.StringIO()
     records = [_record(comparison, number) for number in range(len(comparison.rows))]
-    records += [_failed_record(failed) for failed in comparison.failures]
+    records += [{"name": row.name, "failure": row.reason, "exit_code": row.exit_code} for row in comparison.failures]
     writer = csv.DictWriter(stream, _CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
@@ -202,12 +194,7 @@ def _record(comparison: Comparison, number: int) -> dict[str, Any]:
         if case.decode_tokens_per_s is not None:
             found |= {f"decode_{name}_tokens_per_s": getattr(case.decode_tokens_per_s, name) for name in ("p50", "std")}
         found["peak_rss_bytes"] = row.benchmark.peak_rss_bytes
-    kinds: tuple[Kind, ...] = ("perplexity", "kl_divergence", "speed")
-    return found | {f"{kind}_basis": _mark(comparison, kind, number) for kind in kinds}
-
-
-def _failed_record(failed: FailedRow) -> dict[str, Any]:
-    return {"name": failed.name, "failure": failed.reason, "exit_code": failed.exit_code}
+    return found | {f"{kind}_basis": _mark(comparison, kind, number) for kind in _WORDS}
 
 
 def _estimate(name: str, estimate: Estimate) -> dict[str, float | None]:
