@@ -308,7 +308,7 @@ def test_an_interruption_that_came_too_late_says_that_the_work_is_done(tmp_path:
 @posix
 def test_a_worker_that_is_told_to_stop_by_others_says_so(tmp_path: Path) -> None:
     def terminate(event: Progress) -> None:
-        while not (tmp_path / "pid").exists():
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             time.sleep(0.01)
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
 

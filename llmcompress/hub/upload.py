@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,9 +43,27 @@ class Remote(NamedTuple):
     private: bool
     files: dict[str, HubFile]
 
-    def holds(self, files: Mapping[str, Outgoing], delete: Collection[str]) -> bool:
-        """Whether these files are there with these bytes, and those that were to be deleted are not."""
-        return not differing(files, self.files) and not any(name in self.files for name in delete)
+
+class Changes(NamedTuple):
+    """What a push changes in a repository."""
+
+    before: Remote
+    files: dict[str, Outgoing]
+    """All that the repository is to hold of this model."""
+    differing: list[str]
+    """Those that it does not have with these bytes."""
+    delete: list[str]
+    kept: list[str]
+    """Files of others."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there is something to commit."""
+        return bool(self.differing or self.delete)
+
+    def missing_in(self, there: Remote) -> list[str]:
+        """Files that a repository holds with other bytes or not at all, and those that it should not hold any more."""
+        return differing(self.files, there.files) + [name for name in self.delete if name in there.files]
 
 
 class Commit(NamedTuple):
@@ -131,16 +149,8 @@ def create_repo(client: HubClient, repo_id: str, *, private: bool | None) -> Non
         client.call(lambda api: api.create_repo(repo_id, private=private, exist_ok=True))
 
 
-def make_commit(
-    client: HubClient,
-    before: Remote,
-    files: Mapping[str, Outgoing],
-    delete: Collection[str],
-    message: str,
-    *,
-    create_pr: bool = False,
-) -> Commit:
-    """Send what differs, then make one commit on top of ``before``.
+def make_commit(client: HubClient, changes: Changes, message: str, *, create_pr: bool = False) -> Commit:
+    """Send what differs, then make one commit on top of ``changes.before``.
 
     Where somebody else committed meanwhile and touched none of these files, it is done once more on top of that.
 
@@ -148,15 +158,16 @@ def make_commit(
         HubError: somebody else changed the same files, or the Hub refuses or cannot be reached: nothing was committed.
         ArtifactError: a file changed while it was sent.
     """
+    before = changes.before
     with translated_errors(before.repo_id, before.revision, writing=True):
         try:
-            return _commit(client, before, files, delete, message, create_pr)
+            return _commit(client, changes, message, create_pr)
         except _ConflictError:
             now = fetch_state(client, before.repo_id, before.revision)
-        if now.holds(files, delete):
+        if not changes.missing_in(now):
             # The commit was made, and its answer was lost.
             return Commit(str(now.commit), None, now.revision)
-        ours = {*files, *delete}
+        ours = {*changes.files, *changes.delete}
         changed = sorted(name for name in ours if before.files.get(name) != now.files.get(name))
         if changed:
             raise HubError(
@@ -165,7 +176,7 @@ def make_commit(
                 hint="look at what they did, and run it again to replace it",
             )
         try:
-            return _commit(client, now, files, delete, message, create_pr)
+            return _commit(client, changes._replace(before=now), message, create_pr)
         except _ConflictError:
             raise HubError(
                 "others commit to it at the same time; nothing was committed",
@@ -174,37 +185,30 @@ def make_commit(
             ) from None
 
 
-def open_pull_request(
-    client: HubClient, before: Remote, author: str, files: Mapping[str, Outgoing], delete: Collection[str]
-) -> Commit | None:
+def open_pull_request(client: HubClient, changes: Changes, author: str) -> Commit | None:
     """An open pull request of the same author that holds just these files, so that a rerun makes no second one."""
+    before = changes.before
     with translated_errors(before.repo_id, before.revision, writing=True):
         for discussion in client.call(lambda api: list(api.get_repo_discussions(before.repo_id, author=author))):
             if not discussion.is_pull_request or discussion.status not in ("open", "draft"):
                 continue
             there = fetch_state(client, before.repo_id, f"refs/pr/{discussion.num}")
-            if there.holds(files, delete):
+            if not changes.missing_in(there):
                 return Commit(str(there.commit), discussion.url, there.revision)
     return None
 
 
-def _commit(
-    client: HubClient,
-    on: Remote,
-    files: Mapping[str, Outgoing],
-    delete: Collection[str],
-    message: str,
-    create_pr: bool,
-) -> Commit:
+def _commit(client: HubClient, changes: Changes, message: str, create_pr: bool) -> Commit:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError
 
+    on = changes.before
     additions = []
-    for name in differing(files, on.files):
-        content = files[name].content
+    for name in differing(changes.files, on.files):
+        content = changes.files[name].content
         additions.append(CommitOperationAdd(name, content if isinstance(content, bytes) else str(content)))
-    removals = [CommitOperationDelete(name) for name in sorted(delete) if name in on.files]
-    _send(client, on, additions, files, create_pr)
+    removals = [CommitOperationDelete(name) for name in changes.delete if name in on.files]
+    _send(client, changes, additions, create_pr)
     try:
         made = client.call(
             lambda api: api.create_commit(
@@ -225,14 +229,9 @@ def _commit(
     return Commit(made.oid, made.pr_url, made.pr_revision or on.revision)
 
 
-def _send(
-    client: HubClient,
-    on: Remote,
-    additions: Sequence[CommitOperationAdd],
-    files: Mapping[str, Outgoing],
-    create_pr: bool,
-) -> None:
+def _send(client: HubClient, changes: Changes, additions: Sequence[CommitOperationAdd], create_pr: bool) -> None:
     """Send the large files, which nobody sees until they are committed; refuse what changed since it was verified."""
+    on = changes.before
     ignored: list[str] = []
 
     def note_ignored(response: httpx.Response) -> None:
@@ -248,7 +247,7 @@ def _send(
     )
     for addition in additions:
         name = addition.path_in_repo
-        if addition.upload_info.sha256.hex() != files[name].sha256:
+        if addition.upload_info.sha256.hex() != changes.files[name].sha256:
             raise ArtifactError(
                 "changed while it was sent; nothing was committed",
                 where=name,

@@ -6,33 +6,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from llmcompress.artifact import HUB_FILES, MANIFEST, REPORTS
 from llmcompress.errors import HubError, UsageError
 from llmcompress.hub.client import HubClient
-from llmcompress.hub.upload import Outgoing, Remote, differing, read_file, require_collection, tags_of
+from llmcompress.hub.upload import Changes, Outgoing, Remote, differing, read_file, require_collection, tags_of
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.push import PushedFile
 from llmcompress.spec.hub_names import check_repo_id
 
 _LONGEST_NAME = 96
-
-
-class Changes(NamedTuple):
-    """What a push changes."""
-
-    before: Remote
-    files: dict[str, Outgoing]
-    differing: list[str]
-    """Files that the repository does not have with these bytes."""
-    delete: list[str]
-    kept: list[str]
-
-    @property
-    def any(self) -> bool:
-        """Whether there is something to commit."""
-        return bool(self.differing or self.delete)
 
 
 def repository_name(directory: Path, manifest: CompressionReport, given: str | None, account: str) -> str:

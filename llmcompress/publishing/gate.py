@@ -29,14 +29,14 @@ def require_gate(measured: Measurements, *, where: str, force: bool) -> str | No
 
 
 def _judge(measured: Measurements, where: str) -> None:
-    thresholds = measured.manifest.recipe.gate.model_dump(exclude_none=True) if measured.manifest.recipe.gate else {}
+    thresholds = measured.manifest.recipe.gate.model_dump(exclude_none=True)
     evaluation = measured.evaluation
     judge = "llmcompress eval DIR --reference ORIGINAL judges it; `force` pushes it all the same"
     if evaluation is None:
         if thresholds:
-            raise GateError(
-                f"the recipe's gate ({_words(thresholds)}) was not judged{_why(measured)}", where=where, hint=judge
-            )
+            reason = measured.unused.get(EVAL_REPORT)
+            why = f"; {EVAL_REPORT} is not used: {reason}" if reason else ""
+            raise GateError(f"the recipe's gate ({_words(thresholds)}) was not judged{why}", where=where, hint=judge)
         return
     failed = [check for check in evaluation.gate.checks if check.passed is False]
     if failed or evaluation.gate.passed is False:
@@ -61,8 +61,3 @@ def _passed(check: Check | None, threshold: float) -> bool:
 
 def _words(thresholds: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in thresholds.items())
-
-
-def _why(measured: Measurements) -> str:
-    reason = measured.unused.get(EVAL_REPORT)
-    return f"; {EVAL_REPORT} is not used: {reason}" if reason else ""

@@ -12,7 +12,7 @@ from llmcompress.hub import upload
 from llmcompress.hub.account import find_account, require_rights
 from llmcompress.hub.client import HubClient
 from llmcompress.publishing import outgoing
-from llmcompress.publishing.changes import Changes, find_changes, pushed_files, repository_name, require_place
+from llmcompress.publishing.changes import find_changes, pushed_files, repository_name, require_place
 from llmcompress.publishing.gate import require_gate
 from llmcompress.report.file_names import CARD
 from llmcompress.report.push import PushReport
@@ -147,20 +147,21 @@ def _render(directory: Path, repo_id: str | None) -> str:
     return str(render_card(directory, repo_id=repo_id))
 
 
-def _commit(client: HubClient, changes: Changes, author: str, message: str, *, create_pr: bool) -> upload.Commit:
+def _commit(client: HubClient, changes: upload.Changes, author: str, message: str, *, create_pr: bool) -> upload.Commit:
     if create_pr:
-        same = upload.open_pull_request(client, changes.before, author, changes.files, changes.delete)
+        same = upload.open_pull_request(client, changes, author)
         if same is not None:
             return same
-    return upload.make_commit(client, changes.before, changes.files, changes.delete, message, create_pr=create_pr)
+    return upload.make_commit(client, changes, message, create_pr=create_pr)
 
 
-def _finished(client: HubClient, changes: Changes, commit: upload.Commit | None, report: PushReport) -> PushReport:
+def _finished(
+    client: HubClient, changes: upload.Changes, commit: upload.Commit | None, report: PushReport
+) -> PushReport:
     """Compare what the Hub holds now, by hash; then tags and collection."""
     name, sha = report.repo_id, commit.sha if commit else str(changes.before.commit)
     try:
-        there = upload.fetch_state(client, name, sha).files
-        wrong = upload.differing(changes.files, there) + [path for path in changes.delete if path in there]
+        wrong = changes.missing_in(upload.fetch_state(client, name, sha))
         if wrong:
             raise HubError(
                 f"the Hub does not hold what was sent: {', '.join(wrong[:5])}", where=name, hint="run it again"

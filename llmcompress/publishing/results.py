@@ -10,7 +10,7 @@ from markupsafe import Markup
 from llmcompress.artifact import Measurements
 from llmcompress.publishing.base_model import BaseModel, is_base
 from llmcompress.publishing.markdown import code, prose
-from llmcompress.report.benchmark import BenchCase, BenchReport
+from llmcompress.report.benchmark import BenchReport
 from llmcompress.report.evaluation import DivergenceRecord, EvalReport
 from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.report.text import DAMAGE_PARTS, interval_text, rate_text, shape_text, size_text
@@ -159,7 +159,8 @@ def _speed(report: BenchReport | None) -> Iterator[Row]:
             yield _row(name, NOT_MEASURED)
         return
     for number, case in enumerate(report.cases):
-        where = f"{_device(case)}, {shape_text(case)}"
+        threads = f", {case.threads} threads" if case.threads else ""
+        where = f"{case.device}{threads}, {shape_text(case)}"
         figures = {
             "ttft_s": (f"Time to first token, ms ({where})", f"{case.ttft_s.p50 * 1e3:.4g}"),
             "prefill_tokens_per_s": (f"Prefill, tokens/s ({where})", rate_text(case.prefill_tokens_per_s)),
@@ -183,10 +184,6 @@ def _ratio(report: BenchReport, case: int, figure: str) -> Markup:
                 Markup(interval_text(ratio.ratio, ".3g")), code(report.compared_with), prose(ratio.judgement)
             )
     return Markup("")
-
-
-def _device(case: BenchCase) -> str:
-    return f"{case.device}, {case.threads} threads" if case.threads else case.device
 
 
 def reference_name(found: Measurements) -> str:

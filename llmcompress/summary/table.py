@@ -69,7 +69,9 @@ _FIGURES = (
     _Figure("perplexity", _perplexity, kind="perplexity"),
     _Figure("KL divergence", _kl_divergence, kind="kl_divergence", against_reference=True),
     _Figure("top-1 agreement", _agreement, against_reference=True),
-    _Figure("verdict", lambda row: row.evaluation.verdict if row.evaluation else None, numeric=False, against_reference=True),
+    _Figure(
+        "verdict", lambda row: row.evaluation.verdict if row.evaluation else None, numeric=False, against_reference=True
+    ),
     _Figure("gate", _gate, numeric=False),
     _Figure("shape", _of_case(shape_text), kind="speed"),
     _Figure("ttft", _of_case(lambda case: f"{case.ttft_s.p50 * 1e3:.4g} ms")),
