@@ -1,14 +1,4 @@
-"""The command line: parse, call one function, print its report.
-
-app.py           the commands, each loaded when it is asked for
-options.py       options that mean the same in every command
-spec_options.py  options made from the fields of a record
-console.py       reports to stdout, errors and logs to stderr
-progress.py      progress for people
-optimum_command.py  the same commands under `optimum-cli llmcompress`
-compress.py, evaluate.py, bench.py, tune.py, compare.py, run_plan.py, card.py, push.py, verify.py,
-    recipes.py, cache.py, doctor.py, demo.py   one command each, with the tables that it prints
-"""
+"""The command line: parse, call one function, print its report. One command, one file, its tables included."""
 
 from __future__ import annotations
 

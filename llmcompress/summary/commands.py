@@ -6,7 +6,6 @@ compressed, ``REFERENCE`` for the one that it was compared with; a text file is 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 
 from llmcompress.errors import LlmcompressError
@@ -17,26 +16,23 @@ from llmcompress.report.record import Provenance
 from llmcompress.spec import BenchSpec, Recipe, load_recipe
 from llmcompress.summary.comparison import Comparison
 from llmcompress.summary.rows import Row
-from llmcompress.system.command_line import arguments
+from llmcompress.system.command_line import command_line
 
 
 def commands(comparison: Comparison) -> tuple[str, ...]:
     """What was run, in an order in which it can be run again."""
     rows = comparison.rows
-    found = [shlex.join(_compress(row)) for row in rows]
-    found += [shlex.join(_eval(row, row.evaluation, rows)) for row in rows if row.evaluation]
-    return (*found, *(shlex.join(command) for command in _bench(rows)))
+    evaluated = [(row, row.evaluation) for row in rows if row.evaluation]
+    return (*map(_compress, rows), *(_eval(row, report, rows) for row, report in evaluated), *_bench(rows))
 
 
-def _compress(row: Row) -> list[str]:
+def _compress(row: Row) -> str:
     manifest = row.manifest
-    command = ["llmcompress", "compress", *_source(manifest.provenance, "SOURCE")]
-    command += ["--recipe", _recipe(manifest.recipe, row), "--output", row.directory]
-    if manifest.provenance.trust_remote_code:
-        command.append("--trust-remote-code")
-    if manifest.tokenizer == "none":
-        command.append("--no-tokenizer")
-    return command
+    source, *options = _source(manifest.provenance, "SOURCE")
+    options += ["--recipe", _recipe(manifest.recipe, row), "--output", row.directory]
+    options += ["--trust-remote-code"] if manifest.provenance.trust_remote_code else []
+    options += ["--no-tokenizer"] if manifest.tokenizer == "none" else []
+    return command_line(["llmcompress", "compress"], [source], options)
 
 
 def _recipe(recipe: Recipe, row: Row) -> str:
@@ -49,14 +45,14 @@ def _recipe(recipe: Recipe, row: Row) -> str:
     return f"{row.directory}/{RECIPE}"
 
 
-def _eval(row: Row, report: EvalReport, rows: Sequence[Row]) -> list[str]:
+def _eval(row: Row, report: EvalReport, rows: Sequence[Row]) -> str:
     options: list[str] = []
     if report.reference is not None:
         options += ["--reference", *_reference(report.reference, rows)]
     options += eval_options(report, row.manifest.recipe.gate)
     if report.divergence is not None:
         options += ["--reference-scores", "exact" if report.divergence.exact else "cached"]
-    return arguments(["llmcompress", "eval"], [row.directory], options)
+    return command_line(["llmcompress", "eval"], [row.directory], options)
 
 
 def _reference(reference: ModelRecord, rows: Sequence[Row]) -> list[str]:
@@ -66,7 +62,7 @@ def _reference(reference: ModelRecord, rows: Sequence[Row]) -> list[str]:
     return _source(reference.provenance, "REFERENCE", "--reference-revision")
 
 
-def _bench(rows: Sequence[Row]) -> Iterator[list[str]]:
+def _bench(rows: Sequence[Row]) -> Iterator[str]:
     """One command for the rows that were measured in turn; the one that the others were compared with first."""
     runs: dict[tuple[str, BenchSpec], list[Row]] = {}
     for row in rows:
@@ -75,7 +71,7 @@ def _bench(rows: Sequence[Row]) -> Iterator[list[str]]:
     for (_, spec), members in runs.items():
         first_others = sorted(members, key=lambda row: bool(row.benchmark and row.benchmark.compared_with))
         directories = [row.directory for row in first_others]
-        yield arguments(["llmcompress", "bench"], directories, list(spec_options(spec)))
+        yield command_line(["llmcompress", "bench"], directories, list(spec_options(spec)))
 
 
 def _source(provenance: Provenance, unknown: str, revision: str = "--revision") -> list[str]:

@@ -6,13 +6,8 @@ import shlex
 from collections.abc import Sequence
 
 
-def arguments(command: Sequence[str], operands: Sequence[str], options: Sequence[str] = ()) -> list[str]:
-    """The words of a command; after ``--`` where what it works on would be taken for an option."""
-    if any(operand.startswith("-") for operand in operands):
-        return [*command, *options, "--", *operands]
-    return [*command, *operands, *options]
-
-
 def command_line(command: Sequence[str], operands: Sequence[str], options: Sequence[str] = ()) -> str:
-    """The same in one line, quoted."""
-    return shlex.join(arguments(command, operands, options))
+    """The words of a command, quoted; after ``--`` where what it works on would be taken for an option."""
+    if any(operand.startswith("-") for operand in operands):
+        return shlex.join([*command, *options, "--", *operands])
+    return shlex.join([*command, *operands, *options])
