@@ -22,7 +22,7 @@ from llmcompress.report.tuning import TuningOrigin
 from llmcompress.spec import Runtime, load_recipe
 from llmcompress.summary import Comparison, FailedRow, compare, csv_text, lines, markdown, page
 from llmcompress.summary.commands import commands
-from llmcompress.summary.layers import layer_grid
+from llmcompress.summary.sections import layer_grid
 from llmcompress.summary.trade_offs import pareto_front
 
 FIGURES = [(1000, 11.0, 0.02, 40.0), (1500, 10.5, 0.01, 30.0), (1600, 10.8, 0.015, 35.0), (500, 14.0, 0.3, 38.0)]

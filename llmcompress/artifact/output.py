@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from llmcompress.artifact.failures import size_limit_as_error, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED, entries, manifest_bytes
-from llmcompress.artifact.placement import refuse_existing, refuse_overlap, resolve_output
+from llmcompress.artifact.placement import checked_output, refuse_existing, resolve_output
 from llmcompress.errors import ArtifactError, LlmcompressError, LockedError
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.file_names import MANIFEST
@@ -94,10 +94,7 @@ def staging(output_dir: str | Path, *, overwrite: bool = False, inputs: Iterable
     Raises UsageError (exists, is not replaceable, overlaps an input) before anything is written, LockedError if
     another run works on the same output, WriteError if nothing can be written there.
     """
-    target = resolve_output(output_dir)
-    with write_errors(target):
-        refuse_overlap(target, [Path(path) for path in inputs])
-    refuse_existing(target, overwrite=overwrite)
+    target = checked_output(output_dir, inputs, overwrite=overwrite)
     with size_limit_as_error(), _parents(target), _locked(target):
         with write_errors(target):
             _remove_stale(target)

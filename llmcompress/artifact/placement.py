@@ -31,6 +31,15 @@ def resolve_output(output_dir: str | Path) -> Path:
     return target
 
 
+def checked_output(output_dir: str | Path, inputs: Iterable[str | Path], *, overwrite: bool) -> Path:
+    """The absolute path of an output that may be written there; raises as the three checks of this file do."""
+    target = resolve_output(output_dir)
+    with write_errors(target):
+        refuse_overlap(target, [Path(path) for path in inputs])
+    refuse_existing(target, overwrite=overwrite)
+    return target
+
+
 def refuse_existing(target: Path, *, overwrite: bool) -> bool:
     """Whether ``target`` is there to be replaced; raises UsageError if it is there and may not be.
 

@@ -102,6 +102,7 @@ def tune(
     llmcompress tune model-int4-ov --workload chat:512/128 --workload rag:4096/256 --budget 30m
     llmcompress tune model-int4-ov --property DYNAMIC_QUANTIZATION_GROUP_SIZE=0,64,128 --apply -o model-int4-tuned-ov
     """
+    from llmcompress.artifact.placement import checked_output
     from llmcompress.summary.page import check_page_path
     from llmcompress.tuning import check_profile_path, read_tuning, write_tuning_page
     from llmcompress.tuning.tune import tune as tune_directory
@@ -122,7 +123,8 @@ def tune(
         report = read_tuning(directory)
     else:
         if output_dir is not None:
-            _check_output(output_dir, directory, overwrite=overwrite)
+            # Before the minutes of the search.
+            checked_output(output_dir, [directory], overwrite=overwrite)
         options: dict[str, Any] = {
             "directory": directory,
             "spec": spec,
@@ -168,15 +170,6 @@ def _put(
     if profile is not None and profile_output is not None:
         write_profile(profile, profile_output.absolute(), overwrite=overwrite)
         stderr().print(f"wrote {profile_output}", markup=False, soft_wrap=True)
-
-
-def _check_output(output: Path, directory: Path, *, overwrite: bool) -> None:
-    """Before the minutes of the search, what the write would refuse at their end."""
-    from llmcompress.artifact.placement import refuse_existing, refuse_overlap, resolve_output
-
-    target = resolve_output(output)
-    refuse_overlap(target, [directory])
-    refuse_existing(target, overwrite=overwrite)
 
 
 _OBJECTIVES = {

@@ -13,7 +13,6 @@ from llmcompress.hub.account import find_account, require_rights
 from llmcompress.hub.client import HubClient
 from llmcompress.publishing import outgoing
 from llmcompress.publishing.changes import find_changes, pushed_files, repository_name, require_place
-from llmcompress.publishing.gate import require_gate
 from llmcompress.report.file_names import CARD
 from llmcompress.report.push import PushReport
 from llmcompress.spec.hub_names import check_revision
@@ -77,7 +76,7 @@ def push_to_hub(
     progress(Progress("verify", 0, 0))
     require_verified(directory)
     measured = read_measurements(directory)
-    forced = require_gate(measured, where=str(directory), force=force)
+    forced = outgoing.require_gate(measured, where=str(directory), force=force)
     files = outgoing.model_files(directory, measured)
     sent = _Sent(progress)
     client = HubClient(sum(file.size_bytes for file in files.values()), on_sent=sent.add)

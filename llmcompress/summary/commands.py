@@ -14,8 +14,7 @@ from llmcompress.report.file_names import RECIPE
 from llmcompress.report.options import eval_options, spec_options
 from llmcompress.report.record import Provenance
 from llmcompress.spec import BenchSpec, Recipe, load_recipe
-from llmcompress.summary.comparison import Comparison
-from llmcompress.summary.rows import Row
+from llmcompress.summary.comparison import Comparison, Row
 from llmcompress.system.command_line import command_line
 
 

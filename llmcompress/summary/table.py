@@ -12,8 +12,7 @@ from llmcompress.report.benchmark import BenchCase
 from llmcompress.report.evaluation import Estimate
 from llmcompress.report.text import interval_text, rate_text, settings_text, shape_text, size_text
 from llmcompress.summary.comparability import Kind
-from llmcompress.summary.comparison import Comparison
-from llmcompress.summary.rows import Row
+from llmcompress.summary.comparison import Comparison, Row
 
 NOT_MEASURED = "not measured"
 REFERENCE = "the reference"
