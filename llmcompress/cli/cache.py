@@ -66,12 +66,10 @@ def list_cache(as_json: Json = False) -> None:
 @cache.command("prune")
 def prune(
     older_than: Annotated[
-        str | None,
-        typer.Option("--older-than", metavar="AGE", help="Unused for so long: 12h, 30d, 4w."),
+        str | None, typer.Option("--older-than", metavar="AGE", help="Unused for so long: 12h, 30d, 4w.")
     ] = None,
     max_size: Annotated[
-        str | None,
-        typer.Option("--max-size", metavar="SIZE", help="Until what is left takes so much: 20GB."),
+        str | None, typer.Option("--max-size", metavar="SIZE", help="Until what is left takes so much: 20GB.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that no run is using.")] = False,
     kinds: Annotated[list[str] | None, typer.Option("--kind", help="Only this kind; may be repeated.")] = None,

@@ -17,8 +17,7 @@ from llmcompress.system.command_line import command_line
 def card(
     directory: Annotated[Path, typer.Argument(metavar="DIR")],
     repo_id: Annotated[
-        str | None,
-        typer.Option("--repo-id", metavar="NAMESPACE/NAME", help="Where it will be published on the Hub."),
+        str | None, typer.Option("--repo-id", metavar="NAMESPACE/NAME", help="Where it will be published on the Hub.")
     ] = None,
     template: Annotated[
         Path | None, typer.Option("--template", metavar="FILE", help="A Jinja template of yours.")

@@ -19,8 +19,7 @@ FORMATS = ("table", "json", "csv", "markdown")
 def compare(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...")],
     html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Also write a page with plots and details."),
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots and details.")
     ] = None,
     output_format: Annotated[
         str, typer.Option("--format", metavar="table|json|csv|markdown", help="How to print the comparison.")

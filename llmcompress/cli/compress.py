@@ -45,17 +45,11 @@ def compress(
     source: Source,
     recipe: Annotated[
         str,
-        typer.Option(
-            "--recipe",
-            "-r",
-            metavar="NAME|FILE",
-            help="A packaged recipe, a YAML file, or optimum-default.",
-        ),
+        typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A packaged recipe, a YAML file, or optimum-default."),
     ],
     overrides: Overrides = None,
     output_dir: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Default: ./MODEL-RECIPE-ov"),
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: ./MODEL-RECIPE-ov")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only predict size, memory and disk, from config.json alone.")

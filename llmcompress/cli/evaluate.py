@@ -42,8 +42,7 @@ def evaluate(
     spec: EvalSpec,
     gate: Gate,
     reference: Annotated[
-        str | None,
-        typer.Option("--reference", metavar="SOURCE", help="What it was made from: to compare."),
+        str | None, typer.Option("--reference", metavar="SOURCE", help="What it was made from: to compare.")
     ] = None,
     reference_revision: ReferenceRevision = None,
     reference_scores: Annotated[
@@ -65,18 +64,13 @@ def evaluate(
     ] = 0,
     probe_context: Annotated[
         int | None,
-        typer.Option(
-            "--probe-context",
-            min=1,
-            help="Tokens after which logits must be finite. Default: a window",
-        ),
+        typer.Option("--probe-context", min=1, help="Tokens after which logits must be finite. Default: a window"),
     ] = None,
     check_conversion: Annotated[
         bool, typer.Option("--check-conversion", help="Only compare a checkpoint in PyTorch with it in OpenVINO.")
     ] = False,
     tasks: Annotated[
-        str | None,
-        typer.Option("--tasks", metavar="NAME,...", help="Tasks of lm-evaluation-harness."),
+        str | None, typer.Option("--tasks", metavar="NAME,...", help="Tasks of lm-evaluation-harness.")
     ] = None,
     task_limit: Annotated[int | None, typer.Option("--task-limit", min=1, help="Samples of each task.")] = None,
     task_path: Annotated[

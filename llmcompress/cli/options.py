@@ -12,8 +12,7 @@ from llmcompress.errors import UsageError
 
 Source = Annotated[str, typer.Argument(metavar="SOURCE")]
 Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one field; may be repeated."),
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one field; may be repeated.")
 ]
 Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub source.")]
 TrustRemoteCode = Annotated[

@@ -20,8 +20,7 @@ def push(
     directory: Annotated[Path, typer.Argument(metavar="DIR")],
     repo_id: Annotated[str | None, typer.Argument(metavar="[REPO_ID]")] = None,
     private: Annotated[
-        bool | None,
-        typer.Option("--private/--public", help="Of a new repository. Default: as the account has it"),
+        bool | None, typer.Option("--private/--public", help="Of a new repository. Default: as the account has it")
     ] = None,
     create_pr: Annotated[
         bool, typer.Option("--create-pr", help="Propose it to an existing repository instead of committing.")
@@ -42,8 +41,7 @@ def push(
         str | None, typer.Option("--collection", metavar="SLUG", help="Put it into a collection.")
     ] = None,
     tags: Annotated[
-        list[str] | None,
-        typer.Option("--tag", metavar="NAME", help="Git tag for the commit; may be repeated."),
+        list[str] | None, typer.Option("--tag", metavar="NAME", help="Git tag for the commit; may be repeated.")
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="An existing branch. Default: main")] = None,
     as_json: Json = False,

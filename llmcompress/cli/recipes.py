@@ -39,9 +39,7 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
 
 @recipes.command()
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME|FILE")],
-    overrides: Overrides = None,
-    as_json: Json = False,
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE")], overrides: Overrides = None, as_json: Json = False
 ) -> None:
     """Print one recipe as YAML that can be edited and given back to --recipe.
 

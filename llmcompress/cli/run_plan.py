@@ -35,10 +35,7 @@ def run(
         typer.Option("--only", metavar="MODEL/RECIPE", help="Only these jobs; * allowed; may be repeated."),
     ] = None,
     executor: Annotated[str, typer.Option("--executor", metavar="local|ray", help="Where the jobs run.")] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster."),
-    ] = None,
+    address: Annotated[str | None, typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster.")] = None,
     offline: Offline = False,
     as_json: Json = False,
     verbose: Verbose = False,

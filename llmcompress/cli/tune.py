@@ -57,8 +57,7 @@ def tune(
     directory: Annotated[Path, typer.Argument(metavar="DIR")],
     spec: TuneSpec,
     reference: Annotated[
-        str | None,
-        typer.Option("--reference", metavar="SOURCE", help="The original. Default: DIR itself"),
+        str | None, typer.Option("--reference", metavar="SOURCE", help="The original. Default: DIR itself")
     ] = None,
     reference_revision: ReferenceRevision = None,
     measured: Annotated[
@@ -78,10 +77,7 @@ def tune(
             help="Where what a model cannot hold is written, for --profile of eval and bench.",
         ),
     ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Also write a page with a plot."),
-    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with a plot.")] = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_nonfinite: AllowNonfinite = False,
     offline: Offline = False,
