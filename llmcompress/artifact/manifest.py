@@ -46,7 +46,7 @@ def entries(directory: Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntr
 def file_records(directory: str | Path, exclude: Collection[str] = NOT_LISTED) -> tuple[FileRecord, ...]:
     """Size and sha256 of every file below ``directory`` except those named in ``exclude``, sorted by POSIX path.
 
-    Every file is read once. Raises ArtifactError for what is no regular file (a device, a dangling link, a linked
+    Every file is read once. Raises ArtifactError for what is not a regular file (a device, a dangling link, a linked
     directory).
     """
     return tuple(

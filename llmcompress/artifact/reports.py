@@ -36,7 +36,7 @@ def read_measurements(directory: Path) -> Measurements:
     """Read the manifest and the reports of an artifact; a report of other bytes is not used.
 
     Raises:
-        ArtifactError: The directory is no artifact, or its manifest cannot be read.
+        ArtifactError: The directory is not an artifact, or its manifest cannot be read.
     """
     manifest = read_manifest(directory)
     digest = manifest_sha256(directory)
@@ -60,11 +60,11 @@ def write_report(directory: Path, name: str, report: Record) -> Path:
 
 
 def replace_report(directory: Path, name: str, content: bytes) -> Path:
-    """As ``write_report``, for a report that is no record."""
+    """As ``write_report``, for a report that is not a record."""
     directory = directory.absolute()
     with write_errors(directory / name):
         # Next to the directory, in which a file left by a kill would be one too many.
-        replace_file(directory / name, content, beside=directory)
+        replace_file(directory / name, content, next_to=directory)
     return directory / name
 
 

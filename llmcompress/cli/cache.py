@@ -33,7 +33,7 @@ KINDS = {
     "durations": "how long steps took",
 }
 RECENT_S = 60.0
-"""What was used so lately counts as in use: between two workers of one run nobody holds it."""
+"""An entry used this recently counts as in use: between two workers of one run nobody holds it."""
 
 _AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _SIZES = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -197,7 +197,7 @@ def _remove(entry: CacheEntry, removing: Callable[[CacheEntry], None]) -> bool:
         with lock.write_lock(blocking=False):
             removing(entry)
             if path.is_dir() and not path.is_symlink():
-                # Under another name first: who comes meanwhile finds all of it or nothing.
+                # Under another name first: a concurrent reader finds all of it or nothing.
                 going = path.with_name(f".{path.name}.{os.getpid()}.removed")
                 path.rename(going)
                 shutil.rmtree(going)

@@ -71,7 +71,7 @@ def run(output_dir: str | Path, *, progress: Reporter = silent) -> DemoReport:
     """Compress the bundled checkpoint with each demo recipe into ``output_dir``, evaluate each, and let it answer.
 
     Raises:
-        UsageError: ``output_dir`` holds something that is no earlier demo.
+        UsageError: ``output_dir`` holds something that is not an earlier demo.
         WriteError: It cannot be written.
     """
     quiet_libraries()

@@ -155,7 +155,7 @@ def import_finding(module: str, text: str, installed: Mapping[str, str]) -> Doct
     if "torchvision::nms" in text:
         torch, vision = installed.get("torch"), installed.get("torchvision")
         return DoctorFinding(
-            message=f"torchvision {vision} was built for another torch than {torch} (PyPI's torchvision beside a "
+            message=f"torchvision {vision} was built for another torch than {torch} (PyPI's torchvision next to a "
             "CPU-only torch, or the reverse) and cannot be imported; neither can what imports it",
             hint="install both from one index: pip install --force-reinstall --no-deps torch torchvision "
             "--index-url https://download.pytorch.org/whl/cpu",

@@ -111,7 +111,7 @@ def _end_with(failed: list[tuple[str, Failure]], num_jobs: int, plan: Path, verb
 
 
 def _compare(report: RunReport, *, quiet: bool) -> None:
-    """Put what was measured side by side: on the terminal, and on a page in the output directory."""
+    """Compare what was measured: on the terminal, and on a page in the output directory."""
     from llmcompress.artifact import MANIFEST
     from llmcompress.cli.compare import print_comparison
     from llmcompress.summary import FailedRow, compare, write_page

@@ -55,7 +55,7 @@ def _print(report: VerifyReport, source: str) -> None:
 
 
 def _is_hub_id(source: str) -> bool:
-    """Whether a source that is no existing path has the form `namespace/name`; a bare name is taken as a directory."""
+    """Whether a source that is not an existing path looks like `namespace/name`; a bare name is a directory."""
     return not Path(source).exists() and source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 

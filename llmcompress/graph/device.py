@@ -52,7 +52,7 @@ _SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "uint8_t": "u8
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there, before anything slow.
+    """Refuse a device that this machine does not have, before anything slow.
 
     Raises:
         UsageError: No such device on this machine.

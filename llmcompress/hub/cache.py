@@ -41,7 +41,7 @@ class CachedRepository(NamedTuple):
         return Path(self.snapshot, *file.path.split("/"))
 
     def partial(self, file: HubFile) -> Path:
-        """Where the first bytes of a file wait for the rest; what another client was killed over goes on here.
+        """Where the first bytes of a file wait for the rest; what a killed client left is continued here.
 
         To be called with the file's lock held.
         """
@@ -53,7 +53,7 @@ class CachedRepository(NamedTuple):
         return path
 
     def show(self, file: HubFile) -> None:
-        """Give a fetched file its name: by a link, or by moving it where huggingface_hub, too, makes no links."""
+        """Give a fetched file its name: by a link, or by moving it where huggingface_hub makes no links either."""
         from huggingface_hub.file_download import are_symlinks_supported
 
         blob, pointer = self.blob(file), self.pointer(file)
@@ -65,7 +65,7 @@ class CachedRepository(NamedTuple):
             blob.replace(pointer)
 
     def remember(self, revision: str) -> None:
-        """Note which commit a branch or tag was, for later runs offline; not in a cache that may only be read."""
+        """Note which commit a branch or tag was, for later offline runs; not in a read-only cache."""
         ref = Path(self.folder, "refs", *revision.split("/"))
         if revision == self.commit or (ref.is_file() and ref.read_text(encoding="utf-8") == self.commit):
             return
@@ -78,7 +78,7 @@ class CachedRepository(NamedTuple):
 
     @contextmanager
     def locked(self, client: HubClient, repo_id: str, file: HubFile) -> Iterator[None]:
-        """Hold the lock that huggingface_hub, too, holds while it fetches a file. Raises LockedError."""
+        """Hold the lock that huggingface_hub holds too while it fetches a file. Raises LockedError."""
         from filelock import Timeout
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 

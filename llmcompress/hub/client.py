@@ -1,6 +1,6 @@
 """Requests to the Hub through huggingface_hub's session: time limits, patience, and a token that stays at home.
 
-Left alone, the library waits for ever, passes over ``Retry-After`` and repeats in its errors what a server says.
+On its own the library waits forever, ignores ``Retry-After`` and repeats a server's words in its errors.
 """
 
 from __future__ import annotations
@@ -146,12 +146,12 @@ class HubClient:
         done: Callable[[], int] = lambda: 0,
         enough: int = 1,
     ) -> Result:
-        """Call ``attempt`` until it comes through, or further tries are in vain.
+        """Call ``attempt`` until it succeeds or further tries are pointless.
 
         Args:
             attempt: What may fail.
             repeatable: False where a second call would do a thing twice, if only the answer to the first was lost.
-            done: How much is there; a try that brings ``enough`` more is no failure.
+            done: How much is there; a try that brings ``enough`` more is not a failure.
             enough: At least that much.
         """
         from huggingface_hub.errors import HfHubHTTPError
@@ -237,7 +237,7 @@ def raise_for_status(response: httpx.Response) -> None:
 
 
 def _refuse_early(response: httpx.Response) -> None:
-    """Raise before the library begins tries of its own, which pass over ``Retry-After``."""
+    """Raise before the library begins tries of its own, which ignore ``Retry-After``."""
     if response.status_code in TRANSIENT_STATUSES:
         raise_for_status(response)
 

@@ -31,7 +31,7 @@ class HubFile(NamedTuple):
 
     @property
     def stated_hash(self) -> str | None:
-        """The one of the two that there is; neither for a cached file that is no link to a blob."""
+        """The one of the two that there is; neither for a cached file that is not a link to a blob."""
         return self.sha256 or self.git_sha1
 
 
@@ -77,7 +77,7 @@ def tree(client: HubClient, repo_id: str, revision: str) -> tuple[HubFile, ...]:
     """All files at a revision; the list in a repository's description is cut for large ones, this is not.
 
     Raises:
-        HubError: the answer is no list of files.
+        HubError: the answer is not a list of files.
         SecurityError: it has a name that leaves its directory.
     """
     from huggingface_hub.hf_api import RepoFile

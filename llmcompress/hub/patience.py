@@ -1,4 +1,4 @@
-"""How long the Hub is waited for: pauses between tries, what a server asks for, and the limit of an operation."""
+"""How long to wait for the Hub: pauses between tries, what a server asks for, and the limit of an operation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def limit_s(num_bytes: int) -> float:
     """Seconds that an operation may take which moves so many bytes: ``LLMCOMPRESS_HUB_DEADLINE_S`` if it is set.
 
     Raises:
-        UsageError: the variable is no number of seconds.
+        UsageError: the variable is not a number of seconds.
     """
     text = os.environ.get(LIMIT_VARIABLE)
     if not text:
@@ -42,7 +42,7 @@ def limit_s(num_bytes: int) -> float:
 
 
 def pause_s(error: httpx.HTTPError, failures: int, repeatable: bool) -> float | None:
-    """Seconds before the next try, after so many failures in a row; None where there is none.
+    """Seconds before the next try, after so many failures in a row; None: there is none.
 
     Args:
         error: The last failure.

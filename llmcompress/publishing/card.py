@@ -42,8 +42,8 @@ def render_card(directory: str | Path, *, repo_id: str | None = None, template: 
         template: A Jinja template of one's own; docs/cards.md describes what it may use.
 
     Raises:
-        ArtifactError: The directory is no artifact.
-        UsageError: ``repo_id`` is no Hub id, or the template cannot be rendered.
+        ArtifactError: The directory is not an artifact.
+        UsageError: ``repo_id`` is not a Hub id, or the template cannot be rendered.
     """
     return _render(read_measurements(Path(directory)), Path(directory), repo_id, template)
 
@@ -64,7 +64,7 @@ def write_card(
         overwrite: Also replace a README.md that somebody else wrote or changed.
 
     Raises:
-        ArtifactError: The directory is no artifact.
+        ArtifactError: The directory is not an artifact.
         UsageError: As ``render_card``, or there is a README.md that is not ours.
         WriteError: The disk refuses; the earlier file is still there.
     """

@@ -24,7 +24,7 @@ def repository_name(directory: Path, manifest: CompressionReport, given: str | N
     The base is the source's name on the Hub; of a local source it is the output directory's.
 
     Raises:
-        UsageError: that is no Hub id.
+        UsageError: that is not a Hub id.
     """
     if given is not None:
         return check_repo_id(given if "/" in given else f"{account}/{given}")

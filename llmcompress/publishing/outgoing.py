@@ -76,7 +76,7 @@ def current_card(directory: Path, own: str, published: str) -> str:
 
 
 def kept_card(directory: Path) -> str:
-    """The README.md that is there, whoever wrote it. Raises UsageError where there is none."""
+    """The README.md that is there, whoever wrote it. Raises UsageError if there is none."""
     there = _read_card(directory)
     if there is None:
         raise UsageError(f"there is no {CARD} to keep", where=str(directory), hint="leave `keep_card` out")

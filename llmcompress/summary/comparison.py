@@ -1,4 +1,4 @@
-"""Artifacts next to each other, as data: with the reports of just their bytes, and jobs that came to no artifact."""
+"""Artifacts next to each other, as data: with the reports of just their bytes, and jobs that made no artifact."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Row(Record):
 
 
 class FailedRow(Record):
-    """A job that came to no artifact."""
+    """A job that made no artifact."""
 
     name: str
     reason: str
@@ -66,10 +66,10 @@ def compare(directories: Sequence[str | Path], failures: Sequence[FailedRow] = (
 
     Args:
         directories: Output directories of ``compress``, with what ``evaluate`` and ``benchmark`` have put there.
-        failures: Jobs that came to no artifact, to be shown with the others.
+        failures: Jobs that made no artifact, to be shown with the others.
 
     Raises:
-        ArtifactError: A directory is no artifact.
+        ArtifactError: A directory is not an artifact.
         UsageError: A directory is given twice.
     """
     rows = _rows(directories)

@@ -19,7 +19,7 @@ Loss = Literal["perplexity", "kl_divergence"]
 
 
 class Point(Record):
-    """One row in one trade-off; the ends of an interval are None where there is none."""
+    """One row in one trade-off; the ends are None where there is no interval."""
 
     row: int
     x: float

@@ -17,7 +17,7 @@ from filelock import ReadWriteLock, Timeout
 def cache_dir() -> Path:
     """``$LLMCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/llmcompress``, else ``~/.cache/llmcompress``.
 
-    Where nothing is known of a home it is a place that can be neither read nor written.
+    Without a known home directory it is a path that can be neither read nor written.
     """
     own = os.environ.get("LLMCOMPRESS_CACHE")
     named = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "llmcompress")

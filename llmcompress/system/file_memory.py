@@ -1,4 +1,4 @@
-"""Memory that lies in a nameless file: under pressure the system writes it there instead of killing the process."""
+"""Memory backed by a nameless file: under pressure the system writes it there instead of killing the process."""
 
 from __future__ import annotations
 

@@ -46,16 +46,16 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path, *, beside: Path | None = None, durable: bool = True) -> Iterator[IO[bytes]]:
+def replacing(path: Path, *, next_to: Path | None = None, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of ``path`` by one rename at the end; left by an exception, it goes.
 
     What was there before is there until then, and after a failure.
 
     Args:
-        beside: The bytes are written next to this path of the same file system; by default next to the file.
+        next_to: The bytes are written next to this path of the same file system; by default next to the file.
         durable: Wait until the device has the bytes; what can be computed again need not.
     """
-    place = beside or path
+    place = next_to or path
     name = short_name(f"{place.name.removeprefix('.')}.{path.name}")
     unfinished = place.with_name(f".{name}-{secrets.token_hex(4)}")
     try:
@@ -71,9 +71,9 @@ def replacing(path: Path, *, beside: Path | None = None, durable: bool = True) -
         unfinished.unlink(missing_ok=True)
 
 
-def replace_file(path: Path, content: bytes, *, beside: Path | None = None, durable: bool = True) -> None:
+def replace_file(path: Path, content: bytes, *, next_to: Path | None = None, durable: bool = True) -> None:
     """Put a file in place by one rename, as ``replacing`` does."""
-    with replacing(path, beside=beside, durable=durable) as file:
+    with replacing(path, next_to=next_to, durable=durable) as file:
         file.write(content)
 
 

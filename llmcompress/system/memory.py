@@ -68,7 +68,7 @@ def kill_count() -> int | None:
 
 
 def peak_rss_bytes(pid: int) -> int:
-    """Return the most resident memory that a running process has had; 0 when it is gone.
+    """Return the peak resident memory of a running process; 0 when it is gone.
 
     Linux and Windows keep the peak; elsewhere it is the memory of this moment.
     """

@@ -1,4 +1,4 @@
-"""One function in a fresh process: its progress and log lines are handed on, the wish to stop is passed on to it."""
+"""One function in a fresh process: its progress and log lines come back, and requests to stop are passed on to it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class _Watched(NamedTuple):
     answer: Done | Failed | None
     """None: the worker ended without one."""
     stage: str
-    """The last that it told of."""
+    """The last one that it reported."""
     peak_rss_bytes: int
 
 

@@ -32,7 +32,7 @@ class Started(NamedTuple):
     """The largest peak of the child processes that had ended."""
 
     def call(self, function: Callable[..., object], *arguments: object, **keywords: object) -> None:
-        """Say what to do. A worker that is gone does not hear it: its end is explained where the answer is missing."""
+        """Send a call. A worker that is gone does not get it: its end is explained where the answer is missing."""
         message = pickle.dumps((function, arguments, keywords))
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
@@ -44,9 +44,9 @@ class Started(NamedTuple):
         """Wait for the end of a worker that gave no answer; return the error that explains it.
 
         Args:
-            stage: The last that it told of.
+            stage: The last one that it reported.
             peak_rss_bytes_seen: Its peak as it was looked at while it ran.
-            last_lines: What it wrote in the end; None: its stderr is ours.
+            last_lines: Its last lines; None: its stderr is ours.
         """
         returncode = self.process.wait()
         peak, reaped = peak_rss_bytes_seen, reaped_peak_rss_bytes()
@@ -80,7 +80,7 @@ class Death(NamedTuple):
     kills: int | None
     """Kernel kills for memory while the worker ran; None where the system does not count them."""
     last_lines: Sequence[str] | None
-    """What it wrote in the end; None: that went where this process writes."""
+    """Its last lines; None: they went where this process writes."""
 
 
 def explain(death: Death) -> LlmcompressError:
