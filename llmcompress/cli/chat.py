@@ -24,30 +24,23 @@ _HELP = "/reset forgets the conversation, /help shows this, /quit or Ctrl-D ends
 
 
 def chat(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", show_default=False)],
+    source: Annotated[str, typer.Argument(metavar="SOURCE")],
     other: Annotated[
-        str | None,
-        typer.Option("--with", metavar="SOURCE", show_default=False, help="Let this model answer next to it."),
+        str | None, typer.Option("--with", metavar="SOURCE", help="Let this model answer next to it.")
     ] = None,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", show_default=False, help="Answer this once, and end.")
-    ] = None,
-    system: Annotated[str | None, typer.Option("--system", show_default=False, help="The system's message.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this once, and end.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="The system's message.")] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-new-tokens",
-            "-n",
-            min=1,
-            show_default=False,
-            help="At most this long. Default: as generation_config.json says, else 512",
+            "--max-new-tokens", "-n", min=1, help="At most this long. Default: as generation_config.json says, else 512"
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampling, where the model samples.")] = 0,
     device: Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")] = "CPU",
     revision: Revision = None,
     other_revision: Annotated[
-        str | None, typer.Option("--with-revision", show_default=False, help="Revision of a Hub model of --with.")
+        str | None, typer.Option("--with-revision", help="Revision of a Hub model of --with.")
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     offline: Offline = False,
