@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from llmcompress.errors import UsageError
 from llmcompress.report.options import option_name
 from llmcompress.spec import RuntimeProfile, load_profile
-from llmcompress.spec.validation import StrictModel, from_options
+from llmcompress.spec.validation import DescribedModel, StrictModel, from_options
 
 Reader = Callable[[Any], Any]
 
@@ -43,17 +43,18 @@ def with_fields(panels: Mapping[str, str], **flags: Flag) -> Callable[[Callable[
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        records: dict[str, type[StrictModel]] = {}
+        records: dict[str, type[DescribedModel]] = {}
         parameters: dict[str, inspect.Parameter] = {}
         read: dict[str, Reader] = {}
         for parameter in inspect.signature(function, eval_str=True).parameters.values():
             record = parameter.annotation
-            if not (isinstance(record, type) and issubclass(record, StrictModel)):
+            if not (isinstance(record, type) and issubclass(record, DescribedModel)):
                 parameters[parameter.name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
                 continue
             records[parameter.name] = record
+            texts = record.descriptions()
             for name, field in record.model_fields.items():
-                parameters[name], read[name] = _option(name, field, flags.get(name, Flag()))
+                parameters[name], read[name] = _option(name, field, texts.get(name, ""), flags.get(name, Flag()))
         for panel, names in panels.items():
             for name in names.split():
                 parameters[name] = _in_panel(parameters.pop(name), panel)
@@ -81,7 +82,7 @@ def _record(record: type[StrictModel], values: Mapping[str, Any]) -> StrictModel
         raise
 
 
-def _option(name: str, field: FieldInfo, flag: Flag) -> tuple[inspect.Parameter, Reader]:
+def _option(name: str, field: FieldInfo, text: str, flag: Flag) -> tuple[inspect.Parameter, Reader]:
     """Return a field as a parameter for typer, and what makes its value of what was typed."""
     kind, implied = _implied(name, field)
     if isinstance(flag.default, str):
@@ -91,7 +92,7 @@ def _option(name: str, field: FieldInfo, flag: Flag) -> tuple[inspect.Parameter,
         *filter(None, (option_name(name), flag.short)),
         metavar=flag.metavar or implied.metavar,
         show_default=default is not None,
-        help=(field.description or "").replace("\n", " ") + (" May be repeated." if kind == list[str] else ""),
+        help=text.replace("\n", " ") + (" May be repeated." if kind == list[str] else ""),
     )
     annotation = Annotated[kind if default is not None else kind | None, option]  # type: ignore[valid-type]
     parameter = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from llmcompress.spec.validation import Refusal, StrictModel, refusal_error
+from llmcompress.spec.validation import Refusal, StrictModel
 from llmcompress.spec.weights import IgnoredScope
 
 
@@ -30,14 +31,12 @@ class AccuracyControl(StrictModel):
     keep_best: bool = False
     """Keep the best model where ``max_drop`` cannot be met, instead of none."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _refusals(self) -> Iterator[Refusal]:
         if self.ranking_num_samples is not None and self.ranking_num_samples > self.num_samples:
             problem = f"is more than num_samples {self.num_samples}"
-            raise refusal_error(Refusal("ranking_num_samples", problem, "take as many or fewer"))
+            yield Refusal("ranking_num_samples", problem, "take as many or fewer")
         if self.metric == "top1_agreement" and self.max_drop >= 1:
-            raise refusal_error(Refusal("max_drop", "is a share of tokens and has no effect from 1 on", "take 0.01"))
-        return self
+            yield Refusal("max_drop", "is a share of tokens and has no effect from 1 on", "take 0.01")
 
 
 class Quantization(StrictModel):
@@ -59,10 +58,8 @@ class Quantization(StrictModel):
             raise PydanticCustomError("alpha", "a number from 0 to 1, or -1 for off, is accepted")
         return value
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _refusals(self) -> Iterator[Refusal]:
         if self.mode != "int8" and self.preset == "mixed":
-            raise refusal_error(Refusal("preset", f"mode {self.mode} has no asymmetric form", "remove it"))
+            yield Refusal("preset", f"mode {self.mode} has no asymmetric form", "remove it")
         if self.mode != "int8" and self.accuracy_control is not None:
-            raise refusal_error(Refusal("accuracy_control", f"NNCF has none for mode {self.mode}", "take mode int8"))
-        return self
+            yield Refusal("accuracy_control", f"NNCF has none for mode {self.mode}", "take mode int8")

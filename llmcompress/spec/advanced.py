@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,11 +27,9 @@ class AwqParameters(StrictModel):
     prefer_data_aware_scaling: bool = True
     """False: scale by the weights alone although there is calibration data for other methods."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _refusals(self) -> Iterator[Refusal]:
         if self.alpha_min > self.alpha_max:
-            raise refusal_error(Refusal("alpha_min", "larger than alpha_max", "make it the smaller of the two"))
-        return self
+            yield Refusal("alpha_min", "larger than alpha_max", "make it the smaller of the two")
 
 
 class ScaleEstimationParameters(StrictModel):
@@ -42,13 +41,11 @@ class ScaleEstimationParameters(StrictModel):
     weight_penalty: float = -1.0
     """Weight of the difference between weights in the target; -1 is off."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _refusals(self) -> Iterator[Refusal]:
         if self.weight_penalty <= 0 and self.weight_penalty != -1.0:
-            raise refusal_error(Refusal("weight_penalty", "neither -1 nor positive", "write -1 for off"))
+            yield Refusal("weight_penalty", "neither -1 nor positive", "write -1 for off")
         if self.initial_steps == self.scale_steps == 0:
-            raise refusal_error(Refusal("scale_steps", "without any step nothing is estimated", "write one or more"))
-        return self
+            yield Refusal("scale_steps", "without any step nothing is estimated", "write one or more")
 
 
 class GptqParameters(StrictModel):
@@ -101,16 +98,11 @@ class AdvancedCompression(StrictModel):
                 raise refusal_error(Refusal(name, problem, hint))
         return data
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.codebook is not None:
-            # NNCF gets 32-bit values: what is ascending here must still be there.
-            values = array("f", self.codebook)
-            if not all(map(math.isfinite, values)) or any(a >= b for a, b in pairwise(values)):
-                raise refusal_error(
-                    Refusal("codebook", "not ascending as 32-bit floats", "sort it and remove equal values")
-                )
-        return self
+    def _refusals(self) -> Iterator[Refusal]:
+        # NNCF gets 32-bit values: what is ascending here must still be there.
+        values = array("f", self.codebook or ())
+        if not all(map(math.isfinite, values)) or any(a >= b for a, b in pairwise(values)):
+            yield Refusal("codebook", "not ascending as 32-bit floats", "sort it and remove equal values")
 
 
 _ABSENT = (

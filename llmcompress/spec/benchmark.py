@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from llmcompress.spec.evaluation import Precision, check_profile
-from llmcompress.spec.profile import RuntimeProfile, check_pairs, split_pairs
-from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts, refusal_error
+from llmcompress.spec.evaluation import Precision, profile_refusals
+from llmcompress.spec.profile import RuntimeProfile, pair_refusals, split_pairs
+from llmcompress.spec.validation import (
+    MAX_COUNT,
+    Count,
+    DescribedModel,
+    Refusal,
+    Text,
+    Texts,
+)
 
 RuntimeName = Literal["openvino", "genai"]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]
@@ -35,7 +42,7 @@ class Shape(NamedTuple):
     new_tokens: int
 
 
-class BenchSpec(StrictModel, use_attribute_docstrings=True):
+class BenchSpec(DescribedModel):
     """Lists are combined: every device and number of threads with every shape.
 
     The command line shows what is written below the fields.
@@ -68,19 +75,15 @@ class BenchSpec(StrictModel, use_attribute_docstrings=True):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Confidence level of the intervals of ratios between sources."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_pairs(self.properties)
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from pair_refusals(self.properties)
         if self.profile is not None:
             for device in self.devices:
-                check_profile(self.profile, device, self.precision)
+                yield from profile_refusals(self.profile, device, self.precision)
             given = {*self.asked_properties(), *(("INFERENCE_NUM_THREADS",) if self.threads else ())}
             twice = sorted(given & self.profile.as_properties().keys())
             if twice:
-                raise refusal_error(
-                    Refusal("profile", f"sets {', '.join(twice)}, which is given beside it", "keep one")
-                )
-        return self
+                yield Refusal("profile", f"sets {', '.join(twice)}, which is given beside it", "keep one")
 
     def settings(self) -> list[Setting]:
         """Every device with every number of threads."""

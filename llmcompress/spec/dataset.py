@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, refusal_error
+from llmcompress.spec.validation import MAX_COUNT, Count, DescribedModel, Refusal, Text
 
 FILE_TYPES = (".txt", ".jsonl", ".parquet")
 OF_THE_DATASET = ("subset", "split", "text_field")
@@ -19,7 +20,7 @@ _ACCEPTED = "a local .txt, .jsonl or .parquet file, or a Hub dataset as namespac
 _COMMIT = "copy the 40-digit commit from https://huggingface.co/datasets/NAMESPACE/NAME/commits/main"
 
 
-class Dataset(StrictModel, use_attribute_docstrings=True):
+class Dataset(DescribedModel):
     """``dataset`` is a local file or ``namespace/name@commit``.
 
     A relative path written in a recipe file starts at that file's folder, one given on the command line at the working
@@ -38,11 +39,8 @@ class Dataset(StrictModel, use_attribute_docstrings=True):
     text_field: Text = "text"
     """Column or key that holds the text; not used for .txt."""
 
-    @model_validator(mode="after")
-    def _check_dataset(self) -> Self:
-        for refusal in _refusals(self):
-            raise refusal_error(refusal)
-        return self
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from _dataset_refusals(self)
 
     def dataset_path(self) -> Path | None:
         """Return the local file, or None for a Hub dataset."""
@@ -54,7 +52,7 @@ def is_file_name(dataset: str) -> bool:
     return dataset.lower().endswith(FILE_TYPES)
 
 
-def _refusals(source: Dataset) -> list[Refusal]:
+def _dataset_refusals(source: Dataset) -> list[Refusal]:
     dataset = source.dataset
     if dataset in source.KNOWN:
         given = [name for name in OF_THE_DATASET if getattr(source, name) != type(source).model_fields[name].default]

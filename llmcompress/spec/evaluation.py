@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from llmcompress.spec.dataset import ScoredText
 from llmcompress.spec.profile import RuntimeProfile
-from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, Text, refusal_error
+from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, Text
 
 Protocol = Literal["llama.cpp", "sliding", "rolling"]
 Precision = Literal["as_used", "pinned"]
@@ -45,23 +46,18 @@ class EvalSpec(ScoredText):
     perplexity_margin: Annotated[float, Field(gt=0)] = 0.01
     """Equivalent up to this relative increase of perplexity."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from super()._refusals()
         if self.stride is not None and self.protocol != "sliding":
-            raise refusal_error(
-                Refusal("stride", f"has no effect on protocol {self.protocol}", "remove it, or take protocol sliding")
-            )
+            problem = f"has no effect on protocol {self.protocol}"
+            yield Refusal("stride", problem, "remove it, or take protocol sliding")
         if self.stride is not None and self.stride >= self.seq_len:
-            raise refusal_error(
-                Refusal("stride", f"{self.stride} leaves no context in windows of {self.seq_len}", "take a smaller one")
-            )
+            problem = f"{self.stride} leaves no context in windows of {self.seq_len}"
+            yield Refusal("stride", problem, "take a smaller one")
         if self.chunk is not None and self.chunk > self.seq_len:
-            raise refusal_error(
-                Refusal("chunk", f"{self.chunk} is more than a window of {self.seq_len}", "take at most seq_len")
-            )
+            yield Refusal("chunk", f"{self.chunk} is more than a window of {self.seq_len}", "take at most seq_len")
         if self.profile is not None:
-            check_profile(self.profile, self.device, self.precision)
-        return self
+            yield from profile_refusals(self.profile, self.device, self.precision)
 
     @property
     def effective_stride(self) -> int:
@@ -74,11 +70,10 @@ class EvalSpec(ScoredText):
         return self.chunk or (min(DEFAULT_CHUNK, self.seq_len) if self.precision == "as_used" else self.seq_len)
 
 
-def check_profile(profile: RuntimeProfile, device: str, precision: Precision) -> None:
-    """Refuse a profile that would not be used as it is; for a validator."""
+def profile_refusals(profile: RuntimeProfile, device: str, precision: Precision) -> Iterator[Refusal]:
+    """Yield why a profile would not be used as it is."""
     if profile.device != device:
         problem = f"{profile.name} is for {profile.device}, not for {device}"
-        raise refusal_error(Refusal("profile", problem, "leave it out, or name that device"))
+        yield Refusal("profile", problem, "leave it out, or name that device")
     if precision == "pinned":
-        problem = "precision pinned sets the execution itself"
-        raise refusal_error(Refusal("profile", problem, "leave one of them out"))
+        yield Refusal("profile", "precision pinned sets the execution itself", "leave one of them out")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
-
-from pydantic import model_validator
 
 from llmcompress.errors import RecipeError
-from llmcompress.spec.validation import Location, Refusal, StrictModel, Text, Texts, dotted, refusal_error, validated
+from llmcompress.spec.validation import Location, Refusal, StrictModel, Text, Texts, dotted, validated
 
 MAX_BYTES = 100_000
 
@@ -25,10 +23,8 @@ class RuntimeProfile(StrictModel):
     properties: Texts
     """``KEY=VALUE`` for the device."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_pairs(self.properties)
-        return self
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from pair_refusals(self.properties)
 
     def as_properties(self) -> dict[str, str]:
         """Names and values."""
@@ -59,11 +55,11 @@ def load_profile(path: str | Path) -> RuntimeProfile:
     return validated(RuntimeProfile, fields, place)
 
 
-def check_pairs(texts: tuple[str, ...]) -> None:
-    """Refuse what is not ``KEY=VALUE``; for a validator."""
+def pair_refusals(texts: tuple[str, ...]) -> Iterator[Refusal]:
+    """Yield which are not ``KEY=VALUE``."""
     for text in texts:
         if not text.partition("=")[0] or "=" not in text:
-            raise refusal_error(Refusal("properties", f"got {text!r}; KEY=VALUE is accepted", "write such a pair"))
+            yield Refusal("properties", f"got {text!r}; KEY=VALUE is accepted", "write such a pair")
 
 
 def split_pairs(texts: tuple[str, ...]) -> dict[str, str]:

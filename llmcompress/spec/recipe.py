@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 import llmcompress
 from llmcompress.spec.activations import Quantization
 from llmcompress.spec.dataset import Calibration
 from llmcompress.spec.runtime import Gate, Runtime
-from llmcompress.spec.validation import Refusal, StrictModel, Text, refusal_error
+from llmcompress.spec.validation import Refusal, StrictModel, Text
 from llmcompress.spec.weights import WeightCompression, data_refusals
 
 if TYPE_CHECKING:
@@ -43,11 +43,17 @@ class Recipe(StrictModel):
     runtime: Runtime = Runtime()
     gate: Gate = Gate()
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for refusal in _refusals(self):
-            raise refusal_error(refusal)
-        return self
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from _parts(self)
+        yield from _further(self)
+        for place, weights in zip(_places(self), self.weight_passes, strict=True):
+            for refusal in data_refusals(weights, has_data=self.calibration is not None):
+                yield refusal._replace(field=f"{place}.{refusal.field}" if refusal.field else "calibration")
+        if self.target == "npu":
+            yield from _npu(self)
+        if self.runtime.follows_weights and not any(weights.integer_group_sizes for weights in self.weight_passes):
+            problem = "the weights of this recipe have no groups of integers"
+            yield Refusal("runtime.dynamic_quantization_group_size", problem, "write a number, or remove it")
 
     def portable(self) -> Recipe:
         """Return the recipe with a local dataset reduced to its file name: the same wherever the file lies.
@@ -78,19 +84,6 @@ class Recipe(StrictModel):
     def from_artifact(cls, directory: str | Path, **options: Any) -> Recipe:
         """Alias of ``llmcompress.recipe_from_artifact``."""
         return llmcompress.recipe_from_artifact(directory, **options)
-
-
-def _refusals(recipe: Recipe) -> Iterator[Refusal]:
-    yield from _parts(recipe)
-    yield from _further(recipe)
-    for place, weights in zip(_places(recipe), recipe.weight_passes, strict=True):
-        for refusal in data_refusals(weights, has_data=recipe.calibration is not None):
-            yield refusal._replace(field=f"{place}.{refusal.field}" if refusal.field else "calibration")
-    if recipe.target == "npu":
-        yield from _npu(recipe)
-    if recipe.runtime.follows_weights and not any(weights.integer_group_sizes for weights in recipe.weight_passes):
-        field = "runtime.dynamic_quantization_group_size"
-        yield Refusal(field, "the weights of this recipe have no groups of integers", "write a number, or remove it")
 
 
 def _parts(recipe: Recipe) -> Iterator[Refusal]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
 
-from llmcompress.spec.validation import MAX_COUNT, Refusal, StrictModel, refusal_error
+from llmcompress.spec.validation import MAX_COUNT, DescribedModel, Refusal, StrictModel
 
 CachePrecision = Literal["u8", "u4", "f16", "bf16", "f32"]
 GroupSize = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -38,20 +38,18 @@ class Runtime(StrictModel):
     model's integer weights were given, beyond which the CPU plugin gets slower; where a model leaves none, the plugin
     decides."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _refusals(self) -> Iterator[Refusal]:
         key_precision = self.key_cache_precision or self.kv_cache_precision
         value_precision = self.value_cache_precision or self.kv_cache_precision
         if self.kv_cache_precision is not None and self.key_cache_precision and self.value_cache_precision:
             problem = "has no effect beside key_cache_precision and value_cache_precision"
-            raise refusal_error(Refusal("kv_cache_precision", problem, "remove it"))
+            yield Refusal("kv_cache_precision", problem, "remove it")
         for name, group_size, precision in (
             ("key_cache_group_size", self.key_cache_group_size, key_precision),
             ("value_cache_group_size", self.value_cache_group_size, value_precision),
         ):
             if group_size is not None and precision in ("f16", "bf16", "f32"):
-                raise refusal_error(Refusal(name, f"has no effect on a cache in {precision}", "remove it"))
-        return self
+                yield Refusal(name, f"has no effect on a cache in {precision}", "remove it")
 
     @property
     def follows_weights(self) -> bool:
@@ -70,7 +68,7 @@ class Runtime(StrictModel):
         return {name.upper(): str(value) for name, value in self.model_dump(exclude_none=True).items()}
 
 
-class Gate(StrictModel, use_attribute_docstrings=True):
+class Gate(DescribedModel):
     """What the compressed model may lose against its source."""
 
     max_kl: Annotated[float, Field(gt=0)] | None = None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from llmcompress.errors import UsageError
 from llmcompress.spec.benchmark import Shape
 from llmcompress.spec.dataset import Dataset, ScoredText
 from llmcompress.spec.evaluation import DEFAULT_CHUNK, EvalSpec
-from llmcompress.spec.profile import check_pairs, split_pairs
-from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts, refusal_error
+from llmcompress.spec.profile import pair_refusals, split_pairs
+from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts
 
 Objective = Literal["decode", "prefill", "memory"]
 Scope = Literal["all", "model"]
@@ -71,26 +72,19 @@ class TuneSpec(ScoredText):
     chunk: Count | None = None
     """Tokens per call: a token sees the cache's precision only in what earlier calls wrote. Default: 64"""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_pairs(self.properties)
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from super()._refusals()
+        yield from pair_refusals(self.properties)
         names = [workload.name for workload in self.workloads]
         if len(set(names)) < len(names):
-            raise refusal_error(Refusal("workloads", f"two have one name: {', '.join(names)}", "name each otherwise"))
+            yield Refusal("workloads", f"two have one name: {', '.join(names)}", "name each otherwise")
         if self.objective == "decode" and any(workload.new_tokens < 2 for workload in self.workloads):
-            raise refusal_error(
-                Refusal("workloads", "the first new token comes with the prompt, so one is not decoded", "take more")
-            )
+            problem = "the first new token comes with the prompt, so one is not decoded"
+            yield Refusal("workloads", problem, "take more")
         if self.effective_chunk >= self.seq_len:
-            raise refusal_error(
-                Refusal(
-                    "chunk",
-                    f"{self.effective_chunk} feeds whole windows of {self.seq_len}, in which the cache's precision is "
-                    "not seen",
-                    "take a smaller chunk, or longer windows",
-                )
-            )
-        return self
+            windows = f"whole windows of {self.seq_len}, in which the cache's precision is not seen"
+            hint = "take a smaller chunk, or longer windows"
+            yield Refusal("chunk", f"{self.effective_chunk} feeds {windows}", hint)
 
     @property
     def effective_chunk(self) -> int:

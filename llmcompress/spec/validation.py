@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
+import itertools
 import re
+import sys
 import typing
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from llmcompress.errors import RecipeError, UsageError
 
 MAX_COUNT = 2**31 - 1
-
-
-class StrictModel(BaseModel):
-    """A frozen, hashable record that a person writes: unknown fields and wrong types are refused, not converted."""
-
-    # The input stays out of pydantic's messages: it may hold a secret typed into the wrong place.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Refusal(NamedTuple):
@@ -31,6 +36,57 @@ class Refusal(NamedTuple):
     """Dotted, relative to the record that refuses."""
     problem: str
     hint: str
+
+
+class StrictModel(BaseModel):
+    """A frozen, hashable record that a person writes: unknown fields and wrong types are refused, not converted."""
+
+    # The input stays out of pydantic's messages: it may hold a secret typed into the wrong place.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    def _refusals(self) -> Iterator[Refusal]:
+        """Yield what its fields say against each other; the first one is the error."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for refusal in self._refusals():
+            raise refusal_error(refusal)
+        return self
+
+
+class DescribedModel(StrictModel):
+    """A record whose fields are described by what is written below them: in its JSON schema and on the command line.
+
+    Pydantic's ``use_attribute_docstrings`` reads the sources whenever the class is made, which every command would
+    wait for.
+    """
+
+    @classmethod
+    def descriptions(cls) -> dict[str, str]:
+        """Return what is written below the fields, by their names."""
+        found: dict[str, str] = {}
+        for each in reversed(cls.__mro__[: cls.__mro__.index(DescribedModel)]):
+            try:
+                tree = ast.parse(inspect.getsource(sys.modules[each.__module__]))
+            except (OSError, TypeError):  # There is no source, as in an interactive session.
+                continue
+            (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == each.__name__)
+            for node, below in itertools.pairwise(body):
+                match node, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        found[name] = inspect.cleandoc(text)
+                    case ast.AnnAssign(target=ast.Name(id=name)), _:
+                        found.pop(name, None)
+        return {name: text for name, text in found.items() if name in cls.model_fields}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        for name, text in cls.descriptions().items():
+            properties[name]["description"] = text
+        return schema
 
 
 def refusal_error(refusal: Refusal) -> PydanticCustomError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from llmcompress.spec.advanced import AdvancedCompression, AwqParameters
@@ -24,7 +24,7 @@ from llmcompress.spec.modes import (
     StatisticsPrecision,
     default_group_size,
 )
-from llmcompress.spec.validation import MAX_COUNT, Refusal, StrictModel, Texts, refusal_error
+from llmcompress.spec.validation import MAX_COUNT, Refusal, StrictModel, Texts
 
 METHODS = ("awq", "scale_estimation", "gptq", "lora_correction")
 INT8_REFUSES = (
@@ -38,18 +38,6 @@ INT8_REFUSES = (
 )
 REMOVE = "remove it"
 FOUR_BIT_ENTRIES = 16
-
-
-def weight_refusals(weights: WeightCompression) -> Iterator[Refusal]:
-    """Yield what is wrong with the compression of weights itself, whatever the rest of the recipe says."""
-    if weights.mode in INT8:
-        yield from _int8(weights)
-        return
-    yield from _group_size(weights)
-    yield from _methods(weights)
-    yield from _layer_choice(weights)
-    yield from _codebook(weights)
-    yield from _advanced(weights)
 
 
 def data_refusals(weights: WeightCompression, *, has_data: bool) -> Iterator[Refusal]:
@@ -258,11 +246,12 @@ class WeightCompression(StrictModel):
             raise PydanticCustomError("group_size", "a positive number or -1 (one group per channel) is accepted")
         return value
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for refusal in weight_refusals(self):
-            raise refusal_error(refusal)
-        return self
+    def _refusals(self) -> Iterator[Refusal]:
+        if self.mode in INT8:
+            yield from _int8(self)
+            return
+        for of_part in (_group_size, _methods, _layer_choice, _codebook, _advanced):
+            yield from of_part(self)
 
     @property
     def effective_group_size(self) -> int:

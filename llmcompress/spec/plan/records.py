@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -70,20 +70,19 @@ class Evaluation(EvalSpec):
         """The part of it that a report answers."""
         return EvalSpec(**{name: getattr(self, name) for name in EvalSpec.model_fields})
 
-    @model_validator(mode="after")
-    def _check_extras(self) -> Self:
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from super()._refusals()
         if self.reference_scores == "cached":
             for name in ("noise_floor", "split_damage"):
                 if getattr(self, name):
-                    hint = "remove one of the two"
-                    raise refusal_error(Refusal(name, "runs two models at once, which cached scores avoid", hint))
+                    problem = "runs two models at once, which cached scores avoid"
+                    yield Refusal(name, problem, "remove one of the two")
         if self.split_damage and self.precision == "pinned":
             problem = "shows what the runtime adds, and precision pinned takes that away"
-            raise refusal_error(Refusal("split_damage", problem, "remove it, or take precision as_used"))
+            yield Refusal("split_damage", problem, "remove it, or take precision as_used")
         if self.split_damage and self.effective_chunk >= self.seq_len:
             problem = f"needs chunks: {self.effective_chunk} feeds whole windows, in which the cache is not seen"
-            raise refusal_error(Refusal("chunk", problem, "remove it, or take a smaller one"))
-        return self
+            yield Refusal("chunk", problem, "remove it, or take a smaller one")
 
 
 class Tuning(TuneSpec):
@@ -118,12 +117,11 @@ class Tuning(TuneSpec):
             fields["budget_s"] = _read(parse_duration_s, str(fields.pop("budget")), "budget")
         return fields
 
-    @model_validator(mode="after")
-    def _check_scope(self) -> Self:
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from super()._refusals()
         if self.scope != "model":
             problem = "a plan compares artifacts, and what a model cannot hold is in none"
-            raise refusal_error(Refusal("scope", problem, "remove it; llmcompress tune finds a profile of the machine"))
-        return self
+            yield Refusal("scope", problem, "remove it; llmcompress tune finds a profile of the machine")
 
 
 class Push(StrictModel):
@@ -133,11 +131,9 @@ class Push(StrictModel):
     """``namespace/name`` in which ``{model}`` and ``{recipe}`` stand for the job's names."""
     private: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _refusals(self) -> Iterator[Refusal]:
         for problem in _template_problems(self.repo_id):
-            raise refusal_error(Refusal("repo_id", problem, "for example me/{model}-{recipe}-ov"))
-        return self
+            yield Refusal("repo_id", problem, "for example me/{model}-{recipe}-ov")
 
     def repository(self, model: str, recipe: str) -> str:
         """The repository of one job."""
@@ -159,14 +155,12 @@ class Plan(StrictModel):
     card: bool = False
     push: Push | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for refusal in _refusals(self):
-            raise refusal_error(refusal)
-        return self
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from _gate_refusals(self)
+        yield from _name_refusals(self)
 
 
-def _refusals(plan: Plan) -> Iterator[Refusal]:
+def _gate_refusals(plan: Plan) -> Iterator[Refusal]:
     if self_set := plan.gate.model_dump(exclude_none=True):
         if plan.evaluation is None:
             yield Refusal("gate", "is judged by an evaluation, and the plan has none", "add evaluation: {}")
@@ -176,6 +170,9 @@ def _refusals(plan: Plan) -> Iterator[Refusal]:
     if self_set and plan.tune is not None and plan.tune.reference == "itself":
         problem = "itself cannot tell what the gate asks: it compares with the original"
         yield Refusal("tune.reference", problem, "remove it, or the gate")
+
+
+def _name_refusals(plan: Plan) -> Iterator[Refusal]:
     named: dict[str, int] = {}
     for index, model in enumerate(plan.models):
         name = model.short_name
