@@ -404,7 +404,7 @@ def test_a_checkpoint_is_benchmarked_as_its_uncompressed_ir(tmp_path: Path, monk
 def test_an_ir_on_the_hub_is_not_written_to(
     artifact: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmcompress.compression.reference_ir import reference_ir
+    from llmcompress.compression.compress import reference_ir
 
     files = {path.name: path.read_bytes() for path in artifact("int8").iterdir() if path.suffix != ".md"}
     files = {name: data for name, data in files.items() if name not in {"eval.json", "bench.json"}}

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
-from llmcompress.compression.forecast.layout import compressed_bytes, layout
-from llmcompress.compression.forecast.precision import assign, primary_share
+from llmcompress.compression.forecast.precision import assign, compressed_bytes, layout, primary_share
 from llmcompress.compression.forecast.records import Weight
 from llmcompress.errors import ModelError, RecipeError, ResourceError
 from llmcompress.loaders.source import Source, resolve

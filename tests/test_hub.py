@@ -12,7 +12,7 @@ from llmcompress.errors import HubError, SecurityError, UsageError, WriteError
 from llmcompress.hub.download import fetch
 from llmcompress.hub.failures import translated_errors
 from llmcompress.hub.listing import listing
-from llmcompress.spec.hub_names import check_name, check_repo_id, check_revision
+from llmcompress.spec.access import check_name, check_repo_id, check_revision
 from llmcompress.system.progress import Progress
 
 FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": bytes(range(256)) * 40, "notes.md": b"hello"}

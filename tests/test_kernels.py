@@ -323,11 +323,11 @@ def test_estimated_scales_equal_nncf(
     from nncf.tensor import Tensor
     from threadpoolctl import threadpool_limits
 
-    from llmcompress.compression.kernels import matrices
+    from llmcompress.compression.kernels import estimation
     from llmcompress.compression.nncf import scale_estimation as scales
     from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
 
-    monkeypatch.setattr(matrices, "BLOCK_VALUES", 1 << 14)
+    monkeypatch.setattr(estimation, "BLOCK_VALUES", 1 << 14)
     values, statistics = awkward_matrix(num_rows, num_columns), statistics_of(num_columns)
     config = WeightCompressionConfig(nncf.CompressWeightsMode(mode), group_size)
     arguments = (statistics, Tensor(values), (1,), config, -1, 8, 3, 4, penalty)
@@ -373,11 +373,11 @@ def test_what_awq_finds_equals_nncf(
     from nncf.tensor import Tensor
     from threadpoolctl import threadpool_limits
 
-    from llmcompress.compression.kernels import matrices
+    from llmcompress.compression.kernels import estimation
     from llmcompress.compression.nncf import awq
     from llmcompress.compression.nncf.awq import awq_search
 
-    monkeypatch.setattr(matrices, "BLOCK_VALUES", 1 << 14)
+    monkeypatch.setattr(estimation, "BLOCK_VALUES", 1 << 14)
     wp = SimpleNamespace(
         compression_config=WeightCompressionConfig(nncf.CompressWeightsMode(mode), group_size), reduction_axes=(1,)
     )
@@ -466,7 +466,7 @@ def test_bf16_constants_equal_openvino() -> None:
     from nncf.quantization.algorithms.weight_compression import openvino_backend
     from nncf.tensor import Tensor
 
-    from llmcompress.compression.nncf.constants import bf16_constants
+    from llmcompress.compression.nncf.weight_codes import bf16_constants
 
     random = np.random.default_rng(0).integers(0, 2**32, 4096, dtype=np.uint32)
     halves = (random & 0xFFFF0000) | 0x8000

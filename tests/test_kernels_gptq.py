@@ -108,7 +108,7 @@ def test_the_factor_is_nearer_to_the_truth_than_that_of_nncf() -> None:
     from nncf.tensor import Tensor
     from nncf.tensor import functions as fns
 
-    from llmcompress.compression.kernels.hessians import inverse_factor
+    from llmcompress.compression.kernels.gptq import inverse_factor
 
     ratios = []
     for columns in (96, 256, 600):
@@ -129,7 +129,7 @@ def test_the_factor_is_nearer_to_the_truth_than_that_of_nncf() -> None:
 
 @pytest.mark.parametrize("columns", [96, 600])
 def test_second_moments_are_as_exact_as_those_of_nncf(columns: int) -> None:
-    from llmcompress.compression.kernels.hessians import second_moments
+    from llmcompress.compression.kernels.gptq import second_moments
 
     given = problem("int4_sym", 8, columns=columns)
     ours = second_moments([x.data for x in given.inputs], 2 / len(given.inputs))
@@ -143,13 +143,13 @@ def test_second_moments_are_as_exact_as_those_of_nncf(columns: int) -> None:
 
 
 def test_windows_of_any_length_are_summed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.compression.kernels import hessians
+    from llmcompress.compression.kernels import gptq
 
     windows = np.random.default_rng(0).integers(-3, 4, (7, 30, 520)).astype(np.float32)
     exact = np.einsum("wij,wik->jk", windows, windows)
     for joined_rows in (1, 60, 2048):
-        monkeypatch.setattr(hessians, "JOINED_ROWS", joined_rows)
-        np.testing.assert_array_equal(hessians.second_moments(list(windows), 0.5), exact / 2)
+        monkeypatch.setattr(gptq, "JOINED_ROWS", joined_rows)
+        np.testing.assert_array_equal(gptq.second_moments(list(windows), 0.5), exact / 2)
 
 
 @pytest.mark.parametrize("mode", ["int4_asym", "int4_sym", "int3_sym", "int2_sym"])
@@ -329,7 +329,7 @@ def test_an_nncf_without_these_names_is_left_alone(monkeypatch: pytest.MonkeyPat
     from nncf.quantization.algorithms.weight_compression import algorithm, gptq
 
     from llmcompress.compression.nncf.gptq import Gptq
-    from llmcompress.compression.nncf.statistics_pass import without_unread_statistics
+    from llmcompress.compression.nncf.statistics import without_unread_statistics
 
     stock = gptq.GPTQ._calculate_hessian
     monkeypatch.delattr(gptq.GPTQ, "_quantize_weights")

@@ -20,7 +20,6 @@ from llmcompress.spec import TuneSpec
 from llmcompress.spec.plan import Plan, PlanModel, PlanRecipe, Tuning, load_plan
 from llmcompress.tuning import damage
 from llmcompress.tuning import trials as trials_module
-from llmcompress.tuning import verification as verification_module
 from llmcompress.tuning.race import Race, race
 
 TEXT = "\n\n".join(
@@ -70,9 +69,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     def here(target: str, kwargs: dict[str, object], **options: object) -> object:
         return damage.held_out_divergences(**kwargs)  # type: ignore[arg-type]
 
-    for module in (trials_module, verification_module):
-        monkeypatch.setattr(module, "race", tell)
-    monkeypatch.setattr(verification_module, "run_supervised", here)
+    monkeypatch.setattr(trials_module, "race", tell)
+    monkeypatch.setattr(trials_module, "run_supervised", here)
     return gains
 
 

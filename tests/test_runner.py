@@ -317,7 +317,7 @@ def test_a_worker_that_dies_is_replaced(place: Path, monkeypatch: pytest.MonkeyP
             raise MemoryError
         return real(source, recipe, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("llmcompress.runner.loading.compress", compress)
+    monkeypatch.setattr("llmcompress.runner.compressing.compress", compress)
     plan = write_plan(place / "dies.yaml", "output: dies\nmodels: [llama]\nrecipes: [none, int8-sym, int8]\n")
     report = run_plan(load_plan(plan))
     assert failures(report).keys() == {"llama/int8-sym"}

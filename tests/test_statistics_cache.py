@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.compression.nncf.statistics_cache import statistics
+from llmcompress.compression.nncf.statistics import statistics
 from llmcompress.report.compression import CalibrationRecord
 from llmcompress.report.record import FileRecord, Provenance
 from llmcompress.spec import StatisticsPrecision, WeightCompression

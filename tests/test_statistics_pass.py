@@ -10,7 +10,7 @@ import pytest
 from tiny_models import build_checkpoint
 
 import llmcompress
-from llmcompress.compression.nncf.statistics_pass import check_statistics_precision, lean_statistics
+from llmcompress.compression.nncf.statistics import check_statistics_precision, lean_statistics
 from llmcompress.errors import RecipeError
 from llmcompress.spec import Recipe
 

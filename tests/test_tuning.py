@@ -42,12 +42,11 @@ from llmcompress.spec.validation import from_options
 from llmcompress.system.environment import cpu_name
 from llmcompress.tuning import apply_tuning, damage, read_tuning, runtime_profile, write_profile, write_tuning_page
 from llmcompress.tuning import trials as trials_module
-from llmcompress.tuning import verification as verification_module
 from llmcompress.tuning.choice import Limits, better, is_undecided, limits, search, with_front
 from llmcompress.tuning.page import tuning_page
 from llmcompress.tuning.race import SAME, Race, memory_gain, race
 from llmcompress.tuning.space import DeviceProperties, Dimension, find_space
-from llmcompress.tuning.verification import decide
+from llmcompress.tuning.trials import decide
 
 Artifacts = Callable[[str], Path]
 TINY = Workload(name="tiny", prompt_tokens=16, new_tokens=4)
@@ -564,8 +563,7 @@ def tuned(artifact: Artifacts, wikitext: Path, tmp_path_factory: pytest.TempPath
 
     # Each is beyond the one before, the last is the verification's.
     gains = iter([estimate(1.2), estimate(1.4), estimate(1.6), estimate(1.8), estimate(1.9)])
-    for module in (trials_module, verification_module):
-        patch.setattr(module, "race", told)
+    patch.setattr(trials_module, "race", told)
     properties = ("DYNAMIC_QUANTIZATION_GROUP_SIZE=128", "KV_CACHE_PRECISION=u8", "KEY_CACHE_PRECISION=f16",
                   "VALUE_CACHE_GROUP_SIZE=16", "INFERENCE_NUM_THREADS=1")  # fmt: skip
     llmcompress.tune(output, spec_of(wikitext, properties=properties, max_kl=0.1))

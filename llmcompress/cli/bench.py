@@ -72,7 +72,7 @@ def bench(
     llmcompress bench model-int4-ov --depth 0,4096 --property DYNAMIC_QUANTIZATION_GROUP_SIZE=128
     """
     from llmcompress.benchmarking.benchmark import benchmark
-    from llmcompress.compression.reference_ir import reference_ir
+    from llmcompress.compression.compress import reference_ir
     from llmcompress.graph.device import check_device
     from llmcompress.system.process import run_supervised
 

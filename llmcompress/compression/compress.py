@@ -11,11 +11,13 @@ from llmcompress.compression.run import CompressOptions, compress_in_memory
 from llmcompress.errors import UsageError
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.loaders.recommended import recommended_recipe
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.source import identity, resolve
 from llmcompress.report.compression import CompressionReport, Engine
 from llmcompress.report.record import Stages
 from llmcompress.spec import RECOMMENDED, Access, Recipe, load_recipe
-from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.cache import cache_dir, content_key, hold
+from llmcompress.system.environment import PACKAGES_THAT_DECIDE_SCORES, installed_versions, quiet_libraries
+from llmcompress.system.files import short_name
 from llmcompress.system.progress import Reporter, silent
 
 
@@ -99,3 +101,42 @@ def _refuse_loading_options(loaded: LoadedModel, access: Access) -> None:
             where=loaded.source.id or loaded.source.path.name,
             hint="give such options to llmcompress.load",
         )
+
+
+def reference_ir(
+    source: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    offline: bool = False,
+    progress: Reporter = silent,
+) -> str:
+    """Return what to run in place of a source: itself where it is an OpenVINO IR, else the directory of one.
+
+    A checkpoint is converted without compression, once. A Hub source is known by its commit, a directory by its files'
+    names, sizes and times of change.
+
+    Raises: what ``resolve`` and ``compress`` raise.
+    """
+    quiet_libraries()
+    found = resolve(source, Access(revision, trust_remote_code, offline))
+    if found.layout == "ir":
+        return found.id or str(found.path)
+    key = content_key({"source": identity(found), "versions": installed_versions(PACKAGES_THAT_DECIDE_SCORES)})
+    # The last part is what reports call the model.
+    name = short_name((found.id or found.path.name).rsplit("/", 1)[-1])
+    output = cache_dir() / "reference-ir" / key / f"{name}-none-ov"
+    hold(output.parent)
+    if not output.exists():
+        from llmcompress.compression.compress import compress
+
+        compress(
+            source,
+            "none",
+            output,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            offline=offline,
+            progress=progress,
+        )
+    return str(output)

@@ -1,20 +1,101 @@
-"""Whether a source can be compressed by a recipe: every refusal of a run that needs no weights."""
+"""Whether a source can be compressed by a recipe, and whether its target takes what became of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcompress.compression.contract import check_executed
-from llmcompress.compression.nncf.statistics_pass import check_statistics_precision
-from llmcompress.errors import ModelError
+from llmcompress.compression.layers import EXECUTED_AS, LOW_PRECISIONS
+from llmcompress.compression.nncf.statistics import check_statistics_precision
+from llmcompress.errors import ModelError, RecipeError, UsageError
+from llmcompress.graph.device import compile_model, executed_precisions
 from llmcompress.graph.model import is_compressed, read_ir
 from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.source import Source
+from llmcompress.report.compression import LayerRecord
 from llmcompress.report.file_names import MODEL_XML
 from llmcompress.spec import Recipe
+from llmcompress.spec.recipe import NPU_GROUP_SIZES
 
 if TYPE_CHECKING:
     import openvino as ov
+
+
+NPU_MODES = ("int4_sym", "int8_sym", "int8_asym", "f16", "bf16", "f32")
+
+
+FLOAT8 = {"fp8_e4m3": "f8e4m3", "fp8_e5m2": "f8e5m2"}
+
+
+def check_executed(recipe: Recipe) -> None:
+    """Refuse quantized activations that the recipe's target, where this machine has it, computes in floating point.
+
+    Tried on one small layer. Without a named target the recipe may be for another machine.
+
+    Raises:
+        RecipeError: The device refuses them, or gains nothing by them.
+    """
+    import openvino as ov
+
+    device = recipe.target.upper()
+    available = {name.split(".")[0] for name in ov.Core().available_devices}
+    if recipe.activations is None or device not in available:
+        return
+    mode = recipe.activations.mode
+    try:
+        executed = executed_precisions(compile_model(_quantized_layer(mode), device, {}))
+        found = {precision for kind, precision in executed if kind in EXECUTED_AS}
+        problem = f"computes in {', '.join(sorted(found))} what is quantized so" if not found & LOW_PRECISIONS else ""
+    except UsageError as error:
+        problem = f"refuses such a layer: {error.message}"
+    if problem:
+        raise RecipeError(
+            f"mode {mode} is not what target {recipe.target} runs: the {device} of this machine {problem}",
+            where=f"recipe {recipe.name}: activations.mode",
+            hint="take another mode, or write target: any to make it for another machine",
+        )
+
+
+def _quantized_layer(mode: str) -> ov.Model:
+    """A linear layer as NNCF quantizes it."""
+    import numpy as np
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    def quantized(value: ov.Node) -> ov.Node:
+        if mode in FLOAT8:
+            return ops.fake_convert(value, ops.constant([1.0], ov.Type.f32), destination_type=FLOAT8[mode])
+        low, high = ops.constant(np.float32(-1)), ops.constant(np.float32(127 / 128))
+        return ops.fake_quantize(value, low, high, low, high, 256)
+
+    activations = ops.parameter(ov.PartialShape([-1, 64]), ov.Type.f32)
+    weights = ops.constant(np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64))
+    product = ops.matmul(quantized(activations), quantized(weights), False, True)
+    return ov.Model([ops.result(product)], [activations], "layer")
+
+
+def check_target(recipe: Recipe, layers: tuple[LayerRecord, ...]) -> None:
+    """Refuse a graph that the recipe's target does not run.
+
+    The NPU plugin takes 4-bit weights that are symmetric, in groups of 128 or per channel; other low-bit formats end
+    in its compiler.
+
+    Raises:
+        RecipeError: Names the layers that break the contract.
+    """
+    if recipe.target != "npu":
+        return
+    broken = [
+        f"{layer.name} ({layer.mode}, group size {layer.group_size})"
+        for layer in layers
+        if layer.mode not in NPU_MODES or (layer.mode == "int4_sym" and layer.group_size not in NPU_GROUP_SIZES)
+    ]
+    if broken:
+        raise RecipeError(
+            f"target npu takes int4_sym in groups of 128 or per channel, and int8; "
+            f"{len(broken)} layers are otherwise: {', '.join(broken[:5])}",
+            where=f"recipe {recipe.name}",
+            hint="set weights.mode=int4_sym and weights.group_size=-1 for this model",
+        )
 
 
 def require_compressible(source: Source, recipe: Recipe, *, here: bool = True) -> None:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.artifact import write_errors
-from llmcompress.compression.compressible import refuse_compressed, require_compressible, require_executable
-from llmcompress.compression.contract import check_target
+from llmcompress.compression.compressible import (
+    check_target,
+    refuse_compressed,
+    require_compressible,
+    require_executable,
+)
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
-from llmcompress.compression.layers import CODEBOOKS, layer_table
-from llmcompress.compression.nncf.statistics_cache import statistics
-from llmcompress.compression.quantized_operations import activation_record
+from llmcompress.compression.layers import CODEBOOKS, activation_record, layer_table
+from llmcompress.compression.nncf.statistics import statistics
 from llmcompress.graph.model import set_runtime_options
 from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
 from llmcompress.loaders.loaded_model import LoadedModel, load_source

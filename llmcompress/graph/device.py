@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import UsageError, last_line
 from llmcompress.spec.evaluation import Precision
-from llmcompress.spec.profile import RuntimeProfile
+from llmcompress.spec.runtime import RuntimeProfile
 from llmcompress.system.environment import cpu_name
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmcompress.errors import HubError
 from llmcompress.hub.client import HubClient
 from llmcompress.hub.failures import translated_errors
-from llmcompress.spec.hub_names import check_name, check_repo_id, check_revision
+from llmcompress.spec.access import check_name, check_repo_id, check_revision
 
 if TYPE_CHECKING:
     import httpx

@@ -18,8 +18,7 @@ from llmcompress.compression.nncf.activations import quantize_arguments
 from llmcompress.compression.nncf.weights import nncf_arguments
 from llmcompress.data import require_text
 from llmcompress.errors import RecipeError
-from llmcompress.integrations.bound_texts import BoundTexts
-from llmcompress.integrations.uncarried import refuse_uncarried
+from llmcompress.integrations.stock_path import BoundTexts, refuse_uncarried
 from llmcompress.spec import IgnoredScope, Quantization, Recipe, WeightCompression, load_recipe
 from llmcompress.spec.access import Access
 from llmcompress.spec.modes import INT8

@@ -13,8 +13,7 @@ from llmcompress.errors import ModelError, SecurityError, UsageError
 from llmcompress.loaders.remote_code import check_tokenizer
 from llmcompress.loaders.tensors import INDEX, SINGLE, choose_weights, read_index
 from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT, MODEL_BIN, MODEL_XML, RECIPE, TUNE_REPORT
-from llmcompress.spec.access import Access
-from llmcompress.spec.hub_names import check_repo_id
+from llmcompress.spec.access import Access, check_repo_id
 from llmcompress.system.cache import hold_if_kept
 from llmcompress.system.json_file import read_json
 from llmcompress.system.progress import Reporter, silent

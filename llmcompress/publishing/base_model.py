@@ -12,7 +12,7 @@ from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.report.record import Provenance
-from llmcompress.spec.hub_names import check_repo_id
+from llmcompress.spec.access import check_repo_id
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

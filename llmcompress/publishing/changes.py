@@ -13,7 +13,7 @@ from llmcompress.hub.client import HubClient
 from llmcompress.hub.upload import Changes, Outgoing, Remote, differing, read_file, require_collection, tags_of
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.push import PushedFile
-from llmcompress.spec.hub_names import check_repo_id
+from llmcompress.spec.access import check_repo_id
 
 _LONGEST_NAME = 96
 

@@ -15,7 +15,7 @@ from llmcompress.publishing import outgoing
 from llmcompress.publishing.changes import find_changes, pushed_files, repository_name, require_place
 from llmcompress.report.file_names import CARD
 from llmcompress.report.push import PushReport
-from llmcompress.spec.hub_names import check_revision
+from llmcompress.spec.access import check_revision
 from llmcompress.system.environment import installed_versions
 from llmcompress.system.progress import Progress, Reporter, silent
 

@@ -6,8 +6,7 @@ model.py         a model that is found and pinned, and what its jobs share
 schedule.py      which task is next
 ledger.py        what came of each, and what is told of it
 state.py         what is done, read from the output directory
-compressing.py   all artifacts of a model: a supervised worker, and a fresh one where it died
-loading.py       in that worker: one model loaded once
+compressing.py   all artifacts of a model: a supervised worker loads it once, and a fresh one goes on where it died
 measuring.py     one evaluation or benchmark, in a process of its own
 tuning.py        one artifact's tuned twin: its state, and the task that makes it
 shipping.py      the door to the card and the Hub

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from llmcompress.artifact import remove_leftovers
 from llmcompress.errors import GateError
 from llmcompress.runner import shipping
+from llmcompress.runner.compressing import recipe_at
 from llmcompress.runner.executors import Finished, TaskEvent
-from llmcompress.runner.loading import recipe_at
 from llmcompress.runner.records import MEASURED, Event, Failure, JobResult, Step, asked_steps, failure
 from llmcompress.runner.schedule import SHIPPING, Due, JobState, logits_dir
 from llmcompress.runner.survey import Surveyed

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, manifest_sha256
-from llmcompress.runner.compressing import compress_model
+from llmcompress.runner.compressing import CompressJob, compress_model
 from llmcompress.runner.executors import Task
-from llmcompress.runner.loading import CompressJob
 from llmcompress.runner.measuring import PlannedArtifact, benchmark_artifact, evaluate_artifact, needed_bytes
 from llmcompress.runner.records import Failure, Step
 from llmcompress.runner.survey import Surveyed

@@ -18,13 +18,7 @@ from llmcompress.graph.device import check_device
 from llmcompress.loaders.source import Source
 from llmcompress.runner.model import PlannedModel
 from llmcompress.runner.records import Failure, Outlook, Step, asked_steps, failure
-from llmcompress.runner.state import (
-    benchmark_reason,
-    card_reason,
-    compress_reason,
-    evaluate_reason,
-    push_reason,
-)
+from llmcompress.runner.state import benchmark_reason, card_reason, compress_reason, evaluate_reason, push_reason
 from llmcompress.runner.tuning import apply_reason, kept_defaults, tune_reason
 from llmcompress.spec import Recipe
 from llmcompress.spec.plan import Job, Plan

@@ -15,9 +15,8 @@ from llmcompress.spec.dataset import Calibration, Dataset
 from llmcompress.spec.evaluation import EvalSpec
 from llmcompress.spec.files import RECOMMENDED, dump_recipe, load_recipe, override_recipe, packaged_recipes
 from llmcompress.spec.modes import StatisticsPrecision
-from llmcompress.spec.profile import RuntimeProfile, load_profile
 from llmcompress.spec.recipe import Recipe
-from llmcompress.spec.runtime import Gate, Runtime
+from llmcompress.spec.runtime import Gate, Runtime, RuntimeProfile, load_profile
 from llmcompress.spec.tuning import TuneSpec, Workload
 from llmcompress.spec.weights import IgnoredScope, WeightCompression
 

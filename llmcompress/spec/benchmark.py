@@ -9,15 +9,8 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from llmcompress.spec.evaluation import Precision, profile_refusals
-from llmcompress.spec.profile import RuntimeProfile, pair_refusals, split_pairs
-from llmcompress.spec.validation import (
-    MAX_COUNT,
-    Count,
-    DescribedModel,
-    Refusal,
-    Text,
-    Texts,
-)
+from llmcompress.spec.runtime import RuntimeProfile, pair_refusals, split_pairs
+from llmcompress.spec.validation import MAX_COUNT, Count, DescribedModel, Refusal, Text, Texts
 
 RuntimeName = Literal["openvino", "genai"]
 Counts = Annotated[tuple[Count, ...], Field(strict=False, min_length=1)]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from llmcompress.spec.dataset import ScoredText
-from llmcompress.spec.profile import RuntimeProfile
+from llmcompress.spec.runtime import RuntimeProfile
 from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, Text
 
 Protocol = Literal["llama.cpp", "sliding", "rolling"]

@@ -12,7 +12,7 @@ from llmcompress.errors import UsageError
 from llmcompress.spec.benchmark import Shape
 from llmcompress.spec.dataset import Dataset, ScoredText
 from llmcompress.spec.evaluation import DEFAULT_CHUNK, EvalSpec
-from llmcompress.spec.profile import pair_refusals, split_pairs
+from llmcompress.spec.runtime import pair_refusals, split_pairs
 from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts
 
 Objective = Literal["decode", "prefill", "memory"]

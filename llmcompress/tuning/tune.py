@@ -26,8 +26,7 @@ from llmcompress.tuning.choice import OUT_OF_TIME, Limits, limits, with_front
 from llmcompress.tuning.damage import Models, TuneRequest, divergence_under, open_models
 from llmcompress.tuning.race import SAME, start
 from llmcompress.tuning.space import DeviceProperties, Space, find_space
-from llmcompress.tuning.trials import Bench, search_space
-from llmcompress.tuning.verification import decide, verify_best
+from llmcompress.tuning.trials import Bench, decide, search_space, verify_best
 
 
 class Target(NamedTuple):

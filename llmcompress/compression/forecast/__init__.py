@@ -2,8 +2,7 @@
 
 inventory.py        config.json -> every weight of the model, on the meta device
 graph_inventory.py  OpenVINO IR -> the same, from its graph
-precision.py        a recipe's rules -> mode and group size of each weight
-layout.py           bytes of a weight in a mode
+precision.py        a recipe's rules -> mode, group size and bytes of each weight
 peak_memory.py      peak memory of the run
 prediction.py       all of it, against what the machine has
 """

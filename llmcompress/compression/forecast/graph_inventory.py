@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llmcompress.compression.forecast.layout import uncompressed_bytes
+from llmcompress.compression.forecast.precision import uncompressed_bytes
 from llmcompress.compression.forecast.records import Inventory, Kind, Weight
 from llmcompress.graph.model import read_ir
 from llmcompress.loaders.source import Source

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmcompress.compression.forecast.layout import ELEMENT_BYTES
+from llmcompress.compression.forecast.precision import ELEMENT_BYTES
 from llmcompress.compression.forecast.records import Inventory, Kind, Weight
 from llmcompress.errors import ModelError
 from llmcompress.loaders.safetensors_file import read_header

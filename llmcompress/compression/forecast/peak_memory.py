@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmcompress.compression.forecast.layout import ELEMENT_BYTES, uncompressed_bytes
+from llmcompress.compression.forecast.precision import ELEMENT_BYTES, uncompressed_bytes
 from llmcompress.compression.forecast.records import Inventory, Weight
 from llmcompress.spec import Recipe
 from llmcompress.spec.modes import INTEGER

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmcompress.compression.forecast.inventory import checkpoint_inventory
-from llmcompress.compression.forecast.layout import (
+from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory
+from llmcompress.compression.forecast.precision import (
     RESHAPE_AXIS_BYTES,
+    Assignment,
+    Precision,
+    assign,
     compressed_bytes,
     layout,
     lora_adapter_bytes,
+    primary_share,
     uncompressed_bytes,
 )
-from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory
-from llmcompress.compression.forecast.precision import Assignment, Precision, assign, primary_share
 from llmcompress.compression.forecast.records import BY_SENSITIVITY, Forecast, Inventory, PlannedLayer, Weight
 from llmcompress.errors import ResourceError
 from llmcompress.loaders.source import Source

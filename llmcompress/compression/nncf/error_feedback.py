@@ -11,7 +11,7 @@ from nncf.quantization.algorithms.weight_compression.config import WeightCompres
 from nncf.tensor import Tensor
 from scipy.linalg import blas
 
-from llmcompress.compression.kernels.feedback import PIECE_ROWS, Block, Scales, quantize_with_feedback
+from llmcompress.compression.kernels.gptq import PIECE_ROWS, Block, Scales, quantize_with_feedback
 from llmcompress.compression.kernels.integers import Integers
 from llmcompress.compression.nncf.formats import FORMATS
 

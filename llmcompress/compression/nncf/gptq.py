@@ -28,10 +28,10 @@ from nncf.tensor import Tensor
 from nncf.tensor import functions as fns
 from nncf.tensor.definitions import TensorBackend, TensorDataType
 
-from llmcompress.compression.kernels.hessians import inverse_factor, second_moments
+from llmcompress.compression.kernels.gptq import inverse_factor, second_moments
 from llmcompress.compression.nncf.error_feedback import propagated
 from llmcompress.compression.nncf.formats import FORMATS
-from llmcompress.compression.nncf.statistics_pass import without_unread_statistics
+from llmcompress.compression.nncf.statistics import without_unread_statistics
 from llmcompress.system.patching import replaced
 
 _TAKEN_OVER = ("_calculate_hessian", "_quantize_weights")

@@ -27,8 +27,16 @@ from nncf.tensor import Tensor
 from nncf.tensor.definitions import TensorDataType
 from threadpoolctl import ThreadpoolController
 
-from llmcompress.compression.kernels.estimation import Groups, choose, measure, propose, weigh
-from llmcompress.compression.kernels.matrices import NotFiniteError, blocks, quantized
+from llmcompress.compression.kernels.estimation import (
+    Groups,
+    NotFiniteError,
+    blocks,
+    choose,
+    measure,
+    propose,
+    quantized,
+    weigh,
+)
 from llmcompress.compression.nncf.formats import FORMATS
 from llmcompress.compression.nncf.group_codes import is_by_numpy
 from llmcompress.compression.nncf.weight_codes import agrees

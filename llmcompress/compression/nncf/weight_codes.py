@@ -21,7 +21,8 @@ from nncf.quantization.algorithms.weight_compression.config import WeightCompres
 from nncf.quantization.algorithms.weight_compression.parameters import CompressedWeight
 from nncf.quantization.algorithms.weight_compression.weight_lowering import compress_weight as stock_compress_weight
 from nncf.tensor import Tensor
-from nncf.tensor.definitions import TensorBackend
+from nncf.tensor.definitions import TensorBackend, TensorDataType
+from openvino import opset13 as opset
 
 from llmcompress.compression.nncf.formats import FLOAT_FORMATS, FORMATS
 from llmcompress.compression.nncf.group_codes import Work, compressed, group_shape
@@ -126,3 +127,35 @@ def constants(weight: CompressedWeight, config: WeightCompressionConfig) -> list
     if weight.zero_point is not None:
         found.append((weight.zero_point, form.element))
     return [create_ov_const_from_tensor(tensor, element).data.tobytes() for tensor, element in found]
+
+
+_NAME = "create_ov_const_from_tensor"
+
+
+@contextlib.contextmanager
+def bf16_constants() -> Iterator[None]:
+    """Have NNCF make its bf16 constants by us; where it has moved the name, nothing is changed."""
+    stock = vars(openvino_backend).get(_NAME)
+    if stock is None:
+        yield
+        return
+
+    def constant(tensor: Tensor, dtype: ov.Type, name: str | None = None) -> Any:
+        is_ours = tensor.backend == TensorBackend.numpy and tensor.dtype == TensorDataType.float32
+        if not is_ours or dtype != ov.Type.bf16 or not np.isfinite(tensor.data).all():
+            return stock(tensor, dtype, name)
+        return opset.constant(_to_bf16(tensor.data), name=name, shared_memory=True)
+
+    with replaced(openvino_backend, _NAME, constant):
+        yield
+
+
+def _to_bf16(values: np.ndarray) -> ov.Tensor:
+    """As OpenVINO does it: half of the last place is added where that place is odd, and the rest is cut off."""
+    stored = ov.Tensor(ov.Type.bf16, ov.Shape(values.shape))
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = bits & np.uint32(0x10000)
+    rounded >>= np.uint32(1)
+    rounded += bits
+    np.right_shift(rounded, np.uint32(16), out=stored.data.view(np.uint16), casting="unsafe")
+    return stored

@@ -16,7 +16,7 @@ from llmcompress.compression.nncf.runs import (
     progress_reported,
     refusals_explained,
 )
-from llmcompress.compression.nncf.statistics_pass import lean_statistics
+from llmcompress.compression.nncf.statistics import lean_statistics
 from llmcompress.graph.model import keep_alive, memory_owners
 from llmcompress.report.compression import Engine
 from llmcompress.spec import WeightCompression
@@ -156,10 +156,9 @@ def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None) -> 
     import torch
 
     from llmcompress.compression.nncf.awq import awq_search
-    from llmcompress.compression.nncf.constants import bf16_constants
     from llmcompress.compression.nncf.gptq import Gptq
     from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
-    from llmcompress.compression.nncf.weight_codes import Lowering
+    from llmcompress.compression.nncf.weight_codes import Lowering, bf16_constants
 
     num_threads = torch.get_num_threads()
     lowering, gptq = Lowering(num_threads, file_memory), Gptq(num_threads)

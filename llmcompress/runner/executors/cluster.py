@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError, one_line
-from llmcompress.runner.executors.task import Finished, Task, TaskEvent
+from llmcompress.runner.executors.local import Finished, Task, TaskEvent
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.messages import sendable
 from llmcompress.system.progress import Progress

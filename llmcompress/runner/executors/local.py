@@ -1,15 +1,45 @@
-"""This machine: one task after the other, so that a benchmark never runs next to other work of ours."""
+"""A task and what came of it; and this machine, which does one after the other: no benchmark runs next to our work."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, NamedTuple, Self
 
 from llmcompress.errors import InterruptedRunError
-from llmcompress.runner.executors.task import Finished, Task, TaskEvent
 from llmcompress.system.progress import Progress
+
+
+class Task(NamedTuple):
+    """One call; it travels to other machines as a pickle."""
+
+    label: str
+    """For people; no two tasks of a run have the same."""
+    function: Callable[..., object]
+    """It takes ``progress`` and ``logs``; a pickle names it by its module."""
+    kwargs: Mapping[str, Any]
+    memory_bytes: int
+    """What it is predicted to need at least."""
+
+
+class Finished(NamedTuple):
+    """A task that ended."""
+
+    task: Task
+    where: str
+    result: object
+    error: Exception | None
+
+
+class TaskEvent(NamedTuple):
+    """Something about a task that is running."""
+
+    kind: Literal["progress", "lost"]
+    task: Task
+    where: str
+    progress: Progress | None = None
+    text: str = ""
 
 
 class LocalExecutor:

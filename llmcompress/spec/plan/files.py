@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llmcompress.errors import RecipeError, UsageError
+from llmcompress.spec.access import check_repo_id
 from llmcompress.spec.dataset import is_file_name
 from llmcompress.spec.files import place_in, read_utf8
-from llmcompress.spec.hub_names import check_repo_id
 from llmcompress.spec.plan.jobs import planned_jobs
 from llmcompress.spec.plan.records import Plan
 from llmcompress.spec.validation import Location, shown, validated

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from llmcompress.errors import RecipeError, UsageError
 from llmcompress.spec import RECOMMENDED, Recipe, load_recipe, override_recipe
-from llmcompress.spec.hub_names import check_repo_id
+from llmcompress.spec.access import check_repo_id
 from llmcompress.spec.plan.records import Plan, PlanModel, PlanRecipe, Settings, Tuning
 from llmcompress.spec.validation import Location, did_you_mean, dotted
 

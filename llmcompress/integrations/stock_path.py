@@ -1,6 +1,7 @@
-"""Calibration texts as Optimum takes them: lists of strings, which it tokenizes with a tokenizer that it is named.
+"""What stock Optimum needs to carry out a recipe, and what it cannot carry.
 
-Each string spells the token ids of one window, and the tokenizer is one that reads them back.
+It takes calibration texts as lists of strings, which it tokenizes with a tokenizer that it is named. So each string
+spells the token ids of one window, and the tokenizer is one that reads them back.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from llmcompress.data import calibration_windows
+from llmcompress.errors import RecipeError
 from llmcompress.loaders.source import fetch_side_files, longest_context, resolve
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.loaders.tokenizer import source_tokenizer
-from llmcompress.spec import Recipe
+from llmcompress.spec import Gate, Recipe
 from llmcompress.spec.access import Access
 
 
@@ -63,3 +65,45 @@ def _write_ids_tokenizer(vocab_size: int, directory: str) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"]
     ).save_pretrained(directory)
+
+
+_TO_OURS = "give the recipe itself to llmcompress.OVModelForCausalLM.from_pretrained, which carries it out"
+
+
+def refuse_uncarried(recipe: Recipe) -> None:
+    """Refuse what stock ``from_pretrained`` would leave undone.
+
+    Raises:
+        RecipeError: Names the field.
+    """
+    if recipe.method == "none":
+        raise RecipeError(
+            "method none is no quantization",
+            where=f"recipe {recipe.name}: method",
+            hint="leave quantization_config out, and write load_in_8bit=False",
+        )
+    instead = _TO_OURS if recipe.method == "weights" else "remove it"
+    weights, activations = recipe.weights, recipe.activations
+    carried = set() if weights is None else {"dynamic_quantization_group_size"}
+    hints = recipe.runtime.model_dump(exclude_none=True).keys() - carried
+    for field, is_asked, problem, hint in (
+        ("further_weights", bool(recipe.further_weights), "compresses weights in one pass", _TO_OURS),
+        (
+            "weights.statistics_precision",
+            weights is not None and weights.statistics_precision != "f32",
+            "collects statistics in f32",
+            "write f32, or " + _TO_OURS,
+        ),
+        (
+            "activations.accuracy_control",
+            activations is not None and activations.accuracy_control is not None,
+            "has no accuracy control",
+            "remove it",
+        ),
+        *((f"runtime.{name}", True, "does not write this hint into the model", instead) for name in hints),
+        ("target", recipe.target == "npu", "does not check that the device takes every layer", instead),
+        ("gate", recipe.gate != Gate(), "keeps no thresholds with the model", instead),
+    ):
+        if is_asked:
+            problem = f"Optimum's from_pretrained {problem}"
+            raise RecipeError(problem, where=f"recipe {recipe.name}: {field}", hint=hint)
