@@ -128,8 +128,6 @@ def reference_ir(
     output = cache_dir() / "reference-ir" / key / f"{name}-none-ov"
     hold(output.parent)
     if not output.exists():
-        from llmcompress.compression.compress import compress
-
         compress(
             source,
             "none",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from llmcompress.artifact import Staging, file_records, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED, file_record
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 MODEL_FILES = frozenset({MODEL_XML, MODEL_BIN})
 
 
-class Conversions(NamedTuple):
-    """How the converted tokenizer and the chat template compare with the originals."""
-
-    tokenizer: Literal["equal", "none"]
-    chat_template: Literal["equal", "none", "not checked"]
-
-
 def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = silent) -> CompressionReport:
     """Write a compressed model, its tokenizer and its manifest, and put the directory in place.
 
@@ -38,16 +31,18 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         ModelError: The tokenizer's conversion differs from the original.
         WriteError: The output could not be written.
     """
+    import torch
+
     loaded, stages = compressed.loaded, compressed.stages
     with stages.stage("save"):
         _save_model(compressed.model, stage, progress)
     with stages.stage("convert the tokenizer and hash"), ThreadPoolExecutor(1) as pool:
         model_files = pool.submit(_model_records, stage.path)
-        conversions = _save_side_files(compressed, stage, progress)
+        chat_template = _save_side_files(compressed, stage, progress)
         side_files = file_records(stage.path, exclude=NOT_LISTED | MODEL_FILES)
         files = tuple(sorted((*model_files.result(), *side_files), key=lambda file: file.path))
     bin_bytes = next(file.size_bytes for file in files if file.path == MODEL_BIN)
-    environment = environment_record(_num_threads())
+    environment = environment_record(torch.get_num_threads())
     report = CompressionReport(
         llmcompress_version=environment.versions["llmcompress"],
         provenance=loaded.provenance,
@@ -58,8 +53,8 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         bits_per_weight=bin_bytes * 8 / loaded.num_parameters,
         size_bytes=sum(file.size_bytes for file in files),
         mapped_share=loaded.mapped_share,
-        tokenizer=conversions.tokenizer,
-        chat_template=conversions.chat_template,
+        tokenizer="none" if compressed.tokenizer is None else "equal",
+        chat_template=chat_template,
         layers=compressed.layers,
         activations=compressed.activations,
         files=files,
@@ -87,12 +82,6 @@ def _save_model(model: ov.Model, stage: Staging, progress: Reporter) -> None:
     progress(Progress("save", 1, 1))
 
 
-def _num_threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
 def _model_records(directory: Path) -> tuple[FileRecord, ...]:
     """Hashed while the tokenizer is converted; other files of the directory are still being written."""
     # Not the directories in it, which the tokenizer's conversion makes and removes.
@@ -100,7 +89,10 @@ def _model_records(directory: Path) -> tuple[FileRecord, ...]:
         return tuple(file_record(entry.name, entry) for entry in found if entry.name in MODEL_FILES)
 
 
-def _save_side_files(compressed: CompressedModel, stage: Staging, progress: Reporter) -> Conversions:
+def _save_side_files(
+    compressed: CompressedModel, stage: Staging, progress: Reporter
+) -> Literal["equal", "none", "not checked"]:
+    """Write all but the model and the manifest; returns how the converted chat template compares with the original."""
     from llmcompress.loaders.chat_template import check_chat_template
     from llmcompress.loaders.generation import save_generation_config
     from llmcompress.loaders.tokenizer import check_tokenizer, save_tokenizer
@@ -113,11 +105,11 @@ def _save_side_files(compressed: CompressedModel, stage: Staging, progress: Repo
         (stage.path / RECIPE).write_text(recipe, encoding="utf-8", newline="\n")
         save_generation_config(loaded.config, loaded.generation_config, tokenizer, stage.path)
         if tokenizer is None:
-            return Conversions("none", "none")
+            return "none"
         save_tokenizer(tokenizer, stage.path, loaded.source)
     progress(Progress("convert the tokenizer", 1, 3))
     check_tokenizer(tokenizer, stage.path)
     progress(Progress("convert the tokenizer", 2, 3))
     verdict = check_chat_template(tokenizer, stage.path)
     progress(Progress("convert the tokenizer", 3, 3))
-    return Conversions("equal", verdict)
+    return verdict

@@ -117,8 +117,8 @@ def compress_in_memory(
             require_executable(recipe)
             with stages.stage("forecast"):
                 predicted = _forecast(source.source, recipe, options, progress)
-            text = _tokenize(source.source, recipe, options, stages)
-            ready = _Ready(source.source, None, text, codes_on_disk=predicted.codes_on_disk)
+            tokenizer, windows = _tokenize(source.source, recipe, options, stages)
+            ready = _Ready(source.source, None, tokenizer, windows, predicted.codes_on_disk)
         else:
             ready = _make_ready(source, recipe, options, check, stages, progress)
         with stages.stage("load and trace"), write_errors(options.target or options.scratch_dir):
@@ -135,25 +135,17 @@ def compress_in_memory(
                 )
     with stages.stage("compress"):
         file_memory = FileMemory(options.scratch_dir) if ready.codes_on_disk else None
-        windows = ready.text.windows
-        applied = apply_recipe(loaded, recipe, windows, options.engine, file_memory, progress)
+        applied = apply_recipe(loaded, recipe, ready.windows, options.engine, file_memory, progress)
         layers, activations = _inspect(applied, recipe)
     return CompressedModel(
         loaded=applied.loaded,
         recipe=recipe,
-        tokenizer=ready.text.tokenizer if options.tokenizer else None,
-        calibration=windows.record if windows else None,
+        tokenizer=ready.tokenizer if options.tokenizer else None,
+        calibration=ready.windows.record if ready.windows else None,
         layers=layers,
         activations=activations,
         stages=stages,
     )
-
-
-class _Text(NamedTuple):
-    """What reads a text, and what a recipe reads of one; None where nothing needs it."""
-
-    tokenizer: Any | None
-    windows: CalibrationWindows | None
 
 
 class _Ready(NamedTuple):
@@ -162,7 +154,8 @@ class _Ready(NamedTuple):
     source: Source
     checked: CheckedWeights | None
     """The check of a checkpoint's weights, which may still be running."""
-    text: _Text
+    tokenizer: Any | None
+    windows: CalibrationWindows | None
     codes_on_disk: bool
 
 
@@ -174,34 +167,32 @@ def _make_ready(
     checked = check(fetch_weights(source)) if source.kind == "checkpoint" else None
     with stages.stage("forecast"):
         require_compressible(source, recipe)
-        predicted = _forecast(source, recipe, options, progress, require=True)
-    text = _tokenize(source, recipe, options, stages)
+        predicted = _forecast(source, recipe, options, progress)
+        require_fits(predicted if options.target else predicted.model_copy(update={"disk_bytes": 0}))
+    tokenizer, windows = _tokenize(source, recipe, options, stages)
     with stages.stage("fetch"):
         source = fetch_weights(source, progress=progress)
         if source.layout == "checkpoint" and checked is None:
             checked = check(source)
-    return _Ready(source, checked, text, codes_on_disk=predicted.codes_on_disk)
+    return _Ready(source, checked, tokenizer, windows, predicted.codes_on_disk)
 
 
-def _tokenize(source: Source, recipe: Recipe, options: CompressOptions, stages: Stages) -> _Text:
-    """Refuse tokens that the model has no embedding for; read the recipe's text."""
+def _tokenize(
+    source: Source, recipe: Recipe, options: CompressOptions, stages: Stages
+) -> tuple[Any | None, CalibrationWindows | None]:
+    """Refuse tokens that the model has no embedding for; return what reads a text, and what the recipe reads of one."""
     with stages.stage("tokenize"):
         source = fetch_side_files(source)
         if not options.tokenizer and not recipe.calibration:
             check_token_ids(source, None)
-            return _Text(None, None)
+            return None, None
         tokenizer = source_tokenizer(source)
-        return _Text(tokenizer, recipe_windows(source, recipe, tokenizer, offline=options.access.offline))
+        return tokenizer, recipe_windows(source, recipe, tokenizer, offline=options.access.offline)
 
 
-def _forecast(
-    source: Source, recipe: Recipe, options: CompressOptions, progress: Reporter, *, require: bool = False
-) -> Forecast:
-    """Predict what compressing takes; refuse what will not suffice, if that is required."""
+def _forecast(source: Source, recipe: Recipe, options: CompressOptions, progress: Reporter) -> Forecast:
     progress(Progress("forecast", 0, 1))
     predicted = forecast(source, recipe, options.target, engine=options.engine)
-    if require:
-        require_fits(predicted if options.target else predicted.model_copy(update={"disk_bytes": 0}))
     progress(Progress("forecast", 1, 1))
     return predicted
 

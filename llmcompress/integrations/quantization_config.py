@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from optimum.intel import OVMixedQuantizationConfig, OVQuantizationConfig, OVWeightQuantizationConfig
 from optimum.intel.openvino.configuration import OVQuantizationMethod
@@ -19,13 +19,11 @@ from llmcompress.compression.nncf.weights import nncf_arguments
 from llmcompress.data import require_text
 from llmcompress.errors import RecipeError
 from llmcompress.integrations.stock_path import BoundTexts, refuse_uncarried
-from llmcompress.spec import IgnoredScope, Quantization, Recipe, WeightCompression, load_recipe
+from llmcompress.spec import Quantization, Recipe, WeightCompression, load_recipe
 from llmcompress.spec.access import Access
 from llmcompress.spec.modes import INT8
 from llmcompress.spec.optimum import ACTIVATION_MODES
 from llmcompress.spec.validation import dotted, validated
-
-ConfigT = TypeVar("ConfigT", bound="OVRecipeConfig")
 
 _ACTIVATION_DTYPES = {mode: dtype for dtype, mode in ACTIVATION_MODES.items()}
 
@@ -48,15 +46,15 @@ class OVRecipeConfig(ABC):
     num_samples: int | None
     ignored_scope: dict[str, list[str]] | None
 
-    def __init__(self, recipe: Recipe, access: Access = Access()) -> None:
-        calibration = recipe.calibration
-        self.__dict__["recipe"] = recipe
+    def __init__(self, recipe: Recipe, access: Access = Access(), bound: BoundTexts | None = None) -> None:
+        scope = getattr(recipe, self._scope_of).ignored_scope.model_dump() if self._scope_of else {}
         self.__dict__.update(
+            recipe=recipe,
             _access=access,
-            num_samples=calibration.num_samples if calibration else None,
-            ignored_scope=_scope(self._own_scope),
+            num_samples=recipe.calibration.num_samples if recipe.calibration else None,
+            ignored_scope={kind: list(values) for kind, values in scope.items() if values} or None,
             _dataset_kwargs={},
-            _bound=None,
+            _bound=bound,
         )
 
     @staticmethod
@@ -137,8 +135,8 @@ class OVRecipeConfig(ABC):
             )
         super().__setattr__(name, value)
 
-    def post_init(self) -> None:  # noqa: B027 - Optimum calls it
-        """Nothing is left to check: a recipe is checked when it is made."""
+    def post_init(self) -> None:
+        """Optimum calls it; a recipe was checked when it was made."""
 
     @property
     def tokenizer(self) -> str | None:
@@ -164,7 +162,8 @@ class OVRecipeConfig(ABC):
 
     @property
     @abstractmethod
-    def _own_scope(self) -> IgnoredScope: ...
+    def _scope_of(self) -> str | None:
+        """The part of the recipe whose ignored scope it has."""
 
     def _num_windows(self) -> int:
         if self.recipe.calibration is None:
@@ -196,14 +195,12 @@ def to_quantization_config(
 class OVRecipeWeightConfig(OVRecipeConfig, OVWeightQuantizationConfig):  # type: ignore[misc]
     """A recipe of method ``weights``."""
 
+    _scope_of = "weights"
+
     @property
     def _weights(self) -> WeightCompression:
         assert self.recipe.weights is not None
         return self.recipe.weights
-
-    @property
-    def _own_scope(self) -> IgnoredScope:
-        return self._weights.ignored_scope
 
     @property
     def bits(self) -> int:
@@ -239,14 +236,12 @@ class OVRecipeWeightConfig(OVRecipeConfig, OVWeightQuantizationConfig):  # type:
 class OVRecipeFullConfig(OVRecipeConfig, OVQuantizationConfig):  # type: ignore[misc]
     """A recipe of method ``activations``."""
 
+    _scope_of = "activations"
+
     @property
     def _activations(self) -> Quantization:
         assert self.recipe.activations is not None
         return self.recipe.activations
-
-    @property
-    def _own_scope(self) -> IgnoredScope:
-        return self._activations.ignored_scope
 
     @property
     def bits(self) -> int:
@@ -267,19 +262,17 @@ class OVRecipeFullConfig(OVRecipeConfig, OVQuantizationConfig):  # type: ignore[
 class OVRecipeMixedConfig(OVRecipeConfig, OVMixedQuantizationConfig):  # type: ignore[misc]
     """A recipe of method ``weights_and_activations``."""
 
-    @property
-    def _own_scope(self) -> IgnoredScope:
-        return IgnoredScope()
+    _scope_of = None
 
     @property
     def weight_quantization_config(self) -> OVRecipeWeightConfig:
         """The first step."""
-        return _step(self, OVRecipeWeightConfig(self.recipe))
+        return OVRecipeWeightConfig(self.recipe, bound=self.__dict__["_bound"])
 
     @property
     def full_quantization_config(self) -> OVRecipeFullConfig:
         """The second step."""
-        return _step(self, OVRecipeFullConfig(self.recipe))
+        return OVRecipeFullConfig(self.recipe, bound=self.__dict__["_bound"])
 
 
 _CLASSES: dict[str, type[OVRecipeConfig]] = {
@@ -287,13 +280,3 @@ _CLASSES: dict[str, type[OVRecipeConfig]] = {
     "activations": OVRecipeFullConfig,
     "weights_and_activations": OVRecipeMixedConfig,
 }
-
-
-def _step(whole: OVRecipeMixedConfig, step: ConfigT) -> ConfigT:
-    step.__dict__["_bound"] = whole.__dict__["_bound"]
-    return step
-
-
-def _scope(scope: IgnoredScope) -> dict[str, list[str]] | None:
-    given = {kind: list(values) for kind, values in scope.model_dump().items() if values}
-    return given or None

@@ -110,27 +110,15 @@ class Event(NamedTuple):
 def asked_steps(plan: Plan, job: Job) -> tuple[Step, ...]:
     """The steps that a plan asks of a job."""
     tuned = job.tuned_from is not None
-    wanted = (
-        not tuned,
-        tuned,
-        plan.evaluation is not None,
-        plan.benchmark is not None,
-        plan.card,
-        plan.push is not None,
-    )
+    wanted = (not tuned, tuned, plan.evaluation, plan.benchmark, plan.card, plan.push)
     return tuple(step for step, asked in zip(STEPS, wanted, strict=True) if asked)
 
 
 def failure(step: Step, error: BaseException) -> Failure:
     """Make the record of an error."""
-    if isinstance(error, LlmcompressError):
-        where = f"{error.where}: " if error.where else ""
-        return Failure(
-            step=step,
-            error=type(error).__name__,
-            exit_code=error.exit_code,
-            message=one_line(f"{where}{error.message}"),
-            hint=error.hint,
-        )
-    text = one_line(f"unexpected {type(error).__name__}: {error}")
-    return Failure(step=step, error=type(error).__name__, exit_code=1, message=text, hint="")
+    name = type(error).__name__
+    if not isinstance(error, LlmcompressError):
+        text = one_line(f"unexpected {name}: {error}")
+        return Failure(step=step, error=name, exit_code=1, message=text, hint="")
+    text = one_line(f"{error.where}: {error.message}" if error.where else error.message)
+    return Failure(step=step, error=name, exit_code=error.exit_code, message=text, hint=error.hint)

@@ -71,11 +71,11 @@ def due(jobs: Sequence[JobState], plan: Plan, *, offline: bool) -> Iterator[Due]
         unmade = tuple(job for job in ready if job.left[0] == "compress")
         if unmade:
             yield _compress(unmade, offline)
+        several = len([job for job in group if "evaluate" in job.surveyed.outlook.steps]) > 1
         for job in ready:
             if job.left[0] == "tune" and job.is_tunable:
                 yield _tune(job, plan, offline)
             elif job.left[0] == "evaluate":
-                several = len([each for each in group if "evaluate" in each.surveyed.outlook.steps]) > 1
                 yield _evaluate(job, plan, several, offline)
             elif job.left[0] == "benchmark":
                 yield _benchmark(job, plan, offline)
@@ -106,34 +106,26 @@ def logits_dir(job: Job) -> Path:
 
 
 def _evaluate(job: JobState, plan: Plan, several: bool, offline: bool) -> Due:
-    directory = job.surveyed.job.directory
-    kwargs = {
-        "artifact": _artifact(job, directory, offline),
-        "evaluation": plan.evaluation,
-        "gate": plan.gate,
-        "keep_logits_in": logits_dir(job.surveyed.job) if several else None,
-    }
-    task = Task(f"{job.name}: evaluate", evaluate_artifact, kwargs, needed_bytes(directory))
+    artifact = _artifact(job, job.surveyed.job.directory, offline)
+    logits = logits_dir(job.surveyed.job) if several else None
+    kwargs = {"artifact": artifact, "evaluation": plan.evaluation, "gate": plan.gate, "keep_logits_in": logits}
+    task = Task(f"{job.name}: evaluate", evaluate_artifact, kwargs, needed_bytes(artifact.directory))
     return Due(task, "evaluate", (job,))
 
 
 def _benchmark(job: JobState, plan: Plan, offline: bool) -> Due:
-    directory = job.surveyed.job.directory
-    kwargs = {"artifact": _artifact(job, directory, offline), "spec": plan.benchmark}
-    task = Task(f"{job.name}: benchmark", benchmark_artifact, kwargs, needed_bytes(directory))
+    artifact = _artifact(job, job.surveyed.job.directory, offline)
+    kwargs = {"artifact": artifact, "spec": plan.benchmark}
+    task = Task(f"{job.name}: benchmark", benchmark_artifact, kwargs, needed_bytes(artifact.directory))
     return Due(task, "benchmark", (job,))
 
 
 def _tune(job: JobState, plan: Plan, offline: bool) -> Due:
-    planned = job.surveyed.job
-    assert planned.tuned_from is not None
-    kwargs = {
-        "artifact": _artifact(job, planned.tuned_from, offline),
-        "tuned": planned.directory,
-        "tuning": plan.tune,
-        "gate": plan.gate,
-    }
-    task = Task(f"{job.name}: tune", tune_artifact, kwargs, tuning_bytes(planned.tuned_from))
+    tuned_from, tuned = job.surveyed.job.tuned_from, job.surveyed.job.directory
+    assert tuned_from is not None
+    artifact = _artifact(job, tuned_from, offline)
+    kwargs = {"artifact": artifact, "tuned": tuned, "tuning": plan.tune, "gate": plan.gate}
+    task = Task(f"{job.name}: tune", tune_artifact, kwargs, tuning_bytes(tuned_from))
     return Due(task, "tune", (job,))
 
 

@@ -17,7 +17,7 @@ from llmcompress.errors import GateError, UsageError
 from llmcompress.graph.device import check_device
 from llmcompress.loaders.source import Source
 from llmcompress.runner.model import PlannedModel
-from llmcompress.runner.records import Failure, Outlook, Step, asked_steps, failure
+from llmcompress.runner.records import Outlook, Step, asked_steps, failure
 from llmcompress.runner.state import benchmark_reason, card_reason, compress_reason, evaluate_reason, push_reason
 from llmcompress.runner.tuning import apply_reason, kept_defaults, tune_reason
 from llmcompress.spec import Recipe
@@ -72,7 +72,7 @@ def survey(
                     unmade.add(job.directory)
                 surveyed.append(each)
             except Exception as error:  # noqa: BLE001 - one job's fault, whatever it is, must not stop the others
-                surveyed.append(_stopped(job, plan, failure(asked_steps(plan, job)[0], error)))
+                surveyed.append(_stopped(job, plan, error))
                 unmade.add(job.directory)
     progress(Progress("look at the jobs", len(jobs), len(jobs), "jobs"))
     return tuple(surveyed)
@@ -95,29 +95,22 @@ def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, here: bool, base_is_
     if "compress" in steps:
         # The layers are many, and nobody asks a plan for them.
         predicted = forecast(found, recipe, job.directory).model_copy(update={"layers": ()})
+    names = ("size_bytes", "peak_rss_bytes", "min_memory_bytes", "disk_bytes", "fits")
     outlook = Outlook(
         name=job.name,
         directory=str(job.directory),
         steps=steps,
         reason=reason,
-        size_bytes=predicted.size_bytes if predicted else None,
-        peak_rss_bytes=predicted.peak_rss_bytes if predicted else None,
-        min_memory_bytes=predicted.min_memory_bytes if predicted else None,
-        disk_bytes=predicted.disk_bytes if predicted else None,
-        fits=predicted.fits if predicted else True,
         durations_s=model.durations_s(recipe, steps),
+        **({name: getattr(predicted, name) for name in names} if predicted else {}),
     )
     return Surveyed(job, outlook, recipe, found.revision, predicted)
 
 
-def _stopped(job: Job, plan: Plan, why: Failure) -> Surveyed:
-    outlook = Outlook(
-        name=job.name,
-        directory=str(job.directory),
-        steps=asked_steps(plan, job),
-        reason="not made yet",
-        failure=why,
-    )
+def _stopped(job: Job, plan: Plan, error: Exception) -> Surveyed:
+    steps = asked_steps(plan, job)
+    why = failure(steps[0], error)
+    outlook = Outlook(name=job.name, directory=str(job.directory), steps=steps, reason="not made yet", failure=why)
     return Surveyed(job, outlook, job.recipe, None, None)
 
 
@@ -180,11 +173,9 @@ def _has_twin(directory: Path) -> bool:
 
 
 def _check_machine(plan: Plan) -> None:
-    devices = [
-        *([plan.evaluation.device] if plan.evaluation else []),
-        *(plan.benchmark.devices if plan.benchmark else ()),
-    ]
-    for device in devices:
+    if plan.evaluation is not None:
+        check_device(plan.evaluation.device)
+    for device in plan.benchmark.devices if plan.benchmark else ():
         check_device(device)
     if plan.tune is not None:
         try:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from llmcompress.errors import SecurityError, UsageError
 
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+/-]{0,199}")
+
 
 class Access(NamedTuple):
     """Which version of a source is opened, and what that may do; the same wherever a source is named."""
@@ -23,9 +25,6 @@ class Access(NamedTuple):
     def at(self, revision: str | None) -> Access:
         """Return the same for another source, of which this is the revision."""
         return self._replace(revision=revision)
-
-
-_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+/-]{0,199}")
 
 
 def check_repo_id(repo_id: str) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llmcompress.integrations.quantization_config import OVRecipeConfig
 
 NPU_GROUP_SIZES = (128, -1)
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 class Recipe(StrictModel):
@@ -30,7 +31,7 @@ class Recipe(StrictModel):
     device runs: int4_sym or int8_sym weights at ratio 1.0 with groups of 128 or one per channel.
     """
 
-    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[Text, Field(pattern=NAME)]
     description: Annotated[Text, Field(max_length=300)] | None = None
     """One line: when to take it."""
     method: Literal["none", "weights", "activations", "weights_and_activations"] = "weights"

@@ -24,7 +24,6 @@ from llmcompress.system.progress import Reporter, silent
 
 FEWEST_WINDOWS = 2
 """Of each part: one window has no interval."""
-"""A model that runs needs about this times its files."""
 
 
 class TuneRequest(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from llmcompress.errors import UsageError, last_line
@@ -98,7 +98,8 @@ def find_space(
     standing = {**device.effective({}), **default}
     skipped: dict[str, str] = {}
     dimensions = []
-    for name, values in _asked(asked) if asked else _known(manifest, config):
+    named = ((name, [{name: value} for value in values]) for name, values in asked.items())
+    for name, values in named if asked else _known(manifest, config):
         kept = []
         for value in values:
             problem = _problem(device, standing, value, scope)
@@ -107,7 +108,7 @@ def find_space(
             else:
                 kept.append(value)
         dimensions.append(Dimension(name, tuple(kept)))
-    if not asked and not _has_integer_weights(manifest):
+    if not asked and not any(layer.is_integer for layer in manifest.layers):
         dimensions = [each for each in dimensions if each.name != "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
         skipped = {key: why for key, why in skipped.items() if "DYNAMIC_QUANTIZATION" not in key}
         skipped["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = _NO_INTEGER_WEIGHTS
@@ -155,12 +156,7 @@ def text_of(properties: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in sorted(properties.items())) or "default"
 
 
-def _asked(asked: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, Iterable[dict[str, str]]]]:
-    for name, values in asked.items():
-        yield name, [{name: value} for value in values]
-
-
-def _known(manifest: CompressionReport, config: Mapping[str, Any]) -> Iterator[tuple[str, Iterable[dict[str, str]]]]:
+def _known(manifest: CompressionReport, config: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """The properties that trade speed, memory and exactness, those with the largest effect first."""
     groups = integer_group_sizes(manifest.layers)
     hidden = config.get("hidden_size")
@@ -192,10 +188,8 @@ def _problem(device: DeviceProperties, standing: Mapping[str, str], value: Mappi
         return f"{device.name} does not list it"
     if scope == "model" and any(name.lower() not in Runtime.model_fields for name in value):
         return "a model cannot hold it"
-    if (
-        "SCHEDULING_CORE_TYPE" in value
-        and device.effective({"SCHEDULING_CORE_TYPE": "ECORE_ONLY"}).get("SCHEDULING_CORE_TYPE") != "ECORE_ONLY"
-    ):
+    cores = "SCHEDULING_CORE_TYPE"
+    if cores in value and device.effective({cores: "ECORE_ONLY"}).get(cores) != "ECORE_ONLY":
         return "this machine has one kind of cores"
     try:
         found = device.effective(value)
@@ -221,10 +215,6 @@ def _summed_up(skipped: Mapping[str, str]) -> dict[str, str]:
         whole = len(reasons) == 1 and any(words in next(iter(reasons)) for words in _OF_ALL_VALUES)
         found.update({name: next(iter(reasons))} if whole else values)
     return found
-
-
-def _has_integer_weights(manifest: CompressionReport) -> bool:
-    return any(layer.is_integer for layer in manifest.layers)
 
 
 def _head_size(config: Mapping[str, Any]) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llmcompress.compression.forecast.precision import uncompressed_bytes
@@ -34,7 +33,6 @@ def graph_inventory(source: Source, recipe: Recipe) -> Inventory:
     scope = None if first is None else first.ignored_scope
     total = 0
     weights: dict[str, Weight] = {}
-    notes: list[str] = []
     for op in model.get_ordered_ops():
         kind = op.get_type_name()
         if kind == "Constant":
@@ -60,8 +58,7 @@ def graph_inventory(source: Source, recipe: Recipe) -> Inventory:
     head = _head(model)
     listed = tuple(w._replace(is_head=w.name == head and w.kind == "matmul") for w in weights.values())
     weight_bytes = sum(map(uncompressed_bytes, listed))
-    if not listed:
-        notes.append("the graph holds no floating-point weights: it seems to be compressed already")
+    remark = "the graph holds no floating-point weights: it seems to be compressed already"
     return Inventory(
         num_parameters=sum(w.num_parameters for w in listed),
         weights=listed,
@@ -73,7 +70,7 @@ def graph_inventory(source: Source, recipe: Recipe) -> Inventory:
         rewritten_bytes=0,
         num_modules=len(listed),
         vocab_size=max((w.shape[0] for w in listed if w.kind == "embedding"), default=0),
-        notes=tuple(notes),
+        notes=() if listed else (remark,),
     )
 
 
@@ -92,19 +89,13 @@ def _in_axis(op: ov.Node, role: Kind, shape: tuple[int, ...]) -> int:
 
 def _head(model: ov.Model) -> str | None:
     """Name of the weight of the last matrix multiplication before the logits."""
-    for op in _upstream(model):
-        if op.get_type_name() == "MatMul":
-            constant = _constant(op.input_value(1).get_node())
-            return None if constant is None else str(constant.get_friendly_name())
-    return None
-
-
-def _upstream(model: ov.Model) -> Iterator[ov.Node]:
     pending, seen = [model.outputs[0].get_node()], set()
     while pending:
         op = pending.pop(0)
-        if op.get_friendly_name() in seen:
-            continue
-        seen.add(op.get_friendly_name())
-        yield op
-        pending += [op.input_value(i).get_node() for i in range(op.get_input_size())]
+        if op.get_type_name() == "MatMul":
+            constant = _constant(op.input_value(1).get_node())
+            return None if constant is None else str(constant.get_friendly_name())
+        if op.get_friendly_name() not in seen:
+            seen.add(op.get_friendly_name())
+            pending += [op.input_value(i).get_node() for i in range(op.get_input_size())]
+    return None

@@ -110,6 +110,10 @@ class Assignment(NamedTuple):
     backup: Precision
 
 
+LEFT = Assignment(Precision(None), Precision(None))
+"""Of a weight that is left as it is."""
+
+
 def assign(weights: Sequence[Weight], recipe: WeightCompression) -> tuple[list[Assignment], list[str]]:
     """Return the precisions of each weight, in order, and remarks on what could not be settled.
 
@@ -118,19 +122,19 @@ def assign(weights: Sequence[Weight], recipe: WeightCompression) -> tuple[list[A
     """
     if recipe.mode.startswith("int8"):
         same = Precision(recipe.mode)
-        return [Assignment(same, same) if not w.ignored else _left() for w in weights], []
+        return [LEFT if w.ignored else Assignment(same, same) for w in weights], []
     backup = _backup(recipe)
     assigned: list[Assignment] = []
     undivided: list[tuple[Weight, int]] = []
     undivided_backup: list[tuple[Weight, int]] = []
     for weight in weights:
         if weight.ignored:
-            assigned.append(_left())
+            assigned.append(LEFT)
             continue
         primary = _primary(weight, recipe) or backup
         if primary is not backup and not _divides(weight, primary):
             if recipe.group_size_fallback == "ignore":
-                assigned.append(_left())
+                assigned.append(LEFT)
                 continue
             if recipe.group_size_fallback == "adjust":
                 primary = _adjusted(weight, recipe) or backup
@@ -173,10 +177,6 @@ def _backup(recipe: WeightCompression) -> Precision:
     if mode == "none":
         return Precision(None)
     return Precision(mode, {"fp8_e4m3": recipe.effective_group_size, "mxfp8_e4m3": 32}.get(mode, -1))
-
-
-def _left() -> Assignment:
-    return Assignment(Precision(None), Precision(None))
 
 
 def _divides(weight: Weight, precision: Precision) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from llmcompress.compression.forecast.inventory import checkpoint_inventory
 from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory
 from llmcompress.compression.forecast.precision import (
+    LEFT,
     RESHAPE_AXIS_BYTES,
     Assignment,
     Precision,
@@ -24,6 +25,7 @@ from llmcompress.loaders.source import Source
 from llmcompress.report.compression import Engine
 from llmcompress.report.file_names import MODEL_XML
 from llmcompress.spec import Recipe, WeightCompression
+from llmcompress.spec.modes import Mode
 from llmcompress.system.file_memory import SEGMENT_BYTES
 from llmcompress.system.files import free_bytes
 from llmcompress.system.memory import memory, own_bytes
@@ -115,11 +117,9 @@ def _by_activations(recipe: Recipe) -> list[WeightCompression]:
     """What quantizing activations does to the weights that are left: as compressing them per channel would."""
     if recipe.activations is None:
         return []
-    scope = recipe.activations.ignored_scope
-    if recipe.activations.mode == "int8":
-        return [WeightCompression(mode="int8_sym", ignored_scope=scope)]
     # Both kinds of 8-bit floats take the same bytes.
-    return [WeightCompression(mode="fp8_e4m3", group_size=-1, ignored_scope=scope)]
+    mode: Mode = "int8_sym" if recipe.activations.mode == "int8" else "fp8_e4m3"
+    return [WeightCompression(mode=mode, group_size=-1, ignored_scope=recipe.activations.ignored_scope)]
 
 
 def _layers(
@@ -127,7 +127,7 @@ def _layers(
 ) -> tuple[tuple[PlannedLayer, ...], int, list[str]]:
     """What each weight becomes, the size of all constants, and remarks."""
     pending = list(enumerate(inventory.weights))
-    layers = {index: _planned(w, w.dtype, None, uncompressed_bytes(w)) for index, w in pending}
+    layers = {index: _planned(weight, LEFT, uncompressed_bytes(weight)) for index, weight in pending}
     remarks: list[str] = []
     reshapes = 0
     for recipe in passes:
@@ -138,7 +138,7 @@ def _layers(
         share = primary_share(undecided, recipe.ratio)
         for (index, weight), choice in zip(pending, assigned, strict=True):
             size = share * _bytes(weight, choice.primary, recipe) + (1 - share) * _bytes(weight, choice.backup, recipe)
-            layers[index] = _named(weight, choice, round(size), share)
+            layers[index] = _planned(weight, choice, round(size), share)
         if undecided and 0 < share < 1:
             remarks.append(
                 f"ratio {recipe.ratio}: which layers get the primary precision shows only with the weights; the size "
@@ -168,22 +168,15 @@ def _bytes(weight: Weight, precision: Precision, recipe: WeightCompression) -> i
     return size
 
 
-def _named(weight: Weight, choice: Assignment, size: int, share: float) -> PlannedLayer:
-    if choice.primary != choice.backup and 0 < share < 1:
-        return _planned(weight, BY_SENSITIVITY, None, size)
+def _planned(weight: Weight, choice: Assignment, size: int, share: float = 1.0) -> PlannedLayer:
     precision = choice.primary if share > 0 else choice.backup
-    if precision.mode is None:
-        return _planned(weight, weight.dtype, None, size)
-    return _planned(weight, precision.mode, precision.group_size, size)
-
-
-def _planned(weight: Weight, mode: str, group_size: int | None, size: int) -> PlannedLayer:
+    is_open = choice.primary != choice.backup and 0 < share < 1
     return PlannedLayer(
         name=weight.name,
         shape=weight.shape,
         num_parameters=weight.num_parameters,
-        mode=mode,
-        group_size=group_size,
+        mode=BY_SENSITIVITY if is_open else precision.mode or weight.dtype,
+        group_size=None if is_open or precision.mode is None else precision.group_size,
         size_bytes=size,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
@@ -11,10 +12,11 @@ from pydantic import Field, model_validator
 from llmcompress.errors import UsageError
 from llmcompress.spec import BenchSpec, EvalSpec, Gate, TuneSpec
 from llmcompress.spec.access import Access
+from llmcompress.spec.recipe import NAME
 from llmcompress.spec.tuning import Scope, parse_duration_s, parse_workload
 from llmcompress.spec.validation import MAX_COUNT, Refusal, StrictModel, Text, Texts, did_you_mean, refusal_error, shown
 
-Name = Annotated[Text, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[Text, Field(pattern=NAME)]
 Settings = dict[str, Any]
 """Dotted fields of a recipe with their values, as after ``--set``."""
 
@@ -176,7 +178,7 @@ def _name_refusals(plan: Plan) -> Iterator[Refusal]:
     named: dict[str, int] = {}
     for index, model in enumerate(plan.models):
         name = model.short_name
-        if model.name is None and not _is_name(name):
+        if model.name is None and not re.fullmatch(NAME, name):
             problem = f"{shown(name)} cannot name a directory of the output"
             yield Refusal(f"models.{index}.source", problem, "give the model a name")
         # File systems that do not tell A from a would put both into one directory.
@@ -194,11 +196,6 @@ def _read(parse: Callable[[str], Any], value: Any, field: str) -> Any:
         return parse(value)
     except UsageError as error:
         raise refusal_error(Refusal(field, error.message, error.hint)) from None
-
-
-def _is_name(text: str) -> bool:
-    letters = string.ascii_letters + string.digits
-    return 0 < len(text) <= 64 and text[0] in letters and set(text) <= set(letters + "._-")
 
 
 def _template_problems(template: str) -> Iterator[str]:
