@@ -135,8 +135,8 @@ class OVRecipeConfig(ABC):
             )
         super().__setattr__(name, value)
 
-    def post_init(self) -> None:
-        """Optimum calls it; a recipe was checked when it was made."""
+    def post_init(self) -> None:  # noqa: B027 - Optimum calls it
+        """Nothing is left to check: a recipe is checked when it is made."""
 
     @property
     def tokenizer(self) -> str | None:

@@ -2,8 +2,7 @@
 
 The syntax is PyYAML's; the values are those of the YAML 1.2 core schema. Refused: duplicate keys, keys that are not
 text, anchors, aliases, merge keys, tags, directives, several documents, a tab as indentation, and plain scalars that
-YAML versions read differently (``no``, ``0777``, ``1:30``, ``2024-01-01``). The parser's events are read in a loop,
-so that depth, size and time are bounded.
+YAML versions read differently (``no``, ``0777``, ``1:30``, ``2024-01-01``). Depth, size and time are bounded.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def read_document(text: str, *, where: str) -> Document:
         _refuse(f"the invisible character U+{ord(found[0]):04X}", where, position, "delete it")
     loader = BoundedLoader(text, where)
     try:
-        return _build(loader, where)
+        return _Reader(loader).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark or loader.get_mark()
         _refuse(error.problem or error.context or "not YAML", where, _position(mark), _syntax_hint(text, mark))
@@ -150,91 +149,83 @@ class BoundedLoader(yaml.SafeLoader):
         super().fetch_flow_collection_start(token)
 
 
-class _Open:
-    """A list or mapping whose end was not read yet."""
+class _Reader:
+    """Makes values of the parser's events; its calls nest as the values do, ``MAX_DEPTH`` at most."""
 
-    def __init__(self, path: Location, value: list[object] | dict[str, object]) -> None:
-        self.path = path
-        self.value = value
-        self.key: str | None = None
+    def __init__(self, loader: BoundedLoader) -> None:
+        self._loader, self._where = loader, loader.where
+        self._positions: dict[Location, tuple[int, int]] = {}
+        self._num_nodes = self._end = 0
 
+    def document(self) -> Document:
+        root: object = None
+        num_documents = 0
+        while self._loader.check_event():
+            if self._loader.check_event(yaml.NodeEvent):
+                root = self._value(())
+                continue
+            event: yaml.Event = self._loader.get_event()  # type: ignore[no-untyped-call]
+            if isinstance(event, yaml.DocumentStartEvent):
+                at = _position(event.start_mark)
+                num_documents += 1
+                if num_documents > 1:
+                    _refuse("a second document", self._where, at, "keep one document; remove the line '---'")
+                if event.version or event.tags:
+                    _refuse("a directive", self._where, at, "remove the line that starts with %")
+        return Document(root, self._positions, self._end)
 
-def _build(loader: BoundedLoader, where: str) -> Document:
-    positions: dict[Location, tuple[int, int]] = {}
-    stack: list[_Open] = []
-    root: object = None
-    end = nodes = documents = 0
-    while loader.check_event():
-        event: yaml.Event = loader.get_event()  # type: ignore[no-untyped-call]
+    def _value(self, path: Location) -> object:
+        event, at = self._node(path)
+        self._positions.setdefault(path, at)
+        if isinstance(event, yaml.ScalarEvent):
+            self._note_end(event)
+            return _scalar(event, self._where, at)
+        if isinstance(event, yaml.SequenceStartEvent):
+            items: list[object] = []
+            while not self._loader.check_event(yaml.SequenceEndEvent):
+                items.append(self._value((*path, len(items))))
+            self._note_end(self._loader.get_event())  # type: ignore[no-untyped-call]
+            return items
+        fields: dict[str, object] = {}
+        while not self._loader.check_event(yaml.MappingEndEvent):
+            key = self._key(path, fields)
+            fields[key] = self._value((*path, key))
+        self._note_end(self._loader.get_event())  # type: ignore[no-untyped-call]
+        return fields
+
+    def _key(self, path: Location, fields: dict[str, object]) -> str:
+        event, at = self._node((*path, ""))
+        key = _scalar(event, self._where, at) if isinstance(event, yaml.ScalarEvent) else None
+        if not isinstance(key, str):
+            _refuse("a key that is not text", self._where, at, "write a name before the ':', in quotes where needed")
+        if key in fields:
+            _refuse(f"the key '{_short(key)}' a second time", self._where, at, "keep one of the two")
+        self._positions[*path, key] = at
+        return key
+
+    def _node(self, path: Location) -> tuple[yaml.NodeEvent, tuple[int, int]]:
+        """Take the next node, which is a scalar or begins a list or mapping."""
+        event: yaml.NodeEvent = self._loader.get_event()  # type: ignore[no-untyped-call]
         at = _position(event.start_mark)
-        if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-            if documents > 1:
-                _refuse("a second document", where, at, "keep one document; remove the line '---'")
-            if event.version or event.tags:
-                _refuse("a directive", where, at, "remove the line that starts with %")
-        elif isinstance(event, yaml.AliasEvent):
-            _refuse("an alias", where, at, "write the value out; for text that starts with *, use quotes")
-        elif isinstance(event, yaml.NodeEvent):
-            nodes += 1
-            _check_node(event, where, at, nodes=nodes, depth=len(stack))
-            value = _scalar(event, where, at) if isinstance(event, yaml.ScalarEvent) else _container(event)
-            path: Location = ()
-            if stack:
-                is_key, path = _place(stack[-1], event, value, where, at)
-                if is_key:
-                    positions[path] = at
-                    continue
-            else:
-                root = value
-            positions.setdefault(path, at)
-            end = event.end_mark.index if event.end_mark else end
-            if isinstance(value, (list, dict)):
-                stack.append(_Open(path, value))
-        elif isinstance(event, yaml.CollectionEndEvent):
-            stack.pop()
-            end = event.end_mark.index if event.end_mark else end
-    return Document(root, positions, end)
+        self._num_nodes += 1
+        if isinstance(event, yaml.AliasEvent):
+            _refuse("an alias", self._where, at, "write the value out; for text that starts with *, use quotes")
+        if event.anchor is not None:
+            _refuse("an anchor", self._where, at, "write the value out; for text that starts with &, use quotes")
+        if getattr(event, "tag", None) is not None:
+            _refuse("a tag", self._where, at, "remove it; for text that starts with !, use quotes")
+        if self._num_nodes > MAX_NODES:
+            _refuse(f"more than {MAX_NODES} values", self._where, at, "write a smaller file")
+        if len(path) >= MAX_DEPTH:
+            _refuse_depth(self._where, at)
+        return event, at
 
-
-def _place(
-    parent: _Open, event: yaml.NodeEvent, value: object, where: str, at: tuple[int, int]
-) -> tuple[bool, Location]:
-    """Put a value in its parent; returns whether it is a key, and its path."""
-    if isinstance(parent.value, list):
-        parent.value.append(value)
-        return False, (*parent.path, len(parent.value) - 1)
-    if parent.key is not None:
-        key, parent.key = parent.key, None
-        parent.value[key] = value
-        return False, (*parent.path, key)
-    if not isinstance(event, yaml.ScalarEvent) or not isinstance(value, str):
-        _refuse("a key that is not text", where, at, "write a name before the ':', in quotes where needed")
-    if value in parent.value:
-        _refuse(f"the key '{_short(value)}' a second time", where, at, "keep one of the two")
-    parent.key = value
-    # Holds the place, so that the order of the keys is that of the file.
-    parent.value[value] = None
-    return True, (*parent.path, value)
-
-
-def _check_node(event: yaml.NodeEvent, where: str, at: tuple[int, int], *, nodes: int, depth: int) -> None:
-    if event.anchor is not None:
-        _refuse("an anchor", where, at, "write the value out; for text that starts with &, use quotes")
-    if getattr(event, "tag", None) is not None:
-        _refuse("a tag", where, at, "remove it; for text that starts with !, use quotes")
-    if nodes > MAX_NODES:
-        _refuse(f"more than {MAX_NODES} values", where, at, "write a smaller file")
-    if depth >= MAX_DEPTH:
-        _refuse_depth(where, at)
+    def _note_end(self, event: yaml.Event) -> None:
+        self._end = event.end_mark.index if event.end_mark else self._end
 
 
 def _refuse_depth(where: str, at: tuple[int, int]) -> NoReturn:
     _refuse(f"more than {MAX_DEPTH} levels", where, at, "nest less deeply")
-
-
-def _container(event: yaml.NodeEvent) -> list[object] | dict[str, object]:
-    return [] if isinstance(event, yaml.SequenceStartEvent) else {}
 
 
 def _scalar(event: yaml.ScalarEvent, where: str, at: tuple[int, int]) -> object:
