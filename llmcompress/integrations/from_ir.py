@@ -68,7 +68,8 @@ def recipe_from_artifact(
     model = read_ir(directory)
     records = nncf_records(model)
     weights, activations = records.get("weight_compression", {}), records.get("quantization", {})
-    formats = {op.get_element_type().get_type_name() for op in model.get_ops() if _is_large_constant(op)}
+    constants = [op for op in model.get_ops() if op.get_type_name() == "Constant"]
+    formats = {op.get_element_type().get_type_name() for op in constants if num_elements(op) >= LARGE}
     data: Fields = {"name": name, "runtime": _runtime(model, compressed=bool(weights or activations))}
     if weights:
         data["weights"] = _weights(weights)
@@ -103,10 +104,6 @@ def _check_data(recorded: Fields, weights: Fields, calibration: Calibration | No
 
 def _place(location: Location) -> str:
     return f"{MODEL_XML}: {dotted(location)}"
-
-
-def _is_large_constant(op: ov.Node) -> bool:
-    return op.get_type_name() == "Constant" and num_elements(op) >= LARGE
 
 
 def _runtime(model: ov.Model, *, compressed: bool) -> Fields:

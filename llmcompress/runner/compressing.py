@@ -35,13 +35,8 @@ class CompressJob(NamedTuple):
     forecast: Forecast
 
 
-def stage_of(name: str, stage: str) -> str:
-    """Name a stage of one recipe; its name ends at the first colon."""
-    return f"{name}: {stage}"
-
-
 def recipe_at(stage: str) -> str | None:
-    """The recipe that a stage is of; None: a stage of the model that all share."""
+    """The recipe that a stage is of, whose name ends at the first colon; None: a stage of the model that all share."""
     name, colon, _ = stage.partition(": ")
     return name if colon else None
 
@@ -70,7 +65,7 @@ def compress_loaded(
     for job in jobs:
 
         def of_recipe(step: Progress, name: str = job.name) -> None:
-            progress(step._replace(stage=stage_of(name, step.stage)))
+            progress(step._replace(stage=f"{name}: {step.stage}"))
 
         of_recipe(Progress("begin", 0, 0))
         try:
@@ -120,12 +115,9 @@ def compress_model(
             progress(step)
 
         try:
-            made = run_supervised(
-                compress_loaded,
-                {"source": source, "access": access, "jobs": todo},
-                progress=watch,
-                logs=logs,
-            )
+            kwargs = {"source": source, "access": access, "jobs": todo}
+            outcomes |= run_supervised(compress_loaded, kwargs, progress=watch, logs=logs)
+            break
         except InterruptedRunError:
             raise
         except Exception as error:  # noqa: BLE001 - it becomes the outcome of what the worker was at
@@ -137,9 +129,6 @@ def compress_model(
                     # A worker that was killed could not clean up.
                     remove_leftovers(job.directory)
             todo = [job for job in left if job.name not in outcomes]
-            continue
-        outcomes.update(made)
-        break
     return outcomes
 
 

@@ -62,7 +62,7 @@ def _recipe(text: str, label: str, folder: Path | None, overrides: Sequence[str]
         )
     data: dict[str, Any] = copy.deepcopy(document.value)
     if folder is not None:
-        _make_dataset_absolute(data, folder)
+        make_dataset_absolute(data.get("calibration"), "dataset", folder)
     changes = _parse_overrides(overrides)
     _apply(data, changes)
 
@@ -186,15 +186,20 @@ def _apply(data: dict[str, Any], changes: dict[tuple[str, ...], object]) -> None
         else:
             part[path[-1]] = value
         if path in (_DATASET, _DATASET[:1]):
-            _make_dataset_absolute(data, Path.cwd())
+            make_dataset_absolute(data.get("calibration"), "dataset", Path.cwd())
 
 
-def _make_dataset_absolute(data: dict[str, Any], folder: Path) -> None:
-    calibration = data.get("calibration")
-    dataset = calibration.get("dataset") if isinstance(calibration, dict) else None
-    if isinstance(calibration, dict) and isinstance(dataset, str) and is_file_name(dataset) and "://" not in dataset:
-        path = Path(dataset)
-        calibration["dataset"] = str(folder / (path.expanduser() if dataset.startswith("~/") else path))
+def make_dataset_absolute(settings: object, field: str, folder: Path) -> None:
+    """Let a text's relative path start at a folder, if there are settings and they name a file."""
+    dataset = settings.get(field) if isinstance(settings, dict) else None
+    if isinstance(settings, dict) and isinstance(dataset, str) and is_file_name(dataset) and "://" not in dataset:
+        settings[field] = absolute_path(dataset, folder)
+
+
+def absolute_path(text: str, folder: Path) -> str:
+    """Return a path that a file in ``folder`` names."""
+    path = Path(text)
+    return str(folder / (path.expanduser() if text.startswith("~/") else path))
 
 
 def place_in(label: str, document: Document, location: Location) -> str:

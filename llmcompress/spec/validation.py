@@ -10,7 +10,7 @@ import re
 import sys
 import typing
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import (
@@ -209,16 +209,14 @@ def _recipe_error(error: ValidationError, root: type[BaseModel], where: Callable
         location = (*location, *(int(part) if part.isdecimal() else part for part in parts))
         message, hint = context["problem"], context["hint"]
     elif first["type"] == "extra_forbidden":
-        message, hint = _unknown_key(str(location[-1]), field_names(root, location[:-1]))
+        name, known = str(location[-1]), field_names(root, location[:-1])
+        message = f"unknown key {shown(name)}; accepted: {', '.join(known)}"
+        hint = did_you_mean(name, known) or "remove it"
     else:
         message, hint = _value_problem(first)
     if len(details) > 1:
         message = f"{message} (and {len(details) - 1} more)"
     return RecipeError(message, where=where(location), hint=hint)
-
-
-def _unknown_key(name: str, known: Sequence[str]) -> tuple[str, str]:
-    return f"unknown key {shown(name)}; accepted: {', '.join(known)}", did_you_mean(name, known) or "remove it"
 
 
 def _record_in(annotation: Any) -> type[BaseModel] | None:
@@ -239,13 +237,10 @@ def _value_problem(detail: ErrorDetails) -> tuple[str, str]:
         return f"got {shown(value)}; accepted: {expected}", hint or "write one of these"
     if kind == "token":
         return detail["msg"], "remove it, and revoke the token if the file was shared"
-    if isinstance(value, (dict, list)):
-        value = "a list" if isinstance(value, list) else "fields with values"
-        got = f"got {value}"
-    else:
-        got = "got null" if value is None else f"got {shown(value)}"
+    names = {list: "a list", dict: "fields with values", type(None): "null"}
+    got = f"got {names.get(type(value)) or shown(value)}"
     message = detail["msg"]
     accepted = _ACCEPTED.get(kind) or (message[0].lower() + message[1:]).removeprefix("input should be ")
-    if accepted.endswith(" is accepted") or accepted.endswith(" are accepted"):
+    if accepted.endswith((" is accepted", " are accepted")):
         return f"{got}; {accepted}", "write one of these"
     return f"{got}; accepted: {accepted}", "write such a value"

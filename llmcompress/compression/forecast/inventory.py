@@ -90,20 +90,12 @@ class _Share(NamedTuple):
 def _share(
     parameter: torch.nn.Parameter, uses: list[_Use], dtype: str, in_place: bool, head: torch.nn.Parameter | None
 ) -> _Share:
-    """Say what the exporter will make of a parameter.
-
-    Args:
-        parameter: On the meta device.
-        uses: All places that hold it.
-        dtype: The model's precision.
-        in_place: Whether the files hold it in that precision.
-        head: The weight of the model's output head.
-    """
+    """Say what the exporter will make of a parameter; ``in_place``: the files hold it in the model's ``dtype``."""
+    import torch
     from transformers.pytorch_utils import Conv1D
 
     num_elements, is_16bit, first = parameter.numel(), dtype != "f32", uses[0]
-    exact = _exact_classes()
-    as_stored = not is_16bit or all(type(use.module) in exact for use in uses)
+    as_stored = not is_16bit or all(type(use.module) in (torch.nn.Linear, torch.nn.Embedding, Conv1D) for use in uses)
     size, cast = num_elements * ELEMENT_BYTES[dtype], 0 if as_stored else num_elements * 4
     kind = _kind(parameter, uses)
     mapped = merged = rewritten = 0
@@ -180,13 +172,6 @@ def _stored_dtype(source: Source) -> str | None:
             counts[tensor.dtype] = counts.get(tensor.dtype, 0) + math.prod(tensor.shape)
     most = max(counts, key=lambda dtype: counts[dtype], default=None)
     return None if most is None else HEADER_DTYPES.get(most, most)
-
-
-def _exact_classes() -> set[type]:
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    return {torch.nn.Linear, torch.nn.Embedding, Conv1D}
 
 
 def _kind(parameter: torch.nn.Parameter, places: list[_Use]) -> Kind | None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from llmcompress.errors import RecipeError, UsageError
 from llmcompress.spec.access import check_repo_id
-from llmcompress.spec.dataset import is_file_name
-from llmcompress.spec.files import place_in, read_utf8
+from llmcompress.spec.files import absolute_path, make_dataset_absolute, place_in, read_utf8
 from llmcompress.spec.plan.jobs import planned_jobs
 from llmcompress.spec.plan.records import Plan
 from llmcompress.spec.validation import Location, shown, validated
@@ -67,25 +66,25 @@ def _make_absolute(data: dict[str, Any], folder: Path, stem: str) -> None:
     if output is None:
         data["output"] = str(folder / stem)
     elif isinstance(output, str):
-        data["output"] = _from(folder, output)
+        data["output"] = absolute_path(output, folder)
     for model in _records(data.get("models")):
         source = model.get("source")
         if isinstance(source, str) and source and "\0" not in source:
-            at = _from(folder, source)
+            at = absolute_path(source, folder)
             # As everywhere, an existing path goes before a Hub id of the same spelling.
             if _is_path(source) or Path(at).is_dir():
                 model["source"] = at
     for recipe in _records(data.get("recipes")):
         name = recipe.get("recipe")
         if isinstance(name, str) and name.endswith((".yaml", ".yml")):
-            recipe["recipe"] = _from(folder, name)
-        _calibration_from(folder, recipe.get("set"))
+            recipe["recipe"] = absolute_path(name, folder)
+        _make_calibration_absolute(recipe.get("set"), folder)
     for model in _records(data.get("models")):
         overrides = model.get("overrides")
         for settings in overrides.values() if isinstance(overrides, dict) else ():
-            _calibration_from(folder, settings)
+            _make_calibration_absolute(settings, folder)
     for name in ("evaluation", "tune"):
-        _dataset_from(folder, data.get(name), "dataset")
+        make_dataset_absolute(data.get(name), "dataset", folder)
 
 
 def _check_sources(plan: Plan, document: Document, label: str) -> None:
@@ -109,23 +108,11 @@ def _records(items: object) -> list[dict[str, Any]]:
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-def _calibration_from(folder: Path, settings: object) -> None:
+def _make_calibration_absolute(settings: object, folder: Path) -> None:
+    make_dataset_absolute(settings, "calibration.dataset", folder)
     if isinstance(settings, dict):
-        _dataset_from(folder, settings, "calibration.dataset")
-        _dataset_from(folder, settings.get("calibration"), "dataset")
-
-
-def _dataset_from(folder: Path, settings: object, field: str) -> None:
-    if isinstance(settings, dict):
-        dataset = settings.get(field)
-        if isinstance(dataset, str) and is_file_name(dataset) and "://" not in dataset:
-            settings[field] = _from(folder, dataset)
+        make_dataset_absolute(settings.get("calibration"), "dataset", folder)
 
 
 def _is_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or "\\" in source or source.endswith("/") or source.count("/") > 1
-
-
-def _from(folder: Path, text: str) -> str:
-    path = Path(text)
-    return str(folder / (path.expanduser() if text.startswith("~/") else path))
