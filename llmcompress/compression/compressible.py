@@ -104,7 +104,7 @@ def require_compressible(source: Source, recipe: Recipe, *, here: bool = True) -
     Args:
         source: As resolved; its weights need not be fetched.
         recipe: What to do.
-        here: It is to be done on this machine.
+        here: The work is done on this machine.
 
     Raises:
         ModelError: No causal language model, none that the exporter converts, compressed already, or damaged.

@@ -53,7 +53,7 @@ def layer_table(model: ov.Model, mode: str | None = None, ours: Set[str] = froze
         ours: Names of the weights that our kernels have made.
 
     Raises:
-        ModelError: A weight is stored in none of NNCF's formats.
+        ModelError: A weight is stored in a format that NNCF does not have.
     """
     records: dict[str, LayerRecord] = {}
     for op in model.get_ops():

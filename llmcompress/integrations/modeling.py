@@ -127,7 +127,7 @@ class _Made:
         return model is self.compressed.model and nncf_records(model) == self.records
 
     def as_it_is_now(self, config: Any, generation_config: Any) -> CompressedModel:
-        """What is to be written, with the settings that were changed."""
+        """What to write, with the settings that were changed."""
         loaded = self.compressed.loaded
         loaded = dataclasses.replace(
             loaded,

@@ -31,7 +31,7 @@ class CompressJob(NamedTuple):
     recipe: Recipe
     directory: Path
     replaces: str | None
-    """Hash of the manifest that lies there already and is to be replaced."""
+    """Hash of the manifest that is there already and gets replaced."""
     forecast: Forecast
 
 

@@ -66,8 +66,8 @@ def run_plan(
         executor: ``local``, or ``ray`` (the extra ``ray``).
         address: Of a Ray cluster; None: the one that ``RAY_ADDRESS`` names, or one on this machine.
         offline: Use local files and caches only.
-        watch: TaskEvent what begins, goes on and ends.
-        progress: TaskEvent of the look at all jobs, before the first one.
+        watch: Told what begins, goes on and ends.
+        progress: Told of the look at all jobs, before the first one.
         logs: Takes each line that the workers on this machine write.
 
     Returns:

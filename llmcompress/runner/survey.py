@@ -47,10 +47,10 @@ def survey(
 
     Args:
         jobs: Of the plan, model by model.
-        plan: What is to be done with each.
+        plan: What to do with each.
         offline: Use local files and caches only.
         devices: The work is done on this machine, whose devices and extras are checked.
-        progress: TaskEvent of every job.
+        progress: Told of every job.
 
     Raises:
         UsageError: The plan measures on a device that is not there.

@@ -62,7 +62,7 @@ def check_revision(revision: str) -> str:
     misplaced = any(not part or part.startswith(".") for part in revision.split("/"))
     if not _REVISION.fullmatch(revision) or misplaced or ".." in revision or revision.endswith(".lock"):
         raise UsageError(
-            f"{revision!r} is no revision: a branch, a tag or a commit hash is accepted",
+            f"{revision!r} is not a revision: a branch, a tag or a commit hash is accepted",
             hint="the repository's 'Files' page shows its branches, tags and commits",
         )
     return revision

@@ -15,8 +15,8 @@ from llmcompress.spec.weights import IgnoredScope
 class AccuracyControl(StrictModel):
     """Operations go back to floating point until the metric lost no more than ``max_drop`` on held-out windows.
 
-    Those are of the calibration's text and length, and none of them is a calibration window. The model is compared
-    with itself before its activations were quantized.
+    These windows have the calibration's text and length, and calibration does not use them. The model is compared with
+    itself before its activations were quantized.
     """
 
     metric: Literal["kl_divergence", "perplexity", "top1_agreement"]

@@ -15,7 +15,7 @@ Protocol = Literal["llama.cpp", "sliding", "rolling"]
 Precision = Literal["as_used", "pinned"]
 
 DEFAULT_CHUNK = 64
-"""Tokens per call where the cache's precision is to be seen; calls stay large, as windows are batched."""
+"""Tokens per call that let the cache's precision show; calls stay large, as windows are batched."""
 
 
 class EvalSpec(ScoredText):

@@ -25,7 +25,7 @@ def kind_and_fields(config: object) -> tuple[str, Fields]:
     """Return which kind of configuration it is, weights, full, mixed or passes, and what it sets.
 
     Raises:
-        RecipeError: It is none of those that a recipe can follow.
+        RecipeError: A recipe cannot follow it.
     """
     if isinstance(config, Mapping):
         return _kind_of_mapping(config), flat(config)

@@ -181,7 +181,7 @@ def dotted(location: Location) -> str:
 
 
 def field_names(root: type[BaseModel], location: Location) -> list[str]:
-    """Return the names of the fields of the record at a location, in a list or not; none where there is no record."""
+    """Return the names of the fields of the record at a location, in a list or not; empty where there is no record."""
     model: type[BaseModel] | None = root
     for part in location:
         if isinstance(part, int):

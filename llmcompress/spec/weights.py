@@ -222,7 +222,7 @@ class WeightCompression(StrictModel):
     group_size: Annotated[int, Field(ge=-1, le=MAX_COUNT)] | None = None
     """Weights along the input channels that share a scale; -1: all of an output channel; None: the mode's default."""
     ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Share of the linear layers' weights that takes ``mode``; 0.0 means none of them."""
+    """Share of the linear layers' weights that takes ``mode``; 0.0 means no layer."""
     all_layers: bool = False
     """Embeddings and the last layer take ``mode`` as well."""
     backup_mode: BackupMode | None = None

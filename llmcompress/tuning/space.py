@@ -27,7 +27,7 @@ class Dimension(NamedTuple):
 
 
 class Space(NamedTuple):
-    """What is to be searched, dimension by dimension, and what is not."""
+    """What to search, dimension by dimension, and what not."""
 
     dimensions: tuple[Dimension, ...]
     skipped: dict[str, str]
@@ -89,7 +89,7 @@ def find_space(
         default: Effective properties of the model as it is.
         config: The model's ``config.json``.
         asked: Properties and values that a person named; they stand instead of the known ones.
-        scope: Which properties are to be tried.
+        scope: Which properties to try.
 
     Raises:
         UsageError: A named property is unknown, or the device refuses a value.

@@ -116,7 +116,7 @@ def tune(
         searched = search(target, deadline, stages, progress)
         choice = verify(target.request, searched, stages, progress)
     made = report(target, searched, choice, stages)
-    # What was measured is what lies there still.
+    # The artifact must still be the one that was measured.
     require_verified(directory)
     write_report(directory, TUNE_REPORT, made)
     return made

@@ -35,7 +35,7 @@ DATA_AWARE_BYTES_PER_PARAMETER = 2
 QUANTIZE_BYTES_PER_PARAMETER = 20
 """Models compiled in f32, and NNCF's copies of the weights, while activations are quantized."""
 ACCURACY_BYTES_PER_PARAMETER = 3
-"""What searching for operations to revert holds besides: the first weights, and one more model at a time."""
+"""What the search for operations to revert holds in addition: the first weights, and one more model at a time."""
 
 
 class PeakMemory(NamedTuple):

@@ -72,7 +72,7 @@ def forecast(
     disk_bytes = size_bytes + SIDE_FILES_BYTES + (codes_bytes + SEGMENT_BYTES if codes_on_disk else 0)
     free = free_bytes(output_dir or Path())
     if codes_on_disk:
-        notes.append("memory is short: codes that are done wait in a temporary file beside the output")
+        notes.append("memory is short: codes that are done wait in a temporary file next to the output")
     if peak.required <= available < peak.total:
         notes.append("memory is short of the whole peak: pages of the checkpoint will be read again, which is slower")
     return Forecast(

@@ -117,7 +117,7 @@ def propose(groups: Any, integers: Any, scales: Any, factor: Any, candidates: An
             scale, zero_point = factor * scales[row, group], groups.zero_points[row, group]
             for i in range(size):
                 code = np.rint(own[i] / scale + zero_point)
-                code = code if code >= low else low  # Also what is no number.
+                code = code if code >= low else low  # Also NaN.
                 code = high if code > high else code
                 target = abs(code - zero_point)
                 parts[i] = abs(own[i]) / (target + (_ZERO_SCALE if target == _ZERO else _ZERO)) * weighed[i]
@@ -139,7 +139,7 @@ def measure(wanted: Any, found: Any, weights: Any, values: Any, penalty: Any, er
         found: float32, as ``wanted``, by what their codes stand for.
         weights: float32 ``[num_rows, num_groups, group_size]``.
         values: float32 ``[num_groups, num_rows, group_size]``: what their codes stand for.
-        penalty: By which the mean squared error of the weights counts besides, float32; none where it is not positive.
+        penalty: Weight of the mean squared error of the weights themselves, float32; off where it is not positive.
         errors: float32 ``[num_rows, num_groups]``, written.
     """
     num_samples, size = np.float32(wanted.shape[2]), np.float32(weights.shape[2])
@@ -163,7 +163,7 @@ def choose(errors: Any, candidates: Any, least: Any, chosen: Any) -> None:
     """Take the candidates that are not worse; all float32 ``[num_rows, num_groups]``, the last two changed."""
     for row in range(errors.shape[0]):
         for group in range(errors.shape[1]):
-            # As NNCF mixes them, so that what is no number stays one.
+            # As NNCF mixes them, so that NaN stays NaN.
             kept = _ONE if errors[row, group] > least[row, group] else _ZERO
             taken = _ONE - kept
             least[row, group] = kept * least[row, group] + taken * errors[row, group]
@@ -181,7 +181,7 @@ def requantize_scaled(weights: Any, factors: Any, integers: Any, values: Any) ->
         values: float32, as ``weights``, written.
 
     Returns:
-        False where a scaled weight is no finite number.
+        False where a scaled weight is not finite.
     """
     low, high = integers.low, integers.high
     limits = np.empty(2, np.float32)
@@ -206,7 +206,7 @@ MIN_ROWS = 48
 
 
 class NotFiniteError(Exception):
-    """A weight is no finite number."""
+    """A weight is not finite."""
 
 
 class Quantized(NamedTuple):
@@ -236,7 +236,7 @@ def quantized(matrix: np.ndarray, integers: Integers, group_size: int) -> tuple[
     """Quantize a float32 matrix in groups along its rows by their own limits; also return what the codes stand for.
 
     Raises:
-        NotFiniteError: A weight is no finite number.
+        NotFiniteError: A weight is not finite.
     """
     num_rows, num_columns = matrix.shape
     shape = (num_rows, num_columns // group_size, group_size)

@@ -84,7 +84,7 @@ def quantize_float_groups(weights: Any, floats: Any, into: Any, first: int, last
         last: Group before which to stop.
 
     Returns:
-        False where a weight, or a scale that was given, is no finite number: what then comes out is not defined.
+        False where a weight, or a scale that was given, is not finite: the output is undefined then.
     """
     group_size, num_bits = weights.group_size, floats.num_bits
     unit = 8 // math.gcd(8, group_size)

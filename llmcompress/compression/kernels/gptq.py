@@ -34,7 +34,7 @@ class Block(NamedTuple):
     values: np.ndarray
     """float32 ``[num_columns, num_rows]``, written: what the codes stand for."""
     errors: np.ndarray
-    """float32 ``[num_columns, num_rows]``, written: what is to be spread to the columns behind the block."""
+    """float32 ``[num_columns, num_rows]``, written: the errors to spread to the columns after the block."""
 
 
 class Scales(NamedTuple):
@@ -75,7 +75,7 @@ def quantize_with_feedback(block: Any, given: Any, integers: Any, first: int, la
             own, zeros = scales[group, start : start + width], zero_points[group, start : start + width]
             for k in range(width):
                 code = np.rint(held[i, k] / own[k] + zeros[k])
-                code = code if code >= low else low  # Also what is no number.
+                code = code if code >= low else low  # Also NaN.
                 code = high if code > high else code
                 value = (code - zeros[k] + _ZERO) * own[k]  # No negative zero: NNCF's code is an integer.
                 values[i, start + k] = value

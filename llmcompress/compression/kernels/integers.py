@@ -91,7 +91,7 @@ def _widen(source: Any, shift: Any, is_half: bool, values: Any, bits: Any) -> No
 
 @compiled
 def find_limits(bits: Any, limits: Any) -> bool:
-    """Store the bits of the least and the largest of a group; False where a value is no finite number."""
+    """Store the bits of the least and the largest of a group; False where a value is not finite."""
     # As integers, with the magnitude of negative ones turned round, floats keep their order.
     least, largest = _MAGNITUDE, -_MAGNITUDE
     for i in range(len(bits)):
@@ -140,7 +140,7 @@ class StoredWeights(NamedTuple):
     values: np.ndarray
     """bf16 or f16 as uint16, or f32 as uint32, in one dimension."""
     shift: np.uint32
-    """Bits by which a bf16 is to be shifted to become an f32: 16, or 0 for others."""
+    """Bits to shift a bf16 by to get an f32: 16; 0 for others."""
     is_half: bool
     """Whether the values are f16."""
     group_size: int
@@ -202,7 +202,7 @@ def quantize_groups(weights: Any, integers: Any, into: Any, first: int, last: in
         last: Group before which to stop.
 
     Returns:
-        False where a weight, or a scale that was given, is no finite number: what then comes out is not defined.
+        False where a weight, or a scale that was given, is not finite: the output is undefined then.
     """
     group_size, low, high = weights.group_size, integers.low, integers.high
     scales, zero_points, is_given = into.scales, into.zero_points, into.are_scales_given
@@ -273,7 +273,7 @@ def quantize_columns(weights: Any, integers: Any, into: Any, first: int, last: i
         right: Column before which to stop, a multiple of 8.
 
     Returns:
-        False where a weight, or a scale that was given, is no finite number.
+        False where a weight, or a scale that was given, is not finite.
     """
     group_size, num_columns, low, high = weights.group_size, weights.num_columns, integers.low, integers.high
     is_given, num_bits = into.are_scales_given, integers.num_bits

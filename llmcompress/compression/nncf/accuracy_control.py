@@ -42,7 +42,7 @@ def quantize_with_accuracy_control(
 
     Args:
         model: A stateful decoder, the reference.
-        control: What is to be kept.
+        control: What must be kept.
         dataset: For calibration.
         validation: Held out from it.
         arguments: Of ``nncf.quantize``, as ``quantize_arguments`` gives them.

@@ -98,7 +98,7 @@ class _Layer(NamedTuple):
     statistics: Any
     act_ch_axis: int
     prev_weight: Tensor | None = None
-    """Of the layer whose output channels are to be divided by the scales, if it is one."""
+    """Of the layer whose output channels the scales will divide, if there is one."""
     prev_statistics: Any = None
 
 
@@ -116,7 +116,7 @@ def _scales(algorithm: Any, wp: Any, layer: _Layer, pool: ThreadPoolExecutor) ->
     """NNCF's function of this name for a matrix of integers to be: a scale for each input channel.
 
     Raises:
-        NotFiniteError: A weight is no finite number.
+        NotFiniteError: A weight is not finite.
     """
     config, weight = wp.compression_config, layer.weight
     magnitudes, samples = process_stats(layer.statistics, algorithm._subset_size, layer.act_ch_axis)
@@ -176,7 +176,7 @@ def _best(
         pool: Whose threads try.
 
     Raises:
-        NotFiniteError: A weight is no finite number.
+        NotFiniteError: A weight is not finite.
     """
     integers = FORMATS[mode].codes
     weights = np.ascontiguousarray(weights)

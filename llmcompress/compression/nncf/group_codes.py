@@ -71,7 +71,7 @@ def group_shape(
 
 
 def is_by_numpy(size: int) -> bool:
-    """Whether NNCF computes a weight of so many values by NumPy, where it has a choice."""
+    """Whether NNCF computes a weight of this size by NumPy, where it has a choice."""
     return size < _LEAST_SIZE or "NNCF_DISABLE_OPTIMIZED_COMPRESSION" in os.environ
 
 
@@ -92,7 +92,7 @@ class Work(NamedTuple):
 
 
 def compressed(work: Work) -> CompressedWeight | None:
-    """The codes and scales; None where a value is no finite number, or scales are given in a form of their own."""
+    """The codes and scales; None where a value is not finite, or scales are given in another form."""
     return _to_integers(work) if work.config.mode in FORMATS else _to_floats(work)
 
 

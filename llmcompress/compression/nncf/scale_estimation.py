@@ -156,7 +156,7 @@ def _estimated(
         float32 ``[num_rows, num_groups, 1]`` each; zero points of a symmetric mode are zeros.
 
     Raises:
-        NotFiniteError: A weight is no finite number.
+        NotFiniteError: A weight is not finite.
     """
     num_rows, size = len(values), settings.group_size
     num_groups = values.shape[1] // size

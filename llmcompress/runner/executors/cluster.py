@@ -91,7 +91,7 @@ class RayExecutor:
         return bool(self._running or self._retries or self._refused)
 
     def has_room(self, task: Task) -> bool:
-        """Whether a node is idle that has the memory, or none of the cluster has: then ``wait`` says so."""
+        """Whether an idle node has the memory, or no node of the cluster has it: then ``wait`` says so."""
         return self._node_for(task) is not None or not self._is_possible(task)
 
     def start(self, task: Task) -> str:
@@ -154,7 +154,7 @@ class RayExecutor:
         return self._refused.pop()
 
     def _finished(self, running: _Running) -> Finished | None:
-        """What came of a task; None: its node was lost, and it is to be done again."""
+        """What came of a task; None: its node was lost, and it will be done again."""
         import ray
 
         del self._running[running.task.label]

@@ -18,7 +18,7 @@ Place = Callable[[Location], str]
 
 
 class Job(NamedTuple):
-    """What is to be made: one directory."""
+    """One directory to make."""
 
     model: PlanModel
     recipe_name: str
