@@ -264,7 +264,7 @@ def test_codes_may_wait_on_disk(ref_model: Path, tmp_path: Path, monkeypatch: py
 
 def test_the_forecast_knows_what_the_kernels_make() -> None:
     from llmcompress.compression.forecast.peak_memory import BY_KERNELS
-    from llmcompress.compression.nncf.formats import FLOAT_FORMATS, FORMATS
+    from llmcompress.compression.nncf.group_codes import FLOAT_FORMATS, FORMATS
 
     assert {mode.value for mode in (*FORMATS, *FLOAT_FORMATS)} == BY_KERNELS
 

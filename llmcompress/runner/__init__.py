@@ -4,12 +4,11 @@ run.py           the run, from the survey to the rows
 survey.py        before: every recipe predicted, what is done left out
 model.py         a model that is found and pinned, and what its jobs share
 schedule.py      which task is next
-ledger.py        what came of each, and what is told of it
+ledger.py        what came of each, and what is told of it; cards, and what goes to the Hub
 state.py         what is done, read from the output directory
 compressing.py   all artifacts of a model: a supervised worker loads it once, and a fresh one goes on where it died
 measuring.py     one evaluation or benchmark, in a process of its own
 tuning.py        one artifact's tuned twin: its state, and the task that makes it
-shipping.py      the door to the card and the Hub
 durations.py     how long each step took here
 records.py       outlook before, rows after, events in between
 """

@@ -6,15 +6,16 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.artifact import remove_leftovers
 from llmcompress.errors import GateError
-from llmcompress.runner import shipping
 from llmcompress.runner.compressing import recipe_at
 from llmcompress.runner.executors import Finished, TaskEvent
 from llmcompress.runner.records import MEASURED, Event, Failure, JobResult, Step, asked_steps, failure
 from llmcompress.runner.schedule import SHIPPING, Due, JobState, logits_dir
+from llmcompress.runner.state import gate_failures, remember_push
 from llmcompress.runner.survey import Surveyed
 from llmcompress.runner.tuning import kept_defaults
 from llmcompress.spec.plan import Plan
@@ -115,18 +116,22 @@ class Ledger:
     def _ship(self, job: JobState, step: Step | None) -> None:
         directory, repo_id = job.surveyed.job.directory, job.surveyed.job.repo_id
         if step != "card" and self._plan.evaluation is not None and not job.note:
-            shipping.require_gate(directory)
+            _require_gate(directory)
         if step is None:
             job.closed = True
             return
         label = f"{job.name}: {step}"
         self._say("begin", label, "")
+        from llmcompress import publishing
+        from llmcompress.publishing import card
+
         if step == "card":
-            shipping.write_card(directory, repo_id)
+            card.write_card(directory, repo_id=repo_id)
         else:
             assert self._plan.push is not None
             assert repo_id is not None
-            shipping.push(directory, repo_id, self._plan.push.private)
+            publishing.push_to_hub(directory, repo_id, private=self._plan.push.private)
+            remember_push(directory, repo_id, private=self._plan.push.private)
         job.left.remove(step)
         job.made.append(step)
         self._say("end", label, "")
@@ -213,4 +218,14 @@ class Ledger:
                 progress=progress,
                 text=text,
             )
+        )
+
+
+def _require_gate(directory: Path) -> None:
+    """Refuse to go on with an artifact that did not pass; the error names the checks."""
+    if failed := gate_failures(directory):
+        raise GateError(
+            "the gate is not passed: " + "; ".join(failed),
+            where=str(directory),
+            hint="take a recipe that loses less, or set other thresholds",
         )

@@ -28,15 +28,7 @@ from llmcompress.tuning.tune import tune
 def tune_reason(
     directory: Path, tuning: Tuning, gate: Gate, original: Original, token_ids_sha256: Callable[[], str] | None
 ) -> str | None:
-    """Compare an artifact's ``tune.json`` with what the plan asks; why it has to be tuned, None where that was done.
-
-    Args:
-        directory: A complete artifact.
-        tuning: What is asked.
-        gate: The plan's thresholds.
-        original: What the reference has to be.
-        token_ids_sha256: Gives the hash of the tokens that the text has now; None: the text is taken to be the same.
-    """
+    """Compare an artifact's ``tune.json`` with what the plan asks; arguments and result as of ``evaluate_reason``."""
     found = read_measurements(directory)
     report = found.tuning
     if report is None:

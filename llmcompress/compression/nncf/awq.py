@@ -28,8 +28,7 @@ from nncf.tensor.definitions import TensorBackend, TensorDataType
 from threadpoolctl import ThreadpoolController
 
 from llmcompress.compression.kernels.estimation import NotFiniteError, blocks, requantize_scaled
-from llmcompress.compression.nncf.formats import FORMATS
-from llmcompress.compression.nncf.group_codes import is_by_numpy
+from llmcompress.compression.nncf.group_codes import FORMATS, is_by_numpy
 from llmcompress.compression.nncf.weight_codes import agrees
 from llmcompress.system.patching import replaced
 

@@ -13,7 +13,7 @@ from scipy.linalg import blas
 
 from llmcompress.compression.kernels.gptq import PIECE_ROWS, Block, Scales, quantize_with_feedback
 from llmcompress.compression.kernels.integers import Integers
-from llmcompress.compression.nncf.formats import FORMATS
+from llmcompress.compression.nncf.group_codes import FORMATS
 
 
 def propagated(

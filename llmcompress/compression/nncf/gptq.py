@@ -30,7 +30,7 @@ from nncf.tensor.definitions import TensorBackend, TensorDataType
 
 from llmcompress.compression.kernels.gptq import inverse_factor, second_moments
 from llmcompress.compression.nncf.error_feedback import propagated
-from llmcompress.compression.nncf.formats import FORMATS
+from llmcompress.compression.nncf.group_codes import FORMATS
 from llmcompress.compression.nncf.statistics import without_unread_statistics
 from llmcompress.system.patching import replaced
 

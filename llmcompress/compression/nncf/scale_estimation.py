@@ -37,8 +37,7 @@ from llmcompress.compression.kernels.estimation import (
     quantized,
     weigh,
 )
-from llmcompress.compression.nncf.formats import FORMATS
-from llmcompress.compression.nncf.group_codes import is_by_numpy
+from llmcompress.compression.nncf.group_codes import FORMATS, is_by_numpy
 from llmcompress.compression.nncf.weight_codes import agrees
 from llmcompress.system.patching import replaced
 

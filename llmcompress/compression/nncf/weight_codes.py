@@ -24,8 +24,7 @@ from nncf.tensor import Tensor
 from nncf.tensor.definitions import TensorBackend, TensorDataType
 from openvino import opset13 as opset
 
-from llmcompress.compression.nncf.formats import FLOAT_FORMATS, FORMATS
-from llmcompress.compression.nncf.group_codes import Work, compressed, group_shape
+from llmcompress.compression.nncf.group_codes import FLOAT_FORMATS, FORMATS, Work, compressed, group_shape
 from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.memory import forget_file_pages
 from llmcompress.system.patching import replaced

@@ -92,7 +92,7 @@ class RayExecutor:
 
     def has_room(self, task: Task) -> bool:
         """Whether an idle node has the memory, or no node of the cluster has it: then ``wait`` says so."""
-        return self._node_for(task) is not None or not self._is_possible(task)
+        return self._node_for(task) is not None or all(_memory(node) < task.memory_bytes for node in self._nodes())
 
     def start(self, task: Task) -> str:
         """Send the task; returns where it runs."""
@@ -115,16 +115,9 @@ class RayExecutor:
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             self._board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote()
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        reference = (
-            ray.remote(_perform_there)
-            .options(
-                num_cpus=node["Resources"]["CPU"],
-                memory=task.memory_bytes,
-                max_retries=0,
-                scheduling_strategy=there,
-            )
-            .remote(task, self._board)
-        )
+        whole = {"num_cpus": node["Resources"]["CPU"], "memory": task.memory_bytes}
+        perform = ray.remote(_perform_there).options(**whole, max_retries=0, scheduling_strategy=there)
+        reference = perform.remote(task, self._board)
         where = str(node["NodeManagerHostname"])
         self._running[task.label] = _Running(task, node["NodeID"], where, reference)
         return where
@@ -200,9 +193,6 @@ class RayExecutor:
         taken = {running.node for running in self._running.values()}
         idle = (node for node in self._nodes() if node["NodeID"] not in taken)
         return next((node for node in idle if _memory(node) >= task.memory_bytes), None)
-
-    def _is_possible(self, task: Task) -> bool:
-        return any(_memory(node) >= task.memory_bytes for node in self._nodes())
 
     def __enter__(self) -> Self:
         return self
