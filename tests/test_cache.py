@@ -16,7 +16,7 @@ import pytest
 from llmcompress.artifact import staging
 from llmcompress.cli import run
 from llmcompress.cli.cache import cache_entries, prune_cache
-from llmcompress.compression.kernels import integers
+from llmcompress.compression.kernels import compiling
 from llmcompress.errors import WriteError
 from llmcompress.evaluation.score_cache import ScoreCache
 from llmcompress.system.cache import cache_dir, hold, hold_if_kept
@@ -175,12 +175,12 @@ def test_what_lies_in_the_cache_and_cannot_be_written_names_it(unusable: Path) -
 
 
 def test_machine_code_that_cannot_be_kept_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integers, "_machine_code_dir", lambda: str(tmp_path / "kernels"))
-    double = integers.compiled(_double)
+    monkeypatch.setattr(compiling, "_machine_code_dir", lambda: str(tmp_path / "kernels"))
+    double = compiling.compiled(_double)
     shutil.rmtree(tmp_path / "kernels")
     (tmp_path / "kernels").write_bytes(b"")
     assert double(21) == 42
-    assert integers.compiled(_double)(4) == 8
+    assert compiling.compiled(_double)(4) == 8
 
 
 def _double(value: int) -> int:

@@ -82,7 +82,7 @@ def chat(
 def _directory(place: str, revision: str | None, access: dict[str, bool], *, verbose: bool) -> Path:
     """An OpenVINO directory of a source; a checkpoint's is made in a process of its own."""
     from llmcompress.cli.progress import run_watched
-    from llmcompress.compression.reference_ir import reference_ir
+    from llmcompress.compression.compress import reference_ir
     from llmcompress.loaders.source import fetch_weights, resolve
     from llmcompress.spec import Access
 

@@ -13,7 +13,8 @@ from llmcompress.spec.activations import Quantization
 from llmcompress.spec.dataset import Calibration
 from llmcompress.spec.runtime import Gate, Runtime
 from llmcompress.spec.validation import Refusal, StrictModel, Text
-from llmcompress.spec.weights import WeightCompression, data_refusals
+from llmcompress.spec.weight_refusals import data_refusals
+from llmcompress.spec.weights import WeightCompression
 
 if TYPE_CHECKING:
     from llmcompress.integrations.quantization_config import OVRecipeConfig

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llmcompress.compression.kernels.compiling import compiled
 from llmcompress.compression.kernels.integers import (
     Codes,
     Integers,
     StoredWeights,
-    compiled,
     find_limits,
     parameters,
     quantize_groups,

@@ -2,24 +2,18 @@
 
 The arithmetic is that of NNCF 3.4 (``nncf/openvino/optimized_functions/models.py``, and the NumPy path next to it for
 symmetric modes): IEEE 754 single precision in this order, true division, rounding half to even. A group is what shares
-a scale; groups lie one after another in memory. Compiled by Numba, without its licence to reorder or contract.
+a scale; groups lie one after another in memory.
 """
 
 # Types come from the first call; Numba reads no annotations of its own.
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
-from llmcompress.system.cache import cache_dir, content_key
-from llmcompress.system.patching import replaced
+from llmcompress.compression.kernels.compiling import compiled
 
 BLOCK_VALUES = 1 << 12
 """Values that are quantized before they are packed; with their floats they fit the first two levels of a cache."""
@@ -31,41 +25,6 @@ _LARGEST_FINITE = np.int32(0x7F7FFFFF)
 _EPSILON = np.float32(np.finfo(np.float32).eps)
 _ZERO = np.float32(0)
 _LEAST_HALF = np.float32(2**-24)
-
-
-@functools.cache
-def _machine_code_dir() -> str:
-    """One for each state of the kernels: Numba compares a function's own file, but not those that it calls into."""
-    sources = {path.name: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py")}
-    return str(cache_dir() / "kernels" / content_key(sources)[:16])
-
-
-def compiled(function: Any) -> Any:
-    """Compile at the first call, in machine code that is kept for the next process.
-
-    The division by zero of Numba's NumPy model is IEEE's; Python's would be checked for, value by value.
-    """
-    with replaced(numba.config, "CACHE_DIR", _machine_code_dir()):
-        try:
-            kept = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-        except RuntimeError:  # The cache's folder cannot be written.
-            return numba.njit(nogil=True, error_model="numpy")(function)
-    # Its folder was made, which a full disk or another user's files do not prevent.
-    kept._cache.load_overload = _unless_refused(kept._cache.load_overload)
-    kept._cache.save_overload = _unless_refused(kept._cache.save_overload)
-    return kept
-
-
-def _unless_refused(access: Callable[..., Any]) -> Callable[..., Any]:
-    """Take a refusal of the disk as nothing kept."""
-
-    @functools.wraps(access)
-    def attempt(*arguments: Any) -> Any:
-        with contextlib.suppress(OSError):
-            return access(*arguments)
-        return None
-
-    return attempt
 
 
 @compiled

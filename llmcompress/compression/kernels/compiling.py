@@ -1,0 +1,49 @@
+"""Kernels compiled by Numba, without its licence to reorder or contract, in machine code that is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+from llmcompress.system.cache import cache_dir, content_key
+from llmcompress.system.patching import replaced
+
+
+@functools.cache
+def _machine_code_dir() -> str:
+    """One for each state of the kernels: Numba compares a function's own file, but not those that it calls into."""
+    sources = {path.name: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py")}
+    return str(cache_dir() / "kernels" / content_key(sources)[:16])
+
+
+def compiled(function: Any) -> Any:
+    """Compile at the first call, in machine code that is kept for the next process.
+
+    The division by zero of Numba's NumPy model is IEEE's; Python's would be checked for, value by value.
+    """
+    with replaced(numba.config, "CACHE_DIR", _machine_code_dir()):
+        try:
+            kept = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        except RuntimeError:  # The cache's folder cannot be written.
+            return numba.njit(nogil=True, error_model="numpy")(function)
+    # Its folder was made, which a full disk or another user's files do not prevent.
+    kept._cache.load_overload = _unless_refused(kept._cache.load_overload)
+    kept._cache.save_overload = _unless_refused(kept._cache.save_overload)
+    return kept
+
+
+def _unless_refused(access: Callable[..., Any]) -> Callable[..., Any]:
+    """Take a refusal of the disk as nothing kept."""
+
+    @functools.wraps(access)
+    def attempt(*arguments: Any) -> Any:
+        with contextlib.suppress(OSError):
+            return access(*arguments)
+        return None
+
+    return attempt
