@@ -40,9 +40,6 @@ class _Weight(NamedTuple):
     """The largest, which holds the weight or its codebook indices, first."""
     by_codebook: bool
 
-    def types(self) -> list[str]:
-        return [constant.get_element_type().get_type_name() for constant in self.constants]
-
 
 def layer_table(model: ov.Model, mode: str | None = None, ours: Set[str] = frozenset()) -> tuple[LayerRecord, ...]:
     """One record per weight of a MatMul, an embedding or a convolution, sorted by name.
@@ -105,7 +102,8 @@ def _record(shape: tuple[int, ...], weight: _Weight, mode: str | None, ours: Set
 
 
 def _mode(weight: _Weight, mode: str | None) -> str:
-    element, *others = weight.types()
+    types: list[str] = [constant.get_element_type().get_type_name() for constant in weight.constants]
+    element, *others = types
     if weight.by_codebook:
         return mode if mode in CODEBOOKS else "codebook"
     if element in FLOATS:

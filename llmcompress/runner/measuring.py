@@ -99,12 +99,8 @@ def benchmark_artifact(
     directory, recipe, source, access = artifact
     _require(needed_bytes(directory), directory)
     started = time.perf_counter()
-    run_supervised(
-        benchmark,
-        {"sources": [directory], "spec": spec, "offline": access.offline},
-        progress=progress,
-        logs=logs,
-    )
+    kwargs = {"sources": [directory], "spec": spec, "offline": access.offline}
+    run_supervised(benchmark, kwargs, progress=progress, logs=logs)
     remember("benchmark", resolve(source, access), (recipe.portable(), spec), time.perf_counter() - started)
 
 

@@ -149,10 +149,5 @@ def _output(plan: Plan, output_dir: str | Path | None) -> Path:
 def _surveyed(
     jobs: Sequence[Job], plan: Plan, executor: ExecutorName, offline: bool, progress: Reporter, logs: Logs
 ) -> tuple[Surveyed, ...]:
-    surveyed = run_supervised(
-        survey,
-        {"jobs": jobs, "plan": plan, "offline": offline, "devices": executor == "local"},
-        progress=progress,
-        logs=logs,
-    )
-    return surveyed
+    kwargs = {"jobs": jobs, "plan": plan, "offline": offline, "devices": executor == "local"}
+    return run_supervised(survey, kwargs, progress=progress, logs=logs)

@@ -128,12 +128,8 @@ def tune_artifact(
     if kept:
         remove_artifact(tuned)
     elif apply_reason(directory, tuned) is not None:
-        run_supervised(
-            apply_tuning,
-            {"directory": directory, "output_dir": tuned, "overwrite": True},
-            progress=progress,
-            logs=logs,
-        )
+        kwargs = {"directory": directory, "output_dir": tuned, "overwrite": True}
+        run_supervised(apply_tuning, kwargs, progress=progress, logs=logs)
     return kept
 
 

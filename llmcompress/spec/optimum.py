@@ -235,14 +235,16 @@ def _activations(fields: Fields) -> Fields:
 def _mixed(fields: Fields, calibration: Calibration | None) -> Fields:
     weights, full = (flat(part_of(fields, name)) for name in STEPS)
     shared = ignored_scope(fields)
-    asked = {name: [part.pop(name, None) for part in (fields, weights, full)] for name in ("num_samples", "dataset")}
-    kwargs = [part.pop("_dataset_kwargs", None) for part in (fields, weights, full)]
+    parts = (fields, weights, full)
+    counts, datasets, options = (
+        [part.pop(name) for part in parts if name in part] for name in ("num_samples", "dataset", "_dataset_kwargs")
+    )
     text: Fields = {
-        "num_samples": max((number for number in asked["num_samples"] if number), default=None),
-        "dataset": next((dataset for dataset in asked["dataset"] if dataset is not None), None),
-        "_dataset_kwargs": next(filter(None, kwargs), None),
+        "num_samples": max(filter(None, counts), default=None),
+        "dataset": next(iter(datasets), None),
+        "_dataset_kwargs": next(filter(None, options), None),
     }
-    for part in (fields, weights, full):
+    for part in parts:
         _refuse_tokenizer(part)
     result = _weights(weights)
     activations = _activations(full)

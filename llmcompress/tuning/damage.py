@@ -51,13 +51,6 @@ class Models(NamedTuple):
     logits_dir: Path | None
 
 
-class HeldOut(NamedTuple):
-    """Of each setting, on text that the search has not seen."""
-
-    text: TextRecord
-    divergences: tuple[DivergenceRecord, ...]
-
-
 def open_models(request: TuneRequest, progress: Reporter) -> Models:
     """Load both, and cut the text into the windows of the search and as many that follow them.
 
@@ -105,13 +98,13 @@ def divergence_under(
 
 def held_out_divergences(
     request: TuneRequest, settings: Sequence[dict[str, str]], *, progress: Reporter = silent
-) -> HeldOut:
-    """Each setting's divergence on the held-out text; for a process of its own, which loads all of it again."""
+) -> tuple[TextRecord, list[DivergenceRecord]]:
+    """The held-out text and each setting's divergence on it; for a process of its own, which loads all of it again."""
     quiet_libraries()
     models = open_models(request, progress)
     feed, confidence = models.held_out, request.spec.confidence
-    found = tuple(divergence_under(models, each, feed, confidence, progress)[0] for each in settings)
-    return HeldOut(feed.windows.record, found)
+    found = [divergence_under(models, each, feed, confidence, progress)[0] for each in settings]
+    return feed.windows.record, found
 
 
 def searched_text(found: Source, spec: TuneSpec, *, offline: bool = False) -> TextRecord:

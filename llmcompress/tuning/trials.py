@@ -121,18 +121,17 @@ def verify_best(request: TuneRequest, best: Trial, progress: Reporter) -> Tuning
     gain: Estimate = races[0].gain
     if spec.objective == "memory":
         gain = memory_gain([made.memory for made in races], [made.default_memory for made in races], spec.confidence)
-    held_out = run_supervised(
+    text, (default_lost, lost) = run_supervised(
         held_out_divergences,
         {"request": request._replace(spec=spec), "settings": [{}, best.properties]},
         progress=progress,
     )
     progress(Progress("verify", pairs + 1, pairs + 1))
-    default_lost, lost = held_out.divergences
     return TuningVerification(
         gain=gain,
         judgement=judge_ratio(gain),
         speeds=races[0].speeds,
-        text=held_out.text,
+        text=text,
         default_divergence=default_lost,
         divergence=lost,
         permitted=not limits(spec.max_kl, request.gate, default_lost).problem(lost),
