@@ -32,6 +32,13 @@ PLAIN_FLOATS = {"nf4": "nf4", "f4e2m1": "fp4", "f8e4m3": "fp8_e4m3", "f8e5m2": "
 CODEBOOK_INDEX_SUFFIX = "_nncf_codebook_idxs"
 CODEBOOKS = {"cb4", "codebook", "adaptive_codebook"}
 
+QUANTIZERS = {"FakeQuantize", "FakeConvert"}
+PASSED_THROUGH = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Convert", "Broadcast", "Concat"}
+COMPUTING = ("MatMul", "ScaledDotProductAttention", "Convolution")
+"""Operations worth a low precision; the others move or scale numbers."""
+EXECUTED_AS = {"MatMul", "FullyConnected", "Convolution"}
+LOW_PRECISIONS = {"i8", "u8", "f8e4m3", "f8e5m2"}
+
 
 class _Weight(NamedTuple):
     """The constants that one weight is computed from."""
@@ -132,14 +139,6 @@ def _group_size(shape: tuple[int, ...], weight: _Weight) -> int:
             axis = next(axis for axis, size in enumerate(scale) if size != stored[axis])
             return int(stored[axis])
     return -1
-
-
-QUANTIZERS = {"FakeQuantize", "FakeConvert"}
-PASSED_THROUGH = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Convert", "Broadcast", "Concat"}
-COMPUTING = ("MatMul", "ScaledDotProductAttention", "Convolution")
-"""Operations worth a low precision; the others move or scale numbers."""
-EXECUTED_AS = {"MatMul", "FullyConnected", "Convolution"}
-LOW_PRECISIONS = {"i8", "u8", "f8e4m3", "f8e5m2"}
 
 
 def activation_record(

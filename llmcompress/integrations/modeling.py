@@ -36,6 +36,23 @@ _log = logging.getLogger(__name__)
 
 _BOOKKEEPING = {"_name_or_path", "name_or_path", "transformers_version", "_from_model_config", "_commit_hash"}
 
+_FOR_THE_INSTANCE = frozenset({"device", "dynamic_shapes", "ov_config", "compile", "generation_config"})
+_ELSEWHERE: Mapping[str, tuple[tuple[object, ...], str]] = {
+    "token": ((None, True), "log in, or set HF_TOKEN: recipes take the token from there only"),
+    "cache_dir": ((None,), "set HF_HUB_CACHE instead"),
+    "force_download": ((False,), "remove it: files in the cache are checked, and fetched again where they are wrong"),
+    "subfolder": (("",), "give the directory that holds config.json"),
+    "load_in_8bit": ((None, False), "take the recipe int8"),
+    "torch_dtype": ((None, "auto"), "remove it: recipes start from the checkpoint's own precision"),
+    "task": ((None, "text-generation", "text-generation-with-past"), "remove it"),
+    "compile_only": ((False,), "compress first, and open the saved directory with compile_only=True"),
+    "variant": ((None,), "give a directory with the files of that variant"),
+    "from_onnx": ((False,), "give the original checkpoint"),
+    "file_name": ((None,), "give the directory that holds openvino_model.xml"),
+    "preprocessors": ((None, []), "remove it: save_pretrained writes the model's own tokenizer"),
+}
+"""Options of the parent that a recipe leaves no room for: what is accepted, and what to do instead."""
+
 
 class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
     """Optimum's class, with recipes: ``from_pretrained(model_id, quantization_config="int4")``.
@@ -208,24 +225,6 @@ def _ours_over(cls: type[OVModelForCausalLM], chosen: type) -> type:
     if issubclass(cls, chosen):
         return cls
     return type(cls.__name__, (cls, chosen), {"__module__": cls.__module__, "__doc__": cls.__doc__})
-
-
-_FOR_THE_INSTANCE = frozenset({"device", "dynamic_shapes", "ov_config", "compile", "generation_config"})
-_ELSEWHERE: Mapping[str, tuple[tuple[object, ...], str]] = {
-    "token": ((None, True), "log in, or set HF_TOKEN: recipes take the token from there only"),
-    "cache_dir": ((None,), "set HF_HUB_CACHE instead"),
-    "force_download": ((False,), "remove it: files in the cache are checked, and fetched again where they are wrong"),
-    "subfolder": (("",), "give the directory that holds config.json"),
-    "load_in_8bit": ((None, False), "take the recipe int8"),
-    "torch_dtype": ((None, "auto"), "remove it: recipes start from the checkpoint's own precision"),
-    "task": ((None, "text-generation", "text-generation-with-past"), "remove it"),
-    "compile_only": ((False,), "compress first, and open the saved directory with compile_only=True"),
-    "variant": ((None,), "give a directory with the files of that variant"),
-    "from_onnx": ((False,), "give the original checkpoint"),
-    "file_name": ((None,), "give the directory that holds openvino_model.xml"),
-    "preprocessors": ((None, []), "remove it: save_pretrained writes the model's own tokenizer"),
-}
-"""Options of the parent that a recipe leaves no room for: what is accepted, and what to do instead."""
 
 
 class LoadingOptions:

@@ -18,6 +18,8 @@ from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.spec import Gate, Recipe
 from llmcompress.spec.access import Access
 
+_TO_OURS = "give the recipe itself to llmcompress.OVModelForCausalLM.from_pretrained, which carries it out"
+
 
 class BoundTexts:
     """A recipe for one model: its calibration windows as texts, and the tokenizer that reads these."""
@@ -65,9 +67,6 @@ def _write_ids_tokenizer(vocab_size: int, directory: str) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"]
     ).save_pretrained(directory)
-
-
-_TO_OURS = "give the recipe itself to llmcompress.OVModelForCausalLM.from_pretrained, which carries it out"
 
 
 def refuse_uncarried(recipe: Recipe) -> None:

@@ -26,6 +26,8 @@ CachePrecision = Literal["u8", "u4", "f16", "bf16", "f32"]
 GroupSize = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 AS_WEIGHTS = "weights"
 
+MAX_PROFILE_BYTES = 100_000
+
 
 def _number_or_weights(value: object, check: ValidatorFunctionWrapHandler) -> object:
     # No union of types: its errors would name its members.
@@ -92,9 +94,6 @@ class Gate(DescribedModel):
     """Largest relative increase of perplexity: 0.05 is 5 %."""
 
 
-MAX_BYTES = 100_000
-
-
 class RuntimeProfile(StrictModel):
     """Properties of a device that no plugin reads from a model: threads, pinning, inference precision and the like."""
 
@@ -123,9 +122,9 @@ def load_profile(path: str | Path) -> RuntimeProfile:
     where = str(path)
     try:
         with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES} bytes")
+            content = file.read(MAX_PROFILE_BYTES + 1)
+        if len(content) > MAX_PROFILE_BYTES:
+            raise ValueError(f"it has more than {MAX_PROFILE_BYTES} bytes")
         fields = json.loads(content)
     except OSError as error:
         raise RecipeError(f"cannot be read: {error.strerror}", where=where, hint="give a runtime profile") from None

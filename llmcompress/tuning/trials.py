@@ -18,6 +18,9 @@ from llmcompress.tuning.damage import Models, TuneRequest, divergence_under, hel
 from llmcompress.tuning.race import Race, memory_gain, race, start
 from llmcompress.tuning.space import Space, text_of
 
+MEMORY_PROCESSES = 3
+"""Pairs of fresh processes that memory is verified by."""
+
 
 class Bench(NamedTuple):
     """What settings are measured with."""
@@ -99,10 +102,6 @@ def _trial(
     problem = kept.problem(lost)
     status = "not permitted" if problem else "measured"
     return trial.model_copy(update={"divergence": lost, "status": status, "reason": problem}), made
-
-
-MEMORY_PROCESSES = 3
-"""Pairs of fresh processes that memory is verified by."""
 
 
 def verify_best(request: TuneRequest, best: Trial, progress: Reporter) -> TuningVerification:

@@ -16,6 +16,12 @@ from llmcompress.spec import AdvancedCompression, WeightCompression
 
 ELEMENT_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 
+CODEBOOK_ELEMENT_BYTES = {"f8e4m3": 1, "f8e5m2": 1, "float16": 2, "bfloat16": 2, "float32": 4}
+# Every grouped weight ends in a Reshape; its shape constant holds 8 bytes per axis, and equal ones are stored once.
+RESHAPE_AXIS_BYTES = 8
+USUAL_GROUP_SIZES = (256, 128, 64, 32, 16, 8)
+MAX_NAMES = 4
+
 
 class Layout(NamedTuple):
     """How a mode stores a weight."""
@@ -43,9 +49,6 @@ LAYOUTS = {
     "mxfp8_e4m3": Layout(8, 1),
     "cb4": Layout(4, 2, 0, 16),
 }
-CODEBOOK_ELEMENT_BYTES = {"f8e4m3": 1, "f8e5m2": 1, "float16": 2, "bfloat16": 2, "float32": 4}
-# Every grouped weight ends in a Reshape; its shape constant holds 8 bytes per axis, and equal ones are stored once.
-RESHAPE_AXIS_BYTES = 8
 
 
 def layout(mode: str, advanced: AdvancedCompression) -> Layout:
@@ -90,10 +93,6 @@ def lora_adapter_bytes(weight: Weight, rank: int, *, int8: bool) -> int:
 
 def _packed(num_elements: int, bits: int) -> int:
     return (num_elements * bits + 7) // 8
-
-
-USUAL_GROUP_SIZES = (256, 128, 64, 32, 16, 8)
-MAX_NAMES = 4
 
 
 class Precision(NamedTuple):

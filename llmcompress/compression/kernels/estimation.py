@@ -30,6 +30,11 @@ _ZERO_SCALE = np.float32(0.001)
 _LANES = 8
 _HALVED = 128
 
+BLOCK_VALUES = 1 << 16
+"""Weights of one block; a search keeps three arrays of this size."""
+MIN_ROWS = 48
+"""Of which blocks are multiples: as many as OpenBLAS takes together with AVX-512, so that blocks change no sum."""
+
 
 class Groups(NamedTuple):
     """Groups of weights whose scales are searched for; what stays the same whatever is tried."""
@@ -197,12 +202,6 @@ def requantize_scaled(weights: Any, factors: Any, integers: Any, values: Any) ->
             code = low if code < low else code
             own[i] = ((high if code > high else code) - zero_point) * scale
     return True
-
-
-BLOCK_VALUES = 1 << 16
-"""Weights of one block; a search keeps three arrays of this size."""
-MIN_ROWS = 48
-"""Of which blocks are multiples: as many as OpenBLAS takes together with AVX-512, so that blocks change no sum."""
 
 
 class NotFiniteError(Exception):

@@ -21,6 +21,10 @@ PIECE_ROWS = 64
 
 _ZERO = np.float32(0)
 
+JOINED_ROWS = 2048
+"""Positions that are summed by one call of BLAS; shorter windows are joined."""
+_TILE = 256
+
 
 class Block(NamedTuple):
     """Neighbouring columns of a transposed weight, and what becomes of them."""
@@ -85,11 +89,6 @@ def quantize_with_feedback(block: Any, given: Any, integers: Any, first: int, la
                 share = factor[i, j]
                 for k in range(width):
                     held[j, k] -= error[k] * share
-
-
-JOINED_ROWS = 2048
-"""Positions that are summed by one call of BLAS; shorter windows are joined."""
-_TILE = 256
 
 
 def second_moments(inputs: Sequence[np.ndarray], factor: float) -> np.ndarray:

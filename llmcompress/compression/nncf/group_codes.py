@@ -28,6 +28,16 @@ from llmcompress.compression.kernels.integers import (
 )
 from llmcompress.system.file_memory import FileMemory
 
+_MIDPOINTS = np.asarray(CENTER_OF_NF4_QUANTILES, np.float32)
+_NONE = np.empty(0, np.float32)
+CHUNK_VALUES = 1 << 20
+"""What one thread takes at a time."""
+MIN_COLUMNS = 512
+"""Of a row, so that whole cache lines are read one after another."""
+_LEAST_SIZE = 10_000
+"""Of fewer values NNCF computes 4 and 8 bits by NumPy, whose asymmetric arithmetic is another."""
+_SHIFTS = {ov.Type.bf16: 16, ov.Type.f16: 0, ov.Type.f32: 0}
+
 
 class IntegerFormat(NamedTuple):
     """How an integer mode is computed and stored."""
@@ -59,8 +69,6 @@ class FloatFormat(NamedTuple):
     codes: Floats
 
 
-_MIDPOINTS = np.asarray(CENTER_OF_NF4_QUANTILES, np.float32)
-_NONE = np.empty(0, np.float32)
 # MXFP4 and MXFP8 take their scales by the plugin's logarithm, which is its own.
 FLOAT_FORMATS = {
     Mode.NF4: FloatFormat(ov.Type.nf4, Floats(_MIDPOINTS, 0, 0, np.uint32(0), np.float32(1), 4)),
@@ -86,15 +94,6 @@ class StoredCodes(Tensor):  # type: ignore[misc]
             codes = low | (((triples[:, 2] >> np.arange(7, -1, -1, dtype=np.uint8)) & 1) << 2)
         offset = 1 << (self.data.get_element_type().get_bitwidth() - 1)
         return Tensor((codes.astype(np.int8) - np.int8(offset)).reshape(tuple(self.data.shape)))
-
-
-CHUNK_VALUES = 1 << 20
-"""What one thread takes at a time."""
-MIN_COLUMNS = 512
-"""Of a row, so that whole cache lines are read one after another."""
-_LEAST_SIZE = 10_000
-"""Of fewer values NNCF computes 4 and 8 bits by NumPy, whose asymmetric arithmetic is another."""
-_SHIFTS = {ov.Type.bf16: 16, ov.Type.f16: 0, ov.Type.f32: 0}
 
 
 class GroupShape(NamedTuple):

@@ -26,6 +26,11 @@ from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import installed_versions
 from llmcompress.system.patching import replaced
 
+_COLLECTOR = "collect_statistics_and_statistic_points"
+_READERS = ("_awq", "_codebook_estimation", "_data_aware_mixed_precision")
+LISTING = "files.json"
+VERSIONED = ("nncf", "openvino", "optimum-intel", "transformers", "torch")
+
 
 def check_statistics_precision(recipe: Recipe) -> None:
     """Refuse to collect statistics in a precision that this processor does not compute in.
@@ -91,16 +96,12 @@ def lean_statistics(precision: StatisticsPrecision) -> Iterator[None]:
         yield
 
 
-_NAME = "collect_statistics_and_statistic_points"
-_READERS = ("_awq", "_codebook_estimation", "_data_aware_mixed_precision")
-
-
 @contextlib.contextmanager
 def without_unread_statistics() -> Iterator[None]:
     """Have NNCF collect nothing that it would throw away; where it has moved the name, nothing is changed."""
     from nncf.quantization.algorithms.weight_compression import algorithm
 
-    stock = vars(algorithm.WeightCompression).get(_NAME)
+    stock = vars(algorithm.WeightCompression).get(_COLLECTOR)
     if stock is None:
         yield
         return
@@ -111,12 +112,8 @@ def without_unread_statistics() -> Iterator[None]:
             return stock(compression, model, graph, statistic_points, *args)
         return None, statistic_points
 
-    with replaced(algorithm.WeightCompression, _NAME, collected):
+    with replaced(algorithm.WeightCompression, _COLLECTOR, collected):
         yield
-
-
-LISTING = "files.json"
-VERSIONED = ("nncf", "openvino", "optimum-intel", "transformers", "torch")
 
 
 @contextlib.contextmanager

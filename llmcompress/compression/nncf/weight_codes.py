@@ -29,6 +29,8 @@ from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.memory import forget_file_pages
 from llmcompress.system.patching import replaced
 
+_CONSTANT_MAKER = "create_ov_const_from_tensor"
+
 
 class Lowering:
     """Takes over ``compress_weight`` for the time of a compression, and remembers for which weights."""
@@ -128,13 +130,10 @@ def constants(weight: CompressedWeight, config: WeightCompressionConfig) -> list
     return [create_ov_const_from_tensor(tensor, element).data.tobytes() for tensor, element in found]
 
 
-_NAME = "create_ov_const_from_tensor"
-
-
 @contextlib.contextmanager
 def bf16_constants() -> Iterator[None]:
     """Have NNCF make its bf16 constants by us; where it has moved the name, nothing is changed."""
-    stock = vars(openvino_backend).get(_NAME)
+    stock = vars(openvino_backend).get(_CONSTANT_MAKER)
     if stock is None:
         yield
         return
@@ -145,7 +144,7 @@ def bf16_constants() -> Iterator[None]:
             return stock(tensor, dtype, name)
         return opset.constant(_to_bf16(tensor.data), name=name, shared_memory=True)
 
-    with replaced(openvino_backend, _NAME, constant):
+    with replaced(openvino_backend, _CONSTANT_MAKER, constant):
         yield
 
 
