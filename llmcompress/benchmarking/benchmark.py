@@ -24,7 +24,8 @@ from llmcompress.benchmarking.timing import (
 from llmcompress.benchmarking.worker import MemoryUse, Opened
 from llmcompress.errors import ModelError, ResourceError
 from llmcompress.graph.device import check_device, properties_of
-from llmcompress.loaders.source import fetch_weights, require_context, resolve
+from llmcompress.loaders.context import require_context
+from llmcompress.loaders.source import fetch_weights, resolve
 from llmcompress.report.benchmark import BenchCase, BenchReport, BenchSetting, LoadTimes
 from llmcompress.report.file_names import BENCH_REPORT, MODEL_BIN
 from llmcompress.report.record import Stages, environment_record
@@ -62,6 +63,8 @@ def benchmark(
     *,
     revision: str | None = None,
     offline: bool = False,
+    allow_links: bool = False,
+    max_context: int | None = None,
     progress: Reporter = silent,
 ) -> tuple[BenchReport, ...]:
     """Measure load time, prefill, decode and memory of OpenVINO models, each in a process of its own.
@@ -71,6 +74,8 @@ def benchmark(
         spec: Devices, shapes and repetitions.
         revision: Branch, tag or commit of the Hub sources.
         offline: Use local files and caches only.
+        allow_links: Follow links that leave a source's directory.
+        max_context: Tokens that the models' positions reach, where a configuration states another context.
         progress: Told of every run.
 
     Returns:
@@ -93,7 +98,8 @@ def benchmark(
         with stages.stage("start"):
             for source in sources:
                 # A revision is of the Hub sources among them.
-                access = Access(None if Path(source).exists() else revision, offline=offline)
+                of_hub = None if Path(source).exists() else revision
+                access = Access(of_hub, offline=offline, allow_links=allow_links, max_context=max_context)
                 bench.models.append(_start(bench, source, access, stack))
         memories: list[MemoryUse] = []
         for setting in spec.settings():

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmcompress.cli.console import plain, print_json, stdout, table
-from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose, chosen_format
+from llmcompress.cli.options import (
+    AllowLinks,
+    Json,
+    MaxContext,
+    Offline,
+    Revision,
+    TrustRemoteCode,
+    Verbose,
+    chosen_format,
+)
 from llmcompress.cli.progress import watching
 from llmcompress.cli.spec_options import Flag, with_fields
 from llmcompress.report.text import duration_text, property_text, rate_text, shape_text, size_text
@@ -56,6 +65,8 @@ def bench(
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     offline: Offline = False,
+    allow_links: AllowLinks = False,
+    max_context: MaxContext = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -80,7 +91,7 @@ def bench(
     for name in spec.devices:
         check_device(name)
     places = [str(Path(source).absolute()) if Path(source).is_dir() else source for source in sources]
-    access = {"trust_remote_code": trust_remote_code, "offline": offline}
+    access = {"trust_remote_code": trust_remote_code, "offline": offline, "allow_links": allow_links}
     with watching(verbose=verbose) as watch:
         watch.report(Progress("read the configuration", 0, 0))
         # A checkpoint is measured as its uncompressed IR; made in processes of their own, which end before the runs.
@@ -94,7 +105,14 @@ def bench(
             )
             for place in places
         ]
-        options = {"sources": found, "spec": spec, "revision": revision, "offline": offline}
+        options = {
+            "sources": found,
+            "spec": spec,
+            "revision": revision,
+            "offline": offline,
+            "allow_links": allow_links,
+            "max_context": max_context,
+        }
         reports = run_supervised(benchmark, options, progress=watch.report, logs=watch.log)
     print_reports(reports, form)
 

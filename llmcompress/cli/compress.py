@@ -18,8 +18,11 @@ from llmcompress.cli.console import (
     write_line,
 )
 from llmcompress.cli.options import (
+    AllowLinks,
     AllowNonfinite,
     Json,
+    MaxContext,
+    MergeAdapter,
     Offline,
     Overrides,
     Overwrite,
@@ -59,6 +62,9 @@ def compress(
     offline: Offline = False,
     overwrite: Overwrite = False,
     allow_nonfinite: AllowNonfinite = False,
+    allow_links: AllowLinks = False,
+    merge_adapter: MergeAdapter = False,
+    max_context: MaxContext = None,
     no_tokenizer: Annotated[
         bool, typer.Option("--no-tokenizer", help="Write no converted tokenizer; GenAI then cannot open the output.")
     ] = False,
@@ -73,7 +79,7 @@ def compress(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """SOURCE is a Hub id, a checkpoint directory, or an OpenVINO IR directory.
+    """SOURCE is a Hub id, a checkpoint directory, an OpenVINO IR directory, or with --merge-adapter a LoRA.
 
     [bold]Examples[/bold]
     llmcompress compress meta-llama/Llama-3.2-1B-Instruct -r int4
@@ -83,7 +89,7 @@ def compress(
     """
     from llmcompress.spec import RECOMMENDED, Access, load_recipe
 
-    access = Access(revision, trust_remote_code, offline, allow_nonfinite)
+    access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context)
     if recipe in RECOMMENDED:
         chosen = _recommended(source, recipe, overrides or [], access, verbose=verbose)
     else:

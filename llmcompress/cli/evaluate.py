@@ -9,8 +9,11 @@ import typer
 
 from llmcompress.cli.console import print_report
 from llmcompress.cli.options import (
+    AllowLinks,
     AllowNonfinite,
     Json,
+    MaxContext,
+    MergeAdapter,
     Offline,
     ReferenceRevision,
     Revision,
@@ -25,7 +28,8 @@ from llmcompress.cli.spec_options import DATASET, DEVICE, with_fields
 from llmcompress.errors import GateError, ModelError, UsageError
 from llmcompress.spec import Access, EvalSpec, Gate
 
-_WITH_CHECK_CONVERSION = {"source", "check_conversion", "revision", "trust_remote_code", "offline", "allow_nonfinite"}
+_ACCESS = {"revision", "trust_remote_code", "offline", "allow_nonfinite", "allow_links", "merge_adapter"}
+_WITH_CHECK_CONVERSION = {"source", "check_conversion", *_ACCESS}
 _PANELS = {
     "Text": "dataset subset split text_field protocol seq_len stride num_windows",
     "Reference": "reference reference_revision reference_scores noise_floor split_damage num_generations",
@@ -80,6 +84,9 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
     offline: Offline = False,
     allow_nonfinite: AllowNonfinite = False,
+    allow_links: AllowLinks = False,
+    merge_adapter: MergeAdapter = False,
+    max_context: MaxContext = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -92,7 +99,7 @@ def evaluate(
     llmcompress eval model-int4-ov --reference ./checkpoint --dataset texts.jsonl --max-kl 0.02
     llmcompress eval ./checkpoint --check-conversion
     """
-    access = Access(revision, trust_remote_code, offline, allow_nonfinite)
+    access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context)
     if check_conversion:
         hint = "the check has fixed prompts and always runs in f32 on the CPU; leave them out"
         refuse_ignored(context, "--check-conversion", _WITH_CHECK_CONVERSION, hint)

@@ -20,6 +20,16 @@ TrustRemoteCode = Annotated[
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")]
 AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")]
+AllowLinks = Annotated[bool, typer.Option("--allow-links", help="Follow links that leave a model's directory.")]
+MergeAdapter = Annotated[
+    bool, typer.Option("--merge-adapter", help="Merge a LoRA directory into the base model that it names.")
+]
+MaxContext = Annotated[
+    int | None,
+    typer.Option(
+        "--max-context", min=1, metavar="TOKENS", help="The model's context. Default: config.json's"
+    ),
+]
 ReferenceRevision = Annotated[str | None, typer.Option("--reference-revision", help="Revision of a Hub reference.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, in one step at the end.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON document.")]

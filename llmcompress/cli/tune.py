@@ -9,8 +9,11 @@ import typer
 
 from llmcompress.cli.console import facts_table, print_blocks, print_labelled, print_report, stderr, write_line
 from llmcompress.cli.options import (
+    AllowLinks,
     AllowNonfinite,
     Json,
+    MaxContext,
+    MergeAdapter,
     Offline,
     Overwrite,
     ReferenceRevision,
@@ -80,6 +83,9 @@ def tune(
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with a plot.")] = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_nonfinite: AllowNonfinite = False,
+    allow_links: AllowLinks = False,
+    merge_adapter: MergeAdapter = False,
+    max_context: MaxContext = None,
     offline: Offline = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -109,6 +115,8 @@ def tune(
         raise UsageError("--overwrite has no effect without --apply or --profile-output", hint="leave it out")
     if trust_remote_code and reference is None:
         raise UsageError("--trust-remote-code has no effect without --reference", hint="leave it out")
+    if merge_adapter and reference is None:
+        raise UsageError("--merge-adapter has no effect without --reference", hint="leave it out")
     if html is not None:
         check_page_path(html)
     if profile_output is not None:
@@ -128,6 +136,9 @@ def tune(
             "reference_revision": reference_revision,
             "trust_remote_code": trust_remote_code,
             "allow_nonfinite": allow_nonfinite,
+            "allow_links": allow_links,
+            "merge_adapter": merge_adapter,
+            "max_context": max_context,
             "offline": offline,
         }
         report = run_watched(tune_directory, options, verbose=verbose)

@@ -31,6 +31,9 @@ def compress(
     offline: bool = False,
     overwrite: bool = False,
     allow_nonfinite: bool = False,
+    allow_links: bool = False,
+    merge_adapter: bool = False,
+    max_context: int | None = None,
     tokenizer: bool = True,
     engine: Engine = "llmcompress",
     progress: Reporter = silent,
@@ -48,6 +51,10 @@ def compress(
         offline: Use local files and caches only.
         overwrite: Replace an existing artifact, in one step.
         allow_nonfinite: Go on when a weight is NaN or infinite.
+        allow_links: Follow links that leave a source's directory.
+        merge_adapter: Load the base model of an adapter's directory and merge the adapter into it (the extra
+            ``adapters``).
+        max_context: Tokens that the model's positions reach, where its configuration states another context.
         tokenizer: Convert the tokenizer and compare it with the original; without it GenAI cannot open the output.
         engine: Whose arithmetic makes the codes of weights: our kernels' where they cover a weight, or NNCF's for every
             one. The model is the same bytes, by GPTQ up to the rounding of its sums; its manifest says by which each
@@ -78,7 +85,7 @@ def compress(
     # What Optimum recommends depends on the model; any other recipe is read before the model is looked for.
     if not isinstance(recipe, Recipe) and recipe not in RECOMMENDED:
         recipe = load_recipe(recipe)
-    access = Access(revision, trust_remote_code, offline, allow_nonfinite)
+    access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context)
     if isinstance(source, LoadedModel):
         _refuse_loading_options(source, access)
         found = source.source
@@ -94,7 +101,11 @@ def compress(
 
 
 def _refuse_loading_options(loaded: LoadedModel, access: Access) -> None:
-    given = [name for name in ("revision", "trust_remote_code", "allow_nonfinite") if getattr(access, name)]
+    given = [
+        name
+        for name in ("revision", "trust_remote_code", "allow_nonfinite", "allow_links", "merge_adapter")
+        if getattr(access, name)
+    ]
     if given:
         raise UsageError(
             f"{' and '.join(given)} given for a model that is loaded already",
@@ -109,6 +120,7 @@ def reference_ir(
     revision: str | None = None,
     trust_remote_code: bool = False,
     offline: bool = False,
+    allow_links: bool = False,
     progress: Reporter = silent,
 ) -> str:
     """Return what to run in place of a source: itself where it is an OpenVINO IR, else the directory of one.
@@ -119,7 +131,7 @@ def reference_ir(
     Raises: what ``resolve`` and ``compress`` raise.
     """
     quiet_libraries()
-    found = resolve(source, Access(revision, trust_remote_code, offline))
+    found = resolve(source, Access(revision, trust_remote_code, offline, allow_links=allow_links))
     if found.layout == "ir":
         return found.id or str(found.path)
     key = content_key({"source": identity(found), "versions": installed_versions(PACKAGES_THAT_DECIDE_SCORES)})
@@ -135,6 +147,7 @@ def reference_ir(
             revision=revision,
             trust_remote_code=trust_remote_code,
             offline=offline,
+            allow_links=allow_links,
             progress=progress,
         )
     return str(output)

@@ -20,8 +20,9 @@ from llmcompress.compression.layers import CODEBOOKS, activation_record, layer_t
 from llmcompress.compression.nncf.statistics import statistics
 from llmcompress.graph.model import set_runtime_options
 from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
+from llmcompress.loaders.context import longest_context
 from llmcompress.loaders.loaded_model import LoadedModel, load_source
-from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights, longest_context
+from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights
 from llmcompress.loaders.token_ids import check_token_ids, num_embeddings
 from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.report.compression import (
@@ -58,7 +59,7 @@ def recipe_windows(found: Source, recipe: Recipe, tokenizer: Any, *, offline: bo
         tokenizer,
         num_held_out=control.num_samples if control else 0,
         offline=offline,
-        max_seq_len=longest_context(found),
+        max_seq_len=longest_context(found, recipe.calibration.seq_len),
         num_embeddings=num_embeddings(found.config),
     )
 

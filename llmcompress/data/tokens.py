@@ -102,7 +102,7 @@ def text_encoder(source: Source) -> TextEncoder:
     Raises:
         ModelError: There is no tokenizer, or it cannot be used.
     """
-    directory, size = source.path, num_embeddings(source.config)
+    directory, size = source.text_path, num_embeddings(source.config)
     if (directory / TOKENIZER_JSON).is_file():
         return TextEncoder(_by_tokenizers(directory / TOKENIZER_JSON), directory, size)
     if (directory / TOKENIZER_XML).is_file():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import UsageError
 from llmcompress.graph.device import compile_model, decoder_inputs, input_names, properties_of
+from llmcompress.loaders.adapter import adapters_left_out, merge
+from llmcompress.loaders.context import changing_rope
 from llmcompress.loaders.loaded_model import LoadedModel, load
-from llmcompress.loaders.source import fetch_weights, resolve
+from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.report.evaluation import ConversionRecord
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import quiet_libraries
@@ -30,6 +33,12 @@ MAX_NEW_TOKENS = 32
 MAX_MEAN_KL = 1e-4
 NEAR_TIE_NATS = 1e-2
 """Two tokens whose log-probabilities differ by less are a tie that rounding decides."""
+LONGEST_PROMPT = 8192
+"""Of a model whose positions change with the length; what changes beyond it takes too much memory to compare."""
+_MORE_TOKENS = 8
+_MAX_ROWS = 512
+
+_log = logging.getLogger(__name__)
 
 
 def check_conversion(
@@ -39,12 +48,15 @@ def check_conversion(
     trust_remote_code: bool = False,
     offline: bool = False,
     allow_nonfinite: bool = False,
+    allow_links: bool = False,
+    merge_adapter: bool = False,
     progress: Reporter = silent,
 ) -> ConversionRecord:
     """Compare PyTorch with OpenVINO on an uncompressed checkpoint; ``passed`` says whether the conversion is right.
 
     Both run in f32. PyTorch continues each of ``PROMPTS`` greedily by 32 tokens; OpenVINO reads the prompt in one call
-    and those tokens one by one, through its key-value cache.
+    and those tokens one by one, through its key-value cache. Where the frequencies of a model's positions depend on the
+    length (LongRoPE, dynamic NTK), one more prompt goes beyond the length at which they change.
 
     Raises:
         UsageError: The source is no checkpoint.
@@ -53,7 +65,8 @@ def check_conversion(
         SecurityError: The source would need pickle files or foreign code.
     """
     quiet_libraries()
-    found = resolve(source, Access(revision, trust_remote_code, offline, allow_nonfinite))
+    access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter)
+    found = resolve(source, access)
     if found.layout != "checkpoint":
         raise UsageError(
             "`check_conversion` compares with PyTorch and needs the checkpoint; this is an OpenVINO IR",
@@ -71,18 +84,22 @@ def compare_with_torch(loaded: LoadedModel, encoder: TextEncoder, progress: Repo
     import torch
     from transformers import AutoModelForCausalLM
 
-    prompts = [encoder.ids(prompt, special=True) for prompt in PROMPTS]
+    source = loaded.source
+
+    prompts = [*(encoder.ids(prompt, special=True) for prompt in PROMPTS), *_long_prompt(source, encoder)]
     progress(Progress("PyTorch", 0, len(prompts), "prompts"))
-    module = AutoModelForCausalLM.from_pretrained(
-        loaded.source.path,
-        dtype=torch.float32,
-        trust_remote_code=loaded.source.trust_remote_code,
-        local_files_only=True,
-        use_safetensors=True,
-    ).eval()
+    with adapters_left_out():
+        module = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            dtype=torch.float32,
+            trust_remote_code=source.trust_remote_code,
+            local_files_only=True,
+            use_safetensors=True,
+        )
+    module = (module if source.adapter is None else merge(module, source.adapter)).eval()
     expected = []
     for number, prompt in enumerate(prompts):
-        expected.append(_by_torch(module, prompt))
+        expected.append(_by_torch(module, prompt, MAX_NEW_TOKENS if number < len(PROMPTS) else 2))
         progress(Progress("PyTorch", number + 1, len(prompts), "prompts"))
     del module
     compiled = compile_model(loaded.clone().model, "CPU", properties_of("CPU", "pinned"))
@@ -113,16 +130,30 @@ def compare_with_torch(loaded: LoadedModel, encoder: TextEncoder, progress: Repo
     )
 
 
-def _by_torch(module: Any, prompt: list[int]) -> tuple[list[int], NDArray[np.float64]]:
-    """The prompt with its greedy continuation, and the logits at every position but the last."""
+def _long_prompt(source: Source, encoder: TextEncoder) -> list[list[int]]:
+    """A prompt beyond the length at which the frequencies of positions change; none where they do not."""
+    rope = changing_rope(source.config)
+    if rope is None:
+        return []
+    if rope.length > LONGEST_PROMPT:
+        _log.warning("%s: not compared beyond %s tokens, where its positions change", source.name, f"{rope.length:,}")
+        return []
+    num_tokens = rope.length + _MORE_TOKENS
+    text = "\n".join(PROMPTS)
+    repeats = num_tokens // max(1, len(encoder.ids(text, special=False))) + 1
+    return [encoder.ids("\n".join([text] * repeats), special=True)[:num_tokens]]
+
+
+def _by_torch(module: Any, prompt: list[int], num_new: int) -> tuple[list[int], NDArray[np.float64]]:
+    """The prompt with its greedy continuation, and the logits at the last positions but the very last."""
     import numpy as np
     import torch
 
     ids = list(prompt)
     with torch.no_grad():
-        for _ in range(MAX_NEW_TOKENS):
+        for _ in range(num_new):
             ids.append(int(module(torch.tensor([ids])).logits[0, -1].argmax()))
-        logits = module(torch.tensor([ids])).logits[0, :-1]
+        logits = module(torch.tensor([ids])).logits[0, :-1][-_MAX_ROWS:]
     return ids, logits.numpy().astype(np.float64)
 
 
@@ -135,9 +166,9 @@ def _by_openvino(compiled: Any, ids: list[int], num_prompt: int) -> NDArray[np.f
     start = 0
     for end in (num_prompt, *range(num_prompt + 1, len(ids))):
         request.infer(decoder_inputs(np.array([ids[start:end]]), start, names))
-        found.append(request.get_tensor("logits").data[0].astype(np.float64))
+        found.append(request.get_tensor("logits").data[0][-_MAX_ROWS:].astype(np.float64))
         start = end
-    return np.concatenate(found)
+    return np.concatenate(found)[-_MAX_ROWS:]
 
 
 def _log_probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -43,6 +43,9 @@ def evaluate(
     trust_remote_code: bool = False,
     offline: bool = False,
     allow_nonfinite: bool = False,
+    allow_links: bool = False,
+    merge_adapter: bool = False,
+    max_context: int | None = None,
     reference_scores: ReferenceScores = "auto",
     keep_logits_in: Path | None = None,
     gate: Gate | None = None,
@@ -67,6 +70,10 @@ def evaluate(
         trust_remote_code: Run Python code that a checkpoint brings.
         offline: Use local files and caches only.
         allow_nonfinite: Go on when a weight is NaN or infinite.
+        allow_links: Follow links that leave a source's directory.
+        merge_adapter: Load the base model of an adapter's directory and merge the adapter into it (the extra
+            ``adapters``).
+        max_context: Tokens that the model's positions reach, where its configuration states another context.
         reference_scores: ``exact``: both models at once, over the full vocabulary. ``cached``: one after the other, the
             reference's likeliest tokens kept for later runs, a lower bound. ``auto``: exact where memory suffices.
         keep_logits_in: Directory for the reference's logits, where both models run at once: the next candidates find
@@ -95,7 +102,8 @@ def evaluate(
         WriteError: The report or the reference's scores could not be written.
     """
     quiet_libraries()
-    access, stages = Access(revision, trust_remote_code, offline, allow_nonfinite), Stages()
+    access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context)
+    stages = Stages()
     request = EvalRequest(
         source,
         access,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, read_manifest
@@ -14,11 +15,14 @@ from llmcompress.evaluation.request import EvalRequest, check_request
 from llmcompress.evaluation.scoring import Feed
 from llmcompress.evaluation.tasks import check_tasks
 from llmcompress.graph.device import check_device, properties_of
+from llmcompress.loaders.context import changing_rope, require_context
 from llmcompress.loaders.loaded_model import load
-from llmcompress.loaders.source import Source, fetch_weights, require_context, resolve
+from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.record import Stages
 from llmcompress.system.progress import Progress, Reporter
+
+_log = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -50,7 +54,7 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
         encoder = text_encoder(found)
         windows = evaluation_windows(documents, spec, encoder)
         for each in filter(None, (found, other)):
-            prompts(each.path, encoder)  # the probes ask them later: what cannot be asked ends here
+            prompts(each.text_path, encoder)  # the probes ask them later: what cannot be asked ends here
         if other is not None:
             require_same_tokens(windows, evaluation_windows(documents, spec, text_encoder(other)))
         progress(Progress("read the text", 1, 1))
@@ -65,7 +69,34 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
         if reference is not None:
             check_vocabularies(candidate.loaded, reference.loaded)
     manifest = read_manifest(found.path) if (found.path / MANIFEST).is_file() else None
-    return Prepared(candidate, reference, Feed(windows, spec.effective_chunk), encoder, manifest)
+    chunk = _chunk(request, [each for each in (found, other) if each is not None])
+    return Prepared(candidate, reference, Feed(windows, chunk), encoder, manifest)
+
+
+def _chunk(request: EvalRequest, sources: list[Source]) -> int:
+    """Tokens per call: a whole window, as the runtime reads a prompt, where pieces of it are another function."""
+    spec, chunk = request.spec, request.spec.effective_chunk
+    for source in sources:
+        rope = changing_rope(source.config)
+        if rope is None or spec.seq_len <= rope.length:
+            continue
+        if rope.kind == "dynamic":
+            what = "the converted graph keeps the frequencies of fewer, and is another model than in PyTorch"
+        elif spec.chunk is None and not request.diagnostics.split_damage:
+            chunk = spec.seq_len
+            what = "windows are fed whole, as the runtime reads a prompt"
+        elif chunk < spec.seq_len:
+            what = f"in pieces of {chunk} a window is another function than the whole prompt that the runtime reads"
+        else:
+            continue
+        _log.warning(
+            "%s: the frequencies of its positions change beyond %s tokens (%s): %s",
+            source.name,
+            f"{rope.length:,}",
+            rope.kind,
+            what,
+        )
+    return chunk
 
 
 def _properties(request: EvalRequest) -> dict[str, str]:
@@ -81,7 +112,9 @@ def _properties(request: EvalRequest) -> dict[str, str]:
 def _sources(request: EvalRequest) -> tuple[Source, Source | None]:
     """Find the model and its reference; nothing large is fetched."""
     diagnostics, reference = request.diagnostics, request.reference
-    found = resolve(request.source, request.access)
+    # An adapter is the reference's, where there is one: the model that is measured against it has it merged already.
+    merges = request.access.merge_adapter and reference.source is None
+    found = resolve(request.source, request.access._replace(merge_adapter=merges))
     other = None if reference.source is None else resolve(reference.source, reference.access)
     if diagnostics.tasks.names:
         if found.layout != "ir":

@@ -67,7 +67,7 @@ def answers(
     model: ModelOnDevice, encoder: TextEncoder, eos: frozenset[int], progress: Reporter, stage: str
 ) -> Answers | None:
     """Let a model answer through its chat template; None where it has none or does not take a plain question."""
-    asked = prompts(model.loaded.source.path, encoder)
+    asked = prompts(model.loaded.source.text_path, encoder)
     if asked is None:
         return None
     compiled = model.compiled()

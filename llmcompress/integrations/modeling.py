@@ -242,6 +242,9 @@ class LoadingOptions:
             trust_remote_code=bool(given.pop("trust_remote_code", False)),
             offline=bool(given.pop("local_files_only", False)),
             allow_nonfinite=bool(given.pop("allow_nonfinite", False)),
+            allow_links=bool(given.pop("allow_links", False)),
+            merge_adapter=bool(given.pop("merge_adapter", False)),
+            max_context=given.pop("max_context", None),
         )
         self.config = given.pop("config", None)
         self.tokenizer = bool(given.pop("tokenizer", True))

@@ -12,7 +12,8 @@ from typing import Any
 
 from llmcompress.data import calibration_windows
 from llmcompress.errors import RecipeError
-from llmcompress.loaders.source import fetch_side_files, longest_context, resolve
+from llmcompress.loaders.context import longest_context
+from llmcompress.loaders.source import fetch_side_files, resolve
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.spec import Gate, Recipe
@@ -38,7 +39,7 @@ class BoundTexts:
             recipe.calibration,
             own,
             offline=access.offline,
-            max_seq_len=longest_context(found),
+            max_seq_len=longest_context(found, recipe.calibration.seq_len),
             num_embeddings=num_embeddings(found.config),
         ).token_ids
         self.texts = [" ".join(map(str, window)) for window in token_ids.tolist()]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from llmcompress.loaders.scan import scan
 from llmcompress.loaders.source import Source
-from llmcompress.loaders.tensors import Checkpoint, read_checkpoint
+from llmcompress.loaders.tensors import Checkpoint, read_checkpoint, refuse_empty
 from llmcompress.report.record import FileRecord
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -35,7 +35,7 @@ class _NoLongerNeededError(Exception):
 def weights_checked(*, allow_nonfinite: bool = False, progress: Reporter = silent) -> Iterator[StartCheck]:
     """Give a function that validates a source's headers and starts the check of its bytes.
 
-    Leaving ends a check that is still running. The function raises what ``read_checkpoint`` raises.
+    Leaving ends a check that is still running. The function raises what ``read_checkpoint`` and ``refuse_empty`` raise.
     """
     ended = Event()
 
@@ -46,6 +46,7 @@ def weights_checked(*, allow_nonfinite: bool = False, progress: Reporter = silen
 
     def start(source: Source) -> CheckedWeights:
         checkpoint = read_checkpoint(source.path)
+        refuse_empty(checkpoint)
         records = pool.submit(
             scan,
             checkpoint,

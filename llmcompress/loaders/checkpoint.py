@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
 from llmcompress.graph.model import forget_conversion, keep_alive, memory_owners, read_ir
+from llmcompress.loaders.adapter import Adapter, adapters_left_out, merge
 from llmcompress.loaders.tensor_names import refuse_other_tensors
 from llmcompress.system.patching import replaced
 
@@ -30,7 +31,9 @@ class _ModelTaken(BaseException):
     """Unwinds the exporter once the converted model is in hand; no ``except Exception`` may stop it."""
 
 
-def convert_checkpoint(directory: Path, scratch_dir: Path, *, trust_remote_code: bool = False) -> ov.Model:
+def convert_checkpoint(
+    directory: Path, scratch_dir: Path, *, trust_remote_code: bool = False, adapter: Adapter | None = None
+) -> ov.Model:
     """Load and convert a checkpoint, stateful and with its key-value cache inside the model.
 
     Args:
@@ -38,6 +41,7 @@ def convert_checkpoint(directory: Path, scratch_dir: Path, *, trust_remote_code:
         scratch_dir: Existing directory that receives the configuration files optimum writes
             (``config.json``, ``generation_config.json``).
         trust_remote_code: Run the Python code that the checkpoint brings.
+        adapter: What is merged into it.
 
     Returns:
         The model with the checkpoint's own precision (bf16, fp16 or fp32 constants).
@@ -52,7 +56,7 @@ def convert_checkpoint(directory: Path, scratch_dir: Path, *, trust_remote_code:
     taken: list[ov.Model] = []
     storages: list[object] = []
     try:
-        with _instrumented_exporter(taken, storages):
+        with _instrumented_exporter(adapter, taken, storages), adapters_left_out():
             main_export(
                 model_name_or_path=str(directory),
                 output=scratch_dir,
@@ -94,7 +98,7 @@ def clone_model(model: ov.Model) -> ov.Model:
 
 
 @contextlib.contextmanager
-def _instrumented_exporter(taken: list[ov.Model], storages: list[object]) -> Iterator[None]:
+def _instrumented_exporter(adapter: Adapter | None, taken: list[ov.Model], storages: list[object]) -> Iterator[None]:
     """Replace names for the time of one export: optimum's loading of the model and final save, and torch's tracing.
 
     Of what it has traced torch makes a second trace, to compare: a third of the time, and no part of the result.
@@ -110,7 +114,7 @@ def _instrumented_exporter(taken: list[ov.Model], storages: list[object]) -> Ite
     model_class_for_task = TasksManager.get_model_class_for_task
 
     def strict_model_class(*args: Any, **kwargs: Any) -> Any:
-        return _StrictLoader(model_class_for_task(*args, **kwargs), storages)
+        return _StrictLoader(model_class_for_task(*args, **kwargs), adapter, storages)
 
     with contextlib.ExitStack() as stack:
         if hasattr(convert, "save_model"):
@@ -123,8 +127,9 @@ def _instrumented_exporter(taken: list[ov.Model], storages: list[object]) -> Ite
 class _StrictLoader:
     """Stands in for a transformers model class: ``from_pretrained`` that refuses what it would fill or drop."""
 
-    def __init__(self, model_class: Any, storages: list[object]) -> None:
+    def __init__(self, model_class: Any, adapter: Adapter | None, storages: list[object]) -> None:
         self._model_class = model_class
+        self._adapter = adapter
         self._storages = storages
 
     def from_pretrained(self, directory: str, **kwargs: Any) -> Any:
@@ -138,6 +143,8 @@ class _StrictLoader:
                 hint="the tensors' names and shapes must be those that config.json describes",
             ) from error
         refuse_other_tensors(info, type(model).__name__, where)
+        if self._adapter is not None:
+            model = merge(model, self._adapter)
         self._storages += [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
         return model
 

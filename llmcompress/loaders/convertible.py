@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from llmcompress.loaders.adapter import require_mergeable, warn_of_adapter
 from llmcompress.loaders.architecture import Architecture, check_architecture
+from llmcompress.loaders.context import warn_of_frozen_positions
 from llmcompress.loaders.other_libraries import refuse_other_libraries
 from llmcompress.loaders.source import Source, check_code, fetch_listed, file_names
 from llmcompress.loaders.tensor_names import require_same_tensors
-from llmcompress.loaders.tensors import choose_weights, read_checkpoint
+from llmcompress.loaders.tensors import choose_weights, read_checkpoint, refuse_empty
 
 
 def require_convertible(source: Source) -> Architecture | None:
@@ -19,6 +21,7 @@ def require_convertible(source: Source) -> Architecture | None:
 
     Raises:
         ModelError: No causal language model, none that the exporter converts, or damaged or incomplete.
+        ResourceError: An adapter is to be merged, and peft is not installed.
         SecurityError: It would need pickle files or foreign code.
         HubError: The small files could not be had.
     """
@@ -30,8 +33,15 @@ def require_convertible(source: Source) -> Architecture | None:
     check_code(source)
     # The headers come first, as in a real run, whose check of all bytes takes the time of the libraries' import.
     checkpoint = None if source.files is not None else read_checkpoint(source.path)
+    if checkpoint is not None:
+        refuse_empty(checkpoint)
     refuse_other_libraries(source)
     architecture = check_architecture(source.config, trust_remote_code=source.trust_remote_code)
     if checkpoint is not None and architecture.quantization == "none" and not architecture.remote_code:
         require_same_tensors(source, checkpoint)
+    if source.adapter is None:
+        warn_of_adapter(file_names(source), source.name)
+    else:
+        require_mergeable(source.adapter, quantized=architecture.quantization != "none")
+    warn_of_frozen_positions(source)
     return architecture

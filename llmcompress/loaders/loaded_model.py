@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 from llmcompress.artifact import MANIFEST, file_records, read_manifest, require_verified
 from llmcompress.artifact.manifest import entries
 from llmcompress.graph.model import check_decoder, count_parameters, is_compressed, mapped_share
+from llmcompress.loaders.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.generation import read_generation_config
+from llmcompress.loaders.layout import IR_FILES
 from llmcompress.loaders.model_card import read_source_card
 from llmcompress.loaders.scan import check_hashes, scan_constants
-from llmcompress.loaders.source import IR_FILES, Source, fetch_weights, resolve, side_files
+from llmcompress.loaders.source import Source, fetch_weights, resolve, side_files, text_files
 from llmcompress.loaders.tensors import INDEX, Checkpoint, choose_weights, read_index
 from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.report.file_names import MODEL_BIN
-from llmcompress.report.record import FileRecord, Provenance, SourceCard
+from llmcompress.report.record import AdapterRecord, FileRecord, Provenance, SourceCard
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.json_file import read_json
@@ -64,6 +66,8 @@ def load(
     trust_remote_code: bool = False,
     offline: bool = False,
     allow_nonfinite: bool = False,
+    allow_links: bool = False,
+    merge_adapter: bool = False,
     tokenizer: bool = True,
     scratch_dir: Path | None = None,
     checked: CheckedWeights | None = None,
@@ -77,6 +81,8 @@ def load(
         trust_remote_code: Run Python code that the repository brings.
         offline: Use the local Hub cache only.
         allow_nonfinite: Go on when a weight is NaN or infinite.
+        allow_links: Follow links that leave the source's directory.
+        merge_adapter: Load the base model of an adapter's directory and merge the adapter into it.
         tokenizer: Load the tokenizer, and fail where there is none.
         scratch_dir: Existing empty directory for the exporter's configuration files, and for its staged IR should
             the in-memory way be closed; by default a temporary one.
@@ -91,7 +97,8 @@ def load(
     """
     quiet_libraries()
     if not isinstance(source, Source):
-        source = resolve(source, Access(revision, trust_remote_code, offline, allow_nonfinite))
+        access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter)
+        source = resolve(source, access)
     return load_source(
         source,
         allow_nonfinite=allow_nonfinite,
@@ -150,8 +157,10 @@ def _load_checkpoint(
     tokenizer = source_tokenizer(source) if with_tokenizer else None
     if checked.records.done():
         checked.records.result()
-    model = convert_checkpoint(source.path, scratch_dir, trust_remote_code=source.trust_remote_code)
-    files = (*checked.records.result(), *_records(source, side_files(source)))
+    model = convert_checkpoint(
+        source.path, scratch_dir, trust_remote_code=source.trust_remote_code, adapter=source.adapter
+    )
+    files = (*checked.records.result(), *_records(source, side_files(source)), *_adapter_files(source))
     progress(Progress("load and trace", 1, 1))
     check_decoder(model, where=source.id or source.path.name)
     return LoadedModel(
@@ -196,8 +205,18 @@ def _records(source: Source, names: Collection[str]) -> tuple[FileRecord, ...]:
     return file_records(source.path, exclude=others)
 
 
+def _adapter_files(source: Source) -> tuple[FileRecord, ...]:
+    """The files of an adapter, as in a folder of that name: what they are merged into depends on them."""
+    if source.adapter is None:
+        return ()
+    names = {ADAPTER_CONFIG, ADAPTER_WEIGHTS, *(text_files(source) if source.text_path == source.adapter.path else ())}
+    others = {name for name, _ in entries(source.adapter.path)} - names
+    records = file_records(source.adapter.path, exclude=others)
+    return tuple(record.model_copy(update={"path": f"adapter/{record.path}"}) for record in records)
+
+
 def _provenance(source: Source, dtype: str, files: tuple[FileRecord, ...]) -> Provenance:
-    architectures = source.config.get("architectures") or ["unknown"]
+    architectures, adapter = source.config.get("architectures") or ["unknown"], source.adapter
     return Provenance(
         kind=source.kind,
         id=source.id,
@@ -208,6 +227,7 @@ def _provenance(source: Source, dtype: str, files: tuple[FileRecord, ...]) -> Pr
         files=tuple(sorted(files, key=lambda file: file.path)),
         trust_remote_code=source.trust_remote_code,
         card=_card(source),
+        adapter=AdapterRecord(id=adapter.id, revision=adapter.revision) if adapter else None,
     )
 
 

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from llmcompress.errors import ModelError, SecurityError, UsageError
+from llmcompress.errors import LlmcompressError, ModelError, UsageError
+from llmcompress.loaders.adapter import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    Adapter,
+    read_adapter,
+    require_adapter,
+)
+from llmcompress.loaders.layout import (
+    IR_FILES,
+    IR_SIDE_FILES,
+    TEMPLATES,
+    TOKENIZERS,
+    Layout,
+    check_links,
+    is_side_file,
+    is_whole,
+    layout_of,
+    names_in,
+    refuse_cache_folder,
+)
 from llmcompress.loaders.remote_code import check_tokenizer
-from llmcompress.loaders.tensors import INDEX, SINGLE, choose_weights, read_index
-from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT, MODEL_BIN, MODEL_XML, RECIPE, TUNE_REPORT
+from llmcompress.loaders.tensors import INDEX, choose_weights, read_index
+from llmcompress.report.file_names import CARD, MODEL_XML, RECIPE
 from llmcompress.spec.access import Access, check_repo_id
 from llmcompress.system.cache import hold_if_kept
 from llmcompress.system.json_file import read_json
@@ -21,17 +40,6 @@ from llmcompress.system.progress import Reporter, silent
 if TYPE_CHECKING:
     from llmcompress.hub.listing import HubListing
 
-Layout = Literal["checkpoint", "ir"]
-
-IR_FILES = (MODEL_XML, MODEL_BIN)
-
-# Everything next to the weights that loading and tokenization read, as names in the top directory.
-_SIDE_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*vocab*.txt", "merges.txt", "*.bpe")
-_TEMPLATES = "additional_chat_templates/*.jinja"
-_IR_SIDE_FILES = tuple(f"openvino_{part}.{end}" for part in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
-_SKIPPED = ("*.index.json", "trainer_state.json", "optimizer*.json", EVAL_REPORT, BENCH_REPORT, TUNE_REPORT)
-_NEEDED = "give a Hugging Face checkpoint (config.json, safetensors) or an OpenVINO IR directory with its config.json"
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 _CODE_CONFIGS = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 SENTENCE_TRANSFORMERS = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 """What sentence-transformers writes next to a model."""
@@ -55,11 +63,21 @@ class Source(NamedTuple):
     """What the Hub lists at that commit."""
     expected_sha256: Mapping[str, str] = {}
     """Hashes that the Hub states, by file name; known after ``fetch_weights``."""
+    max_context: int | None = None
+    """As in ``Access``."""
+    adapter: Adapter | None = None
+    """What is merged into the model when it is loaded."""
 
     @property
     def name(self) -> str:
         """For people: the Hub id, or the directory's name."""
         return self.id or self.path.name
+
+    @property
+    def text_path(self) -> Path:
+        """The directory with the tokenizer and its chat template: the adapter's where it brings them."""
+        own = self.adapter.path if self.adapter else self.path
+        return own if any((own / name).is_file() for name in TOKENIZERS) else self.path
 
 
 def resolve(source: str | Path, access: Access = Access()) -> Source:
@@ -91,12 +109,12 @@ def resolve(source: str | Path, access: Access = Access()) -> Source:
             where=text,
             hint="leave it out, or give the Hub id; a local path of the same spelling goes first",
         )
-    return _from_directory(path, access.trust_remote_code)
+    return _from_directory(path, access)
 
 
 def file_names(source: Source) -> list[str]:
     """Names of a directory's files, or of those that the Hub lists."""
-    return _names(source.path) if source.files is None else [file.path for file in source.files.files]
+    return names_in(source.path) if source.files is None else [file.path for file in source.files.files]
 
 
 def fetch_listed(source: Source) -> Source:
@@ -119,13 +137,13 @@ def check_code(source: Source) -> None:
     Raises:
         SecurityError: It needs that code, which is not allowed.
     """
-    for name in _CODE_CONFIGS:
-        if (source.path / name).is_file():
+    for path in (directory / name for directory in {source.path, source.text_path} for name in _CODE_CONFIGS):
+        if path.is_file():
             check_tokenizer(
-                read_json(source.path / name),
+                read_json(path),
                 model_type=str(source.config.get("model_type")),
                 trust_remote_code=source.trust_remote_code,
-                where=name,
+                where=path.name,
             )
 
 
@@ -138,9 +156,9 @@ def fetch_side_files(source: Source) -> Source:
     """
     from llmcompress.hub.download import fetch
 
+    source = source._replace(adapter=_fetch_adapter(source))
     if source.files is not None:
-        names = [file.path for file in source.files.files if _is_side_file(file.path, source)]
-        source = source._replace(path=fetch(source.files, [*names, *_readme(source.files)]).path)
+        source = source._replace(path=fetch(source.files, _side_files(source, file_names(source))).path)
     check_code(source)
     return source
 
@@ -158,23 +176,38 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     from llmcompress.hub.download import fetch
 
     where = source.id or str(source.path)
-    if source.files is None:
-        if source.layout == "checkpoint":
-            choose_weights(_names(source.path), where=where)
-        check_code(source)
-        return source
+    source = source._replace(adapter=_fetch_adapter(source, with_weights=True))
     listed = file_names(source)
     main = MODEL_XML if source.layout == "ir" else choose_weights(listed, where=where)
-    side = [name for name in listed if _is_side_file(name, source)]
-    snapshot = fetch(source.files, [*side, *_readme(source.files), *([main] if main == INDEX else [])])
+    if source.files is None:
+        check_code(source)
+        return source
+    snapshot = fetch(source.files, [*_side_files(source, listed), *([main] if main == INDEX else [])])
     check_code(source._replace(path=snapshot.path))
     weights = sorted(set(read_index(snapshot.path / INDEX).values())) if main == INDEX else [main]
     if source.layout == "ir":
         # An artifact of ours lists its recipe too, and is complete only with it.
-        weights = [*IR_FILES, *(name for name in (*_IR_SIDE_FILES, RECIPE) if name in listed)]
+        weights = [*IR_FILES, *(name for name in (*IR_SIDE_FILES, RECIPE) if name in listed)]
     weighed = fetch(source.files, weights, progress=progress)
-    _check_links(snapshot.path)
+    check_links(snapshot.path)
     return source._replace(path=snapshot.path, expected_sha256={**snapshot.sha256, **weighed.sha256})
+
+
+def _side_files(source: Source, listed: Collection[str]) -> list[str]:
+    """The files next to the weights, and the page, which states the license and on which no byte depends."""
+    return [name for name in listed if name == CARD or is_side_file(name, with_code=source.trust_remote_code)]
+
+
+def _fetch_adapter(source: Source, *, with_weights: bool = False) -> Adapter | None:
+    """Bring a Hub adapter's tokenizer and, if asked for, its weights into the user's cache."""
+    from llmcompress.hub.download import fetch
+
+    adapter = source.adapter
+    if adapter is None or adapter.files is None:
+        return adapter
+    listed = [file.path for file in adapter.files.files]
+    names = [ADAPTER_CONFIG, *_side_files(source, listed), *([ADAPTER_WEIGHTS] if with_weights else [])]
+    return adapter._replace(path=fetch(adapter.files, names).path)
 
 
 def identity(source: Source) -> list[object]:
@@ -182,43 +215,29 @@ def identity(source: Source) -> list[object]:
 
     Of the files of a directory: names, sizes and times of change.
     """
-    if source.id is not None:
-        return [source.id, source.revision]
-    stats = sorted((path.name, path.stat()) for path in source.path.iterdir() if path.is_file())
+    adapter = source.adapter
+    merged = [] if adapter is None else _identity(adapter.id, adapter.revision, adapter.path)
+    return [*_identity(source.id, source.revision, source.path), *merged]
+
+
+def _identity(hub_id: str | None, revision: str | None, directory: Path) -> list[object]:
+    if hub_id is not None:
+        return [hub_id, revision]
+    stats = sorted((path.name, path.stat()) for path in directory.iterdir() if path.is_file())
     known = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return [source.id, source.revision, str(source.path), known]
+    return [hub_id, revision, str(directory), known]
 
 
-def longest_context(source: Source) -> int | None:
-    """Tokens that the model's positions reach, by the names configurations have for it; None where it states none."""
-    found = (source.config.get(name) for name in _CONTEXT_KEYS)
-    return next((value for value in found if isinstance(value, int)), None)
-
-
-def require_context(source: Source, num_tokens: int, asked: str, *, field: str = "", hint: str = "take fewer") -> None:
-    """Refuse more tokens at once than the model's positions reach.
-
-    Args:
-        asked: The message up to the comma, such as ``f"{num_tokens} tokens were asked for"``.
-        field: What asks for them, where the model's name alone does not say it.
-        hint: What to do; ``{longest}`` in it becomes the model's context.
-
-    Raises:
-        UsageError: ``num_tokens`` is more.
-    """
-    longest = longest_context(source)
-    if longest is not None and num_tokens > longest:
-        raise UsageError(
-            f"{asked}, the model's context is {longest}",
-            where=f"{source.name}: {field}" if field else source.name,
-            hint=hint.format(longest=longest),
-        )
+def text_files(source: Source) -> tuple[str, ...]:
+    """As ``side_files``, of the directory with the tokenizer."""
+    return side_files(source._replace(path=source.text_path))
 
 
 def side_files(source: Source) -> tuple[str, ...]:
     """Paths of the configuration and tokenizer files next to the weights, sorted."""
-    templates = [path.relative_to(source.path).as_posix() for path in source.path.glob(_TEMPLATES) if path.is_file()]
-    return tuple(sorted(name for name in (*_names(source.path), *templates) if _is_side_file(name, source)))
+    templates = [path.relative_to(source.path).as_posix() for path in source.path.glob(TEMPLATES) if path.is_file()]
+    names = (*names_in(source.path), *templates)
+    return tuple(sorted(name for name in names if is_side_file(name, with_code=source.trust_remote_code)))
 
 
 def _looks_like_path(text: str) -> bool:
@@ -233,7 +252,14 @@ def _from_hub(repo_id: str, access: Access) -> Source:
     check_repo_id(repo_id)
     files = listing(repo_id, access.revision, offline=access.offline)
     names = [file.path for file in files.files]
-    layout = _layout(names, repo_id)
+    adapter = None
+    if access.merge_adapter:
+        require_adapter(names, repo_id)
+        adapter = read_adapter(fetch(files, [ADAPTER_CONFIG]).path, where=repo_id)
+        adapter = adapter._replace(id=repo_id, revision=files.commit, files=files)
+        if not is_whole(names):
+            return _base_of(adapter, access)
+    layout = layout_of(names, repo_id)
     path = fetch(files, ["config.json"]).path
     return Source(
         kind="hub",
@@ -244,116 +270,54 @@ def _from_hub(repo_id: str, access: Access) -> Source:
         revision=files.commit,
         trust_remote_code=access.trust_remote_code,
         files=files,
+        max_context=access.max_context,
+        adapter=adapter,
     )
 
 
-def _from_directory(path: Path, trust_remote_code: bool) -> Source:
+def _from_directory(path: Path, access: Access) -> Source:
     if not path.is_dir():
         raise UsageError(
             "a directory is needed, and this is none" if path.exists() else "the link leads nowhere",
             where=str(path),
             hint="give the directory that holds config.json and the weights",
         )
-    names = _names(path)
+    names = names_in(path)
     if "config.json" not in names:
-        _refuse_cache_folder(path)
-    layout = _layout(names, str(path))
+        refuse_cache_folder(path)
     hold_if_kept(path)
-    _check_links(path)
+    adapter = None
+    if access.merge_adapter:
+        check_links(path, allow_links=access.allow_links)
+        require_adapter(names, str(path))
+        adapter = read_adapter(path.resolve(), where=path.name)
+        if not is_whole(names):
+            return _base_of(adapter, access)
+    if os.path.lexists(path / "config.json"):
+        check_links(path, allow_links=access.allow_links)
+    layout = layout_of(names, str(path))
     return Source(
         kind=layout,
         layout=layout,
         path=path.resolve(),
         config=read_json(path / "config.json"),
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=access.trust_remote_code,
+        max_context=access.max_context,
+        adapter=adapter,
     )
 
 
-def _refuse_cache_folder(path: Path) -> None:
-    """Refuse what the Hub's cache keeps around a model's directory; names the directory itself."""
-    path = path.resolve()
-    if path.name == "snapshots":
-        path = path.parent
-    found = sorted(path.glob("snapshots/*/config.json"))
-    if found:
-        raise ModelError(
-            "it is a folder of the Hub's cache, which keeps a model's files by commit",
-            where=str(path),
-            hint=f"give {found[0].parent}, or the Hub id {path.name.removeprefix('models--').replace('--', '/', 1)}",
-        )
-    if any(path.glob("models--*/snapshots")):
-        raise ModelError(
-            "it is the Hub's cache, which keeps many models",
-            where=str(path),
-            hint="give the Hub id of one of them, with `offline`",
-        )
-
-
-def _names(path: Path) -> list[str]:
+def _base_of(adapter: Adapter, access: Access) -> Source:
+    """Find the model that an adapter was trained on."""
     try:
-        return [entry.name for entry in path.iterdir() if entry.is_file()]
-    except OSError as error:
+        base = resolve(adapter.base, access._replace(revision=adapter.base_revision, merge_adapter=False))
+    except LlmcompressError as error:
+        error.hint = f"{ADAPTER_CONFIG} of {adapter.name} names {adapter.base} as its base model; {error.hint}"
+        raise
+    if base.layout == "ir":
         raise ModelError(
-            f"it cannot be read: {error.strerror}", where=str(path), hint="check its permissions"
-        ) from error
-
-
-def _layout(names: Collection[str], where: str) -> Layout:
-    if "config.json" not in names:
-        raise ModelError(f"there is no config.json{_instead(names)}", where=where, hint=_NEEDED)
-    if SINGLE in names or INDEX in names or MODEL_XML not in names:
-        return "checkpoint"
-    if MODEL_BIN not in names:
-        raise ModelError(f"{MODEL_XML} is there without {MODEL_BIN}", where=where, hint="export the model again")
-    return "ir"
-
-
-def _instead(names: Collection[str]) -> str:
-    for pattern, found in (
-        ("adapter_config.json", "it is an adapter, to be merged into its base model first"),
-        ("model_index.json", "it is a diffusion pipeline"),
-        ("*.gguf", "it holds GGUF files, which are not read"),
-        ("openvino_language_model.xml", "it is an OpenVINO vision-language model"),
-        ("consolidated*", "it is a checkpoint in its trainer's own layout"),
-    ):
-        if fnmatch.filter(names, pattern):
-            return f": {found}"
-    return ""
-
-
-def _is_side_file(name: str, source: Source) -> bool:
-    if name.endswith(".py"):
-        return source.trust_remote_code
-    if "/" in name:
-        return fnmatch.fnmatchcase(name, _TEMPLATES)
-    wanted = any(fnmatch.fnmatchcase(name, pattern) for pattern in _SIDE_FILES)
-    return wanted and not any(fnmatch.fnmatchcase(name, pattern) for pattern in _SKIPPED)
-
-
-def _readme(files: HubListing) -> list[str]:
-    """The model's page, which states its license; it is no side file, as no byte of the output depends on it."""
-    return [CARD] if any(file.path == CARD for file in files.files) else []
-
-
-def _check_links(directory: Path) -> None:
-    """Refuse links that leave the directory, apart from those that the Hub's cache is made of."""
-    root = directory.resolve()
-    blobs = root.parent.parent / "blobs"
-    patterns = (*_SIDE_FILES, *_IR_SIDE_FILES, *IR_FILES, CARD, "*.safetensors", "*.py", "additional_chat_templates")
-    for entry in [*root.iterdir(), *(root / "additional_chat_templates").glob("*")]:
-        if not entry.is_symlink() or not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
-            continue
-        target = entry.resolve()
-        if target.is_relative_to(root) or (root.parent.name == "snapshots" and target.is_relative_to(blobs)):
-            if entry.name != CARD and not target.exists():
-                raise ModelError(
-                    f"{entry.name} is a link that leads nowhere: the model is there in part",
-                    where=str(directory),
-                    hint="fetch it again; the Hub id in place of the directory does",
-                )
-            continue
-        raise SecurityError(
-            f"{entry.name} is a link to {target}, outside the model's directory; it was not opened",
-            where=str(directory),
-            hint="replace the link by the file, if you know that it belongs there",
+            f"its base model {adapter.base} is an OpenVINO IR; an adapter is merged into a checkpoint",
+            where=adapter.name,
+            hint=f"write the checkpoint that it was trained on into base_model_name_or_path of {ADAPTER_CONFIG}",
         )
+    return base._replace(adapter=adapter)

@@ -17,10 +17,11 @@ INDEX = "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", "openvino_")
 _SHOWN = 5
+_WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
 _REMEDIES = (
     ("*-of-*.safetensors", f"the index of these shards is missing: fetch {INDEX} as well"),
     ("*.gguf", "GGUF files are not read: give the safetensors checkpoint that they were made from"),
-    ("adapter_model.*", "it is an adapter: merge it into its base model first, with peft's merge_and_unload"),
+    ("adapter_model.*", "it is an adapter: merge it into its base model with `merge_adapter`"),
     ("consolidated*", "it is in its trainer's own layout: give the model as transformers saves it"),
     ("*.safetensors", f"transformers reads {SINGLE} alone: rename the file, if it holds the whole model"),
 )
@@ -64,6 +65,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
             found[name] = tensor
     _compare(path, stated, found)
     return Checkpoint(path, files, INDEX, found)
+
+
+def refuse_empty(checkpoint: Checkpoint) -> None:
+    """Refuse weights without elements: under ZeRO-3 ``state_dict`` holds none, as every process has a part of them.
+
+    Raises:
+        ModelError: names the tensors and how they are gathered.
+    """
+    tensors = checkpoint.tensors
+    empty = sorted(name for name, tensor in tensors.items() if 0 in tensor.shape and tensor.dtype in _WEIGHT_DTYPES)
+    if empty:
+        raise ModelError(
+            f"{len(empty)} of {len(tensors)} tensors are empty, as in a save under DeepSpeed's ZeRO-3: {_some(empty)}",
+            where=str(checkpoint.path),
+            hint="gather them: run zero_to_fp32.py, which lies beside the training checkpoint, or save by "
+            "save_16bit_model with stage3_gather_16bit_weights_on_model_save",
+        )
 
 
 def choose_weights(names: Collection[str], *, where: str) -> str:

@@ -61,7 +61,7 @@ CHECK_TEXTS = (
 
 def source_tokenizer(source: Source) -> Any:
     """Load the tokenizer of a source whose files are there; raises as ``load_tokenizer`` and ``check_token_ids``."""
-    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    tokenizer = load_tokenizer(source.text_path, trust_remote_code=source.trust_remote_code)
     check_token_ids(source, tokenizer)
     return tokenizer
 

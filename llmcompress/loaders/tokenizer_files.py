@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcompress.errors import ModelError, ResourceError
-from llmcompress.loaders.source import Source, side_files
+from llmcompress.loaders.source import Source, text_files
 from llmcompress.system.environment import installed_versions
 from llmcompress.system.json_file import read_json, write_json
 
@@ -106,14 +106,14 @@ def write_own_files(tokenizer: Any, output_dir: Path, source: Source | None) -> 
     if source is not None:
         for name in published:
             (output_dir / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source.path / name, output_dir / name)
+            shutil.copyfile(source.text_path / name, output_dir / name)
     _tell_genai_special_tokens(output_dir)
 
 
 def published_files(source: Source, tokenizer: Any) -> tuple[str, ...]:
     """Names of the files of a source that its tokenizer is read from."""
     patterns = (*_PUBLISHED, *tokenizer.vocab_files_names.values())
-    return tuple(name for name in side_files(source) if any(fnmatch.fnmatchcase(name, each) for each in patterns))
+    return tuple(name for name in text_files(source) if any(fnmatch.fnmatchcase(name, each) for each in patterns))
 
 
 def _format(path: Path) -> tuple[str | None, tuple[str, ...]]:

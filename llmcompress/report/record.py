@@ -47,6 +47,15 @@ class SourceCard(Record):
     """Of the README."""
 
 
+class AdapterRecord(Record):
+    """An adapter that was merged into the model; its files are those of the provenance below ``adapter/``."""
+
+    id: str | None = None
+    """Hub id, or None for a local directory."""
+    revision: str | None = None
+    """The resolved commit hash."""
+
+
 class Provenance(Record):
     """Where the model came from. Holds no local path: the same bytes give the same record anywhere."""
 
@@ -61,6 +70,8 @@ class Provenance(Record):
     """Precision of the source's weights as its files hold them: bf16, fp16, fp32, or 'mixed'."""
     files: tuple[FileRecord, ...]
     trust_remote_code: bool = False
+    adapter: AdapterRecord | None = None
+    """What was merged into the model, which all else here is of."""
     card: SourceCard | None = None
     """None where the source has no README or it was not at hand offline, and in manifests of earlier versions."""
 

@@ -62,6 +62,8 @@ def evaluate_artifact(
             "trust_remote_code": access.trust_remote_code,
             "offline": access.offline,
             "allow_nonfinite": access.allow_nonfinite,
+            "allow_links": access.allow_links,
+            "max_context": access.max_context,
             "reference_scores": evaluation.reference_scores,
             "keep_logits_in": keep_logits_in,
             "gate": gate,

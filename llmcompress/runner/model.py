@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from llmcompress.compression.run import recipe_windows
 from llmcompress.data.protocols import scored_text
-from llmcompress.loaders.source import Source, fetch_side_files, require_context, resolve
+from llmcompress.loaders.context import require_context
+from llmcompress.loaders.source import Source, fetch_side_files, resolve
 from llmcompress.report.compression import CalibrationRecord
 from llmcompress.runner.durations import remembered
 from llmcompress.runner.records import MEASURED, Step

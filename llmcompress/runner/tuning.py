@@ -117,6 +117,8 @@ def tune_artifact(
                 "reference_revision": None if itself else access.revision,
                 "trust_remote_code": access.trust_remote_code,
                 "allow_nonfinite": access.allow_nonfinite,
+                "allow_links": access.allow_links,
+                "max_context": access.max_context,
                 "offline": access.offline,
                 "gate": gate,
             },

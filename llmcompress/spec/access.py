@@ -21,6 +21,16 @@ class Access(NamedTuple):
     """Use local files and caches only."""
     allow_nonfinite: bool = False
     """Go on when a weight is NaN or infinite."""
+    allow_links: bool = False
+    """Follow links that leave a source's directory."""
+    merge_adapter: bool = False
+    """Of an adapter's directory: load its base model and merge the adapter into it."""
+    max_context: int | None = None
+    """Tokens that the model's positions reach, in place of what its configuration states."""
+
+    def of_candidate(self) -> Access:
+        """Return how the model is opened whose reference is opened so: the rest is for checkpoints."""
+        return Access(allow_links=self.allow_links, max_context=self.max_context)
 
     def at(self, revision: str | None) -> Access:
         """Return the same for another source, of which this is the revision."""

@@ -29,6 +29,7 @@ def _compress(row: Row) -> str:
     manifest = row.manifest
     source, *options = _source(manifest.provenance, "SOURCE")
     options += ["--recipe", _recipe(manifest.recipe, row), "--output", row.directory]
+    options += ["--merge-adapter"] if manifest.provenance.adapter else []
     options += ["--trust-remote-code"] if manifest.provenance.trust_remote_code else []
     options += ["--no-tokenizer"] if manifest.tokenizer == "none" else []
     return command_line(["llmcompress", "compress"], [source], options)
@@ -74,6 +75,7 @@ def _bench(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _source(provenance: Provenance, unknown: str, revision: str = "--revision") -> list[str]:
-    if provenance.id is None:
+    of = provenance.adapter or provenance
+    if of.id is None:
         return [unknown]
-    return [provenance.id, *([revision, provenance.revision] if provenance.revision else [])]
+    return [of.id, *([revision, of.revision] if of.revision else [])]

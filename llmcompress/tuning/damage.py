@@ -60,7 +60,7 @@ def open_models(request: TuneRequest, progress: Reporter) -> Models:
         ResourceError: Too little memory for two models and two workers.
     """
     spec, access = request.spec, request.access
-    found = resolve(request.directory)
+    found = resolve(request.directory, request.access.of_candidate())
     other = None if request.reference is None else resolve(request.reference, access)
     documents = read_documents(spec.evaluation(), offline=access.offline)
     windows = evaluation_windows(documents, spec.evaluation(), text_encoder(found))

@@ -13,7 +13,8 @@ from llmcompress.artifact import manifest_sha256, require_verified, write_report
 from llmcompress.errors import UsageError
 from llmcompress.evaluation.gate import combined
 from llmcompress.graph.device import check_device, properties_of
-from llmcompress.loaders.source import Source, require_context, resolve
+from llmcompress.loaders.context import require_context
+from llmcompress.loaders.source import Source, resolve
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.file_names import TUNE_REPORT
 from llmcompress.report.record import Stages, environment_record
@@ -75,6 +76,9 @@ def tune(
     reference_revision: str | None = None,
     trust_remote_code: bool = False,
     allow_nonfinite: bool = False,
+    allow_links: bool = False,
+    merge_adapter: bool = False,
+    max_context: int | None = None,
     offline: bool = False,
     gate: Gate | None = None,
     progress: Reporter = silent,
@@ -93,6 +97,10 @@ def tune(
         reference_revision: Branch, tag or commit of a Hub reference.
         trust_remote_code: Run Python code that the reference brings.
         allow_nonfinite: Go on when a weight is NaN or infinite.
+        allow_links: Follow links that leave a source's directory.
+        merge_adapter: Load the base model of an adapter's directory and merge the adapter into it (the extra
+            ``adapters``).
+        max_context: Tokens that the model's positions reach, where its configuration states another context.
         offline: Use local files and caches only.
         gate: Thresholds, each instead of the artifact's own.
         progress: Told of every step.
@@ -108,7 +116,9 @@ def tune(
     """
     quiet_libraries()
     stages, deadline = Stages(), time.monotonic() + spec.budget_s
-    access = Access(reference_revision, trust_remote_code, offline, allow_nonfinite)
+    access = Access(
+        reference_revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context
+    )
     target = prepare(TuneRequest(Path(directory).absolute(), spec, reference, access, gate or Gate()))
     directory = target.request.directory
     with _logits_dir(directory) as logits_dir:
@@ -128,7 +138,7 @@ def prepare(request: TuneRequest) -> Target:
     check_device(spec.device)
     manifest = require_verified(directory)
     request = request._replace(gate=combined(manifest.recipe.gate, request.gate))
-    found = resolve(directory)
+    found = resolve(directory, request.access.of_candidate())
     _check_reference(request)
     _check_context(found, spec)
     # Exact execution must be possible, and a wrong property is an error before anything slow.

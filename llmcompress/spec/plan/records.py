@@ -32,6 +32,8 @@ class PlanModel(StrictModel):
     """Branch, tag or commit of a Hub source."""
     trust_remote_code: bool = False
     allow_nonfinite: bool = False
+    allow_links: bool = False
+    max_context: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
     exclude: Texts = ()
     """Names of recipes that are not for this model."""
     overrides: dict[str, Settings] = Field(default_factory=dict)
@@ -39,7 +41,14 @@ class PlanModel(StrictModel):
 
     def access(self, *, offline: bool) -> Access:
         """Return how the model is opened."""
-        return Access(self.revision, self.trust_remote_code, offline, self.allow_nonfinite)
+        return Access(
+            self.revision,
+            self.trust_remote_code,
+            offline,
+            self.allow_nonfinite,
+            self.allow_links,
+            max_context=self.max_context,
+        )
 
     @property
     def short_name(self) -> str:
