@@ -10,9 +10,9 @@ from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import UsageError
 from llmcompress.graph.device import compile_model, decoder_inputs, input_names, properties_of
 from llmcompress.loaders.adapter import adapters_left_out, merge
-from llmcompress.loaders.context import changing_rope
+from llmcompress.loaders.context import ChangingRope, changing_rope
 from llmcompress.loaders.loaded_model import LoadedModel, load
-from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.source import fetch_weights, resolve
 from llmcompress.report.evaluation import ConversionRecord
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import quiet_libraries
@@ -84,9 +84,9 @@ def compare_with_torch(loaded: LoadedModel, encoder: TextEncoder, progress: Repo
     import torch
     from transformers import AutoModelForCausalLM
 
-    source = loaded.source
+    source, rope = loaded.source, changing_rope(loaded.source.config)
 
-    prompts = [*(encoder.ids(prompt, special=True) for prompt in PROMPTS), *_long_prompt(source, encoder)]
+    prompts = [*(encoder.ids(prompt, special=True) for prompt in PROMPTS), *_long_prompt(rope, encoder, source.name)]
     progress(Progress("PyTorch", 0, len(prompts), "prompts"))
     with adapters_left_out():
         module = AutoModelForCausalLM.from_pretrained(
@@ -106,7 +106,9 @@ def compare_with_torch(loaded: LoadedModel, encoder: TextEncoder, progress: Repo
     divergences, disagreements, near_ties = [], 0, 0
     for number, (prompt, (ids, logits)) in enumerate(zip(prompts, expected, strict=True)):
         progress(Progress("OpenVINO", number, len(prompts), "prompts"))
-        got = _by_openvino(compiled, ids, len(prompt))
+        # PyTorch's frequencies are those of the whole: what goes beyond their change token by token has both.
+        crosses = rope is not None and rope.kind == "longrope" and len(prompt) <= rope.length < len(ids)
+        got = _by_openvino(compiled, ids, len(ids) - 1 if crosses else len(prompt))
         first, second = _log_probabilities(logits), _log_probabilities(got)
         divergences.append((np.exp(first) * (first - second)).sum(axis=1))
         rows = np.arange(len(first))
@@ -130,13 +132,12 @@ def compare_with_torch(loaded: LoadedModel, encoder: TextEncoder, progress: Repo
     )
 
 
-def _long_prompt(source: Source, encoder: TextEncoder) -> list[list[int]]:
+def _long_prompt(rope: ChangingRope | None, encoder: TextEncoder, where: str) -> list[list[int]]:
     """A prompt beyond the length at which the frequencies of positions change; none where they do not."""
-    rope = changing_rope(source.config)
     if rope is None:
         return []
     if rope.length > LONGEST_PROMPT:
-        _log.warning("%s: not compared beyond %s tokens, where its positions change", source.name, f"{rope.length:,}")
+        _log.warning("%s: not compared beyond %s tokens, where its positions change", where, f"{rope.length:,}")
         return []
     num_tokens = rope.length + _MORE_TOKENS
     text = "\n".join(PROMPTS)
@@ -153,7 +154,7 @@ def _by_torch(module: Any, prompt: list[int], num_new: int) -> tuple[list[int], 
     with torch.no_grad():
         for _ in range(num_new):
             ids.append(int(module(torch.tensor([ids])).logits[0, -1].argmax()))
-        logits = module(torch.tensor([ids])).logits[0, :-1][-_MAX_ROWS:]
+        logits = module(torch.tensor([ids[:-1]])).logits[0, -_MAX_ROWS:]
     return ids, logits.numpy().astype(np.float64)
 
 

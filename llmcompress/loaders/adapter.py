@@ -161,8 +161,10 @@ def merge(model: Any, adapter: Adapter) -> Any:
         with_adapter = PeftModel(model, LoraConfig.from_pretrained(directory))
         loaded = with_adapter.load_adapter(directory, "default", torch_device="cpu", use_safetensors=True)
         strangers = [*loaded.unexpected_keys, *(key for key in loaded.missing_keys if "lora_" in key)]
-        # A copy of each weight: what is mapped from the base model's files stays as it is.
-        merged = with_adapter.merge_and_unload(safe_merge=True)
+        own = {name: value for name, value in with_adapter.named_parameters() if "lora_" in name}
+        infinite = [name for name, value in own.items() if not value.isfinite().all()]
+        # In place: safetensors maps files privately, so that the base model's stay as they are.
+        merged = with_adapter.merge_and_unload()
     except Exception as error:
         raise ModelError(
             f"peft could not merge it: {one_line(f'{type(error).__name__}: {error}', 300)}",
@@ -172,5 +174,11 @@ def merge(model: Any, adapter: Adapter) -> Any:
     if strangers:
         raise ModelError(
             f"{len(strangers)} of its tensors do not fit the base model: {strangers[0]}", where=adapter.name, hint=hint
+        )
+    if infinite:
+        raise ModelError(
+            f"{len(infinite)} of its tensors hold NaN or infinite values: {infinite[0]}",
+            where=adapter.name,
+            hint="the adapter is damaged or its training diverged; fetch or train it again",
         )
     return merged
