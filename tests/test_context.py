@@ -109,7 +109,7 @@ def test_windows_beyond_a_change_are_fed_whole_unless_pieces_are_asked_for(
         whole = evaluate(model, EvalSpec(**spec))
         told = caplog.text
         pieces = evaluate(model, EvalSpec(**spec, chunk=32))
-    assert (whole.text.chunk, pieces.text.chunk) == (128, 32)
+    assert (whole.chunk, pieces.chunk) == (128, 32)
     assert "change beyond 64 tokens (longrope): windows are fed whole, as the runtime reads a prompt" in told
     assert "in pieces of 32 a window is another function than the whole prompt" in caplog.text
 

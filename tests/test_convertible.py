@@ -16,6 +16,7 @@ from llmcompress.compression.compressible import require_compressible
 from llmcompress.errors import LlmcompressError, ModelError, RecipeError, SecurityError
 from llmcompress.loaders import other_libraries, tensor_names
 from llmcompress.loaders.convertible import require_convertible
+from llmcompress.loaders.safetensors_file import read_header
 from llmcompress.loaders.source import resolve
 from llmcompress.loaders.tensors import read_checkpoint
 from llmcompress.runner.survey import survey
@@ -271,3 +272,26 @@ def test_of_a_hub_source_small_files_alone_are_fetched(
             require_convertible(resolve("acme/tiny"))
         asked = {path.split("/resolve/")[1].partition("/")[2] for _, path in server.asked("/resolve/")}
     assert asked == {"config.json", "tokenizer_config.json", "modules.json"}
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_empty_tensors_of_zero_3_are_named_with_their_remedy(tmp_path: Path, untied: Path, sharded: bool) -> None:
+    import torch
+
+    def emptied(tensors: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: torch.empty(0, dtype=torch.bfloat16) if "norm" not in name else tensor
+            for name, tensor in tensors.items()
+        }
+
+    model = rewritten(untied, tmp_path / "zero3", emptied)
+    if sharded:
+        (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
+        names = read_header(model / "model-00001-of-00001.safetensors")
+        index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    dry, wet = refusals(model, load_recipe("int8"), tmp_path)
+    assert "tensors are empty, as in a save under DeepSpeed's ZeRO-3: lm_head.weight, model.embed_tok" in dry.message
+    assert "zero_to_fp32.py" in dry.hint
+    assert "save_16bit_model" in dry.hint
+    assert (wet.message, wet.hint) == (dry.message, dry.hint)

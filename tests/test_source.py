@@ -428,3 +428,24 @@ def watch_opens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("io.open", note(io_open))
     monkeypatch.setattr(os, "open", note(low))
     return opened
+
+
+def test_a_link_that_leaves_the_directory_is_followed_where_that_is_allowed(tmp_path: Path) -> None:
+    elsewhere = write(tmp_path / "disk", model_st=WEIGHTS)
+    path = write(tmp_path / "m", config_json=CONFIG)
+    (path / "model.safetensors").symlink_to(elsewhere / "model.safetensors")
+    with pytest.raises(SecurityError, match="outside the model's directory; it was not opened") as caught:
+        resolve(path)
+    assert caught.value.hint == "`allow_links` opens it, if you know that it belongs there"
+    assert fetch_weights(resolve(path, Access(allow_links=True))).path == path
+    (elsewhere / "model.safetensors").unlink()
+    for access in (Access(), Access(allow_links=True)):
+        with pytest.raises(ModelError, match=r"model\.safetensors is a link that leads nowhere"):
+            resolve(path, access)
+
+
+def test_a_configuration_that_is_a_dangling_link_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", model_st=WEIGHTS)
+    (path / "config.json").symlink_to(tmp_path / "gone.json")
+    with pytest.raises(ModelError, match=r"config\.json is a link that leads nowhere"):
+        resolve(path)

@@ -135,7 +135,8 @@ def diagnose(progress: Reporter = silent) -> Diagnosis:
     """Look at libraries, devices, processor, memory and disk; import every library once, in a process of its own."""
     tested = tested_versions()
     declared = declared_packages() or PACKAGES_THAT_DECIDE_BYTES
-    packages = tuple(dict.fromkeys(canonical(name) for name in (*declared, *SAME_RELEASE, "torch", "torchvision")))
+    names = (*declared, *SAME_RELEASE, "peft", "torch", "torchvision")
+    packages = tuple(dict.fromkeys(canonical(name) for name in names))
     installed = installed_versions(packages)
     findings = [*range_findings(), *release_findings(installed)]
     devices: tuple[DeviceFound, ...] = ()

@@ -158,7 +158,8 @@ def _conversion(source: str, access: Access, *, as_json: bool, verbose: bool) ->
     from llmcompress.cli.evaluation_report import print_conversion
     from llmcompress.evaluation.conversion import check_conversion
 
-    report = run_watched(check_conversion, {"source": source, **access._asdict()}, verbose=verbose)
+    options = {name: value for name, value in access._asdict().items() if name != "max_context"}
+    report = run_watched(check_conversion, {"source": source, **options}, verbose=verbose)
     print_report(report, print_conversion, as_json=as_json)
     if not report.passed:
         raise ModelError(

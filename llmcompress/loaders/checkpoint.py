@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 from llmcompress.errors import ModelError
 from llmcompress.graph.model import forget_conversion, keep_alive, memory_owners, read_ir
 from llmcompress.loaders.adapter import Adapter, adapters_left_out, merge
+from llmcompress.loaders.exporter import TASK
 from llmcompress.loaders.tensor_names import refuse_other_tensors
 from llmcompress.system.patching import replaced
 
 if TYPE_CHECKING:
     import openvino as ov
-
-TASK = "text-generation-with-past"
 
 
 class _ModelTaken(BaseException):

@@ -104,10 +104,7 @@ def _kind(missing: Collection[str], unexpected: Collection[str]) -> tuple[str, s
         if any(part.startswith(head.prefixes) for name in unexpected for part in _ends(name)):
             return head.kind, "take the language model that it was made from" if missing else _ALONE
     if missing and not unexpected and all(_is_head(name) for name in missing):
-        return (
-            "no causal language model but an embedding model or another one without an output head",
-            EXPORT_EMBEDDINGS,
-        )
+        return _BARE, EXPORT_EMBEDDINGS
     return "", ""
 
 
