@@ -26,9 +26,7 @@ MergeAdapter = Annotated[
 ]
 MaxContext = Annotated[
     int | None,
-    typer.Option(
-        "--max-context", min=1, metavar="TOKENS", help="The model's context. Default: config.json's"
-    ),
+    typer.Option("--max-context", min=1, metavar="TOKENS", help="The model's context. Default: config.json's"),
 ]
 ReferenceRevision = Annotated[str | None, typer.Option("--reference-revision", help="Revision of a Hub reference.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, in one step at the end.")]
