@@ -229,7 +229,7 @@ def test_neither_path_nor_id(name: str) -> None:
 
 @pytest.mark.parametrize("revision", ["../../x", "a b", "-x", "a\0"])
 def test_a_revision_that_is_none(fake: FakeHub, revision: str) -> None:
-    with pytest.raises(UsageError, match="is no revision"):
+    with pytest.raises(UsageError, match="is not a revision"):
         resolve("acme/tiny", Access(revision=revision))
     assert fake.requests == []
 
