@@ -581,9 +581,7 @@ def test_conversations_in_parquet_and_under_another_name(tmp_path: Path, byte_le
     assert from_table.record.token_ids_sha256 == from_lines.record.token_ids_sha256
 
 
-@pytest.mark.parametrize(
-    "value", [[], [{"from": "human", "value": "x"}], [{"role": "user", "content": None}], 3, ["x"]]
-)
+@pytest.mark.parametrize("value", [[], [{"from": "human"}], [{"role": "user", "content": None}], 3, ["x"]])
 def test_what_is_no_conversation(value: object, tmp_path: Path, byte_level: Any) -> None:
     path = jsonl(tmp_path / "chat.jsonl", [{"messages": value}])
     refused(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmcompress.data.texts import Rows, read_rows, text_of
+from llmcompress.data.conversations import Conversations, conversation_columns
+from llmcompress.data.texts import Columns, Rows, read_rows, text_of
 from llmcompress.data.tokens import Frame, TextEncoder, by_transformers
 from llmcompress.errors import DataError, UsageError
-from llmcompress.loaders import chat
 from llmcompress.report.compression import CalibrationRecord
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class _Documents(NamedTuple):
     rows: Rows
     text: Callable[[int], str]
     """Of the document at an index."""
+    conversations: Conversations | None = None
+    """Where the texts come from, if they are such."""
 
 
 class _Piece(NamedTuple):
@@ -66,9 +68,9 @@ def calibration_windows(
     only a sample of documents, or of pieces of a long document, some windows long, is tokenised. Same data, seed and
     tokenizer: same windows.
 
-    With ``chat_template`` a document is one conversation, a list of ``{"role", "content"}`` in the field ``messages``
-    (or in ``text_field``, if that is not ``text``), or a string, which becomes a single user turn with the prompt for
-    the answer. The template writes all special tokens.
+    With ``chat_template`` a document is one conversation, as ``conversation_of`` reads it, in the field ``messages`` or
+    ``conversations`` (or in ``text_field``, if that is not ``text``). The template writes all special tokens. What of
+    the rows does not reach it is logged as a warning.
 
     Args:
         calibration: What to take; its local file, if it names one, is ``calibration.dataset_path()``.
@@ -133,8 +135,11 @@ def _stream(
         pieces, complete = _sample(documents, generator, budget, piece_chars)
         stream = _tokenise(pieces, encoder, frame)
         if complete or len(stream) >= num_tokens:
-            return stream, generator
+            break
         budget *= 4
+    if documents.conversations:
+        documents.conversations.warn_of_losses()
+    return stream, generator
 
 
 def _held_out(
@@ -183,45 +188,20 @@ def token_ids_sha256(token_ids: NDArray[np.int64]) -> str:
 
 def _open(calibration: Calibration, tokenizer: Any, offline: bool) -> _Documents:
     source = calibration.dataset_path() or calibration.dataset
-    fields: tuple[str, ...] = (calibration.text_field,)
+    columns = Columns((calibration.text_field,))
     if calibration.chat_template:
-        if not tokenizer.chat_template:
-            raise UsageError(
-                "the model's tokenizer has no chat template",
-                where="calibration.chat_template",
-                hint="set calibration.chat_template to false",
-            )
         if str(source).lower().endswith(".txt"):
             raise UsageError(
                 "a .txt file is one running text, conversations are needed",
                 where="calibration.chat_template",
                 hint="give a .jsonl file with a messages list per line, or set chat_template to false",
             )
-        fields = ("messages", "text") if fields == ("text",) else fields
-    rows = read_rows(source, subset=calibration.subset, split=calibration.split, fields=fields, offline=offline)
+        columns = conversation_columns(calibration.text_field)
+    rows = read_rows(source, columns, subset=calibration.subset, split=calibration.split, offline=offline)
     if calibration.chat_template:
-        return _Documents(rows, lambda index: _conversation(rows, index, tokenizer))
+        conversations = Conversations(rows, tokenizer, "calibration.chat_template")
+        return _Documents(rows, conversations.text, conversations)
     return _Documents(rows, lambda index: text_of(rows, index))
-
-
-def _conversation(rows: Rows, index: int, tokenizer: Any) -> str:
-    value = rows.values[index]
-    if isinstance(value, str):
-        if not value:
-            return ""
-        return chat.render(tokenizer, [{"role": "user", "content": value}], add_generation_prompt=True)
-    if not isinstance(value, list) or not value or not all(_is_message(message) for message in value):
-        raise DataError(
-            'not a conversation: a list of {"role": text, "content": text} or a string is needed',
-            where=rows.place(index),
-            hint="write the turns as messages, or set chat_template to false",
-        )
-    messages = [{"role": message["role"], "content": message["content"]} for message in value]
-    return chat.render(tokenizer, messages, add_generation_prompt=False)
-
-
-def _is_message(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(value.get(key), str) for key in ("role", "content"))
 
 
 def _sample(

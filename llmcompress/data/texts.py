@@ -7,18 +7,20 @@ document. Nothing is executed: Hub datasets are data files only, at a pinned rev
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.data.encoding import decode
 from llmcompress.errors import DataError, HubError, UsageError
+from llmcompress.spec.dataset import FILE_TYPES, is_file_name
 from llmcompress.system.patching import replaced
 
 if TYPE_CHECKING:
     from llmcompress.spec import Dataset
 
-EXTENSIONS = (".txt", ".jsonl", ".parquet")
 MAX_FILE_BYTES = 1 << 30
 """Local files are read as a whole; a calibration needs some megabytes."""
 
@@ -48,6 +50,30 @@ KNOWN_DATASETS = {
 }
 
 
+class Columns(NamedTuple):
+    """What is read of a row."""
+
+    fields: tuple[str, ...]
+    """Of these the first one that is there."""
+    beside: tuple[str, ...] = ()
+    """Of these all that are there."""
+
+    def names(self, present: Sequence[str], where: str) -> tuple[str, list[str]]:
+        """The field, and what is read beside it.
+
+        Raises:
+            DataError: There is none of the fields.
+        """
+        for field in self.fields:
+            if field in present:
+                return field, [name for name in self.beside if name in present and name != field]
+        raise DataError(
+            f"no field {' or '.join(map(repr, self.fields))}, there are: {', '.join(map(repr, present)) or 'none'}",
+            where=where,
+            hint="set text_field to one of them",
+        )
+
+
 class Rows(NamedTuple):
     """The documents of one dataset as they are stored, by position."""
 
@@ -57,6 +83,15 @@ class Rows(NamedTuple):
     unit: str
     numbers: Sequence[int]
     """Line or row number of each value, for messages."""
+    beside: Sequence[Mapping[str, object]] = ()
+    """Of each row what else was asked for; empty where no row has any of it."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """Other fields, where some were asked for beside the value, and how many rows have them."""
+
+    @property
+    def has_schema(self) -> bool:
+        """Whether all rows have the same fields, of which those that a row lacks are null."""
+        return self.unit == "row"
 
     def place(self, index: int) -> str:
         """Where the document at ``index`` stands, as ``file.jsonl: line 3``."""
@@ -86,7 +121,7 @@ def read_texts(
         DataError: the file or a row cannot be used, or the dataset has no such subset, split or field.
         HubError: the Hub cannot be reached or has no such dataset.
     """
-    rows = read_rows(dataset, subset=subset, split=split, fields=(text_field,), offline=offline)
+    rows = read_rows(dataset, Columns((text_field,)), subset=subset, split=split, offline=offline)
     for index in range(len(rows.values)):
         yield text_of(rows, index)
 
@@ -110,25 +145,23 @@ def text_of(rows: Rows, index: int) -> str:
     return value
 
 
-def read_rows(
-    dataset: str | Path, *, subset: str | None, split: str | None, fields: tuple[str, ...], offline: bool
-) -> Rows:
-    """Read one column: of ``fields`` the first one that the data has. Errors as in :func:`read_texts`."""
-    if isinstance(dataset, Path) or dataset.lower().endswith(EXTENSIONS):
-        rows = _read_file(Path(dataset), fields)
+def read_rows(dataset: str | Path, columns: Columns, *, subset: str | None, split: str | None, offline: bool) -> Rows:
+    """Read what ``columns`` names, a ``.txt`` file as a whole. Errors as in :func:`read_texts`."""
+    if isinstance(dataset, Path) or is_file_name(dataset):
+        rows = _read_file(Path(dataset), columns)
     else:
-        rows = _read_hub(_pinned(dataset, subset, split), fields, offline)
+        rows = _read_hub(_pinned(dataset, subset, split), columns, offline)
     if not len(rows.values):
         raise DataError("no documents in it", where=rows.where, hint="name a dataset that holds text")
     return rows
 
 
-def _read_file(path: Path, fields: tuple[str, ...]) -> Rows:
+def _read_file(path: Path, columns: Columns) -> Rows:
     where = path.name
     extension = path.suffix.lower()
-    if extension not in EXTENSIONS:
+    if extension not in FILE_TYPES:
         raise UsageError(
-            f"the ending {extension or '(none)'} is not known, accepted are {', '.join(EXTENSIONS)}",
+            f"the ending {extension or '(none)'} is not known, accepted are {', '.join(FILE_TYPES)}",
             where=where,
             hint="convert the text to .jsonl with one object per document, or rename it to .txt",
         )
@@ -143,7 +176,7 @@ def _read_file(path: Path, fields: tuple[str, ...]) -> Rows:
         if size == 0:
             raise DataError("the file is empty", where=where, hint="name a file that holds text")
         if extension == ".parquet":
-            return _read_parquet(path, fields)
+            return _read_parquet(path, columns)
         raw = path.read_bytes()
     except OSError as error:
         raise DataError(
@@ -151,13 +184,15 @@ def _read_file(path: Path, fields: tuple[str, ...]) -> Rows:
         ) from None
     text = decode(raw, path)
     if extension == ".jsonl":
-        return _read_jsonl(text, where, fields)
+        return _read_jsonl(text, where, columns)
     return Rows([text] if text.strip() else [], where, "document", [1])
 
 
-def _read_jsonl(text: str, where: str, fields: tuple[str, ...]) -> Rows:
+def _read_jsonl(text: str, where: str, columns: Columns) -> Rows:
     values: list[object] = []
     numbers: list[int] = []
+    beside: list[Mapping[str, object]] = []
+    left_out: Counter[str] = Counter()
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -168,14 +203,18 @@ def _read_jsonl(text: str, where: str, fields: tuple[str, ...]) -> Rows:
             raise DataError(f"not JSON: {error}", where=place, hint="write one JSON object per line") from None
         if not isinstance(row, dict):
             raise DataError(f"holds {_kind(row)}, a JSON object is needed", where=place, hint="write one per line")
-        value = row[_first_field(fields, list(row), place)]
-        if "\\u" in line and not _encodable(value):
+        field, names = columns.names(list(row), place)
+        others = {name: row[name] for name in names if row[name] is not None}
+        if "\\u" in line and not _encodable([row[field], others]):
             raise DataError(
                 "half of a surrogate pair, which no text can hold", where=place, hint="write the character itself"
             )
-        values.append(value)
+        values.append(row[field])
         numbers.append(number)
-    return Rows(values, where, "line", numbers)
+        beside.append(others)
+        if columns.beside:
+            left_out.update(name for name, value in row.items() if value is not None and name not in {field, *names})
+    return Rows(values, where, "line", numbers, beside, left_out)
 
 
 def _encodable(value: object) -> bool:
@@ -186,17 +225,28 @@ def _encodable(value: object) -> bool:
     return True
 
 
-def _read_parquet(path: Path, fields: tuple[str, ...]) -> Rows:
+def _read_parquet(path: Path, columns: Columns) -> Rows:
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            field = _first_field(fields, file.schema_arrow.names, path.name)
-            values = file.read([field]).column(field).to_pylist()
+            present = file.schema_arrow.names
+            field, names = columns.names(present, path.name)
+            table = file.read([field, *names])
+            values, beside = table.column(field).to_pylist(), table.select(names).to_pylist() if names else ()
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"not a readable Parquet file: {error}", where=path.name, hint="write the file again") from None
-    return Rows(values, path.name, "row", range(1, len(values) + 1))
+    return _table_rows(values, beside, path.name, columns, present)
+
+
+def _table_rows(
+    values: Sequence[object], beside: Sequence[Mapping[str, object]], where: str, columns: Columns, present: list[str]
+) -> Rows:
+    field, names = columns.names(present, where)
+    others = [name for name in present if name not in {field, *names}] if columns.beside else []
+    left_out = dict.fromkeys(others, len(values))
+    return Rows(values, where, "row", range(1, len(values) + 1), beside, left_out)
 
 
 def _pinned(name: str, subset: str | None, split: str | None) -> KnownDataset:
@@ -205,18 +255,19 @@ def _pinned(name: str, subset: str | None, split: str | None) -> KnownDataset:
     repo_id, _, revision = name.partition("@")
     if repo_id.count("/") != 1 or not all(repo_id.split("/")) or not revision:
         raise UsageError(
-            f"got {name!r}, accepted are a file ({', '.join(EXTENSIONS)}) or a Hub dataset namespace/name@revision",
+            f"got {name!r}, accepted are a file ({', '.join(FILE_TYPES)}) or a Hub dataset namespace/name@revision",
             where="dataset",
             hint="pin the revision, for example Salesforce/wikitext@<commit hash>",
         )
     return KnownDataset(repo_id, revision, subset, split or "train")
 
 
-def _read_hub(pinned: KnownDataset, fields: tuple[str, ...], offline: bool) -> Rows:
+def _read_hub(pinned: KnownDataset, columns: Columns, offline: bool) -> Rows:
     where = f"{pinned.repo_id}@{pinned.revision}"
     table = _load_hub(pinned, where, offline)
-    field = _first_field(fields, list(table.column_names), where)
-    return Rows(table[field], where, "row", range(1, len(table) + 1))
+    field, names = columns.names(table.column_names, where)
+    beside = table.select_columns(names) if names else ()
+    return _table_rows(table[field], beside, where, columns, table.column_names)
 
 
 def _load_hub(pinned: KnownDataset, where: str, offline: bool) -> Any:
@@ -261,17 +312,6 @@ def _require_revision(builder: Any, revision: str, where: str) -> None:
             where=where,
             hint="run once with the network, or pin the full commit hash of the cached copy",
         )
-
-
-def _first_field(fields: tuple[str, ...], present: list[str], where: str) -> str:
-    for field in fields:
-        if field in present:
-            return field
-    raise DataError(
-        f"no field {' or '.join(map(repr, fields))}, there are: {', '.join(map(repr, present)) or 'none'}",
-        where=where,
-        hint="set text_field to one of them",
-    )
 
 
 def _kind(value: object) -> str:

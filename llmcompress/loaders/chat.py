@@ -11,14 +11,26 @@ from llmcompress.system.deadline import OutOfTimeError, deadline
 MAX_TEMPLATE_CHARS = 1 << 20
 TIME_LIMIT_S = 5.0
 
-Message = Mapping[str, str]
-"""One turn: ``role`` and ``content``."""
+Message = Mapping[str, Any]
+"""One turn: ``role`` and ``content``, and what else a template reads."""
 
 
 def render(
-    tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool, time_limit_s: float = TIME_LIMIT_S
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+    time_limit_s: float = TIME_LIMIT_S,
+    **beside: Any,
 ) -> str:
     """Render a conversation with the tokenizer's own chat template, in transformers' sandboxed Jinja.
+
+    Args:
+        tokenizer: Of transformers, or what has its ``chat_template`` and ``apply_chat_template``.
+        messages: The turns.
+        add_generation_prompt: End with what stands before an answer.
+        time_limit_s: What it may take.
+        beside: ``tools`` and ``documents``.
 
     Raises:
         ModelError: the template refuses this conversation or is broken.
@@ -38,7 +50,10 @@ def render(
     try:
         with deadline(time_limit_s):
             text = tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **beside,
             )
     except OutOfTimeError:
         message = f"rendering did not end within {time_limit_s:g} s"
@@ -63,7 +78,7 @@ def _template_chars(template: object) -> int:
 
 
 def _roles(messages: Sequence[Message]) -> str:
-    return " + ".join(message.get("role", "?") for message in messages)
+    return " + ".join(str(message.get("role", "?")) for message in messages)
 
 
 def _told(error: BaseException) -> str:
