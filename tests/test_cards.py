@@ -446,6 +446,7 @@ def test_options_that_were_given_are_in_the_commands(tmp_path: Path) -> None:
         manifest["provenance"]["trust_remote_code"] = True
         manifest["tokenizer"] = "none"
         evaluation["spec"] |= {"protocol": "sliding", "stride": 64, "num_windows": 5, "kl_margin": 0.02}
+        evaluation["spec"] |= {"dataset": "chat.jsonl", "chat_template": True}
         evaluation["gate"]["checks"].append(
             {"name": "max_kl", "passed": True, "value": 0.01, "required": 0.05, "detail": ""}
         )
@@ -470,7 +471,7 @@ def test_options_that_were_given_are_in_the_commands(tmp_path: Path) -> None:
     )
     assert evaluate.startswith(
         f"llmcompress eval 'x y' --reference acme/Base-1B --reference-revision {REVISION} --trust-remote-code "
-        "--dataset wikitext2 --protocol sliding"
+        "--dataset chat.jsonl --chat-template --protocol sliding"
     )
     for words in (
         "--stride 64",

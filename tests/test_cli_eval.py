@@ -93,6 +93,7 @@ def test_a_threshold_that_was_not_decided_ends_with_7(output: Path, wikitext: Pa
         (["--reference-scores", "some"], 2, "--reference-scores: got 'some'; accepted: auto, exact, cached"),
         (["--dataset", "wikitext2", "--split", "test"], 2, "split: has no effect with the known name wikitext2"),
         (["--dataset", "wikitext"], 2, "dataset: without a namespace"),
+        (["--dataset", "c4", "--chat-template"], 2, "--chat-template: c4 holds running text, conversations are needed"),
         (["--seq-len", 1024], 2, "1024 tokens were asked for, the model's context is 512"),
         (["--check-conversion"], 2, "--dataset would have no effect on --check-conversion"),
         (["--device", "NPU7"], 2, "there is no device NPU7"),

@@ -38,6 +38,8 @@ def test_defaults() -> None:
         ({"windows": 3}, "windows", "unknown key 'windows'"),
         ({"split": "test"}, "split", "has no effect with a local file"),
         ({"dataset": "c4", "subset": "en"}, "subset", "has no effect with the known name c4"),
+        ({"chat_template": True}, "chat_template", "text.txt holds running text, conversations are needed"),
+        ({"dataset": "c4", "chat_template": True}, "chat_template", "c4 holds running text"),
         ({"dataset": "wikitext"}, "dataset", "without a namespace"),
         ({"dataset": f"a/b@{COMMIT}"}, "split", "a Hub dataset needs it"),
         ({"dataset": "https://x/y.txt"}, "dataset", "a URL is not read"),

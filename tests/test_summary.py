@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 import os
 import random
 import re
@@ -318,3 +319,9 @@ def test_commands_can_be_run_again(tmp_path: Path) -> None:
     ]  # fmt: skip
     elsewhere = compare(directories[1:])
     assert "--reference REFERENCE" in commands(elsewhere)[1]
+    report = json.loads((directories[0] / "eval.json").read_text())
+    report["spec"] |= {"dataset": "chat.jsonl", "chat_template": True}
+    (directories[0] / "eval.json").write_text(json.dumps(report))
+    assert shlex.split(commands(compare(directories[:1]))[1])[3:] == [
+        "--dataset", "chat.jsonl", "--chat-template", "--seq-len", "256",
+    ]  # fmt: skip

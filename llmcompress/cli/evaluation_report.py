@@ -101,9 +101,11 @@ def _facts(report: EvalReport, source: str) -> dict[str, str]:
     spec, text = report.spec, report.text
     names = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
     used = [property_text(name, report.model.properties[name]) for name in names if name in report.model.properties]
+    conversations = f" of {text.num_documents:,} conversations" if spec.chat_template else ""
+    scored = f"{text.num_scored_tokens:,} tokens scored in {text.num_windows} windows{conversations}"
     facts = {
         "Model": source,
-        "Text": f"{text.dataset}: {text.num_scored_tokens:,} tokens scored in {text.num_windows} windows",
+        "Text": f"{text.dataset}: {scored}",
         "Protocol": f"{spec.protocol}, {spec.seq_len} tokens, {report.chunk} tokens a call",
         "Runtime": f"{spec.device}, {spec.precision}: {', '.join(used)}",
     }

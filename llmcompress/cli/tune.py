@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 _WITH_MEASURED = {"directory", "measured", "apply", "output_dir", "profile_output", "html", "overwrite"}
 _PANELS = {
     "Search": "device workloads scope objective max_kl budget_s properties repetitions warmup_runs confidence",
-    "Text and reference": "reference reference_revision dataset subset split text_field seq_len num_windows chunk",
+    "Text and reference": "reference reference_revision dataset subset split text_field chat_template seq_len "
+    "num_windows chunk",
     "Outcome": "measured apply output_dir profile_output html overwrite",
 }
 

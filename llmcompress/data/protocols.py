@@ -4,19 +4,25 @@
 token replaced by the beginning-of-text token where the model has one. ``sliding``: "Perplexity of fixed-length models"
 in the documentation of transformers. ``rolling``: ``loglikelihood_rolling`` of lm-evaluation-harness, document by
 document in disjoint windows.
+
+Of conversations each token of the rendered text counts, whoever speaks, the template's own included. They follow one
+another without anything between, and under ``rolling`` each is a document, before which no second beginning-of-text
+token is put.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.data.texts import read_texts
+from llmcompress.data.conversations import Conversations, conversation_columns
+from llmcompress.data.texts import Rows, read_rows, read_texts
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import DataError, ModelError, UsageError
 from llmcompress.loaders.source import Source
+from llmcompress.loaders.tokenizer import load_tokenizer
 from llmcompress.report.evaluation import TextRecord
 from llmcompress.spec import EvalSpec
 
@@ -53,33 +59,62 @@ class EvaluationWindows(NamedTuple):
         return _with_record(self.windows[begin:end], self.record.dataset, self.record.num_documents)
 
 
-def read_documents(spec: EvalSpec, *, offline: bool = False) -> list[str]:
-    """Read the documents that a spec names. Errors as in ``read_texts``."""
+Texts = Sequence[str] | Conversations
+
+
+def read_documents(spec: EvalSpec, *, offline: bool = False) -> Sequence[str] | Rows:
+    """Read the documents that a spec names; conversations as rows. Errors as in ``read_texts``."""
     dataset = spec.dataset_path() or spec.dataset
+    if spec.chat_template:
+        columns = conversation_columns(spec.text_field)
+        return read_rows(dataset, columns, subset=spec.subset, split=spec.split, offline=offline)
     texts = list(read_texts(dataset, subset=spec.subset, split=spec.split, text_field=spec.text_field, offline=offline))
     return wikitext_pages(texts) if (spec.dataset, spec.protocol) == ("wikitext2", "rolling") else texts
 
 
-def evaluation_windows(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> EvaluationWindows:
+def texts_for(documents: Sequence[str] | Rows, source: Source) -> Texts:
+    """What a model is scored on, and its reference as well: conversations as its own chat template writes them.
+
+    Raises:
+        UsageError: The model has no chat template for them.
+        ModelError: Its tokenizer cannot be loaded; further errors as in ``load_tokenizer``.
+    """
+    if not isinstance(documents, Rows):
+        return documents
+    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
+    return Conversations(documents, tokenizer, "`chat_template`")
+
+
+def evaluation_windows(documents: Texts, spec: EvalSpec, encoder: TextEncoder) -> EvaluationWindows:
     """Tokenise documents and cut them into windows as ``spec.protocol`` does.
 
     Under ``llama.cpp`` and ``sliding`` documents are joined by an empty line to one text, as the guide of
     transformers does. Under ``rolling``, ``num_windows`` takes the first documents that fit in so many windows, and a
-    document is a cluster; the windows of a single one are, its words and bytes shared out by tokens.
+    document is a cluster; the windows of a single one are, its words and bytes shared out by tokens. Words and bytes
+    of conversations are not counted: a template's marks are neither.
 
     Raises:
-        DataError: The text is too short for one window.
+        DataError: The text is too short for one window, or a row holds no conversation that the template takes.
         UsageError: ``rolling`` without a token that could stand before a document.
+        SecurityError: The chat template breaks out of its bounds.
     """
+    made = _rolling(documents, spec, encoder) if spec.protocol == "rolling" else _of_one_text(documents, spec, encoder)
+    if isinstance(documents, Conversations):
+        documents.warn_of_losses()
+    return made
+
+
+def _of_one_text(documents: Texts, spec: EvalSpec, encoder: TextEncoder) -> EvaluationWindows:
     import numpy as np
 
-    if spec.protocol == "rolling":
-        return _rolling(documents, spec, encoder)
-    ids = np.array(_ids(documents, spec, encoder), dtype=np.int64)
+    if isinstance(documents, Conversations):
+        joined, num_documents = _joined_conversations(documents, spec, encoder)
+    else:
+        joined, num_documents = _joined(documents, spec, encoder)
+    ids = np.array(joined, dtype=np.int64)
     windows = _llama_cpp(ids, spec.seq_len, encoder) if spec.protocol == "llama.cpp" else _sliding(ids, spec)
     if not windows:
         raise _too_short(len(ids), spec.seq_len, spec)
-    num_documents = sum(bool(text.strip()) for text in documents) if len(documents) > 1 else len(documents)
     return _with_record(windows[: spec.num_windows], _name(spec), num_documents)
 
 
@@ -90,7 +125,8 @@ def scored_text(source: Source, spec: EvalSpec, *, offline: bool = False) -> Tex
         DataError: The text cannot be used or is too short.
         HubError: The dataset cannot be had.
     """
-    return evaluation_windows(read_documents(spec, offline=offline), spec, text_encoder(source)).record
+    documents = texts_for(read_documents(spec, offline=offline), source)
+    return evaluation_windows(documents, spec, text_encoder(source)).record
 
 
 def require_same_tokens(candidate: EvaluationWindows, reference: EvaluationWindows) -> None:
@@ -137,15 +173,30 @@ def wikitext_pages(rows: Sequence[str]) -> list[str]:
     return [text for page in pages if (text := "".join(page)).strip()]
 
 
-def _ids(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> list[int]:
+def _joined(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> tuple[list[int], int]:
     """Ids of the joined documents; of many, where few windows are wanted, of no more than those need."""
     count = len(documents) if spec.num_windows is None else 1
     while True:
         ids = encoder.ids("\n\n".join(documents[:count]), special=True)
         # One window more than wanted: at the end of what was taken, tokens may join differently.
         if count >= len(documents) or len(ids) >= ((spec.num_windows or 0) + 1) * spec.seq_len:
-            return ids
+            break
         count *= 4
+    if spec.protocol == "llama.cpp" and encoder.frame.after:
+        ids = ids[: -len(encoder.frame.after)]
+    return ids, sum(bool(text.strip()) for text in documents) if len(documents) > 1 else len(documents)
+
+
+def _joined_conversations(documents: Conversations, spec: EvalSpec, encoder: TextEncoder) -> tuple[list[int], int]:
+    """Ids of conversations, as many as are needed, and their number."""
+    ids: list[int] = []
+    used = 0
+    for text in documents:
+        ids += encoder.ids(text, special=False)
+        used += bool(text.strip())
+        if spec.num_windows is not None and len(ids) >= (spec.num_windows + 1) * spec.seq_len:
+            break
+    return ids, used
 
 
 def windows_sha256(windows: Sequence[Window]) -> str:
@@ -160,14 +211,12 @@ def windows_sha256(windows: Sequence[Window]) -> str:
 
 
 def _llama_cpp(ids: NDArray[np.int64], seq_len: int, encoder: TextEncoder) -> list[Window]:
-    frame = encoder.frame
-    if frame.after:
-        ids = ids[: -len(frame.after)]
+    before = encoder.frame.before
     windows = []
     for number in range(len(ids) // seq_len):
         piece = ids[number * seq_len : (number + 1) * seq_len].copy()
-        if frame.before:
-            piece[0] = frame.before[0]
+        if before:
+            piece[0] = before[0]
         # The last position's prediction, of the token after the window, is not scored.
         windows.append(Window(piece, seq_len // 2 + 1, number))
     return windows
@@ -187,10 +236,12 @@ def _sliding(ids: NDArray[np.int64], spec: EvalSpec) -> list[Window]:
     return windows if len(ids) >= spec.seq_len else []
 
 
-def _rolling(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> EvaluationWindows:
+def _rolling(documents: Texts, spec: EvalSpec, encoder: TextEncoder) -> EvaluationWindows:
     import numpy as np
 
     windows, used = _whole_documents(documents, spec, encoder)
+    if isinstance(documents, Conversations):
+        return _with_record(windows, _name(spec), len(used))
     num_words = np.array([len(re.split(r"\s+", text)) for text in used], dtype=np.float64)
     num_bytes = np.array([len(text.encode("utf-8")) for text in used], dtype=np.float64)
     if len(used) == 1:
@@ -200,7 +251,7 @@ def _rolling(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> 
     return _with_record(windows, _name(spec), len(used))._replace(num_words=num_words, num_bytes=num_bytes)
 
 
-def _whole_documents(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> tuple[list[Window], list[str]]:
+def _whole_documents(documents: Iterable[str], spec: EvalSpec, encoder: TextEncoder) -> tuple[list[Window], list[str]]:
     """The windows of the first documents, and those documents; empty ones aside."""
     import numpy as np
 
@@ -215,6 +266,8 @@ def _whole_documents(documents: Sequence[str], spec: EvalSpec, encoder: TextEnco
     used: list[str] = []
     for text in documents:
         ids = encoder.ids(text, special=False)
+        if spec.chat_template and ids[:1] == [prefix]:
+            del ids[0]
         if not ids:
             continue
         stream = np.array([prefix, *ids], dtype=np.int64)

@@ -6,7 +6,7 @@ import logging
 from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, read_manifest
-from llmcompress.data.protocols import evaluation_windows, read_documents, require_same_tokens
+from llmcompress.data.protocols import evaluation_windows, read_documents, require_same_tokens, texts_for
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import UsageError
 from llmcompress.evaluation.conversation import prompts
@@ -52,11 +52,12 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
         found = fetch_weights(found, progress=progress)
         other = None if other is None else fetch_weights(other, progress=progress)
         encoder = text_encoder(found)
-        windows = evaluation_windows(documents, spec, encoder)
+        texts = texts_for(documents, found)
+        windows = evaluation_windows(texts, spec, encoder)
         for each in filter(None, (found, other)):
             prompts(each.text_path, encoder)  # the probes ask them later: what cannot be asked ends here
         if other is not None:
-            require_same_tokens(windows, evaluation_windows(documents, spec, text_encoder(other)))
+            require_same_tokens(windows, evaluation_windows(texts, spec, text_encoder(other)))
         progress(Progress("read the text", 1, 1))
 
     def model(source: Source) -> ModelOnDevice:

@@ -29,6 +29,9 @@ def spec_options(spec: BenchSpec | EvalSpec) -> Iterator[str]:
         value = getattr(spec, name)
         if value == field.default:
             continue
+        if value is True:
+            yield option_name(name)
+            continue
         if isinstance(value, RuntimeProfile):
             value = f"{value.name}.json"
         elif isinstance(value, tuple) and name != "properties":

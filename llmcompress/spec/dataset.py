@@ -100,6 +100,16 @@ class ScoredText(Dataset):
 
     dataset: Text
     """wikitext2, c4, a .txt, .jsonl or .parquet file, or namespace/name@COMMIT of the Hub."""
+    chat_template: bool = False
+    """Rows are conversations, written out by the model's chat template."""
+
+    @model_validator(mode="after")
+    def _check_conversations(self) -> Self:
+        if self.chat_template and (self.dataset in self.KNOWN or self.dataset.lower().endswith(".txt")):
+            problem = f"{Path(self.dataset).name} holds running text, conversations are needed"
+            hint = "leave it out, or take a .jsonl file with a messages list per line"
+            raise refusal_error(Refusal("chat_template", problem, hint))
+        return self
 
 
 class Calibration(Dataset):
@@ -110,4 +120,4 @@ class Calibration(Dataset):
     """Tokens per window."""
     seed: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     chat_template: bool = False
-    """Render each text as a user's message with the model's chat template."""
+    """Rows are conversations, written out by the model's chat template."""

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from llmcompress.errors import UsageError
 from llmcompress.spec.benchmark import Shape
-from llmcompress.spec.dataset import Dataset, ScoredText
+from llmcompress.spec.dataset import ScoredText
 from llmcompress.spec.evaluation import DEFAULT_CHUNK, EvalSpec
 from llmcompress.spec.runtime import pair_refusals, split_pairs
 from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts
@@ -98,7 +98,7 @@ class TuneSpec(ScoredText):
     def evaluation(self) -> EvalSpec:
         """How text is cut for the search and the verification together."""
         return EvalSpec(
-            **{name: getattr(self, name) for name in Dataset.model_fields},
+            **{name: getattr(self, name) for name in ScoredText.model_fields},
             seq_len=self.seq_len,
             num_windows=2 * self.num_windows,
             chunk=self.effective_chunk,

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llmcompress.data.protocols import EvaluationWindows, evaluation_windows, read_documents, require_same_tokens
+from llmcompress.data.protocols import (
+    EvaluationWindows,
+    evaluation_windows,
+    read_documents,
+    require_same_tokens,
+    texts_for,
+)
 from llmcompress.data.tokens import text_encoder
 from llmcompress.errors import DataError, ResourceError
 from llmcompress.evaluation.measurement import ModelOnDevice, check_vocabularies, score_side_by_side
@@ -62,7 +68,7 @@ def open_models(request: TuneRequest, progress: Reporter) -> Models:
     spec, access = request.spec, request.access
     found = resolve(request.directory, request.access.of_candidate())
     other = None if request.reference is None else resolve(request.reference, access)
-    documents = read_documents(spec.evaluation(), offline=access.offline)
+    documents = texts_for(read_documents(spec.evaluation(), offline=access.offline), found)
     windows = evaluation_windows(documents, spec.evaluation(), text_encoder(found))
     search, held_out = _parts(windows, spec)
     if other is not None:
@@ -113,7 +119,7 @@ def searched_text(found: Source, spec: TuneSpec, *, offline: bool = False) -> Te
     Raises:
         DataError: The text cannot be used or is too short.
     """
-    documents = read_documents(spec.evaluation(), offline=offline)
+    documents = texts_for(read_documents(spec.evaluation(), offline=offline), found)
     return _parts(evaluation_windows(documents, spec.evaluation(), text_encoder(found)), spec)[0].record
 
 
