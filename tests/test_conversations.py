@@ -12,7 +12,8 @@ import pytest
 import llmcompress
 from llmcompress.cli.demo import CHECKPOINT
 from llmcompress.data import calibration_windows
-from llmcompress.data.protocols import evaluation_windows, read_documents, scored_text, texts_for
+from llmcompress.data.documents import read_documents, texts_for
+from llmcompress.data.protocols import evaluation_windows, scored_text
 from llmcompress.data.tokens import text_encoder
 from llmcompress.errors import DataError, SecurityError, UsageError
 from llmcompress.loaders.source import resolve
@@ -292,6 +293,9 @@ def test_rolling_takes_a_conversation_as_a_document_without_a_second_beginning(
     made = windows(chat_spec(chat_file, protocol="rolling", seq_len=512))
     assert made == [(ids, 1, number) for number, ids in enumerate(demo_ids)]
     assert demo_ids[0][0] == text_encoder(resolve(CHECKPOINT)).prefix_id != demo_ids[0][1]
+    one = jsonl(chat_file.with_name("one.jsonl"), [{"messages": TURNS[0]}])
+    clusters = [cluster for *_, cluster in windows(chat_spec(one, protocol="rolling"))]
+    assert clusters == list(range(math.ceil((len(demo_ids[0]) - 1) / 32))) != [0]
     spec = chat_spec(chat_file, protocol="rolling", seq_len=512, num_windows=2)
     record = scored_text(resolve(CHECKPOINT), spec)
     assert (record.num_documents, record.num_scored_tokens) == (2, sum(len(ids) - 1 for ids in demo_ids[:2]))

@@ -18,7 +18,7 @@ import pytest
 
 from llmcompress.data import calibration as windows
 from llmcompress.data import calibration_windows, read_texts, token_ids_sha256
-from llmcompress.data.texts import KNOWN_DATASETS
+from llmcompress.data.hub_datasets import KNOWN_DATASETS
 from llmcompress.data.tokens import by_transformers
 from llmcompress.errors import DataError, HubError, LlmcompressError, SecurityError, UsageError, WriteError
 from llmcompress.spec import Calibration, EvalSpec

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from evaluation_fixture import encoder_of, windows_of
 
-from llmcompress.data.protocols import evaluation_windows, wikitext_pages, windows_sha256
+from llmcompress.data.documents import wikitext_pages
+from llmcompress.data.protocols import evaluation_windows, windows_sha256
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import DataError, ModelError, UsageError
 from llmcompress.loaders.source import Source

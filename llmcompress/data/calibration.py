@@ -210,7 +210,7 @@ def _sample(
     """Pieces of documents in drawn order, about ``budget`` characters, and whether that is all there is."""
     pieces: list[_Piece] = []
     chars = 0
-    for index in generator.permutation(len(documents.rows.values)):
+    for index in generator.permutation(len(documents.rows.records)):
         if chars >= budget:
             return pieces, False
         text = documents.text(int(index))

@@ -61,8 +61,7 @@ def conversation_of(rows: Rows, index: int) -> Conversation:
     Raises:
         DataError: The row holds no conversation; names it.
     """
-    value, place = rows.values[index], rows.place(index)
-    beside = dict(rows.beside[index]) if rows.beside else {}
+    value, beside, place = rows.value(index), rows.beside(index), rows.place(index)
     if rows.has_schema:
         value, beside = _without_nulls([value, beside])
     turns = _decoded(value)
@@ -105,7 +104,7 @@ class Conversations:
         self._told = False
 
     def __len__(self) -> int:
-        return len(self._rows.values)
+        return len(self._rows.records)
 
     def __iter__(self) -> Iterator[str]:
         return map(self.text, range(len(self)))
@@ -118,7 +117,7 @@ class Conversations:
             SecurityError: The template breaks out of its bounds.
         """
         if index not in self._texts:
-            self._texts[index] = self._rendered(index) if self._rows.values[index] != "" else ""
+            self._texts[index] = self._rendered(index) if self._rows.value(index) != "" else ""
         return self._texts[index]
 
     def warn_of_losses(self) -> None:

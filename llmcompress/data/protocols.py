@@ -17,12 +17,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.data.conversations import Conversations, conversation_columns
-from llmcompress.data.texts import Rows, read_rows, read_texts
+from llmcompress.data.conversations import Conversations
+from llmcompress.data.documents import Texts, read_documents, texts_for
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import DataError, ModelError, UsageError
 from llmcompress.loaders.source import Source
-from llmcompress.loaders.tokenizer import load_tokenizer
 from llmcompress.report.evaluation import TextRecord
 from llmcompress.spec import EvalSpec
 
@@ -57,32 +56,6 @@ class EvaluationWindows(NamedTuple):
     def part(self, begin: int, end: int) -> EvaluationWindows:
         """The windows from ``begin`` up to ``end``, without the counts per cluster."""
         return _with_record(self.windows[begin:end], self.record.dataset, self.record.num_documents)
-
-
-Texts = Sequence[str] | Conversations
-
-
-def read_documents(spec: EvalSpec, *, offline: bool = False) -> Sequence[str] | Rows:
-    """Read the documents that a spec names; conversations as rows. Errors as in ``read_texts``."""
-    dataset = spec.dataset_path() or spec.dataset
-    if spec.chat_template:
-        columns = conversation_columns(spec.text_field)
-        return read_rows(dataset, columns, subset=spec.subset, split=spec.split, offline=offline)
-    texts = list(read_texts(dataset, subset=spec.subset, split=spec.split, text_field=spec.text_field, offline=offline))
-    return wikitext_pages(texts) if (spec.dataset, spec.protocol) == ("wikitext2", "rolling") else texts
-
-
-def texts_for(documents: Sequence[str] | Rows, source: Source) -> Texts:
-    """What a model is scored on, and its reference as well: conversations as its own chat template writes them.
-
-    Raises:
-        UsageError: The model has no chat template for them.
-        ModelError: Its tokenizer cannot be loaded; further errors as in ``load_tokenizer``.
-    """
-    if not isinstance(documents, Rows):
-        return documents
-    tokenizer = load_tokenizer(source.path, trust_remote_code=source.trust_remote_code)
-    return Conversations(documents, tokenizer, "`chat_template`")
 
 
 def evaluation_windows(documents: Texts, spec: EvalSpec, encoder: TextEncoder) -> EvaluationWindows:
@@ -163,16 +136,6 @@ def _with_record(windows: Sequence[Window], dataset: str, num_documents: int) ->
     return EvaluationWindows(tuple(windows), record)
 
 
-def wikitext_pages(rows: Sequence[str]) -> list[str]:
-    """Join WikiText's rows, a line each, to its pages, which begin with a heading of the first level."""
-    pages: list[list[str]] = []
-    for row in rows:
-        if not pages or re.fullmatch(r" = [^=].* = \n?", row):
-            pages.append([])
-        pages[-1].append(row)
-    return [text for page in pages if (text := "".join(page)).strip()]
-
-
 def _joined(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> tuple[list[int], int]:
     """Ids of the joined documents; of many, where few windows are wanted, of no more than those need."""
     count = len(documents) if spec.num_windows is None else 1
@@ -240,15 +203,17 @@ def _rolling(documents: Texts, spec: EvalSpec, encoder: TextEncoder) -> Evaluati
     import numpy as np
 
     windows, used = _whole_documents(documents, spec, encoder)
+    if len(used) == 1:
+        windows = [window._replace(cluster=number) for number, window in enumerate(windows)]
+    made = _with_record(windows, _name(spec), len(used))
     if isinstance(documents, Conversations):
-        return _with_record(windows, _name(spec), len(used))
+        return made
     num_words = np.array([len(re.split(r"\s+", text)) for text in used], dtype=np.float64)
     num_bytes = np.array([len(text.encode("utf-8")) for text in used], dtype=np.float64)
     if len(used) == 1:
-        windows = [window._replace(cluster=number) for number, window in enumerate(windows)]
         scored = np.array([window.num_scored for window in windows])
         num_words, num_bytes = (count[0] * scored / scored.sum() for count in (num_words, num_bytes))
-    return _with_record(windows, _name(spec), len(used))._replace(num_words=num_words, num_bytes=num_bytes)
+    return made._replace(num_words=num_words, num_bytes=num_bytes)
 
 
 def _whole_documents(documents: Iterable[str], spec: EvalSpec, encoder: TextEncoder) -> tuple[list[Window], list[str]]:

@@ -6,7 +6,8 @@ import logging
 from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, read_manifest
-from llmcompress.data.protocols import evaluation_windows, read_documents, require_same_tokens, texts_for
+from llmcompress.data.documents import read_documents, texts_for
+from llmcompress.data.protocols import evaluation_windows, require_same_tokens
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import UsageError
 from llmcompress.evaluation.conversation import prompts

@@ -6,13 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llmcompress.data.protocols import (
-    EvaluationWindows,
-    evaluation_windows,
-    read_documents,
-    require_same_tokens,
-    texts_for,
-)
+from llmcompress.data.documents import read_documents, texts_for
+from llmcompress.data.protocols import EvaluationWindows, evaluation_windows, require_same_tokens
 from llmcompress.data.tokens import text_encoder
 from llmcompress.errors import DataError, ResourceError
 from llmcompress.evaluation.measurement import ModelOnDevice, check_vocabularies, score_side_by_side
