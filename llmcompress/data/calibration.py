@@ -73,7 +73,7 @@ def calibration_windows(
     the rows does not reach it is logged as a warning.
 
     Args:
-        calibration: What to take; its local file, if it names one, is ``calibration.dataset_path()``.
+        calibration: What to take.
         tokenizer: A transformers tokenizer.
         num_held_out: Further windows to draw as ``held_out``, none with the tokens of a calibration window.
         offline: Take a Hub dataset from the local cache only.
@@ -187,17 +187,16 @@ def token_ids_sha256(token_ids: NDArray[np.int64]) -> str:
 
 
 def _open(calibration: Calibration, tokenizer: Any, offline: bool) -> _Documents:
-    source = calibration.dataset_path() or calibration.dataset
-    columns = Columns((calibration.text_field,))
+    dataset, columns = calibration.dataset, Columns((calibration.text_field,))
     if calibration.chat_template:
-        if str(source).lower().endswith(".txt"):
+        if dataset.lower().endswith(".txt"):
             raise UsageError(
                 "a .txt file is one running text, conversations are needed",
                 where="calibration.chat_template",
                 hint="give a .jsonl file with a messages list per line, or set chat_template to false",
             )
         columns = conversation_columns(calibration.text_field)
-    rows = read_rows(source, columns, subset=calibration.subset, split=calibration.split, offline=offline)
+    rows = read_rows(dataset, columns, subset=calibration.subset, split=calibration.split, offline=offline)
     if calibration.chat_template:
         conversations = Conversations(rows, tokenizer, "calibration.chat_template")
         return _Documents(rows, conversations.text, conversations)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from llmcompress.data.conversations import Conversations, conversation_columns
-from llmcompress.data.texts import Rows, read_rows, read_texts
+from llmcompress.data.texts import Columns, Rows, read_rows, texts_of
 from llmcompress.loaders.source import Source
 from llmcompress.loaders.tokenizer import load_tokenizer
 from llmcompress.spec import EvalSpec
@@ -16,11 +16,11 @@ Texts = Sequence[str] | Conversations
 
 def read_documents(spec: EvalSpec, *, offline: bool = False) -> Sequence[str] | Rows:
     """Read the documents that a spec names; conversations as rows. Errors as in ``read_texts``."""
-    dataset = spec.dataset_path() or spec.dataset
+    columns = conversation_columns(spec.text_field) if spec.chat_template else Columns((spec.text_field,))
+    rows = read_rows(spec.dataset, columns, subset=spec.subset, split=spec.split, offline=offline)
     if spec.chat_template:
-        columns = conversation_columns(spec.text_field)
-        return read_rows(dataset, columns, subset=spec.subset, split=spec.split, offline=offline)
-    texts = list(read_texts(dataset, subset=spec.subset, split=spec.split, text_field=spec.text_field, offline=offline))
+        return rows
+    texts = list(texts_of(rows))
     return wikitext_pages(texts) if (spec.dataset, spec.protocol) == ("wikitext2", "rolling") else texts
 
 

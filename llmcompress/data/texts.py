@@ -111,9 +111,7 @@ def read_texts(
         DataError: the file or a row cannot be used, or the dataset has no such subset, split or field.
         HubError: the Hub cannot be reached or has no such dataset.
     """
-    rows = read_rows(dataset, Columns((text_field,)), subset=subset, split=split, offline=offline)
-    for index in range(len(rows.records)):
-        yield text_of(rows, index)
+    yield from texts_of(read_rows(dataset, Columns((text_field,)), subset=subset, split=split, offline=offline))
 
 
 def require_text(dataset: Dataset) -> None:
@@ -133,6 +131,11 @@ def text_of(rows: Rows, index: int) -> str:
             hint="set text_field to the field with the text",
         )
     return value
+
+
+def texts_of(rows: Rows) -> Iterator[str]:
+    """All documents; each must be a string."""
+    return (text_of(rows, index) for index in range(len(rows.records)))
 
 
 def read_rows(dataset: str | Path, columns: Columns, *, subset: str | None, split: str | None, offline: bool) -> Rows:
