@@ -193,6 +193,8 @@ SYSTEM = {"role": "system", "content": "x"}
         ({"messages": [{"content": "x"}]}, "not a conversation"),
         ({"messages": []}, "not a conversation"),
         ({"conversations": [{"from": "narrator", "value": "x"}]}, "from 'narrator', accepted are system, human,"),
+        ({"conversations": [{"from": ["gpt"], "value": "x"}]}, r"from \['gpt'\], accepted are system, human,"),
+        ({"messages": json.dumps([{"role": "user", "content": "\ud800"}])}, "half of a surrogate pair"),
         ({"conversations": [{"from": "function_call", "value": "f(x)"}]}, "is not the JSON of a call"),
         ({"conversations": [{"from": "function_call", "value": '[{"arguments": {}}]'}]}, "is not the JSON of a call"),
         ({"messages": [ASKED], "system": ["x"]}, "`system` is no text, or another one"),

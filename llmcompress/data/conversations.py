@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llmcompress.data.texts import Columns, Rows
+from llmcompress.data.texts import Columns, Rows, require_encodable
 from llmcompress.errors import DataError, ModelError, UsageError
 from llmcompress.loaders import chat
+from llmcompress.spec.validation import shown
 
 MAX_NAMES = 8
 
@@ -146,6 +147,7 @@ class Conversations:
             raise DataError(
                 error.message, where=self._rows.place(index), hint="write it as the model's template wants it"
             ) from None
+        require_encodable(text, self._rows.place(index))
         contents = (message.get("content") for message in conversation.messages)
         self._lists += any(isinstance(content, list) and str(content) in text for content in contents)
         return text
@@ -191,9 +193,9 @@ def _with_system(messages: list[dict[str, Any]], system: object, place: str) -> 
 
 def _from_sharegpt(message: dict[str, Any], place: str) -> dict[str, Any]:
     speaker, value = message.pop("from"), message.pop("value", None)
-    if speaker not in _ROLES:
+    if not isinstance(speaker, str) or speaker not in _ROLES:
         raise DataError(
-            f"a turn is from {speaker!r}, accepted are {', '.join(_ROLES)}", where=place, hint="name one of them"
+            f"a turn is from {shown(speaker)}, accepted are {', '.join(_ROLES)}", where=place, hint="name one of them"
         )
     if speaker != "function_call":
         return {"role": _ROLES[speaker], "content": value, **message}

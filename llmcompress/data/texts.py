@@ -196,10 +196,8 @@ def _read_jsonl(text: str, where: str, columns: Columns) -> Rows:
         if not isinstance(row, dict):
             raise DataError(f"holds {_kind(row)}, a JSON object is needed", where=place, hint="write one per line")
         record = {name: row[name] for name in columns.names(row, place)}
-        if "\\u" in line and not _encodable(record):
-            raise DataError(
-                "half of a surrogate pair, which no text can hold", where=place, hint="write the character itself"
-            )
+        if "\\u" in line:
+            require_encodable(json.dumps(record, ensure_ascii=False), place)
         records.append(record)
         numbers.append(number)
         if columns.beside:
@@ -207,12 +205,18 @@ def _read_jsonl(text: str, where: str, columns: Columns) -> Rows:
     return Rows(records, columns, where, "line", numbers, left_out)
 
 
-def _encodable(value: object) -> bool:
+def require_encodable(text: str, place: str) -> None:
+    """Refuse what JSON can write and UTF-8 cannot.
+
+    Raises:
+        DataError: Names the place.
+    """
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise DataError(
+            "half of a surrogate pair, which no text can hold", where=place, hint="write the character itself"
+        ) from None
 
 
 def _read_parquet(path: Path, columns: Columns) -> Rows:
