@@ -103,13 +103,12 @@ class ScoredText(Dataset):
     chat_template: bool = False
     """Rows are conversations, written out by the model's chat template."""
 
-    @model_validator(mode="after")
-    def _check_conversations(self) -> Self:
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from super()._refusals()
         if self.chat_template and (self.dataset in self.KNOWN or self.dataset.lower().endswith(".txt")):
             problem = f"{Path(self.dataset).name} holds running text, conversations are needed"
             hint = "leave it out, or take a .jsonl file with a messages list per line"
-            raise refusal_error(Refusal("chat_template", problem, hint))
-        return self
+            yield Refusal("chat_template", problem, hint)
 
 
 class Calibration(Dataset):
