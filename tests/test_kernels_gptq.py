@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from tiny_models import build_checkpoint
+from tiny_models import ARCHITECTURES, build_checkpoint
 
 from llmcompress.system.patching import replaced
 
@@ -469,6 +470,121 @@ def test_stacked_experts_with_zero_points(tmp_path: Path) -> None:
     experts = [layer for layer in report.layers if len(layer.shape) == 3]
     assert {(layer.mode, layer.engine) for layer in experts} == {("int4_asym", "llmcompress")}
     assert len(experts) == 3
+
+
+SCOPE = {"patterns": [".*mlp.c_fc/.*"]}
+
+
+def gptq_recipe(text: Path, **weights: Any) -> Any:
+    import llmcompress
+
+    further = (
+        {"further_weights": [{"mode": "int4_sym", "group_size": 32, "all_layers": True}]}
+        if "ignored_scope" in weights
+        else {}
+    )
+    return llmcompress.Recipe(
+        name="gptq",
+        weights={"mode": "int4_sym", "group_size": 32, "gptq": True, **weights},
+        **further,
+        calibration={"dataset": str(text), "num_samples": 4, "seq_len": 64},
+    )
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 40)
+    return path
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its weights of 16 bits stay as they are stored, with a row for each input channel."""
+    return build_checkpoint(tmp_path_factory.mktemp("gpt2"), "gpt2", n_layer=1, tied=False)
+
+
+@contextlib.contextmanager
+def no_statistics() -> Iterator[None]:
+    """Fail where NNCF runs the model."""
+    from nncf.openvino.engine import OVCompiledModelEngine
+
+    def infer(*args: object) -> None:
+        raise AssertionError("NNCF collects statistics")
+
+    with replaced(OVCompiledModelEngine, "infer", infer):
+        yield
+
+
+def test_layers_that_gptq_does_not_take_are_named_before_the_model_is_loaded(
+    gpt2: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import llmcompress
+    from llmcompress.compression import run
+    from llmcompress.compression.forecast import forecast
+    from llmcompress.errors import RecipeError
+    from llmcompress.loaders.source import resolve
+
+    monkeypatch.setattr(run, "load_source", lambda *args, **kwargs: pytest.fail("it is loaded"))
+    with pytest.raises(RecipeError) as refused:
+        llmcompress.compress(gpt2, gptq_recipe(text), tmp_path / "output")
+    assert "in each column: transformer.h.0.attn.c_attn.weight, transformer.h.0.attn.c_proj" in refused.value.message
+    assert refused.value.hint == "take a recipe without GPTQ, such as int4-awq-se"
+    # Which layers a ratio spares shows only with the weights.
+    notes = forecast(resolve(gpt2), gptq_recipe(text, ratio=0.2, all_layers=True)).notes
+    assert any("in each column" in note and "unless mixed precision" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("engine", "more"),
+    [
+        ("llmcompress", {"ignored_scope": SCOPE}),
+        ("nncf", {"ignored_scope": SCOPE}),
+        ("llmcompress", {"ratio": 0.2, "all_layers": True, "sensitivity_metric": "weight_quantization_error"}),
+    ],
+)
+def test_layers_that_gptq_does_not_take_are_named_before_its_statistics(
+    gpt2: Path, text: Path, tmp_path: Path, engine: Any, more: dict[str, Any]
+) -> None:
+    """Where the forecast cannot tell: it does not look up a scope of a checkpoint, and a ratio may spare them."""
+    import llmcompress
+    from llmcompress.errors import RecipeError
+
+    with no_statistics(), pytest.raises(RecipeError) as refused:
+        llmcompress.compress(gpt2, gptq_recipe(text, **more), tmp_path / "output", tokenizer=False, engine=engine)
+    assert "in each column: __module.transformer.h.0." in str(refused.value)
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_second_pass_takes_what_gptq_does_not(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the refusal says, with its own pattern: experts that lie the other way round, as GPT-OSS has them."""
+    import re
+
+    import llmcompress
+    from llmcompress.errors import RecipeError
+
+    fields = {**ARCHITECTURES["mixtral"], "num_hidden_layers": 1, "head_dim": 32, "hidden_size": 64}
+    monkeypatch.setitem(ARCHITECTURES, "gpt_oss", fields)
+    checkpoint = build_checkpoint(tmp_path / "checkpoint", "gpt_oss", dtype="float32")
+    with pytest.raises(RecipeError) as refused:
+        llmcompress.compress(checkpoint, gptq_recipe(text), tmp_path / "refused", tokenizer=False)
+    assert "model.layers.0.mlp.experts.down_proj" in refused.value.message
+    patterns = re.findall(r"patterns: \['(.*)'\]", refused.value.hint)
+    assert patterns == [".*mlp.experts/.*"]
+    recipe = gptq_recipe(text, ignored_scope={"patterns": patterns})
+    report = llmcompress.compress(checkpoint, recipe, tmp_path / "output", tokenizer=False)
+    modes = {layer.name: layer.mode for layer in report.layers}
+    assert {mode for name, mode in modes.items() if "experts" in name} == {"int4_sym"}
+    assert set(modes.values()) == {"int4_sym", "int8_asym"}
+
+
+def test_gptq_takes_weights_that_the_exporter_turns(text: Path, tmp_path: Path) -> None:
+    """The exporter turns GPT-2's weights of 32 bits, so that NNCF's GPTQ takes them."""
+    import llmcompress
+
+    checkpoint = build_checkpoint(tmp_path / "checkpoint", "gpt2", dtype="float32", n_layer=1)
+    report = llmcompress.compress(checkpoint, gptq_recipe(text), tmp_path / "output", tokenizer=False)
+    assert sum(layer.mode == "int4_sym" for layer in report.layers) == 4
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def _share(
         mapped = 0 if transposed or (not is_16bit and parameter.ndim == 1) else size
     if kind is None:
         return _Share((), size if as_stored else num_elements * 4, mapped, merged, cast, rewritten)
-    parts = _parts(parameter, first)
+    parts = _parts(parameter, first, is_16bit=is_16bit)
     if len(parts) > 1:
         rewritten += sum(math.prod(part) for part in parts) * 4
     weights = tuple(
@@ -116,7 +116,7 @@ def _share(
             name=first.name + (f".{index}" if len(parts) > 1 else ""),
             shape=shape,
             kind=kind,
-            in_axis=_in_axis(first.module, shape),
+            in_axis=_in_axis(first.module, shape, is_16bit=is_16bit),
             dtype=dtype if as_stored else "f32",
             is_head=parameter is head and kind == "matmul",
         )
@@ -189,8 +189,12 @@ def _kind(parameter: torch.nn.Parameter, places: list[_Use]) -> Kind | None:
     return "matmul" if multiplied else None
 
 
-def _parts(parameter: torch.nn.Parameter, use: _Use) -> list[tuple[int, ...]]:
+def _parts(parameter: torch.nn.Parameter, use: _Use, *, is_16bit: bool) -> list[tuple[int, ...]]:
+    from transformers.pytorch_utils import Conv1D
+
     shape = tuple(parameter.shape)
+    if isinstance(use.module, Conv1D) and not is_16bit:
+        return [shape[::-1]]
     if parameter.ndim != 3 or "gate_up" not in use.attribute:
         return [shape]
     axis = 2 if getattr(use.module, "is_transposed", False) else 1
@@ -198,10 +202,10 @@ def _parts(parameter: torch.nn.Parameter, use: _Use) -> list[tuple[int, ...]]:
     return [half, half]
 
 
-def _in_axis(module: torch.nn.Module, shape: tuple[int, ...]) -> int:
+def _in_axis(module: torch.nn.Module, shape: tuple[int, ...], *, is_16bit: bool) -> int:
     from transformers.pytorch_utils import Conv1D
 
-    if isinstance(module, Conv1D):
+    if isinstance(module, Conv1D) and is_16bit:
         return 0
     if len(shape) == 3 and getattr(module, "is_transposed", False):
         return 1

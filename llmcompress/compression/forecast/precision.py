@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from llmcompress.compression.forecast.records import Weight
+from llmcompress.compression.gptq_layers import gptq_refusal
 from llmcompress.errors import RecipeError
 from llmcompress.spec import AdvancedCompression, WeightCompression
 
@@ -117,7 +118,8 @@ def assign(weights: Sequence[Weight], recipe: WeightCompression) -> tuple[list[A
     """Return the precisions of each weight, in order, and remarks on what could not be settled.
 
     Raises:
-        RecipeError: the group size does not divide the input channels of layers that will get it.
+        RecipeError: the group size does not divide the input channels of layers that will get it, or GPTQ does not
+            take these.
     """
     if recipe.mode.startswith("int8"):
         same = Precision(recipe.mode)
@@ -147,7 +149,7 @@ def assign(weights: Sequence[Weight], recipe: WeightCompression) -> tuple[list[A
     certain = [pair for pair in undivided_backup if pair[0].kind != "matmul" or pair[0].is_head]
     if certain:
         raise _refused(certain, weights, "backup_mode", recipe)
-    return assigned, notes
+    return assigned, notes + _check_gptq(weights, assigned, recipe)
 
 
 def primary_share(weights: Sequence[Weight], ratio: float) -> float:
@@ -204,6 +206,20 @@ def _check_groups(
         f"group size {undivided[0][1]} does not divide the input channels of {_names(undivided)}: the run fails unless "
         "mixed precision happens to give these the backup precision; set weights.group_size_fallback to adjust"
     ]
+
+
+def _check_gptq(weights: Sequence[Weight], assigned: Sequence[Assignment], recipe: WeightCompression) -> list[str]:
+    """Refuse what is sure to fail, as above. An ignored scope that is not looked up may name the layers."""
+    if not recipe.gptq or not (recipe.ignored_scope.is_empty or any(weight.ignored for weight in weights)):
+        return []
+    taken = [w for w, a in zip(weights, assigned, strict=True) if w.kind == "matmul" and a.primary.mode == recipe.mode]
+    columns = [weight for weight in taken if weight.in_axis != len(weight.shape) - 1]
+    if not columns:
+        return []
+    refusal = gptq_refusal([weight.name for weight in columns], all_layers=len(columns) == len(taken))
+    if sum(w.num_parameters for w in columns) > (1.0 - recipe.ratio) * sum(w.num_parameters for w in taken):
+        raise refusal
+    return [f"{refusal.message}: the run fails unless mixed precision happens to give these the backup precision"]
 
 
 def _refused(

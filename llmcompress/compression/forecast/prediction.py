@@ -51,7 +51,8 @@ def forecast(
 
     Raises:
         ModelError: the configuration describes no model that transformers can build, or the IR is damaged.
-        RecipeError: the group size does not divide the input channels of layers that will get it.
+        RecipeError: the group size does not divide the input channels of layers that will get it, or GPTQ does not take
+            these.
     """
     if source.layout == "ir" and (source.path / MODEL_XML).is_file():
         from llmcompress.compression.forecast.graph_inventory import graph_inventory

@@ -15,19 +15,21 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 from nncf import CompressWeightsMode as Mode
+from nncf.quantization.algorithms.weight_compression import algorithm as weight_compression
 from nncf.quantization.algorithms.weight_compression import gptq
 from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
 from nncf.tensor import Tensor
 from nncf.tensor import functions as fns
 from nncf.tensor.definitions import TensorBackend, TensorDataType
 
+from llmcompress.compression.gptq_layers import gptq_refusal
 from llmcompress.compression.kernels.gptq import inverse_factor, second_moments
 from llmcompress.compression.nncf.error_feedback import propagated
 from llmcompress.compression.nncf.group_codes import FORMATS
@@ -35,6 +37,59 @@ from llmcompress.compression.nncf.statistics import without_unread_statistics
 from llmcompress.system.patching import replaced
 
 _TAKEN_OVER = ("_calculate_hessian", "_quantize_weights")
+_NOT_TAKEN = (Mode.INT8_ASYM, Mode.INT8_SYM)
+"""Modes of layers that GPTQ leaves to plain rounding."""
+_COLLECT = "collect_statistics_and_statistic_points"
+
+
+@contextlib.contextmanager
+def layers_checked() -> Iterator[None]:
+    """Have NNCF refuse the layers that its GPTQ does not take before it collects anything.
+
+    Below a ratio of 1, statistics may decide which layers those are; the refusal comes before GPTQ's own pass then.
+    Where NNCF has moved the names, nothing is changed.
+
+    Raises:
+        RecipeError: Names the layers.
+    """
+    collect = vars(weight_compression.WeightCompression).get(_COLLECT)
+    apply = vars(gptq.GPTQ).get("apply")
+    if collect is None or apply is None:
+        yield
+        return
+
+    def collect_checked(compression: Any, model: Any, graph: Any, points: Any, dataset: Any, *params: Any) -> Any:
+        if compression._gptq and compression._ratio == 1:
+            _require_rows(params[-1], compression._backend_entity)
+        return collect(compression, model, graph, points, dataset, *params)
+
+    def apply_checked(algorithm: gptq.GPTQ, **arguments: Any) -> Any:
+        _require_rows(arguments["weight_compression_parameters"], arguments["backend_entity"])
+        return apply(algorithm, **arguments)
+
+    with (
+        replaced(weight_compression.WeightCompression, _COLLECT, collect_checked),
+        replaced(gptq.GPTQ, "apply", apply_checked),
+    ):
+        yield
+
+
+def _require_rows(params: Sequence[Any], backend: Any) -> None:
+    """Refuse weights for GPTQ whose rows are not output channels."""
+    taken = [
+        given
+        for given in params
+        if given.compression_config is not None
+        and given.compression_config.mode not in _NOT_TAKEN
+        and given.node_with_weight.metatype in backend.matmul_metatypes
+    ]
+    columns = [
+        given.node_with_weight.node_name
+        for given in taken
+        if not given.node_with_weight.layer_attributes.constant_attributes[given.weight_port_id].get("transpose")
+    ]
+    if columns:
+        raise gptq_refusal(columns, all_layers=len(columns) == len(taken))
 
 
 class _ZeroPoints(Tensor):  # type: ignore[misc]

@@ -63,7 +63,8 @@ def compress_weights(
 
     Raises:
         ModelError: NNCF cannot apply these settings to this graph.
-        RecipeError: The installed NNCF does not collect statistics in the precision asked for.
+        RecipeError: The installed NNCF does not collect statistics in the precision asked for, or its GPTQ does not
+            take a layer.
     """
     import nncf
 
@@ -80,7 +81,7 @@ def compress_weights(
     is_stock = engine == "nncf" and weights.statistics_precision == "f32"
     collecting = contextlib.nullcontext() if is_stock else lean_statistics(weights.statistics_precision)
     lowered = _lowered(ours, engine, file_memory)
-    with explained, progress_reported(progress), _compiled_once(), collecting, lowered:
+    with explained, progress_reported(progress), _compiled_once(), collecting, lowered, _layers_checked(weights):
         nncf.compress_weights(model, dataset=dataset, **arguments)
     if file_memory is not None:
         keep_alive(model, (memory_owners(model), file_memory))
@@ -145,6 +146,14 @@ def _correct_record(model: ov.Model, weights: WeightCompression, statistics_path
         model.set_rt_info(advanced.replace(repr(str(statistics_path)), "None"), [*RECORD, "advanced_parameters"])
     if weights.ratio == 0:
         model.set_rt_info("0.0", [*RECORD, "ratio"])
+
+
+def _layers_checked(weights: WeightCompression) -> contextlib.AbstractContextManager[None]:
+    if not weights.gptq:
+        return contextlib.nullcontext()
+    from llmcompress.compression.nncf.gptq import layers_checked
+
+    return layers_checked()
 
 
 @contextlib.contextmanager
