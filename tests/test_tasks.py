@@ -6,13 +6,14 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from evaluation_fixture import spec_of
 
 import llmcompress
-from llmcompress.errors import DataError, ResourceError, UsageError
+from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
 
 QUESTIONS = (
     ("The sky is", ("blue", "xylophone"), 0),
@@ -80,6 +81,40 @@ def test_a_task_is_scored_and_stored(
     (score,) = report.tasks
     assert (score.task, score.metric, score.num_samples, score.version) == ("tiny_choice", "acc", 4, "1.0")
     assert score.value == accuracy_by_torch(ref_model) == 0.75
+
+
+@pytest.mark.parametrize("word", ["<|added|>", "blue"])
+def test_a_task_whose_text_has_tokens_without_an_embedding(word: str) -> None:
+    """Refused as it is encoded, one text or a batch; the harness's encoder is the tokenizer's."""
+    import torch
+
+    from llmcompress.evaluation import tasks as room
+
+    ids = {"blue": [1, 2], "<|added|>": [1, 512]}
+
+    class Harness:
+        def __init__(self, **options: Any) -> None:
+            assert options == {"pretrained": "model", "device": "cpu"}
+
+        def tok_encode(self, text: str, left_truncate_len: int | None = None) -> list[int]:
+            return ids[text]
+
+        def tok_batch_encode(self, texts: list[str]) -> Any:
+            return torch.tensor([ids[text] for text in texts]), None
+
+    source = SimpleNamespace(path="model", config={"vocab_size": 512})
+    model = room.ModelOnDevice(SimpleNamespace(source=source), "CPU", {})  # type: ignore[arg-type]
+    harness = room._harness_model(Harness, model)
+    calls = (
+        lambda: harness.tok_encode(word, left_truncate_len=9),
+        lambda: harness.tok_batch_encode([word])[0].tolist(),
+    )
+    for call in calls:
+        if word == "blue":
+            assert call() in ([1, 2], [[1, 2]])
+        else:
+            with pytest.raises(ModelError, match=r"a task's text gives token ids .* not have: 512; it has 512"):
+                call()
 
 
 @pytest.mark.parametrize(

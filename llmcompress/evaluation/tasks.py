@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llmcompress.errors import DataError, ResourceError, UsageError
 from llmcompress.evaluation.measurement import ModelOnDevice
 from llmcompress.evaluation.request import TaskSelection
+from llmcompress.loaders.token_ids import num_embeddings, require_embeddings
 from llmcompress.report.evaluation import TaskScore
 from llmcompress.system.patching import replaced
 
@@ -46,6 +48,7 @@ def score_tasks(model: ModelOnDevice, tasks: TaskSelection, *, offline: bool) ->
 
     Raises:
         DataError: A task's data cannot be had, or the harness cannot run the model.
+        ModelError: A task's text gives token ids that the model has no embedding for.
     """
     import datasets
     import lm_eval
@@ -85,7 +88,22 @@ def _harness_model(kind: Any, model: ModelOnDevice) -> Any:
         config = Path(folder) / "ov_config.json"
         config.write_text(json.dumps(model.properties), encoding="utf-8")
         options = {"ov_config": str(config)} if model.properties else {}
-        return kind(pretrained=str(model.loaded.source.path), device=model.device.lower(), **options)
+        harness = kind(pretrained=str(model.loaded.source.path), device=model.device.lower(), **options)
+    size = num_embeddings(model.loaded.source.config)
+    for name, ids_of in (("tok_encode", list), ("tok_batch_encode", lambda encoded: encoded[0].flatten().tolist())):
+        setattr(harness, name, _checked(getattr(harness, name), ids_of, size))
+    return harness
+
+
+def _checked(encode: Callable[..., Any], ids_of: Callable[[Any], list[int]], size: int | None) -> Callable[..., Any]:
+    """A way of the harness to encode text that refuses token ids without an embedding."""
+
+    def encoded(*args: Any, **kwargs: Any) -> Any:
+        found = encode(*args, **kwargs)
+        require_embeddings(ids_of(found), size, what="a task's text", where="`tasks`")
+        return found
+
+    return encoded
 
 
 def _scores(results: dict[str, Any]) -> tuple[TaskScore, ...]:
