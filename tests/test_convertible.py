@@ -92,6 +92,19 @@ def _damaged(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes()[:-1])
 
 
+def _without_tokenizer(directory: Path) -> None:
+    for path in directory.glob("tokenizer*"):
+        path.unlink()
+
+
+def _with_another_end(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"eos_token_id": 900}))
+    (directory / "generation_config.json").unlink()
+    path = directory / "tokenizer.json"
+    path.write_text(path.read_text().replace('"<|end|>": 257', '"<|end|>": 900').replace('"id": 257', '"id": 900'))
+
+
 @pytest.mark.parametrize(
     ("config", "change", "kind", "message"),
     [
@@ -103,6 +116,8 @@ def _damaged(directory: Path) -> None:
         ({}, _pickled, SecurityError, "the weights are pickle files"),
         ({}, _with_code, SecurityError, "auto_map: loading it runs Python code"),
         ({}, _damaged, ModelError, "is cut short or padded"),
+        ({}, _without_tokenizer, ModelError, "no tokenizer: none of"),
+        ({}, _with_another_end, ModelError, "the tokenizer does not fit the model, which has 512 embeddings"),
         (
             {"num_hidden_layers": 2, "layer_types": ["full_attention"] * 2},
             None,
@@ -127,6 +142,13 @@ def test_a_dry_run_refuses_as_the_run_does(
     assert type(dry) is kind
     assert message in dry.message
     assert str(dry) == str(wet)
+
+
+def test_a_dry_run_needs_no_tokenizer_where_the_run_needs_none(untied: Path, tmp_path: Path) -> None:
+    source = copied(untied, tmp_path / "model")
+    _without_tokenizer(source)
+    options = (str(source), load_recipe("int8"), tmp_path / "out", Access(), "llmcompress", silent)
+    assert forecast_source(*options, tokenizer=False).num_parameters > 0  # type: ignore[arg-type]
 
 
 def test_a_checkpoint_that_is_quantized_already_is_refused_but_to_a_recipe_that_keeps_it(

@@ -65,6 +65,24 @@ def test_load_broken_file(tmp_path: Path) -> None:
         tokenizer.load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ({"model_max_length": [256]}, "'>' not supported between instances"),
+        ({"tokenizer_class": "CodeLlamaTokenizer"}, "[Uu]nk token"),
+    ],
+)
+def test_load_settings_that_no_text_gets_past(
+    setting: dict[str, Any], what: str, byte_level_dir: Path, tmp_path: Path
+) -> None:
+    """transformers takes them, and fails at the first text."""
+    shutil.copytree(byte_level_dir, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | setting))
+    with pytest.raises(ModelError, match=f"the tokenizer cannot be loaded: .*{what}"):
+        tokenizer.load_tokenizer(tmp_path / "model")
+
+
 def test_load_empty_vocabulary(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
 

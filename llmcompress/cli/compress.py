@@ -98,7 +98,9 @@ def compress(
     if dry_run:
         from llmcompress.cli.dry_run import predict
 
-        predict(source, chosen, output_dir, access, engine, as_json=as_json, verbose=verbose)
+        request = {"source": source, "recipe": chosen, "output_dir": output_dir.absolute(), "access": access}
+        request |= {"engine": engine, "tokenizer": not no_tokenizer}
+        predict(request, as_json=as_json, verbose=verbose)
         return
     from llmcompress.artifact import remove_leftovers
     from llmcompress.compression.compress import compress as compress_model

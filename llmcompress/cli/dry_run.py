@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmcompress.cli.console import facts_table, layers_table, print_blocks, print_report, write_line
 from llmcompress.cli.progress import run_watched
@@ -17,27 +17,20 @@ if TYPE_CHECKING:
     from llmcompress.system.progress import Reporter
 
 
-def predict(
-    source: str,
-    recipe: Recipe,
-    output_dir: Path,
-    access: Access,
-    engine: str,
-    *,
-    as_json: bool,
-    verbose: bool,
-) -> None:
+def predict(request: dict[str, Any], *, as_json: bool, verbose: bool) -> None:
     """Print what compressing would take.
+
+    Args:
+        request: What ``forecast_source`` takes.
+        as_json: Print the record.
+        verbose: Show what the libraries log.
 
     Raises:
         ResourceError: This machine has less free memory or disk.
     """
-    forecast = run_watched(
-        forecast_source,
-        {"source": source, "recipe": recipe, "output_dir": output_dir.absolute(), "access": access, "engine": engine},
-        verbose=verbose,
-    )
-    print_report(forecast, lambda made: print_forecast(made, source=source, recipe_name=recipe.name), as_json=as_json)
+    forecast = run_watched(forecast_source, request, verbose=verbose)
+    source, recipe_name = request["source"], request["recipe"].name
+    print_report(forecast, lambda made: print_forecast(made, source=source, recipe_name=recipe_name), as_json=as_json)
     if not forecast.fits:
         raise ResourceError(
             "this machine has not enough free memory or disk for it",
@@ -47,18 +40,32 @@ def predict(
 
 
 def forecast_source(
-    source: str, recipe: Recipe, output_dir: Path, access: Access, engine: Engine, progress: Reporter
+    source: str,
+    recipe: Recipe,
+    output_dir: Path,
+    access: Access,
+    engine: Engine,
+    progress: Reporter,
+    *,
+    tokenizer: bool = True,
 ) -> Forecast:
-    """Find the source, refuse what a run would refuse, and predict what compressing will take; reads no weight."""
+    """Find the source, refuse what a run would refuse, and predict what compressing will take; reads no weight.
+
+    The tokenizer is looked at where it is at hand: of a Hub model it is not fetched for this.
+    """
     from llmcompress.compression.compressible import require_compressible
     from llmcompress.compression.forecast import forecast
     from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.tokenizer import require_tokenizer
     from llmcompress.system.environment import quiet_libraries
 
     quiet_libraries()
     found = resolve(source, access)
     require_compressible(found, recipe)
-    return forecast(found, recipe, output_dir, engine=engine)
+    predicted = forecast(found, recipe, output_dir, engine=engine)
+    if found.files is None:
+        require_tokenizer(found, needed=tokenizer or recipe.calibration is not None)
+    return predicted
 
 
 def print_forecast(forecast: Forecast, *, source: str, recipe_name: str) -> None:

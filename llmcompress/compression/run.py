@@ -23,8 +23,8 @@ from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_che
 from llmcompress.loaders.context import longest_context
 from llmcompress.loaders.loaded_model import LoadedModel, load_source
 from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights
-from llmcompress.loaders.token_ids import check_token_ids, num_embeddings
-from llmcompress.loaders.tokenizer import source_tokenizer
+from llmcompress.loaders.token_ids import num_embeddings
+from llmcompress.loaders.tokenizer import require_tokenizer
 from llmcompress.report.compression import (
     AccuracyRecord,
     ActivationRecord,
@@ -184,10 +184,7 @@ def _tokenize(
     """Refuse tokens that the model has no embedding for; return what reads a text, and what the recipe reads of one."""
     with stages.stage("tokenize"):
         source = fetch_side_files(source)
-        if not options.tokenizer and not recipe.calibration:
-            check_token_ids(source, None)
-            return None, None
-        tokenizer = source_tokenizer(source)
+        tokenizer = require_tokenizer(source, needed=options.tokenizer or recipe.calibration is not None)
         return tokenizer, recipe_windows(source, recipe, tokenizer, offline=options.access.offline)
 
 

@@ -66,6 +66,20 @@ def source_tokenizer(source: Source) -> Any:
     return tokenizer
 
 
+def require_tokenizer(source: Source, *, needed: bool) -> Any | None:
+    """Load the tokenizer where it is needed, and look at the configurations' token ids where it is not.
+
+    Returns:
+        The tokenizer, or None.
+
+    Raises: as ``source_tokenizer``.
+    """
+    if needed:
+        return source_tokenizer(source)
+    check_token_ids(source, None)
+    return None
+
+
 def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     """Load the transformers tokenizer of a local directory.
 
@@ -91,6 +105,8 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(path), trust_remote_code=trust_remote_code, local_files_only=True
             )
+            # What a setting breaks shows with the first text only.
+            tokenizer("a")
     except Exception as error:  # noqa: BLE001 - transformers raises whatever the broken file provokes
         if not trust_remote_code and "trust_remote_code" in str(error):
             raise SecurityError(
