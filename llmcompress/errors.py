@@ -18,6 +18,10 @@ LlmcompressError            1   something unexpected
 
 from __future__ import annotations
 
+import re
+
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
 
 class LlmcompressError(Exception):
     """What went wrong, where, and what to do next.
@@ -29,9 +33,8 @@ class LlmcompressError(Exception):
 
     def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.where = where
-        self.hint = hint
+        # What a library or a file says may have line breaks and characters that steer a terminal.
+        self.message, self.where, self.hint = map(_in_one_line, (message, where, hint))
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
@@ -123,6 +126,13 @@ def last_line(error: BaseException) -> str:
 def one_line(text: object, max_chars: int | None = None) -> str:
     """A text, such as an error's, without its line breaks, and cut off after so many characters."""
     return " ".join(str(text).split())[:max_chars]
+
+
+def _in_one_line(text: str) -> str:
+    lines = text.splitlines()
+    if len(lines) > 1:
+        text = " ".join(line.strip() for line in lines if line.strip())
+    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _rebuild(kind: type[LlmcompressError], message: str, where: str, hint: str, exit_code: int) -> LlmcompressError:
