@@ -56,6 +56,17 @@ def test_rows_hold_the_reports_of_just_these_bytes(tmp_path: Path) -> None:
     assert "model: bench.json is not shown: it is not JSON." in markdown(found).replace("\\", "")
 
 
+def test_a_histogram_without_a_count_for_each_bin_is_not_shown(tmp_path: Path) -> None:
+    base, model = write_model(tmp_path / "base"), write_model(tmp_path / "model")
+    write_evaluation(model, 12.0, kl=0.1, reference=base)
+    report = json.loads((model / "eval.json").read_text())
+    del report["divergence"]["kl_histogram"]["edges"][0]
+    (model / "eval.json").write_text(json.dumps(report))
+    (told,) = compare([model]).rows[0].passed_over.values()
+    assert told.endswith("2 edges need 3 counts, not 4")
+    assert "2 edges need" in page(compare([model]))
+
+
 def test_what_tuning_put_into_a_model_stands_beside_it(tmp_path: Path) -> None:
     plain, tuned = write_model(tmp_path / "int4"), write_model(tmp_path / "int4-tuned")
     assert not {"runtime options", "gain by tuning"} & texts(compare([plain, tuned])).keys()

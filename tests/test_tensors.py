@@ -176,6 +176,13 @@ def test_an_index_that_leaves_the_directory(tmp_path: Path, name: str) -> None:
         read_checkpoint(sharded(tmp_path, {"a.safetensors": {"x": np.zeros(2)}}, x=name and f"{name}.safetensors"))
 
 
+def test_an_index_with_a_name_that_no_file_system_takes(tmp_path: Path) -> None:
+    name = "x" * 300 + ".safetensors"
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ModelError, match=r"xxx\.safetensors: it cannot be read: File name too long"):
+        read_checkpoint(tmp_path)
+
+
 def test_an_index_that_names_a_pickle_file_opens_nothing(tmp_path: Path) -> None:
     (tmp_path / "w.bin").mkdir()  # opening it would be another error
     with pytest.raises(SecurityError, match=r"it names 'w\.bin'"):

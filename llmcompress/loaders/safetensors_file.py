@@ -90,9 +90,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _header_text(path: Path) -> tuple[bytes, int, int]:
     """The header's text, where the tensors begin, and the size of the file."""
-    if not path.is_file():
-        raise ModelError("the file is missing", where=str(path), hint=_FRESH)
     try:
+        if not path.is_file():
+            raise ModelError("the file is missing", where=str(path), hint=_FRESH)
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             first = stream.read(len(_LFS_POINTER))

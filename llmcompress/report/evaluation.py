@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from llmcompress.report.record import EnvironmentRecord, Measured, Provenance, Record
 from llmcompress.spec import EvalSpec
@@ -52,6 +54,12 @@ class Histogram(Record):
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     """One more than edges: below the first, from each up to the next, from the last on."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.counts) != len(self.edges) + 1:
+            raise ValueError(f"{len(self.edges)} edges need {len(self.edges) + 1} counts, not {len(self.counts)}")
+        return self
 
 
 class DivergenceRecord(Record):
