@@ -7,7 +7,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
 
-.PHONY: demo test slow lint format dist clean
+# SEED, COUNT and COMMANDS of a run, or the folder of a saved input to REPLAY.
+FUZZ := $(if $(REPLAY),--replay $(REPLAY),--seed $(or $(SEED),0) --count $(or $(COUNT),10000) --commands $(or $(COMMANDS),200))
+
+.PHONY: demo test slow fuzz lint format dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/llmcompress demo
@@ -18,6 +21,9 @@ test: $(DEVELOPMENT)
 
 slow: $(DEVELOPMENT)
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(DEVELOPMENT)
+	$(BIN)/python tests/fuzz_run.py $(FUZZ)
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .
