@@ -488,6 +488,19 @@ def test_options_that_were_given_are_in_the_commands(tmp_path: Path) -> None:
     assert "The tokenizer was left out" in card
 
 
+def test_a_merged_adapter_is_the_source_of_the_commands(tmp_path: Path) -> None:
+    def change(manifest: Record, evaluation: Record, benchmark: Record) -> None:
+        from_hub(manifest, evaluation, benchmark)
+        for provenance in (manifest["provenance"], evaluation["reference"]["provenance"]):
+            provenance["adapter"] = {"id": "acme/lora", "revision": "b" * 40}
+
+    (block,) = [text for text in Page(render_card(artifact(tmp_path / "x", change))).blocks if "llmcompress c" in text]
+    compress, evaluate, _ = block.splitlines()
+    assert compress.startswith(f"llmcompress compress acme/lora --revision {'b' * 40} --recipe recipe.yaml")
+    assert "--merge-adapter" in compress
+    assert f"--reference acme/lora --reference-revision {'b' * 40} --merge-adapter" in evaluate
+
+
 def test_the_lock_is_what_pip_reads(tmp_path: Path) -> None:
     from packaging.requirements import Requirement
 

@@ -12,6 +12,7 @@ from llmcompress.report.options import eval_options, spec_options
 from llmcompress.system.command_line import command_line
 
 CHECKPOINT = "PATH_TO_THE_BASE"
+ADAPTER = "PATH_TO_THE_ADAPTER"
 REFERENCE = "PATH_TO_THE_REFERENCE"
 
 
@@ -37,11 +38,16 @@ def commands(found: Measurements, base: BaseModel, directory: str) -> str:
 
 
 def _compress(manifest: CompressionReport, base: BaseModel, directory: str) -> str:
-    words = ["--revision", base.revision] if base.revision else []
+    source, revision = base.id or CHECKPOINT, base.revision
+    adapter = manifest.provenance.adapter
+    if adapter is not None:
+        source, revision = adapter.id or ADAPTER, adapter.revision
+    words = ["--revision", revision] if revision else []
     words += ["--recipe", RECIPE, "-o", directory]
+    words += ["--merge-adapter"] if adapter is not None else []
     words += ["--trust-remote-code"] if manifest.provenance.trust_remote_code else []
     words += ["--no-tokenizer"] if manifest.tokenizer == "none" else []
-    return command_line(["llmcompress", "compress"], [base.id or CHECKPOINT], words)
+    return command_line(["llmcompress", "compress"], [source], words)
 
 
 def _evaluate(manifest: CompressionReport, report: EvalReport, directory: str) -> str:
@@ -49,8 +55,13 @@ def _evaluate(manifest: CompressionReport, report: EvalReport, directory: str) -
     if report.reference is not None:
         same = is_base(manifest, report)
         hub_id, revision = hub_name(manifest.provenance if same else report.reference.provenance)
-        words += ["--reference", hub_id or (CHECKPOINT if same else REFERENCE)]
+        source = hub_id or (CHECKPOINT if same else REFERENCE)
+        adapter = (manifest if same else report.reference).provenance.adapter
+        if adapter is not None:
+            source, revision = adapter.id or ADAPTER, adapter.revision
+        words += ["--reference", source]
         words += ["--reference-revision", revision] if revision else []
+        words += ["--merge-adapter"] if adapter is not None else []
         words += ["--trust-remote-code"] if report.reference.provenance.trust_remote_code else []
     words += eval_options(report, manifest.recipe.gate)
     words += ["--reference-scores", "cached"] if report.divergence and not report.divergence.exact else []
