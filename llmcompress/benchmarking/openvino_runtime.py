@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmcompress.benchmarking.timing import Run
 from llmcompress.graph.device import decoder_inputs, input_names
-from llmcompress.graph.model import logits_from, logits_result
+from llmcompress.graph.model import logits_at, logits_result, slice_positions
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.report.file_names import MODEL_XML
@@ -95,6 +95,6 @@ def _last_position_only(model: ov.Model) -> None:
     from openvino import opset15 as ops
 
     result = logits_result(model)
-    last = logits_from(result, ops.constant([-1], dtype="int64"))
+    last = logits_at(result, lambda value: slice_positions(value, ops.constant([-1], dtype="int64")))
     result.input(0).replace_source_output(last)
     model.validate_nodes_and_infer_types()

@@ -34,7 +34,7 @@ _PANELS = {
     "Text": "dataset subset split text_field chat_template protocol seq_len stride num_windows",
     "Reference": "reference reference_revision reference_scores noise_floor split_damage num_generations",
     "Verdict and gate": "confidence kl_margin perplexity_margin max_kl min_top1_agreement max_perplexity_increase",
-    "Runtime": "device precision profile chunk",
+    "Runtime": "device backend precision profile chunk",
     "Extras": "tasks task_limit task_path probe_context check_conversion",
 }
 
@@ -61,7 +61,8 @@ def evaluate(
         bool, typer.Option("--noise-floor", help="Also the reference against itself in its other precision.")
     ] = False,
     split_damage: Annotated[
-        bool, typer.Option("--split-damage", help="Also what weights, cache, activations and precision contribute.")
+        bool,
+        typer.Option("--split-damage", help="Also what weights, cache, activations, precision and backend contribute."),
     ] = False,
     num_generations: Annotated[
         int, typer.Option("--generations", min=0, help="Greedy continuations to compare with the reference's.")

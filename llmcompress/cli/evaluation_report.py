@@ -8,9 +8,17 @@ from llmcompress.cli.console import facts_table, print_blocks, stdout, table, wr
 from llmcompress.report.text import DAMAGE_PARTS, duration_text, interval_text, property_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
-    from llmcompress.report.evaluation import ConversionRecord, EvalReport, GateRecord, GenerationRecord
+    from llmcompress.report.evaluation import (
+        ConversionRecord,
+        DivergenceRecord,
+        EvalReport,
+        GateRecord,
+        GenerationRecord,
+    )
 
 _STYLES = {"equivalent": "bold green", "worse": "bold red", "cannot tell": "bold yellow"}
 
@@ -23,6 +31,7 @@ def print_evaluation(report: EvalReport, *, source: str, stages: bool) -> None:
         facts_table(_facts(report, source)),
         _perplexity_table(report),
         _divergence_table(report) if report.divergence else None,
+        _backend_words(report),
         _damage_table(report) if report.split_damage else None,
         _tasks_table(report) if report.tasks else None,
         _generations_text(report.generations) if report.generations else None,
@@ -124,35 +133,58 @@ def _perplexity_table(report: EvalReport) -> Table:
     names = ["perplexity"]
     if report.model.perplexity.word_perplexity is not None:
         names += ["word_perplexity", "byte_perplexity", "bits_per_byte"]
-    models = [("model", report.model)] + ([("reference", report.reference)] if report.reference else [])
+    models = [(f"model, {record.backend}", record.perplexity) for record in report.backends]
+    if len(models) < 2:
+        models = [("model", report.model.perplexity)]
+    if report.reference is not None:
+        models.append(("reference", report.reference.perplexity))
     shown = table([""], [name for name, _ in models])
     for name in names:
-        values = [getattr(model.perplexity, name) for _, model in models if model is not None]
-        shown.add_row(name, *(interval_text(value, ".5g") for value in values))
+        shown.add_row(name, *(interval_text(getattr(perplexity, name), ".5g") for _, perplexity in models))
     return shown
 
 
 def _divergence_table(report: EvalReport) -> Table:
-    found = report.divergence
-    assert found is not None
-    shown = table(["against the reference"], [""])
-    name = "KL divergence, nats" if found.exact else f"KL divergence, nats: a lower bound from the top {found.top_k}"
-    shown.add_row(name, interval_text(found.kl_divergence))
-    shown.add_row(
-        "  median, p90, p99, p99.9, max",
-        ", ".join(
-            f"{value:.3g}" for value in (found.kl_median, found.kl_p90, found.kl_p99, found.kl_p999, found.kl_max)
-        ),
-    )
-    if found.captured_mass is not None:
-        shown.add_row("  mass in the top tokens", f"{found.captured_mass:.2%}")
+    """The figures of each backend in a column of its own."""
+    assert report.divergence is not None
+    found = {record.backend: record.divergence for record in report.backends if record.divergence is not None}
+    backends = [str(backend) for backend in found] if len(found) > 1 else [""]
+    records = list(found.values()) if len(found) > 1 else [report.divergence]
+    shown = table(["against the reference"], backends)
+
+    def row(name: str, of: Callable[[DivergenceRecord], str]) -> None:
+        shown.add_row(name, *(of(record) for record in records))
+
+    first = records[0]
+    name = "KL divergence, nats" if first.exact else f"KL divergence, nats: a lower bound from the top {first.top_k}"
+    row(name, lambda record: interval_text(record.kl_divergence))
+    row("  median, p90, p99, p99.9, max", _percentiles)
+    if first.captured_mass is not None:
+        row("  mass in the top tokens", lambda record: f"{record.captured_mass:.2%}")
     if report.noise_floor is not None:
         floor = report.noise_floor
-        shown.add_row(f"  noise floor ({' against '.join(floor.precisions)})", interval_text(floor.kl_divergence))
-    shown.add_row("top-1 agreement", interval_text(found.top1_agreement, ".2%"))
-    shown.add_row("perplexity ratio", interval_text(found.perplexity_ratio, ".5g"))
-    shown.add_row("RMS change of probability", f"{found.rms_probability_change:.2%}")
+        text = interval_text(floor.kl_divergence)
+        shown.add_row(f"  noise floor ({' against '.join(floor.precisions)})", text, *("" for _ in records[1:]))
+    row("top-1 agreement", lambda record: interval_text(record.top1_agreement, ".2%"))
+    row("perplexity ratio", lambda record: interval_text(record.perplexity_ratio, ".5g"))
+    row("RMS change of probability", lambda record: f"{record.rms_probability_change:.2%}")
     return shown
+
+
+def _percentiles(found: DivergenceRecord) -> str:
+    values = (found.kl_median, found.kl_p90, found.kl_p99, found.kl_p999, found.kl_max)
+    return ", ".join(f"{value:.3g}" for value in values)
+
+
+def _backend_words(report: EvalReport) -> str | None:
+    """What the paged graph adds, or why it was not scored."""
+    if report.paged_refusal is not None:
+        return f"Scored on the stateful graph only: {report.paged_refusal}"
+    share = report.backend_share
+    if share is None:
+        return None
+    kl = "" if share.kl_divergence is None else f"KL divergence {interval_text(share.kl_divergence, '+.2g')} nats, "
+    return f"The paged graph's share: {kl}negative log-likelihood {interval_text(share.nll, '+.2g')} nats a token"
 
 
 def _damage_table(report: EvalReport) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from llmcompress.evaluation.measurement import ModelOnDevice, score_side_by_side
@@ -12,7 +13,7 @@ from llmcompress.graph.device import PINNED, properties_of
 from llmcompress.report.evaluation import DamagePart, NoiseFloor
 from llmcompress.system.progress import Reporter
 
-Part = Literal["weights", "kv_cache", "dynamic_quantization", "execution_precision", "all"]
+Part = Literal["weights", "kv_cache", "dynamic_quantization", "execution_precision", "all", "paged"]
 
 _PROPERTIES: dict[Part, tuple[str, ...]] = {
     "weights": (),
@@ -20,11 +21,12 @@ _PROPERTIES: dict[Part, tuple[str, ...]] = {
     "dynamic_quantization": ("DYNAMIC_QUANTIZATION_GROUP_SIZE",),
     "execution_precision": ("INFERENCE_PRECISION_HINT",),
     "all": tuple(PINNED),
+    "paged": tuple(PINNED),
 }
 
 
 def split_damage(
-    candidate: ModelOnDevice,
+    candidates: Sequence[ModelOnDevice],
     reference: ModelOnDevice,
     feed: Feed,
     confidence: float,
@@ -34,13 +36,17 @@ def split_damage(
     """The candidate against the reference in exact arithmetic: pinned as well, then with one property as it is used.
 
     Args:
-        candidate: With its effective properties on this device.
+        candidates: One model, in each form of its graph, with the effective properties on this device. The parts are
+            those of the first; a paged graph after it gives the part ``paged``.
         feed: In chunks, or the cache's precision would not be seen.
         caches: Gets what is to be forgotten when the whole evaluation is done.
     """
-    exact = properties_of(candidate.device, "pinned")
+    exact = properties_of(reference.device, "pinned")
+    forms: dict[Part, ModelOnDevice] = {part: candidates[0] for part in get_args(Part) if part != "paged"}
+    if len(candidates) > 1:
+        forms["paged"] = candidates[1]
     parts = []
-    for part in get_args(Part):
+    for part, candidate in forms.items():
         as_used = candidate.properties
         changed = {name: as_used[name] for name in _PROPERTIES[part] if name in as_used and name in exact}
         scored = score_side_by_side(

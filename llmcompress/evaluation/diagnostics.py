@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from llmcompress.evaluation.damage import noise_floor, split_damage
@@ -30,7 +31,7 @@ class DiagnosticResults(NamedTuple):
 
 
 def diagnose(
-    request: EvalRequest, prepared: Prepared, scored: Scored, stages: Stages, progress: Reporter
+    request: EvalRequest, prepared: Prepared, scored: Sequence[Scored], stages: Stages, progress: Reporter
 ) -> DiagnosticResults:
     """Measure what was asked for, one after the other, and the probes."""
     asked, confidence = request.diagnostics, request.spec.confidence
@@ -42,13 +43,16 @@ def diagnose(
             floor = noise_floor(reference, feed, confidence, caches, progress)
     if reference is not None and asked.split_damage:
         with stages.stage("split damage"):
-            as_used = candidate._replace(properties=scored.properties)
+            pairs = zip(prepared.candidates, scored, strict=True)
+            as_used = [model._replace(properties=each.properties) for model, each in pairs]
             parts = split_damage(as_used, reference, feed, confidence, caches, progress)
     if reference is not None and asked.num_generations:
         with stages.stage("generate"):
             generations = compare_generations(candidate, reference, feed.windows, asked.num_generations, progress)
     with stages.stage("probe"):
-        probes = probe(prepared, scored.scores, asked.probe_context or request.spec.seq_len, progress)
+        probes = probe(
+            prepared, [each.scores for each in scored], asked.probe_context or request.spec.seq_len, progress
+        )
     tasks: tuple[TaskScore, ...] = ()
     if asked.tasks.names:
         with stages.stage("tasks"):

@@ -10,14 +10,20 @@ from llmcompress.artifact import MANIFEST, manifest_sha256
 from llmcompress.errors import ResourceError
 from llmcompress.evaluation.artifact_report import store_report
 from llmcompress.evaluation.diagnostics import DiagnosticResults, diagnose
-from llmcompress.evaluation.gate import combined, gate_record, threshold_checks, verdict
-from llmcompress.evaluation.measurement import ModelOnDevice, Scored, score_alone, score_side_by_side
+from llmcompress.evaluation.gate import combined, gate_record, verdict, worst_checks, worst_verdict
+from llmcompress.evaluation.measurement import (
+    ModelOnDevice,
+    Scored,
+    score_alone,
+    score_at_once,
+    score_side_by_side,
+)
 from llmcompress.evaluation.preparation import Prepared, prepare
 from llmcompress.evaluation.request import Diagnostics, EvalRequest, Reference, ReferenceScores, TaskSelection
-from llmcompress.evaluation.statistics import divergence, perplexity
+from llmcompress.evaluation.statistics import backend_share, divergence, perplexity
 from llmcompress.evaluation.top_k import score_against_top_k
 from llmcompress.graph.device import differences
-from llmcompress.report.evaluation import DivergenceRecord, EvalReport, GateRecord, ModelRecord, Verdict
+from llmcompress.report.evaluation import BackendRecord, EvalReport, GateRecord, ModelRecord, Verdict
 from llmcompress.report.record import Stages, environment_record
 from llmcompress.spec import Access, EvalSpec, Gate
 from llmcompress.system.environment import installed_versions, quiet_libraries
@@ -28,7 +34,7 @@ from llmcompress.system.progress import Reporter, silent
 class Judged(NamedTuple):
     """What the scores come to."""
 
-    divergence: DivergenceRecord | None
+    backends: tuple[BackendRecord, ...]
     verdict: Verdict | None
     gate: GateRecord
 
@@ -126,52 +132,73 @@ def evaluate(
     found = prepared.candidate.loaded.source
     if prepared.manifest is not None and found.id is None:
         made = store_report(found.path, made)
-    for cache in (scored.cache, *diagnosis.caches):
+    for cache in (*(each.cache for each in scored), *diagnosis.caches):
         cache.forget()
     return made
 
 
-def score(request: EvalRequest, prepared: Prepared, stages: Stages, progress: Reporter) -> Scored:
-    """Score the text, with the reference at once where memory suffices, else one model after the other.
+def score(request: EvalRequest, prepared: Prepared, stages: Stages, progress: Reporter) -> tuple[Scored, ...]:
+    """Score the text by each form of the model, with the reference at once where memory suffices, else one by one.
 
     Raises:
         ResourceError: The diagnostics need both models at once, and memory does not suffice.
         WriteError: The reference's scores could not be kept.
     """
-    candidate, reference, feed = prepared.candidate, prepared.reference, prepared.feed
+    candidates, reference, feed = prepared.candidates, prepared.reference, prepared.feed
     how = request.reference.scores
     if reference is not None and how == "auto":
-        how = _affordable(candidate, reference, at_once=request.diagnostics.runs_pairs)
+        how = _affordable(prepared.candidate, reference, at_once=request.diagnostics.runs_pairs)
     with stages.stage("score"):
-        if reference is None:
-            return score_alone(candidate, feed, progress)
-        if how == "exact":
-            return score_side_by_side(candidate, reference, feed, progress, logits_dir=request.reference.logits_dir)
-        return score_against_top_k(candidate, reference, feed, progress)
+        if reference is not None and how == "exact" and _fit((*candidates, reference)):
+            logits_dir = request.reference.logits_dir
+            return score_at_once(candidates, reference, feed, progress, logits_dir=logits_dir)
+        scored = []
+        for number, candidate in enumerate(candidates):
+            stage = f"score, {candidate.backend}" if number else "score"
+            if reference is None:
+                scored.append(score_alone(candidate, feed, progress, stage=stage))
+            elif how == "exact":
+                logits_dir = request.reference.logits_dir
+                scored.append(
+                    score_side_by_side(candidate, reference, feed, progress, stage=stage, logits_dir=logits_dir)
+                )
+            else:
+                scored.append(score_against_top_k(candidate, reference, feed, progress, stage=stage))
+        return tuple(scored)
 
 
-def judge(request: EvalRequest, prepared: Prepared, scored: Scored, diagnosis: DiagnosticResults) -> Judged:
-    """Hold what was measured against the thresholds of the recipe and of this run, and against the margins."""
-    found = None
-    if prepared.reference is not None:
-        found = divergence(
-            scored.scores, request.spec.confidence, top_k=scored.top_k, captured_mass=scored.captured_mass
+def judge(request: EvalRequest, prepared: Prepared, scored: Sequence[Scored], diagnosis: DiagnosticResults) -> Judged:
+    """Hold the worst of what was measured against the thresholds of the recipe and of this run, and the margins."""
+    spec, records = request.spec, []
+    for candidate, each in zip(prepared.candidates, scored, strict=True):
+        found = None
+        if prepared.reference is not None:
+            found = divergence(each.scores, spec.confidence, top_k=each.top_k, captured_mass=each.captured_mass)
+        record = BackendRecord(
+            backend=candidate.backend,
+            properties=each.properties,
+            perplexity=perplexity(each.scores, prepared.feed.windows, spec.confidence),
+            divergence=found,
+            verdict=None if found is None else verdict(found, spec),
         )
+        records.append(record)
     thresholds = combined(prepared.manifest.recipe.gate if prepared.manifest else None, request.gate)
-    checks = (*threshold_checks(thresholds, found), *diagnosis.probes)
-    return Judged(found, None if found is None else verdict(found, request.spec), gate_record(checks))
+    compared = {record.backend: record.divergence for record in records if record.divergence is not None}
+    checks = (*worst_checks(thresholds, compared), *diagnosis.probes)
+    worst = worst_verdict(record.verdict for record in records if record.verdict is not None)
+    return Judged(tuple(records), worst, gate_record(checks))
 
 
 def report(
     request: EvalRequest,
     prepared: Prepared,
-    scored: Scored,
+    scored: Sequence[Scored],
     diagnosis: DiagnosticResults,
     judged: Judged,
     stages: Stages,
 ) -> EvalReport:
     """Put together what was measured."""
-    spec, feed, reference = request.spec, prepared.feed, prepared.reference
+    spec, feed, reference, first = request.spec, prepared.feed, prepared.reference, scored[0]
 
     def model(ran: ModelOnDevice, nll: str, properties: dict[str, str]) -> ModelRecord:
         directory = ran.loaded.source.path
@@ -179,7 +206,7 @@ def report(
             provenance=ran.loaded.provenance,
             manifest_sha256=manifest_sha256(directory) if (directory / MANIFEST).is_file() else None,
             properties=properties,
-            perplexity=perplexity(scored.scores, feed.windows, spec.confidence, name=nll),
+            perplexity=perplexity(first.scores, feed.windows, spec.confidence, name=nll),
         )
 
     return EvalReport(
@@ -187,33 +214,44 @@ def report(
         spec=spec.model_copy(update={"dataset": feed.windows.record.dataset}),
         chunk=feed.chunk,
         text=feed.windows.record,
-        model=model(prepared.candidate, "nll", scored.properties),
-        reference=None if reference is None else model(reference, "reference_nll", scored.reference_properties),
-        property_differences=differences(scored.properties, scored.reference_properties) if reference else {},
-        divergence=judged.divergence,
+        model=model(prepared.candidate, "nll", first.properties),
+        reference=None if reference is None else model(reference, "reference_nll", first.reference_properties),
+        property_differences=differences(first.properties, first.reference_properties) if reference else {},
+        divergence=judged.backends[0].divergence,
         verdict=judged.verdict,
+        backends=judged.backends,
+        backend_share=backend_share([each.scores for each in scored], spec.confidence),
+        paged_refusal=prepared.paged_refusal,
         noise_floor=diagnosis.noise_floor,
         split_damage=diagnosis.split_damage,
         generations=diagnosis.generations,
         gate=judged.gate,
         tasks=diagnosis.tasks,
-        num_windows_resumed=scored.num_resumed,
-        environment=environment_record(int(scored.properties.get("INFERENCE_NUM_THREADS", 0))),
+        num_windows_resumed=first.num_resumed,
+        environment=environment_record(int(first.properties.get("INFERENCE_NUM_THREADS", 0))),
         measured=stages.measured(),
-        scored_tokens_per_s=scored.tokens_per_s,
+        scored_tokens_per_s=first.tokens_per_s,
     )
 
 
 def _affordable(candidate: ModelOnDevice, reference: ModelOnDevice, *, at_once: bool) -> ReferenceScores:
     """Both models at once where memory suffices."""
-    weights = candidate.loaded.provenance.weight_bytes + reference.loaded.provenance.weight_bytes
-    needed, available = int(weights * ROOM), memory().available
-    if needed < available:
+    if _fit((candidate, reference)):
         return "exact"
     if at_once:
+        needed, available = _needed_bytes((candidate, reference)), memory().available
         raise ResourceError(
             f"`noise_floor` and `split_damage` run two models at once: about {needed / 1e9:.1f} GB are needed, "
             f"{available / 1e9:.1f} GB are free",
             hint="leave them out: the rest goes with the reference's scores cached",
         )
     return "cached"
+
+
+def _fit(models: Sequence[ModelOnDevice]) -> bool:
+    return _needed_bytes(models) < memory().available
+
+
+def _needed_bytes(models: Sequence[ModelOnDevice]) -> int:
+    """Predict what compiled models take that are held at once."""
+    return int(sum(model.loaded.provenance.weight_bytes for model in models) * ROOM)

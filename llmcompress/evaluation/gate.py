@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from llmcompress.evaluation.intervals import judge
 from llmcompress.report.evaluation import Check, DivergenceRecord, GateRecord, Verdict
 from llmcompress.spec import EvalSpec, Gate
+from llmcompress.spec.evaluation import Backend
 
 EARLIER = "from an earlier evaluation of the same bytes"
 
@@ -35,6 +36,36 @@ def threshold_checks(gate: Gate, divergence: DivergenceRecord | None) -> tuple[C
             passed, detail = None, "only a lower bound was measured; take --reference-scores exact"
         checks.append(Check(name=name, passed=passed, value=value, required=required, detail=detail))
     return tuple(checks)
+
+
+def worst_checks(gate: Gate, by_backend: Mapping[Backend, DivergenceRecord]) -> tuple[Check, ...]:
+    """Each threshold by the backend that keeps it worst; none at all: nothing was compared."""
+    if not by_backend:
+        return threshold_checks(gate, None)
+    checks = {backend: threshold_checks(gate, found) for backend, found in by_backend.items()}
+    return tuple(_worst(dict(zip(checks, each, strict=True))) for each in zip(*checks.values(), strict=True))
+
+
+def _worst(checks: dict[Backend, Check]) -> Check:
+    """The check that failed, or was not decided, or is nearest to its limit, and what the others have."""
+
+    def badness(backend: Backend) -> tuple[int, float]:
+        check = checks[backend]
+        value = check.value if isinstance(check.value, float) else 0.0
+        return (True, None, False).index(check.passed), -value if check.name == "min_top1_agreement" else value
+
+    worst = max(checks, key=badness)
+    others = [f"{backend} {check.value:.4g}" for backend, check in checks.items() if backend != worst]
+    found = checks[worst]
+    if not others or found.detail:
+        return found
+    return found.model_copy(update={"detail": f"the {worst} graph; {', '.join(others)}"})
+
+
+def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict | None:
+    """The least favourable; None of none."""
+    order: tuple[Verdict, ...] = ("equivalent", "cannot tell", "worse")
+    return max(verdicts, key=order.index, default=None)
 
 
 def verdict(divergence: DivergenceRecord, spec: EvalSpec) -> Verdict:

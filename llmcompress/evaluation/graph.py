@@ -6,10 +6,12 @@ graph is executed in. The output head is computed for scored positions alone.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from llmcompress.errors import ModelError
-from llmcompress.graph.model import logits_from, logits_result, slice_positions
+from llmcompress.graph.model import logits_at, logits_result, slice_positions, take_rows
+from llmcompress.graph.paged import is_paged
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -20,6 +22,8 @@ TARGETS = "targets"
 """int64 [batch, tokens]: the token that follows each position."""
 FIRST = "first_scored_position"
 """int64 [1]: positions before it get no logits; the outputs have [batch, tokens - first]."""
+ROWS = "scored_rows"
+"""int64 [n], of a paged graph: its rows that get logits; targets are [rows, 1] there, and the outputs have [n, 1]."""
 REFERENCE_LOGITS = "reference_logits"
 """float32 [batch, tokens - first, vocabulary]."""
 REFERENCE_IDS = "reference_ids"
@@ -44,6 +48,7 @@ def add_scores(model: ov.Model, kind: Kind, *, top_k: int = 0) -> None:
     """Put the reductions on a decoder's logits, in place.
 
     Args:
+        model: Stateful or paged.
         kind: ``nll``: negative log-likelihood of the targets. ``logits``: the logits themselves, f32. ``divergence``:
             also the KL divergence from ``reference_logits`` and whether both prefer the same token. ``top_k``: also the
             K likeliest tokens and their log-probabilities, sorted. ``at_top_k``: also the log-probabilities at
@@ -53,15 +58,20 @@ def add_scores(model: ov.Model, kind: Kind, *, top_k: int = 0) -> None:
     from openvino import opset15 as ops
 
     result = logits_result(model)
-    first = _parameter(FIRST, ov.Type.i64, [1])
-    parameters, outputs = [first], {}
-    logits = ops.convert(logits_from(result, first), ov.Type.f32)
+    if is_paged(model):
+        position = _parameter(ROWS, ov.Type.i64, [-1])
+        scored = partial(take_rows, rows=position)
+    else:
+        position = _parameter(FIRST, ov.Type.i64, [1])
+        scored = partial(slice_positions, first=position)
+    parameters, outputs = [position], {}
+    logits = ops.convert(logits_at(result, scored), ov.Type.f32)
     if kind == "logits":
         outputs["logits"] = logits
     else:
         targets = _parameter(TARGETS, ov.Type.i64, [-1, -1])
         parameters.append(targets)
-        following = ops.unsqueeze(slice_positions(targets, first), ops.constant(2))
+        following = ops.unsqueeze(scored(targets), ops.constant(2))
         log_sum = _log_sum_exp(logits)
         outputs["nll"] = _at(log_sum, logits, following)
     if kind == "divergence":

@@ -10,10 +10,12 @@ from llmcompress.errors import ModelError
 from llmcompress.evaluation.graph import Kind, add_scores, vocabulary_size
 from llmcompress.evaluation.logits_cache import LogitsCache
 from llmcompress.evaluation.score_cache import ScoreCache, ScoringPass, all_scores
-from llmcompress.evaluation.scoring import Batch, Feed, batches, calls, score, score_pair
+from llmcompress.evaluation.scoring import Batch, Feed, batches, calls, score, score_against
 from llmcompress.evaluation.statistics import TokenScores, exact_kl, token_scores
 from llmcompress.graph.device import compile_model, effective_properties
+from llmcompress.graph.paged import to_paged
 from llmcompress.loaders.loaded_model import LoadedModel
+from llmcompress.spec.evaluation import Backend
 from llmcompress.system.cache import content_key
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_SCORES, cpu_name, installed_versions
 from llmcompress.system.progress import Reporter
@@ -25,22 +27,29 @@ if TYPE_CHECKING:
 
 
 class ModelOnDevice(NamedTuple):
-    """A model, and the device and properties that it runs with."""
+    """A model, and the device, the properties and the form of its graph that it runs with."""
 
     loaded: LoadedModel
     device: str
     properties: dict[str, str]
+    backend: Backend = "stateful"
 
     def compiled(self) -> ov.CompiledModel:
         """As it is; the loaded graph is not changed by it."""
-        return compile_model(self.loaded.clone().model, self.device, self.properties)
+        return compile_model(self._graph(), self.device, self.properties)
 
     def scorer(self, kind: Kind, *, top_k: int = 0) -> tuple[ov.CompiledModel, dict[str, str]]:
         """Compiled with the reductions of ``add_scores``, and its effective properties."""
-        model = self.loaded.clone().model
+        model = self._graph()
         add_scores(model, kind, top_k=top_k)
         compiled = compile_model(model, self.device, self.properties)
         return compiled, effective_properties(compiled)
+
+    def _graph(self) -> ov.Model:
+        model = self.loaded.clone().model
+        if self.backend == "paged":
+            to_paged(model)
+        return model
 
 
 class Scored(NamedTuple):
@@ -59,7 +68,7 @@ class Scored(NamedTuple):
     captured_mass: float | None = None
 
 
-def score_alone(candidate: ModelOnDevice, feed: Feed, progress: Reporter) -> Scored:
+def score_alone(candidate: ModelOnDevice, feed: Feed, progress: Reporter, *, stage: str = "score") -> Scored:
     """Negative log-likelihoods of one model."""
     compiled, effective = candidate.scorer("nll")
     cache = ScoreCache("evaluations", scores_key("alone", feed, candidate._replace(properties=effective)))
@@ -68,7 +77,8 @@ def score_alone(candidate: ModelOnDevice, feed: Feed, progress: Reporter) -> Sco
         return score(compiled, feed, todo)
 
     made = batches(feed, vocabulary_size(candidate.loaded.model))
-    return carry_out(ScoringPass("score", feed, made, cache, run), (effective, {}), progress)
+    (found,) = carry_out(ScoringPass(stage, feed, made, cache, run), [(effective, {})], progress)
+    return found
 
 
 def score_side_by_side(
@@ -84,9 +94,23 @@ def score_side_by_side(
 
     With ``logits_dir`` the reference's logits are kept there, and taken from there when the next candidate comes.
     """
-    made = batches(feed, vocabulary_size(candidate.loaded.model))
+    (found,) = score_at_once((candidate,), reference, feed, progress, stage=stage, logits_dir=logits_dir)
+    return found
+
+
+def score_at_once(
+    candidates: Sequence[ModelOnDevice],
+    reference: ModelOnDevice,
+    feed: Feed,
+    progress: Reporter,
+    *,
+    stage: str = "score",
+    logits_dir: Path | None = None,
+) -> tuple[Scored, ...]:
+    """As ``score_side_by_side``, with several forms of one model, for which the reference runs once."""
+    made = batches(feed, vocabulary_size(reference.loaded.model))
     kept = None if logits_dir is None else _logits_cache(logits_dir, reference, feed, made)
-    second, effective = candidate.scorer("divergence")
+    seconds = [candidate.scorer("divergence") for candidate in candidates]
     known = kept.properties() if kept else None
     compiled = None
     if known is None:
@@ -98,12 +122,15 @@ def score_side_by_side(
         return compiled or reference.scorer("logits")[0]
 
     def run(todo: Sequence[Batch]) -> Iterator[tuple[Batch, list[Arrays]]]:
-        for batch, scores in score_pair(second, first, feed, todo, kept):
-            yield batch, [_with_kl(window) for window in scores]
+        for batch, found in score_against(first, [second for second, _ in seconds], feed, todo, kept):
+            yield batch, [_joined([_with_kl(scores) for scores in window]) for window in zip(*found, strict=True)]
 
-    as_run = candidate._replace(properties=effective), reference._replace(properties=known)
-    cache = ScoreCache("evaluations", scores_key("pair", feed, *as_run))
-    return carry_out(ScoringPass(stage, feed, made, cache, run), (effective, known), progress)
+    as_run = [
+        candidate._replace(properties=effective) for candidate, (_, effective) in zip(candidates, seconds, strict=True)
+    ]
+    cache = ScoreCache("evaluations", scores_key("pair", feed, *as_run, reference._replace(properties=known)))
+    properties = [(effective, known) for _, effective in seconds]
+    return carry_out(ScoringPass(stage, feed, made, cache, run), properties, progress)
 
 
 def check_vocabularies(candidate: LoadedModel, reference: LoadedModel) -> None:
@@ -121,16 +148,25 @@ def check_vocabularies(candidate: LoadedModel, reference: LoadedModel) -> None:
         )
 
 
-def carry_out(scoring: ScoringPass, properties: tuple[dict[str, str], dict[str, str]], progress: Reporter) -> Scored:
-    """Score what the cache does not hold; ``properties`` are the effective properties of candidate and reference."""
+def carry_out(
+    scoring: ScoringPass, properties: Sequence[tuple[dict[str, str], dict[str, str]]], progress: Reporter
+) -> tuple[Scored, ...]:
+    """Score what the cache does not hold; the scores of each candidate.
+
+    Args:
+        properties: Effective properties of each candidate and of the reference.
+    """
     by_window, new = all_scores(scoring, progress)
-    return Scored(
-        scores=token_scores(scoring.feed.windows, by_window),
-        properties=properties[0],
-        reference_properties=properties[1],
-        num_resumed=len(by_window) - new.num_windows,
-        tokens_per_s=new.tokens_per_s(),
-        cache=scoring.cache,
+    return tuple(
+        Scored(
+            scores=token_scores(scoring.feed.windows, [_of(window, number) for window in by_window]),
+            properties=mine,
+            reference_properties=theirs,
+            num_resumed=len(by_window) - new.num_windows,
+            tokens_per_s=new.tokens_per_s(),
+            cache=scoring.cache,
+        )
+        for number, (mine, theirs) in enumerate(properties)
     )
 
 
@@ -140,7 +176,11 @@ def scores_key(kind: str, feed: Feed, *models: ModelOnDevice) -> str:
         {
             "kind": kind,
             "models": [
-                [[(file.path, file.sha256) for file in model.loaded.provenance.files], model.properties]
+                [
+                    [(file.path, file.sha256) for file in model.loaded.provenance.files],
+                    model.properties,
+                    model.backend,
+                ]
                 for model in models
             ],
             "windows": feed.windows.record.token_ids_sha256,
@@ -161,3 +201,20 @@ def _logits_cache(directory: Path, reference: ModelOnDevice, feed: Feed, made: S
 def _with_kl(scores: Arrays) -> Arrays:
     kept = {name: scores[name] for name in ("nll", "reference_nll", "agrees")}
     return {**kept, "kl": exact_kl(scores)}
+
+
+def _joined(found: Sequence[Arrays]) -> Arrays:
+    """The scores of a window by several candidates; those after the first are named by their number."""
+    return {
+        name if number == 0 else f"{number}/{name}": values
+        for number, scores in enumerate(found)
+        for name, values in scores.items()
+    }
+
+
+def _of(joined: Arrays, number: int) -> Arrays:
+    """What ``_joined`` holds of one candidate."""
+    if number == 0:
+        return {name: values for name, values in joined.items() if "/" not in name}
+    start = f"{number}/"
+    return {name.removeprefix(start): values for name, values in joined.items() if name.startswith(start)}

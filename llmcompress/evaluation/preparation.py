@@ -9,18 +9,21 @@ from llmcompress.artifact import MANIFEST, read_manifest
 from llmcompress.data.documents import read_documents, texts_for
 from llmcompress.data.protocols import evaluation_windows, require_same_tokens
 from llmcompress.data.tokens import TextEncoder, text_encoder
-from llmcompress.errors import UsageError
+from llmcompress.errors import LlmcompressError, UsageError, last_line
 from llmcompress.evaluation.conversation import prompts
 from llmcompress.evaluation.measurement import ModelOnDevice, check_vocabularies
 from llmcompress.evaluation.request import EvalRequest, check_request
 from llmcompress.evaluation.scoring import Feed
 from llmcompress.evaluation.tasks import check_tasks
+from llmcompress.graph.decoding import generate
 from llmcompress.graph.device import check_device, properties_of
+from llmcompress.graph.paged import no_paged_form
 from llmcompress.loaders.context import changing_rope, require_context
 from llmcompress.loaders.loaded_model import load
 from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.record import Stages
+from llmcompress.spec import EvalSpec
 from llmcompress.system.progress import Progress, Reporter
 
 _log = logging.getLogger(__name__)
@@ -29,13 +32,21 @@ _log = logging.getLogger(__name__)
 class Prepared(NamedTuple):
     """The models and the text, ready to be scored."""
 
-    candidate: ModelOnDevice
+    candidates: tuple[ModelOnDevice, ...]
+    """One model in each form of its graph that is measured."""
+    paged_refusal: str | None
+    """Why the paged form was asked for and is not among them."""
     reference: ModelOnDevice | None
     feed: Feed
     encoder: TextEncoder
     """The candidate's."""
     manifest: CompressionReport | None
     """Of an artifact of ours."""
+
+    @property
+    def candidate(self) -> ModelOnDevice:
+        """The model in the first of its forms: stateful, unless only the paged one is measured."""
+        return self.candidates[0]
 
 
 def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepared:
@@ -70,9 +81,10 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
         reference = None if other is None else model(other)
         if reference is not None:
             check_vocabularies(candidate.loaded, reference.loaded)
+        candidates, refusal = _in_each_form(candidate, spec)
     manifest = read_manifest(found.path) if (found.path / MANIFEST).is_file() else None
     chunk = _chunk(request, [each for each in (found, other) if each is not None])
-    return Prepared(candidate, reference, Feed(windows, chunk), encoder, manifest)
+    return Prepared(candidates, refusal, reference, Feed(windows, chunk), encoder, manifest)
 
 
 def _chunk(request: EvalRequest, sources: list[Source]) -> int:
@@ -99,6 +111,33 @@ def _chunk(request: EvalRequest, sources: list[Source]) -> int:
             what,
         )
     return chunk
+
+
+def _in_each_form(candidate: ModelOnDevice, spec: EvalSpec) -> tuple[tuple[ModelOnDevice, ...], str | None]:
+    """The model in each form that is to be measured, and why it has no paged one although that was asked for.
+
+    Raises:
+        ModelError: Only the paged form was asked for, and there is none.
+    """
+    asked = spec.backends(is_ir=candidate.loaded.source.layout == "ir")
+    candidates = tuple(candidate._replace(backend=backend) for backend in asked)
+    if "paged" not in asked:
+        return candidates, None
+    try:
+        _try_paged(candidates[-1])
+    except LlmcompressError as error:
+        if len(candidates) == 1:
+            raise
+        _log.warning("only the stateful graph is scored: %s", error.message)
+        return candidates[:-1], error.message
+    return candidates, None
+
+
+def _try_paged(model: ModelOnDevice) -> None:
+    try:
+        generate(model.compiled(), [0], eos=frozenset(), max_new_tokens=1)
+    except RuntimeError as error:
+        raise no_paged_form(f"the device refuses it: {last_line(error)}") from error
 
 
 def _properties(request: EvalRequest) -> dict[str, str]:

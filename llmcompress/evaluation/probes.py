@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmcompress.data.tokens import TextEncoder
 from llmcompress.evaluation.conversation import prompts
 from llmcompress.evaluation.gate import finite_check
-from llmcompress.evaluation.graph import FIRST, add_scores
 from llmcompress.evaluation.measurement import ModelOnDevice
 from llmcompress.evaluation.preparation import Prepared
+from llmcompress.evaluation.scoring import Batch, Scorer, calls
 from llmcompress.evaluation.statistics import TokenScores
 from llmcompress.graph.decoding import Generation, eos_ids, generate
-from llmcompress.graph.device import compile_model, decoder_inputs, input_names
 from llmcompress.report.evaluation import Check
 from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
     import numpy as np
-    import openvino as ov
     from numpy.typing import NDArray
 
 MAX_NEW_TOKENS = 96
@@ -43,8 +41,12 @@ class Answers(NamedTuple):
         return sum(is_loop(generation.token_ids) for generation in self.generations)
 
 
-def probe(prepared: Prepared, scores: TokenScores, context: int, progress: Reporter) -> tuple[Check, ...]:
-    """Look at the scores, at the logits after ``context`` tokens, and at answers to plain questions."""
+def probe(prepared: Prepared, scores: Sequence[TokenScores], context: int, progress: Reporter) -> tuple[Check, ...]:
+    """Look at the scores, at the logits after ``context`` tokens, and at answers to plain questions.
+
+    Args:
+        scores: Of each form of the model.
+    """
     import numpy as np
 
     candidate, encoder = prepared.candidate, prepared.encoder
@@ -54,11 +56,12 @@ def probe(prepared: Prepared, scores: TokenScores, context: int, progress: Repor
     theirs = None
     if prepared.reference is not None and mine is not None:
         theirs = answers(prepared.reference, encoder, eos, progress, "probe the reference")
-    nll = scores.values["nll"]
+    nll = np.concatenate([each.values["nll"] for each in scores])
     stream = np.concatenate([window.token_ids for window in prepared.feed.windows.windows[:64]])
+    long_context = [long_context_check(model, stream, context, progress) for model in prepared.candidates]
     return (
         finite_check(int((~np.isfinite(nll)).sum()), len(nll)),
-        long_context_check(candidate, stream, context, progress),
+        min(long_context, key=lambda check: check.passed is True),
         *answer_checks(mine, theirs),
     )
 
@@ -117,22 +120,22 @@ def long_context_check(
     """Feed ``num_tokens`` tokens of text, repeated where it is shorter, and look at the logits after the last one."""
     import numpy as np
 
-    decoder = model.loaded.clone().model
-    add_scores(decoder, "logits")
-    compiled = compile_model(decoder, model.device, model.properties)
-    stream = np.resize(token_ids, num_tokens)[None]
-    names = input_names(compiled)
-    request: ov.InferRequest = compiled.create_infer_request()
-    for start in range(0, num_tokens, CALL_TOKENS):
-        end = min(start + CALL_TOKENS, num_tokens)
-        progress(Progress("long context", start, num_tokens, "tokens"))
-        inputs = decoder_inputs(stream[:, start:end], start, names)
-        request.infer({**inputs, FIRST: np.array([end - start - 1], dtype=np.int64)})
+    compiled, _ = model.scorer("logits")
+    scorer = Scorer(compiled)
+    # The token after the last is a target only, and not looked at.
+    batch = Batch((0,), np.resize(token_ids, num_tokens + 1)[None], num_tokens)
+    scorer.begin(batch)
+    logits = np.empty(0)
+    for call in calls(batch, CALL_TOKENS):
+        progress(Progress("long context", call.start, num_tokens, "tokens"))
+        scorer.start(batch, call)
+        logits = scorer.finish()["logits"]
     progress(Progress("long context", num_tokens, num_tokens, "tokens"))
-    finite = bool(np.isfinite(request.get_tensor("logits").data).all())
+    finite = bool(np.isfinite(logits).all())
     return Check(
         name="finite_logits",
         passed=finite,
         value="finite" if finite else "NaN or infinite",
         required=f"finite after {num_tokens} tokens",
+        detail="" if finite or model.backend == "stateful" else "the paged graph",
     )

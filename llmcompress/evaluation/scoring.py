@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.data.protocols import EvaluationWindows
-from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, TARGETS
+from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, ROWS, TARGETS
 from llmcompress.evaluation.logits_cache import LogitsCache
-from llmcompress.graph.device import decoder_inputs, input_names
+from llmcompress.graph.decoding import Decoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,43 +79,61 @@ def calls(batch: Batch, chunk: int) -> Iterator[Call]:
 
 
 class Scorer:
-    """One compiled model and one request, with a state of its own."""
+    """One compiled model, stateful or paged, and one request with a past of its own."""
 
     def __init__(self, compiled: ov.CompiledModel) -> None:
-        self._names = input_names(compiled)
         self._outputs = [next(iter(port.get_names())) for port in compiled.outputs]
-        self._request = compiled.create_infer_request()
+        self._decoder = Decoder(compiled)
+        self._num_sequences = 0
 
-    def begin(self) -> None:
+    def begin(self, batch: Batch) -> None:
         """Forget the past."""
-        self._request.reset_state()
+        self._num_sequences = len(batch.numbers)
+        self._decoder.begin(*batch.token_ids.shape)
 
     def start(self, batch: Batch, call: Call, **more: ov.Tensor) -> None:
         """Start a call without waiting for it."""
         import numpy as np
         import openvino as ov
 
-        values: Arrays = {
-            **decoder_inputs(batch.token_ids[:, call.start : call.end], call.start, self._names),
-            TARGETS: batch.token_ids[:, call.start + 1 : call.end + 1],
-            FIRST: np.array([call.first - call.start], dtype=np.int64),
-        }
+        token_ids = batch.token_ids[:, call.start : call.end]
+        targets = batch.token_ids[:, call.start + 1 : call.end + 1]
+        values = self._decoder.inputs(token_ids, call.start)
+        if self._decoder.is_paged:
+            rows = np.arange(token_ids.size, dtype=np.int64).reshape(token_ids.shape)
+            values |= {TARGETS: targets.reshape(-1, 1), ROWS: rows[:, call.first - call.start :].reshape(-1)}
+            more = {name: _in_rows(tensor) for name, tensor in more.items()}
+        else:
+            values |= {TARGETS: targets, FIRST: np.array([call.first - call.start], dtype=np.int64)}
+        request = self._decoder.request
         for name, value in values.items():
-            if name in self._names:
-                self._request.set_tensor(name, ov.Tensor(np.ascontiguousarray(value)))
+            if name in self._decoder.input_names:
+                request.set_tensor(name, ov.Tensor(np.asarray(value, order="C")))
         for name, tensor in more.items():
-            self._request.set_tensor(name, tensor)
-        self._request.start_async()
+            request.set_tensor(name, tensor)
+        request.start_async()
 
     def finish(self) -> Arrays:
-        """Wait for the call; copies of its outputs."""
-        self._request.wait()
-        return {name: self._request.get_tensor(name).data.copy() for name in self._outputs}
+        """Wait for the call; copies of its outputs, ``[batch, tokens, ...]``."""
+        request = self._decoder.request
+        request.wait()
+        found = {name: request.get_tensor(name).data.copy() for name in self._outputs}
+        if not self._decoder.is_paged:
+            return found
+        return {name: rows.reshape(self._num_sequences, -1, *rows.shape[2:]) for name, rows in found.items()}
 
     def finish_in_place(self, name: str) -> ov.Tensor:
-        """Wait for the call; an output where it lies, good until the next call."""
-        self._request.wait()
-        return self._request.get_tensor(name)
+        """Wait for the call of a stateful model; an output where it lies, good until the next call."""
+        self._decoder.request.wait()
+        return self._decoder.request.get_tensor(name)
+
+
+def _in_rows(tensor: ov.Tensor) -> ov.Tensor:
+    """``[batch, tokens, ...]`` as the ``[batch * tokens, 1, ...]`` of a paged graph, in the same memory."""
+    import openvino as ov
+
+    values = tensor.data
+    return ov.Tensor(values.reshape(-1, 1, *values.shape[2:]), shared_memory=True)
 
 
 def score(
@@ -146,31 +164,34 @@ def score(
                 yield done
 
 
-def score_pair(
-    candidate: ov.CompiledModel,
+def score_against(
     reference: Callable[[], ov.CompiledModel],
+    candidates: Sequence[ov.CompiledModel],
     feed: Feed,
     made: Iterable[Batch],
     kept: LogitsCache | None = None,
-) -> Iterator[tuple[Batch, list[Arrays]]]:
-    """Score batches with two models side by side: the reference's logits go straight into the candidate's graph.
+) -> Iterator[tuple[Batch, list[list[Arrays]]]]:
+    """Score batches with several models at once: the reference's logits go straight into each candidate's graph.
+
+    Yields each batch with the arrays of its windows, a list for each candidate.
 
     Args:
-        candidate: Compiled, with the reference's logits as an input.
-        reference: Gives the other one; not called while all its logits are kept.
+        reference: Gives it, stateful; not called while all its logits are kept.
+        candidates: Compiled, with the reference's logits as an input.
         feed: All of the text.
         made: What is to be scored.
         kept: Where the reference's logits are looked for first, and kept for the next candidate.
     """
-    first, second = None, Scorer(candidate)
+    first, others = None, [Scorer(candidate) for candidate in candidates]
     for batch in made:
         planned = list(calls(batch, feed.chunk))
         known = kept.get(batch.numbers, len(planned)) if kept else None
-        second.begin()
         if known is None:
             first = first or Scorer(reference())
-            first.begin()
-        parts = []
+            first.begin(batch)
+        parts: list[list[tuple[Call, Arrays]]] = [[] for _ in others]
+        for scorer in others:
+            scorer.begin(batch)
         for number, call in enumerate(planned):
             if known is None:
                 assert first is not None
@@ -180,9 +201,10 @@ def score_pair(
                     kept.add(batch.numbers, number, logits.data)
             else:
                 logits = _tensor(known[number])
-            second.start(batch, call, **{REFERENCE_LOGITS: logits})
-            parts.append((call, second.finish()))
-        yield batch, _by_window(batch, feed, parts)
+            for scorer, found in zip(others, parts, strict=True):
+                scorer.start(batch, call, **{REFERENCE_LOGITS: logits})
+                found.append((call, scorer.finish()))
+        yield batch, [_by_window(batch, feed, found) for found in parts]
 
 
 def _tensor(values: NDArray[Any]) -> ov.Tensor:
@@ -199,7 +221,7 @@ def _alone(
     more: Callable[[Batch, Call], dict[str, ov.Tensor]] | None,
     free: list[Scorer],
 ) -> Iterator[tuple[Batch, list[Arrays]] | None]:
-    scorer.begin()
+    scorer.begin(batch)
     parts = []
     for call in calls(batch, feed.chunk):
         scorer.start(batch, call, **(more(batch, call) if more else {}))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.data.protocols import EvaluationWindows
 from llmcompress.evaluation.intervals import clustered_mean, exponential, transformed
-from llmcompress.report.evaluation import DivergenceRecord, Estimate, Histogram, PerplexityRecord
+from llmcompress.report.evaluation import BackendShare, DivergenceRecord, Estimate, Histogram, PerplexityRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,6 +110,21 @@ def divergence(
         perplexity_ratio=exponential(change),
         rms_probability_change=float(np.sqrt(np.mean(probability_change**2))),
     )
+
+
+def backend_share(scores: Sequence[TokenScores], confidence: float) -> BackendShare | None:
+    """What the paged graph adds, token by token, to what the stateful one lost; None where only one was scored.
+
+    Args:
+        scores: Of the stateful graph, and of the paged one.
+    """
+    if len(scores) != 2:
+        return None
+    stateful, paged = scores
+    names = [name for name in ("nll", "kl") if name in stateful.values]
+    added = paged.with_values(**{name: paged.values[name] - stateful.values[name] for name in names})
+    kl = added.mean("kl", confidence) if "kl" in names else None
+    return BackendShare(kl_divergence=kl, nll=added.mean("nll", confidence))
 
 
 def _counts(values: NDArray[np.float64], edges: Sequence[float]) -> tuple[int, ...]:

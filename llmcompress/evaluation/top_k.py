@@ -34,7 +34,9 @@ class TopTokens(NamedTuple):
     """Mean probability of the K tokens."""
 
 
-def score_against_top_k(candidate: ModelOnDevice, reference: ModelOnDevice, feed: Feed, progress: Reporter) -> Scored:
+def score_against_top_k(
+    candidate: ModelOnDevice, reference: ModelOnDevice, feed: Feed, progress: Reporter, *, stage: str = "score"
+) -> Scored:
     """A lower bound of the divergence, from the reference's K likeliest tokens and the mass of the rest.
 
     The reference runs first and alone, and only for what the cache does not hold yet; then the candidate. By the
@@ -58,7 +60,7 @@ def score_against_top_k(candidate: ModelOnDevice, reference: ModelOnDevice, feed
 
     as_run = candidate._replace(properties=effective), reference._replace(properties=known.properties)
     cache = ScoreCache("evaluations", scores_key(f"top {known.top_k}", feed, *as_run))
-    found = carry_out(ScoringPass("score", feed, made, cache, run), (effective, known.properties), progress)
+    (found,) = carry_out(ScoringPass(stage, feed, made, cache, run), [(effective, known.properties)], progress)
     return found._replace(top_k=known.top_k, captured_mass=known.mass)
 
 

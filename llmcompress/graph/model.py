@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,12 +146,12 @@ def logits_result(model: ov.Model) -> ov.Node:
     raise ModelError("the graph has no output logits", where="model", hint="export it as text-generation-with-past")
 
 
-def logits_from(result: ov.Node, first: ov.Node) -> ov.Output:
-    """The logits from position ``first`` on, cut before the output head where it can be found.
+def logits_at(result: ov.Node, chosen: Callable[[ov.Output], ov.Node]) -> ov.Output:
+    """The logits at chosen positions, cut before the output head where it can be found.
 
     Args:
         result: What ``logits_result`` found.
-        first: int64 ``[1]``.
+        chosen: Takes the positions from a value that has them.
     """
     node = result.input_value(0).get_node()
     while node.get_type_name() in _ELEMENTWISE:
@@ -160,18 +160,25 @@ def logits_from(result: ov.Node, first: ov.Node) -> ov.Output:
             break
         node = varying[0]
     if node.get_type_name() == "MatMul" and node.input_value(0).get_partial_shape().rank.get_length() == 3:
-        node.input(0).replace_source_output(slice_positions(node.input_value(0), first).output(0))
+        node.input(0).replace_source_output(chosen(node.input_value(0)).output(0))
         value: ov.Output = result.input_value(0)
         return value
-    return slice_positions(result.input_value(0), first).output(0)
+    return chosen(result.input_value(0)).output(0)
 
 
 def slice_positions(value: ov.Output | ov.Node, first: ov.Node) -> ov.Node:
-    """``value[:, first:]``"""
+    """``value[:, first:]``, with ``first`` int64 ``[1]``."""
     from openvino import opset15 as ops
 
     end = ops.constant([2**31 - 1], dtype="int64")
     return ops.slice(value, first, end, ops.constant([1], dtype="int64"), ops.constant([1], dtype="int64"))
+
+
+def take_rows(value: ov.Output | ov.Node, rows: ov.Node) -> ov.Node:
+    """``value[rows]``, with ``rows`` int64 ``[n]``."""
+    from openvino import opset15 as ops
+
+    return ops.gather(value, rows, ops.constant(0, dtype="int64"))
 
 
 def is_constant(node: ov.Node) -> bool:

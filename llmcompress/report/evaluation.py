@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from llmcompress.report.record import EnvironmentRecord, Measured, Provenance, Record
 from llmcompress.spec import EvalSpec
+from llmcompress.spec.evaluation import Backend
 
 Verdict = Literal["equivalent", "worse", "cannot tell"]
 
@@ -99,10 +100,33 @@ class ModelRecord(Record):
     perplexity: PerplexityRecord
 
 
-class DamagePart(Record):
-    """The candidate against the reference in exact arithmetic, with one property of the runtime as it is used."""
+class BackendRecord(Record):
+    """The candidate in one form of its graph, against the same reference, in calls of the same size."""
 
-    part: Literal["weights", "kv_cache", "dynamic_quantization", "execution_precision", "all"]
+    backend: Backend
+    properties: dict[str, str]
+    """Effective properties, read back from the compiled model."""
+    perplexity: PerplexityRecord
+    divergence: DivergenceRecord | None = None
+    verdict: Verdict | None = None
+
+
+class BackendShare(Record):
+    """What the paged graph adds to what the stateful one lost, paired over tokens; below 0 where it loses less."""
+
+    kl_divergence: Estimate | None = None
+    """Of the KL divergence from the reference, in nats per token; None without a reference."""
+    nll: Estimate
+    """Of the negative log-likelihood, in nats per token."""
+
+
+class DamagePart(Record):
+    """The candidate against the reference in exact arithmetic, with one property of the runtime as it is used.
+
+    The part ``paged`` is ``all`` on the paged graph.
+    """
+
+    part: Literal["weights", "kv_cache", "dynamic_quantization", "execution_precision", "all", "paged"]
     properties: dict[str, str]
     kl_divergence: Estimate
     top1_agreement: Estimate
@@ -188,6 +212,14 @@ class EvalReport(Record):
     """Effective properties in which candidate and reference differ."""
     divergence: DivergenceRecord | None = None
     verdict: Verdict | None = None
+    """Of the worse of the measured backends."""
+    backends: tuple[BackendRecord, ...] = ()
+    """Each form of the graph that was scored; ``model`` and ``divergence`` are those of the first. Empty in reports of
+    versions that scored the stateful graph alone."""
+    backend_share: BackendShare | None = None
+    """None where one backend was measured."""
+    paged_refusal: str | None = None
+    """Why the paged graph was asked for and not scored."""
     noise_floor: NoiseFloor | None = None
     split_damage: tuple[DamagePart, ...] = ()
     generations: GenerationRecord | None = None

@@ -32,6 +32,7 @@ DAMAGE_PARTS = {
     "dynamic_quantization": "with dynamic quantization",
     "execution_precision": "with the execution precision",
     "all": "all as used",
+    "paged": "all as used, paged",
 }
 """What is added, step by step, from the weights alone to the model as it is used."""
 

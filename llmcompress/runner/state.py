@@ -116,12 +116,20 @@ def answers(report: EvalReport, evaluation: Evaluation) -> bool:
     generations = report.generations.num_prompts if report.generations else 0
     return (
         report.spec == without_path(evaluation.spec())
+        and _backends_measured(report, evaluation)
         and (evaluation.reference_scores == "auto" or exact == (evaluation.reference_scores == "exact"))
         and (not evaluation.noise_floor or report.noise_floor is not None)
         and (not evaluation.split_damage or bool(report.split_damage))
         # A text with fewer windows gives fewer prompts.
         and generations == min(evaluation.num_generations, report.text.num_windows)
     )
+
+
+def _backends_measured(report: EvalReport, evaluation: Evaluation) -> bool:
+    """Whether each form of the graph that is asked for was scored, or has a reason why it was not."""
+    measured = {record.backend for record in report.backends} or {"stateful"}
+    missing = set(evaluation.backends(is_ir=True)) - measured
+    return not missing or (missing == {"paged"} and report.paged_refusal is not None)
 
 
 def without_path(spec: SpecT) -> SpecT:

@@ -13,6 +13,7 @@ from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, Text
 
 Protocol = Literal["llama.cpp", "sliding", "rolling"]
 Precision = Literal["as_used", "pinned"]
+Backend = Literal["stateful", "paged"]
 
 DEFAULT_CHUNK = 64
 """Tokens per call that let the cache's precision show; calls stay large, as windows are batched."""
@@ -37,6 +38,9 @@ class EvalSpec(ScoredText):
     precision: Precision = "as_used"
     """as_used: the device's defaults and the model's own hints. pinned: f32 execution, no dynamic quantization and an
     unquantized cache, which leaves the error of the weights alone."""
+    backend: Literal["stateful", "paged", "both"] | None = None
+    """stateful: the graph as Optimum runs it. paged: in the form that GenAI and Model Server run, with a cache in
+    blocks. Default: both for an OpenVINO directory on the CPU, else stateful"""
     profile: RuntimeProfile | None = None
     """Runtime profile of this machine, by tune; both models are run with it."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -56,6 +60,9 @@ class EvalSpec(ScoredText):
             yield Refusal("stride", problem, "take a smaller one")
         if self.chunk is not None and self.chunk > self.seq_len:
             yield Refusal("chunk", f"{self.chunk} is more than a window of {self.seq_len}", "take at most seq_len")
+        if self.backend in ("paged", "both") and self.device != "CPU":
+            problem = f"{self.backend} runs the paged graph, whose cache is laid out here for the CPU"
+            yield Refusal("backend", problem, "take stateful, or device CPU")
         if self.profile is not None:
             yield from profile_refusals(self.profile, self.device, self.precision)
 
@@ -68,6 +75,17 @@ class EvalSpec(ScoredText):
     def effective_chunk(self) -> int:
         """Tokens per call."""
         return self.chunk or (min(DEFAULT_CHUNK, self.seq_len) if self.precision == "as_used" else self.seq_len)
+
+    def backends(self, *, is_ir: bool) -> tuple[Backend, ...]:
+        """The forms of a model's graph that are scored.
+
+        Args:
+            is_ir: Whether the model is an OpenVINO directory, which a server could run.
+        """
+        if self.backend in ("stateful", "paged"):
+            return (self.backend,)
+        both = self.backend == "both" or (is_ir and self.device == "CPU")
+        return ("stateful", "paged") if both else ("stateful",)
 
 
 def profile_refusals(profile: RuntimeProfile, device: str, precision: Precision) -> Iterator[Refusal]:
