@@ -1,22 +1,26 @@
 """Do our speeds agree with OpenVINO GenAI's own? And what its prefix cache does to a repeated prompt.
 
-Both engines run the same IR in processes of their own, runs in turn (A B A B ...); the ratio of decode and prefill
-rates, ours over `LLMPipeline`'s PerfMetrics, is to be within 5 % of 1. Then the pipeline alone, the same prompt twice,
-prefix caching off and on.
+Both runtimes run the same IR on both backends, stateful and paged, each in a process of its own, runs in turn
+(A B C D A B C D ...); the ratio of decode and prefill rates, ours over `LLMPipeline`'s PerfMetrics on the same backend,
+is to be within 5 % of 1 on a quiet machine. Then the pipeline alone, the same prompt twice, prefix caching off and on.
 
     python benchmarks/bench_fidelity.py
+    python benchmarks/bench_fidelity.py --source ../shared/models/ref-llama-8m --runs 15
     python benchmarks/bench_fidelity.py --layers 8 --hidden 1024 --intermediate 2816 --recipes int4
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import platform
 import statistics
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 from generated_llama import body_arguments, generate
 from rich.console import Console
@@ -27,39 +31,48 @@ from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.genai_runtime import GenaiRuntime
 from llmcompress.benchmarking.ratios import paired_ratio
 from llmcompress.benchmarking.timing import decode_tokens_per_s, prefill_tokens_per_s, ttft_s
-from llmcompress.spec.benchmark import Shape
+from llmcompress.spec.benchmark import RuntimeName, Shape
+from llmcompress.spec.evaluation import Backend
 
 TOLERANCE = 0.05
 
 
 def compare(directory: Path, shape: Shape, runs: int) -> list[dict[str, object]]:
-    """Rates of both engines, in turn."""
-    rates: dict[str, dict[str, list[float]]] = {}
-    with Client(directory, "openvino", name="openvino") as ours, Client(directory, "genai", name="genai") as genai:
-        for client in (ours, genai):
+    """Rates of both runtimes on both backends, in turn."""
+    keys = list(itertools.product(get_args(Backend), get_args(RuntimeName)))
+    rates: dict[tuple[str, str], dict[str, list[float]]] = {key: {"prefill": [], "decode": []} for key in keys}
+    with contextlib.ExitStack() as stack:
+        clients = {
+            (backend, runtime): stack.enter_context(Client(directory, runtime, name=runtime, backend=backend))
+            for backend, runtime in keys
+        }
+        for client in clients.values():
             client.open("CPU", {})
         for number in range(runs + 1):
-            for name, client in (("openvino", ours), ("genai", genai)):
+            for key, client in clients.items():
                 run = client.run(shape, number)
                 if number:
-                    found = rates.setdefault(name, {"prefill": [], "decode": []})
+                    found = rates[key]
                     found["prefill"].append(prefill_tokens_per_s(run, shape.batch_size, shape.prompt_tokens))
                     found["decode"].append(decode_tokens_per_s(run, shape.batch_size))
-    results: list[dict[str, object]] = []
-    for figure in ("prefill", "decode"):
-        mine, theirs = rates["openvino"][figure], rates["genai"][figure]
-        ratio = paired_ratio(mine, theirs, 0.95)
-        results.append(
-            {
-                "figure": figure,
-                "openvino_tokens_per_s": statistics.median(mine),
-                "genai_tokens_per_s": statistics.median(theirs),
-                "ratio": statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
-                "interval": [ratio.low, ratio.high],
-                "raw": [mine, theirs],
-            }
-        )
-    return results
+    return [
+        _line(backend, figure, rates[backend, "openvino"][figure], rates[backend, "genai"][figure])
+        for backend in get_args(Backend)
+        for figure in ("prefill", "decode")
+    ]
+
+
+def _line(backend: str, figure: str, mine: list[float], theirs: list[float]) -> dict[str, object]:
+    ratio = paired_ratio(mine, theirs, 0.95)
+    return {
+        "backend": backend,
+        "figure": figure,
+        "openvino_tokens_per_s": statistics.median(mine),
+        "genai_tokens_per_s": statistics.median(theirs),
+        "ratio": statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
+        "interval": [ratio.low, ratio.high],
+        "raw": [mine, theirs],
+    }
 
 
 def repeated_prompt(directory: Path, shape: Shape) -> dict[str, float]:
@@ -78,6 +91,7 @@ def main() -> None:
     """Run both comparisons for each recipe and print tables, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 5 GB)")
+    parser.add_argument("--source", type=Path, default=None, help="a checkpoint instead of a generated body")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--recipes", nargs="+", default=["int8", "int4"])
     parser.add_argument("--prompt-tokens", type=int, default=256)
@@ -86,11 +100,11 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     shape = Shape(1, 0, args.prompt_tokens, args.new_tokens)
-    table = Table("recipe", "figure", "ours tokens/s", "GenAI tokens/s", "ratio", "within 5 %")
+    table = Table("recipe", "backend", "figure", "ours tokens/s", "GenAI tokens/s", "ratio", "within 5 %")
     cache = Table("recipe", "ttft of a repeated prompt, prefix cache off", "on")
     results = []
     with tempfile.TemporaryDirectory(dir=args.work, prefix="llmcompress-bench-") as folder:
-        checkpoint = generate(
+        checkpoint = args.source or generate(
             Path(folder) / "checkpoint", layers=args.layers, hidden=args.hidden, intermediate=args.intermediate
         )
         for recipe in args.recipes:
@@ -102,6 +116,7 @@ def main() -> None:
                 assert isinstance(ratio, float)
                 table.add_row(
                     recipe,
+                    str(found["backend"]),
                     str(found["figure"]),
                     f"{found['openvino_tokens_per_s']:.4g}",
                     f"{found['genai_tokens_per_s']:.4g}",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino as ov
 import pytest
 from fake_hub import FakeHub, running, use
 from tiny_models import build_checkpoint
@@ -24,6 +25,7 @@ from llmcompress.benchmarking import benchmark as benchmark_module
 from llmcompress.benchmarking.benchmark import bench_case
 from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.machine import EnergyMeter, memory_bandwidth_bytes_per_s
+from llmcompress.benchmarking.openvino_runtime import OpenvinoRuntime, random_ids
 from llmcompress.benchmarking.ratios import paired_ratio, ratios
 from llmcompress.benchmarking.roofline import roofline
 from llmcompress.benchmarking.timing import (
@@ -153,7 +155,7 @@ class FakeClient:
 
     asked: list[tuple[str, str, Any]] = []  # noqa: RUF012
 
-    def __init__(self, directory: Path, engine: str, *, name: str) -> None:
+    def __init__(self, directory: Path, engine: str, *, name: str, backend: str | None) -> None:
         self.name = name
         self.clock = 0.0
 
@@ -304,6 +306,58 @@ def test_genai_runs_the_same_shapes(artifact: Artifacts) -> None:
         assert all(value > 0 for value in (*case.tpot_s.values, *case.ttft_s.values))
 
 
+@pytest.mark.parametrize("runtime", ["openvino", "genai"])
+def test_both_runtimes_run_both_backends(runtime: str, artifact: Artifacts) -> None:
+    if runtime == "genai":
+        pytest.importorskip("openvino_genai", reason="needs the extra genai")
+    for backend in ("stateful", "paged"):
+        spec = BenchSpec(
+            engine=runtime, backend=backend, repetitions=1, prompt_tokens=(32,), new_tokens=(8,), batch_sizes=(1, 2)
+        )
+        (report,) = llmcompress.benchmark([artifact("int8")], spec)
+        assert report.spec.effective_backend == backend
+        for case in report.cases:
+            assert case.tpot_s is not None
+            assert len(case.tpot_s.values) == 7
+            assert min(*case.tpot_s.values, *case.ttft_s.values) > 0
+    assert (BenchSpec().effective_backend, BenchSpec(engine="genai").effective_backend) == ("stateful", "paged")
+
+
+def test_the_loops_last_logits_are_those_of_the_whole_graph(artifact: Artifacts) -> None:
+    """Of a batch behind a depth, fed token by token: what is timed is the model, on both forms of its graph."""
+    from llmcompress.graph.device import PINNED, decoder_inputs, input_names
+
+    shape = Shape(2, 40, 20, 5)
+    ids = random_ids(artifact("int8"), (2, 65), 0)
+    whole = ov.Core().compile_model(artifact("int8") / "openvino_model.xml", "CPU", PINNED)
+    expected = whole(decoder_inputs(ids[:, :64], 0, input_names(whole)))["logits"][:, -1]
+    for backend in ("stateful", "paged"):
+        runtime = OpenvinoRuntime(artifact("int8"), backend)  # type: ignore[arg-type]
+        runtime.open("CPU", PINNED)
+        runtime.run(shape, 0)
+        assert runtime._decoder is not None
+        found = runtime._decoder.request.get_tensor("logits").data.reshape(2, -1)
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_graph_without_a_paged_form_is_refused_in_words(tmp_path: Path) -> None:
+    from test_hybrids import FAMILIES, _checkpoint
+
+    _checkpoint(tmp_path / "checkpoint", *FAMILIES["granite"])
+    llmcompress.compress(tmp_path / "checkpoint", "int8", tmp_path / "int8", tokenizer=False)
+    spec = BenchSpec(backend="paged", repetitions=1, prompt_tokens=(8,), new_tokens=(2,))
+    with pytest.raises(llmcompress.ModelError, match="the graph has no paged form: it takes conv_state_table"):
+        llmcompress.benchmark([tmp_path / "int8"], spec)
+
+
+def test_the_old_name_of_the_runtime_works_and_says_so(artifact: Artifacts) -> None:
+    done = cli("bench", artifact("int8"), "--engine", "openvino", "--backend", "paged", *SHORT[:4], "-r", 1)
+    assert done.returncode == 0, done.stderr
+    assert "warning: --engine is now --runtime" in done.stderr
+    assert "paged graph by openvino" in done.stdout
+    assert "--engine" not in cli("bench", "--help").stdout
+
+
 def test_forgetting_pages_asks_for_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(os, "posix_fadvise"):
         pytest.skip("the system cannot be asked")
@@ -322,6 +376,8 @@ def test_forgetting_pages_asks_for_every_file(tmp_path: Path, monkeypatch: pytes
         ({"new_tokens": []}, "new_tokens", "at least 1 item"),
         ({"properties": ["x"]}, "properties", "got 'x'; KEY=VALUE is accepted"),
         ({"engine": "torch"}, "engine", "accepted: openvino, genai"),
+        ({"backend": "both"}, "backend", "accepted: stateful, paged"),
+        ({"backend": "paged", "devices": ["GPU"]}, "backend", "paged has its cache laid out for the CPU"),
         ({"repetitions": 0}, "repetitions", "got 0"),
     ],
 )
@@ -426,6 +482,9 @@ def test_an_ir_on_the_hub_is_not_written_to(
         (["--json", "--format", "csv"], 2, "--json and --format csv contradict each other"),
         (["-d", "NPU9"], 2, "there is no device NPU9; this machine has CPU"),
         (["-p", 600], 2, "the model's context is 512"),
+        (["--engine", "torch"], 2, "--engine: got 'torch'; accepted: openvino, genai"),
+        (["--engine", "genai", "--runtime", "genai"], 2, "--runtime: --engine is its old name; got both"),
+        (["--backend", "sdpa"], 2, "backend: got 'sdpa'; accepted: stateful, paged"),
     ],
 )
 def test_what_the_command_refuses(arguments: list[object], code: int, message: str, artifact: Artifacts) -> None:

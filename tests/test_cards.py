@@ -482,7 +482,7 @@ def test_options_that_were_given_are_in_the_commands(tmp_path: Path) -> None:
         "--trust-remote-code",
     ):
         assert words in evaluate
-    for words in ("--threads 1,2", "--batch-size 1,4", "--property A=1 --property 'B=x y'", "--engine genai"):
+    for words in ("--threads 1,2", "--batch-size 1,4", "--property A=1 --property 'B=x y'", "--runtime genai"):
         assert words in bench
     assert "openvino_genai" not in card
     assert "The tokenizer was left out" in card

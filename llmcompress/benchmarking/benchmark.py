@@ -146,7 +146,9 @@ def _start(bench: _Bench, source: str | Path, access: Access, stack: contextlib.
     found = fetch_weights(found, progress=bench.progress)
     if (found.path / MANIFEST).is_file():
         require_verified(found.path)
-    client = stack.enter_context(Client(found.path, bench.spec.engine, name=found.name))
+    client = stack.enter_context(
+        Client(found.path, bench.spec.engine, name=found.name, backend=bench.spec.effective_backend)
+    )
     return _Model(found.name, found.path, found.id is None, client, [], [])
 
 

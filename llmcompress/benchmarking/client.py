@@ -22,16 +22,17 @@ from llmcompress.benchmarking.worker import (
 from llmcompress.errors import KilledForMemoryError, LlmcompressError
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.spec.benchmark import RuntimeName, Shape
+from llmcompress.spec.evaluation import Backend
 from llmcompress.system.standing import StandingWorker
 
 
 class Client:
     """One worker process and its model; a context manager that ends it. Its errors name the model."""
 
-    def __init__(self, directory: Path, runtime: RuntimeName, *, name: str) -> None:
+    def __init__(self, directory: Path, runtime: RuntimeName, *, name: str, backend: Backend | None = None) -> None:
         self._name = name
         with self._named():
-            self._worker: StandingWorker[Runtime] = StandingWorker(runtime_of, directory, runtime)
+            self._worker: StandingWorker[Runtime] = StandingWorker(runtime_of, directory, runtime, backend)
 
     @property
     def pid(self) -> int:

@@ -10,6 +10,7 @@ from llmcompress.benchmarking.openvino_runtime import random_ids
 from llmcompress.benchmarking.timing import Run
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.spec.benchmark import Shape
+from llmcompress.spec.evaluation import Backend
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -18,12 +19,16 @@ MILLISECOND_S, MICROSECOND_S = 1e-3, 1e-6
 
 
 class GenaiRuntime:
-    """``LLMPipeline`` with prefix caching off and end-of-text ignored; prompts are token ids."""
+    """``LLMPipeline`` on either of its backends, end-of-text ignored; prompts are token ids.
+
+    The paged one is its default, here without the cache of prefixes; the stateful one is ``ATTENTION_BACKEND`` SDPA.
+    """
 
     has_model_cache = False
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, backend: Backend = "paged") -> None:
         self.directory = directory
+        self._backend = backend
         self._pipeline: Any = None
 
     def open(self, device: str, properties: dict[str, str], *, prefix_caching: bool = False) -> LoadTime:
@@ -31,14 +36,15 @@ class GenaiRuntime:
         import openvino_genai
 
         self._pipeline = None
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.enable_prefix_caching = prefix_caching
-        # A prompt goes through in one call, as in the pipeline's own default.
-        scheduler.max_num_batched_tokens = 1 << 20
+        options: dict[str, Any] = {"ATTENTION_BACKEND": "SDPA"}
+        if self._backend == "paged":
+            scheduler = openvino_genai.SchedulerConfig()
+            scheduler.enable_prefix_caching = prefix_caching
+            # A prompt goes through in one call, as in the pipeline's own default.
+            scheduler.max_num_batched_tokens = 1 << 20
+            options = {"ATTENTION_BACKEND": "PA", "scheduler_config": scheduler}
         started = time.perf_counter()
-        self._pipeline = openvino_genai.LLMPipeline(
-            str(self.directory), device, scheduler_config=scheduler, **properties
-        )
+        self._pipeline = openvino_genai.LLMPipeline(str(self.directory), device, **options, **properties)
         return LoadTime(read_s=0.0, compile_s=time.perf_counter() - started)
 
     def close(self) -> None:

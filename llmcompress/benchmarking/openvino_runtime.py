@@ -1,4 +1,4 @@
-"""The OpenVINO runtime directly: a plain loop over one stateful inference request."""
+"""The OpenVINO runtime directly: a plain loop over one inference request."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcompress.benchmarking.timing import Run
-from llmcompress.graph.device import decoder_inputs, input_names
-from llmcompress.graph.model import logits_at, logits_result, slice_positions
+from llmcompress.graph.decoding import Decoder
+from llmcompress.graph.model import logits_at, logits_result, slice_positions, take_rows
+from llmcompress.graph.paged import is_paged, to_paged
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.report.file_names import MODEL_XML
 from llmcompress.spec.benchmark import Shape
+from llmcompress.spec.evaluation import Backend
 from llmcompress.system.json_file import read_json
 
 if TYPE_CHECKING:
@@ -26,33 +28,41 @@ VOCABULARY = 1000
 
 
 class OpenvinoRuntime:
-    """One compiled model; its output head is computed for the last position of a call, as GenAI does."""
+    """One compiled model and one request; the output head is computed for the last position of a call, as by GenAI."""
 
     has_model_cache = True
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, backend: Backend = "stateful") -> None:
         self.directory = directory
+        self._backend = backend
         self._compiled: ov.CompiledModel | None = None
+        self._decoder: Decoder | None = None
 
     def open(self, device: str, properties: dict[str, str]) -> LoadTime:
-        """Read and compile; an earlier model is let go first."""
+        """Read and compile; an earlier model is let go first.
+
+        Raises:
+            ModelError: The graph has no paged form, which was asked for.
+        """
         import openvino as ov
 
-        self._compiled = None
+        self.close()
         core = ov.Core()
         started = time.perf_counter()
         model = core.read_model(self.directory / MODEL_XML)
         read = time.perf_counter()
+        if self._backend == "paged":
+            to_paged(model)
         _last_position_only(model)
         compiled = core.compile_model(model, device, properties)
-        compiled.create_infer_request()
+        decoder = Decoder(compiled)
         done = time.perf_counter()
-        self._compiled = compiled
+        self._compiled, self._decoder = compiled, decoder
         return LoadTime(read_s=read - started, compile_s=done - read)
 
     def close(self) -> None:
         """Let the model go."""
-        self._compiled = None
+        self._compiled = self._decoder = None
 
     def compiled(self) -> ov.CompiledModel:
         """What is open."""
@@ -61,24 +71,23 @@ class OpenvinoRuntime:
 
     def run(self, shape: Shape, seed: int) -> Run:
         """One prompt and its new tokens; the next token is drawn beforehand, so nothing is sampled meanwhile."""
-        compiled = self.compiled()
-        names = input_names(compiled)
-        request = compiled.create_infer_request()
+        decoder = self._decoder
+        assert decoder is not None
         total = shape.depth + shape.prompt_tokens + shape.new_tokens
         ids = random_ids(self.directory, (shape.batch_size, total), seed)
+        decoder.begin(shape.batch_size, total)
         position = 0
         while position < shape.depth:
             end = min(position + DEPTH_CALL_TOKENS, shape.depth)
-            request.infer(decoder_inputs(ids[:, position:end], position, names))
+            decoder.call(ids[:, position:end], position)
             position = end
         moments = []
         end = shape.depth + shape.prompt_tokens
-        inputs = decoder_inputs(ids[:, position:end], position, names)
         started = time.perf_counter()
-        request.infer(inputs)
+        decoder.call(ids[:, position:end], position)
         moments.append(time.perf_counter())
         for start in range(end, end + shape.new_tokens - 1):
-            request.infer(decoder_inputs(ids[:, start : start + 1], start, names))
+            decoder.call(ids[:, start : start + 1], start)
             moments.append(time.perf_counter())
         return Run(started, tuple(moments))
 
@@ -94,7 +103,13 @@ def random_ids(directory: Path, shape: tuple[int, int], seed: int) -> NDArray[np
 def _last_position_only(model: ov.Model) -> None:
     from openvino import opset15 as ops
 
+    def last(value: ov.Output) -> ov.Node:
+        if not is_paged(model):
+            return slice_positions(value, ops.constant([-1], dtype="int64"))
+        one, end = ops.constant([1], dtype="int64"), ops.constant([2**31 - 1], dtype="int64")
+        ends = ops.slice(model.input("subsequence_begins"), one, end, one)
+        return take_rows(value, ops.subtract(ends, ops.constant(1, dtype="int32")))
+
     result = logits_result(model)
-    last = logits_at(result, lambda value: slice_positions(value, ops.constant([-1], dtype="int64")))
-    result.input(0).replace_source_output(last)
+    result.input(0).replace_source_output(logits_at(result, last))
     model.validate_nodes_and_infer_types()

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from llmcompress.benchmarking.genai_runtime import GenaiRuntime
 from llmcompress.benchmarking.openvino_runtime import OpenvinoRuntime
 from llmcompress.benchmarking.timing import Run
-from llmcompress.errors import UsageError, one_line
+from llmcompress.errors import LlmcompressError, UsageError, one_line
 from llmcompress.graph.device import effective_properties
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
 from llmcompress.spec.benchmark import RuntimeName, Shape
+from llmcompress.spec.evaluation import Backend
 from llmcompress.system.memory import peak_rss_bytes
 
 _LAST_CHARS = 600
@@ -42,9 +43,16 @@ class MemoryUse(NamedTuple):
 Runtime = OpenvinoRuntime | GenaiRuntime
 
 
-def runtime_of(directory: Path, name: RuntimeName) -> Runtime:
-    """What runs a model; nothing is opened yet."""
-    return OpenvinoRuntime(directory) if name == "openvino" else GenaiRuntime(directory)
+def runtime_of(directory: Path, name: RuntimeName, backend: Backend | None = None) -> Runtime:
+    """What runs a model; nothing is opened yet.
+
+    Args:
+        directory: Of the model.
+        name: Of the runtime.
+        backend: None: the runtime's default.
+    """
+    kind = OpenvinoRuntime if name == "openvino" else GenaiRuntime
+    return kind(directory) if backend is None else kind(directory, backend)
 
 
 def open_model(runtime: Runtime, device: str, properties: dict[str, str]) -> Opened:
@@ -103,6 +111,8 @@ def memory_use(runtime: Runtime) -> MemoryUse:
 def _refused_by(what: str) -> Iterator[None]:
     try:
         yield
+    except LlmcompressError:
+        raise
     except Exception as error:
         raise UsageError(
             f"{what} refuses it: {one_line(f'{type(error).__name__}: {error}', _LAST_CHARS)}",

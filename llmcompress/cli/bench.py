@@ -8,11 +8,11 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from llmcompress.cli.console import plain, print_json, stdout, table
+from llmcompress.cli.console import plain, print_json, stderr, stdout, table
 from llmcompress.cli.options import (
     AllowLinks,
     Json,
@@ -21,12 +21,16 @@ from llmcompress.cli.options import (
     Revision,
     TrustRemoteCode,
     Verbose,
+    check_choice,
     chosen_format,
 )
 from llmcompress.cli.progress import watching
 from llmcompress.cli.spec_options import Flag, with_fields
+from llmcompress.errors import UsageError
 from llmcompress.report.text import duration_text, property_text, rate_text, shape_text, size_text
 from llmcompress.spec import BenchSpec
+from llmcompress.spec.benchmark import RuntimeName
+from llmcompress.spec.validation import from_options
 from llmcompress.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
 FORMATS = ("table", "json", "jsonl", "csv", "markdown")
 _PANELS = {
     "Shapes": "prompt_tokens new_tokens batch_sizes depths",
-    "Runtime": "devices threads engine precision profile properties",
+    "Runtime": "engine backend devices threads precision profile properties",
     "Measurement": "repetitions warmup_runs confidence",
     "Output": "output_format as_json",
 }
@@ -62,6 +66,7 @@ def bench(
     output_format: Annotated[
         str, typer.Option("--format", metavar="table|json|jsonl|csv|markdown", help="How to print the reports.")
     ] = "table",
+    old_runtime: Annotated[str | None, typer.Option("--engine", hidden=True)] = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     offline: Offline = False,
@@ -80,6 +85,7 @@ def bench(
     [bold]Examples[/bold]
     llmcompress bench model-int4-ov
     llmcompress bench model-none-ov model-int8-ov model-int4-ov -p 512 -n 128 -r 10
+    llmcompress bench model-int4-ov --runtime genai --backend paged
     llmcompress bench model-int4-ov --depth 0,4096 --property DYNAMIC_QUANTIZATION_GROUP_SIZE=128
     """
     from llmcompress.benchmarking.benchmark import benchmark
@@ -88,6 +94,8 @@ def bench(
     from llmcompress.system.process import run_supervised
 
     form = chosen_format(output_format, FORMATS, as_json=as_json)
+    if old_runtime is not None:
+        spec = _by_its_old_name(spec, old_runtime)
     for name in spec.devices:
         check_device(name)
     places = [str(Path(source).absolute()) if Path(source).is_dir() else source for source in sources]
@@ -115,6 +123,16 @@ def bench(
         }
         reports = run_supervised(benchmark, options, progress=watch.report, logs=watch.log)
     print_reports(reports, form)
+
+
+def _by_its_old_name(spec: BenchSpec, runtime: str) -> BenchSpec:
+    stderr().print("warning: --engine is now --runtime, and will go", soft_wrap=True)
+    if spec.engine != BenchSpec.model_fields["engine"].default:
+        raise UsageError("--engine is its old name; got both", where="--runtime", hint="leave --engine out")
+    check_choice("--engine", runtime, get_args(RuntimeName))
+    return from_options(
+        BenchSpec, {**{name: getattr(spec, name) for name in BenchSpec.model_fields}, "engine": runtime}
+    )
 
 
 _MARKDOWN_WIDTH = 1000
@@ -162,6 +180,7 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
         console.print(_ratio_table(reports, markdown))
     console.print()
     for report in reports:
+        form = f"{report.spec.effective_backend} graph by {report.spec.engine}"
         for setting in report.settings:
             load = setting.load
             cached = duration_text(load.cached.read_s + load.cached.compile_s) if load.cached else "not measured"
@@ -169,7 +188,7 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
                 f"{report.source} on {setting.device}: loads in "
                 f"{duration_text(load.cold.read_s + load.cold.compile_s)} cold, "
                 f"{duration_text(load.warm.read_s + load.warm.compile_s)} warm, {cached} from the model cache; "
-                f"steady memory {size_text(report.steady_rss_bytes)}; {_properties(setting.properties)}",
+                f"steady memory {size_text(report.steady_rss_bytes)}; {_properties(setting.properties)}; {form}",
                 soft_wrap=True,
             )
         for case in report.cases:

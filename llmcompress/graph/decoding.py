@@ -79,6 +79,16 @@ class Decoder:
             return decoder_inputs(token_ids, past, self.input_names)
         return self._cache.inputs(token_ids, past)
 
+    def call(self, token_ids: NDArray[np.int64], past: int) -> None:
+        """Feed tokens and wait for their logits, which stay where they are; arguments as those of ``inputs``."""
+        import openvino as ov
+
+        for name, value in self.inputs(token_ids, past).items():
+            self.request.set_tensor(name, ov.Tensor(value))
+        # The other way to run it would copy every output.
+        self.request.start_async()
+        self.request.wait()
+
 
 def generate(
     compiled: ov.CompiledModel, prompt_ids: Sequence[int], *, eos: frozenset[int], max_new_tokens: int
@@ -114,7 +124,7 @@ def next_tokens(
     decoder.begin(1, num_tokens)
     token_ids, past = list(prompt_ids), 0
     while True:
-        decoder.request.infer(decoder.inputs(np.array([token_ids[past:]]), past))
+        decoder.call(np.array([token_ids[past:]]), past)
         past = len(token_ids)
         logits = decoder.request.get_tensor("logits").data
         token_ids.append(choose(logits.reshape(-1, logits.shape[-1])[-1], token_ids))

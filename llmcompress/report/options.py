@@ -12,6 +12,7 @@ _NAMES = {
     "budget_s": "budget",
     "depths": "depth",
     "devices": "device",
+    "engine": "runtime",
     "properties": "property",
     "workloads": "workload",
 }

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from llmcompress.spec.evaluation import Precision, profile_refusals
+from llmcompress.spec.evaluation import Backend, Precision, profile_refusals
 from llmcompress.spec.runtime import RuntimeProfile, pair_refusals, split_pairs
 from llmcompress.spec.validation import MAX_COUNT, Count, DescribedModel, Refusal, Text, Texts
 
@@ -43,6 +43,9 @@ class BenchSpec(DescribedModel):
 
     engine: RuntimeName = "openvino"
     """The runtime directly, or GenAI's pipeline."""
+    backend: Backend | None = None
+    """stateful: the graph as Optimum runs it. paged: with a cache in blocks, as GenAI and Model Server run it. Default:
+    stateful by openvino, paged by genai"""
     devices: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = ("CPU",)
     """OpenVINO devices."""
     threads: Annotated[tuple[Count, ...], Field(strict=False)] = ()
@@ -70,6 +73,9 @@ class BenchSpec(DescribedModel):
 
     def _refusals(self) -> Iterator[Refusal]:
         yield from pair_refusals(self.properties)
+        if self.engine == "openvino" and self.backend == "paged" and set(self.devices) != {"CPU"}:
+            problem = "paged has its cache laid out for the CPU where the runtime is openvino"
+            yield Refusal("backend", problem, "take stateful, or device CPU")
         if self.profile is not None:
             for device in self.devices:
                 yield from profile_refusals(self.profile, device, self.precision)
@@ -77,6 +83,11 @@ class BenchSpec(DescribedModel):
             twice = sorted(given & self.profile.as_properties().keys())
             if twice:
                 yield Refusal("profile", f"sets {', '.join(twice)}, which is given beside it", "keep one")
+
+    @property
+    def effective_backend(self) -> Backend:
+        """The form of the graph that is run."""
+        return self.backend or ("stateful" if self.engine == "openvino" else "paged")
 
     def settings(self) -> list[Setting]:
         """Every device with every number of threads."""

@@ -121,7 +121,13 @@ def _speed_facts(benchmark: BenchReport, case: BenchCase) -> dict[str, str]:
     return {
         "shape": f"{shape_text(case)} (prompt + new tokens)",
         "runtime": ", ".join(
-            (spec.engine, case.device, spec.precision, f"{threads} threads", *spec.properties),
+            (
+                f"{spec.engine}, {spec.effective_backend}",
+                case.device,
+                spec.precision,
+                f"{threads} threads",
+                *spec.properties,
+            ),
         ),
         "machine": f"{environment.cpu}, {environment.platform}",
         "OpenVINO": environment.versions.get("openvino", "unknown"),
