@@ -70,24 +70,22 @@ class OpenvinoRuntime:
         return self._compiled
 
     def run(self, shape: Shape, seed: int) -> Run:
-        """One prompt and its new tokens; the next token is drawn beforehand, so nothing is sampled meanwhile."""
+        """One prompt and its new tokens; all calls are laid out beforehand, so nothing else is done meanwhile."""
         decoder = self._decoder
         assert decoder is not None
-        total = shape.depth + shape.prompt_tokens + shape.new_tokens
+        prompt_end = shape.depth + shape.prompt_tokens
+        total = prompt_end + shape.new_tokens
         ids = random_ids(self.directory, (shape.batch_size, total), seed)
         decoder.begin(shape.batch_size, total)
-        position = 0
-        while position < shape.depth:
-            end = min(position + DEPTH_CALL_TOKENS, shape.depth)
-            decoder.call(ids[:, position:end], position)
-            position = end
-        moments = []
-        end = shape.depth + shape.prompt_tokens
+        for start in range(0, shape.depth, DEPTH_CALL_TOKENS):
+            decoder.run(decoder.tensors(ids[:, start : min(start + DEPTH_CALL_TOKENS, shape.depth)], start))
+        prompt = decoder.tensors(ids[:, shape.depth : prompt_end], shape.depth)
+        steps = [decoder.tensors(ids[:, past : past + 1], past) for past in range(prompt_end, total - 1)]
         started = time.perf_counter()
-        decoder.call(ids[:, position:end], position)
-        moments.append(time.perf_counter())
-        for start in range(end, end + shape.new_tokens - 1):
-            decoder.call(ids[:, start : start + 1], start)
+        decoder.run(prompt)
+        moments = [time.perf_counter()]
+        for step in steps:
+            decoder.run(step)
             moments.append(time.perf_counter())
         return Run(started, tuple(moments))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.data.tokens import TextEncoder
 from llmcompress.evaluation.conversation import prompts
 from llmcompress.evaluation.gate import finite_check
 from llmcompress.evaluation.measurement import ModelOnDevice
 from llmcompress.evaluation.preparation import Prepared
 from llmcompress.evaluation.scoring import Batch, Scorer, calls
+from llmcompress.evaluation.served import served_check
 from llmcompress.evaluation.statistics import TokenScores
 from llmcompress.graph.decoding import Generation, eos_ids, generate
 from llmcompress.report.evaluation import Check
@@ -52,10 +52,15 @@ def probe(prepared: Prepared, scores: Sequence[TokenScores], context: int, progr
     candidate, encoder = prepared.candidate, prepared.encoder
     configs = (candidate.loaded.generation_config, candidate.loaded.config)
     eos = frozenset[int]().union(*(eos_ids(config) for config in configs if config is not None))
-    mine = answers(candidate, encoder, eos, progress, "probe")
+    asked = prompts(candidate.loaded.source.text_path, encoder)
+    mine = None if asked is None else answers(candidate, asked, eos, progress, "probe")
     theirs = None
-    if prepared.reference is not None and mine is not None:
-        theirs = answers(prepared.reference, encoder, eos, progress, "probe the reference")
+    as_served: tuple[Check, ...] = ()
+    original = prepared.reference
+    asked_of_it = None if original is None else prompts(original.loaded.source.text_path, encoder)
+    if original is not None and asked is not None and asked_of_it is not None:
+        theirs = answers(original, asked_of_it, eos, progress, "probe the reference")
+        as_served = (served_check(prepared.candidates, asked, theirs.generations, eos, progress),)
     nll = np.concatenate([each.values["nll"] for each in scores])
     stream = np.concatenate([window.token_ids for window in prepared.feed.windows.windows[:64]])
     long_context = [long_context_check(model, stream, context, progress) for model in prepared.candidates]
@@ -63,16 +68,14 @@ def probe(prepared: Prepared, scores: Sequence[TokenScores], context: int, progr
         finite_check(int((~np.isfinite(nll)).sum()), len(nll)),
         min(long_context, key=lambda check: check.passed is True),
         *answer_checks(mine, theirs),
+        *as_served,
     )
 
 
 def answers(
-    model: ModelOnDevice, encoder: TextEncoder, eos: frozenset[int], progress: Reporter, stage: str
-) -> Answers | None:
-    """Let a model answer through its chat template; None where it has none or does not take a plain question."""
-    asked = prompts(model.loaded.source.text_path, encoder)
-    if asked is None:
-        return None
+    model: ModelOnDevice, asked: Sequence[Sequence[int]], eos: frozenset[int], progress: Reporter, stage: str
+) -> Answers:
+    """Let a model answer prompts of token ids greedily."""
     compiled = model.compiled()
     generations = []
     for number, prompt in enumerate(asked):

@@ -79,12 +79,16 @@ class Decoder:
             return decoder_inputs(token_ids, past, self.input_names)
         return self._cache.inputs(token_ids, past)
 
-    def call(self, token_ids: NDArray[np.int64], past: int) -> None:
-        """Feed tokens and wait for their logits, which stay where they are; arguments as those of ``inputs``."""
+    def tensors(self, token_ids: NDArray[np.int64], past: int) -> dict[str, ov.Tensor]:
+        """``inputs``, ready to be run."""
         import openvino as ov
 
-        for name, value in self.inputs(token_ids, past).items():
-            self.request.set_tensor(name, ov.Tensor(value))
+        return {name: ov.Tensor(value) for name, value in self.inputs(token_ids, past).items()}
+
+    def run(self, tensors: Mapping[str, ov.Tensor]) -> None:
+        """Feed one call and wait for its logits, which stay where they are."""
+        for name, tensor in tensors.items():
+            self.request.set_tensor(name, tensor)
         # The other way to run it would copy every output.
         self.request.start_async()
         self.request.wait()
@@ -124,7 +128,7 @@ def next_tokens(
     decoder.begin(1, num_tokens)
     token_ids, past = list(prompt_ids), 0
     while True:
-        decoder.call(np.array([token_ids[past:]]), past)
+        decoder.run(decoder.tensors(np.array([token_ids[past:]]), past))
         past = len(token_ids)
         logits = decoder.request.get_tensor("logits").data
         token_ids.append(choose(logits.reshape(-1, logits.shape[-1])[-1], token_ids))
