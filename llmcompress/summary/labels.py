@@ -12,13 +12,16 @@ from llmcompress.summary.trade_offs import Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
 LABEL_LENGTH = 18
 """Characters of a label next to a point."""
+_LABEL_SIZE = FONT_SIZE - 1
 
-_NEAR = (
+_Place = tuple[tuple[float, float], str, str]
+"""Distance from the point, and which side of the text is there."""
+
+_NEAR: tuple[_Place, ...] = (
     ((8, 0), "left", "center"),
     ((-8, 0), "right", "center"),
     ((0, 8), "center", "bottom"),
@@ -28,54 +31,58 @@ _NEAR = (
     ((6, -6), "left", "top"),
     ((-6, -6), "right", "top"),
 )
-_FAR = tuple(
-    ((scale * x, scale * y), horizontal, vertical) for scale in (3, 5) for (x, y), horizontal, vertical in _NEAR
+_FAR, _ANYWHERE = (
+    tuple(((scale * x, scale * y), horizontal, vertical) for scale in scales for (x, y), horizontal, vertical in _NEAR)
+    for scales in ((3, 5), range(2, 40))
 )
 """With a line to the point."""
 
 
 def place_labels(axes: Axes, points: Sequence[Point], names: Sequence[str], lines: Sequence[Bbox]) -> None:
-    """Number and name where neither a point nor a line nor another label is, else the number alone."""
+    """Number and name where neither a point nor a line nor another label is, else the number alone.
+
+    A label lies on no point and on no other label: where a crowd leaves no such place, the point has none, and the
+    table and the pointer still name it. Bars and the front may be crossed by a number that would have no place else.
+    """
     reach = 6.0
     at = [axes.transData.transform((point.x, point.y)) for point in points]
-    taken = [*lines, *(_box(x - reach, y - reach, x + reach, y + reach) for x, y in at)]
+    taken = [_box(x - reach, y - reach, x + reach, y + reach) for x, y in at]
     inside = axes.get_window_extent()
-    for point, name, (x, y) in zip(points, names, at, strict=True):
+    for point, name in zip(points, names, strict=True):
         number = str(point.row + 1)
         full = cut(f"{number} {name}", LABEL_LENGTH)
-        others = [box for box in taken if not (box.x0 <= x <= box.x1 and box.y0 <= y <= box.y1)]
-        label = (
-            _placed(axes, full, point, _NEAR, taken, inside)
-            or _placed(axes, full, point, _FAR, taken, inside)
-            or _placed(axes, number, point, (*_NEAR, *_FAR), taken, inside)
-            # Lines of its own may be crossed; and in a crowd on top of something is better than nowhere.
-            or _placed(axes, number, point, _NEAR, others, inside)
-            or _annotation(axes, number, point, *_NEAR[2])
+        box = (
+            _placed(axes, full, point, (*_NEAR, *_FAR), (*taken, *lines), inside)
+            or _placed(axes, number, point, (*_NEAR, *_FAR), (*taken, *lines), inside)
+            or _placed(axes, number, point, (*_NEAR, *_ANYWHERE), taken, inside)
         )
-        taken.append(_text_box(label))
+        if box is not None:
+            taken.append(box)
 
 
 def _placed(
-    axes: Axes,
-    text: str,
-    point: Point,
-    places: Sequence[tuple[tuple[float, float], str, str]],
-    taken: Sequence[Bbox],
-    inside: Bbox,
-) -> Annotation | None:
-    for offset, horizontal, vertical in places:
-        label = _annotation(axes, text, point, offset, horizontal, vertical)
-        box = _text_box(label)
+    axes: Axes, text: str, point: Point, places: Sequence[_Place], taken: Sequence[Bbox], inside: Bbox
+) -> Bbox | None:
+    """Write the text at the first place where it fits; what it covers there, without its line to the point."""
+    label = axes.text(0, 0, text, fontsize=_LABEL_SIZE)
+    size = label.get_window_extent()
+    label.remove()
+    x, y = axes.transData.transform((point.x, point.y))
+    pixels = axes.get_figure(root=True).dpi / 72
+    for place in places:
+        (across, up), horizontal, vertical = place
+        left = x + pixels * across - size.width * {"left": 0, "center": 0.5, "right": 1}[horizontal]
+        bottom = y + pixels * up - size.height * {"bottom": 0, "center": 0.5, "top": 1}[vertical]
+        box = _box(left, bottom, left + size.width, bottom + size.height)
         fits = box.x0 >= inside.x0 and box.x1 <= inside.x1 and box.y0 >= inside.y0 and box.y1 <= inside.y1
         if fits and not any(box.overlaps(other) for other in taken):
-            return label
-        label.remove()
+            _annotate(axes, text, point, place)
+            return box
     return None
 
 
-def _annotation(
-    axes: Axes, text: str, point: Point, offset: tuple[float, float], horizontal: str, vertical: str
-) -> Annotation:
+def _annotate(axes: Axes, text: str, point: Point, place: _Place) -> None:
+    offset, horizontal, vertical = place
     far = max(map(abs, offset)) > 10
     leader = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4} if far else None
     label = axes.annotate(
@@ -85,21 +92,11 @@ def _annotation(
         textcoords="offset points",
         ha=horizontal,
         va=vertical,
-        fontsize=FONT_SIZE - 1,
+        fontsize=_LABEL_SIZE,
         zorder=4,
         arrowprops=leader,
     )
     label.set_in_layout(False)
-    return label
-
-
-def _text_box(label: Annotation) -> Bbox:
-    """Where the text is, without its line to the point."""
-    from matplotlib.text import Text
-
-    # Puts the text where it belongs, and would count the line in.
-    label.get_window_extent()
-    return Text.get_window_extent(label)
 
 
 def segments(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> list[Bbox]:

@@ -20,7 +20,7 @@ from llmcompress.summary.sections import (
     trade_off_figures,
 )
 from llmcompress.summary.svg import printable
-from llmcompress.summary.table import NOT_MEASURED, lines, notes
+from llmcompress.summary.table import NOT_MEASURED, Line, lines, notes
 from llmcompress.system.files import replace_file
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MARK = '<meta name="generator" content="llmcompress compare">'
 """What a page of ours has near its start, and nothing of the user's."""
 _START = 2000
+_INTERVAL = re.compile(r"([^\[]+) (\[[^\]]+, [^\]]+\])((?: \[\w+\])?)")
 
 
 def write_page(comparison: Comparison, path: str | Path) -> Path:
@@ -87,13 +88,17 @@ def page(comparison: Comparison) -> str:
         # Names of models, layers and files are not ours.
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    environment.filters.update(size=size_text, rate=rate_text, breakable=_breakable)
+    environment.filters.update(
+        size=size_text, rate=rate_text, breakable=_breakable, classes=_classes, interval_below=_interval_below
+    )
     rows = comparison.rows
+    table = lines(comparison)
     return environment.get_template("page.html.j2").render(
         mark=Markup(MARK),
         style=Markup(page_style()),
         comparison=comparison,
-        lines=lines(comparison),
+        lines=table,
+        folds=list(dict.fromkeys(line.group for line in table if line.folded)),
         notes=notes(comparison),
         trade_offs=list(trade_off_figures(comparison)),
         distributions=list(distribution_figures(comparison)),
@@ -110,6 +115,19 @@ def page(comparison: Comparison) -> str:
 def page_style() -> str:
     """The style sheet of all pages."""
     return (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+
+
+def _classes(line: Line) -> str:
+    """Of a column, and of its cells."""
+    return f"{line.group}{' more' * line.folded}{' number' * line.numeric}"
+
+
+def _interval_below(text: str) -> Markup:
+    """A value whose interval stands below it."""
+    from markupsafe import Markup
+
+    found = _INTERVAL.fullmatch(printable(text))
+    return Markup('{} <span class="interval">{}</span>{}').format(*found.groups()) if found else Markup.escape(text)
 
 
 def _breakable(name: str) -> Markup:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llmcompress.report.benchmark import BenchCase
 from llmcompress.report.evaluation import Estimate
@@ -14,6 +14,7 @@ from llmcompress.report.text import interval_text, rate_text, settings_text, sha
 from llmcompress.summary.comparability import Kind
 from llmcompress.summary.comparison import Comparison, Row
 
+Group = Literal["size", "quality", "speed", "memory", "runtime"]
 NOT_MEASURED = "not measured"
 REFERENCE = "the reference"
 _WORDS: dict[Kind, str] = {"perplexity": "Perplexities", "kl_divergence": "KL divergences", "speed": "Speeds"}
@@ -25,6 +26,9 @@ class Line(NamedTuple):
     title: str
     texts: tuple[str, ...]
     numeric: bool = True
+    group: Group = "runtime"
+    folded: bool = False
+    """Where there is little room, the page shows it only when it is asked for."""
 
 
 class _Figure(NamedTuple):
@@ -32,7 +36,9 @@ class _Figure(NamedTuple):
 
     title: str
     text: Callable[[Row], str | None]
+    group: Group
     numeric: bool = True
+    folded: bool = False
     kind: Kind | None = None
     """Where values are comparable only within a basis: what tells the bases apart."""
     against_reference: bool = False
@@ -62,22 +68,28 @@ def _of_case(text: Callable[[BenchCase], str | None]) -> Callable[[Row], str | N
 
 
 _FIGURES = (
-    _Figure("recipe", lambda row: row.manifest.recipe.name, numeric=False),
-    _Figure("size", lambda row: size_text(row.manifest.size_bytes)),
-    _Figure("bits per weight", lambda row: f"{row.manifest.bits_per_weight:.2f}"),
-    _Figure("perplexity", _perplexity, kind="perplexity"),
-    _Figure("KL divergence", _kl_divergence, kind="kl_divergence", against_reference=True),
-    _Figure("top-1 agreement", _agreement, against_reference=True),
+    _Figure("recipe", lambda row: row.manifest.recipe.name, "size", numeric=False),
+    _Figure("size", lambda row: size_text(row.manifest.size_bytes), "size"),
+    _Figure("bits per weight", lambda row: f"{row.manifest.bits_per_weight:.2f}", "size", folded=True),
+    _Figure("perplexity", _perplexity, "quality", kind="perplexity"),
+    _Figure("KL divergence", _kl_divergence, "quality", kind="kl_divergence", against_reference=True),
+    _Figure("top-1 agreement", _agreement, "quality", folded=True, against_reference=True),
     _Figure(
-        "verdict", lambda row: row.evaluation.verdict if row.evaluation else None, numeric=False, against_reference=True
+        "verdict",
+        lambda row: row.evaluation.verdict if row.evaluation else None,
+        "quality",
+        numeric=False,
+        against_reference=True,
     ),
-    _Figure("gate", _gate, numeric=False),
-    _Figure("shape", _of_case(shape_text), kind="speed"),
-    _Figure("ttft", _of_case(lambda case: f"{case.ttft_s.p50 * 1e3:.4g} ms")),
-    _Figure("tpot", _of_case(lambda case: f"{case.tpot_s.p50 * 1e3:.4g} ms" if case.tpot_s else None)),
-    _Figure("prefill tokens/s", _of_case(lambda case: rate_text(case.prefill_tokens_per_s))),
-    _Figure("decode tokens/s", _of_case(lambda case: rate_text(case.decode_tokens_per_s))),
-    _Figure("peak memory", lambda row: size_text(row.benchmark.peak_rss_bytes) if row.benchmark else None),
+    _Figure("gate", _gate, "quality", numeric=False),
+    _Figure("shape", _of_case(shape_text), "speed", kind="speed"),
+    _Figure("ttft", _of_case(lambda case: f"{case.ttft_s.p50 * 1e3:.4g} ms"), "speed"),
+    _Figure(
+        "tpot", _of_case(lambda case: f"{case.tpot_s.p50 * 1e3:.4g} ms" if case.tpot_s else None), "speed", folded=True
+    ),
+    _Figure("prefill tokens/s", _of_case(lambda case: rate_text(case.prefill_tokens_per_s)), "speed"),
+    _Figure("decode tokens/s", _of_case(lambda case: rate_text(case.decode_tokens_per_s)), "speed"),
+    _Figure("peak memory", lambda row: size_text(row.benchmark.peak_rss_bytes) if row.benchmark else None, "memory"),
 )
 
 
@@ -92,7 +104,9 @@ def lines(comparison: Comparison) -> tuple[Line, ...]:
             text = figure.text(row)
             missing = REFERENCE if figure.against_reference and number in references else NOT_MEASURED
             texts.append(text + marks.get(number, "") if text else missing)
-        found.append(Line(figure.title, tuple(texts), figure.numeric))
+        found.append(Line(figure.title, tuple(texts), figure.numeric, figure.group, figure.folded))
+        if figure.kind == "perplexity":
+            found += _of_originals(comparison)
     return (*found, *_hints(comparison.rows))
 
 
@@ -206,16 +220,26 @@ def _case(row: Row) -> BenchCase | None:
     return row.benchmark.cases[0] if row.benchmark and row.benchmark.cases else None
 
 
+def _of_originals(comparison: Comparison) -> list[Line]:
+    """Perplexities of the models that rows were compared with; no line where each of these is a row itself."""
+    if all(basis.references for basis in comparison.bases_of("kl_divergence")):
+        return []
+    reports = [row.evaluation for row in comparison.rows]
+    texts = (interval_text(report.reference.perplexity.perplexity, ".4g") if report and report.reference
+             else NOT_MEASURED for report in reports)  # fmt: skip
+    return [Line("perplexity of the original", tuple(texts), group="quality")]
+
+
 def _hints(rows: Sequence[Row]) -> tuple[Line, ...]:
     """Runtime options that models hold, and what was gained by tuning; no lines where there is nothing to tell."""
     found = []
     options = [row.manifest.runtime_options for row in rows]
     if any(options):
-        found.append(Line("runtime options", tuple(map(settings_text, options)), numeric=False))
+        found.append(Line("runtime options", tuple(map(settings_text, options)), numeric=False, folded=True))
     tunings = [row.manifest.tuning for row in rows]
     if any(tunings):
         gains = (f"{interval_text(each.gain, '.3g')} {each.objective}" if each else "not tuned" for each in tunings)
-        found.append(Line("gain by tuning", tuple(gains)))
+        found.append(Line("gain by tuning", tuple(gains), folded=True))
     return tuple(found)
 
 

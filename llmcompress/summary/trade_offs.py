@@ -18,6 +18,10 @@ MORE_IS_BETTER = frozenset({"decode_tokens_per_s", "gain"})
 Loss = Literal["perplexity", "kl_divergence"]
 
 
+SAME_SIZE = 1.001
+"""Sizes of less than this ratio are one size: a few headers, or a longer name, make no better model."""
+
+
 class Point(Record):
     """One row in one trade-off; the ends are None where there is no interval."""
 
@@ -81,7 +85,10 @@ def _trade_off(
     both = sorted(across.keys() & up.keys())
     known = [row for row in both if math.isfinite(across[row].value) and math.isfinite(up[row].value)]
     sign = -1.0 if x in MORE_IS_BETTER else 1.0
-    front = pareto_front([(sign * across[row].value, up[row].value) for row in known])
+    costs = {row: sign * across[row].value for row in known}
+    if x == "size_bytes":
+        costs = _as_one_size(costs)
+    front = pareto_front([(costs[row], up[row].value) for row in known])
     measured = {row for basis in bases for row in basis.rows if basis.kind == y}
     return TradeOff(
         x=x,
@@ -102,6 +109,16 @@ def _trade_off(
             for row, on_front in zip(known, front, strict=True)
         ),
     )
+
+
+def _as_one_size(sizes: dict[int, float]) -> dict[int, float]:
+    """Each size as the least of those that are the same as it."""
+    found: dict[int, float] = {}
+    least = -math.inf
+    for row in sorted(sizes, key=sizes.__getitem__):
+        least = least if sizes[row] <= least * SAME_SIZE else sizes[row]
+        found[row] = least
+    return found
 
 
 def _sizes(rows: Sequence[Row]) -> dict[int, Estimate]:
