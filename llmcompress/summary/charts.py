@@ -30,16 +30,19 @@ _WIDTH = 5.0
 """Inches; 72 units each, so that text is readable where the figure is as wide as a phone."""
 
 
-def trade_off_chart(trade_off: TradeOff, names: Sequence[str], label: str, key: str) -> str:
+def trade_off_chart(trade_off: TradeOff, names: Sequence[str], label: str, key: str, *, wide: bool = False) -> str:
     """Points with their intervals, each with its row's number and, where there is room, its name; the front as steps.
 
     Diamonds are on the front, circles are not, the star is the reference.
+
+    Args:
+        wide: Twice as wide, with names in full; otherwise they are without what all have in common, and cut.
     """
     from matplotlib.figure import Figure
 
     points = trade_off.points
     with drawing(key):
-        figure = Figure(figsize=(_WIDTH, 3.9), layout="constrained")
+        figure = Figure(figsize=(2 * _WIDTH if wide else _WIDTH, 3.9), layout="constrained")
         axes = figure.subplots()
         x_floor = _scale(axes, "x", trade_off.x, [p.x for p in points], [p.x_low for p in points])
         y_floor = _scale(axes, "y", trade_off.y, [p.y for p in points], [p.y_low for p in points])
@@ -72,7 +75,9 @@ def trade_off_chart(trade_off: TradeOff, names: Sequence[str], label: str, key: 
         axes.set_ylabel(AXES[trade_off.y])
         figure.draw_without_rendering()
         covered = [box for xs, ys in (steps, *(line[:2] for line in lines)) for box in segments(axes, xs, ys)]
-        place_labels(axes, points, short_names([names[point.row] for point in points]), covered)
+        shown = [names[point.row] for point in points]
+        short = [cut(name, LABEL_LENGTH) for name in short_names(shown)]
+        place_labels(axes, points, [printable(name) for name in shown] if wide else short, covered)
         return svg_text(figure, label, tips)
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
 
-LABEL_LENGTH = 18
-"""Characters of a label next to a point."""
+LABEL_LENGTH = 16
+"""Characters of a name next to a point."""
 _LABEL_SIZE = FONT_SIZE - 1
 
 _Place = tuple[tuple[float, float], str, str]
@@ -50,7 +50,7 @@ def place_labels(axes: Axes, points: Sequence[Point], names: Sequence[str], line
     inside = axes.get_window_extent()
     for point, name in zip(points, names, strict=True):
         number = str(point.row + 1)
-        full = cut(f"{number} {name}", LABEL_LENGTH)
+        full = f"{number} {name}"
         box = (
             _placed(axes, full, point, (*_NEAR, *_FAR), (*taken, *lines), inside)
             or _placed(axes, number, point, (*_NEAR, *_FAR), (*taken, *lines), inside)

@@ -89,7 +89,7 @@ def page(comparison: Comparison) -> str:
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters.update(
-        size=size_text, rate=rate_text, breakable=_breakable, classes=_classes, interval_below=_interval_below
+        size=size_text, rate=rate_text, breakable=_breakable, classes=_classes, interval_below=interval_below
     )
     rows = comparison.rows
     table = lines(comparison)
@@ -122,7 +122,7 @@ def _classes(line: Line) -> str:
     return f"{line.group}{' more' * line.folded}{' number' * line.numeric}"
 
 
-def _interval_below(text: str) -> Markup:
+def interval_below(text: str) -> Markup:
     """A value whose interval stands below it."""
     from markupsafe import Markup
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from llmcompress.report.text import interval_text, rate_text, settings_text, size_text
 from llmcompress.report.tuning import Trial, TuneReport
 from llmcompress.summary.charts import trade_off_chart
-from llmcompress.summary.page import MARK, page_style, put_page
+from llmcompress.summary.page import MARK, interval_below, page_style, put_page
 from llmcompress.summary.svg import printable
 from llmcompress.summary.trade_offs import Point, TradeOff
 
@@ -51,7 +51,7 @@ def tuning_page(report: TuneReport) -> str:
     )
     environment.filters.update(
         size=size_text, rate=rate_text, settings=settings_text, gain=gain_text, remark=remark_text,
-        interval=interval_text,
+        interval=interval_text, interval_below=interval_below,
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(
         mark=Markup(MARK), style=Markup(page_style()), report=report, chart=Markup(_chart(report.trials))
@@ -79,4 +79,4 @@ def _chart(trials: Sequence[Trial]) -> str:
         )
     names = [settings_text(trial.properties) for trial in trials]
     trade_off = TradeOff(x="gain", y="kl_divergence", bases=(), points=tuple(points))
-    return trade_off_chart(trade_off, names, "Gain over the default against KL divergence", "tuning")
+    return trade_off_chart(trade_off, names, "Gain over the default against KL divergence", "tuning", wide=True)
