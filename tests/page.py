@@ -65,6 +65,9 @@ class Page(HTMLParser):
             self.blocks[-1] += data
 
     def table(self, heading: str) -> dict[str, list[str]]:
-        """The rows of the table whose heading has a cell of this text, by their first cell."""
-        (found,) = [table for table in self.tables if heading in table[0]]
-        return {row[0]: row[1:] for row in found[1:]}
+        """The rows of the tables whose heading has a cell of this text, by their first cell; no two tables have one."""
+        tables = [{row[0]: row[1:] for row in table[1:]} for table in self.tables if heading in table[0]]
+        assert tables
+        found = {name: cells for table in tables for name, cells in table.items()}
+        assert len(found) == sum(map(len, tables))
+        return found

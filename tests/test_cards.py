@@ -207,6 +207,66 @@ def test_scores_of_tasks_are_results_of_their_own(tmp_path: Path) -> None:
     assert "--tasks arc_easy" in card
 
 
+def named(folder: Path, name: object) -> Path:
+    (folder / "config.json").write_text(json.dumps({"_name_or_path": name}))
+    return folder
+
+
+def test_a_person_names_base_and_license_where_no_file_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from llmcompress.cli import run
+
+    folder = artifact(tmp_path / "x")
+    assert "base_model" not in metadata(render_card(folder))
+    words = ["--base-model", "acme/Base-1B", "--license", "apache-2.0"]
+    assert run(["card", str(folder), *words]) == 0
+    card = (folder / "README.md").read_text()
+    data = metadata(card)
+    assert (data["base_model"], data["license"]) == (["acme/Base-1B"], "apache-2.0")
+    assert not {"license_name", "license_link"} & set(data)
+    assert "[acme/Base-1B](https://huggingface.co/acme/Base-1B)" in card
+    assert "Stated by who made this model: apache-2.0. It is a derivative of the base" in Page(card).text
+    # What was compressed is still what the manifest says.
+    assert "compress PATH_TO_THE_BASE" in card
+    assert card == render_card(folder, base_model="acme/Base-1B", license="apache-2.0")
+    # Also where a file says otherwise.
+    other = render_card(artifact(tmp_path / "y", from_hub), base_model="acme/other", license="mit")
+    assert (metadata(other)["base_model"], metadata(other)["license"]) == (["acme/other"], "mit")
+    capsys.readouterr()
+    assert run(["card", str(folder), "--license", "My License"]) == 2
+    told = capsys.readouterr().err
+    assert "--license: got 'My License'; accepted: the Hub's id of a license, such as apache-2.0" in told
+    assert run(["card", str(folder), "--base-model", "not an id"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("acme/Base-1B", ["acme/Base-1B"]),
+        ("/data/models/Base-1B", None),
+        ("../Base-1B", None),
+        ("runs/2026/Base-1B", None),
+        ("Base-1B", None),
+        ("acme/x) [y](http://evil.example", None),
+        (["acme/Base-1B"], None),
+        (None, None),
+    ],
+)
+def test_the_name_in_config_json_names_the_base(tmp_path: Path, name: object, expected: list[str] | None) -> None:
+    card = render_card(named(artifact(tmp_path / "x"), name))
+    assert metadata(card).get("base_model") == expected
+    assert ("A local checkpoint" in card) == (expected is None)
+    # The source's own id comes first.
+    hub = render_card(named(artifact(tmp_path / "y", from_hub), "acme/other"))
+    assert metadata(hub)["base_model"] == ["acme/Base-1B"]
+
+
+def test_a_config_that_cannot_be_read_names_nothing(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "x")
+    for content in ("{", "[]", "\xff"):
+        (folder / "config.json").write_text(content)
+        assert "base_model" not in metadata(render_card(folder))
+
+
 # --- the page
 
 
@@ -816,11 +876,13 @@ def test_the_variables_and_filters_that_are_documented_are_there(tmp_path: Path)
     from jinja2.defaults import DEFAULT_FILTERS as FILTERS
 
     from llmcompress.artifact import read_measurements
+    from llmcompress.publishing.base_model import Stated, find_base
     from llmcompress.publishing.content import variables
     from llmcompress.publishing.sandbox import _environment
 
     folder = artifact(tmp_path / "x")
-    there = variables(read_measurements(folder), title="x", repo_id=None)
+    found = read_measurements(folder)
+    there = variables(found, find_base(found.manifest, Stated(), folder), title="x", repo_id=None)
     named, filters = (ROOT / "docs" / "cards.md").read_text(encoding="utf-8").split("| filter |")
     assert set(there) == set(re.findall(r"^\| `(\w+)` \|", named, re.MULTILINE))
     cells = re.findall(r"^\|([^|]*)\|", filters, re.MULTILINE)

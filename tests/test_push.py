@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import yaml
 from fake_hub import FakeHub, Fault, account, download, new_repo, running, sha256, use
 from push_fixture import (
     TOKEN,
@@ -27,7 +28,7 @@ from push_fixture import (
 from llmcompress.artifact import replace_report, verify, write_report
 from llmcompress.cli import run
 from llmcompress.errors import ArtifactError, GateError, HubError, SecurityError, UsageError
-from llmcompress.report.evaluation import Check
+from llmcompress.report.evaluation import Check, TaskScore
 from llmcompress.spec import Gate
 from llmcompress.system.progress import Progress
 
@@ -284,6 +285,74 @@ def test_the_card_is_the_current_one(fake: FakeHub, model: Path) -> None:
     (model / "README.md").unlink()
     with pytest.raises(UsageError, match=r"there is no README\.md to keep"):
         pushed(model, keep_card=True)
+
+
+def with_tasks(directory: Path, *scores: tuple[str, str, float, int | None]) -> Path:
+    tasks = tuple(
+        TaskScore(task=task, metric=metric, value=value, standard_error=None, num_samples=samples, version="3.0")
+        for task, metric, value, samples in scores
+    )
+    write_report(directory, "eval.json", evaluation(directory).model_copy(update={"tasks": tasks}))
+    return directory
+
+
+def test_scores_of_the_hubs_benchmarks_go_where_its_leaderboards_read_them(
+    fake: FakeHub, model: Path, tmp_path: Path
+) -> None:
+    from huggingface_hub import EvalResultEntry, parse_eval_result_entries
+
+    with_tasks(
+        model,
+        ("gsm8k", "exact_match (strict-match)", 0.125, 1319),
+        ("gsm8k", "exact_match (flexible-extract)", 0.25, 1319),
+        # A group: its parts say how many questions there were.
+        ("mmlu_pro", "exact_match (custom-extract)", 0.3, None),
+        ("mmlu_pro_math", "exact_match (custom-extract)", 0.2, 12_000),
+        ("mmlu_pro_law", "exact_match (custom-extract)", 0.4, 32),
+        # A part of the questions, and a task that is no benchmark there.
+        ("gpqa_diamond_zeroshot", "acc_norm", 0.5, 20),
+        ("arc_easy", "acc", 0.6, 2376),
+    )
+    dry = pushed(model, dry_run=True)
+    assert ".eval_results/gsm8k.yaml" in {file.path for file in dry.files}
+    pushed(model)
+    there = {name: content for name, content in fake.repos[MODEL].head.files.items() if name.startswith(".eval_")}
+    assert set(there) == {".eval_results/gsm8k.yaml", ".eval_results/mmlu-pro.yaml"}
+    found = [entry for content in there.values() for entry in parse_eval_result_entries(yaml.safe_load(content))]
+    source = {"source_url": f"{fake.url}/{MODEL}/blob/main/eval.json", "source_name": "llmcompress eval"}
+    date = evaluation(model).measured.created[:10]
+    assert sorted(found, key=lambda entry: entry.dataset_id) == [
+        EvalResultEntry(
+            "TIGER-Lab/MMLU-Pro", "mmlu_pro", 30.0, date=date, **source,
+            notes="lm-evaluation-harness mmlu_pro 3.0, exact_match (custom-extract), on CPU",
+        ),
+        EvalResultEntry(
+            "openai/gsm8k", "gsm8k", 12.5, date=date, **source,
+            notes="lm-evaluation-harness gsm8k 3.0, exact_match (strict-match), on CPU",
+        ),
+    ]  # fmt: skip
+    # A download with them is whole, and those of other bytes leave with these bytes.
+    assert run(["verify", MODEL]) == 0
+    other = add_reports(make_artifact(tmp_path / "other", seed=2))
+    assert set(pushed(other).deleted) == set(there)
+
+
+def test_the_card_takes_base_and_license_of_a_push(fake: FakeHub, model: Path) -> None:
+    from llmcompress import push_to_hub
+
+    words = ["--base-model", "acme/Base-1B", "--license", "mit"]
+    assert run(["push", str(model), MODEL, *words]) == 0
+    card_there = fake.repos[MODEL].head.files["README.md"].decode()
+    assert "base_model:\n- acme/Base-1B\n" in card_there
+    assert "\nlicense: mit\n" in card_there
+    with pytest.raises(UsageError, match=r"is not the card .*\n.*`base_model` or `license` of the card is given here"):
+        push_to_hub(model, MODEL)
+    with pytest.raises(
+        UsageError, match="`base_model` and `license` go onto a card that is written, and this one is k"
+    ):
+        push_to_hub(model, MODEL, keep_card=True, license="mit")
+    with pytest.raises(UsageError, match=r"`license`: got 'MIT License'; accepted: the Hub's id of a license"):
+        push_to_hub(model, MODEL, license="MIT License")
 
 
 def test_nobody_is_logged_in(fake: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from llmcompress.errors import ArtifactError
 from llmcompress.report.compression import CompressionReport
-from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT, MANIFEST, TUNE_REPORT
+from llmcompress.report.file_names import BENCH_REPORT, BENCHMARK_SCORES, CARD, EVAL_REPORT, MANIFEST, TUNE_REPORT
 from llmcompress.report.record import FileRecord, Record
 
 REPORTS = frozenset({CARD, BENCH_REPORT, EVAL_REPORT, TUNE_REPORT})
@@ -20,7 +20,7 @@ REPORTS = frozenset({CARD, BENCH_REPORT, EVAL_REPORT, TUNE_REPORT})
 HUB_FILES = frozenset({".gitattributes"})
 """Files that the Hub adds to a repository."""
 
-NOT_LISTED = frozenset({MANIFEST}) | REPORTS | HUB_FILES
+NOT_LISTED = frozenset({MANIFEST}) | REPORTS | HUB_FILES | frozenset(BENCHMARK_SCORES.values())
 
 SCHEMA_VERSION: int = CompressionReport.model_fields["schema_version"].default
 

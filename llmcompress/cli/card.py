@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llmcompress.cli.console import print_json, write_line
-from llmcompress.cli.options import Json, Verbose
+from llmcompress.cli.options import BaseModelName, Json, LicenseId, Verbose
 from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, MANIFEST
 from llmcompress.report.text import size_text
 from llmcompress.system.command_line import command_line
@@ -22,6 +22,8 @@ def card(
     template: Annotated[
         Path | None, typer.Option("--template", metavar="FILE", help="A Jinja template of yours.")
     ] = None,
+    base_model: BaseModelName = None,
+    license: LicenseId = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Also replace a README.md that you wrote or changed.")
     ] = False,
@@ -34,11 +36,14 @@ def card(
 
     [bold]Examples[/bold]
     llmcompress card model-int4-ov --repo-id acme/model-int4-ov
+    llmcompress card model-int4-ov --base-model acme/model --license apache-2.0
     llmcompress card model-int4-ov --template card.md.j2
     """
     from llmcompress.publishing.card import write_card
 
-    report = write_card(directory, repo_id=repo_id, template=template, overwrite=overwrite)
+    report = write_card(
+        directory, repo_id=repo_id, template=template, base_model=base_model, license=license, overwrite=overwrite
+    )
     if as_json:
         print_json(report)
         return

@@ -30,6 +30,18 @@ MaxContext = Annotated[
 ]
 ReferenceRevision = Annotated[str | None, typer.Option("--reference-revision", help="Revision of a Hub reference.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, in one step at the end.")]
+BaseModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model",
+        metavar="NAMESPACE/NAME",
+        help="Hub id of the base, for the card. Default: the source's, or the one that its config.json names",
+    ),
+]
+LicenseId = Annotated[
+    str | None,
+    typer.Option("--license", metavar="ID", help="Of the model, for the card. Default: as the source's card states"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON document.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show stage durations, the libraries' logs and whole tracebacks.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llmcompress.cli.console import facts_table, print_report, stdout, write_line
-from llmcompress.cli.options import Json, Verbose
+from llmcompress.cli.options import BaseModelName, Json, LicenseId, Verbose
 from llmcompress.cli.progress import watching
 from llmcompress.report.text import size_text
 
@@ -37,6 +37,8 @@ def push(
     keep_card: Annotated[
         bool, typer.Option("--keep-card", help="Push the README.md that is there, whoever wrote it.")
     ] = False,
+    base_model: BaseModelName = None,
+    license: LicenseId = None,
     collection: Annotated[
         str | None, typer.Option("--collection", metavar="SLUG", help="Put it into a collection.")
     ] = None,
@@ -68,6 +70,8 @@ def push(
             force=force,
             delete_others=delete_others,
             keep_card=keep_card,
+            base_model=base_model,
+            license=license,
             collection=collection,
             tags=tags or (),
             revision=revision,

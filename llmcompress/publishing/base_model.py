@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -16,7 +18,29 @@ from llmcompress.spec.access import check_repo_id
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _WEIGHTS = (".safetensors", MODEL_BIN)
+
+
+class Stated(NamedTuple):
+    """What a person says of the base, instead of the files."""
+
+    base_model: str | None = None
+    """Hub id."""
+    license: str | None = None
+    """The Hub's id of a license."""
+
+    def checked(self) -> Stated:
+        """Itself. Raises UsageError where it cannot be."""
+        if self.base_model is not None:
+            check_repo_id(self.base_model)
+        if self.license is not None and not _LICENSE.fullmatch(self.license):
+            raise UsageError(
+                f"got {self.license!r}; accepted: the Hub's id of a license, such as apache-2.0, mit or other",
+                where="`license`",
+                hint="https://huggingface.co/docs/hub/repositories-licenses lists them",
+            )
+        return self
 
 
 class BaseModel(NamedTuple):
@@ -25,6 +49,8 @@ class BaseModel(NamedTuple):
     id: str | None
     """Hub id; None for a local directory."""
     revision: str | None
+    name: str | None
+    """Hub id that the card names: as a person states it, else ``id``, else what config.json calls the checkpoint."""
     link: Markup | None
     license: tuple[str, ...]
     license_name: str | None
@@ -34,7 +60,7 @@ class BaseModel(NamedTuple):
     """The link where it leads somewhere from another repository, too."""
     language: tuple[str, ...]
     statement: str
-    """``stated``, ``no card``, ``not stated``, or why the card could not be read."""
+    """``given`` by a person, ``stated``, ``no card``, ``not stated``, or why the card could not be read."""
     weight_bytes: int
     """Of the base's weight files."""
 
@@ -46,22 +72,23 @@ def hub_name(provenance: Provenance) -> tuple[str | None, str | None]:
     return hub_id, provenance.revision if pinned else None
 
 
-def base_model(manifest: CompressionReport) -> BaseModel:
-    """Take from a manifest what its source is and states."""
+def find_base(manifest: CompressionReport, stated: Stated, directory: Path) -> BaseModel:
+    """Take from a person, a manifest and the config.json next to it what the source is and states."""
     hub_id, revision = hub_name(manifest.provenance)
-    card = manifest.provenance.card
-    stated = card.license if card else ()
+    name = stated.base_model or hub_id or _recorded_name(directory)
+    card = manifest.provenance.card if stated.license is None else None
     link = card.license_link if card else None
     return BaseModel(
         id=hub_id,
         revision=revision,
-        link=Markup(f"[{hub_id}](https://huggingface.co/{hub_id})") if hub_id else None,
-        license=stated,
+        name=name,
+        link=Markup(f"[{name}](https://huggingface.co/{name})") if name else None,
+        license=(stated.license,) if stated.license else card.license if card else (),
         license_name=card.license_name if card else None,
         license_link=link,
         license_url=_url(link, hub_id, revision),
-        language=card.language if card else (),
-        statement=_statement(manifest),
+        language=manifest.provenance.card.language if manifest.provenance.card else (),
+        statement="given" if stated.license else _statement(manifest),
         weight_bytes=manifest.provenance.weight_bytes,
     )
 
@@ -75,6 +102,15 @@ def is_base(manifest: CompressionReport, evaluation: EvalReport) -> bool:
         for files in (manifest.provenance.files, evaluation.reference.provenance.files)
     )
     return bool(ours) and ours == theirs
+
+
+def _recorded_name(directory: Path) -> str | None:
+    """What transformers wrote down when the checkpoint was loaded by a Hub id; a local path is none."""
+    try:
+        name = json.loads((directory / "config.json").read_bytes()).get("_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return name if isinstance(name, str) and name.count("/") == 1 and _is_id(name) else None
 
 
 def _is_id(text: str) -> bool:

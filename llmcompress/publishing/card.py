@@ -10,6 +10,7 @@ import yaml
 
 from llmcompress.artifact import Measurements, read_measurements, replace_report
 from llmcompress.errors import UsageError, WriteError
+from llmcompress.publishing.base_model import Stated, find_base
 from llmcompress.publishing.content import variables
 from llmcompress.publishing.sandbox import render
 from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT
@@ -33,19 +34,30 @@ class CardReport(Record):
     """Reports that are there and tell of other bytes or cannot be read, each with the reason."""
 
 
-def render_card(directory: str | Path, *, repo_id: str | None = None, template: str | Path | None = None) -> str:
+def render_card(
+    directory: str | Path,
+    *,
+    repo_id: str | None = None,
+    template: str | Path | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+) -> str:
     """Return the model card of an artifact, from its manifest and its reports alone.
 
     Args:
         directory: An output directory of ``compress``, with the reports that ``evaluate`` and ``benchmark`` put there.
         repo_id: Where it will be published; by default the card speaks of the directory by its name.
         template: A Jinja template of one's own; docs/cards.md describes what it may use.
+        base_model: Hub id of the base; by default the source's, or the one that its config.json names.
+        license: The Hub's id of the license; by default what the source's own card states.
 
     Raises:
         ArtifactError: The directory is not an artifact.
-        UsageError: ``repo_id`` is not a Hub id, or the template cannot be rendered.
+        UsageError: ``repo_id`` or ``base_model`` is not a Hub id, ``license`` is no id of a license, or the template
+            cannot be rendered.
     """
-    return _render(read_measurements(Path(directory)), Path(directory), repo_id, template)
+    stated = Stated(base_model, license).checked()
+    return _render(read_measurements(Path(directory)), Path(directory), repo_id, template, stated)
 
 
 def write_card(
@@ -53,6 +65,8 @@ def write_card(
     *,
     repo_id: str | None = None,
     template: str | Path | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
     overwrite: bool = False,
 ) -> CardReport:
     """Write the model card of an artifact as its README.md, in one step.
@@ -60,7 +74,7 @@ def write_card(
     An earlier card of ours is replaced if nobody changed it since.
 
     Args:
-        directory: As for ``render_card``, and so are ``repo_id`` and ``template``.
+        directory: As for ``render_card``, and so are ``repo_id``, ``template``, ``base_model`` and ``license``.
         overwrite: Also replace a README.md that somebody else wrote or changed.
 
     Raises:
@@ -70,7 +84,7 @@ def write_card(
     """
     directory = Path(directory)
     found = read_measurements(directory)
-    content = _render(found, directory, repo_id, template).encode()
+    content = _render(found, directory, repo_id, template, Stated(base_model, license).checked()).encode()
     path = directory / CARD
     there = _read(path)
     if there is not None and there != content and not overwrite and not _is_ours(there):
@@ -92,11 +106,14 @@ def write_card(
     )
 
 
-def _render(found: Measurements, directory: Path, repo_id: str | None, template: str | Path | None) -> str:
+def _render(
+    found: Measurements, directory: Path, repo_id: str | None, template: str | Path | None, stated: Stated
+) -> str:
     if repo_id is not None:
         check_repo_id(repo_id)
     title = repo_id.rpartition("/")[2] if repo_id else directory.resolve().name
-    values = variables(found, title=title, repo_id=repo_id)
+    base = find_base(found.manifest, stated, directory)
+    values = variables(found, base, title=title, repo_id=repo_id)
     template = None if template is None else Path(template)
     body = render(values, template)
     if not body.startswith("---\n"):

@@ -12,6 +12,7 @@ from llmcompress.errors import HubError, UsageError
 from llmcompress.hub.client import HubClient
 from llmcompress.hub.upload import Changes, Outgoing, Remote, differing, read_file, require_collection, tags_of
 from llmcompress.report.compression import CompressionReport
+from llmcompress.report.file_names import BENCHMARK_SCORES
 from llmcompress.report.push import PushedFile
 from llmcompress.spec.access import check_repo_id
 
@@ -58,7 +59,7 @@ def _earlier(client: HubClient, before: Remote, changed: list[str]) -> set[str]:
         return set()
     try:
         manifest = json.loads(read_file(client, before, MANIFEST))
-        return {str(record["path"]) for record in manifest["files"]} | REPORTS
+        return {str(record["path"]) for record in manifest["files"]} | REPORTS | set(BENCHMARK_SCORES.values())
     except (ValueError, KeyError, TypeError):
         # A manifest that cannot be read claims no files.
         return set()

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from pydantic import BaseModel as Model
 
 from llmcompress.artifact import Measurements
-from llmcompress.publishing.base_model import base_model
+from llmcompress.publishing.base_model import BaseModel
 from llmcompress.publishing.front_matter import front_matter, metadata
 from llmcompress.publishing.reproduction import commands, lock
 from llmcompress.publishing.results import (
@@ -28,10 +28,9 @@ MAX_LAYERS = 1000
 """Rows of the table of layers; the Hub cuts pages that are too long."""
 
 
-def variables(found: Measurements, *, title: str, repo_id: str | None) -> dict[str, Any]:
+def variables(found: Measurements, base: BaseModel, *, title: str, repo_id: str | None) -> dict[str, Any]:
     """Everything that a template may use; ``docs/cards.md`` describes each."""
     manifest = found.manifest
-    base = base_model(manifest)
     return {
         "title": title,
         "repo_id": repo_id,

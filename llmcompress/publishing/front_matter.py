@@ -24,8 +24,8 @@ HUB = "https://huggingface.co"
 def metadata(found: Measurements, base: BaseModel, *, title: str, repo_id: str | None) -> dict[str, Any]:
     """The metadata of an artifact's card as plain values."""
     data: dict[str, Any] = {}
-    if base.id is not None:
-        data["base_model"] = [base.id]
+    if base.name is not None:
+        data["base_model"] = [base.name]
     # The Hub knows no conversion that changes nothing; it files models of other formats under this, too.
     data["base_model_relation"] = "quantized"
     data |= {

@@ -8,6 +8,7 @@ from pathlib import Path
 from llmcompress.artifact import MANIFEST, REPORTS, Measurements
 from llmcompress.errors import GateError, SecurityError, UsageError
 from llmcompress.hub.account import current_token
+from llmcompress.hub.eval_results import eval_results
 from llmcompress.hub.upload import Outgoing
 from llmcompress.report.evaluation import Check
 from llmcompress.report.file_names import CARD, EVAL_REPORT
@@ -42,6 +43,14 @@ def model_files(directory: Path, measured: Measurements) -> dict[str, Outgoing]:
     return files
 
 
+def benchmark_scores(measured: Measurements, page: str) -> dict[str, Outgoing]:
+    """Files in ``.eval_results/`` for the scores that the Hub's leaderboards read, by name."""
+    if measured.evaluation is None:
+        return {}
+    found = eval_results(measured.evaluation, source_url=f"{page}/blob/main/{EVAL_REPORT}")
+    return {name: Outgoing.of_bytes(content) for name, content in found.items()}
+
+
 def require_no_token(name: str, content: bytes) -> None:
     """Refuse to publish an access token of the Hub. Raises SecurityError."""
     token = current_token()
@@ -70,7 +79,8 @@ def current_card(directory: Path, own: str, published: str) -> str:
         raise UsageError(
             "is not the card that the manifest and the reports give now: it is older, or somebody has changed it",
             where=str(directory / CARD),
-            hint="`llmcompress card DIR` writes the current one (--overwrite), `keep_card` pushes this one as it is",
+            hint="`llmcompress card DIR` writes the current one (--overwrite); `keep_card` pushes this one as it is; "
+            "a `base_model` or `license` of the card is given here, too",
         )
     return published
 

@@ -12,6 +12,7 @@ from llmcompress.hub import upload
 from llmcompress.hub.account import find_account, require_rights
 from llmcompress.hub.client import HubClient
 from llmcompress.publishing import outgoing
+from llmcompress.publishing.base_model import Stated
 from llmcompress.publishing.changes import find_changes, pushed_files, repository_name, require_place
 from llmcompress.report.file_names import CARD
 from llmcompress.report.push import PushReport
@@ -32,6 +33,8 @@ def push_to_hub(
     force: bool = False,
     delete_others: bool = False,
     keep_card: bool = False,
+    base_model: str | None = None,
+    license: str | None = None,
     collection: str | None = None,
     tags: Sequence[str] = (),
     revision: str | None = None,
@@ -52,6 +55,8 @@ def push_to_hub(
         force: Push although the gate is not passed or not judged. The reports leave with the model and say so.
         delete_others: Remove every file of the repository that is not of this model.
         keep_card: Push the README.md that is there, whoever wrote it.
+        base_model: Hub id of the base, for the card.
+        license: The Hub's id of the license, for the card.
         collection: Slug of a collection to put the model into.
         tags: Git tags for the commit.
         revision: An existing branch; by default main.
@@ -73,6 +78,12 @@ def push_to_hub(
         raise UsageError("a pull request is no commit of the model yet: it cannot be tagged", hint="leave `tags` out")
     if create_pr and private is not None:
         raise UsageError("a pull request goes to a repository that is there", hint="leave `private` out")
+    if keep_card and (base_model or license):
+        raise UsageError(
+            "`base_model` and `license` go onto a card that is written, and this one is kept",
+            hint="write them into the README.md, or leave `keep_card` out",
+        )
+    stated = Stated(base_model, license).checked()
     progress(Progress("verify", 0, 0))
     require_verified(directory)
     measured = read_measurements(directory)
@@ -87,10 +98,11 @@ def push_to_hub(
     if keep_card:
         card = own = outgoing.kept_card(directory)
     else:
-        own = (render or _render)(directory, None)
-        card = outgoing.current_card(directory, own, (render or _render)(directory, name))
+        own, published = ((render or _renderer(stated))(directory, place) for place in (None, name))
+        card = outgoing.current_card(directory, own, published)
     outgoing.require_no_token(CARD, card.encode())
     files[CARD] = upload.Outgoing.of_bytes(card.encode())
+    files |= outgoing.benchmark_scores(measured, upload.page(name))
     changes = find_changes(client, upload.fetch_state(client, name, branch), files, delete_others=delete_others)
     require_place(client, changes, private=private, create_pr=create_pr, tags=tags, collection=collection)
     new = changes.before.commit is None
@@ -140,10 +152,10 @@ class _Sent:
             self._progress(Progress("upload", self._done, self.total, "bytes"))
 
 
-def _render(directory: Path, repo_id: str | None) -> str:
+def _renderer(stated: Stated) -> CardRenderer:
     from llmcompress.publishing.card import render_card
 
-    return str(render_card(directory, repo_id=repo_id))
+    return lambda directory, repo_id: str(render_card(directory, repo_id=repo_id, **stated._asdict()))
 
 
 def _commit(client: HubClient, changes: upload.Changes, author: str, message: str, *, create_pr: bool) -> upload.Commit:

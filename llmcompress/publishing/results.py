@@ -30,8 +30,12 @@ _PERPLEXITIES = {
 
 
 def result_rows(found: Measurements, base: BaseModel) -> list[Row]:
-    """Size, quality, speed and memory: ``name``, ``base``, ``model``, ``change``; empty where there can be none."""
-    return [*_size(found, base), *_quality(found), *_speed(found.benchmark)]
+    """Size, quality, speed and memory: ``name``, ``base``, ``model``, ``change``; empty where there can be none.
+
+    ``group`` is quality or speed, and what few readers need is a ``detail``.
+    """
+    groups = {"quality": (*_size(found, base), *_quality(found)), "speed": tuple(_speed(found.benchmark))}
+    return [{**row, "group": group} for group, rows in groups.items() for row in rows]
 
 
 def damage_rows(report: EvalReport | None) -> list[Row]:
@@ -91,9 +95,9 @@ def _tested(name: str, machines: dict[str, str]) -> str:
     return f"tested, {machines[name]}" if name == "CPU" else "tested"
 
 
-def _row(name: str, model: str, *, base: str = "", change: str | Markup = "") -> Row:
+def _row(name: str, model: str, *, base: str = "", change: str | Markup = "", detail: bool = False) -> Row:
     # Figures are ours: the brackets of an interval need no escapes.
-    return {"name": name, "base": Markup(base), "model": Markup(model), "change": Markup(change)}
+    return {"name": name, "base": Markup(base), "model": Markup(model), "change": Markup(change), "detail": detail}
 
 
 def _size(found: Measurements, base: BaseModel) -> Iterator[Row]:
@@ -127,6 +131,7 @@ def _quality(found: Measurements) -> Iterator[Row]:
             interval_text(mine, ".5g"),
             base=interval_text(theirs, ".5g") if theirs else NOT_MEASURED,
             change=f"× {interval_text(ratio, '.5g')}" if ratio else "",
+            detail=field != "perplexity",
         )
     if report.divergence is None:
         yield _row("KL divergence, nats per token", NOT_MEASURED)
@@ -135,7 +140,7 @@ def _quality(found: Measurements) -> Iterator[Row]:
         yield from _divergence(report, report.divergence)
     if report.generations is not None:
         made = report.generations
-        yield _row(f"Equal greedy continuations, of {made.num_prompts}", f"{made.identical_share:.0%}")
+        yield _row(f"Equal greedy continuations, of {made.num_prompts}", f"{made.identical_share:.0%}", detail=True)
     yield _row("Verdict", f"**{report.verdict}**" if report.verdict else NOT_MEASURED)
     gate = {True: "passed", False: "**FAILED**", None: NOT_MEASURED}[report.gate.passed]
     yield _row("Gate", gate)
@@ -145,12 +150,15 @@ def _divergence(report: EvalReport, lost: DivergenceRecord) -> Iterator[Row]:
     bound = "" if lost.exact else f", a lower bound from the top {lost.top_k}"
     yield _row(f"KL divergence, nats per token{bound}", interval_text(lost.kl_divergence))
     spread = (lost.kl_median, lost.kl_p90, lost.kl_p99, lost.kl_p999, lost.kl_max)
-    yield _row("— its median, p90, p99, p99.9, maximum", ", ".join(f"{value:.3g}" for value in spread))
+    yield _row(
+        "KL divergence: median, p90, p99, p99.9, maximum", ", ".join(f"{value:.3g}" for value in spread), detail=True
+    )
     if report.noise_floor is not None:
         floor = report.noise_floor
-        yield _row(f"— noise floor, {' against '.join(floor.precisions)}", interval_text(floor.kl_divergence))
+        name = f"KL divergence: noise floor, {' against '.join(floor.precisions)}"
+        yield _row(name, interval_text(floor.kl_divergence), detail=True)
     yield _row("Top-1 agreement", interval_text(lost.top1_agreement, ".2%"))
-    yield _row("RMS change of the probability of the true token", f"{lost.rms_probability_change:.2%}")
+    yield _row("RMS change of the probability of the true token", f"{lost.rms_probability_change:.2%}", detail=True)
 
 
 def _speed(report: BenchReport | None) -> Iterator[Row]:
@@ -167,13 +175,14 @@ def _speed(report: BenchReport | None) -> Iterator[Row]:
             "decode_tokens_per_s": (f"Decode, tokens/s ({where})", rate_text(case.decode_tokens_per_s)),
         }
         for figure, (name, value) in figures.items():
-            yield _row(name, value or NOT_MEASURED, change=_ratio(report, number, figure))
+            yield _row(name, value or NOT_MEASURED, change=_ratio(report, number, figure), detail=number > 0)
     yield _row("Peak memory", size_text(report.peak_rss_bytes))
-    yield _row("Memory after the runs", size_text(report.steady_rss_bytes))
+    yield _row("Memory after the runs", size_text(report.steady_rss_bytes), detail=True)
     for setting in report.settings:
         load = setting.load
-        yield _row(f"Load time, s, cold ({setting.device})", f"{load.cold.read_s + load.cold.compile_s:.3g}")
-        yield _row(f"Load time, s, warm ({setting.device})", f"{load.warm.read_s + load.warm.compile_s:.3g}")
+        for name, phase in (("cold", load.cold), ("warm", load.warm)):
+            seconds = f"{phase.read_s + phase.compile_s:.3g}"
+            yield _row(f"Load time, s, {name} ({setting.device})", seconds, detail=True)
 
 
 def _ratio(report: BenchReport, case: int, figure: str) -> Markup:

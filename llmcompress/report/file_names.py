@@ -5,3 +5,9 @@ RECIPE = "recipe.yaml"
 MANIFEST = "llmcompress.json"
 EVAL_REPORT, BENCH_REPORT, TUNE_REPORT = "eval.json", "bench.json", "tune.json"
 CARD = "README.md"
+BENCHMARK_SCORES = {
+    "gsm8k": ".eval_results/gsm8k.yaml",
+    "mmlu_pro": ".eval_results/mmlu-pro.yaml",
+    "gpqa_diamond_zeroshot": ".eval_results/gpqa.yaml",
+}
+"""Of a repository on the Hub, where leaderboards read them; by the task of lm-evaluation-harness."""

@@ -68,7 +68,7 @@ def _placed(
     size = label.get_window_extent()
     label.remove()
     x, y = axes.transData.transform((point.x, point.y))
-    pixels = axes.get_figure(root=True).dpi / 72
+    pixels = axes.figure.dpi / 72
     for place in places:
         (across, up), horizontal, vertical = place
         left = x + pixels * across - size.width * {"left": 0, "center": 0.5, "right": 1}[horizontal]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MARK = '<meta name="generator" content="llmcompress compare">'
 """What a page of ours has near its start, and nothing of the user's."""
 _START = 2000
-_INTERVAL = re.compile(r"([^\[]+) (\[[^\]]+, [^\]]+\])((?: \[\w+\])?)")
+_SPREAD = re.compile(r"([^\[]+) (\[[^\]]+, [^\]]+\]|± [\d,.]+)((?: \[\w+\])?)")
 
 
 def write_page(comparison: Comparison, path: str | Path) -> Path:
@@ -123,10 +123,10 @@ def _classes(line: Line) -> str:
 
 
 def interval_below(text: str) -> Markup:
-    """A value whose interval stands below it."""
+    """A value whose interval or deviation stands below it."""
     from markupsafe import Markup
 
-    found = _INTERVAL.fullmatch(printable(text))
+    found = _SPREAD.fullmatch(printable(text))
     return Markup('{} <span class="interval">{}</span>{}').format(*found.groups()) if found else Markup.escape(text)
 
 
