@@ -71,7 +71,7 @@ def test_revisions_pass(name: str) -> None:
     "name", ["../../x", "/etc", "a//b", "a/", "-x", "a\0", "a\n", "a b", "x" * 201, "a/.git", "a\\b", "main.lock", ""]
 )
 def test_other_revisions_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="is no revision"):
+    with pytest.raises(UsageError, match="is not a revision"):
         check_revision(name)
 
 

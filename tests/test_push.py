@@ -448,7 +448,7 @@ def test_branches_and_tags(fake: FakeHub, model: Path) -> None:
     assert set(fake.repos[MODEL].tags) == {"v1", "v2"}
     with pytest.raises(HubError, match="the tag 'v1' names another commit"):
         pushed(model, tags=["v1"])
-    with pytest.raises(UsageError, match="is no revision"):
+    with pytest.raises(UsageError, match="is not a revision"):
         pushed(model, tags=["a b"])
 
 
