@@ -137,6 +137,24 @@ def test_the_details_of_a_card_begin_within_two_screens(tab: Any, tmp_path: Path
     assert seen["top"] < 2 * 900
 
 
+def test_settings_have_their_names_in_full() -> None:
+    from llmcompress.summary.charts import trade_off_chart
+    from llmcompress.summary.trade_offs import Point, TradeOff
+
+    names = [
+        "default",
+        "dynamic quantization 128, keys u8, values u4, execution bf16",
+        "dynamic quantization 64, keys u8, values u4, execution bf16",
+    ]
+    points = tuple(
+        Point(row=row, x=1 + row / 5, x_low=None, x_high=None, y=0.01 * 3**row, y_low=None, y_high=None, on_front=True)
+        for row in range(3)
+    )
+    chart = trade_off_chart(TradeOff(x="gain", y="kl_divergence", bases=(), points=points), names, "x", "x", wide=True)
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", chart)
+    assert [text for text in shown if text[2:] in names] == [f"{row + 1} {name}" for row, name in enumerate(names)]
+
+
 def test_the_original_is_named_where_it_is_no_row(tmp_path: Path) -> None:
     from llmcompress.summary import lines
 
