@@ -224,7 +224,7 @@ def test_a_person_names_base_and_license_where_no_file_does(tmp_path: Path, caps
     assert (data["base_model"], data["license"]) == (["acme/Base-1B"], "apache-2.0")
     assert not {"license_name", "license_link"} & set(data)
     assert "[acme/Base-1B](https://huggingface.co/acme/Base-1B)" in card
-    assert "Stated by who made this model: apache-2.0. It is a derivative of the base" in Page(card).text
+    assert "Stated by the publisher of this model: apache-2.0. It is a derivative of the base" in Page(card).text
     # What was compressed is still what the manifest says.
     assert "compress PATH_TO_THE_BASE" in card
     assert card == render_card(folder, base_model="acme/Base-1B", license="apache-2.0")
