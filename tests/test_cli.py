@@ -376,6 +376,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
     arguments = ["some/model", "-r", "int4", "--set", "weights.group_size=64", "-o", str(tmp_path / "out")]
     assert run(["compress", *arguments]) == 0
     flags = ["--revision", "v1", "--trust-remote-code", "--offline", "--overwrite", "--allow-nonfinite"]
+    flags += ["--allow-links", "--merge-adapter", "--max-context", "4096"]
     assert run(["compress", *arguments, *flags, "--no-tokenizer", "--engine", "nncf"]) == 0
     plain, flagged = worker
     assert plain == {
@@ -388,6 +389,9 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "offline": False,
         "overwrite": False,
         "allow_nonfinite": False,
+        "allow_links": False,
+        "merge_adapter": False,
+        "max_context": None,
         "tokenizer": True,
         "engine": "llmcompress",
     }
@@ -398,6 +402,9 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "offline": True,
         "overwrite": True,
         "allow_nonfinite": True,
+        "allow_links": True,
+        "merge_adapter": True,
+        "max_context": 4096,
         "tokenizer": False,
         "engine": "nncf",
     }
