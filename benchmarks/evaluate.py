@@ -75,7 +75,7 @@ def compare(directory: Path, num_windows: int, seq_len: int, runs: int) -> list[
             dataset=str(TEXT),
             protocol=protocol,
             seq_len=seq_len,
-            num_windows=num_windows if protocol == "llama.cpp" else None,
+            num_windows=num_windows if protocol == "llama.cpp" else "all",
         )
         feeds[protocol] = Feed(evaluation_windows([part], spec, encoder), seq_len)
     core = ov.Core()

@@ -588,3 +588,13 @@ def test_an_artifact_on_the_hub_is_a_source(
     assert report.model.manifest_sha256 is not None
     assert report.verdict == "equivalent"
     assert not list((tmp_path / "cache").rglob("eval.json"))
+
+
+def test_the_bar_moves_with_each_call(artifact: Callable[[str], Path], wikitext: Path) -> None:
+    seen: list[Progress] = []
+    # Four windows of 128 tokens are one batch, in eight calls of 16; the last four score.
+    spec = spec_of(wikitext, num_windows=4, chunk=16)
+    llmcompress.evaluate(artifact("int8"), spec, reference=artifact("none"), progress=seen.append)
+    moves = [each.done for each in seen if each.stage == "score"]
+    assert sorted(moves) == moves
+    assert set(moves) == {0, 64, 128, 192, 252}

@@ -165,6 +165,38 @@ def test_rolling_needs_a_token_to_begin_with_and_whole_documents() -> None:
         evaluation_windows([numbers(20)], spec(protocol="rolling", seq_len=8, num_windows=2), encoder)
 
 
+def test_the_default_scores_at_most_16384_tokens_and_says_of_how_many_windows() -> None:
+    encoder = counting()
+    encoder.__dict__["prefix_id"] = 3
+    text = [numbers(40_000)]
+    some = evaluation_windows(text, spec(seq_len=512), encoder).record
+    # Each window of 512 tokens scores its last 255.
+    assert (some.num_windows, some.num_scored_tokens) == (64, 64 * 255)
+    assert some.num_windows_in_text == 40_000 // 512
+    every = evaluation_windows(text, spec(seq_len=512, num_windows="all"), encoder).record
+    assert (every.num_windows, every.num_windows_in_text) == (78, 78)
+    asked = evaluation_windows(text, spec(seq_len=512, num_windows=70), encoder).record
+    assert (asked.num_windows, asked.num_windows_in_text) == (70, None)
+    # A window of more than that is scored whole.
+    assert evaluation_windows(text, spec(seq_len=39_000), encoder).record.num_scored_tokens == 39_000 // 2 - 1
+
+
+def test_the_default_takes_whole_documents_under_rolling_and_cuts_the_first_alone() -> None:
+    encoder = counting()
+    encoder.__dict__["prefix_id"] = 3
+    texts = [numbers(10_000), numbers(5_000), numbers(5_000)]
+    some = evaluation_windows(texts, spec(protocol="rolling", seq_len=500), encoder)
+    assert (some.record.num_documents, some.record.num_scored_tokens) == (2, 15_000)
+    assert (some.record.num_windows, some.record.num_windows_in_text) == (30, 40)
+    every = evaluation_windows(texts, spec(protocol="rolling", seq_len=500, num_windows="all"), encoder)
+    assert every.record.num_scored_tokens == 20_000
+    cut = evaluation_windows([numbers(20_000)], spec(protocol="rolling", seq_len=512), encoder)
+    assert (cut.record.num_windows, cut.record.num_scored_tokens) == (32, 16_384)
+    assert cut.num_words is not None
+    # As many words as tokens: numbers with spaces between.
+    assert cut.num_words.sum() == pytest.approx(16_384)
+
+
 def test_the_hash_sees_ids_and_what_is_scored() -> None:
     def of(first: int, scored: int) -> str:
         made = evaluation_windows([numbers(8, first)], spec(seq_len=8), counting())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import json
 import os
 import re
 import sys
@@ -9,6 +12,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+COMPLETION = "_LLMCOMPRESS_COMPLETE"
+"""The shell's script sets this variable to ask for completions."""
 _BROKEN_PIPE_EXIT_CODE = 141
 
 
@@ -22,14 +27,19 @@ def run(arguments: Sequence[str]) -> int:
     from typer import Exit
 
     from llmcompress.cli.app import command, load_command
-    from llmcompress.cli.console import print_error
+    from llmcompress.cli.console import own_volume
     from llmcompress.errors import LlmcompressError
 
     verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
+    tell = functools.partial(_tell, as_json=_wants_json(arguments))
     try:
         # Not `main`, which has a way of its own with errors, Ctrl-C and closed pipes.
         root = command()
-        with root.make_context("llmcompress", list(arguments) or ["--help"]) as context:
+        if COMPLETION in os.environ:
+            from typer.completion import shell_complete
+
+            return shell_complete(root, {}, "llmcompress", COMPLETION, os.environ[COMPLETION])
+        with own_volume(), root.make_context("llmcompress", list(arguments) or ["--help"]) as context:
             root.invoke(context)
         sys.stdout.flush()
         return 0
@@ -45,19 +55,36 @@ def run(arguments: Sequence[str]) -> int:
             sys.stderr.write("\n".join(error.__notes__) + "\n")
         flags = flags_of(load_command(context.invoked_subcommand))
         message, where, hint = (with_flags(text, flags) for text in (error.message, error.where, error.hint))
-        print_error(message, where=where, hint=hint)
-        return error.exit_code
+        return tell(type(error).__name__, message, where=where, hint=hint, exit_code=error.exit_code)
     except KeyboardInterrupt:
-        print_error("interrupted by Ctrl-C", hint="run the same command again")
-        return 130
+        hint = "run the same command again"
+        return tell("InterruptedRunError", "interrupted by Ctrl-C", hint=hint, exit_code=130)
     except Exception as error:  # noqa: BLE001  (one line instead of a traceback, whatever it is)
         if hasattr(error, "format_message"):
-            return _usage_error(error)
+            return tell("UsageError", *_usage_error(error), exit_code=int(getattr(error, "exit_code", 2)))
         if verbose:
             traceback.print_exception(error)
         hint = "" if verbose else "run it again with -v for the whole traceback"
-        print_error(f"unexpected {type(error).__name__}: {error}".splitlines()[0], hint=hint)
-        return 1
+        kind = type(error).__name__
+        return tell(kind, f"unexpected {kind}: {error}".splitlines()[0], hint=hint, exit_code=1)
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether the report was asked for as JSON; an error then is too."""
+    formats = itertools.pairwise(arguments)
+    return ("--format", "json") in formats or not {"--json", "--format=json"}.isdisjoint(arguments)
+
+
+def _tell(kind: str, message: str, where: str = "", hint: str = "", *, exit_code: int, as_json: bool) -> int:
+    """Print an error to stderr for people, or as one line of JSON; return the exit code."""
+    from llmcompress.cli.console import print_error
+
+    if as_json:
+        error = {"type": kind, "message": message, "where": where, "hint": hint, "exit_code": exit_code}
+        sys.stderr.write(json.dumps({"error": error}) + "\n")
+    else:
+        print_error(message, where=where, hint=hint)
+    return exit_code
 
 
 def with_flags(text: str, flags: Mapping[str, str]) -> str:
@@ -83,15 +110,12 @@ def flags_of(command: Any) -> dict[str, str]:
     return flags
 
 
-def _usage_error(error: Exception) -> int:
-    """Print an error of the command-line parser, which says what is wrong but not what to do."""
-    from llmcompress.cli.console import print_error
-
+def _usage_error(error: Exception) -> tuple[str, str, str]:
+    """What is wrong, where, and what to do, of an error of the command-line parser, which leaves out the last."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "llmcompress"
     message = str(error.format_message())  # type: ignore[attr-defined]
-    print_error(message[:1].lower() + message[1:].rstrip("."), where=path, hint=f"{path} --help")
-    return int(getattr(error, "exit_code", 2))
+    return message[:1].lower() + message[1:].rstrip("."), path, f"{path} --help"
 
 
 def _silence_stdout() -> None:

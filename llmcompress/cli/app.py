@@ -7,7 +7,10 @@ from functools import cache as cached
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from llmcompress.cli.console import be_quiet
+from llmcompress.cli.options import PRINTED, SOURCES
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 unexpected, 2 usage or recipe, 3 resources, 4 bad input, 5 Hub or network, 6 security, "
@@ -125,6 +128,28 @@ COMMANDS: dict[str, Callable[[], Callable[..., None] | typer.Typer]] = {
 }  # fmt: skip
 
 
+_DOCS = {"card": "docs/cards.md", "push": "docs/hub.md", "run": "docs/plans.md", "verify": "docs/hub.md"}
+"""Where a command is described, if not in the README."""
+
+_PEERS = {
+    "compress": "quantize quantise quant convert export optimize optimise ptq main_export build make",
+    "eval": "evaluate evaluation perplexity ppl accuracy lm_eval lm-eval score",
+    "bench": "benchmark perf latency throughput llm_bench llama-bench speed",
+    "tune": "autotune",
+    "chat": "run-model generate infer inference talk prompt ask",
+    "compare": "diff report summary",
+    "card": "readme model-card modelcard",
+    "run": "sweep batch plan",
+    "verify": "check validate",
+    "push": "upload publish push_to_hub push-to-hub",
+    "doctor": "env info version diagnose",
+    "demo": "example quickstart",
+    "recipes": "recipe list list-recipes",
+    "cache": "clean clear prune",
+}
+"""Names that other tools have for what a command does, with spaces between."""
+
+
 @cached
 def load_command(name: str) -> Any:
     """Import a command and return it as typer's parser runs it."""
@@ -137,15 +162,51 @@ def load_command(name: str) -> Any:
     command = typer.main.get_command(loaded)
     command.name = name
     command.help = f"{summary}\n\n{command.help or ''}"
+    for each in (command, *getattr(command, "commands", {}).values()):
+        each.epilog = f"Docs: {_DOCS.get(name, 'README.md')}"
+        each.params.append(_quiet_option())
+        # What is the same everywhere comes last.
+        each.params.sort(key=_panel_order)
     return command
+
+
+def _panel_order(parameter: Any) -> int:
+    panel = getattr(parameter, "rich_help_panel", None)
+    return (SOURCES, PRINTED).index(panel) if panel in (SOURCES, PRINTED) else -1
+
+
+def _quiet_option() -> TyperOption:
+    """What every command has and no function takes: what prints asks the console."""
+
+    def hear(context: Any, option: Any, given: bool) -> None:
+        if given:
+            be_quiet()
+
+    return TyperOption(
+        param_decls=["quiet", "--quiet", "-q"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=hear,
+        rich_help_panel=PRINTED,
+        help="Show no progress, and the essential result alone.",
+    )
 
 
 class _Commands(TyperGroup):
     """Knows its commands by name and summary, and loads the one that is asked for."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        meant = [name for name, peers in _PEERS.items() if args[0].lower() in peers.split()]
+        if meant and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {meant[0]!r}?")
         name, _, rest = super().resolve_command(ctx, args)
-        return name, load_command(str(name)), rest
+        if name is None:
+            # Completion goes on with a name that there is not.
+            return None, None, rest
+        loaded = load_command(name)
+        loaded.get_help_option(ctx).rich_help_panel = PRINTED
+        return name, loaded, rest
 
 
 def command() -> Any:
@@ -153,13 +214,12 @@ def command() -> Any:
     app = typer.Typer(
         name="llmcompress",
         cls=_Commands,
-        add_completion=False,
         # click suggests the nearest command itself.
         suggest_commands=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
-        epilog=_EXIT_CODES,
+        epilog=f"{_EXIT_CODES}\n\nDocs: README.md and docs/ of the source.",
     )
     app.callback()(_root)
     group: Any = typer.main.get_command(app)

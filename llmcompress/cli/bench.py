@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from llmcompress.cli.console import plain, print_json, stderr, stdout, table
+from llmcompress.cli.console import (
+    is_quiet,
+    plain,
+    print_blocks,
+    print_json,
+    print_markdown,
+    print_text,
+    stderr,
+    table,
+    write_line,
+)
 from llmcompress.cli.options import (
     AllowLinks,
     Json,
@@ -135,9 +145,6 @@ def _by_its_old_name(spec: BenchSpec, runtime: str) -> BenchSpec:
     )
 
 
-_MARKDOWN_WIDTH = 1000
-
-
 def print_reports(reports: Sequence[BenchReport], form: str) -> None:
     """Print reports as ``table``, ``markdown``, ``json`` (a list), ``jsonl`` (one a line) or ``csv`` (a row a case)."""
     if form == "json":
@@ -147,15 +154,16 @@ def print_reports(reports: Sequence[BenchReport], form: str) -> None:
             sys.stdout.write(json.dumps(plain(report)) + "\n")
     elif form == "csv":
         sys.stdout.write(_csv(reports))
+    elif form == "table" and is_quiet():
+        for report in reports:
+            for case in report.cases:
+                decode = rate_text(case.decode_tokens_per_s or case.prefill_tokens_per_s)
+                write_line(f"{report.source}, {shape_text(case)}: {decode} tokens/s")
     else:
         _print_tables(reports, markdown=form == "markdown")
 
 
 def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
-    from rich.console import Console
-
-    # A Markdown table is as wide as it is: cut cells would be lost.
-    console = Console(width=_MARKDOWN_WIDTH, highlight=False) if markdown else stdout()
     figures = ["size", "device", "shape", "prefill tokens/s", "ttft", "decode tokens/s", "tpot p50 / p99"]
     cases = table(["model"], [*figures, "of the limit", "peak memory"], markdown=markdown)
     for report in reports:
@@ -174,26 +182,26 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
                 f"{limit.share:.0%}" if limit else "",
                 size_text(report.peak_rss_bytes),
             )
-    console.print(cases)
-    if any(report.ratios for report in reports):
-        console.print()
-        console.print(_ratio_table(reports, markdown))
-    console.print()
+    tables = [cases, *([_ratio_table(reports, markdown)] if any(report.ratios for report in reports) else [])]
+    if markdown:
+        print_markdown(*tables)
+    else:
+        print_blocks(*tables)
+    write_line("")
     for report in reports:
         form = f"{report.spec.effective_backend} graph by {report.spec.engine}"
         for setting in report.settings:
             load = setting.load
             cached = duration_text(load.cached.read_s + load.cached.compile_s) if load.cached else "not measured"
-            console.print(
+            print_text(
                 f"{report.source} on {setting.device}: loads in "
                 f"{duration_text(load.cold.read_s + load.cold.compile_s)} cold, "
                 f"{duration_text(load.warm.read_s + load.warm.compile_s)} warm, {cached} from the model cache; "
-                f"steady memory {size_text(report.steady_rss_bytes)}; {_properties(setting.properties)}; {form}",
-                soft_wrap=True,
+                f"steady memory {size_text(report.steady_rss_bytes)}; {_properties(setting.properties)}; {form}"
             )
         for case in report.cases:
             if case.roofline is not None:
-                console.print(f"{report.source}, {shape_text(case)}: {_bound(case)}", soft_wrap=True)
+                print_text(f"{report.source}, {shape_text(case)}: {_bound(case)}")
     steady = reports[0].steadiness
     load_words = "unknown" if steady.load_before is None else f"{steady.load_before:.1f} to {steady.load_after:.1f}"
     seen = [f"load {load_words}"]
@@ -201,14 +209,14 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
         seen.append(f"{steady.frequency_mhz[0]:.0f} to {steady.frequency_mhz[1]:.0f} MHz")
     if steady.temperature_c is not None:
         seen.append(f"at most {steady.temperature_c:.0f} °C")
-    console.print(f"The machine meanwhile: {', '.join(seen)}", soft_wrap=True)
+    print_text(f"The machine meanwhile: {', '.join(seen)}")
     for report in reports:
         for case in report.cases:
             if case.energy_j_per_token is not None:
                 energy = f"{case.energy_j_per_token:.3g} J a new token"
-                console.print(f"{report.source}, {shape_text(case)}: {energy}", soft_wrap=True)
+                print_text(f"{report.source}, {shape_text(case)}: {energy}")
     if all(case.energy_j_per_token is None for report in reports for case in report.cases):
-        console.print("Energy: not measured, the machine exposes no counter")
+        print_text("Energy: not measured, the machine exposes no counter")
 
 
 def _bound(case: BenchCase) -> str:

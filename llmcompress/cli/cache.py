@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from filelock import Timeout
 
-from llmcompress.cli.console import plain, print_json, stdout, table, write_line
+from llmcompress.cli.console import plain, print_blocks, print_json, print_text, table
 from llmcompress.cli.options import Json
 from llmcompress.errors import UsageError
 from llmcompress.report.record import Record
@@ -58,9 +58,9 @@ def list_cache(as_json: Json = False) -> None:
         size = size_text(sum(entry.size_bytes for entry in of_kind))
         last = duration_text(min(entry.unused_s for entry in of_kind)) + " ago" if of_kind else ""
         found.add_row(kind, what, str(len(of_kind)), size if of_kind else "", last)
-    stdout().print(found)
+    print_blocks(found)
     total = sum(entry.size_bytes for entry in entries)
-    stdout().print(f"{size_text(total)} in {cache_dir()}", markup=False, soft_wrap=True)
+    print_text(f"{size_text(total)} in {cache_dir()}")
 
 
 @cache.command("prune")
@@ -102,7 +102,7 @@ def prune(
         print_json(report)
         return
     in_use = f"; {report.num_in_use} that a run is using or has just used were left" if report.num_in_use else ""
-    write_line(
+    print_text(
         f"{report.num_removed} removed, {size_text(report.removed_bytes)}{in_use}; "
         f"{size_text(report.kept_bytes)} kept in {report.directory}"
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmcompress.cli.console import print_json, write_line
+from llmcompress.cli.console import is_quiet, print_json, print_text, write_line
 from llmcompress.cli.options import BaseModelName, Json, LicenseId, Verbose
 from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, MANIFEST
 from llmcompress.report.text import size_text
@@ -47,11 +47,14 @@ def card(
     if as_json:
         print_json(report)
         return
+    if is_quiet():
+        write_line(str(report.path))
+        return
     state = "written" if report.written else "is the same already"
     used = " and ".join((MANIFEST, *report.used_reports))
-    write_line(f"{report.path}: {state}, {size_text(report.size_bytes)}, from {used}")
+    print_text(f"{report.path}: {state}, {size_text(report.size_bytes)}, from {used}")
     for name, reason in report.unused_reports.items():
-        write_line(f"{name} is not used: {reason}")
+        print_text(f"{name} is not used: {reason}")
     for name, command in ((EVAL_REPORT, "eval"), (BENCH_REPORT, "bench")):
         if name not in report.used_reports:
             measure = command_line(["llmcompress", command], [str(directory)])

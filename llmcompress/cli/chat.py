@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmcompress.cli.console import print_json, stderr, stdout, write_line, write_text
+from llmcompress.cli.console import is_quiet, print_json, stderr, stdout, write_line, write_text
 from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose
 from llmcompress.errors import UsageError
 
@@ -101,7 +101,8 @@ def _names(directories: Sequence[Path]) -> list[str]:
 
 def _converse(talks: Sequence[Talk], names: Sequence[str], start: Sequence[dict[str, str]]) -> None:
     histories = [list(start) for _ in talks]
-    stderr().print(_HELP, style="dim", markup=False)
+    if not is_quiet():
+        stderr().print(_HELP, style="dim", markup=False)
     while (line := _asked()) is not None:
         if line == "/quit":
             break
@@ -155,7 +156,8 @@ def _answers(
             answer = talk(messages, lambda piece: _spoken(piece) or interrupted())
         write_line("")
         sys.stdout.flush()
-        stderr().print(_speed(answer), style="dim", markup=False)
+        if not is_quiet():
+            stderr().print(_speed(answer), style="dim", markup=False)
         answers.append(answer)
     return answers
 

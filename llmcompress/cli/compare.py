@@ -74,8 +74,7 @@ def _print_tables(comparison: Comparison) -> None:
 
     from llmcompress.summary.table import lines, notes
 
-    console = stdout()
-    per_table = max(1, (console.width - _TITLE_WIDTH) // _COLUMN_WIDTH)
+    per_table = max(1, (stdout().width - _TITLE_WIDTH) // _COLUMN_WIDTH)
     found = lines(comparison)
     blocks = []
     for start in range(0, len(comparison.rows), per_table):
@@ -92,7 +91,4 @@ def _print_tables(comparison: Comparison) -> None:
         for failed in comparison.failures:
             failures.add_row(Text(failed.name), str(failed.exit_code), Text(failed.reason))
         blocks.append(failures)
-    print_blocks(*blocks)
-    for note in notes(comparison):
-        console.print()
-        console.print(Text(note), soft_wrap=True)
+    print_blocks(*blocks, *(Text(note) for note in notes(comparison)))

@@ -121,7 +121,12 @@ def compress(
         # A worker that was killed could not clean up.
         remove_leftovers(output_dir)
         raise
-    print_report(report, lambda made: _print(made, source, output_dir, stages=verbose), as_json=as_json)
+    print_report(
+        report,
+        lambda made: _print(made, source, output_dir, stages=verbose),
+        as_json=as_json,
+        brief=lambda _: str(output_dir),
+    )
 
 
 def default_output_name(source: str, recipe_name: str) -> str:

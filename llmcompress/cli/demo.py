@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from llmcompress.cli.console import layers_table, print_labelled, print_report, stdout, table, write_line
+from llmcompress.cli.console import (
+    layers_table,
+    print_blocks,
+    print_labelled,
+    print_note,
+    print_report,
+    print_text,
+    table,
+    write_line,
+)
 from llmcompress.cli.options import Json, Verbose
 from llmcompress.cli.progress import run_watched
 from llmcompress.report.benchmark import BenchReport
@@ -42,7 +51,7 @@ def demo(
     """
     options = {"output_dir": output.absolute()}
     report = run_watched(run, options, verbose=verbose, stage="load the libraries")
-    print_report(report, lambda made: _print(made, output), as_json=as_json)
+    print_report(report, lambda made: _print(made, output), as_json=as_json, brief=lambda _: str(output))
 
 
 class DemoVariant(Record):
@@ -142,15 +151,15 @@ def _print(report: DemoReport, output: Path) -> None:
             variant.evaluation.verdict or "the reference",
         )
     text = report.variants[0].evaluation.text
-    stdout().print(sizes)
-    write_line(f"Measured on {text.num_scored_tokens:,} tokens of held-out text through the OpenVINO runtime.\n")
+    print_blocks(sizes)
+    print_text(f"Measured on {text.num_scored_tokens:,} tokens of held-out text through the OpenVINO runtime.\n")
     for variant in report.variants:
-        print_labelled(variant.report.recipe.name, ": what its weights became")
-        stdout().print(layers_table(variant.report.layers))
+        print_note(variant.report.recipe.name, ": what its weights became")
+        print_blocks(layers_table(variant.report.layers))
         write_line("")
-    print_labelled("Question: ", report.prompt)
+    print_note("Question: ", report.prompt)
     for variant in report.variants:
-        print_labelled(f"{variant.report.recipe.name}: ", variant.answer)
+        print_note(f"{variant.report.recipe.name}: ", variant.answer)
     write_line("")
     print_labelled("Written to ", str(output))
     first, last = (Path(report.variants[index].directory).name for index in (0, -1))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from llmcompress.cli.console import facts_table, print_blocks, print_labelled, print_report, table, write_line
+from llmcompress.cli.console import facts_table, print_blocks, print_note, print_report, table, write_line
 from llmcompress.cli.libraries import (
     IMPORTS,
     SAME_RELEASE,
@@ -85,7 +85,7 @@ def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
     """
     with watching(verbose=verbose) as watch:
         diagnosis = diagnose(watch.report)
-    print_report(diagnosis, _print, as_json=as_json)
+    print_report(diagnosis, _print, as_json=as_json, brief=lambda _: "")
     broken = [finding for finding in diagnosis.findings if finding.broken]
     if broken:
         more = f", and {len(broken) - 1} more above" if len(broken) > 1 else ""
@@ -118,8 +118,8 @@ def _print(diagnosis: Diagnosis) -> None:
     write_line("")
     for finding in diagnosis.findings:
         label, style = ("broken: ", "bold red") if finding.broken else ("note: ", "bold")
-        print_labelled(label, finding.message, style)
-        print_labelled("hint: ", finding.hint, "bold cyan")
+        print_note(label, finding.message, style)
+        print_note("hint: ", finding.hint, "bold cyan")
     if not diagnosis.findings:
         write_line("No broken combination was found.")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.cli.console import facts_table, layers_table, print_blocks, print_report, write_line
+from llmcompress.cli.console import facts_table, layers_table, print_blocks, print_report, print_text, write_line
 from llmcompress.cli.progress import run_watched
 from llmcompress.errors import ResourceError
 from llmcompress.report.text import count_text, size_text
@@ -30,7 +30,12 @@ def predict(request: dict[str, Any], *, as_json: bool, verbose: bool) -> None:
     """
     forecast = run_watched(forecast_source, request, verbose=verbose)
     source, recipe_name = request["source"], request["recipe"].name
-    print_report(forecast, lambda made: print_forecast(made, source=source, recipe_name=recipe_name), as_json=as_json)
+    print_report(
+        forecast,
+        lambda made: print_forecast(made, source=source, recipe_name=recipe_name),
+        as_json=as_json,
+        brief=lambda made: size_text(made.size_bytes),
+    )
     if not forecast.fits:
         raise ResourceError(
             "this machine has not enough free memory or disk for it",
@@ -87,4 +92,4 @@ def print_forecast(forecast: Forecast, *, source: str, recipe_name: str) -> None
     if forecast.notes:
         write_line("")
     for note in forecast.notes:
-        write_line(f"note: {note}")
+        print_text(f"note: {note}")

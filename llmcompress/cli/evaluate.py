@@ -138,9 +138,14 @@ def evaluate(
         },
         verbose=verbose,
     )
-    from llmcompress.cli.evaluation_report import print_evaluation
+    from llmcompress.cli.evaluation_report import evaluation_line, print_evaluation
 
-    print_report(report, lambda made: print_evaluation(made, source=source, stages=verbose), as_json=as_json)
+    print_report(
+        report,
+        lambda made: print_evaluation(made, source=source, stages=verbose),
+        as_json=as_json,
+        brief=evaluation_line,
+    )
     undecided = [check for check in report.gate.checks if check.name in thresholds and check.passed is None]
     if undecided:
         raise GateError(
@@ -156,12 +161,12 @@ def evaluate(
 
 
 def _conversion(source: str, access: Access, *, as_json: bool, verbose: bool) -> None:
-    from llmcompress.cli.evaluation_report import print_conversion
+    from llmcompress.cli.evaluation_report import conversion_line, print_conversion
     from llmcompress.evaluation.conversion import check_conversion
 
     options = {name: value for name, value in access._asdict().items() if name != "max_context"}
     report = run_watched(check_conversion, {"source": source, **options}, verbose=verbose)
-    print_report(report, print_conversion, as_json=as_json)
+    print_report(report, print_conversion, as_json=as_json, brief=conversion_line)
     if not report.passed:
         raise ModelError(
             "OpenVINO computes something else than PyTorch with the same weights",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcompress.cli.console import facts_table, print_blocks, stdout, table, write_line
+from llmcompress.cli.console import facts_table, print_blocks, print_text, table, write_line
 from llmcompress.report.text import DAMAGE_PARTS, duration_text, interval_text, property_text
 
 if TYPE_CHECKING:
@@ -40,14 +40,13 @@ def print_evaluation(report: EvalReport, *, source: str, stages: bool) -> None:
     if report.verdict is not None:
         write_line("")
         spec = report.spec
-        stdout().print(
+        print_text(
             Text.assemble(
                 ("Verdict: ", "bold"),
                 (report.verdict + _reason(report), _STYLES[report.verdict]),
                 f"  (margins: KL {spec.kl_margin:g} nats, perplexity {spec.perplexity_margin:.3g} relative, "
                 f"{spec.confidence:.0%} intervals)",
-            ),
-            soft_wrap=True,
+            )
         )
     if stages:
         write_line("")
@@ -73,6 +72,19 @@ def _reason(report: EvalReport) -> str:
     return ": more text would narrow the intervals"
 
 
+def evaluation_line(report: EvalReport) -> str:
+    """Return the result alone: perplexity, and with a reference the KL divergence and the verdict."""
+    found = [f"perplexity {report.model.perplexity.perplexity.value:.5g}"]
+    if report.divergence is not None:
+        found += [f"KL divergence {report.divergence.kl_divergence.value:.4g}", str(report.verdict)]
+    return ", ".join(found)
+
+
+def conversion_line(report: ConversionRecord) -> str:
+    """Return the result alone."""
+    return f"mean KL divergence {report.mean_kl:.3g}, conversion {'right' if report.passed else 'wrong'}"
+
+
 def print_conversion(report: ConversionRecord) -> None:
     """Print how OpenVINO compares with PyTorch."""
     near = f", {report.num_near_ties} of them near-ties" if report.num_greedy_disagreements else ""
@@ -83,7 +95,7 @@ def print_conversion(report: ConversionRecord) -> None:
         "Greedy choices": f"{report.num_greedy_disagreements} differ{near}",
         "Conversion": "right" if report.passed else "wrong",
     }
-    stdout().print(facts_table(facts))
+    print_blocks(facts_table(facts))
 
 
 def gate_table(gate: GateRecord) -> Table:
@@ -112,6 +124,8 @@ def _facts(report: EvalReport, source: str) -> dict[str, str]:
     used = [property_text(name, report.model.properties[name]) for name in names if name in report.model.properties]
     conversations = f" of {text.num_documents:,} conversations" if spec.chat_template else ""
     scored = f"{text.num_scored_tokens:,} tokens scored in {text.num_windows} windows{conversations}"
+    if text.num_windows_in_text not in (None, text.num_windows):
+        scored += f", the first of {text.num_windows_in_text:,} by default; --num-windows all scores them all"
     facts = {
         "Model": source,
         "Text": f"{text.dataset}: {scored}",

@@ -3,6 +3,7 @@
 # Arguments are explained in the commands' texts: the help of `typer.Argument` is not shown with every version of click.
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import Annotated
 
@@ -10,25 +11,32 @@ import typer
 
 from llmcompress.errors import UsageError
 
+SOURCES = "Sources"
+"""Panel of the options that say where models come from and what may be done with them."""
+PRINTED = "Printed"
+
+_of_sources = functools.partial(typer.Option, rich_help_panel=SOURCES)
+_printed = functools.partial(typer.Option, rich_help_panel=PRINTED)
+
 Source = Annotated[str, typer.Argument(metavar="SOURCE")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one field; may be repeated.")
 ]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub source.")]
+Revision = Annotated[str | None, _of_sources("--revision", help="Branch, tag or commit of a Hub source.")]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
+    bool, _of_sources("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")]
-AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")]
-AllowLinks = Annotated[bool, typer.Option("--allow-links", help="Follow links that leave a model's directory.")]
+Offline = Annotated[bool, _of_sources("--offline", help="Use only what is on this machine.")]
+AllowNonfinite = Annotated[bool, _of_sources("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")]
+AllowLinks = Annotated[bool, _of_sources("--allow-links", help="Follow links that leave a model's directory.")]
 MergeAdapter = Annotated[
-    bool, typer.Option("--merge-adapter", help="Merge a LoRA directory into the base model that it names.")
+    bool, _of_sources("--merge-adapter", help="Merge a LoRA directory into the base model that it names.")
 ]
 MaxContext = Annotated[
     int | None,
-    typer.Option("--max-context", min=1, metavar="TOKENS", help="The model's context. Default: config.json's"),
+    _of_sources("--max-context", min=1, metavar="TOKENS", help="The model's context. Default: config.json's"),
 ]
-ReferenceRevision = Annotated[str | None, typer.Option("--reference-revision", help="Revision of a Hub reference.")]
+ReferenceRevision = Annotated[str | None, _of_sources("--reference-revision", help="Revision of a Hub reference.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output, in one step at the end.")]
 BaseModelName = Annotated[
     str | None,
@@ -42,9 +50,9 @@ LicenseId = Annotated[
     str | None,
     typer.Option("--license", metavar="ID", help="Of the model, for the card. Default: as the source's card states"),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the record as one JSON document.")]
+Json = Annotated[bool, _printed("--json", help="Print the record as one JSON document, an error too.")]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Show stage durations, the libraries' logs and whole tracebacks.")
+    bool, _printed("--verbose", "-v", help="Show stage durations, the libraries' logs and whole tracebacks.")
 ]
 
 

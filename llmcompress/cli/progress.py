@@ -1,13 +1,14 @@
-"""Progress for people: a bar per stage with the time left on a terminal, nothing in a pipe, durations with -v."""
+"""Progress for people: a bar per stage with the time left on a terminal, in a pipe a line every few seconds."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from llmcompress.cli.console import stderr
+from llmcompress.cli.console import is_quiet, stderr
 from llmcompress.report.text import count_text, duration_text, size_text
 from llmcompress.system.progress import WARNING, Progress, Reporter
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from rich.progress import Task, TaskID
 
 ResultT = TypeVar("ResultT")
+
+LINE_EVERY_S = 5.0
+"""Where there is no terminal."""
 
 
 class Watch(NamedTuple):
@@ -52,7 +56,7 @@ def _bars(console: Console) -> Bars:
         Amount(),
         Time(),
         console=console,
-        disable=not console.is_terminal,
+        disable=is_quiet() or not console.is_terminal,
     )
 
 
@@ -85,11 +89,49 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
         if progress.done >= progress.total > 0:
             finish(stage)
 
-    with bars:
+    def lines() -> list[str]:
+        return [_line(stage, task_of(stage)) for stage in list(running)]
+
+    with bars, _every_few_seconds(console, lines):
         yield Watch(report, worker_lines(console, verbose=verbose))
         for stage in list(running):
             finish(stage)
     sys.stderr.flush()
+
+
+@contextmanager
+def _every_few_seconds(console: Console, lines: Callable[[], list[str]]) -> Iterator[None]:
+    """Print lines now and then where nobody sees bars: a log stays alive, and a run of a moment prints none."""
+    if console.is_terminal or is_quiet():
+        yield
+        return
+    ended = threading.Event()
+
+    def print_lines() -> None:
+        while not ended.wait(LINE_EVERY_S):
+            for line in lines():
+                console.print(line, markup=False, soft_wrap=True)
+
+    printer = threading.Thread(target=print_lines, daemon=True)
+    printer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        printer.join()
+
+
+def _line(stage: str, task: Task) -> str:
+    """A stage, what it has done, how long it has taken and the time left, as far as they are known."""
+    progress = Progress(stage, int(task.completed), int(task.total or 0), str(task.fields["unit"]))
+    return f"{progress_text(progress)}, {_time(task.elapsed, task.time_remaining)}"
+
+
+def progress_text(progress: Progress) -> str:
+    """Return a stage and what it has done, where that is known."""
+    stage, done, total, unit = progress
+    amount = f"{done} of {total}" if unit == "steps" and total else _amount(done, total, unit)
+    return f"{stage}: {amount}" if amount and done else stage
 
 
 def worker_lines(console: Console, *, verbose: bool) -> Callable[[str], None]:

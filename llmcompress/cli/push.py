@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import facts_table, print_report, stdout, write_line
+from llmcompress.cli.console import facts_table, print_blocks, print_report, write_line
 from llmcompress.cli.options import BaseModelName, Json, LicenseId, Verbose
 from llmcompress.cli.progress import watching
 from llmcompress.report.text import size_text
@@ -77,12 +77,12 @@ def push(
             revision=revision,
             progress=watch.report,
         )
-    print_report(report, print_push, as_json=as_json)
+    print_report(report, print_push, as_json=as_json, brief=lambda made: made.commit_url or made.url)
 
 
 def print_push(report: PushReport) -> None:
     """Print what a push did or would do; of a dry run also every file and the card."""
-    stdout().print(facts_table(_facts(report)))
+    print_blocks(facts_table(_facts(report)))
     if not report.dry_run:
         return
     write_line("")

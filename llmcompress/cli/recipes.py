@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llmcompress.cli.console import print_json, print_report, stdout, table, write_line
+from llmcompress.cli.console import print_blocks, print_json, table, write_line
 from llmcompress.cli.options import Json, Overrides
 
 recipes = typer.Typer(invoke_without_command=True, add_completion=False, rich_markup_mode="rich")
@@ -34,7 +34,7 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
         found.add_row(recipe.name, Text(recipe.description or ""))
     for name, bits in RECOMMENDED.items():
         found.add_row(name, f"What Optimum recommends for the model at hand in {bits} bits, else its general settings.")
-    stdout().print(found)
+    print_blocks(found)
 
 
 @recipes.command()
@@ -52,4 +52,7 @@ def show(
     from llmcompress.spec import dump_recipe, load_recipe
 
     recipe = load_recipe(name, overrides or ())
-    print_report(recipe, lambda shown: write_line(dump_recipe(shown).rstrip("\n")), as_json=as_json)
+    if as_json:
+        print_json(recipe)
+    else:
+        write_line(dump_recipe(recipe).rstrip("\n"))

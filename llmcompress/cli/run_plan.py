@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import plain, print_json, print_report, stdout, table, write_line
+from llmcompress.cli.console import (
+    is_quiet,
+    plain,
+    print_blocks,
+    print_json,
+    print_report,
+    print_text,
+    table,
+    write_line,
+)
 from llmcompress.cli.options import Json, Offline, Verbose, check_choice
 from llmcompress.cli.progress import watching
 from llmcompress.errors import LlmcompressError, ResourceError, UsageError
@@ -77,8 +86,8 @@ def run(
             progress=seen.report,
             logs=seen.log,
         )
-    print_report(report, print_run, as_json=as_json)
-    _compare(report, quiet=as_json)
+    print_report(report, print_run, as_json=as_json, brief=_run_line)
+    _compare(report, quiet=as_json or is_quiet())
     failed = [(row.name, row.failure) for row in report.rows if row.failure is not None]
     _end_with(failed, len(report.rows), plan, "failed")
 
@@ -154,7 +163,7 @@ def print_outlook(jobs: Sequence[Outlook]) -> None:
             _size(job.disk_bytes),
             "" if not job.steps else NOT_MEASURED if job.duration_s is None else duration_text(job.duration_s),
         )
-    stdout().print(found)
+    print_blocks(found)
     todo = [job for job in jobs if job.steps and job.failure is None]
     known = [job.duration_s for job in todo if job.duration_s is not None]
     facts = [
@@ -163,7 +172,7 @@ def print_outlook(jobs: Sequence[Outlook]) -> None:
         f"{size_text(sum(job.disk_bytes or 0 for job in todo))} of disk",
         f"{duration_text(sum(known))}" if len(known) == len(todo) else f"time {NOT_MEASURED}",
     ]
-    stdout().print("; ".join(facts), markup=False, soft_wrap=True)
+    print_text("; ".join(facts))
 
 
 def print_run(report: RunReport) -> None:
@@ -180,7 +189,13 @@ def print_run(report: RunReport) -> None:
             outcome, words = Text("was done"), ", ".join(row.kept)
         words += f"; {row.note}" if row.note else ""
         found.add_row(row.name, outcome, Text(words))
-    stdout().print(found)
+    print_blocks(found)
+
+
+def _run_line(report: RunReport) -> str:
+    """Return how many jobs are done, and where."""
+    num_done = sum(row.failure is None for row in report.rows)
+    return f"{num_done} of {len(report.rows)} jobs done in {report.output}"
 
 
 def _size(num_bytes: int | None) -> str:

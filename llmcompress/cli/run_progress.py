@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.cli.console import stderr
-from llmcompress.cli.progress import watching, worker_lines
+from llmcompress.cli.console import is_quiet, stderr
+from llmcompress.cli.progress import LINE_EVERY_S, progress_text, watching, worker_lines
 from llmcompress.report.text import duration_text
 from llmcompress.system.progress import Progress, Reporter
 
@@ -33,7 +33,9 @@ class Seen(NamedTuple):
 def run_watched(*, verbose: bool) -> Iterator[Seen]:
     """Show on stderr what runs where, how far it is and the time left: bars on a terminal, lines of a log in a pipe."""
     console = stderr()
-    if console.is_terminal:
+    if is_quiet():
+        yield Seen(lambda event: None, lambda progress: None, worker_lines(console, verbose=verbose))
+    elif console.is_terminal:
         with _bars(console) as (watch, report):
             yield Seen(watch, report, worker_lines(console, verbose=verbose))
     else:
@@ -44,15 +46,19 @@ def run_watched(*, verbose: bool) -> Iterator[Seen]:
 
 def _log(console: Console) -> Callable[[Event], None]:
     began: dict[str, float] = {}
+    told: dict[str, float] = {}
 
     def watch(event: Event) -> None:
-        if event.kind == "progress":
-            return
         now = time.monotonic()
+        if event.kind == "progress":
+            if event.progress is None or now - told.get(event.task, began.get(event.task, now)) < LINE_EVERY_S:
+                return
+            told[event.task] = now
         if event.kind == "begin":
             began[event.task] = now
         where = f" on {event.where}" if event.where else ""
         words = {
+            "progress": progress_text(event.progress) if event.progress else "",
             "begin": f"begins{where}",
             "end": f"done in {duration_text(now - began.get(event.task, now))}",
             "failed": f"FAILED: {event.text}",

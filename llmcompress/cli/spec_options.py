@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -105,6 +105,9 @@ def _implied(name: str, field: FieldInfo) -> tuple[Any, Flag]:
     default = None if field.is_required() else field.default
     if get_origin(kind) is Literal:
         return str, Flag(metavar="|".join(get_args(kind)), default=default)
+    if get_origin(kind) is Union:
+        words = [word for each in get_args(kind) for word in get_args(each)]
+        return str, Flag(metavar="|".join(["N", *words]), default=default, read=number_or_word)
     if kind is RuntimeProfile:
         return Path, Flag(metavar="FILE", read=load_profile)
     if get_origin(kind) is tuple:
@@ -141,6 +144,11 @@ def _numbers(name: str, text: str) -> list[int]:
 def absolute_file(text: str) -> str:
     """Return a file's absolute path, since a worker may not share the working directory; any other text as it is."""
     return str(Path(text).absolute()) if Path(text).is_file() else text
+
+
+def number_or_word(text: str) -> int | str:
+    """Return a whole number as one; any other text as it is, for the record to take or refuse."""
+    return int(text) if text.strip().isdecimal() else text
 
 
 DATASET = Flag(metavar="NAME|FILE", default="wikitext2", read=absolute_file)

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmcompress.cli.console import facts_table, print_blocks, print_labelled, print_report, stderr, write_line
+from llmcompress.cli.console import (
+    facts_table,
+    print_blocks,
+    print_note,
+    print_report,
+    print_text,
+    stderr,
+    table,
+    write_line,
+)
 from llmcompress.cli.options import (
     AllowLinks,
     AllowNonfinite,
@@ -143,7 +152,7 @@ def tune(
             "offline": offline,
         }
         report = run_watched(tune_directory, options, verbose=verbose)
-    print_report(report, print_tuning, as_json=as_json)
+    print_report(report, print_tuning, as_json=as_json, brief=_choice_text)
     if html is not None:
         write_tuning_page(report, html)
     if not report.permitted:
@@ -205,11 +214,16 @@ def print_tuning(report: TuneReport) -> None:
         gate_table(report.gate) if report.gate else None,
     )
     write_line("")
-    chosen = text_of(report.chosen) if report.chosen else "the defaults"
-    print_labelled("Choice: ", f"{chosen}: {report.reason}")
+    print_note("Choice: ", _choice_text(report))
     for words, properties in (("a model can hold", report.in_model), ("for a runtime profile", report.in_profile)):
         if report.chosen and properties:
-            write_line(f"  {words}: {text_of(properties)}")
+            print_text(f"  {words}: {text_of(properties)}")
+
+
+def _choice_text(report: TuneReport) -> str:
+    from llmcompress.tuning.space import text_of
+
+    return f"{text_of(report.chosen) if report.chosen else 'the defaults'}: {report.reason}"
 
 
 def _facts(report: TuneReport) -> dict[str, str]:
@@ -224,21 +238,15 @@ def _facts(report: TuneReport) -> dict[str, str]:
 
 
 def _trials_table(report: TuneReport) -> Table:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     from llmcompress.tuning.page import gain_text, remark_text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
-    table.add_column("setting", overflow="fold", min_width=24)
-    for title in ("prefill\ntokens/s", "decode\ntokens/s", "gain", "memory", "KL,\nnats", "top-1"):
-        table.add_column(title, justify="right", no_wrap="KL" not in title)
-    remarks = [remark_text(each, reason=False) for each in report.trials]
-    table.add_column("", no_wrap=True, min_width=max(len(line) for remark in remarks for line in remark.split("\n")))
-    for trial, remark in zip(report.trials, remarks, strict=True):
+    trials = table(["setting"], ["prefill tokens/s", "decode tokens/s", "gain", "memory", "KL, nats", "top-1"])
+    trials.add_column("remark")
+    for trial in report.trials:
         lost = trial.divergence
-        table.add_row(
+        trials.add_row(
             Text(settings_text(trial.properties, "\n"), style="bold" if trial.properties == report.chosen else ""),
             "\n".join(rate_text(speed.prefill_tokens_per_s) for speed in trial.speeds),
             "\n".join(rate_text(speed.decode_tokens_per_s) for speed in trial.speeds),
@@ -246,9 +254,9 @@ def _trials_table(report: TuneReport) -> Table:
             "" if trial.steady_rss_bytes is None else size_text(trial.steady_rss_bytes),
             "not measured" if lost is None else f"{lost.kl_divergence.value:.3g}",
             "" if lost is None else f"{lost.top1_agreement.value:.1%}",
-            remark,
+            remark_text(trial, reason=False),
         )
-    return table
+    return trials
 
 
 def _verification(found: TuningVerification) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import print_report, write_line
+from llmcompress.cli.console import print_report, print_text
 from llmcompress.cli.options import Json, Offline, Revision, Verbose
 from llmcompress.cli.progress import watching
 from llmcompress.errors import ArtifactError, UsageError
@@ -38,7 +38,7 @@ def verify(
     elif revision is not None or offline:
         raise UsageError("--revision and --offline have no effect on a directory", where=source, hint="leave them out")
     report = artifact.verify(directory)
-    print_report(report, lambda found: _print(found, source), as_json=as_json)
+    print_report(report, lambda found: _print(found, source), as_json=as_json, brief=_problems_text)
     if not report.ok:
         raise ArtifactError(
             f"{len(report.problems)} deviation{'s' if len(report.problems) > 1 else ''} from its manifest",
@@ -47,11 +47,15 @@ def verify(
         )
 
 
+def _problems_text(report: VerifyReport) -> str:
+    return "\n".join(f"{problem.path}: {problem.text}" for problem in report.problems)
+
+
 def _print(report: VerifyReport, source: str) -> None:
     for problem in report.problems:
-        write_line(f"{problem.path}: {problem.text}")
+        print_text(f"{problem.path}: {problem.text}")
     if report.ok:
-        write_line(f"{source}: {report.num_files} files, all as the manifest says")
+        print_text(f"{source}: {report.num_files} files, all as the manifest says")
 
 
 def _is_hub_id(source: str) -> bool:

@@ -13,6 +13,7 @@ token is put.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,7 @@ from llmcompress.errors import DataError, ModelError, UsageError
 from llmcompress.loaders.source import Source
 from llmcompress.report.evaluation import TextRecord
 from llmcompress.spec import EvalSpec
+from llmcompress.spec.evaluation import DEFAULT_SCORED_TOKENS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +66,8 @@ def evaluation_windows(documents: Texts, spec: EvalSpec, encoder: TextEncoder) -
     Under ``llama.cpp`` and ``sliding`` documents are joined by an empty line to one text, as the guide of
     transformers does. Under ``rolling``, ``num_windows`` takes the first documents that fit in so many windows, and a
     document is a cluster; the windows of a single one are, its words and bytes shared out by tokens. Words and bytes
-    of conversations are not counted: a template's marks are neither.
+    of conversations are not counted: a template's marks are neither. Without a number of windows at most
+    ``DEFAULT_SCORED_TOKENS`` are scored: under ``rolling`` whole documents, of which only the first may be cut.
 
     Raises:
         DataError: The text is too short for one window, or a row holds no conversation that the template takes.
@@ -88,7 +91,8 @@ def _of_one_text(documents: Texts, spec: EvalSpec, encoder: TextEncoder) -> Eval
     windows = _llama_cpp(ids, spec.seq_len, encoder) if spec.protocol == "llama.cpp" else _sliding(ids, spec)
     if not windows:
         raise _too_short(len(ids), spec.seq_len, spec)
-    return _with_record(windows[: spec.num_windows], _name(spec), num_documents)
+    made = _with_record(_first(windows, spec), _name(spec), num_documents)
+    return made if spec.max_windows is not None else _of_whole(made, windows)
 
 
 def scored_text(source: Source, spec: EvalSpec, *, offline: bool = False) -> TextRecord:
@@ -124,6 +128,21 @@ def _name(spec: EvalSpec) -> str:
     return spec.dataset if path is None else path.name
 
 
+def _first(windows: Sequence[Window], spec: EvalSpec) -> Sequence[Window]:
+    """As many as were asked for; by default those that have no more scored tokens than the default, at least one."""
+    if spec.num_windows == "all":
+        return windows
+    if spec.max_windows is not None:
+        return windows[: spec.max_windows]
+    sums = itertools.accumulate(window.num_scored for window in windows)
+    return windows[: max(1, sum(each <= DEFAULT_SCORED_TOKENS for each in sums))]
+
+
+def _of_whole(made: EvaluationWindows, windows: Sequence[Window]) -> EvaluationWindows:
+    """Say how many windows the text has."""
+    return made._replace(record=made.record.model_copy(update={"num_windows_in_text": len(windows)}))
+
+
 def _with_record(windows: Sequence[Window], dataset: str, num_documents: int) -> EvaluationWindows:
     record = TextRecord(
         dataset=dataset,
@@ -138,11 +157,11 @@ def _with_record(windows: Sequence[Window], dataset: str, num_documents: int) ->
 
 def _joined(documents: Sequence[str], spec: EvalSpec, encoder: TextEncoder) -> tuple[list[int], int]:
     """Ids of the joined documents; of many, where few windows are wanted, of no more than those need."""
-    count = len(documents) if spec.num_windows is None else 1
+    count = len(documents) if spec.max_windows is None else 1
     while True:
         ids = encoder.ids("\n\n".join(documents[:count]), special=True)
         # One window more than wanted: at the end of what was taken, tokens may join differently.
-        if count >= len(documents) or len(ids) >= ((spec.num_windows or 0) + 1) * spec.seq_len:
+        if count >= len(documents) or len(ids) >= ((spec.max_windows or 0) + 1) * spec.seq_len:
             break
         count *= 4
     if spec.protocol == "llama.cpp" and encoder.frame.after:
@@ -157,7 +176,7 @@ def _joined_conversations(documents: Conversations, spec: EvalSpec, encoder: Tex
     for text in documents:
         ids += encoder.ids(text, special=False)
         used += bool(text.strip())
-        if spec.num_windows is not None and len(ids) >= (spec.num_windows + 1) * spec.seq_len:
+        if spec.max_windows is not None and len(ids) >= (spec.max_windows + 1) * spec.seq_len:
             break
     return ids, used
 
@@ -202,17 +221,25 @@ def _sliding(ids: NDArray[np.int64], spec: EvalSpec) -> list[Window]:
 def _rolling(documents: Texts, spec: EvalSpec, encoder: TextEncoder) -> EvaluationWindows:
     import numpy as np
 
-    windows, used = _whole_documents(documents, spec, encoder)
+    all_windows, used = _whole_documents(documents, spec, encoder)
+    windows = _first(all_windows, spec)
+    if len(windows) < len(all_windows) and all_windows[len(windows)].cluster == windows[-1].cluster > 0:
+        # The last document would be cut.
+        windows = [window for window in windows if window.cluster < windows[-1].cluster]
+    used = used[: windows[-1].cluster + 1]
+    num_scored = sum(window.num_scored for window in all_windows if window.cluster == 0)
     if len(used) == 1:
         windows = [window._replace(cluster=number) for number, window in enumerate(windows)]
     made = _with_record(windows, _name(spec), len(used))
+    if spec.max_windows is None:
+        made = _of_whole(made, all_windows)
     if isinstance(documents, Conversations):
         return made
     num_words = np.array([len(re.split(r"\s+", text)) for text in used], dtype=np.float64)
     num_bytes = np.array([len(text.encode("utf-8")) for text in used], dtype=np.float64)
     if len(used) == 1:
         scored = np.array([window.num_scored for window in windows])
-        num_words, num_bytes = (count[0] * scored / scored.sum() for count in (num_words, num_bytes))
+        num_words, num_bytes = (count[0] * scored / num_scored for count in (num_words, num_bytes))
     return made._replace(num_words=num_words, num_bytes=num_bytes)
 
 
@@ -237,10 +264,10 @@ def _whole_documents(documents: Iterable[str], spec: EvalSpec, encoder: TextEnco
             continue
         stream = np.array([prefix, *ids], dtype=np.int64)
         cut = _disjoint(stream, spec.seq_len, len(used))
-        if spec.num_windows is not None and len(windows) + len(cut) > spec.num_windows:
+        if spec.max_windows is not None and len(windows) + len(cut) > spec.max_windows:
             if not windows:
                 raise UsageError(
-                    f"the first document has {len(cut)} windows, num_windows is {spec.num_windows}",
+                    f"the first document has {len(cut)} windows, num_windows is {spec.max_windows}",
                     where=_name(spec),
                     hint="documents are scored as a whole under rolling: raise `num_windows`",
                 )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.errors import WriteError
-from llmcompress.evaluation.scoring import Batch, Feed
+from llmcompress.evaluation.scoring import Batch, Call, Feed, num_scored
 from llmcompress.system.cache import cache_dir, hold
 from llmcompress.system.files import replacing
 from llmcompress.system.progress import Progress, Reporter
@@ -122,25 +122,40 @@ def each_batch(
 ) -> Iterator[tuple[Batch, list[Arrays], bool]]:
     """Every batch with its scores and whether they were cached: those first, then the others, which then are.
 
+    Progress is reported after each call, in scored tokens.
+
     Raises:
         WriteError: The disk refuses scores that must be kept.
     """
-    done, total = 0, scoring.feed.windows.record.num_scored_tokens
-    progress(Progress(scoring.stage, 0, total, "tokens"))
+    total = scoring.feed.windows.record.num_scored_tokens
+    # Of each batch so far, by its first window.
+    done: dict[int, int] = {}
+
+    def tell() -> None:
+        progress(Progress(scoring.stage, sum(done.values()), total, "tokens"))
+
+    def told(batch: Batch) -> Batch:
+        def called(call: Call) -> None:
+            done[batch.numbers[0]] = done.get(batch.numbers[0], 0) + num_scored(scoring.feed, batch, call)
+            tell()
+
+        return batch._replace(called=called)
+
+    tell()
     todo = []
     for batch in scoring.batches:
         scores = scoring.cache.get(batch.numbers)
         if scores is None:
-            todo.append(batch)
+            todo.append(told(batch))
             continue
-        done += _count(scores)
-        progress(Progress(scoring.stage, done, total, "tokens"))
+        done[batch.numbers[0]] = _count(scores)
+        tell()
         yield batch, scores, True
     for batch, scores in scoring.score(todo):
         if not scoring.cache.add(batch.numbers, scores) and must_keep:
             raise _not_kept()
-        done += _count(scores)
-        progress(Progress(scoring.stage, done, total, "tokens"))
+        done[batch.numbers[0]] = _count(scores)
+        tell()
         yield batch, scores, False
 
 

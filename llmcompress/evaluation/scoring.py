@@ -39,6 +39,8 @@ class Batch(NamedTuple):
     """``[batch, tokens]``, padded on the right, where a causal model cannot see it."""
     first_scored: int
     """The earliest of its windows."""
+    called: Callable[[Call], None] = lambda call: None
+    """Told of each call when it is done."""
 
 
 class Call(NamedTuple):
@@ -76,6 +78,13 @@ def calls(batch: Batch, chunk: int) -> Iterator[Call]:
         end = min(start + chunk, num_positions)
         # A call without a scored position still has one output row, which is not kept.
         yield Call(start, end, min(max(batch.first_scored - 1, start), end - 1))
+
+
+def num_scored(feed: Feed, batch: Batch, call: Call) -> int:
+    """How many tokens a call scores, over all windows of its batch."""
+    windows = [feed.windows.windows[number] for number in batch.numbers]
+    spans = [(max(call.start, each.first_scored - 1), min(call.end, len(each.token_ids) - 1)) for each in windows]
+    return sum(max(0, end - begin) for begin, end in spans)
 
 
 class Scorer:
@@ -204,6 +213,7 @@ def score_against(
             for scorer, found in zip(others, parts, strict=True):
                 scorer.start(batch, call, **{REFERENCE_LOGITS: logits})
                 found.append((call, scorer.finish()))
+            batch.called(call)
         yield batch, [_by_window(batch, feed, found) for found in parts]
 
 
@@ -227,6 +237,7 @@ def _alone(
         scorer.start(batch, call, **(more(batch, call) if more else {}))
         yield None
         parts.append((call, scorer.finish()))
+        batch.called(call)
     free.append(scorer)
     yield batch, _by_window(batch, feed, parts)
 

@@ -30,6 +30,8 @@ class TextRecord(Record):
     dataset: str
     num_documents: int
     num_windows: int
+    num_windows_in_text: int | None = None
+    """Where the number of windows was not given: how many the text has."""
     num_clusters: int
     """Windows, or documents under ``rolling``: what the intervals take as independent."""
     num_scored_tokens: int

@@ -9,11 +9,14 @@ from pydantic import Field
 
 from llmcompress.spec.dataset import ScoredText
 from llmcompress.spec.runtime import RuntimeProfile
-from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, Text
+from llmcompress.spec.validation import MAX_COUNT, Count, CountOrAll, Refusal, Text
 
 Protocol = Literal["llama.cpp", "sliding", "rolling"]
 Precision = Literal["as_used", "pinned"]
 Backend = Literal["stateful", "paged"]
+
+DEFAULT_SCORED_TOKENS = 16_384
+"""At most so many are scored where no number of windows was asked for, on every machine the same."""
 
 DEFAULT_CHUNK = 64
 """Tokens per call that let the cache's precision show; calls stay large, as windows are batched."""
@@ -28,8 +31,8 @@ class EvalSpec(ScoredText):
     """Tokens per window."""
     stride: Count | None = None
     """Tokens between the starts of two windows, for sliding. Default: half a window"""
-    num_windows: Count | None = None
-    """Score the first so many windows. Default: all"""
+    num_windows: CountOrAll | None = None
+    """Score the first so many windows, or all. Default: as many as have at most 16,384 scored tokens"""
     chunk: Count | None = None
     """Tokens per call: a token sees the cache's precision only in what earlier calls wrote. Default: 64 for as_used, a
     whole window for pinned, whose cache is exact"""
@@ -65,6 +68,11 @@ class EvalSpec(ScoredText):
             yield Refusal("backend", problem, "take stateful, or device CPU")
         if self.profile is not None:
             yield from profile_refusals(self.profile, self.device, self.precision)
+
+    @property
+    def max_windows(self) -> int | None:
+        """The number of windows that was asked for; None: all, or the default."""
+        return self.num_windows if isinstance(self.num_windows, int) else None
 
     @property
     def effective_stride(self) -> int:

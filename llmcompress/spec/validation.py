@@ -11,11 +11,12 @@ import sys
 import typing
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -116,6 +117,15 @@ Text = Annotated[str, AfterValidator(_checked_text)]
 """One line of text."""
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+
+
+def _count_or_all(value: object) -> object:
+    if value == "all" or (type(value) is int and 1 <= value <= MAX_COUNT):
+        return value
+    raise PydanticCustomError("count_or_all", "a whole number from 1 up, or all, is accepted")
+
+
+CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_count_or_all)]
 
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 """A list of texts in the file, a tuple in the record."""
