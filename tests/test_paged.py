@@ -30,7 +30,7 @@ from llmcompress.system.progress import silent
 
 Artifacts = Callable[[str], Path]
 MAX_NLL_ERROR = 1e-3
-"""In nats. Measured: 2e-6 between the graphs and torch, 1e-6 between the paged graph and GenAI."""
+"""In nats."""
 
 
 @pytest.fixture(scope="module")
