@@ -36,7 +36,8 @@ def make_artifact(
 
 def evaluation(directory: Path, passed: bool | None = True, *checks: Check, digest: str | None = None) -> EvalReport:
     model = EVALUATION.model.model_copy(update={"manifest_sha256": digest or manifest_sha256(directory)})
-    return EVALUATION.model_copy(update={"model": model, "gate": GateRecord(passed=passed, checks=checks)})
+    gate = GateRecord.model_validate({"passed": passed, "checks": checks})
+    return EVALUATION.model_copy(update={"model": model, "gate": gate})
 
 
 def tuning(directory: Path) -> TuneReport:
@@ -64,6 +65,13 @@ def tuning(directory: Path) -> TuneReport:
         environment=EVALUATION.environment,
         measured=EVALUATION.measured,
     )
+
+
+def make_evaluated(output: Path, **options: Any) -> Path:
+    """An artifact that a push takes: what it lost was measured."""
+    directory = make_artifact(output, **options)
+    write_report(directory, "eval.json", evaluation(directory))
+    return directory
 
 
 def add_reports(directory: Path) -> Path:

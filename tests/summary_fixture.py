@@ -152,7 +152,7 @@ def write_evaluation(
         property_differences={},
         divergence=lost,
         verdict="worse" if lost else None,
-        gate=GateRecord(passed=True, checks=()),
+        gate=GateRecord(status="no_thresholds", passed=None, checks=()),
         environment=environment(cpu),
         measured=MEASURED,
         scored_tokens_per_s=500.0,

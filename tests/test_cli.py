@@ -138,7 +138,7 @@ EVALUATION = EvalReport(
         rms_probability_change=0.012,
     ),
     verdict="worse",
-    gate=GateRecord(passed=True, checks=()),
+    gate=GateRecord(status="no_thresholds", passed=None, checks=()),
     environment=REPORT.environment,
     measured=REPORT.measured,
     scored_tokens_per_s=500.0,

@@ -13,7 +13,7 @@ from llmcompress.evaluation.gate import EARLIER, carried, combined, gate_record,
 from llmcompress.evaluation.generations import first_difference
 from llmcompress.evaluation.probes import LOOP_TOKENS, Answers, answer_checks, is_loop
 from llmcompress.graph.decoding import Generation
-from llmcompress.report.evaluation import Check, DivergenceRecord, Estimate
+from llmcompress.report.evaluation import Check, DivergenceRecord, Estimate, GateRecord
 from llmcompress.spec import Gate
 
 
@@ -65,8 +65,34 @@ def test_what_was_not_measured_does_not_pass() -> None:
     assert bound.passed is None
     assert bound.checks[0].detail == "only a lower bound was measured; take --reference-scores exact"
     assert gate_record(threshold_checks(GATE, measured(kl=0.03, exact=False))).passed is False
-    probe = Check(name="stops_at_eos", passed=None, value=None, required="")
-    assert gate_record([probe]).passed is True
+    assert bound.status == record.status == "not_judged"
+
+
+def test_without_thresholds_nothing_is_passed_and_a_failed_probe_still_fails() -> None:
+    open_probe = Check(name="stops_at_eos", passed=None, value=None, required="")
+    fine, failed = (Check(name="finite_scores", passed=passed, value="", required="") for passed in (True, False))
+    for checks in ([], [open_probe], [open_probe, fine]):
+        assert (gate_record(checks).status, gate_record(checks).passed) == ("no_thresholds", None)
+    assert (gate_record([fine, failed]).status, gate_record([fine, failed]).passed) == ("failed", False)
+    met = gate_record([*threshold_checks(GATE, measured()), open_probe])
+    assert (met.status, met.passed) == ("passed", True)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "status", "passed"),
+    [
+        ({"passed": True, "checks": [{"name": "finite_scores", "passed": True, "value": "", "required": ""}]},
+         "no_thresholds", None),
+        ({"passed": True, "checks": [{"name": "max_kl", "passed": True, "value": 0.1, "required": 1.0}]},
+         "passed", True),
+        ({"passed": False, "checks": []}, "failed", False),
+        ({"passed": None, "checks": []}, "not_judged", None),
+    ],
+)  # fmt: skip
+def test_reports_of_earlier_versions_are_read(earlier: dict[str, Any], status: str, passed: bool | None) -> None:
+    record = GateRecord.model_validate(earlier)
+    assert (record.status, record.passed) == (status, passed)
+    assert GateRecord.model_validate_json(record.model_dump_json()) == record
 
 
 def test_a_failed_check_stays_until_it_is_made_again() -> None:

@@ -20,6 +20,7 @@ from push_fixture import (
     files_of,
     held,
     make_artifact,
+    make_evaluated,
     model_of,
     pushed,
     tuning,
@@ -28,7 +29,7 @@ from push_fixture import (
 from llmcompress.artifact import replace_report, verify, write_report
 from llmcompress.cli import run
 from llmcompress.errors import ArtifactError, GateError, HubError, SecurityError, UsageError
-from llmcompress.report.evaluation import Check, TaskScore
+from llmcompress.report.evaluation import Check, Estimate, TaskScore
 from llmcompress.spec import Gate
 from llmcompress.system.progress import Progress
 
@@ -107,15 +108,15 @@ def test_files_of_others_stay_unless_asked(fake: FakeHub, model: Path) -> None:
 def test_what_an_earlier_push_left_goes_with_it(fake: FakeHub, tmp_path: Path) -> None:
     fake.repos[MODEL] = new_repo({"notes.md": b"mine"})
     pushed(add_reports(make_artifact(tmp_path / "old", more={"extra.json": b"{}"})))
-    report = pushed(make_artifact(tmp_path / "new", seed=2))
-    assert report.deleted == ("bench.json", "eval.json", "extra.json")
+    report = pushed(make_evaluated(tmp_path / "new", seed=2))
+    assert report.deleted == ("bench.json", "extra.json")
     assert held(fake.repos[MODEL]) == {**model_of(tmp_path / "new"), "notes.md": b"mine"}
 
 
 def test_large_files_in_parts_and_to_another_host_without_the_token(fake: FakeHub, tmp_path: Path) -> None:
     fake.multipart_bytes = 30_000
     seen: list[Progress] = []
-    model = make_artifact(tmp_path / "model", size=100_000)
+    model = make_evaluated(tmp_path / "model", size=100_000)
     pushed(model, progress=seen.append)
     assert held(fake.repos[MODEL]) == model_of(model)
     assert len(fake.asked("/lfs/part/")) == 4
@@ -165,11 +166,12 @@ def test_the_name_of_the_repository(
     manifest = json.loads(path.read_text())
     manifest["provenance"]["id"] = source
     path.write_text(json.dumps(manifest))
+    write_report(model, "eval.json", evaluation(model))
     assert pushed(model, given, dry_run=True).repo_id == name
 
 
 def test_a_directory_whose_name_names_no_repository(fake: FakeHub, tmp_path: Path) -> None:
-    model = make_artifact(tmp_path / "mein modell")
+    model = make_evaluated(tmp_path / "mein modell")
     with pytest.raises(UsageError, match="'mein modell-none-ov' cannot be the name of a repository"):
         pushed(model, None)
     with pytest.raises(UsageError, match="neither an existing path nor a Hub id"):
@@ -241,20 +243,90 @@ def test_a_gate_that_was_not_judged(fake: FakeHub, tmp_path: Path) -> None:
     assert pushed(model).forced is None
 
 
+def lost(directory: Path, kl: float, ratio: float, *checks: Check, exact: bool = True) -> None:
+    """Put a report into an artifact, of an evaluation without thresholds."""
+    report = evaluation(directory, True, *checks)
+    assert report.divergence is not None
+    found = report.divergence.model_copy(
+        update={
+            "exact": exact,
+            "kl_divergence": Estimate(value=kl, standard_error=None, low=None, high=None),
+            "perplexity_ratio": Estimate(value=ratio, standard_error=None, low=None, high=None),
+        }
+    )
+    write_report(directory, "eval.json", report.model_copy(update={"divergence": found}))
+
+
+def test_without_thresholds_a_push_has_its_own(fake: FakeHub, tmp_path: Path) -> None:
+    model = make_artifact(tmp_path / "model")
+    probe = Check(name="no_token_loop", passed=False, value="2 of 3", required="no answer ends in a loop")
+    for put, message in (
+        (lambda: None, r"model: it was never evaluated"),
+        (lambda: lost(model, 0.1001, 1.0), r"no thresholds are set.*: max_kl: 0\.1001, required 0\.1"),
+        (lambda: lost(model, 0.01, 1.11), r"more than a push accepts: max_perplexity_increase: 0\.11, required 0\.1"),
+        (lambda: lost(model, 0.01, 1.0, probe), r"the gate is not passed: no_token_loop: 2 of 3"),
+        (lambda: lost(model, 0.01, 1.0, exact=False), r"what a push asks for is not judged: max_kl 0\.1"),
+        (lambda: write_report(model, "eval.json", evaluation(model).model_copy(update={"divergence": None})),
+         r"is not judged: max_kl 0\.1, max_perplexity_increase 0\.1"),
+    ):  # fmt: skip
+        put()
+        with pytest.raises(GateError, match=message) as caught:
+            pushed(model)
+        assert caught.value.exit_code == 7
+        assert "`force` pushes it all the same" in caught.value.hint
+    assert fake.requests == []
+    lost(model, 0.0999, 1.09)
+    assert pushed(model).forced is None
+
+
+def test_thresholds_of_the_evaluation_stand_for_those_of_a_push(fake: FakeHub, tmp_path: Path) -> None:
+    model = make_artifact(tmp_path / "model")
+    lost(model, 0.5, 1.5, Check(name="max_kl", passed=True, value=0.5, required=0.6))
+    assert pushed(model).forced is None
+
+
+def test_a_push_that_was_forced_says_so_on_the_card(fake: FakeHub, tmp_path: Path) -> None:
+    import llmcompress
+
+    model = make_artifact(tmp_path / "model")
+    lost(model, 0.34, 1.2)
+    said = (
+        "**The gate objects to publishing this model: no thresholds are set, and it loses more than a push accepts: "
+        r"max\_kl: 0.34, required 0.1; max\_perplexity\_increase: 0.2, required 0.1.** "
+        "`llmcompress push` sends it only with `--force`."
+    )
+    assert said in llmcompress.push_to_hub(model, MODEL, force=True).card
+    assert said in fake.repos[MODEL].head.files["README.md"].decode()
+    lost(model, 0.03, 1.02)
+    assert "The gate objects" not in llmcompress.render_card(model)
+
+
+def test_the_command_line_refuses_and_is_forced(
+    fake: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_artifact(tmp_path / "model")
+    assert run(["push", str(model), MODEL]) == 7
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == f"error: {model}: it was never evaluated"
+    assert hint == "hint: llmcompress eval DIR --reference ORIGINAL judges it; --force pushes it all the same"
+    assert run(["push", str(model), MODEL, "--force"]) == 0
+    assert "it was never evaluated" in capsys.readouterr().out
+
+
 def test_reports_of_other_bytes_stay_by_name(fake: FakeHub, model: Path) -> None:
     write_report(model, "eval.json", evaluation(model, digest="0" * 64))
     (model / "bench.json").write_text("[]")
     (model / "tune.json").write_text('{"manifest_sha256": "other", "private": true}')
-    report = pushed(model)
+    report = pushed(model, force=True)
     assert set(report.left_out) == {"eval.json", "bench.json", "tune.json"}
     assert "other bytes" in report.left_out["eval.json"]
     assert not set(report.left_out) & set(fake.repos[MODEL].head.files)
     write_report(model, "tune.json", tuning(model))
-    assert "tune.json" not in pushed(model).left_out
+    assert "tune.json" not in pushed(model, force=True).left_out
 
 
 def test_a_token_never_leaves(fake: FakeHub, model: Path, tmp_path: Path) -> None:
-    held_elsewhere = make_artifact(tmp_path / "other", more={"config.json": b'{"t": "hf_' + b"a" * 34 + b'"}'})
+    held_elsewhere = make_evaluated(tmp_path / "other", more={"config.json": b'{"t": "hf_' + b"a" * 34 + b'"}'})
     with pytest.raises(SecurityError, match=r"config\.json: it holds an access token"):
         pushed(held_elsewhere)
     replace_report(model, "README.md", f"my {TOKEN}".encode())
@@ -478,7 +550,6 @@ def test_others_who_change_other_files_at_the_same_time(fake: FakeHub, model: Pa
     assert commits(fake, MODEL) == 3
     assert report.commit == fake.repos[MODEL].refs["main"]
     fake.inject(Fault("moved", only="/commit/", times=-1))
-    (model / "eval.json").unlink()
     (model / "README.md").write_text(card(model, MODEL))
     with (model / "bench.json").open("a") as stream:
         stream.write("\n")

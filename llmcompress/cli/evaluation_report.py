@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, print_blocks, print_text, table, write_line
-from llmcompress.report.text import DAMAGE_PARTS, duration_text, interval_text, property_text
+from llmcompress.report.text import DAMAGE_PARTS, GATE_STATUSES, duration_text, interval_text, property_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,11 +104,12 @@ def gate_table(gate: GateRecord) -> Table:
     from rich.text import Text
 
     marks = {True: ("passed", "green"), False: ("FAILED", "bold red"), None: ("not measured", "yellow")}
+    styles = {"passed": "green", "failed": "bold red", "not_judged": "yellow", "no_thresholds": ""}
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("Gate", Text(*marks[gate.passed]), "")
+    table.add_row("Gate", Text(GATE_STATUSES[gate.status], styles[gate.status]), "")
     for check in gate.checks:
         value = f"{check.value:.4g}" if isinstance(check.value, float) else check.value
         required = f"{check.required:.4g}" if isinstance(check.required, float) else check.required

@@ -29,7 +29,8 @@ def push(
         bool, typer.Option("--dry-run", help="Do every check, list the files and the card, and send nothing.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Push although the quality gate is not passed or was not judged.")
+        bool,
+        typer.Option("--force", help="Push although the quality gate is not passed or not judged; the card says so."),
     ] = False,
     delete_others: Annotated[
         bool, typer.Option("--delete-others", help="Remove every file there that is not of this model.")

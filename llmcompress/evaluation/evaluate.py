@@ -96,7 +96,7 @@ def evaluate(
         progress: Told of every stage.
 
     Returns:
-        The report. ``report.gate.passed`` says whether the model may be shipped.
+        The report. ``report.gate.status`` says what the gate makes of it.
 
     Raises:
         UsageError: Options that contradict each other, a context beyond the model's, no such source or device.

@@ -103,13 +103,13 @@ def carried(earlier: GateRecord, now: GateRecord) -> GateRecord:
 
 
 def gate_record(checks: Iterable[Check]) -> GateRecord:
-    """Failed where a check failed; not decided where a threshold was not measured; passed otherwise."""
+    """Failed where any check failed; else by the thresholds alone, as a probe that passes promises nothing."""
     made = tuple(checks)
     thresholds = [check for check in made if check.name in Gate.model_fields]
     if any(check.passed is False for check in made):
-        passed: bool | None = False
-    elif any(check.passed is None for check in thresholds):
-        passed = None
-    else:
-        passed = True
-    return GateRecord(passed=passed, checks=made)
+        return GateRecord(status="failed", passed=False, checks=made)
+    if not thresholds:
+        return GateRecord(status="no_thresholds", passed=None, checks=made)
+    if any(check.passed is None for check in thresholds):
+        return GateRecord(status="not_judged", passed=None, checks=made)
+    return GateRecord(status="passed", passed=True, checks=made)

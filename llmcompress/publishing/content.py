@@ -11,6 +11,7 @@ from pydantic import BaseModel as Model
 from llmcompress.artifact import Measurements
 from llmcompress.publishing.base_model import BaseModel
 from llmcompress.publishing.front_matter import front_matter, metadata
+from llmcompress.publishing.gate import objection
 from llmcompress.publishing.reproduction import commands, lock
 from llmcompress.publishing.results import (
     damage_rows,
@@ -67,6 +68,7 @@ def variables(found: Measurements, base: BaseModel, *, title: str, repo_id: str 
         "num_layers_left_out": max(0, len(manifest.layers) - MAX_LAYERS),
         "reference_name": reference_name(found),
         "results": result_rows(found, base),
+        "objection": None if (against := objection(found)) is None else against.message,
         "damage": damage_rows(found.evaluation),
         "tasks": task_rows(found.evaluation),
         "devices": device_rows(found),

@@ -1,4 +1,4 @@
-"""May a model leave, by what was measured; and which files do: the manifest's, reports of these bytes, and the card."""
+"""Which files leave: the manifest's, reports of these bytes, and the card."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 
 from llmcompress.artifact import MANIFEST, REPORTS, Measurements
-from llmcompress.errors import GateError, SecurityError, UsageError
+from llmcompress.errors import SecurityError, UsageError
 from llmcompress.hub.account import current_token
 from llmcompress.hub.eval_results import eval_results
 from llmcompress.hub.upload import Outgoing
-from llmcompress.report.evaluation import Check
 from llmcompress.report.file_names import CARD, EVAL_REPORT
 from llmcompress.system.command_line import command_line
 
@@ -18,8 +17,6 @@ from llmcompress.system.command_line import command_line
 _READ_AT_ONCE_BYTES = 16 << 20
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 _NOT_SEARCHED = (".bin",)
-# Thresholds below which a value must stay; the others must be reached.
-_UPPER = frozenset({"max_kl", "max_perplexity_increase"})
 
 
 def model_files(directory: Path, measured: Measurements) -> dict[str, Outgoing]:
@@ -106,55 +103,3 @@ def _read_card(directory: Path) -> str | None:
 
 def _outgoing(path: Path, size_bytes: int, sha256: str) -> Outgoing:
     return Outgoing(path.read_bytes() if size_bytes <= _READ_AT_ONCE_BYTES else path, size_bytes, sha256)
-
-
-def require_gate(measured: Measurements, *, where: str, force: bool) -> str | None:
-    """Refuse a model whose gate is not passed, or was not judged; with ``force`` return what the gate objects.
-
-    A failed check of any evaluation of these bytes counts, also where the recipe has no gate.
-
-    Raises:
-        GateError: names the checks.
-    """
-    try:
-        _judge(measured, where)
-    except GateError as error:
-        if not force:
-            raise
-        return error.message
-    return None
-
-
-def _judge(measured: Measurements, where: str) -> None:
-    thresholds = measured.manifest.recipe.gate.model_dump(exclude_none=True)
-    evaluation = measured.evaluation
-    judge = "llmcompress eval DIR --reference ORIGINAL judges it; `force` pushes it all the same"
-    if evaluation is None:
-        if thresholds:
-            reason = measured.unused.get(EVAL_REPORT)
-            why = f"; {EVAL_REPORT} is not used: {reason}" if reason else ""
-            raise GateError(f"the recipe's gate ({_words(thresholds)}) was not judged{why}", where=where, hint=judge)
-        return
-    failed = [check for check in evaluation.gate.checks if check.passed is False]
-    if failed or evaluation.gate.passed is False:
-        raise GateError(
-            f"the gate is not passed: {'; '.join(f'{check.name}: {check.value}' for check in failed)}",
-            where=where,
-            hint="compress with a recipe that keeps more, or `force` pushes it all the same, with the verdict",
-        )
-    checks = {check.name: check for check in evaluation.gate.checks}
-    open_ones = {name: value for name, value in thresholds.items() if not _passed(checks.get(name), value)}
-    if open_ones or evaluation.gate.passed is None:
-        named = _words(open_ones) or ", ".join(check.name for check in checks.values() if check.passed is None)
-        raise GateError(f"the gate is not judged in full: {named}", where=where, hint=judge)
-
-
-def _passed(check: Check | None, threshold: float) -> bool:
-    """Whether a check passed that asks for at least as much as the recipe does."""
-    if check is None or check.passed is not True or not isinstance(check.required, float | int):
-        return False
-    return check.required <= threshold if check.name in _UPPER else check.required >= threshold
-
-
-def _words(thresholds: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in thresholds.items())

@@ -14,6 +14,7 @@ from llmcompress.hub.client import HubClient
 from llmcompress.publishing import outgoing
 from llmcompress.publishing.base_model import Stated
 from llmcompress.publishing.changes import find_changes, pushed_files, repository_name, require_place
+from llmcompress.publishing.gate import require_gate
 from llmcompress.report.file_names import CARD
 from llmcompress.report.push import PushReport
 from llmcompress.spec.access import check_revision
@@ -52,7 +53,7 @@ def push_to_hub(
         private: For a repository that is made; None leaves it to the account's settings.
         create_pr: Propose it as a pull request to an existing repository instead.
         dry_run: Do all checks and send nothing.
-        force: Push although the gate is not passed or not judged. The reports leave with the model and say so.
+        force: Push although the gate is not passed or not judged. Reports and card leave with the model and say so.
         delete_others: Remove every file of the repository that is not of this model.
         keep_card: Push the README.md that is there, whoever wrote it.
         base_model: Hub id of the base, for the card.
@@ -65,7 +66,9 @@ def push_to_hub(
 
     Raises:
         ArtifactError: the directory is not what its manifest says.
-        GateError: the gate is not passed, or not judged.
+        GateError: the gate is not passed or not judged, or the model was never evaluated. Without a threshold of the
+            recipe or the evaluation, at most 0.1 nats of KL divergence, 10 % more perplexity and no failed probe count
+            as passed.
         UsageError: arguments that exclude each other, or a README.md that is not the current card.
         SecurityError: a file holds an access token.
         HubError: no login, no rights, a conflict, or the Hub cannot be reached. There is one commit or none.
@@ -87,7 +90,7 @@ def push_to_hub(
     progress(Progress("verify", 0, 0))
     require_verified(directory)
     measured = read_measurements(directory)
-    forced = outgoing.require_gate(measured, where=str(directory), force=force)
+    forced = require_gate(measured, where=str(directory), force=force)
     files = outgoing.model_files(directory, measured)
     sent = _Sent(progress)
     client = HubClient(sum(file.size_bytes for file in files.values()), on_sent=sent.add)

@@ -13,7 +13,7 @@ from llmcompress.publishing.markdown import code, prose
 from llmcompress.report.benchmark import BenchReport
 from llmcompress.report.evaluation import DivergenceRecord, EvalReport
 from llmcompress.report.file_names import MODEL_BIN
-from llmcompress.report.text import DAMAGE_PARTS, interval_text, rate_text, shape_text, size_text
+from llmcompress.report.text import DAMAGE_PARTS, GATE_STATUSES, interval_text, rate_text, shape_text, size_text
 
 Row = dict[str, Any]
 
@@ -142,8 +142,8 @@ def _quality(found: Measurements) -> Iterator[Row]:
         made = report.generations
         yield _row(f"Equal greedy continuations, of {made.num_prompts}", f"{made.identical_share:.0%}", detail=True)
     yield _row("Verdict", f"**{report.verdict}**" if report.verdict else NOT_MEASURED)
-    gate = {True: "passed", False: "**FAILED**", None: NOT_MEASURED}[report.gate.passed]
-    yield _row("Gate", gate)
+    gate = GATE_STATUSES[report.gate.status]
+    yield _row("Gate", f"**{gate}**" if report.gate.status == "failed" else gate)
 
 
 def _divergence(report: EvalReport, lost: DivergenceRecord) -> Iterator[Row]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
 from llmcompress.report.record import EnvironmentRecord, Measured, Provenance, Record
-from llmcompress.spec import EvalSpec
+from llmcompress.spec import EvalSpec, Gate
 from llmcompress.spec.evaluation import Backend
 
 Verdict = Literal["equivalent", "worse", "cannot tell"]
+GateStatus = Literal["no_thresholds", "passed", "failed", "not_judged"]
 
 
 class Estimate(Record):
@@ -170,9 +171,23 @@ class Check(Record):
 class GateRecord(Record):
     """What was required and whether it was met."""
 
+    status: GateStatus
+    """``failed``: a threshold or a probe failed. ``not_judged``: a threshold is set and was not measured."""
     passed: bool | None
-    """None: a threshold is set and was not measured."""
+    """None: no threshold is set, or one was not measured."""
     checks: tuple[Check, ...]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_status(cls, values: Any) -> Any:
+        """Reports of earlier versions have no status, and call passed what has no threshold."""
+        if not isinstance(values, dict) or "status" in values or "passed" not in values:
+            return values
+        names = {check["name"] if isinstance(check, dict) else check.name for check in values.get("checks", ())}
+        status = {True: "passed", False: "failed", None: "not_judged"}[values["passed"]]
+        if status == "passed" and not names & Gate.model_fields.keys():
+            return {**values, "status": "no_thresholds", "passed": None}
+        return {**values, "status": status}
 
 
 class TaskScore(Record):

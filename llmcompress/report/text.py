@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llmcompress.report.benchmark import BenchCase, Stats
-    from llmcompress.report.evaluation import Estimate
+    from llmcompress.report.evaluation import Estimate, GateStatus
 
 _PROPERTIES = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic quantization",
@@ -35,6 +35,14 @@ DAMAGE_PARTS = {
     "paged": "all as used, paged",
 }
 """What is added, step by step, from the weights alone to the model as it is used."""
+
+GATE_STATUSES: dict[GateStatus, str] = {
+    "no_thresholds": "no thresholds set",
+    "passed": "passed",
+    "failed": "FAILED",
+    "not_judged": "not judged",
+}
+"""What the gate says of a model."""
 
 
 def size_text(num_bytes: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from llmcompress.report.benchmark import BenchCase
 from llmcompress.report.evaluation import Estimate
-from llmcompress.report.text import interval_text, rate_text, settings_text, shape_text, size_text
+from llmcompress.report.text import GATE_STATUSES, interval_text, rate_text, settings_text, shape_text, size_text
 from llmcompress.summary.comparability import Kind
 from llmcompress.summary.comparison import Comparison, Row
 
@@ -60,7 +60,7 @@ def _agreement(row: Row) -> str | None:
 
 
 def _gate(row: Row) -> str | None:
-    return {True: "passed", False: "FAILED", None: None}[row.evaluation.gate.passed if row.evaluation else None]
+    return GATE_STATUSES[row.evaluation.gate.status] if row.evaluation else None
 
 
 def _of_case(text: Callable[[BenchCase], str | None]) -> Callable[[Row], str | None]:
@@ -167,7 +167,7 @@ _CSV_FIELDS = (
     "perplexity", "perplexity_low", "perplexity_high", "perplexity_basis",
     "kl_divergence", "kl_divergence_low", "kl_divergence_high", "kl_divergence_exact", "kl_divergence_basis",
     "kl_median", "kl_p90", "kl_p99", "kl_p999", "kl_max",
-    "top1_agreement", "top1_agreement_low", "top1_agreement_high", "verdict", "gate_passed",
+    "top1_agreement", "top1_agreement_low", "top1_agreement_high", "verdict", "gate_passed", "gate_status",
     "device", "threads", "batch_size", "depth", "prompt_tokens", "new_tokens",
     "ttft_p50_s", "prefill_p50_tokens_per_s", "tpot_p50_s", "tpot_p90_s", "tpot_p99_s",
     "decode_p50_tokens_per_s", "decode_std_tokens_per_s", "speed_basis", "peak_rss_bytes",
@@ -187,7 +187,8 @@ def _record(comparison: Comparison, number: int) -> dict[str, Any]:
     }
     if row.evaluation is not None:
         found |= _estimate("perplexity", row.evaluation.model.perplexity.perplexity)
-        found |= {"verdict": row.evaluation.verdict, "gate_passed": row.evaluation.gate.passed}
+        gate = row.evaluation.gate
+        found |= {"verdict": row.evaluation.verdict, "gate_passed": gate.passed, "gate_status": gate.status}
     if options := row.manifest.runtime_options:
         found["runtime_options"] = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
     if (tuning := row.manifest.tuning) is not None:
