@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+from llmcompress.artifact import read_measurements
 from llmcompress.benchmarking.benchmark import require_engine
 from llmcompress.compression.compressible import require_compressible
 from llmcompress.compression.forecast import Forecast, forecast
@@ -85,6 +86,12 @@ def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, here: bool, base_is_
         # What takes other time and memory has another name.
         recipe = recipe.model_copy(update={"name": job.recipe_name})
     steps, reason = _steps(job, recipe, plan, model, base_is_unmade=base_is_unmade)
+    if "push" in steps and plan.evaluation is None and ("compress" in steps or not _is_evaluated(job.directory)):
+        raise GateError(
+            "a push asks for an evaluation, and neither the plan nor the artifact has one",
+            where=job.name,
+            hint="add evaluation: {}",
+        )
     if "compress" in steps:
         require_compressible(found, recipe, here=here)
     if "tune" in steps:
@@ -163,6 +170,10 @@ def _tune_reason(job: Job, directory: Path, plan: Plan, model: PlannedModel) -> 
     text = (lambda: model.tuning_token_ids_sha256) if plan.tune.dataset_path() is not None else None
     reason = tune_reason(directory, plan.tune, plan.gate, model.original, text)
     return apply_reason(directory, job.directory) if reason is None else reason
+
+
+def _is_evaluated(directory: Path) -> bool:
+    return read_measurements(directory).evaluation is not None
 
 
 def _has_twin(directory: Path) -> bool:
