@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmcompress.artifact import file_records, manifest_sha256
+from llmcompress.artifact import add_benchmark, file_records, manifest_sha256
 from llmcompress.artifact.manifest import manifest_bytes
 from llmcompress.report.benchmark import BenchCase, BenchReport, Stats, Steadiness
 from llmcompress.report.compression import CompressionReport, LayerRecord
@@ -168,9 +168,16 @@ def stats(values: Sequence[float]) -> Stats:
 
 
 def write_benchmark(
-    directory: Path, rate: float, *, shapes: Sequence[tuple[int, int]] = ((16, 4),), cpu: str = "A CPU"
+    directory: Path,
+    rate: float,
+    *,
+    shapes: Sequence[tuple[int, int]] = ((16, 4),),
+    cpu: str = "A CPU",
+    created: str = MEASURED.created,
+    added: bool = False,
+    **asked: Any,
 ) -> BenchReport:
-    spec = BenchSpec(prompt_tokens=[shape[0] for shape in shapes], new_tokens=[shapes[0][1]], repetitions=3)
+    spec = BenchSpec(prompt_tokens=[shape[0] for shape in shapes], new_tokens=[shapes[0][1]], repetitions=3, **asked)
     cases = tuple(
         BenchCase(
             device="CPU",
@@ -202,9 +209,12 @@ def write_benchmark(
         ratios=(),
         steadiness=Steadiness(load_before=None, load_after=None, frequency_mhz=None, temperature_c=None),
         environment=environment(cpu),
-        measured=MEASURED,
+        measured=MEASURED.model_copy(update={"created": created}),
     )
-    (directory / "bench.json").write_text(report.model_dump_json())
+    if added:
+        add_benchmark(directory, report)
+    else:
+        (directory / "bench.json").write_text(report.model_dump_json())
     return report
 
 

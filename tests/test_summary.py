@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 from summary_fixture import LAYERS, estimate, layer, write_benchmark, write_evaluation, write_family, write_model
 
-from llmcompress.artifact import read_manifest
+from llmcompress.artifact import read_manifest, read_measurements
 from llmcompress.artifact.manifest import manifest_bytes
 from llmcompress.errors import ArtifactError, UsageError
+from llmcompress.report.benchmark import BenchFile, BenchReport
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.tuning import TuningOrigin
+from llmcompress.runner.state import benchmark_reason
 from llmcompress.spec import Runtime, load_recipe
 from llmcompress.summary import Comparison, FailedRow, compare, csv_text, lines, markdown, page
 from llmcompress.summary.commands import commands
@@ -65,6 +67,52 @@ def test_a_histogram_without_a_count_for_each_bin_is_not_shown(tmp_path: Path) -
     (told,) = compare([model]).rows[0].passed_over.values()
     assert told.endswith("2 edges need 3 counts, not 4")
     assert "2 edges need" in page(compare([model]))
+
+
+def test_runs_that_ask_something_else_stay_and_a_comparison_takes_what_most_have(tmp_path: Path) -> None:
+    first, second, third = (write_model(tmp_path / name) for name in ("a", "b", "c"))
+    for directory in (first, second, third):
+        # As versions wrote it that kept one run.
+        write_benchmark(directory, 20.0, created="2026-01-01T00:00:00")
+    write_benchmark(first, 21.0, shapes=[(512, 128)], created="2026-01-02T00:00:00", added=True)
+    write_benchmark(first, 22.0, engine="genai", created="2026-01-03T00:00:00", added=True)
+    write_benchmark(second, 23.0, engine="genai", created="2026-01-03T00:00:00", added=True)
+    stored = BenchFile.model_validate_json((first / "bench.json").read_text())
+    assert [(run.spec.engine, run.cases[0].prompt_tokens) for run in stored.runs] == [
+        ("genai", 16), ("openvino", 512), ("openvino", 16),
+    ]  # fmt: skip
+    assert read_measurements(first).benchmark == stored.runs[0]
+    # The reader of a version that knows one run finds the newest.
+    assert BenchReport.model_validate_json((first / "bench.json").read_text()) == stored.runs[0]
+
+    def speeds(*directories: Path) -> list[tuple[str, float]]:
+        runs = [row.benchmark for row in compare(directories).rows]
+        rates = [(run.spec.engine, run.cases[0].decode_tokens_per_s) for run in runs if run]
+        return [(engine, rate.p50) for engine, rate in rates if rate]
+
+    assert speeds(first, second, third) == [("openvino", 20.0)] * 3
+    assert speeds(first, second) == [("genai", 22.0), ("genai", 23.0)]
+    assert speeds(first) == [("genai", 22.0)]
+    assert len(compare([first, second, third]).bases_of("speed")) == 1
+
+    # A plan's benchmark is done where any run answers it.
+    assert [benchmark_reason(first, run.spec) for run in stored.runs] == [None] * 3
+    assert benchmark_reason(third, stored.spec) == "the benchmark changed"
+
+    # The same question again, more often: it replaces the earlier run alone.
+    again = write_benchmark(first, 25.0, shapes=[(512, 128)], warmup_runs=2, added=True)
+    runs = read_measurements(first).benchmarks
+    assert runs[0] == again
+    assert [(run.spec.engine, run.cases[0].prompt_tokens) for run in runs[1:]] == [("genai", 16), ("openvino", 16)]
+
+
+def test_runs_of_other_bytes_do_not_stay(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    write_benchmark(model, 20.0)
+    manifest = read_manifest(model).model_copy(update={"bits_per_weight": 1.0})
+    (model / "llmcompress.json").write_bytes(manifest_bytes(manifest))
+    write_benchmark(model, 21.0, engine="genai", added=True)
+    assert [run.spec.engine for run in read_measurements(model).benchmarks] == ["genai"]
 
 
 def test_what_tuning_put_into_a_model_stands_beside_it(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from llmcompress.artifact.manifest import (
     read_manifest,
 )
 from llmcompress.artifact.output import Staging, remove_artifact, remove_leftovers, staging
-from llmcompress.artifact.reports import Measurements, read_measurements, replace_report, write_report
+from llmcompress.artifact.reports import Measurements, add_benchmark, read_measurements, replace_report, write_report
 from llmcompress.artifact.verification import Problem, VerifyReport, require_verified, verify
 from llmcompress.report.file_names import MANIFEST
 
@@ -21,6 +21,7 @@ __all__ = [
     "Problem",
     "Staging",
     "VerifyReport",
+    "add_benchmark",
     "file_records",
     "manifest_sha256",
     "read_manifest",

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from llmcompress.artifact.failures import write_errors
 from llmcompress.artifact.manifest import manifest_sha256, read_manifest
-from llmcompress.report.benchmark import BenchReport
+from llmcompress.report.benchmark import BenchFile, BenchReport
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, TUNE_REPORT
@@ -17,7 +17,7 @@ from llmcompress.report.record import Record
 from llmcompress.report.tuning import TuneReport
 from llmcompress.system.files import replace_file
 
-_Report = TypeVar("_Report", EvalReport, BenchReport, TuneReport)
+_Report = TypeVar("_Report", EvalReport, BenchFile, TuneReport)
 
 
 class Measurements(NamedTuple):
@@ -27,9 +27,12 @@ class Measurements(NamedTuple):
     manifest_sha256: str
     evaluation: EvalReport | None
     benchmark: BenchReport | None
+    """The newest run."""
     tuning: TuneReport | None
     unused: dict[str, str]
     """Reports that are there and are not used, each with the reason."""
+    benchmarks: tuple[BenchReport, ...]
+    """Every run, the newest first."""
 
 
 def read_measurements(directory: Path) -> Measurements:
@@ -42,9 +45,10 @@ def read_measurements(directory: Path) -> Measurements:
     digest = manifest_sha256(directory)
     unused: dict[str, str] = {}
     evaluation = _read(directory / EVAL_REPORT, EvalReport, digest, unused)
-    benchmark = _read(directory / BENCH_REPORT, BenchReport, digest, unused)
+    speeds = _read(directory / BENCH_REPORT, BenchFile, digest, unused)
     tuning = _read(directory / TUNE_REPORT, TuneReport, digest, unused)
-    return Measurements(manifest, digest, evaluation, benchmark, tuning, unused)
+    runs = speeds.runs if speeds else ()
+    return Measurements(manifest, digest, evaluation, runs[0] if runs else None, tuning, unused, runs)
 
 
 def write_report(directory: Path, name: str, report: Record) -> Path:
@@ -57,6 +61,18 @@ def write_report(directory: Path, name: str, report: Record) -> Path:
         WriteError: The disk refuses; the earlier report is still there.
     """
     return replace_report(directory, name, (report.model_dump_json(indent=2) + "\n").encode())
+
+
+def add_benchmark(directory: Path, report: BenchReport) -> Path:
+    """Put a run into an artifact's ``bench.json``; of earlier ones of these bytes those of other questions stay.
+
+    Raises:
+        ArtifactError: The directory is not an artifact.
+        WriteError: The disk refuses; the earlier file is still there.
+    """
+    asked = report.spec.question()
+    others = tuple(run for run in read_measurements(directory).benchmarks if run.spec.question() != asked)
+    return write_report(directory, BENCH_REPORT, BenchFile(**dict(report), other_runs=others) if others else report)
 
 
 def replace_report(directory: Path, name: str, content: bytes) -> Path:

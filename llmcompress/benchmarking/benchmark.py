@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llmcompress.artifact import MANIFEST, manifest_sha256, require_verified, write_report
+from llmcompress.artifact import MANIFEST, add_benchmark, manifest_sha256, require_verified
 from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.machine import EnergyMeter, Observer, memory_bandwidth_bytes_per_s
 from llmcompress.benchmarking.ratios import ratios
@@ -27,7 +27,7 @@ from llmcompress.graph.device import check_device, properties_of
 from llmcompress.loaders.context import require_context
 from llmcompress.loaders.source import fetch_weights, resolve
 from llmcompress.report.benchmark import BenchCase, BenchReport, BenchSetting, LoadTimes
-from llmcompress.report.file_names import BENCH_REPORT, MODEL_BIN
+from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.report.record import Stages, environment_record
 from llmcompress.spec.access import Access
 from llmcompress.spec.benchmark import BenchSpec, Setting, Shape
@@ -70,7 +70,8 @@ def benchmark(
     """Measure load time, prefill, decode and memory of OpenVINO models, each in a process of its own.
 
     Args:
-        sources: OpenVINO IR directories, or Hub ids of such. An artifact of ours gets the report as its ``bench.json``.
+        sources: OpenVINO IR directories, or Hub ids of such. An artifact of ours gets the report into its
+            ``bench.json``, in the place of an earlier one of the same shapes, devices and settings.
         spec: Devices, shapes and repetitions.
         revision: Branch, tag or commit of the Hub sources.
         offline: Use local files and caches only.
@@ -112,7 +113,7 @@ def benchmark(
     reports = tuple(_reports(bench, memories, stages))
     for model, report in zip(bench.models, reports, strict=True):
         if model.local and report.manifest_sha256:
-            write_report(model.directory, BENCH_REPORT, report)
+            add_benchmark(model.directory, report)
     return reports
 
 

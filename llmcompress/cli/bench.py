@@ -90,7 +90,7 @@ def bench(
     Runs of several are interleaved, and each is compared with the first.
 
     Lists are combined: -p 128,1024 -b 1,4 measures four shapes.
-    An artifact of ours gets the report as its bench.json.
+    An artifact of ours gets the report into its bench.json; runs of other shapes or runtimes stay there.
 
     [bold]Examples[/bold]
     llmcompress bench model-int4-ov

@@ -111,7 +111,7 @@ class Ratio(Record):
 
 
 class BenchReport(Record):
-    """The report ``bench.json`` of one model."""
+    """What one run measured of one model."""
 
     schema_version: int = 1
     llmcompress_version: str
@@ -132,3 +132,15 @@ class BenchReport(Record):
     steadiness: Steadiness
     environment: EnvironmentRecord
     measured: Measured
+
+
+class BenchFile(BenchReport):
+    """The file ``bench.json``: the newest run, and those of the same bytes that asked something else."""
+
+    other_runs: tuple[BenchReport, ...] = ()
+    """Of other shapes, devices, runtimes or settings, the newest first."""
+
+    @property
+    def runs(self) -> tuple[BenchReport, ...]:
+        """All of them, the newest first."""
+        return (BenchReport.model_validate(dict(self)), *self.other_runs)

@@ -140,10 +140,10 @@ def without_path(spec: SpecT) -> SpecT:
 
 def benchmark_reason(directory: Path, spec: BenchSpec) -> str | None:
     """Compare ``bench.json`` with what the plan asks."""
-    report = read_measurements(directory).benchmark
-    if report is None:
+    runs = read_measurements(directory).benchmarks
+    if not runs:
         return "not benchmarked yet"
-    return None if report.spec == spec else "the benchmark changed"
+    return None if any(run.spec == spec for run in runs) else "the benchmark changed"
 
 
 def card_reason(directory: Path) -> str | None:

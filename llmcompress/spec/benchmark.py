@@ -89,6 +89,12 @@ class BenchSpec(DescribedModel):
         """The form of the graph that is run."""
         return self.backend or ("stateful" if self.engine == "openvino" else "paged")
 
+    def question(self) -> Self:
+        """What is measured, without how often: of two runs of one question the later one counts."""
+        often = ("warmup_runs", "repetitions", "confidence")
+        defaults = {name: type(self).model_fields[name].default for name in often}
+        return self.model_copy(update={**defaults, "backend": self.effective_backend})
+
     def settings(self) -> list[Setting]:
         """Every device with every number of threads."""
         threads: tuple[int | None, ...] = self.threads or (None,)

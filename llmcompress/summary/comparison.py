@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmcompress.artifact import read_measurements
+from llmcompress.artifact import Measurements, read_measurements
 from llmcompress.errors import UsageError
 from llmcompress.report.benchmark import BenchReport
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import DivergenceRecord, EvalReport
 from llmcompress.report.record import Record
+from llmcompress.spec import BenchSpec
 from llmcompress.summary.comparability import Basis, Kind, find_bases
 from llmcompress.summary.trade_offs import TradeOff, find_trade_offs
 
@@ -80,18 +81,34 @@ def compare(directories: Sequence[str | Path], failures: Sequence[FailedRow] = (
 def _rows(directories: Sequence[str | Path]) -> tuple[Row, ...]:
     paths = [Path(directory) for directory in directories]
     names = _names(paths)
-    return tuple(_row(path, name) for path, name in zip(paths, names, strict=True))
+    found = [read_measurements(path) for path in paths]
+    speeds = _benchmarks(found)
+    return tuple(_row(*each) for each in zip(paths, names, found, speeds, strict=True))
 
 
-def _row(directory: Path, name: str) -> Row:
-    found = read_measurements(directory)
+def _benchmarks(found: Sequence[Measurements]) -> list[BenchReport | None]:
+    """Of each artifact the run of the question that most of them answered on one processor, of several the newest."""
+    runs = [each.benchmarks for each in found]
+    asked: dict[tuple[BenchSpec, str], list[str]] = {}
+    for of_one in runs:
+        for question, created in {_question(run): run.measured.created for run in reversed(of_one)}.items():
+            asked.setdefault(question, []).append(created)
+    rank = {question: (len(created), max(created)) for question, created in asked.items()}
+    return [max(of_one, key=lambda run: rank[_question(run)], default=None) for of_one in runs]
+
+
+def _question(run: BenchReport) -> tuple[BenchSpec, str]:
+    return run.spec.question(), run.environment.cpu
+
+
+def _row(directory: Path, name: str, found: Measurements, benchmark: BenchReport | None) -> Row:
     return Row(
         name=name,
         directory=_unicode(directory),
         manifest_sha256=found.manifest_sha256,
         manifest=found.manifest,
         evaluation=found.evaluation,
-        benchmark=found.benchmark,
+        benchmark=benchmark,
         kept_defaults=found.tuning.reason if found.tuning and not found.tuning.in_model else "",
         passed_over=found.unused,
     )
