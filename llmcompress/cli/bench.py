@@ -18,11 +18,13 @@ from llmcompress.cli.console import (
     print_blocks,
     print_json,
     print_markdown,
+    print_note,
     print_text,
     stderr,
     table,
     write_line,
 )
+from llmcompress.cli.next_steps import after_bench
 from llmcompress.cli.options import (
     AllowLinks,
     Json,
@@ -133,6 +135,8 @@ def bench(
         }
         reports = run_supervised(benchmark, options, progress=watch.report, logs=watch.log)
     print_reports(reports, form)
+    if form == "table" and not is_quiet():
+        after_bench(reports, sources)
 
 
 def _by_its_old_name(spec: BenchSpec, runtime: str) -> BenchSpec:
@@ -143,6 +147,12 @@ def _by_its_old_name(spec: BenchSpec, runtime: str) -> BenchSpec:
     return from_options(
         BenchSpec, {**{name: getattr(spec, name) for name in BenchSpec.model_fields}, "engine": runtime}
     )
+
+
+_BUSY_SHARE = 0.1
+"""Of the threads: from such a load on, and from one running process, figures are not those of a quiet machine."""
+_HARDLY = 1.1
+"""Below this many times as fast nobody changes a recipe."""
 
 
 def print_reports(reports: Sequence[BenchReport], form: str) -> None:
@@ -164,6 +174,9 @@ def print_reports(reports: Sequence[BenchReport], form: str) -> None:
 
 
 def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
+    if busy := _busy(reports[0]):
+        print_note(busy, "", style="yellow")
+        write_line("")
     figures = ["size", "device", "shape", "prefill tokens/s", "ttft", "decode tokens/s", "tpot p50 / p99"]
     cases = table(["model"], [*figures, "of the limit", "peak memory"], markdown=markdown)
     for report in reports:
@@ -201,7 +214,7 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
             )
         for case in report.cases:
             if case.roofline is not None:
-                print_text(f"{report.source}, {shape_text(case)}: {_bound(case)}")
+                print_text(f"{report.source}, {shape_text(case)}: {_bound(case, report, reports)}")
     steady = reports[0].steadiness
     load_words = "unknown" if steady.load_before is None else f"{steady.load_before:.1f} to {steady.load_after:.1f}"
     seen = [f"load {load_words}"]
@@ -219,16 +232,37 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
         print_text("Energy: not measured, the machine exposes no counter")
 
 
-def _bound(case: BenchCase) -> str:
+def _busy(report: BenchReport) -> str:
+    """A warning where other work ran when the benchmark began; its own is not in that load."""
+    load, threads = report.steadiness.load_before, report.environment.num_threads
+    if load is None or load < max(1.0, _BUSY_SHARE * threads):
+        return ""
+    return (
+        f"warning: the machine was busy before the runs: a load of {load:.1f}, measured with {threads} threads. "
+        "Figures may be lower than on a quiet machine; run it again when other work has ended."
+    )
+
+
+def _bound(case: BenchCase, report: BenchReport, reports: Sequence[BenchReport]) -> str:
     limit = case.roofline
     assert limit is not None
     text = (
         f"{limit.share:.0%} of what reading {size_text(limit.weight_bytes + limit.cache_bytes)} a token at "
         f"{limit.bandwidth_bytes_per_s / 1e9:.3g} GB/s allows; "
     )
-    if limit.gain_of_half_the_bits < 1.1:
-        return text + "fewer bits can hardly help here: the time goes elsewhere"
+    if limit.gain_of_half_the_bits < _HARDLY:
+        text += "the time goes elsewhere"
+        shown = not _busy(report) and not _is_faster_with_fewer_bits(case, report, reports)
+        return text + (", fewer bits can hardly help here" if shown else "")
     return text + f"half the bits could make it {limit.gain_of_half_the_bits:.2g} times as fast at most"
+
+
+def _is_faster_with_fewer_bits(case: BenchCase, report: BenchReport, reports: Sequence[BenchReport]) -> bool:
+    """Whether a smaller model was measured next to this one and decodes faster."""
+    mine = case.decode_tokens_per_s
+    others = [each.cases[report.cases.index(case)] for each in reports if each.size_bytes < report.size_bytes]
+    rates = [other.decode_tokens_per_s for other in others]
+    return mine is not None and any(rate is not None and rate.p50 > _HARDLY * mine.p50 for rate in rates)
 
 
 def _ratio_table(reports: Sequence[BenchReport], markdown: bool) -> Table:

@@ -9,6 +9,7 @@ import typer
 
 from llmcompress.cli.console import (
     facts_table,
+    is_quiet,
     layers_table,
     print_blocks,
     print_labelled,
@@ -17,6 +18,7 @@ from llmcompress.cli.console import (
     table,
     write_line,
 )
+from llmcompress.cli.next_steps import after_compress
 from llmcompress.cli.options import (
     AllowLinks,
     AllowNonfinite,
@@ -34,7 +36,6 @@ from llmcompress.cli.options import (
 from llmcompress.cli.progress import run_watched
 from llmcompress.errors import LlmcompressError
 from llmcompress.report.text import count_text, duration_text, size_text
-from llmcompress.system.command_line import command_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -127,6 +128,8 @@ def compress(
         as_json=as_json,
         brief=lambda _: str(output_dir),
     )
+    if not as_json and not is_quiet():
+        after_compress(report, source, output_dir, access)
 
 
 def default_output_name(source: str, recipe_name: str) -> str:
@@ -203,7 +206,6 @@ def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: 
     )
     write_line("")
     print_labelled("Written to ", str(output_dir))
-    print_labelled("Next: ", command_line(["llmcompress", "verify"], [str(output_dir)]))
 
 
 def _activations_text(activations: ActivationRecord) -> str:

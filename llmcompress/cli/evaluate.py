@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from llmcompress.cli.console import print_report
+from llmcompress.cli.console import is_quiet, print_report
+from llmcompress.cli.next_steps import after_eval
 from llmcompress.cli.options import (
     AllowLinks,
     AllowNonfinite,
@@ -146,6 +147,8 @@ def evaluate(
         as_json=as_json,
         brief=evaluation_line,
     )
+    if not as_json and not is_quiet():
+        after_eval(report, source, spec, reference)
     undecided = [check for check in report.gate.checks if check.name in thresholds and check.passed is None]
     if undecided:
         raise GateError(

@@ -9,6 +9,7 @@ import typer
 
 from llmcompress.cli.console import (
     facts_table,
+    is_quiet,
     print_blocks,
     print_note,
     print_report,
@@ -17,6 +18,7 @@ from llmcompress.cli.console import (
     table,
     write_line,
 )
+from llmcompress.cli.next_steps import after_tune
 from llmcompress.cli.options import (
     AllowLinks,
     AllowNonfinite,
@@ -131,7 +133,7 @@ def tune(
         check_page_path(html)
     if profile_output is not None:
         check_profile_path(profile_output, overwrite=overwrite)
-    directory = directory.absolute()
+    given, directory = directory, directory.absolute()
     if measured:
         refuse_ignored(context, "--measured", _WITH_MEASURED, "leave them out")
         report = read_tuning(directory)
@@ -153,6 +155,8 @@ def tune(
         }
         report = run_watched(tune_directory, options, verbose=verbose)
     print_report(report, print_tuning, as_json=as_json, brief=_choice_text)
+    if not (as_json or measured or is_quiet()):
+        after_tune(report, given, applied=apply)
     if html is not None:
         write_tuning_page(report, html)
     if not report.permitted:
