@@ -448,7 +448,7 @@ def test_the_report_for_people(worker: list[dict[str, Any]], capsys: Captured) -
         "int8_asym per channel 1 99 M 9.9% 79 MB",
         "f32 1 1 M 0.1% 4 MB",
         "Written to my out",
-        "Next: llmcompress verify 'my out'",
+        f"Next: llmcompress eval 'my out' --reference some/model --reference-revision {REPORT.provenance.revision}",
     ):
         assert line in shown
     assert any(line.startswith(f"Recipe int4: {REPORT.recipe.description}"[:40]) for line in shown)

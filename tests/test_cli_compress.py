@@ -67,7 +67,7 @@ def test_the_report_goes_to_stdout_and_a_pipe_gets_lines_of_progress_alone(undis
         f"Bits per weight {manifest['bits_per_weight']:.2f}",
         "Tokenizer converted, compared equal",
         f"Written to {name}",
-        f"Next: llmcompress verify '{name}'",
+        f"Next: llmcompress eval '{name}' --reference '{undisturbed.other_source}'",
     ):
         assert line in lines, line
     assert any(re.fullmatch(r"int4_asym 32 7 196,608 60.0% 11\d kB", line) for line in lines)

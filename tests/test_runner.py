@@ -25,7 +25,7 @@ from llmcompress.errors import (
 )
 from llmcompress.evaluation import measurement
 from llmcompress.runner import Event, RunReport, outlook, run_plan
-from llmcompress.spec import Recipe, load_recipe
+from llmcompress.spec import Gate, Recipe, load_recipe
 from llmcompress.spec.plan import load_plan, planned_jobs
 
 TEXT = "\n\n".join(
@@ -183,6 +183,16 @@ push: {repo_id: "acme/{model}-{recipe}"}
     plan = write_plan(place / "gated.yaml", text)
     with running(FakeHub()) as hub:
         use(hub.url, tmp_path / "cache", monkeypatch)
+        # Without thresholds a push has its own.
+        write_plan(plan, text.replace("gate: {max_kl: 0.00005}\n", ""))
+        with monkeypatch.context() as stricter:
+            stricter.setattr("llmcompress.publishing.gate.WITHOUT_OWN", Gate(max_kl=1e-9))
+            report = run_plan(load_plan(plan))
+        assert failures(report) == {"llama/int4": ("evaluate", "GateError", 7)}
+        assert report.rows[0].failure is not None
+        assert "no thresholds are set, and it loses more than a push accepts" in report.rows[0].failure.message
+        assert "acme/llama-int4" not in hub.repos
+        write_plan(plan, text)
         report = run_plan(load_plan(plan))
         assert failures(report) == {"llama/int4": ("evaluate", "GateError", 7)}
         card = place / "gated" / "llama" / "int4" / "README.md"
@@ -200,6 +210,15 @@ push: {repo_id: "acme/{model}-{recipe}"}
         assert held["README.md"] == card.read_bytes()
         again = run_plan(load_plan(plan))
         assert again.rows[0].made == ()
+
+
+def test_a_push_of_what_is_never_evaluated_is_refused_before_the_work(place: Path) -> None:
+    text = 'output: unjudged\nmodels: [llama]\nrecipes: [int8]\npush: {repo_id: "acme/{model}-{recipe}"}\n'
+    (job,) = outlook(load_plan(write_plan(place / "unjudged.yaml", text)))
+    assert job.failure is not None
+    assert (job.failure.error, job.failure.exit_code) == ("GateError", 7)
+    assert job.failure.message.endswith("a push asks for an evaluation, and neither the plan nor the artifact has one")
+    assert job.failure.hint == "add evaluation: {}"
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, print_labelled, stdout, write_line
 from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, MANIFEST, RECIPE, TUNE_REPORT
-from llmcompress.report.options import option_name, spec_options
 from llmcompress.system.command_line import command_line
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ def after_eval(report: EvalReport, source: str, spec: EvalSpec, reference: str |
     """Lead on to a better recipe where the model is worse, else to its speed, else to a talk with it."""
     from llmcompress.artifact import read_measurements
     from llmcompress.evaluation.advice import advice
+    from llmcompress.report.options import spec_options
 
     directory = Path(source)
     if not (directory / MANIFEST).is_file():
@@ -107,6 +107,8 @@ def _holds(there: Record | None, report: Record) -> bool:
 
 def _access_options(access: Access) -> list[str]:
     """Everything but the revision, which is pinned by then."""
+    from llmcompress.report.options import option_name
+
     found = []
     for name, value in access._replace(revision=None)._asdict().items():
         if value:
