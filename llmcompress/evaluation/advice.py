@@ -46,12 +46,13 @@ def advice(report: EvalReport, recipe: Recipe) -> Advice | None:
     Args:
         recipe: By which the model was made.
     """
-    found = report.divergence
-    if report.verdict != "worse" or found is None:
+    if report.verdict != "worse" or not report.divergences:
         return None
+    backend, found = max(report.divergences.items(), key=lambda each: each[1].kl_divergence.value)
     margin = report.spec.kl_margin
     loss, more = found.kl_divergence.value, found.perplexity_ratio.value - 1
     lost = f"{loss:.3g} nats of KL divergence ({margin:g} allowed), {more:+.2%} perplexity"
+    lost += f" on the {backend} graph" if len(report.divergences) > 1 else ""
     parts: dict[str, float] = {part.part: part.kl_divergence.value for part in report.split_damage}
     if "weights" not in parts or "all" not in parts:
         remedies = tuple(_weights(recipe))

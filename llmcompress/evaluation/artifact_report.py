@@ -8,10 +8,9 @@ from pathlib import Path
 from llmcompress.artifact import manifest_sha256, read_manifest, write_report
 from llmcompress.errors import ArtifactError
 from llmcompress.evaluation.gate import carried, combined, gate_record, worst_checks
-from llmcompress.report.evaluation import DivergenceRecord, EvalReport
+from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import EVAL_REPORT
 from llmcompress.spec import Gate
-from llmcompress.spec.evaluation import Backend
 
 _log = logging.getLogger(__name__)
 
@@ -52,18 +51,11 @@ def judge_again(directory: str | Path, gate: Gate) -> EvalReport:
     if earlier is None or earlier.model.manifest_sha256 != manifest_sha256(directory):
         raise ArtifactError(f"has no {EVAL_REPORT} of its bytes", where=str(directory), hint="run: llmcompress eval")
     probes = [check for check in earlier.gate.checks if check.name not in Gate.model_fields]
-    checks = (*worst_checks(combined(manifest.recipe.gate, gate), _divergences(earlier)), *probes)
+    checks = (*worst_checks(combined(manifest.recipe.gate, gate), earlier.divergences), *probes)
     report = earlier.model_copy(update={"gate": carried(earlier.gate, gate_record(checks))})
     if report != earlier:
         write_report(directory, EVAL_REPORT, report)
     return report
-
-
-def _divergences(report: EvalReport) -> dict[Backend, DivergenceRecord]:
-    """By backend; a report without backends is of the stateful graph."""
-    if not report.backends:
-        return {} if report.divergence is None else {"stateful": report.divergence}
-    return {record.backend: record.divergence for record in report.backends if record.divergence is not None}
 
 
 def _earlier(directory: Path) -> EvalReport | None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from llmcompress.artifact import Measurements
 from llmcompress.errors import GateError
-from llmcompress.evaluation.gate import threshold_checks
+from llmcompress.evaluation.gate import worst_checks
 from llmcompress.report.evaluation import Check, EvalReport
 from llmcompress.report.file_names import EVAL_REPORT
 from llmcompress.spec import Gate
@@ -69,7 +69,7 @@ def objection(measured: Measurements) -> Objection | None:
 
 
 def _by_default(evaluation: EvalReport) -> Objection | None:
-    checks = threshold_checks(WITHOUT_OWN, evaluation.divergence)
+    checks = worst_checks(WITHOUT_OWN, evaluation.divergences)
     if failed := [check for check in checks if check.passed is False]:
         return Objection(f"no thresholds are set, and it loses more than a push accepts: {_values(failed)}", _KEEP_MORE)
     if undecided := [check for check in checks if check.passed is None]:

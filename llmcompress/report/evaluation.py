@@ -248,3 +248,10 @@ class EvalReport(Record):
     measured: Measured
     scored_tokens_per_s: float | None
     """None: all scores were left by an interrupted evaluation."""
+
+    @property
+    def divergences(self) -> dict[Backend, DivergenceRecord]:
+        """By backend; a report without backends is of the stateful graph."""
+        if not self.backends:
+            return {} if self.divergence is None else {"stateful": self.divergence}
+        return {record.backend: record.divergence for record in self.backends if record.divergence is not None}
