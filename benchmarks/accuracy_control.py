@@ -23,6 +23,7 @@ import llmcompress
 from llmcompress.compression.nncf.activations import quantize_arguments
 from llmcompress.compression.nncf.runs import model_inputs
 from llmcompress.data import CalibrationWindows, calibration_windows
+from llmcompress.data.texts import BUNDLED_TEXT
 from llmcompress.evaluation.accuracy import accuracy_metric
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -79,7 +80,7 @@ def main() -> None:
     """Run both sides and print the drops."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=TOKENIZER)
-    parser.add_argument("--text", type=Path, default=TOKENIZER / "heldout.txt")
+    parser.add_argument("--text", type=Path, default=BUNDLED_TEXT)
     parser.add_argument("--max-drop", type=float, default=0.001)
     parser.add_argument("--iterations", type=int, default=12)
     parser.add_argument("--windows", type=int, default=16)

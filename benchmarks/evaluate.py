@@ -23,19 +23,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from generated_llama import TOKENIZER, body_arguments, generate
+from generated_llama import body_arguments, generate
 from rich.console import Console
 from rich.table import Table
 
 import llmcompress
 from llmcompress.data.protocols import evaluation_windows
+from llmcompress.data.texts import BUNDLED_TEXT
 from llmcompress.data.tokens import text_encoder
 from llmcompress.evaluation.graph import add_scores, vocabulary_size
 from llmcompress.evaluation.scoring import Feed, batches, calls, score
 from llmcompress.graph.device import decoder_inputs, input_names
 from llmcompress.loaders.source import resolve
 
-TEXT = TOKENIZER / "heldout.txt"
+TEXT = BUNDLED_TEXT
 
 
 def bare(compiled: Any, feed: Feed, vocabulary: int) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from generated_llama import TOKENIZER, body_arguments
+from generated_llama import body_arguments
 from speed import compare
 
 import llmcompress
+from llmcompress.data.texts import BUNDLED_TEXT
 
-TEXT = TOKENIZER / "heldout.txt"
+TEXT = BUNDLED_TEXT
 DATA = (f"calibration.dataset={TEXT}", "calibration.num_samples=8", "calibration.seq_len=128")
 """Random weights have no language to measure: a few windows give ranges to work with."""
 

@@ -31,16 +31,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from generated_llama import TOKENIZER, body_arguments, generate
+from generated_llama import body_arguments, generate
 
 import llmcompress
+from llmcompress.data.texts import BUNDLED_TEXT
 from llmcompress.report.evaluation import Estimate
 from llmcompress.report.text import interval_text, settings_text
 from llmcompress.spec import TuneSpec, tune_spec
 from llmcompress.spec.benchmark import RuntimeName
 from llmcompress.tuning.race import race, start
 
-HELD_OUT = TOKENIZER / "heldout.txt"
+HELD_OUT = BUNDLED_TEXT
 BY_PLUGIN = "runtime.dynamic_quantization_group_size=null"
 """The packaged recipes carry what was found here."""
 MODELS = {

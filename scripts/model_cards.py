@@ -15,6 +15,7 @@ from pathlib import Path
 
 import llmcompress
 from llmcompress.artifact import MANIFEST
+from llmcompress.data.texts import BUNDLED_TEXT
 from llmcompress.spec import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
 }
 """The cards' recipes and what is overridden in them."""
 
-EVALUATION = llmcompress.EvalSpec(dataset=str(CHECKPOINT / "heldout.txt"), seq_len=256)
+EVALUATION = llmcompress.EvalSpec(dataset=str(BUNDLED_TEXT), seq_len=256)
 BENCHMARK = llmcompress.BenchSpec(prompt_tokens=(256,), new_tokens=(64,))
 
 

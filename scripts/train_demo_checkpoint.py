@@ -177,9 +177,10 @@ def train_model(
 
 def main() -> None:
     """Collect the text, train the tokenizer and the model, write the checkpoint and what it reached."""
-    default = Path(__file__).resolve().parents[1] / "llmcompress" / "cli" / "demo_checkpoint"
+    package = Path(__file__).resolve().parents[1] / "llmcompress"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--output", type=Path, default=default)
+    parser.add_argument("--output", type=Path, default=package / "cli" / "demo_checkpoint")
+    parser.add_argument("--held-out-text", type=Path, default=package / "data" / "heldout.txt")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
@@ -220,9 +221,7 @@ def main() -> None:
     # transformers 5 writes its own name for this class, which 4 does not know; both know the older one.
     named = options.output / "tokenizer_config.json"
     named.write_text(named.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"), newline="\n")
-    (options.output / "heldout.txt").write_text(
-        DOCUMENT_BREAK.join(held_out_texts) + "\n", encoding="utf-8", newline="\n"
-    )
+    options.held_out_text.write_text(DOCUMENT_BREAK.join(held_out_texts) + "\n", encoding="utf-8", newline="\n")
     record = {
         "command": shlex.join(["python", "scripts/train_demo_checkpoint.py", *sys.argv[1:]]),
         "python": platform.python_version(),

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from llmcompress.data.texts import BUNDLED_TEXT
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "llmcompress" / "cli" / "demo_checkpoint"
 PROMPTS = (
@@ -37,7 +39,7 @@ def read_json(name: str) -> dict[str, Any]:
 
 
 def held_out() -> list[str]:
-    return (FOLDER / "heldout.txt").read_text(encoding="utf-8").strip("\n").split("\n\n\n")
+    return BUNDLED_TEXT.read_text(encoding="utf-8").strip("\n").split("\n\n\n")
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +175,8 @@ def test_the_readme_tells_the_recorded_numbers() -> None:
     assert f"{record['parameters']:,}" in text
     for value in (record["command"], record["python"], record["versions"]["torch"], record["corpus"]["sha256"]):
         assert value in text, value
-    for name in ("model.safetensors", "heldout.txt"):
-        assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() in text, name
+    for path in (FOLDER / "model.safetensors", BUNDLED_TEXT):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in text, path.name
     assert "Python Software Foundation" in (FOLDER / "LICENSE-PYTHON.txt").read_text(encoding="utf-8")
 
 

@@ -19,6 +19,7 @@ from tiny_models import build_checkpoint
 
 import llmcompress
 from llmcompress import OVModelForCausalLM, Recipe, load_recipe
+from llmcompress.data.texts import BUNDLED_TEXT
 from llmcompress.errors import ModelError, RecipeError, UsageError
 
 WINDOWS = ("calibration.num_samples=8", "calibration.seq_len=64")
@@ -50,7 +51,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def _case(name: str, demo_checkpoint: Path) -> tuple[str, list[str]]:
     """A packaged recipe and what is changed in it."""
-    text = f"calibration.dataset={demo_checkpoint / 'heldout.txt'}"
+    text = f"calibration.dataset={BUNDLED_TEXT}"
     cases: dict[str, tuple[str, list[str]]] = {
         "int8": ("int8", []),
         "int4": ("int4", []),
@@ -113,7 +114,7 @@ def test_the_same_bytes_by_the_command_line(
 def test_a_configuration_serves_twice_after_pickling_and_in_another_process(
     demo_checkpoint: Path, tmp_path: Path
 ) -> None:
-    changes = [f"calibration.dataset={demo_checkpoint / 'heldout.txt'}", *WINDOWS, "weights.scale_estimation=false"]
+    changes = [f"calibration.dataset={BUNDLED_TEXT}", *WINDOWS, "weights.scale_estimation=false"]
     config = load_recipe("int4-awq-se", changes).to_quantization_config()
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
     program = f"""

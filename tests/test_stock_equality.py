@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llmcompress.compression.compress import compress
+from llmcompress.data.texts import BUNDLED_TEXT
 from llmcompress.loaders import LoadedModel, load
 from llmcompress.spec import Recipe, load_recipe
 
@@ -30,7 +31,7 @@ def loaded(checkpoint: Path) -> LoadedModel:
 @pytest.fixture(scope="module")
 def text(checkpoint: Path, request: pytest.FixtureRequest) -> Path:
     if checkpoint.name == "demo_checkpoint":
-        return checkpoint / "heldout.txt"
+        return BUNDLED_TEXT
     path: Path = request.getfixturevalue("calibration_text")
     return path
 

@@ -25,6 +25,7 @@ from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.record import Record
 from llmcompress.report.text import duration_text, rate_text, size_text
 from llmcompress.spec import BenchSpec, EvalSpec
+from llmcompress.spec.dataset import BUNDLED
 from llmcompress.system.command_line import command_line
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.progress import Progress, Reporter, silent
@@ -32,7 +33,7 @@ from llmcompress.system.progress import Progress, Reporter, silent
 CHECKPOINT = Path(__file__).with_name("demo_checkpoint")
 REFERENCE = "none"
 RECIPES = (REFERENCE, "int8", "int4")
-HELD_OUT = EvalSpec(dataset=str(CHECKPOINT / "heldout.txt"), seq_len=256)
+HELD_OUT = EvalSpec(dataset=BUNDLED, seq_len=256)
 PROMPT = "What does str.split do?"
 MAX_NEW_TOKENS = 80
 SPEED = BenchSpec(prompt_tokens=(256,), new_tokens=(64,))

@@ -130,6 +130,7 @@ def _facts(report: EvalReport, source: str) -> dict[str, str]:
     facts = {
         "Model": source,
         "Text": f"{text.dataset}: {scored}",
+        **({"  instead of": text.fallback} if text.fallback else {}),
         "Protocol": f"{spec.protocol}, {spec.seq_len} tokens, {report.chunk} tokens a call",
         "Runtime": f"{spec.device}, {spec.precision}: {', '.join(used)}",
     }

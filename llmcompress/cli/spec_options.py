@@ -151,5 +151,5 @@ def number_or_word(text: str) -> int | str:
     return int(text) if text.strip().isdecimal() else text
 
 
-DATASET = Flag(metavar="NAME|FILE", default="wikitext2", read=absolute_file)
+DATASET = Flag(metavar="NAME|FILE", read=absolute_file)
 DEVICE = Flag("-d")

@@ -238,6 +238,7 @@ def _facts(report: TuneReport) -> dict[str, str]:
         "Objective": f"{_OBJECTIVES[report.spec.objective]}; KL divergence at most {report.max_kl:.3g}",
         "KL divergence": f"from {against} in exact execution, {report.text.num_scored_tokens:,} tokens of "
         f"{report.text.dataset}, {report.spec.effective_chunk} tokens a call",
+        **({"  instead of": report.text.fallback} if report.text.fallback else {}),
     }
 
 

@@ -34,6 +34,10 @@ KNOWN_DATASETS = {
 }
 
 
+_UNREACHABLE = "the Hub cannot be reached and the cache has no copy"
+_WITHOUT_THE_HUB = "run once with the network, or give a local .txt, .jsonl or .parquet file"
+
+
 def pinned_dataset(name: str, subset: str | None, split: str | None) -> KnownDataset:
     """What ``namespace/name@revision``, or a short name, stands for.
 
@@ -66,6 +70,9 @@ def load_table(pinned: KnownDataset, where: str, offline: bool) -> Any:
         WriteError: The cache cannot be written.
     """
     import datasets
+    import httpx
+
+    from llmcompress.hub.failures import unreachable_reason, unwritable_cache
 
     try:
         with replaced(datasets.config, "HF_HUB_OFFLINE", offline or datasets.config.HF_HUB_OFFLINE):
@@ -79,17 +86,14 @@ def load_table(pinned: KnownDataset, where: str, offline: bool) -> Any:
         hint = f"see https://huggingface.co/datasets/{pinned.repo_id}"
         raise HubError(str(error), where=where, hint=hint) from None
     except OSError as error:
-        from llmcompress.hub.failures import unwritable_cache
-
         if refused := unwritable_cache(error, datasets.config.HF_DATASETS_CACHE, where):
             raise refused from error
-        reason = "it is not in the local cache" if offline else "the Hub cannot be reached and the cache has no copy"
-        raise HubError(
-            f"{reason}: {error}",
-            where=where,
-            hint="run once with the network, or give a local .txt, .jsonl or .parquet file",
-        ) from None
-    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = "it is not in the local cache" if offline else _UNREACHABLE
+        raise HubError(f"{reason}: {error}", where=where, hint=_WITHOUT_THE_HUB) from None
+    except (ValueError, RuntimeError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
+        # huggingface_hub closes its client after a failed connection and then tells of the closed client alone.
+        if not offline and (unreachable := unreachable_reason()):
+            raise HubError(f"{_UNREACHABLE}: {unreachable}", where=where, hint=_WITHOUT_THE_HUB) from None
         raise DataError(
             f"cannot be used: {error}",
             where=where,

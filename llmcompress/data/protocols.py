@@ -57,7 +57,12 @@ class EvaluationWindows(NamedTuple):
 
     def part(self, begin: int, end: int) -> EvaluationWindows:
         """The windows from ``begin`` up to ``end``, without the counts per cluster."""
-        return _with_record(self.windows[begin:end], self.record.dataset, self.record.num_documents)
+        part = _with_record(self.windows[begin:end], self.record.dataset, self.record.num_documents)
+        return part.noting(self.record.fallback)
+
+    def noting(self, fallback: str | None) -> EvaluationWindows:
+        """The same, with the reason why the bundled text was read in the record."""
+        return self._replace(record=self.record.model_copy(update={"fallback": fallback}))
 
 
 def evaluation_windows(documents: Texts, spec: EvalSpec, encoder: TextEncoder) -> EvaluationWindows:
@@ -102,8 +107,8 @@ def scored_text(source: Source, spec: EvalSpec, *, offline: bool = False) -> Tex
         DataError: The text cannot be used or is too short.
         HubError: The dataset cannot be had.
     """
-    documents = texts_for(read_documents(spec, offline=offline), source)
-    return evaluation_windows(documents, spec, text_encoder(source)).record
+    documents = read_documents(spec, offline=offline)
+    return evaluation_windows(texts_for(documents, source), documents.spec, text_encoder(source)).record
 
 
 def require_same_tokens(candidate: EvaluationWindows, reference: EvaluationWindows) -> None:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmcompress.data.encoding import decode
 from llmcompress.data.hub_datasets import KnownDataset, load_table, pinned_dataset
 from llmcompress.errors import DataError, UsageError
-from llmcompress.spec.dataset import FILE_TYPES, is_file_name
+from llmcompress.spec.dataset import BUNDLED, FILE_TYPES, is_file_name
 
 if TYPE_CHECKING:
     from llmcompress.spec import Dataset
 
+BUNDLED_TEXT = Path(__file__).with_name("heldout.txt")
+"""English prose of Python's documentation, which comes with the package; the bundled checkpoint never saw it."""
 MAX_FILE_BYTES = 1 << 30
 """Local files are read as a whole; a calibration needs some megabytes."""
 
@@ -100,7 +102,7 @@ def read_texts(
 
     Args:
         dataset: A local ``.txt``, ``.jsonl`` or ``.parquet`` file, as a Path or a string that ends so, a Hub
-            dataset ``namespace/name@revision``, or a name of ``KNOWN_DATASETS``.
+            dataset ``namespace/name@revision``, a name of ``KNOWN_DATASETS``, or ``bundled``.
         subset: A Hub dataset's configuration.
         split: A Hub dataset's split.
         text_field: The field or column that holds the text.
@@ -142,6 +144,8 @@ def read_rows(dataset: str | Path, columns: Columns, *, subset: str | None, spli
     """Read what ``columns`` names, a ``.txt`` file as a whole. Errors as in :func:`read_texts`."""
     if isinstance(dataset, Path) or is_file_name(dataset):
         rows = _read_file(Path(dataset), columns)
+    elif dataset == BUNDLED:
+        rows = _read_file(BUNDLED_TEXT, columns)
     else:
         rows = _read_hub(pinned_dataset(dataset, subset, split), columns, offline)
     if not len(rows.records):

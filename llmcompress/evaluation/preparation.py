@@ -57,15 +57,16 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
     check_request(request)
     properties = _properties(request)
     found, other = _sources(request)
-    spec, access = request.spec, request.access
+    access = request.access
     with stages.stage("read the text"):
         progress(Progress("read the text", 0, 1))
-        documents = read_documents(spec, offline=access.offline)
+        documents = read_documents(request.spec, offline=access.offline)
+        spec = documents.spec
         found = fetch_weights(found, progress=progress)
         other = None if other is None else fetch_weights(other, progress=progress)
         encoder = text_encoder(found)
         texts = texts_for(documents, found)
-        windows = evaluation_windows(texts, spec, encoder)
+        windows = evaluation_windows(texts, spec, encoder).noting(documents.fallback)
         for each in filter(None, (found, other)):
             prompts(each.text_path, encoder)  # the probes ask them later: what cannot be asked ends here
         if other is not None:

@@ -92,6 +92,18 @@ def translated_errors(repo_id: str, revision: str, *, writing: bool = False) -> 
         raise _translated(error, repo_id, revision, writing) from _CauseWithoutWordsError(error)
 
 
+def unreachable_reason() -> str | None:
+    """Ask the Hub for any answer at all, and say in plain words why none came; None: there is one."""
+    from huggingface_hub import constants
+
+    try:
+        with translated_errors(constants.ENDPOINT, ""):
+            httpx.head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except HubError as error:
+        return error.message
+    return None
+
+
 def unwritable_cache(error: BaseException, folder: str | os.PathLike[str], where: str) -> WriteError | None:
     """The error to raise where the disk of a Hugging Face cache refused; None: it was something else."""
     if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:

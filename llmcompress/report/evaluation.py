@@ -29,6 +29,8 @@ class TextRecord(Record):
     """The text that was scored."""
 
     dataset: str
+    fallback: str | None = None
+    """Why the bundled text was scored, where no dataset was named and WikiText could not be had."""
     num_documents: int
     num_windows: int
     num_windows_in_text: int | None = None

@@ -21,6 +21,7 @@ from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT
 from llmcompress.report.record import FileRecord, Provenance
 from llmcompress.spec import BenchSpec, EvalSpec, Gate, Recipe, TuneSpec
+from llmcompress.spec.dataset import AUTO, BUNDLED, WIKITEXT
 from llmcompress.spec.plan import Evaluation
 from llmcompress.system.cache import content_key
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
@@ -115,7 +116,7 @@ def answers(report: EvalReport, evaluation: Evaluation) -> bool:
     exact = report.divergence is not None and report.divergence.exact
     generations = report.generations.num_prompts if report.generations else 0
     return (
-        report.spec == without_path(evaluation.spec())
+        report.spec == as_reported(evaluation.spec(), report.text.dataset)
         and _backends_measured(report, evaluation)
         and (evaluation.reference_scores == "auto" or exact == (evaluation.reference_scores == "exact"))
         and (not evaluation.noise_floor or report.noise_floor is not None)
@@ -132,10 +133,13 @@ def _backends_measured(report: EvalReport, evaluation: Evaluation) -> bool:
     return not missing or (missing == {"paged"} and report.paged_refusal is not None)
 
 
-def without_path(spec: SpecT) -> SpecT:
-    """A spec as reports hold it: of a local text the name alone."""
+def as_reported(spec: SpecT, dataset: str) -> SpecT:
+    """A spec as a report on ``dataset`` holds it: of a local text the name alone, and what stands for ``auto``."""
     path = spec.dataset_path()
-    return spec if path is None else spec.model_copy(update={"dataset": path.name})
+    if path is not None:
+        return spec.model_copy(update={"dataset": path.name})
+    stands = spec.dataset == AUTO and dataset in (WIKITEXT, BUNDLED)
+    return spec.model_copy(update={"dataset": dataset}) if stands else spec
 
 
 def benchmark_reason(directory: Path, spec: BenchSpec) -> str | None:

@@ -15,7 +15,7 @@ from llmcompress.errors import ArtifactError, GateError
 from llmcompress.loaders.source import resolve
 from llmcompress.runner.durations import remember
 from llmcompress.runner.measuring import PlannedArtifact, needed_bytes
-from llmcompress.runner.state import Original, without_path
+from llmcompress.runner.state import Original, as_reported
 from llmcompress.spec import Gate
 from llmcompress.spec.plan import Tuning
 from llmcompress.system.environment import cpu_name
@@ -33,7 +33,8 @@ def tune_reason(
     report = found.tuning
     if report is None:
         return "not tuned yet"
-    if report.spec != without_path(tuning.spec()) or report.reference.itself != (tuning.reference == "itself"):
+    asked_spec = as_reported(tuning.spec(), report.text.dataset)
+    if report.spec != asked_spec or report.reference.itself != (tuning.reference == "itself"):
         return "the tuning changed"
     if not report.reference.itself and not original.is_of(report.reference.provenance):
         return "the model changed"

@@ -12,6 +12,7 @@ from pydantic import Field
 from llmcompress.spec.validation import MAX_COUNT, Count, DescribedModel, Refusal, Text
 
 FILE_TYPES = (".txt", ".jsonl", ".parquet")
+AUTO, BUNDLED, WIKITEXT = "auto", "bundled", "wikitext2"
 OF_THE_DATASET = ("subset", "split", "text_field")
 """Fields that describe ``dataset`` and mean nothing for another one."""
 
@@ -96,10 +97,11 @@ def _dataset_refusal(dataset: str) -> Refusal:
 class ScoredText(Dataset):
     """The text that a model is scored on."""
 
-    KNOWN: ClassVar[tuple[str, ...]] = ("wikitext2", "c4")
+    KNOWN: ClassVar[tuple[str, ...]] = (AUTO, WIKITEXT, "c4", BUNDLED)
 
-    dataset: Text
-    """wikitext2, c4, a .txt, .jsonl or .parquet file, or namespace/name@COMMIT of the Hub."""
+    dataset: Text = AUTO
+    """auto (wikitext2, or the bundled text where it cannot be had), wikitext2, c4, bundled, a .txt, .jsonl or .parquet
+    file, or namespace/name@COMMIT of the Hub."""
     chat_template: bool = False
     """Rows are conversations, written out by the model's chat template."""
 

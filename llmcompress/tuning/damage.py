@@ -63,12 +63,13 @@ def open_models(request: TuneRequest, progress: Reporter) -> Models:
     spec, access = request.spec, request.access
     found = resolve(request.directory, request.access.of_candidate())
     other = None if request.reference is None else resolve(request.reference, access)
-    documents = texts_for(read_documents(spec.evaluation(), offline=access.offline), found)
-    windows = evaluation_windows(documents, spec.evaluation(), text_encoder(found))
+    documents = read_documents(spec.evaluation(), offline=access.offline)
+    texts = texts_for(documents, found)
+    windows = evaluation_windows(texts, documents.spec, text_encoder(found)).noting(documents.fallback)
     search, held_out = _parts(windows, spec)
     if other is not None:
         other = fetch_weights(other, progress=progress)
-        require_same_tokens(windows, evaluation_windows(documents, spec.evaluation(), text_encoder(other)))
+        require_same_tokens(windows, evaluation_windows(texts, documents.spec, text_encoder(other)))
 
     def model(source: Source, properties: dict[str, str]) -> ModelOnDevice:
         loaded = load(source, tokenizer=False, allow_nonfinite=access.allow_nonfinite, progress=progress)
@@ -114,8 +115,9 @@ def searched_text(found: Source, spec: TuneSpec, *, offline: bool = False) -> Te
     Raises:
         DataError: The text cannot be used or is too short.
     """
-    documents = texts_for(read_documents(spec.evaluation(), offline=offline), found)
-    return _parts(evaluation_windows(documents, spec.evaluation(), text_encoder(found)), spec)[0].record
+    documents = read_documents(spec.evaluation(), offline=offline)
+    windows = evaluation_windows(texts_for(documents, found), documents.spec, text_encoder(found))
+    return _parts(windows, spec)[0].record
 
 
 def _parts(windows: EvaluationWindows, spec: TuneSpec) -> tuple[EvaluationWindows, EvaluationWindows]:

@@ -21,6 +21,7 @@ from llmcompress.report.record import Stages, environment_record
 from llmcompress.report.tuning import Trial, TuneReport, TuningReference, TuningVerification
 from llmcompress.spec import Gate, TuneSpec
 from llmcompress.spec.access import Access
+from llmcompress.spec.dataset import AUTO
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.progress import Reporter, silent
 from llmcompress.tuning.choice import OUT_OF_TIME, Limits, limits, with_front
@@ -124,7 +125,8 @@ def tune(
     with _logits_dir(directory) as logits_dir:
         target = target._replace(request=target.request._replace(logits_dir=logits_dir))
         searched = search(target, deadline, stages, progress)
-        choice = verify(target.request, searched, stages, progress)
+        # The verification reads it again, and must read the same, whatever the Hub does meanwhile.
+        choice = verify(_on_the_text_of(searched, target.request), searched, stages, progress)
     made = report(target, searched, choice, stages)
     # The artifact must still be the one that was measured.
     require_verified(directory)
@@ -241,6 +243,14 @@ def _logits_dir(directory: Path) -> Iterator[Path]:
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _on_the_text_of(searched: Searched, request: TuneRequest) -> TuneRequest:
+    """The request, with the dataset that was read where none was named."""
+    if request.spec.dataset != AUTO:
+        return request
+    dataset = searched.models.search.windows.record.dataset
+    return request._replace(spec=request.spec.model_copy(update={"dataset": dataset}))
 
 
 def _check_reference(request: TuneRequest) -> None:

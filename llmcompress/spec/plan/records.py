@@ -69,7 +69,6 @@ class PlanRecipe(StrictModel):
 class Evaluation(EvalSpec):
     """What is measured of every artifact, against the original that it was made from."""
 
-    dataset: Text = "wikitext2"
     reference_scores: Literal["auto", "exact", "cached"] = "auto"
     """``exact``: the whole vocabulary, both models at once. ``cached``: the original's likeliest tokens, scored once
     for all its artifacts; a lower bound. ``auto``: exact where memory suffices."""
@@ -99,7 +98,6 @@ class Evaluation(EvalSpec):
 class Tuning(TuneSpec):
     """How the runtime's settings of every artifact are searched; what is found makes a second artifact next to it."""
 
-    dataset: Text = "wikitext2"
     scope: Scope = "model"
     reference: Literal["original", "itself"] = "original"
     """What the divergence of the settings is measured from: what the artifact was made from, or the artifact itself in
