@@ -156,7 +156,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         asked.append(("card", directory.name, repo_id))
         (directory / "README.md").write_text(f"card {len(asked)}")
 
-    def push_to_hub(directory: Path, repo_id: str, *, private: bool) -> None:
+    def push_to_hub(directory: Path, repo_id: str, *, private: bool, progress: None) -> None:
         asked.append(("push", directory.name, repo_id, private))
 
     cards.write_card = write_card  # type: ignore[attr-defined]

@@ -11,7 +11,8 @@ from llmcompress.artifact.manifest import NOT_LISTED, entries, file_record, read
 from llmcompress.errors import ArtifactError
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.file_names import MANIFEST
-from llmcompress.report.record import FileRecord, Record
+from llmcompress.report.readable import Readable
+from llmcompress.report.record import FileRecord
 
 # Where huggingface_hub notes what it downloaded into a local directory.
 _HUB_NOTES = ".cache/huggingface/"
@@ -24,7 +25,7 @@ class Problem(NamedTuple):
     text: str
 
 
-class VerifyReport(Record):
+class VerifyReport(Readable):
     """The answer of ``verify``: every deviation of a directory from its manifest."""
 
     ok: bool

@@ -32,7 +32,8 @@ from llmcompress.report.record import Stages, environment_record
 from llmcompress.spec.access import Access
 from llmcompress.spec.benchmark import BenchSpec, Setting, Shape
 from llmcompress.system.environment import installed_versions, quiet_libraries
-from llmcompress.system.progress import Progress, Reporter, silent
+from llmcompress.system.library_call import ProgressOption, library_call, reporter
+from llmcompress.system.progress import Progress, Reporter
 
 
 class _Model(NamedTuple):
@@ -57,6 +58,7 @@ class _Bench(NamedTuple):
     progress: Reporter
 
 
+@library_call
 def benchmark(
     sources: Sequence[str | Path],
     spec: BenchSpec,
@@ -65,7 +67,7 @@ def benchmark(
     offline: bool = False,
     allow_links: bool = False,
     max_context: int | None = None,
-    progress: Reporter = silent,
+    progress: ProgressOption = "auto",
 ) -> tuple[BenchReport, ...]:
     """Measure load time, prefill, decode and memory of OpenVINO models, each in a process of its own.
 
@@ -89,6 +91,7 @@ def benchmark(
         KilledForMemoryError: A worker was killed for its memory.
         WriteError: A report could not be written.
     """
+    progress = reporter(progress)
     quiet_libraries()
     stages = Stages()
     require_engine(spec, where="`engine`")

@@ -18,9 +18,11 @@ from llmcompress.spec import RECOMMENDED, Access, Recipe, load_recipe
 from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_SCORES, installed_versions, quiet_libraries
 from llmcompress.system.files import short_name
+from llmcompress.system.library_call import ProgressOption, library_call, reporter
 from llmcompress.system.progress import Reporter, silent
 
 
+@library_call
 def compress(
     source: str | Path | LoadedModel,
     recipe: str | Path | Recipe,
@@ -36,7 +38,7 @@ def compress(
     max_context: int | None = None,
     tokenizer: bool = True,
     engine: Engine = "llmcompress",
-    progress: Reporter = silent,
+    progress: ProgressOption = "auto",
 ) -> CompressionReport:
     """Compress a model by a recipe into one complete directory for OpenVINO.
 
@@ -78,6 +80,7 @@ def compress(
         LockedError: Another run writes the same output.
         GateError: Accuracy control cannot keep what it must, and the best model is not to be kept.
     """
+    progress = reporter(progress)
     if engine not in get_args(Engine):
         raise UsageError(f"engine: got {engine!r}; accepted: {', '.join(get_args(Engine))}", hint="write one of these")
     quiet_libraries()

@@ -92,8 +92,9 @@ def load_table(pinned: KnownDataset, where: str, offline: bool) -> Any:
         raise HubError(f"{reason}: {error}", where=where, hint=_WITHOUT_THE_HUB) from None
     except (ValueError, RuntimeError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
         # huggingface_hub closes its client after a failed connection and then tells of the closed client alone.
-        if not offline and (unreachable := unreachable_reason()):
-            raise HubError(f"{_UNREACHABLE}: {unreachable}", where=where, hint=_WITHOUT_THE_HUB) from None
+        if isinstance(error, httpx.HTTPError) or "client has been closed" in str(error):
+            reason = unreachable_reason() or str(error)
+            raise HubError(f"{_UNREACHABLE}: {reason}", where=where, hint=_WITHOUT_THE_HUB) from None
         raise DataError(
             f"cannot be used: {error}",
             where=where,

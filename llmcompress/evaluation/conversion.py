@@ -16,7 +16,8 @@ from llmcompress.loaders.source import fetch_weights, resolve
 from llmcompress.report.evaluation import ConversionRecord
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import quiet_libraries
-from llmcompress.system.progress import Progress, Reporter, silent
+from llmcompress.system.library_call import ProgressOption, library_call, reporter
+from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,7 @@ _MAX_ROWS = 512
 _log = logging.getLogger(__name__)
 
 
+@library_call
 def check_conversion(
     source: str | Path,
     *,
@@ -50,7 +52,7 @@ def check_conversion(
     allow_nonfinite: bool = False,
     allow_links: bool = False,
     merge_adapter: bool = False,
-    progress: Reporter = silent,
+    progress: ProgressOption = "auto",
 ) -> ConversionRecord:
     """Compare PyTorch with OpenVINO on an uncompressed checkpoint; ``passed`` says whether the conversion is right.
 
@@ -64,6 +66,7 @@ def check_conversion(
         HubError: The Hub could not give it.
         SecurityError: The source would need pickle files or foreign code.
     """
+    progress = reporter(progress)
     quiet_libraries()
     access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter)
     found = resolve(source, access)

@@ -27,8 +27,9 @@ from llmcompress.report.evaluation import BackendRecord, EvalReport, GateRecord,
 from llmcompress.report.record import Stages, environment_record
 from llmcompress.spec import Access, EvalSpec, Gate
 from llmcompress.system.environment import installed_versions, quiet_libraries
+from llmcompress.system.library_call import ProgressOption, library_call, reporter
 from llmcompress.system.memory import ROOM, memory
-from llmcompress.system.progress import Reporter, silent
+from llmcompress.system.progress import Reporter
 
 
 class Judged(NamedTuple):
@@ -39,6 +40,7 @@ class Judged(NamedTuple):
     gate: GateRecord
 
 
+@library_call
 def evaluate(
     source: str | Path,
     spec: EvalSpec,
@@ -62,7 +64,7 @@ def evaluate(
     tasks: Sequence[str] = (),
     task_limit: int | None = None,
     task_path: Path | None = None,
-    progress: Reporter = silent,
+    progress: ProgressOption = "auto",
 ) -> EvalReport:
     """Measure a model on the OpenVINO runtime, alone or against its reference.
 
@@ -107,6 +109,7 @@ def evaluate(
         SecurityError: A source would need pickle files or foreign code.
         WriteError: The report or the reference's scores could not be written.
     """
+    progress = reporter(progress)
     quiet_libraries()
     access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context)
     stages = Stages()

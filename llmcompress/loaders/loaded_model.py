@@ -28,6 +28,7 @@ from llmcompress.report.record import AdapterRecord, FileRecord, Provenance, Sou
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.json_file import read_json
+from llmcompress.system.library_call import ProgressOption, library_call, reporter
 from llmcompress.system.progress import Progress, Reporter, silent
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class LoadedModel:
         return replace(self, model=clone_model(self.model))
 
 
+@library_call
 def load(
     source: str | Path | Source,
     *,
@@ -71,7 +73,7 @@ def load(
     tokenizer: bool = True,
     scratch_dir: Path | None = None,
     checked: CheckedWeights | None = None,
-    progress: Reporter = silent,
+    progress: ProgressOption = "auto",
 ) -> LoadedModel:
     """Load a Hub id, a checkpoint directory or an OpenVINO IR directory.
 
@@ -95,6 +97,7 @@ def load(
         SecurityError: It would need pickle files or foreign code.
         HubError: The Hub could not give it.
     """
+    progress = reporter(progress)
     quiet_libraries()
     if not isinstance(source, Source):
         access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter)

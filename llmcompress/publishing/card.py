@@ -14,14 +14,14 @@ from llmcompress.publishing.base_model import Stated, find_base
 from llmcompress.publishing.content import variables
 from llmcompress.publishing.sandbox import render
 from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT
-from llmcompress.report.record import Record
+from llmcompress.report.readable import Readable
 from llmcompress.spec.access import check_repo_id
 
 _MARK = re.compile(r"\n<!-- llmcompress card, sha256 of the text above: ([0-9a-f]{64}) -->\n\Z")
 _FRONT_MATTER = re.compile(r"---\n(.*?)^---$", re.DOTALL | re.MULTILINE)
 
 
-class CardReport(Record):
+class CardReport(Readable):
     """What became of a card."""
 
     path: str

@@ -19,11 +19,13 @@ from llmcompress.report.file_names import CARD
 from llmcompress.report.push import PushReport
 from llmcompress.spec.access import check_revision
 from llmcompress.system.environment import installed_versions
-from llmcompress.system.progress import Progress, Reporter, silent
+from llmcompress.system.library_call import ProgressOption, library_call, reporter
+from llmcompress.system.progress import Progress, Reporter
 
 CardRenderer = Callable[[Path, str | None], str]
 
 
+@library_call
 def push_to_hub(
     directory: str | Path,
     repo_id: str | None = None,
@@ -39,7 +41,7 @@ def push_to_hub(
     collection: str | None = None,
     tags: Sequence[str] = (),
     revision: str | None = None,
-    progress: Reporter = silent,
+    progress: ProgressOption = "auto",
     render: CardRenderer | None = None,
 ) -> PushReport:
     """Publish an output directory of ``compress`` in one commit, and compare what the Hub then holds by hash.
@@ -73,6 +75,7 @@ def push_to_hub(
         SecurityError: a file holds an access token.
         HubError: no login, no rights, a conflict, or the Hub cannot be reached. There is one commit or none.
     """
+    progress = reporter(progress)
     directory = Path(directory)
     for tag in tags:
         check_revision(tag)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from llmcompress.report.evaluation import Estimate
+from llmcompress.report.readable import Readable
 from llmcompress.report.record import EnvironmentRecord, Measured, Record
+from llmcompress.report.text import rate_text, shape_text, size_text
 from llmcompress.spec.benchmark import BenchSpec
 
 Judgement = Literal["better", "worse", "inside the noise"]
@@ -110,7 +112,7 @@ class Ratio(Record):
     judgement: Judgement
 
 
-class BenchReport(Record):
+class BenchReport(Readable):
     """What one run measured of one model."""
 
     schema_version: int = 1
@@ -132,6 +134,20 @@ class BenchReport(Record):
     steadiness: Steadiness
     environment: EnvironmentRecord
     measured: Measured
+
+    def facts(self) -> dict[str, str]:
+        """Size, memory, and the speed of each shape."""
+        facts = {
+            "model": self.source,
+            "size": size_text(self.size_bytes),
+            "peak memory": size_text(self.peak_rss_bytes),
+        }
+        for case in self.cases:
+            speed = [f"prefill {rate_text(case.prefill_tokens_per_s)}"]
+            if case.decode_tokens_per_s is not None:
+                speed.append(f"decode {rate_text(case.decode_tokens_per_s)}")
+            facts[f"{case.device}, {shape_text(case)} tokens"] = ", ".join(speed) + " tokens/s"
+        return facts
 
 
 class BenchFile(BenchReport):

@@ -6,7 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, Protocol
 
+from llmcompress.report.readable import Readable
 from llmcompress.report.record import EnvironmentRecord, FileRecord, Measured, Provenance, Record
+from llmcompress.report.text import count_text, duration_text, size_text
 from llmcompress.report.tuning import TuningOrigin
 from llmcompress.spec import Recipe
 
@@ -123,7 +125,7 @@ class ActivationRecord(Record):
     """None without accuracy control."""
 
 
-class CompressionReport(Record):
+class CompressionReport(Readable):
     """The manifest ``llmcompress.json``: equal for equal inputs, recipe and versions, apart from ``measured``."""
 
     schema_version: int = 1
@@ -154,6 +156,20 @@ class CompressionReport(Record):
     def runtime_options(self) -> dict[str, str]:
         """What the model holds for the plugin, by OpenVINO's names."""
         return runtime_options(self.recipe, self.layers)
+
+    def facts(self) -> dict[str, str]:
+        """What it was made of and how, its size, and what the weights became."""
+        kinds = [f"{kind.mode} {kind.share:.0%}" for kind in weight_kinds(self.layers)]
+        return {
+            "source": self.provenance.id or self.provenance.architecture,
+            "recipe": self.recipe.name,
+            "parameters": count_text(self.num_parameters),
+            "bits per weight": f"{self.bits_per_weight:.2f}",
+            "size": size_text(self.size_bytes),
+            "weights": ", ".join(kinds),
+            "time": duration_text(self.measured.duration_s),
+            "peak memory": size_text(self.measured.peak_rss_bytes),
+        }
 
 
 class Layer(Protocol):

@@ -6,7 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from llmcompress.report.readable import Readable
 from llmcompress.report.record import EnvironmentRecord, Measured, Provenance, Record
+from llmcompress.report.text import interval_text
 from llmcompress.spec import EvalSpec, Gate
 from llmcompress.spec.evaluation import Backend
 
@@ -203,7 +205,7 @@ class TaskScore(Record):
     version: str
 
 
-class ConversionRecord(Record):
+class ConversionRecord(Readable):
     """PyTorch against OpenVINO, both uncompressed, on the same tokens."""
 
     num_prompts: int
@@ -216,7 +218,7 @@ class ConversionRecord(Record):
     passed: bool
 
 
-class EvalReport(Record):
+class EvalReport(Readable):
     """The report ``eval.json``."""
 
     schema_version: int = 1
@@ -257,3 +259,23 @@ class EvalReport(Record):
         if not self.backends:
             return {} if self.divergence is None else {"stateful": self.divergence}
         return {record.backend: record.divergence for record in self.backends if record.divergence is not None}
+
+    def facts(self) -> dict[str, str]:
+        """The text, what was measured on it, and what that comes to."""
+        found, text = self.divergence, self.text
+        facts = {
+            "text": f"{text.dataset}: {text.num_scored_tokens:,} tokens in {text.num_windows} windows",
+            "perplexity": interval_text(self.model.perplexity.perplexity),
+        }
+        if text.fallback:
+            facts["instead of"] = text.fallback
+        if self.reference is not None:
+            facts["of the reference"] = interval_text(self.reference.perplexity.perplexity)
+        if found is not None:
+            bound = "" if found.exact else "at least "
+            facts["KL divergence, nats"] = bound + interval_text(found.kl_divergence)
+            facts["top-1 agreement"] = interval_text(found.top1_agreement, ".2%")
+        facts |= {f"{score.task}, {score.metric}": f"{score.value:.4g}" for score in self.tasks}
+        if self.verdict is not None:
+            facts["verdict"] = self.verdict
+        return facts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from llmcompress.report.readable import Readable
 from llmcompress.report.record import Record
 
 
@@ -15,7 +16,7 @@ class PushedFile(Record):
     state: Literal["new", "changed", "unchanged"]
 
 
-class PushReport(Record):
+class PushReport(Readable):
     """One push."""
 
     repo_id: str

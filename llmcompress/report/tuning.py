@@ -8,7 +8,9 @@ from pydantic import Field
 
 from llmcompress.report.benchmark import Judgement, Stats
 from llmcompress.report.evaluation import DivergenceRecord, Estimate, GateRecord, TextRecord
+from llmcompress.report.readable import Readable
 from llmcompress.report.record import EnvironmentRecord, Measured, Provenance, Record
+from llmcompress.report.text import interval_text, settings_text
 from llmcompress.spec.tuning import Objective, TuneSpec
 
 TrialStatus = Literal["default", "measured", "beaten", "not permitted", "refused"]
@@ -72,7 +74,7 @@ class TuningVerification(Record):
     permitted: bool
 
 
-class TuneReport(Record):
+class TuneReport(Readable):
     """The report ``tune.json``."""
 
     schema_version: int = 1
@@ -109,6 +111,19 @@ class TuneReport(Record):
     """The others: for the machine's runtime profile."""
     environment: EnvironmentRecord
     measured: Measured
+
+    def facts(self) -> dict[str, str]:
+        """What was tried and chosen, and why."""
+        facts = {
+            "model": self.source,
+            "device": f"{self.spec.device}: {self.device_name}",
+            "tried": f"{len(self.trials)} settings",
+            "chosen": settings_text(self.chosen),
+            "reason": self.reason,
+        }
+        if self.verification is not None:
+            facts["gain"] = interval_text(self.verification.gain, ".3g")
+        return facts
 
 
 class TuningOrigin(Record):

@@ -130,7 +130,7 @@ class Ledger:
         else:
             assert self._plan.push is not None
             assert repo_id is not None
-            publishing.push_to_hub(directory, repo_id, private=self._plan.push.private)
+            publishing.push_to_hub(directory, repo_id, private=self._plan.push.private, progress=None)
             remember_push(directory, repo_id, private=self._plan.push.private)
         job.left.remove(step)
         job.made.append(step)

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from llmcompress.errors import LlmcompressError, one_line
+from llmcompress.report.readable import Readable
 from llmcompress.report.record import Record
 from llmcompress.spec.plan import Job, Plan
 from llmcompress.system.progress import Progress
@@ -76,7 +77,7 @@ class JobResult(Record):
     failure: Failure | None = None
 
 
-class RunReport(Record):
+class RunReport(Readable):
     """What came of a plan."""
 
     output: str
@@ -87,6 +88,10 @@ class RunReport(Record):
     def exit_code(self) -> int:
         """Of the first row that failed; 0: all are done."""
         return next((row.failure.exit_code for row in self.rows if row.failure is not None), 0)
+
+    def facts(self) -> dict[str, str]:
+        """What became of each job."""
+        return {row.name: row.failure.message if row.failure else "done" for row in self.rows}
 
 
 class Event(NamedTuple):

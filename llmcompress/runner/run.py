@@ -15,6 +15,7 @@ from llmcompress.runner.schedule import due
 from llmcompress.runner.survey import Surveyed, survey
 from llmcompress.spec.plan import Job, Plan, planned_jobs
 from llmcompress.spec.validation import did_you_mean, shown
+from llmcompress.system.library_call import ProgressOption, library_call, reporter
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Reporter, silent
 
@@ -41,6 +42,7 @@ def outlook(
     return tuple(each.outlook for each in _surveyed(jobs, plan, executor, offline, progress, logs))
 
 
+@library_call
 def run_plan(
     plan: Plan,
     *,
@@ -50,7 +52,7 @@ def run_plan(
     address: str | None = None,
     offline: bool = False,
     watch: Watcher = lambda event: None,
-    progress: Reporter = silent,
+    progress: ProgressOption = "auto",
     logs: Logs = None,
 ) -> RunReport:
     """Make, measure and ship every artifact of a plan that is not done yet.
@@ -79,6 +81,7 @@ def run_plan(
         ResourceError: The executor's or the benchmark engine's extra is not installed.
         InterruptedRunError: This process was told to stop; what is complete stays.
     """
+    progress = reporter(progress)
     if address is not None and executor != "ray":
         raise UsageError("`address` has no effect on the executor local", hint="add `executor` ray")
     plan = _with_absolute_paths(plan)

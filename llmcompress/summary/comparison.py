@@ -11,7 +11,9 @@ from llmcompress.errors import UsageError
 from llmcompress.report.benchmark import BenchReport
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import DivergenceRecord, EvalReport
+from llmcompress.report.readable import Readable
 from llmcompress.report.record import Record
+from llmcompress.report.text import size_text
 from llmcompress.spec import BenchSpec
 from llmcompress.summary.comparability import Basis, Kind, find_bases
 from llmcompress.summary.trade_offs import TradeOff, find_trade_offs
@@ -49,7 +51,7 @@ class FailedRow(Record):
     """Of the class of its error, as in ``llmcompress.errors``."""
 
 
-class Comparison(Record):
+class Comparison(Readable):
     """Artifacts with their reports, jobs that failed, and what may be compared with what."""
 
     rows: tuple[Row, ...]
@@ -60,6 +62,18 @@ class Comparison(Record):
     def bases_of(self, kind: Kind) -> tuple[Basis, ...]:
         """What figures of one kind have in common; more than one: not all of them can be compared."""
         return tuple(basis for basis in self.bases if basis.kind == kind)
+
+    def facts(self) -> dict[str, str]:
+        """Each artifact in a line."""
+        facts = {}
+        for row in self.rows:
+            parts = [size_text(row.manifest.size_bytes), f"{row.manifest.bits_per_weight:.2f} bits/weight"]
+            if row.evaluation is not None:
+                parts.append(f"perplexity {row.evaluation.model.perplexity.perplexity.value:.4g}")
+            if row.divergence is not None:
+                parts.append(f"KL {row.divergence.kl_divergence.value:.3g}")
+            facts[row.name] = ", ".join(parts)
+        return facts | {row.name: row.reason for row in self.failures}
 
 
 def compare(directories: Sequence[str | Path], failures: Sequence[FailedRow] = ()) -> Comparison:

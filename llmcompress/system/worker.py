@@ -19,6 +19,7 @@ from typing import IO, Any, NoReturn
 
 from llmcompress.errors import InterruptedRunError, KilledForMemoryError, LlmcompressError
 from llmcompress.system.environment import leave_out_sklearn, quiet_libraries
+from llmcompress.system.library_call import let_libraries_speak
 from llmcompress.system.memory import peak_rss_bytes
 from llmcompress.system.messages import Done, Failed, greet, receive, send, sendable
 from llmcompress.system.progress import WARNING, Progress
@@ -43,6 +44,7 @@ def serve(parent_pid: int) -> NoReturn:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     quiet_libraries()
     _mark_warnings()
+    let_libraries_speak()
     leave_out_sklearn()
     threading.Thread(target=_read_calls, args=(stream, calls), daemon=True).start()
     greet(_answers)

@@ -20,7 +20,8 @@ from llmcompress.spec.validation import from_options
 from llmcompress.system.command_line import command_line
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.files import replace_file
-from llmcompress.system.progress import Progress, Reporter, silent
+from llmcompress.system.library_call import ProgressOption, library_call, reporter
+from llmcompress.system.progress import Progress
 
 
 def read_tuning(directory: str | Path) -> TuneReport:
@@ -53,8 +54,9 @@ def read_tuning(directory: str | Path) -> TuneReport:
     return report
 
 
+@library_call
 def apply_tuning(
-    directory: str | Path, output_dir: str | Path, *, overwrite: bool = False, progress: Reporter = silent
+    directory: str | Path, output_dir: str | Path, *, overwrite: bool = False, progress: ProgressOption = "auto"
 ) -> CompressionReport:
     """Write a new artifact with the same weights whose IR holds the runtime options that ``tune.json`` chose.
 
@@ -69,6 +71,7 @@ def apply_tuning(
         WriteError: The output could not be written.
         LockedError: Another run writes the same output.
     """
+    progress = reporter(progress)
     quiet_libraries()
     directory = Path(directory).absolute()
     report = read_tuning(directory)

@@ -23,7 +23,8 @@ from llmcompress.spec import Gate, TuneSpec
 from llmcompress.spec.access import Access
 from llmcompress.spec.dataset import AUTO
 from llmcompress.system.environment import installed_versions, quiet_libraries
-from llmcompress.system.progress import Reporter, silent
+from llmcompress.system.library_call import ProgressOption, library_call, reporter
+from llmcompress.system.progress import Reporter
 from llmcompress.tuning.choice import OUT_OF_TIME, Limits, limits, with_front
 from llmcompress.tuning.damage import Models, TuneRequest, divergence_under, open_models
 from llmcompress.tuning.race import SAME, start
@@ -69,6 +70,7 @@ class Choice(NamedTuple):
     verification: TuningVerification | None = None
 
 
+@library_call
 def tune(
     directory: str | Path,
     spec: TuneSpec,
@@ -82,7 +84,7 @@ def tune(
     max_context: int | None = None,
     offline: bool = False,
     gate: Gate | None = None,
-    progress: Reporter = silent,
+    progress: ProgressOption = "auto",
 ) -> TuneReport:
     """Search the runtime's settings of an artifact on a device: speed and memory against what they cost.
 
@@ -115,6 +117,7 @@ def tune(
         ResourceError: Memory will not suffice.
         WriteError: The report could not be written.
     """
+    progress = reporter(progress)
     quiet_libraries()
     stages, deadline = Stages(), time.monotonic() + spec.budget_s
     access = Access(
