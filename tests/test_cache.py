@@ -206,6 +206,22 @@ def test_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["num_removed"] == 1
 
 
+def test_a_dry_run_removes_nothing_and_says_what_would_go(capsys: pytest.CaptureFixture[str]) -> None:
+    kept = entry("kernels", "cc", size=1_000, days=1)
+    old = entry("statistics", "aa", size=5_000_000, days=9)
+    assert run(["cache", "prune", "--older-than", "3d", "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("1 would be removed, 5 MB; 1 kB kept in ")
+    assert kept.exists()
+    assert old.exists()
+    assert run(["cache", "list"]) == 0
+    assert "machine code of our kernels" in capsys.readouterr().out
+
+
+def test_the_place_of_the_cache_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["cache", "dir"]) == 0
+    assert capsys.readouterr().out == f"{cache_dir()}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -530,6 +530,10 @@ def test_recipes_lists_each_with_when_to_take_it(capsys: Captured) -> None:
     assert run(["recipes", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {"none", "int8", "int4", "int4-awq-se"} <= {recipe["name"] for recipe in listed}
+    rows = [line.split()[0] for line in shown.splitlines() if line[:1].isalpha()]
+    assert rows[1:4] == ["int4", "int4-awq-se", "int4-awq"]
+    assert rows.index("none") > max(rows.index(recipe["name"]) for recipe in listed if recipe["name"] != "none")
+    assert "Recommended to begin with: int4;" in shown
     for recipe in listed:
         assert re.search(rf"^{recipe['name']} +{re.escape(recipe['description'][:30])}", shown, re.MULTILINE)
 

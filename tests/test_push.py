@@ -436,6 +436,19 @@ def test_nobody_is_logged_in(fake: FakeHub, model: Path, monkeypatch: pytest.Mon
     assert fake.requests == []
 
 
+def test_a_dry_run_needs_no_login(fake: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    report = pushed(model, dry_run=True)
+    assert report.repo_id.startswith("YOUR-ACCOUNT/")
+    assert (report.created, report.commit, fake.requests) == (True, None, [])
+    assert {file.path for file in report.files} == {*files_of(model), "README.md"}
+    fake.repos[MODEL] = new_repo({"notes.md": b"mine"})
+    seen = pushed(model, MODEL, dry_run=True)
+    assert (seen.repo_id, seen.created, seen.kept) == (MODEL, False, ("notes.md",))
+    assert fake.repos[MODEL].head.files.keys() == {"notes.md"}
+
+
 @pytest.mark.parametrize(
     ("who", "message"),
     [

@@ -449,3 +449,24 @@ def test_a_configuration_that_is_a_dangling_link_is_named(tmp_path: Path) -> Non
     (path / "config.json").symlink_to(tmp_path / "gone.json")
     with pytest.raises(ModelError, match=r"config\.json is a link that leads nowhere"):
         resolve(path)
+
+
+def test_a_path_into_a_directory_that_is_there_is_not_asked_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def listing(repo_id: str, *_: object, **__: object) -> None:
+        asked.append(repo_id)
+        raise HubError("asked")
+
+    monkeypatch.setattr("llmcompress.hub.listing.listing", listing)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UsageError, match="out/int4: looks like a path, and the directory 'out' holds no 'int4'"):
+        resolve("out/int4")
+    assert asked == []
+    for source, access in (("other/int4", Access()), ("out/int4", Access("main"))):
+        with pytest.raises(HubError, match="asked"):
+            resolve(source, access)
+    assert asked == ["other/int4", "out/int4"]

@@ -923,6 +923,17 @@ def test_the_command_takes_what_was_measured(tuned: Path, tmp_path: Path) -> Non
     assert json.loads(cli("tune", tuned, "--measured", "--json").stdout)["chosen"]["KEY_CACHE_PRECISION"] == "f16"
 
 
+def test_applying_no_gain_writes_nothing_says_so_and_is_no_failure(tuned: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tuned, tmp_path / "copy")
+    same = read_tuning(copy).model_copy(update={"chosen": {}, "in_model": {}, "in_profile": {}, "reason": "all noise"})
+    (copy / "tune.json").write_text(same.model_dump_json())
+    done = cli("tune", copy, "--measured", "--apply", "-o", tmp_path / "new")
+    assert done.returncode == 0, done.stderr
+    assert "Choice: the defaults: all noise" in done.stdout
+    assert done.stderr == f"nothing to apply: all noise; {tmp_path / 'new'} was not written\n"
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_page_shows_every_setting(tuned: Path, tmp_path: Path) -> None:
     report = read_tuning(tuned)
     beaten = Trial(properties={"A": "<b>"}, status="beaten", reason="slower", gain=estimate(0.5))

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from filelock import Timeout
 
-from llmcompress.cli.console import plain, print_blocks, print_json, print_text, table
+from llmcompress.cli.console import plain, print_blocks, print_json, print_text, table, write_line
 from llmcompress.cli.options import Json
 from llmcompress.errors import UsageError
 from llmcompress.report.record import Record
@@ -31,6 +31,8 @@ KINDS = {
     "reference-scores": "likeliest tokens of originals",
     "evaluations": "scores of interrupted evaluations",
     "durations": "how long steps took",
+    "kernels": "machine code of our kernels",
+    "matplotlib": "fonts of the page's charts",
 }
 RECENT_S = 60.0
 """An entry used this recently counts as in use: between two workers of one run nobody holds it."""
@@ -63,6 +65,16 @@ def list_cache(as_json: Json = False) -> None:
     print_text(f"{size_text(total)} in {cache_dir()}")
 
 
+@cache.command("dir")
+def show_directory() -> None:
+    """Print where it lies; LLMCOMPRESS_CACHE moves it.
+
+    [bold]Examples[/bold]
+    du -sh "$(llmcompress cache dir)"
+    """
+    write_line(str(cache_dir()))
+
+
 @cache.command("prune")
 def prune(
     older_than: Annotated[
@@ -73,6 +85,7 @@ def prune(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="All that no run is using.")] = False,
     kinds: Annotated[list[str] | None, typer.Option("--kind", help="Only this kind; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: Json = False,
 ) -> None:
     """Remove entries, the longest unused first; never what a run is using.
@@ -97,13 +110,15 @@ def prune(
         older_than_s=None if older_than is None else _number(older_than, _AGES, "--older-than", "12h, 30d"),
         max_bytes=None if max_size is None else round(_number(max_size, _SIZES, "--max-size", "500MB, 20GB")),
         kinds=tuple(kinds or ()),
+        dry_run=dry_run,
     )
     if as_json:
         print_json(report)
         return
     in_use = f"; {report.num_in_use} that a run is using or has just used were left" if report.num_in_use else ""
+    removed = "would be removed" if dry_run else "removed"
     print_text(
-        f"{report.num_removed} removed, {size_text(report.removed_bytes)}{in_use}; "
+        f"{report.num_removed} {removed}, {size_text(report.removed_bytes)}{in_use}; "
         f"{size_text(report.kept_bytes)} kept in {report.directory}"
     )
 
@@ -155,6 +170,7 @@ def prune_cache(
     older_than_s: float | None = None,
     max_bytes: int | None = None,
     kinds: tuple[str, ...] = (),
+    dry_run: bool = False,
     removing: Callable[[CacheEntry], None] = lambda entry: None,
 ) -> PruneReport:
     """Remove entries, the longest unused first; never what a run is using.
@@ -163,6 +179,7 @@ def prune_cache(
         older_than_s: Those unused for longer than this many seconds. With neither limit: all.
         max_bytes: So many that what is left takes at most this.
         kinds: Only these; none: all kinds.
+        dry_run: Remove nothing, and count what would go; what a run holds shows only when it is to be removed.
         removing: Told of each entry before it is removed.
     """
     entries = [entry for entry in cache_entries() if not kinds or entry.kind in kinds]
@@ -174,7 +191,7 @@ def prune_cache(
         too_much = max_bytes is not None and left > max_bytes
         if not (everything or old or too_much):
             continue
-        if entry.unused_s < RECENT_S or not _remove(entry, removing):
+        if entry.unused_s < RECENT_S or not (dry_run or _remove(entry, removing)):
             in_use += 1
             continue
         removed += 1
@@ -185,7 +202,7 @@ def prune_cache(
         num_removed=removed,
         removed_bytes=freed,
         num_in_use=in_use,
-        kept_bytes=sum(entry.size_bytes for entry in cache_entries()),
+        kept_bytes=sum(entry.size_bytes for entry in cache_entries()) - (freed if dry_run else 0),
     )
 
 

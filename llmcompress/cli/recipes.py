@@ -6,8 +6,14 @@ from typing import Annotated
 
 import typer
 
-from llmcompress.cli.console import print_blocks, print_json, table, write_line
+from llmcompress.cli.console import print_blocks, print_json, print_text, table, write_line
 from llmcompress.cli.options import Json, Overrides
+
+ORDER = (
+    *("int4", "int4-awq-se", "int4-awq", "int4-gptq", "int4-mixed", "int4-sym", "int4-npu"),
+    *("int8", "int8-sym", "int8-ptq"),
+)
+"""Those that are taken most first; the others follow by name, the uncompressed one last."""
 
 recipes = typer.Typer(invoke_without_command=True, add_completion=False, rich_markup_mode="rich")
 
@@ -30,11 +36,13 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
 
     found = table(["Recipe", "When to take it"], one_line=["Recipe"])
     found.columns[0].style = "bold"
-    for recipe in packaged:
+    places = {name: place for place, name in enumerate(ORDER)}
+    for recipe in sorted(packaged, key=lambda each: (each.name == "none", places.get(each.name, len(ORDER)))):
         found.add_row(recipe.name, Text(recipe.description or ""))
     for name, bits in RECOMMENDED.items():
         found.add_row(name, f"What Optimum recommends for the model at hand in {bits} bits, else its general settings.")
     print_blocks(found)
+    print_text("Recommended to begin with: int4; where eval finds that it loses too much, int4-awq-se, then int8.")
 
 
 @recipes.command()

@@ -178,6 +178,9 @@ def _put(
     """Write the tuned artifact and the machine's profile, as far as they were asked for and there is something."""
     from llmcompress.tuning import apply_tuning, runtime_profile, write_profile
 
+    if output is not None and not report.chosen:
+        stderr().print(f"nothing to apply: {report.reason}; {output} was not written", markup=False, soft_wrap=True)
+        return
     profile: RuntimeProfile | None = runtime_profile(report)
     if profile_output is not None and profile is None:
         raise UsageError(

@@ -102,6 +102,12 @@ def resolve(source: str | Path, access: Access = Access()) -> Source:
                 f"the path {text!r} does not exist",
                 hint="give an existing directory, or a Hub id in the form namespace/name",
             )
+        if access.revision is None and text.count("/") == 1 and path.parent.is_dir():
+            raise UsageError(
+                f"looks like a path, and the directory {str(path.parent)!r} holds no {path.name!r}",
+                where=text,
+                hint="check the path; for the Hub's model of this name give `revision`, for example main",
+            )
         return _from_hub(text, access)
     if access.revision is not None:
         raise UsageError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from llmcompress.artifact import read_measurements, replace_report, require_verified
 from llmcompress.errors import HubError, UsageError
 from llmcompress.hub import upload
-from llmcompress.hub.account import find_account, require_rights
+from llmcompress.hub.account import current_token, find_account, require_rights
 from llmcompress.hub.client import HubClient
 from llmcompress.publishing import outgoing
 from llmcompress.publishing.base_model import Stated
@@ -21,6 +21,9 @@ from llmcompress.spec.access import check_revision
 from llmcompress.system.environment import installed_versions
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
 from llmcompress.system.progress import Progress, Reporter
+
+UNKNOWN_ACCOUNT = "YOUR-ACCOUNT"
+"""In the name that a dry run shows where nobody is logged in."""
 
 CardRenderer = Callable[[Path, str | None], str]
 
@@ -47,7 +50,8 @@ def push_to_hub(
     """Publish an output directory of ``compress`` in one commit, and compare what the Hub then holds by hash.
 
     What leaves: the files of the manifest, reports that were measured on these bytes, and the card, which is written
-    where there is none. The login and its rights are checked first. The token comes from ``HF_TOKEN`` or the login.
+    where there is none. The login and its rights are checked first; a dry run goes without. The token comes from
+    ``HF_TOKEN`` or the login.
 
     Args:
         directory: With its manifest; verified before anything leaves.
@@ -98,9 +102,11 @@ def push_to_hub(
     sent = _Sent(progress)
     client = HubClient(sum(file.size_bytes for file in files.values()), on_sent=sent.add)
     progress(Progress("look at the Hub", 0, 0))
-    who = find_account(client)
-    name = repository_name(directory, measured.manifest, repo_id, who.name)
-    require_rights(who, name, create_pr=create_pr)
+    # A look at what would leave needs no account; what is private is then not seen.
+    who = None if dry_run and current_token() is None else find_account(client)
+    name = repository_name(directory, measured.manifest, repo_id, who.name if who else UNKNOWN_ACCOUNT)
+    if who is not None:
+        require_rights(who, name, create_pr=create_pr)
     if keep_card:
         card = own = outgoing.kept_card(directory)
     else:
@@ -109,7 +115,9 @@ def push_to_hub(
     outgoing.require_no_token(CARD, card.encode())
     files[CARD] = upload.Outgoing.of_bytes(card.encode())
     files |= outgoing.benchmark_scores(measured, upload.page(name))
-    changes = find_changes(client, upload.fetch_state(client, name, branch), files, delete_others=delete_others)
+    unknown = name.startswith(f"{UNKNOWN_ACCOUNT}/")
+    before = upload.Remote(name, branch, None, False, {}) if unknown else upload.fetch_state(client, name, branch)
+    changes = find_changes(client, before, files, delete_others=delete_others)
     require_place(client, changes, private=private, create_pr=create_pr, tags=tags, collection=collection)
     new = changes.before.commit is None
     report = PushReport(
@@ -129,7 +137,7 @@ def push_to_hub(
         collection=collection,
         card=card,
     )
-    if dry_run:
+    if dry_run or who is None:
         return report
     if not (directory / CARD).is_file():
         replace_report(directory, CARD, own.encode())
