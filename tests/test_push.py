@@ -439,7 +439,7 @@ def test_nobody_is_logged_in(fake: FakeHub, model: Path, monkeypatch: pytest.Mon
 def test_a_dry_run_needs_no_login(fake: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    report = pushed(model, dry_run=True)
+    report = pushed(model, None, dry_run=True)
     assert report.repo_id.startswith("YOUR-ACCOUNT/")
     assert (report.created, report.commit, fake.requests) == (True, None, [])
     assert {file.path for file in report.files} == {*files_of(model), "README.md"}
