@@ -20,6 +20,7 @@ from llmcompress.loaders.source import resolve
 from llmcompress.runner.state import as_reported
 from llmcompress.spec import EvalSpec, TuneSpec
 from llmcompress.spec.plan import Evaluation, Tuning
+from llmcompress.spec.tuning import Workload
 from llmcompress.tuning.damage import TuneRequest, searched_text
 from llmcompress.tuning.tune import tune
 
@@ -120,7 +121,8 @@ def test_the_verification_of_tuning_reads_what_the_search_read(
         return verify(request, *arguments)
 
     monkeypatch.setattr(module, "verify", watched)
-    spec = TuneSpec(**SMALL, properties=("NUM_STREAMS=1",), budget_s=1)
+    tiny = Workload(name="tiny", prompt_tokens=16, new_tokens=4)
+    spec = TuneSpec(**SMALL, workloads=(tiny,), properties=("NUM_STREAMS=1",), budget_s=1)
     report = tune(artifact("int8"), spec, offline=True)
     assert asked[0].spec == spec.model_copy(update={"dataset": "bundled"}) == report.spec
     assert report.text.fallback is not None

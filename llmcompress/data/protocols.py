@@ -108,7 +108,8 @@ def scored_text(source: Source, spec: EvalSpec, *, offline: bool = False) -> Tex
         HubError: The dataset cannot be had.
     """
     documents = read_documents(spec, offline=offline)
-    return evaluation_windows(texts_for(documents, source), documents.spec, text_encoder(source)).record
+    windows = evaluation_windows(texts_for(documents, source), documents.spec, text_encoder(source))
+    return windows.noting(documents.fallback).record
 
 
 def require_same_tokens(candidate: EvaluationWindows, reference: EvaluationWindows) -> None:

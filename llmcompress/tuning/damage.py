@@ -117,7 +117,7 @@ def searched_text(found: Source, spec: TuneSpec, *, offline: bool = False) -> Te
     """
     documents = read_documents(spec.evaluation(), offline=offline)
     windows = evaluation_windows(texts_for(documents, found), documents.spec, text_encoder(found))
-    return _parts(windows, spec)[0].record
+    return _parts(windows.noting(documents.fallback), spec)[0].record
 
 
 def _parts(windows: EvaluationWindows, spec: TuneSpec) -> tuple[EvaluationWindows, EvaluationWindows]:
