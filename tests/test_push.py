@@ -444,9 +444,10 @@ def test_a_dry_run_needs_no_login(fake: FakeHub, model: Path, monkeypatch: pytes
     assert (report.created, report.commit, fake.requests) == (True, None, [])
     assert {file.path for file in report.files} == {*files_of(model), "README.md"}
     fake.repos[MODEL] = new_repo({"notes.md": b"mine"})
+    before = dict(fake.repos[MODEL].head.files)
     seen = pushed(model, MODEL, dry_run=True)
     assert (seen.repo_id, seen.created, seen.kept) == (MODEL, False, ("notes.md",))
-    assert fake.repos[MODEL].head.files.keys() == {"notes.md"}
+    assert fake.repos[MODEL].head.files == before
 
 
 @pytest.mark.parametrize(
