@@ -19,6 +19,7 @@ LlmcompressError            1   something unexpected
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
@@ -31,10 +32,12 @@ class LlmcompressError(Exception):
 
     exit_code = 1
 
-    def __init__(self, message: str, *, where: str = "", hint: str = "") -> None:
+    def __init__(self, message: str, *, where: str = "", hint: str = "", quoted: Sequence[str] = ()) -> None:
+        """Take the texts; ``quoted`` are lines of another program, which stand below the message."""
         super().__init__(message)
         # What a library or a file says may have line breaks and characters that steer a terminal.
         self.message, self.where, self.hint = map(_in_one_line, (message, where, hint))
+        self.message += "".join(f"\n  | {_in_one_line(line)}" for line in quoted)
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
@@ -137,5 +140,5 @@ def _in_one_line(text: str) -> str:
 
 def _rebuild(kind: type[LlmcompressError], message: str, where: str, hint: str, exit_code: int) -> LlmcompressError:
     error = kind(message, where=where, hint=hint)
-    error.exit_code = exit_code
+    error.message, error.exit_code = message, exit_code
     return error

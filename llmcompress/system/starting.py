@@ -111,10 +111,10 @@ def explain(death: Death) -> LlmcompressError:
     ended = (
         f"crashed with {_signal_name(-death.returncode)}" if death.returncode < 0 else f"exited with {death.returncode}"
     )
-    lines = "".join(f"\n  | {line}" for line in death.last_lines)
     return LlmcompressError(
-        f"the worker {ended}{at} ({measures})" + (f"; its last lines:{lines}" if lines else ", and wrote nothing"),
+        f"the worker {ended}{at} ({measures})" + ("; its last lines:" if death.last_lines else ", and wrote nothing"),
         hint="-v shows all that it writes; 'llmcompress doctor' looks for broken libraries",
+        quoted=death.last_lines,
     )
 
 
