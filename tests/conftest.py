@@ -17,6 +17,8 @@ SHARED = ROOT.parent / "shared"
 def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or fills the caches of the person who runs it."""
     patch = pytest.MonkeyPatch()
+    # How wide reports are must not depend on where the tests run.
+    patch.delenv("COLUMNS", raising=False)
     patch.setenv("LLMCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.setenv("HF_HOME", os.environ.get("HF_HOME") or str(tmp_path_factory.mktemp("hf-home")))
     yield

@@ -184,7 +184,7 @@ class FakeClient:
 
 def test_runs_are_interleaved_and_every_prompt_is_new(artifact: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark_module, "Client", FakeClient)
-    monkeypatch.setattr(benchmark_module, "write_report", lambda *arguments: None)
+    monkeypatch.setattr(benchmark_module, "add_benchmark", lambda *arguments: None)
     monkeypatch.setattr(FakeClient, "asked", [])
     spec = BenchSpec(repetitions=2, warmup_runs=1, prompt_tokens=(8,), new_tokens=(4,), threads=(1, 2),
                      properties=("NUM_STREAMS=1",))  # fmt: skip

@@ -170,7 +170,9 @@ def test_a_conversation_is_kept_until_it_is_reset(none: Path) -> None:
 
 def test_options_that_need_others_are_refused(none: Path) -> None:
     run = _run(str(none), "--json")
-    assert (run.returncode, run.stderr) == (2, "error: --json prints the answer to one prompt\nhint: give -p PROMPT\n")
+    assert run.returncode == 2
+    error = json.loads(run.stderr)["error"]
+    assert (error["message"], error["hint"]) == ("--json prints the answer to one prompt", "give -p PROMPT")
     run = _run(str(none), "--with-revision", "main")
     assert run.returncode == 2
     assert "--with-revision would have no effect without --with" in run.stderr

@@ -100,8 +100,14 @@ SHOWN = {
 
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("name", SHOWN)
-def test_no_word_of_a_report_is_cut_or_lost(name: str, columns: int) -> None:
+def test_no_word_of_a_report_is_cut_or_lost(
+    name: str, columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments, record = SHOWN[name]
+    # A cache that nothing grows between the two runs.
+    (tmp_path / "statistics/aa").mkdir(parents=True)
+    (tmp_path / "statistics/aa/file").write_bytes(bytes(1234))
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path))
     narrow = seen(arguments, record, columns=columns)
     assert words(narrow) == words(seen(arguments, record))
     # A word or a command that is wider than the terminal is left whole, for whoever copies it.

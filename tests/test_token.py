@@ -25,7 +25,7 @@ CARDS = f"""
 import sys, types
 module = types.ModuleType("llmcompress.publishing.card")
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-def render_card(directory, *, repo_id=None, template=None):
+def render_card(directory, *, repo_id=None, template=None, base_model=None, license=None):
     from push_fixture import card
     return card(directory, repo_id)
 module.render_card = render_card
