@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,12 @@ def test_no_word_of_a_report_is_cut_or_lost(
     name: str, columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments, record = SHOWN[name]
-    # A cache that nothing grows between the two runs.
+    # A cache that neither grows nor ages by a minute between the two runs.
     (tmp_path / "statistics/aa").mkdir(parents=True)
     (tmp_path / "statistics/aa/file").write_bytes(bytes(1234))
+    then = time.time() - 9 * 86_400 - 30
+    for path in (tmp_path / "statistics/aa/file", tmp_path / "statistics/aa"):
+        os.utime(path, (then, then))
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path))
     narrow = seen(arguments, record, columns=columns)
     assert words(narrow) == words(seen(arguments, record))
