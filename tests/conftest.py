@@ -19,6 +19,8 @@ def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     # How wide reports are must not depend on where the tests run.
     patch.delenv("COLUMNS", raising=False)
+    # Nor what they print on how fast the machine is: no lines of progress in pipes.
+    patch.setenv("LLMCOMPRESS_PROGRESS_S", "86400")
     patch.setenv("LLMCOMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.setenv("HF_HOME", os.environ.get("HF_HOME") or str(tmp_path_factory.mktemp("hf-home")))
     yield

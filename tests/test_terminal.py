@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from test_cli import COMMANDS, EVALUATION, REPORT, ROOT, SPEED
 
-import llmcompress.cli.progress
 import llmcompress.system.process
 from llmcompress.cli import run
-from llmcompress.cli.progress import watching
+from llmcompress.cli.progress import line_interval_s, watching
+from llmcompress.errors import UsageError
 from llmcompress.system.progress import Progress
 
 Captured = pytest.CaptureFixture[str]
@@ -181,7 +181,7 @@ def test_quiet_prints_the_essential_result_alone(
 def test_a_pipe_gets_lines_with_amount_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     import time
 
-    monkeypatch.setattr(llmcompress.cli.progress, "LINE_EVERY_S", 0.05)
+    monkeypatch.setenv("LLMCOMPRESS_PROGRESS_S", "0.05")
     with watching(verbose=False) as watch:
         for done in (1000, 2000, 3000):
             watch.report(Progress("score", done, 8000, "tokens"))
@@ -190,6 +190,13 @@ def test_a_pipe_gets_lines_with_amount_and_time_left(monkeypatch: pytest.MonkeyP
     assert lines
     assert all(re.fullmatch(r"score: [123],000 of 8,000 tokens, \d\.\d s(, \d\.\d s left)?", line) for line in lines)
     assert any(line.endswith("left") for line in lines)
+
+
+@pytest.mark.parametrize("text", ["x", "0", "-1", "nan", "inf"])
+def test_an_interval_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_PROGRESS_S", text)
+    with pytest.raises(UsageError, match=f"got '{text}'; a positive number of seconds is accepted"):
+        line_interval_s()
 
 
 @pytest.mark.parametrize(("columns", "width"), [("80", 80), ("400", 400), ("", 120), ("0", 120), ("x", 120)])

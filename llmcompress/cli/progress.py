@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from llmcompress.cli.console import is_quiet, stderr
+from llmcompress.errors import UsageError
 from llmcompress.report.text import count_text, duration_text, size_text
 from llmcompress.system.progress import WARNING, Progress, Reporter
 
@@ -19,8 +22,7 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-LINE_EVERY_S = 5.0
-"""Where there is no terminal."""
+INTERVAL_VARIABLE = "LLMCOMPRESS_PROGRESS_S"
 
 
 class Watch(NamedTuple):
@@ -99,16 +101,32 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
     sys.stderr.flush()
 
 
+def line_interval_s() -> float:
+    """Seconds between lines of progress where there is no terminal: ``LLMCOMPRESS_PROGRESS_S``, else 5.
+
+    Raises:
+        UsageError: The variable holds no positive number.
+    """
+    text = os.environ.get(INTERVAL_VARIABLE) or "5"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"got {text!r}; a positive number of seconds is accepted", where=INTERVAL_VARIABLE)
+    return min(seconds, threading.TIMEOUT_MAX)
+
+
 @contextmanager
 def _every_few_seconds(console: Console, lines: Callable[[], list[str]]) -> Iterator[None]:
     """Print lines now and then where nobody sees bars: a log stays alive, and a run of a moment prints none."""
     if console.is_terminal or is_quiet():
         yield
         return
-    ended = threading.Event()
+    ended, interval_s = threading.Event(), line_interval_s()
 
     def print_lines() -> None:
-        while not ended.wait(LINE_EVERY_S):
+        while not ended.wait(interval_s):
             for line in lines():
                 console.print(line, markup=False, soft_wrap=True)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.cli.console import is_quiet, stderr
-from llmcompress.cli.progress import LINE_EVERY_S, progress_text, watching, worker_lines
+from llmcompress.cli.progress import line_interval_s, progress_text, watching, worker_lines
 from llmcompress.report.text import duration_text
 from llmcompress.system.progress import Progress, Reporter
 
@@ -47,11 +47,12 @@ def run_watched(*, verbose: bool) -> Iterator[Seen]:
 def _log(console: Console) -> Callable[[Event], None]:
     began: dict[str, float] = {}
     told: dict[str, float] = {}
+    interval_s = line_interval_s()
 
     def watch(event: Event) -> None:
         now = time.monotonic()
         if event.kind == "progress":
-            if event.progress is None or now - told.get(event.task, began.get(event.task, now)) < LINE_EVERY_S:
+            if event.progress is None or now - told.get(event.task, began.get(event.task, now)) < interval_s:
                 return
             told[event.task] = now
         if event.kind == "begin":
