@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from terminal_fixture import received_from
 
 import llmcompress.system.process
 from llmcompress.cli import run
@@ -704,18 +705,9 @@ def terminal_output(program: str, **environment: str) -> str:
         env=kept | {"COLUMNS": "100", "TERM": "xterm-256color"} | environment,
     )
     os.close(theirs)
-    received = b""
-    while True:
-        try:
-            block = os.read(ours, 65536)
-        except OSError:
-            break
-        if not block:
-            break
-        received += block
-    os.close(ours)
+    received = received_from(ours)
     assert child.wait() == 0
-    return received.decode()
+    return received
 
 
 TWO_STAGES = """

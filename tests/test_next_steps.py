@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from push_fixture import evaluation, make_artifact, tuning
+from terminal_fixture import received_from, without_escapes
 from test_cli import EVALUATION, RATE, REPORT, SPEED
 
 from llmcompress.artifact import add_benchmark, manifest_sha256, read_measurements, write_report
@@ -286,18 +286,9 @@ def test_a_terminal_shows_the_verdict_the_gate_and_the_way_out(columns: int, mod
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
     child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(model)], stdin=theirs, stdout=theirs, env=environment)
     os.close(theirs)
-    received = b""
-    while True:
-        try:
-            block = os.read(ours, 65536)
-        except OSError:
-            break
-        if not block:
-            break
-        received += block
-    os.close(ours)
+    received = received_from(ours)
     assert child.wait() == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", received.decode()).replace("\r\n", "\n")
+    text = without_escapes(received)
     lines = [line.rstrip() for line in text.splitlines()]
     assert "Gate  no thresholds set" in lines
     assert any(line.startswith("Verdict: worse") for line in lines)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from terminal_fixture import received_from, without_escapes
 from test_cli import COMMANDS, EVALUATION, REPORT, ROOT, SPEED
 
 import llmcompress.system.process
@@ -70,18 +71,9 @@ def seen(arguments: list[str], record: Any = None, *, columns: int | None = None
     assert child.stdin is not None
     child.stdin.write(text)
     child.stdin.close()
-    received = b""
-    while True:
-        try:
-            block = os.read(ours, 65536)
-        except OSError:
-            break
-        if not block:
-            break
-        received += block
-    os.close(ours)
-    assert child.wait() == 0, received.decode()
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", received.decode()).replace("\r\n", "\n").splitlines()
+    received = received_from(ours)
+    assert child.wait() == 0, received
+    return without_escapes(received).splitlines()
 
 
 def words(lines: list[str]) -> set[str]:
