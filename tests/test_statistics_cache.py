@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmcompress.compression.nncf.statistics import statistics
-from llmcompress.report.compression import CalibrationRecord
-from llmcompress.report.record import FileRecord, Provenance
+from llmcompress.report.record import CalibrationRecord, FileRecord, Provenance
 from llmcompress.spec import StatisticsPrecision, WeightCompression
 
 WEIGHTS = FileRecord(path="model.safetensors", size_bytes=1, sha256="a" * 64)

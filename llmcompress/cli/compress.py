@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llmcompress.report.compression import AccuracyRecord, ActivationRecord, CompressionReport
+    from llmcompress.report.training import TrainingRecord
     from llmcompress.spec import Access, Recipe
     from llmcompress.system.progress import Reporter
 
@@ -192,6 +193,8 @@ def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: 
         facts["Activations"] = _activations_text(report.activations)
     if accuracy is not None:
         facts["Accuracy control"] = _accuracy_text(accuracy)
+    if report.training is not None:
+        facts["Training"] = _training_text(report.training)
     facts |= {
         "Tokenizer": _TOKENIZER[report.tokenizer],
         "Chat template": _CHAT_TEMPLATE[report.chat_template],
@@ -216,6 +219,20 @@ def _activations_text(activations: ActivationRecord) -> str:
     total = sum(activations.executed.values())
     executed = f"{activations.device} executes {activations.num_executed_low} of {total} in 8 bits"
     return f"{activations.mode}: {counts}; {executed}"
+
+
+def _training_text(training: TrainingRecord) -> str:
+    """How it went, and by how much the held-out text got nearer to the original."""
+    before = sum(curve.points[0].validation for curve in training.curves) / len(training.curves)
+    gained = sum(curve.gain for curve in training.curves if curve.kept_step) / len(training.curves)
+    loss = "KL divergence" if training.loss == "kl_divergence" else "output error of a layer"
+    if not training.num_improved:
+        return f"{training.method}: held-out {loss} {before:.4g}, no gain beyond noise; the start was written"
+    share = "" if training.method == "distillation" else f"{training.num_improved} of {len(training.curves)} layers, "
+    return (
+        f"{training.method}: held-out {loss} {before:.4g} -> {before - gained:.4g} ({share}"
+        f"{training.changed_codes:.1%} of the codes changed)"
+    )
 
 
 def _accuracy_text(accuracy: AccuracyRecord) -> str:

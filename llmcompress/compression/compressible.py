@@ -121,8 +121,23 @@ def require_compressible(source: Source, recipe: Recipe, *, here: bool = True) -
         )
     if architecture is None and (source.path / MODEL_XML).is_file():
         refuse_compressed(read_ir(source.path), source, recipe)
+    require_trainable(source, recipe)
     if here:
         require_executable(recipe)
+
+
+def require_trainable(source: Source, recipe: Recipe) -> None:
+    """Refuse to train on what is no checkpoint.
+
+    Raises:
+        RecipeError: Says so.
+    """
+    if recipe.training is not None and source.layout == "ir":
+        raise RecipeError(
+            "training compares with the original in torch, and an OpenVINO model is none",
+            where=f"recipe {recipe.name}: training",
+            hint="give the checkpoint that it was converted from, or a recipe without training",
+        )
 
 
 def require_executable(recipe: Recipe) -> None:

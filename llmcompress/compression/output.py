@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from llmcompress.artifact import Staging, file_records, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED, file_record
 from llmcompress.compression.run import CompressedModel
+from llmcompress.data.disjoint import write_sequences
 from llmcompress.loaders.source import Source
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE
@@ -57,6 +58,7 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         chat_template=chat_template,
         layers=compressed.layers,
         activations=compressed.activations,
+        training=compressed.training,
         files=files,
         measured=stages.measured(),
     )
@@ -66,8 +68,8 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
 
 def inputs(found: Source, recipe: Recipe) -> list[Path]:
     """The files and directories that an output is made from, and must not touch."""
-    data = recipe.calibration.dataset_path() if recipe.calibration else None
-    return [found.path, *([data] if data else [])]
+    texts = (text.dataset_path() for text in recipe.texts.values())
+    return [found.path, *(path for path in texts if path)]
 
 
 def _save_model(model: ov.Model, stage: Staging, progress: Reporter) -> None:
@@ -103,6 +105,8 @@ def _save_side_files(
         write_json(stage.path / "config.json", loaded.config)
         recipe = dump_recipe(compressed.recipe.portable())
         (stage.path / RECIPE).write_text(recipe, encoding="utf-8", newline="\n")
+        if compressed.training_windows is not None:
+            write_sequences(stage.path, compressed.training_windows.training.token_ids)
         save_generation_config(loaded.config, loaded.generation_config, tokenizer, stage.path)
         if tokenizer is None:
             return "none"

@@ -14,6 +14,7 @@ from llmcompress.compression.compressible import (
     refuse_compressed,
     require_compressible,
     require_executable,
+    require_trainable,
 )
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.layers import CODEBOOKS, activation_record, layer_table
@@ -25,15 +26,8 @@ from llmcompress.loaders.loaded_model import LoadedModel, load_source
 from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.loaders.tokenizer import require_tokenizer
-from llmcompress.report.compression import (
-    AccuracyRecord,
-    ActivationRecord,
-    CalibrationRecord,
-    Engine,
-    LayerRecord,
-    runtime_options,
-)
-from llmcompress.report.record import Stages
+from llmcompress.report.compression import AccuracyRecord, ActivationRecord, Engine, LayerRecord, runtime_options
+from llmcompress.report.record import CalibrationRecord, Stages
 from llmcompress.spec import Access, Recipe
 from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.progress import Progress, Reporter, silent
@@ -42,6 +36,8 @@ if TYPE_CHECKING:
     import openvino as ov
 
     from llmcompress.data import CalibrationWindows
+    from llmcompress.report.training import TrainingRecord
+    from llmcompress.training.train import TrainingWindows
 
 
 def recipe_windows(found: Source, recipe: Recipe, tokenizer: Any, *, offline: bool) -> CalibrationWindows | None:
@@ -64,6 +60,28 @@ def recipe_windows(found: Source, recipe: Recipe, tokenizer: Any, *, offline: bo
     )
 
 
+def training_windows(found: Source, recipe: Recipe, tokenizer: Any, *, offline: bool) -> TrainingWindows | None:
+    """Take the windows that a recipe trains on and those that it holds out; None: it trains nothing.
+
+    Raises: as ``llmcompress.data.calibration_windows``; DataError: training and held-out text are not disjoint.
+    """
+    if recipe.training is None:
+        return None
+    from llmcompress.data import calibration_windows
+    from llmcompress.training.train import SPARE, require_disjoint
+
+    wanted = recipe.training.num_validation_samples
+    windows = calibration_windows(
+        recipe.training,
+        tokenizer,
+        num_held_out=SPARE * wanted,
+        offline=offline,
+        max_seq_len=longest_context(found, recipe.training.seq_len),
+        num_embeddings=num_embeddings(found.config),
+    )
+    return require_disjoint(windows, wanted)
+
+
 @dataclass(frozen=True)
 class CompressedModel:
     """A compressed model that is not written yet."""
@@ -76,6 +94,8 @@ class CompressedModel:
     calibration: CalibrationRecord | None
     layers: tuple[LayerRecord, ...]
     activations: ActivationRecord | None
+    training: TrainingRecord | None
+    training_windows: TrainingWindows | None
     stages: Stages
     """Time and memory so far."""
 
@@ -116,10 +136,11 @@ def compress_in_memory(
     with weights_checked(allow_nonfinite=options.access.allow_nonfinite, progress=progress) as check:
         if isinstance(source, LoadedModel):
             require_executable(recipe)
+            require_trainable(source.source, recipe)
             with stages.stage("forecast"):
                 predicted = _forecast(source.source, recipe, options, progress)
-            tokenizer, windows = _tokenize(source.source, recipe, options, stages)
-            ready = _Ready(source.source, None, tokenizer, windows, predicted.codes_on_disk)
+            texts = _tokenize(source.source, recipe, options, stages)
+            ready = _Ready(source.source, None, texts, predicted.codes_on_disk)
         else:
             ready = _make_ready(source, recipe, options, check, stages, progress)
         with stages.stage("load and trace"), write_errors(options.target or options.scratch_dir):
@@ -136,17 +157,34 @@ def compress_in_memory(
                 )
     with stages.stage("compress"):
         file_memory = FileMemory(options.scratch_dir) if ready.codes_on_disk else None
-        applied = apply_recipe(loaded, recipe, ready.windows, options.engine, file_memory, progress)
+        applied = apply_recipe(loaded, recipe, ready.texts.windows, options.engine, file_memory, progress)
+    trained = None
+    if ready.texts.training is not None:
+        from llmcompress.training.train import train
+
+        with stages.stage("train"):
+            trained = train(applied.loaded, recipe, ready.texts.training, options.scratch_dir, progress)
+    with stages.stage("read the layers"):
         layers, activations = _inspect(applied, recipe)
     return CompressedModel(
         loaded=applied.loaded,
         recipe=recipe,
-        tokenizer=ready.tokenizer if options.tokenizer else None,
-        calibration=ready.windows.record if ready.windows else None,
+        tokenizer=ready.texts.tokenizer if options.tokenizer else None,
+        calibration=ready.texts.windows.record if ready.texts.windows else None,
         layers=layers,
         activations=activations,
+        training=trained,
+        training_windows=ready.texts.training,
         stages=stages,
     )
+
+
+class _Texts(NamedTuple):
+    """What reads a text, and what the recipe reads of one."""
+
+    tokenizer: Any | None
+    windows: CalibrationWindows | None
+    training: TrainingWindows | None
 
 
 class _Ready(NamedTuple):
@@ -155,8 +193,7 @@ class _Ready(NamedTuple):
     source: Source
     checked: CheckedWeights | None
     """The check of a checkpoint's weights, which may still be running."""
-    tokenizer: Any | None
-    windows: CalibrationWindows | None
+    texts: _Texts
     codes_on_disk: bool
 
 
@@ -170,22 +207,22 @@ def _make_ready(
         require_compressible(source, recipe)
         predicted = _forecast(source, recipe, options, progress)
         require_fits(predicted if options.target else predicted.model_copy(update={"disk_bytes": 0}))
-    tokenizer, windows = _tokenize(source, recipe, options, stages)
+    texts = _tokenize(source, recipe, options, stages)
     with stages.stage("fetch"):
         source = fetch_weights(source, progress=progress)
         if source.layout == "checkpoint" and checked is None:
             checked = check(source)
-    return _Ready(source, checked, tokenizer, windows, predicted.codes_on_disk)
+    return _Ready(source, checked, texts, predicted.codes_on_disk)
 
 
-def _tokenize(
-    source: Source, recipe: Recipe, options: CompressOptions, stages: Stages
-) -> tuple[Any | None, CalibrationWindows | None]:
-    """Refuse tokens that the model has no embedding for; return what reads a text, and what the recipe reads of one."""
+def _tokenize(source: Source, recipe: Recipe, options: CompressOptions, stages: Stages) -> _Texts:
+    """Refuse tokens that the model has no embedding for, and read what the recipe reads of its texts."""
     with stages.stage("tokenize"):
         source = fetch_side_files(source)
-        tokenizer = require_tokenizer(source, needed=options.tokenizer or recipe.calibration is not None)
-        return tokenizer, recipe_windows(source, recipe, tokenizer, offline=options.access.offline)
+        tokenizer = require_tokenizer(source, needed=options.tokenizer or bool(recipe.texts))
+        offline = options.access.offline
+        windows = recipe_windows(source, recipe, tokenizer, offline=offline)
+        return _Texts(tokenizer, windows, training_windows(source, recipe, tokenizer, offline=offline))
 
 
 def _forecast(source: Source, recipe: Recipe, options: CompressOptions, progress: Reporter) -> Forecast:

@@ -11,7 +11,7 @@ from llmcompress.data.conversations import Conversations, conversation_columns
 from llmcompress.data.texts import Columns, Rows, read_rows, text_of
 from llmcompress.data.tokens import Frame, TextEncoder, by_transformers
 from llmcompress.errors import DataError, UsageError
-from llmcompress.report.compression import CalibrationRecord
+from llmcompress.report.record import CalibrationRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,8 +108,8 @@ def calibration_windows(
     chosen = cut[generator.choice(available, size=wanted, replace=False)]
     held_out = None
     if num_held_out:
-        held_out = _windows(_held_out(cut, chosen, num_held_out, generator, where), where, calibration.seed)
-    return replace(_windows(chosen, where, calibration.seed), held_out=held_out)
+        held_out = of_windows(_held_out(cut, chosen, num_held_out, generator, where), where, calibration.seed)
+    return replace(of_windows(chosen, where, calibration.seed), held_out=held_out)
 
 
 def _frame(calibration: Calibration, tokenizer: Any, encoder: TextEncoder) -> Frame:
@@ -159,7 +159,8 @@ def _held_out(
     return held_out
 
 
-def _windows(token_ids: NDArray[np.int64], where: str, seed: int) -> CalibrationWindows:
+def of_windows(token_ids: NDArray[np.int64], where: str, seed: int) -> CalibrationWindows:
+    """Windows with the record of where they come from; ``token_ids`` becomes read-only."""
     token_ids.flags.writeable = False
     record = CalibrationRecord(
         dataset=where,

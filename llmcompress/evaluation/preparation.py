@@ -6,6 +6,7 @@ import logging
 from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, read_manifest
+from llmcompress.data.disjoint import require_not_trained_on
 from llmcompress.data.documents import read_documents, texts_for
 from llmcompress.data.protocols import evaluation_windows, require_same_tokens
 from llmcompress.data.tokens import TextEncoder, text_encoder
@@ -68,6 +69,7 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
         texts = texts_for(documents, found)
         windows = evaluation_windows(texts, spec, encoder).noting(documents.fallback)
         for each in filter(None, (found, other)):
+            require_not_trained_on(each.path, [window.token_ids for window in windows.windows], windows.record.dataset)
             prompts(each.text_path, encoder)  # the probes ask them later: what cannot be asked ends here
         if other is not None:
             require_same_tokens(windows, evaluation_windows(texts, spec, text_encoder(other)))

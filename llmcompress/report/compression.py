@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple, Protocol
 
 from llmcompress.report.readable import Readable
-from llmcompress.report.record import EnvironmentRecord, FileRecord, Measured, Provenance, Record
+from llmcompress.report.record import CalibrationRecord, EnvironmentRecord, FileRecord, Measured, Provenance, Record
 from llmcompress.report.text import count_text, duration_text, size_text
+from llmcompress.report.training import TrainingRecord
 from llmcompress.report.tuning import TuningOrigin
 from llmcompress.spec import Recipe
 
@@ -49,16 +50,6 @@ def integer_group_sizes(layers: Iterable[LayerRecord]) -> set[int]:
 def runtime_options(recipe: Recipe, layers: Iterable[LayerRecord]) -> dict[str, str]:
     """The recipe's hints by OpenVINO's names, for a model with these layers."""
     return recipe.runtime.resolved(integer_group_sizes(layers)).properties()
-
-
-class CalibrationRecord(Record):
-    """The calibration windows that were used."""
-
-    dataset: str
-    num_windows: int
-    seq_len: int
-    seed: int
-    token_ids_sha256: str
 
 
 class OperationCount(Record):
@@ -147,6 +138,8 @@ class CompressionReport(Readable):
     layers: tuple[LayerRecord, ...]
     activations: ActivationRecord | None = None
     """None where activations are not quantized."""
+    training: TrainingRecord | None = None
+    """None where the bits are those that the compression made."""
     tuning: TuningOrigin | None = None
     """None where the runtime options are the recipe's own."""
     files: tuple[FileRecord, ...]

@@ -2,6 +2,8 @@
 
 MODEL_XML, MODEL_BIN = "openvino_model.xml", "openvino_model.bin"
 RECIPE = "recipe.yaml"
+TRAINING_SEQUENCES = "training_sequences.npy"
+"""Hashes of what a model's bits were trained on."""
 MANIFEST = "llmcompress.json"
 EVAL_REPORT, BENCH_REPORT, TUNE_REPORT = "eval.json", "bench.json", "tune.json"
 CARD = "README.md"

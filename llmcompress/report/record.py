@@ -32,6 +32,16 @@ class FileRecord(Record):
     sha256: str
 
 
+class CalibrationRecord(Record):
+    """The windows of a text that were used."""
+
+    dataset: str
+    num_windows: int
+    seq_len: int
+    seed: int
+    token_ids_sha256: str
+
+
 class SourceCard(Record):
     """What the README of a source states in its front matter: what somebody wrote, checked by nobody."""
 

@@ -6,14 +6,13 @@ from functools import cached_property
 
 from pydantic import BaseModel
 
-from llmcompress.compression.run import recipe_windows
+from llmcompress.compression.run import recipe_windows, training_windows
 from llmcompress.data.protocols import scored_text
 from llmcompress.loaders.context import require_context
 from llmcompress.loaders.source import Source, fetch_side_files, resolve
-from llmcompress.report.compression import CalibrationRecord
 from llmcompress.runner.durations import remembered
 from llmcompress.runner.records import MEASURED, Step
-from llmcompress.runner.state import Original
+from llmcompress.runner.state import Original, Texts
 from llmcompress.spec import Recipe
 from llmcompress.spec.plan import Job, Plan
 from llmcompress.tuning import searched_text
@@ -80,16 +79,17 @@ class PlannedModel:
             known["compress"] = None if load is None or known["compress"] is None else load + known["compress"]
         return {step: duration for step, duration in known.items() if duration is not None}
 
-    def calibration(self, recipe: Recipe) -> CalibrationRecord | None:
-        """The windows that the recipe's text has now."""
-        if recipe.calibration is None:
-            return None
+    def texts(self, recipe: Recipe) -> Texts:
+        """The windows that the recipe's texts have now: to calibrate with, and to train on."""
+        if not recipe.texts:
+            return None, None
         from llmcompress.loaders.tokenizer import source_tokenizer
 
         found = fetch_side_files(self.source)
         tokenizer = source_tokenizer(found)
         windows = recipe_windows(found, recipe, tokenizer, offline=self._offline)
-        return windows.record if windows else None
+        trained_on = training_windows(found, recipe, tokenizer, offline=self._offline)
+        return windows.record if windows else None, trained_on.training.record if trained_on else None
 
 
 def _check_context(found: Source, plan: Plan) -> None:

@@ -16,10 +16,9 @@ from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, ver
 from llmcompress.errors import ArtifactError
 from llmcompress.loaders.loaded_model import source_files
 from llmcompress.loaders.source import Source
-from llmcompress.report.compression import CalibrationRecord
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT
-from llmcompress.report.record import FileRecord, Provenance
+from llmcompress.report.record import CalibrationRecord, FileRecord, Provenance
 from llmcompress.spec import BenchSpec, EvalSpec, Gate, Recipe, TuneSpec
 from llmcompress.spec.dataset import AUTO, BUNDLED, WIKITEXT
 from llmcompress.spec.plan import Evaluation
@@ -50,11 +49,15 @@ class Original:
         return provenance.files == self._files
 
 
+Texts = tuple[CalibrationRecord | None, CalibrationRecord | None]
+"""The windows of a recipe's texts: to calibrate with, and to train on."""
+
+
 def compress_reason(
     directory: Path,
     recipe: Recipe,
     original: Original,
-    calibration: Callable[[], CalibrationRecord | None] | None = None,
+    texts: Callable[[], Texts] | None = None,
 ) -> str | None:
     """Compare an artifact with what compressing now would give.
 
@@ -62,7 +65,7 @@ def compress_reason(
         directory: Where the artifact is, if it is.
         recipe: What it has to be made by.
         original: What it has to be made from.
-        calibration: Gives the windows that the recipe's text has now; None: the text is taken to be the same.
+        texts: Gives the windows that the recipe's texts have now; None: the texts are taken to be the same.
     """
     if not (directory / MANIFEST).is_file():
         return "not made yet"
@@ -78,8 +81,12 @@ def compress_reason(
         return f"another version of {changed[0]}"
     if not original.is_of(manifest.provenance):
         return "the model changed"
-    if calibration is not None and manifest.calibration != calibration():
-        return "the calibration text changed"
+    if texts is not None:
+        calibration, trained_on = texts()
+        if manifest.calibration != calibration:
+            return "the calibration text changed"
+        if (manifest.training.windows if manifest.training else None) != trained_on:
+            return "the training text changed"
     return None if verify(directory).ok else "damaged"
 
 

@@ -12,6 +12,7 @@ import llmcompress
 from llmcompress.spec.activations import Quantization
 from llmcompress.spec.dataset import Calibration
 from llmcompress.spec.runtime import Gate, Runtime
+from llmcompress.spec.training import Training, training_refusals
 from llmcompress.spec.validation import Refusal, StrictModel, Text
 from llmcompress.spec.weight_refusals import data_refusals
 from llmcompress.spec.weights import WeightCompression
@@ -42,6 +43,8 @@ class Recipe(StrictModel):
     """More passes after ``weights``, in order; each compresses what the passes before left in floating point."""
     activations: Quantization | None = None
     calibration: Calibration | None = None
+    training: Training | None = None
+    """Learn the bits of the weights that ``weights`` has compressed."""
     runtime: Runtime = Runtime()
     gate: Gate = Gate()
 
@@ -51,6 +54,7 @@ class Recipe(StrictModel):
         for place, weights in zip(_places(self), self.weight_passes, strict=True):
             for refusal in data_refusals(weights, has_data=self.calibration is not None):
                 yield refusal._replace(field=f"{place}.{refusal.field}" if refusal.field else "calibration")
+        yield from training_refusals(self)
         if self.target == "npu":
             yield from _npu(self)
         if self.runtime.follows_weights and not any(weights.integer_group_sizes for weights in self.weight_passes):
@@ -62,11 +66,18 @@ class Recipe(StrictModel):
 
         For what is stored with a result; the text itself is identified by the hash of its tokens.
         """
-        path = self.calibration.dataset_path() if self.calibration else None
-        if self.calibration is None or path is None:
-            return self
-        calibration = self.calibration.model_copy(update={"dataset": Path(path).name})
-        return self.model_copy(update={"calibration": calibration})
+        portable = {
+            part: read.model_copy(update={"dataset": Path(path).name})
+            for part, read in self.texts.items()
+            if (path := read.dataset_path()) is not None
+        }
+        return self.model_copy(update=portable) if portable else self
+
+    @property
+    def texts(self) -> dict[str, Calibration]:
+        """The parts of it that name a text."""
+        parts = {"calibration": self.calibration, "training": self.training}
+        return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def weight_passes(self) -> tuple[WeightCompression, ...]:

@@ -11,7 +11,8 @@ from llmcompress.errors import GateError
 from llmcompress.evaluation.accuracy import SCALES, accuracy_metric
 from llmcompress.graph.device import PINNED, compile_model
 from llmcompress.graph.model import is_constant, is_weight, num_elements
-from llmcompress.report.compression import AccuracyRecord, CalibrationRecord, RevertRecord
+from llmcompress.report.compression import AccuracyRecord, RevertRecord
+from llmcompress.report.record import CalibrationRecord
 from llmcompress.spec import AccuracyControl
 from llmcompress.system.patching import replaced
 

@@ -19,8 +19,7 @@ import psutil
 
 from llmcompress.artifact import file_records
 from llmcompress.errors import RecipeError
-from llmcompress.report.compression import CalibrationRecord
-from llmcompress.report.record import Provenance
+from llmcompress.report.record import CalibrationRecord, Provenance
 from llmcompress.spec import Recipe, StatisticsPrecision
 from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import installed_versions

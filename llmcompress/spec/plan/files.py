@@ -8,7 +8,7 @@ from typing import Any
 
 from llmcompress.errors import RecipeError, UsageError
 from llmcompress.spec.access import check_repo_id
-from llmcompress.spec.files import absolute_path, make_dataset_absolute, place_in, read_utf8
+from llmcompress.spec.files import TEXTS, absolute_path, make_dataset_absolute, place_in, read_utf8
 from llmcompress.spec.plan.jobs import planned_jobs
 from llmcompress.spec.plan.records import Plan
 from llmcompress.spec.validation import Location, shown, validated
@@ -78,11 +78,11 @@ def _make_absolute(data: dict[str, Any], folder: Path, stem: str) -> None:
         name = recipe.get("recipe")
         if isinstance(name, str) and name.endswith((".yaml", ".yml")):
             recipe["recipe"] = absolute_path(name, folder)
-        _make_calibration_absolute(recipe.get("set"), folder)
+        _make_texts_absolute(recipe.get("set"), folder)
     for model in _records(data.get("models")):
         overrides = model.get("overrides")
         for settings in overrides.values() if isinstance(overrides, dict) else ():
-            _make_calibration_absolute(settings, folder)
+            _make_texts_absolute(settings, folder)
     for name in ("evaluation", "tune"):
         make_dataset_absolute(data.get(name), "dataset", folder)
 
@@ -108,10 +108,11 @@ def _records(items: object) -> list[dict[str, Any]]:
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-def _make_calibration_absolute(settings: object, folder: Path) -> None:
-    make_dataset_absolute(settings, "calibration.dataset", folder)
-    if isinstance(settings, dict):
-        make_dataset_absolute(settings.get("calibration"), "dataset", folder)
+def _make_texts_absolute(settings: object, folder: Path) -> None:
+    for part in TEXTS:
+        make_dataset_absolute(settings, f"{part}.dataset", folder)
+        if isinstance(settings, dict):
+            make_dataset_absolute(settings.get(part), "dataset", folder)
 
 
 def _is_path(source: str) -> bool:

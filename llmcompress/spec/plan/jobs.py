@@ -169,8 +169,10 @@ def _check_gate(job: Job, tuning: Tuning, where: str) -> None:
 
 
 def _check_text(recipe: Recipe, where: str) -> None:
-    path = recipe.calibration.dataset_path() if recipe.calibration else None
-    if path is not None and not path.is_file():
+    for text in recipe.texts.values():
+        path = text.dataset_path()
+        if path is None or path.is_file():
+            continue
         raise RecipeError(f"recipe {recipe.name}: there is no file {path}", where=where, hint="check the path")
 
 

@@ -1,0 +1,142 @@
+"""What learned bits give back: KL divergence to the original at equal bytes, against the best that NNCF makes.
+
+For each format a checkpoint is compressed without data, by stock NNCF's AWQ with scale estimation and its GPTQ, and by
+training; every artifact is evaluated on the same held-out windows of one text and, where it is given, of another kind of
+text, pinned to f32. The table holds the KL divergence with its interval, its ratio to the best of NNCF's, agreement,
+perplexity, size and the time that making it took. int3 and int2 are about quality and size: of u3 the CPU plugin makes
+bf16.
+
+    python benchmarks/learned.py --source ../shared/models/ref-llama-8m --text HELDOUT.txt --train TRAIN.txt
+    python benchmarks/learned.py ... --modes int4_asym int4_sym --group-sizes 64 128 --num-steps 1000 --other-text O.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import llmcompress
+from llmcompress import Calibration, Recipe, WeightCompression
+from llmcompress.report.text import interval_text
+from llmcompress.spec.training import Training
+
+SIDES = ("data-free", "awq+se", "gptq", "blocks", "distillation", "gptq, then distillation")
+
+
+def recipe_of(side: str, mode: str, group_size: int, args: argparse.Namespace) -> Recipe:
+    """The recipe of one side of the comparison."""
+    gptq = side.startswith("gptq")
+    methods = {"awq": True, "scale_estimation": True} if side == "awq+se" else {"gptq": gptq}
+    weights = WeightCompression(mode=mode, group_size=group_size, group_size_fallback="adjust", **methods)
+    calibration = Calibration(dataset=str(args.train), num_samples=args.num_samples, seq_len=args.seq_len)
+    training = None
+    if side.endswith(("blocks", "distillation")):
+        training = Training(
+            method="blocks" if side == "blocks" else "distillation",
+            dataset=str(args.train),
+            num_samples=args.num_training_samples if side != "blocks" else args.num_samples,
+            seq_len=args.seq_len,
+            num_steps=args.num_steps if side != "blocks" else args.num_block_steps,
+            batch_size=args.batch_size,
+        )
+    needs_text = gptq or side == "awq+se"
+    return Recipe(name="side", weights=weights, calibration=calibration if needs_text else None, training=training)
+
+
+def measured(directory: Path, text: Path, args: argparse.Namespace) -> dict[str, object]:
+    """How near an artifact is to its source on a text."""
+    spec = llmcompress.EvalSpec(
+        dataset=str(text),
+        seq_len=args.seq_len,
+        num_windows=args.num_windows,
+        precision="pinned",
+        backend="stateful",
+    )
+    report = llmcompress.evaluate(directory, spec, reference=args.source)
+    divergence = report.divergence
+    assert divergence is not None
+    return {
+        "kl": divergence.kl_divergence.value,
+        "interval": interval_text(divergence.kl_divergence, ".4g"),
+        "agreement": divergence.agreement.value,
+        "perplexity": report.perplexity.value.value,
+    }
+
+
+def main() -> None:
+    """Measure each format, and print a table and one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, help="checkpoint")
+    parser.add_argument("--train", type=Path, required=True, help="text to calibrate with and to train on")
+    parser.add_argument("--text", type=Path, required=True, help="held-out text")
+    parser.add_argument("--other-text", type=Path, help="held-out text of another kind")
+    parser.add_argument("--modes", nargs="+", default=["int4_asym", "int4_sym", "int3_sym", "int2_sym"])
+    parser.add_argument("--group-sizes", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
+    parser.add_argument("--num-steps", type=int, default=500)
+    parser.add_argument("--num-block-steps", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--num-training-samples", type=int, default=4096)
+    parser.add_argument("--num-samples", type=int, default=128, help="windows of NNCF's calibration, and of blocks")
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--num-windows", type=int, default=64)
+    args = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    columns = (
+        "format",
+        "side",
+        "KL divergence",
+        "of NNCF's best",
+        "other text",
+        "agreement",
+        "perplexity",
+        "MB",
+        "min",
+    )
+    table, results = Table(*columns), []
+    with tempfile.TemporaryDirectory(prefix="llmcompress-bench-") as folder:
+        for mode in args.modes:
+            for group_size in args.group_sizes:
+                best = float("inf")
+                for side in args.sides:
+                    output, started = Path(folder) / f"{mode}-{group_size}-{side}", time.perf_counter()
+                    recipe = recipe_of(side, mode, group_size, args)
+                    engine = "nncf" if side in ("awq+se", "gptq") else "llmcompress"
+                    made = llmcompress.compress(args.source, recipe, output, engine=engine)
+                    line = {"mode": mode, "group_size": group_size, "side": side}
+                    line |= {"duration_s": time.perf_counter() - started, "size_bytes": made.size_bytes}
+                    line |= {"bin_bytes": (output / "openvino_model.bin").stat().st_size}
+                    line |= measured(output, args.text, args)
+                    other = measured(output, args.other_text, args) if args.other_text else {}
+                    line |= {f"other_{name}": value for name, value in other.items()}
+                    if made.training is not None:
+                        line["training"] = made.training.model_dump(mode="json")
+                    if engine == "nncf" or side == "data-free":
+                        best = min(best, float(str(line["kl"])))
+                    results.append(line)
+                    table.add_row(
+                        f"{mode} g{group_size}",
+                        side,
+                        f"{line['kl']:.4g} {line['interval']}",
+                        f"{line['kl'] / best:.2f}",
+                        f"{other['kl']:.4g}" if other else "not measured",
+                        f"{line['agreement']:.2%}",
+                        f"{line['perplexity']:.2f}",
+                        f"{line['bin_bytes'] / 1e6:.3f}",
+                        f"{line['duration_s'] / 60:.1f}",
+                    )
+                    print(json.dumps(line), flush=True)
+    Console(width=140).print(table)
+    print(json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Weights that a graph holds as integers: their codes, scales and zero points, read and replaced.
+
+The layout is NNCF's: constants ``NAME``, ``NAME/scale`` and, where codes are not symmetric, ``NAME/zero_point``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmcompress.graph.model import keep_alive, memory_owners
+
+if TYPE_CHECKING:
+    import numpy as np
+    import openvino as ov
+    from numpy.typing import NDArray
+
+SCALE, ZERO_POINT = "/scale", "/zero_point"
+RANGES = {"u8": (0, 255), "i8": (-128, 127), "u4": (0, 15), "i4": (-8, 7), "u3": (0, 7), "u2": (0, 3)}
+"""Of the codes of each element type."""
+
+
+class IntegerWeight(NamedTuple):
+    """A weight as its constants hold it; ``(codes - zero_points) * scales`` are its values."""
+
+    codes: NDArray[Any]
+    """int16, of the stored shape: with groups ``[..., num_groups, group_size, ...]``."""
+    scales: NDArray[np.float16]
+    """Of the same rank, 1 along the axis of a group."""
+    zero_points: NDArray[Any] | None
+    """int16, of the scales' shape or of one element; None: symmetric codes."""
+    element: str
+    """OpenVINO's name of the codes' type."""
+
+    @property
+    def low(self) -> int:
+        """The least code."""
+        return RANGES[self.element][0]
+
+    @property
+    def high(self) -> int:
+        """The greatest code."""
+        return RANGES[self.element][1]
+
+    @property
+    def has_own_zero_points(self) -> bool:
+        """Whether each scale has a zero point next to it: u2 and u3 are symmetric around one that all share."""
+        return self.zero_points is not None and self.zero_points.shape == self.scales.shape
+
+    def values(self) -> NDArray[np.float32]:
+        """float32, of the stored shape."""
+        import numpy as np
+
+        codes = self.codes.astype(np.float32)
+        if self.zero_points is not None:
+            codes -= self.zero_points
+        codes *= self.scales.astype(np.float32)
+        return codes
+
+
+def integer_weights(model: ov.Model) -> dict[str, IntegerWeight]:
+    """Every weight that is stored as integers with f16 scales, by its constant's name."""
+    constants = _constants(model)
+    found = {}
+    for name, constant in constants.items():
+        scale, zero_point = constants.get(name + SCALE), constants.get(name + ZERO_POINT)
+        element = _element(constant)
+        if element not in RANGES or scale is None or _element(scale) != "f16":
+            continue
+        zero_points = None if zero_point is None else _integers(zero_point)
+        found[name] = IntegerWeight(_integers(constant), scale.data.copy(), zero_points, element)
+    return found
+
+
+def replace_integer_weights(model: ov.Model, weights: dict[str, IntegerWeight]) -> None:
+    """Put other codes, scales and zero points in place of a graph's, by the names that ``integer_weights`` gave."""
+    import numpy as np
+    import openvino as ov
+    from openvino.op import Constant
+
+    constants, owners = _constants(model), []
+    for name, weight in weights.items():
+        parts: dict[str, NDArray[Any]] = {name: weight.codes, name + SCALE: weight.scales}
+        if weight.zero_points is not None and weight.has_own_zero_points:
+            parts[name + ZERO_POINT] = weight.zero_points
+        for part, values in parts.items():
+            old = constants[part]
+            element, shape = old.get_element_type(), ov.Shape(old.get_output_shape(0))
+            if values.dtype != np.float16:
+                values = packed(values, element.get_bitwidth())
+            tensor = ov.Tensor(np.ascontiguousarray(values), shape, element)
+            new = Constant(tensor, shared_memory=True)
+            new.set_friendly_name(part)
+            new.output(0).set_names(old.output(0).get_names())
+            old.output(0).replace(new.output(0))
+            owners.append(tensor)
+    keep_alive(model, (memory_owners(model), owners))
+
+
+def packed(codes: NDArray[Any], num_bits: int) -> NDArray[Any]:
+    """Codes as OpenVINO stores them, the first value in the lowest bits; of three bits the third stands apart."""
+    import numpy as np
+
+    values: NDArray[Any] = codes.reshape(-1).astype(np.int16).astype(np.uint8)
+    if num_bits == 8:
+        return values
+    values &= (1 << num_bits) - 1
+    values = np.concatenate([values, np.zeros(-values.size % 8, np.uint8)]).reshape(-1, 8)
+    if num_bits == 3:
+        quarters = _joined(values & 3, np.array([6, 4, 2, 0], np.uint8))
+        last = _joined(values >> 2, np.arange(7, -1, -1, dtype=np.uint8))
+        whole = np.concatenate([quarters, last], axis=1)
+    else:
+        whole = _joined(values, np.arange(0, 8, num_bits, dtype=np.uint8))
+    return whole.reshape(-1)[: -(-codes.size * num_bits // 8)]
+
+
+def unpacked(stored: NDArray[Any], num_bits: int, count: int) -> NDArray[Any]:
+    """The reverse of ``packed``, codes as unsigned numbers."""
+    import numpy as np
+
+    if num_bits == 8:
+        return stored[:count]
+    if num_bits == 3:
+        triples = np.concatenate([stored, np.zeros(-stored.size % 3, np.uint8)]).reshape(-1, 3, 1)
+        low = ((triples[:, :2] >> np.array([6, 4, 2, 0], np.uint8)) & 3).reshape(-1, 8)
+        codes = low | (((triples[:, 2] >> np.arange(7, -1, -1, dtype=np.uint8)) & 1) << 2)
+    else:
+        codes = (stored[:, None] >> np.arange(0, 8, num_bits, dtype=np.uint8)) & ((1 << num_bits) - 1)
+    return codes.reshape(-1)[:count]
+
+
+def _joined(values: NDArray[Any], shifts: NDArray[Any]) -> NDArray[Any]:
+    """Bytes of as many values as there are shifts; ``values`` ``[n, 8]``."""
+    import numpy as np
+
+    parts = values.reshape(len(values), -1, len(shifts)) << shifts
+    return np.asarray(np.bitwise_or.reduce(parts, axis=-1))
+
+
+def _constants(model: ov.Model) -> dict[str, ov.Node]:
+    return {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
+
+
+def _element(constant: ov.Node) -> str:
+    return str(constant.get_element_type().get_type_name())
+
+
+def _integers(constant: ov.Node) -> NDArray[Any]:
+    import math
+
+    import numpy as np
+
+    element, shape = constant.get_element_type(), tuple(constant.get_output_shape(0))
+    num_bits, name = element.get_bitwidth(), element.get_type_name()
+    codes = unpacked(constant.data.reshape(-1).view(np.uint8), num_bits, math.prod(shape)).astype(np.int16)
+    if name.startswith("i"):
+        codes -= (codes >= 1 << (num_bits - 1)).astype(np.int16) << num_bits
+    return codes.reshape(shape)

@@ -1,0 +1,37 @@
+"""Checkpoint -> transformers model in its own precision, to be trained in torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmcompress.errors import ModelError, last_line
+from llmcompress.loaders.adapter import adapters_left_out, merge
+from llmcompress.loaders.source import Source
+
+
+def load_torch_model(source: Source) -> Any:
+    """Load a checkpoint whose files have been checked, with its adapter merged, for evaluation mode.
+
+    Raises:
+        ModelError: transformers cannot load it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with adapters_left_out():
+            model = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=source.trust_remote_code,
+                torch_dtype="auto",
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"transformers could not load the weights: {last_line(error)}",
+            where=source.name,
+            hint="the tensors' names and shapes must be those that config.json describes",
+        ) from error
+    if source.adapter is not None:
+        model = merge(model, source.adapter)
+    return model.eval()

@@ -1,0 +1,214 @@
+"""One training from its start to what is kept of it: steps, validations, the best state, and how to go on later.
+
+Both methods go through it: of the whole model by ``distillation``, of one decoder layer after another by ``blocks``.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from llmcompress.report.training import CurvePoint, TrainingCurve
+from llmcompress.spec.training import Training
+from llmcompress.system.files import replacing
+from llmcompress.system.progress import Progress, Reporter
+from llmcompress.training.student import Trained
+
+SAVE_EVERY_S = 60.0
+LEAST_RATE = 0.02
+"""Of the learning rates, at the last step."""
+NOISE = 2.0
+"""Standard errors that the gain on held-out windows must exceed."""
+BETAS = (0.9, 0.95)
+
+
+class Course(NamedTuple):
+    """What is trained, by what, and where its state is kept."""
+
+    name: str
+    trained: Sequence[Trained]
+    training: Training
+    num_windows: int
+    backward: Callable[[slice], float]
+    """Adds the gradient of the mean loss over some windows; returns that loss."""
+    validate: Callable[[], torch.Tensor]
+    """The loss of each held-out window."""
+    state_file: Path
+    progress: Reporter
+
+
+class _State(NamedTuple):
+    """All that a training needs to go on."""
+
+    step: int
+    """Steps done."""
+    parameters: Sequence[torch.Tensor]
+    optimizer: dict[str, Any]
+    points: list[CurvePoint]
+    first: torch.Tensor
+    """Validation of each window at the start."""
+    best: torch.Tensor
+    """The same at the best step so far."""
+    best_step: int
+    best_parameters: list[torch.Tensor]
+    losses: list[float]
+    """Since the last point."""
+
+
+def run(course: Course) -> TrainingCurve:
+    """Train, validate now and then, and leave the best state in the modules; the start where nothing beats it.
+
+    After an interruption the same call goes on from the last state that was kept, and ends in the same numbers.
+    """
+    training, parameters = course.training, _parameters(course.trained)
+    optimizer = _optimizer(course.trained, training)
+    state = _restored(course, parameters, optimizer) or _begun(course, parameters, optimizer)
+    points, best, best_step = state.points, state.best, state.best_step
+    best_parameters, losses, step = state.best_parameters, state.losses, state.step
+    interval = max(1, math.ceil(training.num_steps / training.num_validations))
+    is_early = step - best_step >= training.patience * interval
+    saved_at, is_whole = time.monotonic(), True
+
+    def current() -> _State:
+        return _State(
+            step, parameters, optimizer.state_dict(), points, state.first, best, best_step, best_parameters, losses
+        )
+
+    try:
+        while step < training.num_steps and not is_early:
+            _tell(course, step, points)
+            loss = _gradient(course, optimizer, step)
+            is_whole = False
+            optimizer.step()
+            losses.append(loss)
+            step += 1
+            if step % interval == 0 or step == training.num_steps:
+                found = course.validate()
+                points.append(CurvePoint(step=step, loss=sum(losses) / len(losses), validation=float(found.mean())))
+                losses.clear()
+                if found.mean() < best.mean():
+                    best, best_step, best_parameters = found, step, _copies(parameters)
+                is_early = step - best_step >= training.patience * interval
+            is_whole = True
+            if time.monotonic() - saved_at > SAVE_EVERY_S:
+                _save(course, current())
+                saved_at = time.monotonic()
+    except KeyboardInterrupt:
+        if is_whole:
+            _save(course, current())
+        raise
+    _save(course, current()._replace(optimizer={}))
+    _tell(course, step, points)
+    gain, error = _gain(state.first, best)
+    kept = best_step if gain > NOISE * error else 0
+    with torch.no_grad():
+        for parameter, value in zip(parameters, best_parameters if kept else _first(course.trained), strict=True):
+            parameter.copy_(value)
+    return TrainingCurve(name=course.name, points=tuple(points), kept_step=kept, gain=gain, gain_standard_error=error)
+
+
+def _parameters(trained: Sequence[Trained]) -> list[torch.nn.Parameter]:
+    return [
+        parameter
+        for each in trained
+        for parameter in (each.quantizer.scale, each.quantizer.zero_point, each.quantizer.offset)
+        if parameter.requires_grad
+    ]
+
+
+def _first(trained: Sequence[Trained]) -> list[torch.Tensor]:
+    """The same parameters as they were at the start."""
+    return [
+        first
+        for each in trained
+        for parameter, first in zip(
+            (each.quantizer.scale, each.quantizer.zero_point, each.quantizer.offset),
+            each.quantizer.at_start(),
+            strict=True,
+        )
+        if parameter.requires_grad
+    ]
+
+
+def _optimizer(trained: Sequence[Trained], training: Training) -> torch.optim.Optimizer:
+    rates = {
+        "scale": training.scale_learning_rate,
+        "zero_point": training.zero_point_learning_rate,
+        "offset": training.learning_rate,
+    }
+    groups = []
+    for name, rate in rates.items():
+        members = [getattr(each.quantizer, name) for each in trained]
+        members = [parameter for parameter in members if parameter.requires_grad]
+        if members:
+            groups.append({"params": members, "lr": rate, "first_rate": rate})
+    return torch.optim.Adam(groups, betas=BETAS)
+
+
+def _gradient(course: Course, optimizer: torch.optim.Optimizer, step: int) -> float:
+    """Set the learning rates of a step and the gradient; returns the loss."""
+    training = course.training
+    factor = max(LEAST_RATE, 1 - step / training.num_steps)
+    if training.num_warmup_steps:
+        factor *= min(1.0, (step + 1) / training.num_warmup_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = group["first_rate"] * factor
+    batch = min(training.batch_size, course.num_windows)
+    start = step * batch % (course.num_windows - batch + 1)
+    optimizer.zero_grad(set_to_none=True)
+    return course.backward(slice(start, start + batch))
+
+
+def _tell(course: Course, step: int, points: Sequence[CurvePoint]) -> None:
+    unit = f"steps, {points[-1].validation:.3g} held out"
+    course.progress(Progress(f"train {course.name}", step, course.training.num_steps, unit))
+
+
+def _begun(course: Course, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> _State:
+    first = course.validate()
+    points = [CurvePoint(step=0, validation=float(first.mean()))]
+    return _State(0, list(parameters), optimizer.state_dict(), points, first, first, 0, _copies(parameters), [])
+
+
+def _restored(
+    course: Course, parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> _State | None:
+    if not course.state_file.is_file():
+        return None
+    device = parameters[0].device
+    state = torch.load(course.state_file, map_location=device, weights_only=True)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, state["parameters"], strict=True):
+            parameter.copy_(value)
+    if state["optimizer"]:  # A finished training keeps none.
+        optimizer.load_state_dict(state["optimizer"])
+    points = [CurvePoint(**point) for point in state["points"]]
+    return _State(**{**state, "parameters": list(parameters), "points": points})
+
+
+def _save(course: Course, state: _State) -> None:
+    """Keep the state by one rename; a disk that refuses it stops no training."""
+    plain = {**state._asdict(), "points": [point.model_dump() for point in state.points]}
+    plain["parameters"] = [parameter.detach() for parameter in state.parameters]
+    try:
+        course.state_file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(course.state_file, durable=False) as file:
+            torch.save(plain, file)
+    except (OSError, RuntimeError):
+        return
+
+
+def _copies(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def _gain(first: torch.Tensor, best: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard error of what each held-out window gained."""
+    gains = (first - best).double()
+    error = float(gains.std() / math.sqrt(len(gains))) if len(gains) > 1 else math.inf
+    return float(gains.mean()), error

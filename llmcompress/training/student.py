@@ -1,0 +1,102 @@
+"""The model in torch with the weights of a compressed graph, of which those with the recipe's mode can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.utils import parametrize
+
+from llmcompress.errors import ModelError
+from llmcompress.graph.integer_weights import IntegerWeight
+from llmcompress.spec.training import Learned
+from llmcompress.training.quantizer import WeightQuantizer
+
+SIXTEEN_BIT = "._openvino_orig_weight"
+"""How the exporter names a linear layer's weight in a model that it traces in 16 bits."""
+
+
+class Trained(NamedTuple):
+    """A weight that is trained."""
+
+    name: str
+    """Of its constant in the graph."""
+    parameter: str
+    """In the checkpoint's class."""
+    module: torch.nn.Module
+    quantizer: WeightQuantizer
+
+    @property
+    def original(self) -> torch.Tensor:
+        """The float weight."""
+        parametrizations: Any = self.module.parametrizations
+        original: torch.Tensor = parametrizations.weight.original
+        return original
+
+    def learned(self) -> IntegerWeight:
+        """What its constants hold now."""
+        return self.quantizer.learned(self.original)
+
+
+def parameter_name(constant: str) -> str:
+    """The name in the checkpoint's class of what the exporter put into a constant."""
+    name = constant.removeprefix("self.")
+    return name.removesuffix(SIXTEEN_BIT) + ".weight" if name.endswith(SIXTEEN_BIT) else name
+
+
+def fill(model: Any, weights: dict[str, IntegerWeight]) -> None:
+    """Give parameters the values of a graph's constants; a constant that is no parameter of the model is left out."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for constant, weight in weights.items():
+            parameter = parameters.get(parameter_name(constant))
+            if parameter is not None and parameter.numel() == weight.codes.size:
+                parameter.data = torch.from_numpy(weight.values()).reshape(parameter.shape).to(parameter.device)
+
+
+def make_student(
+    model: Any, weights: dict[str, IntegerWeight], trained: Iterable[str], learned: frozenset[Learned]
+) -> list[Trained]:
+    """Give a float model the weights of a compressed graph, in place; nothing but their bits requires a gradient.
+
+    Args:
+        model: A transformers model in f32.
+        weights: Of the graph, by name.
+        trained: Names of those whose bits are trained; embeddings, and heads tied to them, are left as they are.
+        learned: What of them.
+
+    Raises:
+        ModelError: A weight to be trained is not a parameter of a module of its own, or nothing is left to train.
+    """
+    model.requires_grad_(False)
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+    embeddings = {id(each.weight) for each in modules.values() if isinstance(each, torch.nn.Embedding)}
+    to_train = {name for name in trained if id(parameters.get(parameter_name(name))) not in embeddings}
+    fill(model, {name: weight for name, weight in weights.items() if name not in to_train})
+    found = []
+    for constant in sorted(to_train):
+        name = parameter_name(constant)
+        parameter, module = parameters.get(name), modules.get(name.rpartition(".")[0])
+        is_whole = parameter is not None and parameter.numel() == weights[constant].codes.size
+        if parameter is None or module is None or not is_whole or not name.endswith(".weight"):
+            raise _not_trainable(constant, type(model).__name__)
+        quantizer = WeightQuantizer(weights[constant], learned).to(parameter.device)
+        parametrize.register_parametrization(module, "weight", quantizer)
+        module.parametrizations.weight.original.requires_grad_(False)
+        found.append(Trained(constant, name, module, quantizer))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            "no weight has bits to train",
+            where=type(model).__name__,
+            hint="write more into training.what, or remove training from the recipe",
+        )
+    return found
+
+
+def _not_trainable(constant: str, class_name: str) -> ModelError:
+    return ModelError(
+        f"the weight {constant} is not a parameter of its own in {class_name}, so that its bits cannot be trained",
+        where=class_name,
+        hint="leave it out by weights.ignored_scope, or take a recipe without training",
+    )
