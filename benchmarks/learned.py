@@ -24,9 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import llmcompress
-from llmcompress import Calibration, Recipe, WeightCompression
 from llmcompress.report.text import interval_text
-from llmcompress.spec.training import Training
+from llmcompress.spec import Calibration, Recipe, Training, WeightCompression
 
 SIDES = ("data-free", "awq+se", "gptq", "blocks", "distillation", "gptq, then distillation")
 

@@ -140,7 +140,7 @@ def _layers(blocks: Blocks, list_name: str, modules: torch.nn.ModuleList, first:
     calls = _calls(blocks, modules, returns_tuple=False, until=0)
     modules[0].to(torch.float32)
     returns_tuple = isinstance(modules[0](inputs, **_in_f32(calls[0][1])), tuple)
-    calls = _calls(blocks, modules, returns_tuple=returns_tuple, until=None)
+    calls = _calls(blocks, modules, returns_tuple=returns_tuple, until=len(modules) - 1)
     if len(calls) != len(modules) or any(not torch.equal(given.float(), inputs) for given, _ in calls):
         raise _not_in_layers(blocks, "it changes the activations between its layers")
     return [
@@ -154,16 +154,16 @@ class _EnoughError(Exception):
 
 
 def _calls(
-    blocks: Blocks, modules: torch.nn.ModuleList, *, returns_tuple: bool, until: int | None
+    blocks: Blocks, modules: torch.nn.ModuleList, *, returns_tuple: bool, until: int
 ) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-    """What each layer is called with when every one returns what it is given; up to one layer, or all."""
+    """What each layer up to one is called with when every one returns what it is given."""
     calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
     def recorded(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if args:
             raise _not_in_layers(blocks, "it hands its layers arguments without names")
         calls.append((hidden_states, kwargs))
-        if until is not None and len(calls) > until:
+        if len(calls) > until:
             raise _EnoughError
         return (hidden_states,) if returns_tuple else hidden_states
 
