@@ -1,8 +1,8 @@
 """What learned bits give back: KL divergence to the original at equal bytes, against the best that NNCF makes.
 
 For each format a checkpoint is compressed without data, by stock NNCF's AWQ with scale estimation and its GPTQ, and by
-training; every artifact is evaluated on the same held-out windows of one text and, where it is given, of another kind of
-text, pinned to f32. The table holds the KL divergence with its interval, its ratio to the best of NNCF's, agreement,
+training; every artifact is evaluated on the same held-out windows of one text and, where it is given, of another kind
+of text, pinned to f32. The table holds the KL divergence with its interval, its ratio to the best of NNCF's, agreement,
 perplexity, size and the time that making it took. int3 and int2 are about quality and size: of u3 the CPU plugin makes
 bf16.
 
@@ -64,9 +64,9 @@ def measured(directory: Path, text: Path, args: argparse.Namespace) -> dict[str,
     assert divergence is not None
     return {
         "kl": divergence.kl_divergence.value,
-        "interval": interval_text(divergence.kl_divergence, ".4g"),
-        "agreement": divergence.agreement.value,
-        "perplexity": report.perplexity.value.value,
+        "interval": interval_text(divergence.kl_divergence, ".3g"),
+        "agreement": divergence.top1_agreement.value,
+        "perplexity": report.model.perplexity.perplexity.value,
     }
 
 

@@ -59,11 +59,12 @@ def words(given: Advice) -> list[str]:
 @pytest.mark.parametrize(
     ("recipe", "settings", "expected"),
     [
-        ("int4", [], ["int4-awq-se", "weights.group_size=32", "int4-mixed", "int8"]),
-        ("int4-awq-se", [], ["weights.group_size=32", "int4-mixed", "int8"]),
-        ("int4-gptq", [], ["weights.group_size=32", "int4-mixed", "int8"]),
-        ("int4-mixed", [], ["int4-awq-se", "weights.group_size=32", "int8"]),
-        ("int4", ["weights.group_size=32"], ["int4-awq-se", "int4-mixed", "int8"]),
+        ("int4", [], ["int4-awq-se", "int4-distilled", "weights.group_size=32", "int4-mixed", "int8"]),
+        ("int4-awq-se", [], ["int4-distilled", "weights.group_size=32", "int4-mixed", "int8"]),
+        ("int4-gptq", [], ["int4-distilled", "weights.group_size=32", "int4-mixed", "int8"]),
+        ("int4-distilled", [], ["weights.group_size=32", "int4-mixed", "int8"]),
+        ("int4-mixed", [], ["int4-awq-se", "int4-distilled", "weights.group_size=32", "int8"]),
+        ("int4", ["weights.group_size=32"], ["int4-awq-se", "int4-distilled", "int4-mixed", "int8"]),
         ("int4", ["weights.mode=int3_sym"], ["int4", "int4-awq-se", "weights.group_size=32", "int4-mixed", "int8"]),
         ("mxfp4", [], ["int4-awq-se", "int4-mixed", "int8"]),
         ("int4-npu", [], ["int8-sym"]),
@@ -139,6 +140,7 @@ def test_after_an_evaluation_a_better_recipe(model: Path, capsys: Captured) -> N
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()[1:]] == [
         "Lost  0.03 nats of KL divergence (0.01 allowed), -98.00% perplexity",
         "Try   int4-awq-se: AWQ and scale estimation on text, the same size",
+        "      int4-distilled: bits learned from the original, the same size",
         "      --set weights.group_size=32: smaller groups, more scales",
         "      int4-mixed: the most sensitive layers in 8 bits",
         "      int8: 8-bit weights",
@@ -295,6 +297,7 @@ def test_a_terminal_shows_the_verdict_the_gate_and_the_way_out(columns: int, mod
     place = lines.index("Lost  0.03 nats of KL divergence (0.01 allowed), -98.00% perplexity")
     assert lines[place + 1 : place + 5] == [
         "Try   int4-awq-se: AWQ and scale estimation on text, the same size",
+        "      int4-distilled: bits learned from the original, the same size",
         "      --set weights.group_size=32: smaller groups, more scales",
         "      int4-mixed: the most sensitive layers in 8 bits",
         "      int8: 8-bit weights",

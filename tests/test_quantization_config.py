@@ -64,6 +64,7 @@ def _carried() -> list[Recipe]:
         if recipe.method != "none"
         and recipe.target != "npu"
         and not (recipe.activations and recipe.activations.accuracy_control)
+        and recipe.training is None
     ]
     return [*packaged, *modes, scoped]
 

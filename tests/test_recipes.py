@@ -12,10 +12,14 @@ NAMES = [
     "int4",
     "int4-awq",
     "int4-awq-se",
+    "int4-distilled",
     "int4-gptq",
+    "int4-learned",
     "int4-mixed",
     "int4-npu",
     "int4-sym",
+    "int4-sym-distilled",
+    "int4-sym-learned",
     "int8",
     "int8-ptq",
     "int8-ptq-accuracy",
@@ -51,6 +55,10 @@ def test_named_described_and_read_back(name: str) -> None:
         ("int4-awq", "int4_asym", 128, {"awq"}),
         ("int4-awq-se", "int4_asym", 128, {"awq", "scale_estimation"}),
         ("int4-gptq", "int4_asym", 128, {"gptq"}),
+        ("int4-distilled", "int4_asym", 128, {"gptq"}),
+        ("int4-sym-distilled", "int4_sym", 128, {"gptq"}),
+        ("int4-learned", "int4_asym", 128, set()),
+        ("int4-sym-learned", "int4_sym", 128, set()),
         ("int4-mixed", "int4_asym", 128, set()),
         ("int4-npu", "int4_sym", 128, set()),
         ("nf4", "nf4", 128, set()),
@@ -69,7 +77,13 @@ def test_does_what_its_name_says(name: str, mode: str, group_size: int, methods:
 
 def test_only_the_data_aware_ones_name_a_dataset_and_pin_it() -> None:
     with_data = {recipe.name: recipe.calibration for recipe in packaged_recipes() if recipe.calibration}
-    assert set(with_data) == {"fp8-ptq", "int4-awq-se", "int4-gptq", "int8-ptq", "int8-ptq-accuracy"}
+    learned = {"int4-distilled", "int4-sym-distilled"}
+    assert set(with_data) == {"fp8-ptq", "int4-awq-se", "int4-gptq", "int8-ptq", "int8-ptq-accuracy"} | learned
+    trained = {recipe.name: recipe.training for recipe in packaged_recipes() if recipe.training}
+    assert set(trained) == learned | {"int4-learned", "int4-sym-learned"}
+    for training in trained.values():
+        assert training.dataset == "Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3"
+        assert (training.subset, training.split) == ("wikitext-2-raw-v1", "train")
     for calibration in with_data.values():
         assert calibration.dataset == "Salesforce/wikitext@b08601e04326c79dfdd32d625aee71d232d685c3"
         assert (calibration.subset, calibration.split) == ("wikitext-2-raw-v1", "train")

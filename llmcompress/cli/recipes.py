@@ -10,7 +10,8 @@ from llmcompress.cli.console import print_blocks, print_json, print_text, table,
 from llmcompress.cli.options import Json, Overrides
 
 ORDER = (
-    *("int4", "int4-awq-se", "int4-awq", "int4-gptq", "int4-mixed", "int4-sym", "int4-npu"),
+    *("int4", "int4-awq-se", "int4-awq", "int4-gptq", "int4-learned", "int4-distilled", "int4-mixed", "int4-sym"),
+    *("int4-sym-learned", "int4-sym-distilled", "int4-npu"),
     *("int8", "int8-sym", "int8-ptq"),
 )
 """Those that are taken most first; the others follow by name, the uncompressed one last."""

@@ -113,6 +113,7 @@ def require_compressible(source: Source, recipe: Recipe, *, here: bool = True) -
         RecipeError: This machine does not execute the recipe.
     """
     architecture = require_convertible(source)
+    require_trainable(source, recipe)
     if architecture is not None and architecture.quantization == "keep" and recipe.method != "none":
         raise ModelError(
             f"the checkpoint is already quantized and recipe {recipe.name} would quantize it again",
@@ -121,7 +122,6 @@ def require_compressible(source: Source, recipe: Recipe, *, here: bool = True) -
         )
     if architecture is None and (source.path / MODEL_XML).is_file():
         refuse_compressed(read_ir(source.path), source, recipe)
-    require_trainable(source, recipe)
     if here:
         require_executable(recipe)
 

@@ -19,6 +19,9 @@ _RUNTIME = {
 }
 
 
+_LEARNED: dict[str, str] = {"int4_asym": "int4-distilled", "int4_sym": "int4-sym-distilled"}
+
+
 class Remedy(NamedTuple):
     """A recipe that loses less, and what it does."""
 
@@ -114,6 +117,8 @@ def _few_bits(recipe: Recipe, weights: WeightCompression) -> Iterator[Remedy]:
         yield Remedy("int4", None, "4-bit weights")
     if not weights.scale_estimation and not weights.gptq:
         yield Remedy("int4-awq-se", None, "AWQ and scale estimation on text, the same size")
+    if recipe.training is None and weights.mode in _LEARNED:
+        yield Remedy(_LEARNED[weights.mode], None, "bits learned from the original, the same size")
     size = weights.effective_group_size
     smaller = f"weights.group_size={SMALL_GROUP}"
     if weights.mode not in FIXED_GROUP_SIZE and (size == -1 or size > SMALL_GROUP) and _accepts(recipe, smaller):

@@ -74,11 +74,12 @@ def training_refusals(recipe: Recipe) -> Iterator[Refusal]:
         if getattr(weights, name):
             problem = "changes the layers around a weight, training starts from the checkpoint's own"
             yield Refusal(f"weights.{name}", problem, "remove it, or take gptq or scale_estimation as the start")
-    asked = training.what if "what" in training.model_fields_set else ()
-    if "zero_points" in asked and not weights.mode.endswith("_asym"):
+    is_default = training.what == Training.model_fields["what"].default
+    if "zero_points" in training.what and not is_default and not weights.mode.endswith("_asym"):
         yield Refusal("training.what", f"zero_points has no effect: {weights.mode} has none", "leave it out")
     if len(set(training.what)) < len(training.what):
         yield Refusal("training.what", "names something twice", "every entry once is accepted")
-    if training.method == "blocks" and "num_top_tokens" in training.model_fields_set:
+    num_top_tokens = Training.model_fields["num_top_tokens"].default
+    if training.method == "blocks" and training.num_top_tokens != num_top_tokens:
         problem = "has no effect with method blocks, which compares outputs of layers"
         yield Refusal("training.num_top_tokens", problem, "remove it")

@@ -46,7 +46,7 @@ class Blocks(NamedTuple):
     progress: Reporter
 
 
-class Layer(NamedTuple):
+class DecoderLayer(NamedTuple):
     """A decoder layer and what the model hands it besides the activations."""
 
     name: str
@@ -89,7 +89,7 @@ def train_blocks(blocks: Blocks) -> Iterator[tuple[list[Trained], TrainingCurve]
 def _trained(
     blocks: Blocks,
     number: int,
-    layer: Layer,
+    layer: DecoderLayer,
     own: dict[str, IntegerWeight],
     trainable: Sequence[str],
     given: NDArray[np.float32],
@@ -134,7 +134,9 @@ def _layer_list(blocks: Blocks) -> tuple[str, torch.nn.ModuleList]:
     raise _not_in_layers(blocks, f"it has no list of {num_layers} decoder layers")
 
 
-def _layers(blocks: Blocks, list_name: str, modules: torch.nn.ModuleList, first: NDArray[np.float32]) -> list[Layer]:
+def _layers(
+    blocks: Blocks, list_name: str, modules: torch.nn.ModuleList, first: NDArray[np.float32]
+) -> list[DecoderLayer]:
     """Each decoder layer with its further arguments, by a pass in which layers return what they are given."""
     inputs = torch.from_numpy(first[:1].copy())
     calls = _calls(blocks, modules, returns_tuple=False, until=0)
@@ -144,7 +146,7 @@ def _layers(blocks: Blocks, list_name: str, modules: torch.nn.ModuleList, first:
     if len(calls) != len(modules) or any(not torch.equal(given.float(), inputs) for given, _ in calls):
         raise _not_in_layers(blocks, "it changes the activations between its layers")
     return [
-        Layer(f"{list_name}.{number}", module, _on(_in_f32(arguments), blocks.device))
+        DecoderLayer(f"{list_name}.{number}", module, _on(_in_f32(arguments), blocks.device))
         for number, (module, (_, arguments)) in enumerate(zip(modules, calls, strict=True))
     ]
 
@@ -191,7 +193,7 @@ def _embedded(blocks: Blocks, modules: torch.nn.ModuleList, name: str) -> NDArra
     return hidden
 
 
-def _handed_on(blocks: Blocks, layer: Layer, given: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+def _handed_on(blocks: Blocks, layer: DecoderLayer, given: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     """What a layer makes of the activations, into the mapped file of that name."""
     into = given
     if name == "wanted":

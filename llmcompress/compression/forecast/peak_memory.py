@@ -6,12 +6,13 @@ The constants were fitted to whole runs of generated checkpoints of 1 to 514 mil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from llmcompress.compression.forecast.precision import ELEMENT_BYTES, uncompressed_bytes
 from llmcompress.compression.forecast.records import Inventory, Weight
-from llmcompress.spec import Recipe
+from llmcompress.spec import Recipe, Training
 from llmcompress.spec.modes import INTEGER
 
 MIB = 2**20
@@ -34,6 +35,14 @@ DATA_AWARE_BYTES_PER_PARAMETER = 2
 
 QUANTIZE_BYTES_PER_PARAMETER = 20
 """Models compiled in f32, and NNCF's copies of the weights, while activations are quantized."""
+TRAINED_BYTES_PER_PARAMETER = 36
+"""In f32 the weight, its values, the offset with its gradient, both moments of Adam and the best offset; and codes."""
+STATE_BYTES_PER_PARAMETER = 16
+"""Of them what is kept to go on from, on disk."""
+MAX_LOGITS = 1 << 26
+"""Computed at once by a distillation."""
+LOGITS_COPIES = 4
+"""Of them what a step holds."""
 ACCURACY_BYTES_PER_PARAMETER = 3
 """What the search for operations to revert holds in addition: the first weights, and one more model at a time."""
 
@@ -103,11 +112,44 @@ def peak_memory(
         # Where our engine takes no part, pages stay.
         left = pages - inventory.mapped_bytes if codes_bytes else pages
         moments.append(_Moment(kept + copies + size_bytes, left, codes_bytes))
+        if recipe.training is not None:
+            moments.append(_Moment(kept + copies + size_bytes + _training(inventory, recipe.training), pages))
     return PeakMemory(
         total=max(moment.own_bytes + moment.page_bytes for moment in moments) + LIBRARY_PAGES,
         in_memory=max(moment.own_bytes for moment in moments) + HOT_LIBRARY_PAGES,
         required=max(moment.own_bytes - moment.codes_bytes for moment in moments) + HOT_LIBRARY_PAGES,
     )
+
+
+def training_disk_bytes(inventory: Inventory, recipe: Recipe) -> int:
+    """What a training keeps in the cache while it runs: the original's answers, or activations between two layers."""
+    training = recipe.training
+    if training is None:
+        return 0
+    num_windows = min(training.num_samples, training.num_steps * training.batch_size)
+    state = inventory.num_parameters * STATE_BYTES_PER_PARAMETER
+    if training.method == "blocks":
+        num_windows = training.num_samples
+        hidden = max((weight.shape[-1] for weight in inventory.weights if weight.kind == "embedding"), default=0)
+        return state + 3 * 4 * (num_windows + training.num_validation_samples) * training.seq_len * hidden
+    num_positions = (num_windows + training.num_validation_samples) * training.seq_len
+    return state + num_positions * min(training.num_top_tokens, inventory.vocab_size) * 8
+
+
+def _training(inventory: Inventory, training: Training) -> int:
+    """The model in torch in f32 with what is trained of it, or one layer of it; and a step's activations."""
+    num_tokens = training.batch_size * training.seq_len
+    largest_logits = max(MAX_LOGITS, training.seq_len * inventory.vocab_size)
+    of_logits = LOGITS_COPIES * 4 * min(num_tokens * inventory.vocab_size, largest_logits)
+    matrices = [weight for weight in inventory.weights if weight.kind == "matmul"]
+    widths = sum(sum(weight.shape[-2:]) for weight in matrices)
+    if training.method == "distillation":
+        of_model = inventory.num_parameters * TRAINED_BYTES_PER_PARAMETER
+        return of_model + of_logits + 4 * num_tokens * widths
+    num_layers = max(1, len({match[1] for weight in matrices if (match := re.search(r"\.(\d+)\.", weight.name))}))
+    of_layer = sum(weight.num_parameters for weight in matrices) // num_layers * TRAINED_BYTES_PER_PARAMETER
+    embeddings = sum(weight.num_parameters for weight in inventory.weights if weight.kind == "embedding")
+    return of_layer + 4 * num_tokens * widths // num_layers + 4 * embeddings
 
 
 def _accuracy_control(inventory: Inventory, recipe: Recipe) -> int:

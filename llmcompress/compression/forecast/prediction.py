@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmcompress.compression.forecast.inventory import checkpoint_inventory
-from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory
+from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory, training_disk_bytes
 from llmcompress.compression.forecast.precision import (
     LEFT,
     RESHAPE_AXIS_BYTES,
@@ -26,6 +26,7 @@ from llmcompress.report.compression import Engine
 from llmcompress.report.file_names import MODEL_XML
 from llmcompress.spec import Recipe, WeightCompression
 from llmcompress.spec.modes import Mode
+from llmcompress.system.cache import cache_dir
 from llmcompress.system.file_memory import SEGMENT_BYTES
 from llmcompress.system.files import free_bytes
 from llmcompress.system.memory import memory, own_bytes
@@ -72,6 +73,9 @@ def forecast(
     codes_on_disk = available < peak.in_memory and peak.required < peak.in_memory
     disk_bytes = size_bytes + SIDE_FILES_BYTES + (codes_bytes + SEGMENT_BYTES if codes_on_disk else 0)
     free = free_bytes(output_dir or Path())
+    training_bytes, free_cache_bytes = training_disk_bytes(inventory, recipe), free_bytes(cache_dir())
+    if training_bytes:
+        notes.append(f"training keeps about {_gigabytes(training_bytes)} in the cache while it runs")
     if codes_on_disk:
         notes.append("memory is short: codes that are done wait in a temporary file next to the output")
     if peak.required <= available < peak.total:
@@ -88,7 +92,9 @@ def forecast(
         disk_bytes=disk_bytes,
         available_memory_bytes=available,
         free_disk_bytes=free,
-        fits=peak.required <= available and disk_bytes <= free,
+        training_bytes=training_bytes,
+        free_cache_bytes=free_cache_bytes,
+        fits=peak.required <= available and disk_bytes <= free and training_bytes <= free_cache_bytes,
         notes=tuple(notes + remarks),
     )
 
@@ -111,6 +117,13 @@ def require_fits(predicted: Forecast) -> None:
             f"the output needs {_gigabytes(predicted.disk_bytes)}, {_gigabytes(predicted.free_disk_bytes)} are free",
             where="disk",
             hint="free some space, give -o on another file system, or take a recipe with fewer bits",
+        )
+    if predicted.training_bytes > predicted.free_cache_bytes:
+        raise ResourceError(
+            f"training keeps {_gigabytes(predicted.training_bytes)} in the cache while it runs, "
+            f"{_gigabytes(predicted.free_cache_bytes)} are free there",
+            where="disk",
+            hint="set LLMCOMPRESS_CACHE to another disk, or take fewer training.num_samples",
         )
 
 

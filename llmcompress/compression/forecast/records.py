@@ -95,7 +95,10 @@ class Forecast(Record):
     """Whether, for want of memory, codes wait in a temporary file next to the output until they are saved."""
     disk_bytes: int
     """Needed next to the output directory: the output itself, and codes that wait on disk; nothing elsewhere."""
+    training_bytes: int = 0
+    """What a training keeps in the cache while it runs."""
     available_memory_bytes: int
     free_disk_bytes: int
+    free_cache_bytes: int = 0
     fits: bool
     notes: tuple[str, ...]

@@ -1,0 +1,465 @@
+"""Learned bits: what is trained is what the runtime runs, interruptions lose nothing, no gain changes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from evaluation_fixture import all_logits
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from tiny_models import build_checkpoint
+from torch.nn.utils import parametrize
+
+import llmcompress
+from llmcompress import EvalSpec, Recipe
+from llmcompress.data.disjoint import BLOCK, SEQUENCE, sequence_hashes, shares_sequence
+from llmcompress.errors import DataError, ModelError, RecipeError, UsageError
+from llmcompress.graph.integer_weights import IntegerWeight, integer_weights, packed, replace_integer_weights, unpacked
+from llmcompress.graph.model import read_ir
+from llmcompress.loaders import LoadedModel
+from llmcompress.spec.training import Learned
+from llmcompress.training import blocks as blocks_module
+from llmcompress.training import course
+from llmcompress.training.devices import training_device
+from llmcompress.training.quantizer import WeightQuantizer
+from llmcompress.training.student import make_student, parameter_name
+from llmcompress.training.teacher import kl_divergence
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+ALL: frozenset[Learned] = frozenset({"scales", "zero_points", "rounding"})
+SMALL = {"num_samples": 32, "num_validation_samples": 8, "seq_len": 64, "batch_size": 4, "num_validations": 4}
+
+Train = Callable[..., tuple[Path, llmcompress.CompressionReport]]
+
+
+@pytest.fixture(scope="module")
+def loaded(demo_checkpoint: Path) -> LoadedModel:
+    return llmcompress.load(demo_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def recipe(calibration_text: Path) -> Callable[..., Recipe]:
+    def made(mode: str = "int4_asym", **training: Any) -> Recipe:
+        given = {"method": "distillation", "dataset": str(calibration_text), "num_steps": 12, **SMALL, **training}
+        weights = {"mode": mode} | ({} if mode.startswith("int8") else {"group_size": 32})
+        return Recipe.model_validate({"name": "learned", "weights": weights, "training": given})
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def train(loaded: LoadedModel, recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Train:
+    def made(mode: str = "int4_asym", **training: Any) -> tuple[Path, llmcompress.CompressionReport]:
+        output = tmp_path_factory.mktemp("learned") / "out"
+        return output, llmcompress.compress(loaded, recipe(mode, **training), output)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def distilled(train: Train) -> tuple[Path, llmcompress.CompressionReport]:
+    return train()
+
+
+@pytest.fixture(scope="module")
+def start(loaded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without training."""
+    output = tmp_path_factory.mktemp("start") / "out"
+    llmcompress.compress(
+        loaded, Recipe.model_validate({"name": "s", "weights": {"mode": "int4_asym", "group_size": 32}}), output
+    )
+    return output
+
+
+def _weight(element: str, seed: int = 0, shape: tuple[int, ...] = (8, 4, 32)) -> IntegerWeight:
+    """A weight as NNCF would store it, with random numbers in it."""
+    generator = np.random.default_rng(seed)
+    low, high = {"u4": (0, 15), "i4": (-8, 7), "u8": (0, 255), "u3": (0, 7), "u2": (0, 3)}[element]
+    codes = generator.integers(low, high + 1, shape).astype(np.int16)
+    scales = generator.uniform(0.01, 0.02, (*shape[:2], 1)).astype(np.float16)
+    zero_points: NDArray[Any] | None = None
+    if element in ("u4", "u8"):
+        zero_points = generator.integers(low, high + 1, scales.shape).astype(np.int16)
+    elif element in ("u3", "u2"):
+        zero_points = np.array((high + 1) // 2, np.int16)
+    return IntegerWeight(codes, scales, zero_points, element)
+
+
+@pytest.mark.parametrize("num_bits", [2, 3, 4, 8])
+def test_codes_are_packed_and_read_again(num_bits: int) -> None:
+    codes = np.random.default_rng(num_bits).integers(0, 1 << num_bits, 1000).astype(np.int16)
+    stored = packed(codes, num_bits)
+    assert stored.size == -(-codes.size * num_bits // 8)
+    assert np.array_equal(unpacked(stored, num_bits, codes.size), codes)
+
+
+@pytest.mark.parametrize("mode", ["int8_asym", "int8_sym", "int4_asym", "int4_sym", "int3_sym", "int2_sym"])
+def test_a_graphs_integers_are_those_that_the_runtime_unpacks(loaded: LoadedModel, mode: str) -> None:
+    import nncf
+
+    groups = {} if mode.startswith("int8") else {"group_size": 32}
+    model = nncf.compress_weights(loaded.clone().model, mode=nncf.CompressWeightsMode(mode), **groups)
+    found = integer_weights(model)
+    name = next(name for name in found if "layers.0.mlp.down_proj" in name)
+    before = {op.get_friendly_name(): op.data.tobytes() for op in model.get_ops() if op.get_type_name() == "Constant"}
+    constant = next(op for op in model.get_ops() if op.get_friendly_name() == name)
+    node = constant
+    while node.get_type_name() != "Multiply":
+        node = next(iter(node.output(0).get_target_inputs())).get_node()
+    subgraph = ov.Model([node.output(0)], [], "weight")
+    values = ov.Core().compile_model(subgraph, "CPU", EXACT)([])[0]
+    expected = found[name].values()
+    # The runtime multiplies in f16.
+    assert np.allclose(values, expected, rtol=2**-10, atol=0)
+    replace_integer_weights(model, found)
+    after = {op.get_friendly_name(): op.data.tobytes() for op in model.get_ops() if op.get_type_name() == "Constant"}
+    assert after == before
+
+
+@pytest.mark.parametrize("element", ["u4", "i4", "u8", "u3", "u2"])
+def test_training_begins_at_the_compressed_weight(element: str) -> None:
+    weight = _weight(element)
+    linear = torch.nn.Linear(128, 8, bias=False)
+    with torch.no_grad():
+        # As GPTQ leaves it: many codes are not those that are nearest to the weight.
+        noise = np.random.default_rng(1).normal(0, 0.02, weight.codes.shape).astype(np.float32)
+        linear.weight.copy_(torch.from_numpy(weight.values() + noise).reshape(8, 128))
+    quantizer = WeightQuantizer(weight, ALL)
+    parametrize.register_parametrization(linear, "weight", quantizer)
+    assert np.array_equal(linear.weight.detach().numpy().reshape(weight.codes.shape), weight.values())
+    parametrizations: Any = linear.parametrizations
+    learned = quantizer.learned(parametrizations.weight.original)
+    assert np.array_equal(learned.codes, weight.codes)
+    assert np.array_equal(learned.scales, weight.scales)
+
+
+@pytest.mark.parametrize("element", ["u4", "i4"])
+def test_gradients_are_those_of_straight_through_rounding(element: str) -> None:
+    weight = _weight(element)
+    quantizer = WeightQuantizer(weight, ALL)
+    original = torch.from_numpy(weight.values()) + 0.01 * torch.randn(weight.codes.shape, generator=_generator())
+    with torch.no_grad():
+        quantizer.scale.mul_(1.03)
+        quantizer.offset.copy_(0.3 * torch.randn(weight.codes.shape, generator=_generator()))
+    wanted = torch.randn(weight.codes.shape, generator=_generator())
+    (quantizer(original) * wanted).sum().backward()
+    found = [quantizer.scale.grad, quantizer.zero_point.grad, quantizer.offset.grad]
+
+    # The same, written out with torch's own operations.
+    scale, zero_point, offset = (
+        parameter.detach().clone().requires_grad_()
+        for parameter in (quantizer.scale, quantizer.zero_point, quantizer.offset)
+    )
+    factor = torch.from_numpy(weight.scales.astype(np.float32)) * scale
+    factor = factor + (factor.half().float() - factor).detach()
+    shift = zero_point + (zero_point.round() - zero_point).detach()
+    position = original / factor + shift + offset.clamp(-0.5, 0.5)
+    rounded = position + (position.round() - position).detach()
+    codes = torch.where(
+        rounded.detach() > weight.high, weight.high, torch.where(rounded.detach() < weight.low, weight.low, rounded)
+    )
+    ((codes - shift) * factor * wanted).sum().backward()
+    for mine, theirs in zip(found, (scale.grad, zero_point.grad, offset.grad), strict=True):
+        if mine is not None and theirs is not None and not (element == "i4" and mine.numel() == 1):
+            assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_the_divergence_is_torchs() -> None:
+    expected = torch.randn((2, 3, 50), generator=_generator()).log_softmax(-1)
+    logits = torch.randn((2, 3, 50), generator=torch.Generator().manual_seed(1))
+    tokens = torch.arange(50).expand(2, 3, 50)
+    whole = torch.nn.functional.kl_div(logits.log_softmax(-1), expected, reduction="none", log_target=True).sum(-1)
+    assert torch.allclose(kl_divergence(logits, (expected, tokens)), whole, atol=1e-6)
+    top = expected.topk(10, -1)
+    part = kl_divergence(logits, (top.values, top.indices))
+    mine, theirs = top.values.exp(), logits.softmax(-1).gather(-1, top.indices)
+    others, their_others = 1 - mine.sum(-1), 1 - theirs.sum(-1)
+    by_hand = (mine * (mine / theirs).log()).sum(-1) + others * (others / their_others).log()
+    assert torch.allclose(part, by_hand, atol=1e-5)
+    assert (part <= whole + 1e-6).all()
+
+
+def test_what_is_trained_is_what_is_written(
+    distilled: tuple[Path, llmcompress.CompressionReport], start: Path, wikitext: Path, demo_checkpoint: Path
+) -> None:
+    output, report = distilled
+    training = report.training
+    assert training is not None
+    (curve,) = training.curves
+    assert curve.kept_step > 0
+    assert curve.points[0].step == 0
+    assert curve.points[-1].step == 12
+    assert 0 < training.changed_codes < 0.2
+    assert training.num_layers == 35
+    assert training.windows.num_windows == 32
+    assert training.validation.num_windows == 8
+    assert llmcompress.verify(output).ok
+    # The same layout and size as without training; the layers' names, too.
+    assert (output / "openvino_model.bin").stat().st_size == (start / "openvino_model.bin").stat().st_size
+    learned, first = integer_weights(read_ir(output)), integer_weights(read_ir(start))
+    assert learned.keys() == first.keys()
+    changed = sum(int((learned[name].codes != first[name].codes).sum()) for name in learned)
+    trained = sum(weight.codes.size for weight in learned.values() if weight.element == "u4")
+    assert changed / trained == pytest.approx(training.changed_codes)
+    # In torch, with the artifact's values as its weights, the model says what the runtime says.
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(demo_checkpoint, dtype=torch.float32)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in learned.items():
+            parameter = parameters[parameter_name(name)]
+            parameter.copy_(torch.from_numpy(weight.values()).reshape(parameter.shape))
+    token_ids = np.random.default_rng(0).integers(5, 2000, 40)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(token_ids[None])).logits[0].numpy()
+    assert np.abs(all_logits(output, token_ids, EXACT) - expected).max() < 5e-3
+
+
+def test_training_brings_it_nearer_to_the_original_on_another_text(
+    distilled: tuple[Path, llmcompress.CompressionReport], start: Path, wikitext: Path, demo_checkpoint: Path
+) -> None:
+    spec = EvalSpec(dataset=str(wikitext), seq_len=128, num_windows=16, precision="pinned", backend="stateful")
+    before, after = (
+        llmcompress.evaluate(each, spec, reference=demo_checkpoint).divergence for each in (start, distilled[0])
+    )
+    assert before is not None
+    assert after is not None
+    assert after.kl_divergence.value < 0.97 * before.kl_divergence.value
+
+
+def test_the_same_training_gives_the_same_bytes_also_after_an_interruption(
+    distilled: tuple[Path, llmcompress.CompressionReport],
+    loaded: LoadedModel,
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    steps: list[int] = []
+
+    def stop_at_seven(progress: Any) -> None:
+        if progress.stage == "train model":
+            steps.append(progress.done)
+            if progress.done == 7 and 8 not in steps and steps.count(7) == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        llmcompress.compress(loaded, recipe(), tmp_path / "out", progress=stop_at_seven)
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "cache" / "training").glob("*/state.pt"))
+    llmcompress.compress(loaded, recipe(), tmp_path / "out", progress=stop_at_seven)
+    assert steps == [*range(8), *range(7, 13)]
+    for name in ("openvino_model.bin", "recipe.yaml", "training_sequences.npy"):
+        assert (tmp_path / "out" / name).read_bytes() == (distilled[0] / name).read_bytes()
+    # What was kept for it is gone.
+    assert not list((tmp_path / "cache" / "training").glob("*/*"))
+
+
+def test_without_a_gain_the_start_is_written(train: Train, start: Path) -> None:
+    output, report = train(learning_rate=1.0, scale_learning_rate=0.5, num_steps=4, num_warmup_steps=0)
+    assert report.training is not None
+    assert [curve.kept_step for curve in report.training.curves] == [0]
+    assert report.training.changed_codes == 0
+    assert (output / "openvino_model.bin").read_bytes() == (start / "openvino_model.bin").read_bytes()
+
+
+def test_training_ends_early_where_validation_gets_no_better(train: Train) -> None:
+    _, report = train(learning_rate=1.0, num_steps=40, num_warmup_steps=0, num_validations=20, patience=2)
+    assert report.training is not None
+    assert report.training.curves[0].points[-1].step < 40
+
+
+@pytest.mark.parametrize("mode", ["int4_sym", "int2_sym", "int8_asym"])
+def test_layers_are_trained_one_after_another(train: Train, mode: str) -> None:
+    output, report = train(mode, method="blocks", num_steps=8)
+    training = report.training
+    assert training is not None
+    assert training.loss == "output_error"
+    assert [curve.name for curve in training.curves] == [f"layer {number}" for number in range(5)]
+    assert all(point.step <= 8 for curve in training.curves for point in curve.points)
+    assert llmcompress.verify(output).ok
+    if mode != "int8_asym":
+        assert training.num_improved == 5
+    # Embeddings and the head are not trained.
+    assert training.num_layers == 35
+
+
+def test_blocks_go_on_after_an_interruption(
+    loaded: LoadedModel, recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    asked = recipe("int4_sym", method="blocks", num_steps=4, num_validations=2)
+    whole = llmcompress.compress(loaded, asked, tmp_path / "whole")
+    interrupted: list[int] = []
+
+    def stop(progress: Any) -> None:
+        if progress.stage == "train layer 2" and progress.done == 2 and not interrupted:
+            interrupted.append(progress.done)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        llmcompress.compress(loaded, asked, tmp_path / "out", progress=stop)
+    again = llmcompress.compress(loaded, asked, tmp_path / "out", progress=stop)
+    assert again.training == whole.training
+    assert (tmp_path / "out/openvino_model.bin").read_bytes() == (tmp_path / "whole/openvino_model.bin").read_bytes()
+
+
+def test_a_state_that_the_disk_refuses_stops_no_training(
+    train: Train, distilled: tuple[Path, llmcompress.CompressionReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(course, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(torch, "save", refuse)
+    output, _ = train()
+    assert (output / "openvino_model.bin").read_bytes() == (distilled[0] / "openvino_model.bin").read_bytes()
+
+
+def test_a_model_is_not_measured_on_what_it_was_trained_on(
+    distilled: tuple[Path, llmcompress.CompressionReport], calibration_text: Path, demo_checkpoint: Path
+) -> None:
+    spec = EvalSpec(dataset=str(calibration_text), seq_len=256, num_windows="all", backend="stateful")
+    with pytest.raises(
+        DataError, match=r"windows have a sequence of 64 tokens in common with the text that the model's"
+    ):
+        llmcompress.evaluate(distilled[0], spec, reference=demo_checkpoint)
+
+
+def test_a_damaged_list_of_sequences_is_named(tmp_path: Path) -> None:
+    from llmcompress.data.disjoint import require_not_trained_on
+
+    (tmp_path / "training_sequences.npy").write_bytes(b"no array")
+    with pytest.raises(ModelError, match=r"training_sequences\.npy cannot be read"):
+        require_not_trained_on(tmp_path, [np.arange(64)], "text")
+
+
+def test_sequences_in_common_are_found_wherever_they_begin() -> None:
+    generator = np.random.default_rng(0)
+    trained = generator.integers(0, 50_000, (20, 256))
+    hashes = sequence_hashes(trained)
+    for first in range(0, 256 - SEQUENCE + 1, 7):
+        for at in (0, 5, 100):
+            window = generator.integers(0, 50_000, 200)
+            window[at : at + SEQUENCE] = trained[3, first : first + SEQUENCE]
+            assert shares_sequence(window[None], hashes).tolist() == [True]
+            # One that is shorter than what is compared is no such sequence.
+            window[at + BLOCK - 1 : at + SEQUENCE] += 50_000
+            assert shares_sequence(window[None], hashes).tolist() == [False]
+    assert not shares_sequence(generator.integers(0, 50_000, (5, 256)), hashes).any()
+    assert not shares_sequence(trained[:, :40], hashes).any()
+    assert sequence_hashes(trained[:, :40]).size == 0
+
+
+def test_a_text_that_repeats_itself_cannot_validate(
+    loaded: LoadedModel, recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, and then it sleeps. " * 4000)
+    with pytest.raises(DataError, match=r"of the held-out windows \d+ have no sequence of 64 tokens in common"):
+        llmcompress.compress(loaded, recipe(dataset=str(text)), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": {"mode": "nf4"}}, "learns codes, scales and zero points of integers, and weights.mode is nf4"),
+        (
+            {"method": "none", "weights": None},
+            "training: has no effect with method none: the bits of compressed weights are learned",
+        ),
+        ({"weights": {"mode": "int4_sym", "awq": True}}, r"weights.awq: changes the layers around a weight"),
+        ({"training": {"what": ["scales", "scales"]}}, "training.what: names something twice"),
+        (
+            {"weights": {"mode": "int4_sym"}, "training": {"what": ["zero_points"]}},
+            "zero_points has no effect: int4_sym has none",
+        ),
+        (
+            {"training": {"method": "blocks", "num_top_tokens": 8}},
+            "training.num_top_tokens: has no effect with method blocks",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_when_it_is_read(changes: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"name": "r", "weights": {"mode": "int4_asym"}}
+    training = {"method": "distillation", "dataset": "text.txt"} | changes.pop("training", {})
+    with pytest.raises(ValidationError, match=message):
+        Recipe.model_validate(given | {"training": training} | changes)
+
+
+def test_an_openvino_model_is_no_original(start: Path, recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match="training compares with the original in torch, and an OpenVINO model is none"
+    ):
+        llmcompress.compress(start, recipe(), tmp_path / "out")
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    assert training_device("cpu").type == "cpu"
+    if torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator")
+    with pytest.raises(UsageError, match="torch finds no cuda device here"):
+        training_device("cuda")
+
+
+def test_a_mode_that_no_layer_got_leaves_nothing_to_train(
+    loaded: LoadedModel, calibration_text: Path, tmp_path: Path
+) -> None:
+    given = {"method": "distillation", "dataset": str(calibration_text), **SMALL}
+    weights = {"mode": "int4_asym", "group_size": 32, "ratio": 0.0}
+    recipe = Recipe.model_validate({"name": "r", "weights": weights, "training": given})
+    with pytest.raises(ModelError, match="no layer was compressed to int4_asym, so that there is nothing to train"):
+        llmcompress.compress(loaded, recipe, tmp_path / "out")
+
+
+def test_what_is_no_parameter_of_its_own_is_named() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(128, 8, bias=False))
+    weight = _weight("u4")
+    with pytest.raises(ModelError, match=r"the weight self.1.weight is not a parameter of its own in Sequential"):
+        make_student(model, {"self.1.weight": weight}, ["self.1.weight"], ALL)
+    with pytest.raises(ModelError, match="no weight has bits to train"):
+        make_student(model, {"self.0.weight": weight}, [], ALL)
+
+
+def test_a_model_whose_layers_are_no_chain_is_named(loaded: LoadedModel, recipe: Callable[..., Recipe]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def blocks_of(model: Any) -> blocks_module.Blocks:
+        training = recipe(method="blocks").training
+        assert training is not None
+        token_ids = np.arange(64)[None]
+        return blocks_module.Blocks(
+            model, {}, frozenset(), training, token_ids, 1, torch.device("cpu"), Path(), lambda progress: None
+        )
+
+    model = AutoModelForCausalLM.from_pretrained(loaded.source.path)
+    layers = model.model.layers
+    model.model.layers = torch.nn.ModuleList(layers[:-1])
+    with pytest.raises(ModelError, match="it has no list of 5 decoder layers"):
+        next(blocks_module.train_blocks(blocks_of(model)))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "phi3", "gemma3", "gpt_neox"])
+def test_other_architectures_are_trained(architecture: str, calibration_text: Path, tmp_path: Path) -> None:
+    checkpoint = build_checkpoint(tmp_path / "model", architecture)
+    for method in ("distillation", "blocks"):
+        training = {"method": method, "dataset": str(calibration_text), "num_steps": 3, **SMALL}
+        recipe = Recipe.model_validate(
+            {"name": "r", "weights": {"mode": "int4_asym", "group_size": 32}, "training": training}
+        )
+        report = llmcompress.compress(checkpoint, recipe, tmp_path / method)
+        assert report.training is not None
+        assert report.training.num_layers > 4
+        assert json.loads((tmp_path / method / "llmcompress.json").read_text())["training"]["method"] == method
