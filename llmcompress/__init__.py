@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from llmcompress.artifact import verify as verify
     from llmcompress.benchmarking.benchmark import benchmark as benchmark
     from llmcompress.compression.compress import compress as compress
+    from llmcompress.compression.own_loop import export_trained as export_trained
+    from llmcompress.compression.own_loop import prepare_for_training as prepare_for_training
     from llmcompress.errors import ArtifactError as ArtifactError
     from llmcompress.errors import DataError as DataError
     from llmcompress.errors import GateError as GateError
@@ -79,6 +81,7 @@ _HOMES = {
     "llmcompress.artifact": "verify",
     "llmcompress.benchmarking.benchmark": "benchmark",
     "llmcompress.compression.compress": "compress",
+    "llmcompress.compression.own_loop": "export_trained prepare_for_training",
     "llmcompress.errors": "ArtifactError DataError GateError HubError InterruptedRunError KilledForMemoryError "
     "LlmcompressError LockedError ModelError RecipeError ResourceError SecurityError UsageError WriteError",
     "llmcompress.evaluation.conversion": "check_conversion",

@@ -295,15 +295,15 @@ def test_a_terminal_shows_the_verdict_the_gate_and_the_way_out(columns: int, mod
     assert "Gate  no thresholds set" in lines
     assert any(line.startswith("Verdict: worse") for line in lines)
     place = lines.index("Lost  0.03 nats of KL divergence (0.01 allowed), -98.00% perplexity")
-    assert lines[place + 1 : place + 5] == [
+    assert lines[place + 1 : place + 6] == [
         "Try   int4-awq-se: AWQ and scale estimation on text, the same size",
         "      int4-distilled: bits learned from the original, the same size",
         "      --set weights.group_size=32: smaller groups, more scales",
         "      int4-mixed: the most sensitive layers in 8 bits",
         "      int8: 8-bit weights",
     ]
-    assert all(len(line) <= columns for line in lines[place : place + 6])
-    assert lines[place + 5] == "Written to model-int4-ov/eval.json"
+    assert all(len(line) <= columns for line in lines[place : place + 7])
+    assert lines[place + 6] == "Written to model-int4-ov/eval.json"
     # A command stays one line, to be pasted.
     assert lines[-1].startswith("Next: llmcompress compress some/model --revision ")
     assert lines[-1].endswith(" -r int4-awq-se")

@@ -55,6 +55,7 @@ def test_every_error_is_public() -> None:
 
 def test_an_unknown_name_says_what_there_is() -> None:
     with pytest.raises(
-        AttributeError, match=r"module 'llmcompress' has no attribute 'quantize'; it has .*compress, evaluate, load"
+        AttributeError,
+        match=r"module 'llmcompress' has no attribute 'quantize'; it has .*compress, evaluate, export_trained, load",
     ):
         llmcompress.quantize  # type: ignore[attr-defined]  # noqa: B018

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,15 @@ ALL: frozenset[Learned] = frozenset({"scales", "zero_points", "rounding"})
 SMALL = {"num_samples": 32, "num_validation_samples": 8, "seq_len": 64, "batch_size": 4, "num_validations": 4}
 
 Train = Callable[..., tuple[Path, llmcompress.CompressionReport]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On a busy machine threads that wait for each other at every small operation take many times as long."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")
@@ -420,15 +431,19 @@ def test_a_mode_that_no_layer_got_leaves_nothing_to_train(
     given = {"method": "distillation", "dataset": str(calibration_text), **SMALL}
     weights = {"mode": "int4_asym", "group_size": 32, "ratio": 0.0}
     recipe = Recipe.model_validate({"name": "r", "weights": weights, "training": given})
-    with pytest.raises(ModelError, match="no layer was compressed to int4_asym, so that there is nothing to train"):
+    with pytest.raises(
+        ModelError, match="no layer was compressed to integers of int4_asym, so that there is nothing to train"
+    ):
         llmcompress.compress(loaded, recipe, tmp_path / "out")
 
 
-def test_what_is_no_parameter_of_its_own_is_named() -> None:
+def test_what_is_no_layer_of_its_own_is_left_and_named(caplog: pytest.LogCaptureFixture) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(128, 8, bias=False))
     weight = _weight("u4")
-    with pytest.raises(ModelError, match=r"the weight self.1.weight is not a parameter of its own in Sequential"):
-        make_student(model, {"self.1.weight": weight}, ["self.1.weight"], ALL)
+    both = {"self.0.weight": weight, "self.1.experts": weight}
+    assert [each.name for each in make_student(model, both, both, ALL)] == ["self.0.weight"]
+    assert "1 of 2 weights keep the bits that they have: they are no layers of their own in Sequential" in caplog.text
+    model = torch.nn.Sequential(torch.nn.Linear(128, 8, bias=False))
     with pytest.raises(ModelError, match="no weight has bits to train"):
         make_student(model, {"self.0.weight": weight}, [], ALL)
 
@@ -451,7 +466,9 @@ def test_a_model_whose_layers_are_no_chain_is_named(loaded: LoadedModel, recipe:
         next(blocks_module.train_blocks(blocks_of(model)))
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "phi3", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize(
+    "architecture", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("phi3", "gpt_neox", "qwen3"))]
+)
 def test_other_architectures_are_trained(architecture: str, calibration_text: Path, tmp_path: Path) -> None:
     checkpoint = build_checkpoint(tmp_path / "model", architecture)
     for method in ("distillation", "blocks"):
@@ -463,3 +480,71 @@ def test_other_architectures_are_trained(architecture: str, calibration_text: Pa
         assert report.training is not None
         assert report.training.num_layers > 4
         assert json.loads((tmp_path / method / "llmcompress.json").read_text())["training"]["method"] == method
+
+
+def _text_rows(directory: Path, text: Path, num_rows: int) -> list[dict[str, torch.Tensor]]:
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(directory)(text.read_text(encoding="utf-8")[:200_000])["input_ids"]
+    rows = torch.tensor(ids[: num_rows * 64]).reshape(num_rows, 64)
+    return [{"input_ids": row, "labels": row} for row in rows]
+
+
+def test_a_loop_of_ones_own_trains_with_trainer(
+    demo_checkpoint: Path, calibration_text: Path, start: Path, tmp_path: Path
+) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    recipe = Recipe.model_validate({"name": "task", "weights": {"mode": "int4_asym", "group_size": 32}})
+    model = llmcompress.prepare_for_training(demo_checkpoint, recipe)
+    assert {name.rpartition(".")[2] for name, each in model.named_parameters() if each.requires_grad} == {
+        "scale",
+        "zero_point",
+        "offset",
+    }
+    rows = _text_rows(demo_checkpoint, calibration_text, 32)
+    batch = torch.stack([row["input_ids"] for row in rows])
+    with torch.no_grad():
+        before = float(model(batch, labels=batch).loss)
+    arguments = TrainingArguments(
+        str(tmp_path / "run"),
+        max_steps=12,
+        per_device_train_batch_size=8,
+        learning_rate=5e-3,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    Trainer(model=model, args=arguments, train_dataset=rows).train()
+    model.eval()
+    with torch.no_grad():
+        output = model(batch, labels=batch)
+    assert float(output.loss) < before - 0.005
+    report = llmcompress.export_trained(model, recipe, tmp_path / "out")
+    assert report.training is not None
+    assert report.training.method == "own_loop"
+    assert report.training.changed_codes > 0
+    assert llmcompress.verify(tmp_path / "out").ok
+    assert (tmp_path / "out/openvino_model.bin").stat().st_size == (start / "openvino_model.bin").stat().st_size
+    found = all_logits(tmp_path / "out", batch[0].numpy(), EXACT)
+    assert np.abs(found - output.logits[0].numpy()).max() < 5e-3
+    with pytest.raises(UsageError, match="the model was prepared by recipe task with other settings than int4 has"):
+        llmcompress.export_trained(model, "int4", tmp_path / "other")
+    with pytest.raises(UsageError, match=r"this Linear was not made by llmcompress.prepare_for_training"):
+        llmcompress.export_trained(torch.nn.Linear(2, 2), recipe, tmp_path / "other")
+    with pytest.raises(RecipeError, match="only integer weights without AWQ and LoRA correction can be trained"):
+        llmcompress.prepare_for_training(demo_checkpoint, "int4-awq")
+
+
+@pytest.mark.slow
+def test_the_example_trains_on_a_task(demo_checkpoint: Path, calibration_text: Path, tmp_path: Path) -> None:
+    texts = calibration_text.read_text(encoding="utf-8").split("\n")
+    lines = [json.dumps({"text": text}) for text in texts if len(text) > 100][:16]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    example = Path(__file__).parent.parent / "examples" / "train_on_a_task.py"
+    given = [demo_checkpoint, tmp_path / "rows.jsonl", tmp_path / "out", "--num-steps", "2", "--seq-len", "32"]
+    done = subprocess.run([sys.executable, example, *given], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"Next: llmcompress eval {tmp_path / 'out'} --reference {demo_checkpoint}\n")
+    assert llmcompress.verify(tmp_path / "out").ok

@@ -223,6 +223,8 @@ def _activations_text(activations: ActivationRecord) -> str:
 
 def _training_text(training: TrainingRecord) -> str:
     """How it went, and by how much the held-out text got nearer to the original."""
+    if not training.curves:
+        return f"{training.method}: {training.changed_codes:.1%} of the codes changed"
     before = sum(curve.points[0].validation for curve in training.curves) / len(training.curves)
     gained = sum(curve.gain for curve in training.curves if curve.kept_step) / len(training.curves)
     loss = "KL divergence" if training.loss == "kl_divergence" else "output error of a layer"

@@ -104,6 +104,10 @@ class CompressedModel:
         """The compressed graph."""
         return self.loaded.model
 
+    def clone(self) -> CompressedModel:
+        """The same with a copy of the graph; the weights stay shared."""
+        return replace(self, loaded=self.loaded.clone())
+
 
 class CompressOptions(NamedTuple):
     """How a model is compressed, whatever the recipe."""

@@ -33,22 +33,23 @@ class TrainingRecord(Record):
     """What learned bits were learned from, and how that went."""
 
     method: str
-    loss: str
+    """own_loop: trained by the user's own program, of which nothing is known here."""
+    loss: str | None = None
     """kl_divergence, or output_error (mean squared, relative to the output's mean square)."""
-    windows: CalibrationRecord
+    windows: CalibrationRecord | None = None
     """What was trained on."""
-    validation: CalibrationRecord
+    validation: CalibrationRecord | None = None
     """The held-out windows: no sequence of 64 tokens in common with those trained on."""
-    num_steps: int
+    num_steps: int | None = None
     """Of each curve."""
     num_layers: int
     """Weights whose bits were trained."""
     changed_codes: float
     """Share of the trained weights' codes that differ from the start's."""
-    device: str
-    products_in: str
+    device: str | None = None
+    products_in: str | None = None
     """Precision of the products in a step: f32 or bf16."""
-    curves: tuple[TrainingCurve, ...]
+    curves: tuple[TrainingCurve, ...] = ()
 
     @property
     def num_improved(self) -> int:

@@ -8,6 +8,7 @@ layer in f32 with its gradients and, mapped from disk, the activations between t
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,11 +161,10 @@ def _calls(
 ) -> list[tuple[torch.Tensor, dict[str, Any]]]:
     """What each layer up to one is called with when every one returns what it is given."""
     calls: list[tuple[torch.Tensor, dict[str, Any]]] = []
+    names = list(inspect.signature(type(modules[0]).forward).parameters)[2:]
 
     def recorded(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if args:
-            raise _not_in_layers(blocks, "it hands its layers arguments without names")
-        calls.append((hidden_states, kwargs))
+        calls.append((hidden_states, dict(zip(names, args, strict=False)) | kwargs))
         if len(calls) > until:
             raise _EnoughError
         return (hidden_states,) if returns_tuple else hidden_states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ from llmcompress.errors import ModelError
 from llmcompress.graph.integer_weights import IntegerWeight
 from llmcompress.spec.training import Learned
 from llmcompress.training.quantizer import WeightQuantizer
+
+_log = logging.getLogger(__name__)
 
 SIXTEEN_BIT = "._openvino_orig_weight"
 """How the exporter names a linear layer's weight in a model that it traces in 16 bits."""
@@ -63,28 +66,40 @@ def make_student(
     Args:
         model: A transformers model in f32.
         weights: Of the graph, by name.
-        trained: Names of those whose bits are trained; embeddings, and heads tied to them, are left as they are.
+        trained: Names of those whose bits are trained. Embeddings, and heads tied to them, are left as they are, and so
+            is, with a warning, what is not the weight of a module, such as experts in one tensor.
         learned: What of them.
 
     Raises:
-        ModelError: A weight to be trained is not a parameter of a module of its own, or nothing is left to train.
+        ModelError: Nothing is left to train.
     """
     model.requires_grad_(False)
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     embeddings = {id(each.weight) for each in modules.values() if isinstance(each, torch.nn.Embedding)}
     to_train = {name for name in trained if id(parameters.get(parameter_name(name))) not in embeddings}
     fill(model, {name: weight for name, weight in weights.items() if name not in to_train})
-    found = []
+    found: list[Trained] = []
+    left: list[str] = []
     for constant in sorted(to_train):
         name = parameter_name(constant)
         parameter, module = parameters.get(name), modules.get(name.rpartition(".")[0])
         is_whole = parameter is not None and parameter.numel() == weights[constant].codes.size
         if parameter is None or module is None or not is_whole or not name.endswith(".weight"):
-            raise _not_trainable(constant, type(model).__name__)
+            left.append(constant)
+            continue
         quantizer = WeightQuantizer(weights[constant], learned).to(parameter.device)
         parametrize.register_parametrization(module, "weight", quantizer)
         module.parametrizations.weight.original.requires_grad_(False)
         found.append(Trained(constant, name, module, quantizer))
+    fill(model, {name: weights[name] for name in left})
+    if left:
+        _log.warning(
+            "%s of %s weights keep the bits that they have: they are no layers of their own in %s (%s)",
+            len(left),
+            len(to_train),
+            type(model).__name__,
+            left[0],
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
             "no weight has bits to train",
@@ -92,11 +107,3 @@ def make_student(
             hint="write more into training.what, or remove training from the recipe",
         )
     return found
-
-
-def _not_trainable(constant: str, class_name: str) -> ModelError:
-    return ModelError(
-        f"the weight {constant} is not a parameter of its own in {class_name}, so that its bits cannot be trained",
-        where=class_name,
-        hint="leave it out by weights.ignored_scope, or take a recipe without training",
-    )

@@ -66,18 +66,11 @@ def train(
     assert recipe.weights is not None
     device = training_device(training.device)
     weights = integer_weights(loaded.model)
-    element = ELEMENTS[recipe.weights.mode]
-    names = [name for name, weight in weights.items() if weight.element == element]
-    if not names:
-        raise ModelError(
-            f"no layer was compressed to {recipe.weights.mode}, so that there is nothing to train",
-            where=loaded.source.name,
-            hint="take another group_size or ratio, or a recipe without training",
-        )
+    names = trainable(weights, recipe.weights.mode, where=loaded.source.name)
     state_dir = cache_dir() / "training" / _key(loaded, recipe, windows)
     hold(state_dir)
     with _writable(state_dir, scratch_dir) as place:
-        task = _Task(loaded, weights, frozenset(names), training, windows, device, place, progress)
+        task = _Task(loaded, weights, names, training, windows, device, place, progress)
         learned, curves = (_distill if training.method == "distillation" else _by_blocks)(task)
     replace_integer_weights(loaded.model, learned)
     shutil.rmtree(state_dir, ignore_errors=True)
@@ -88,11 +81,27 @@ def train(
         validation=windows.validation.record,
         num_steps=training.num_steps,
         num_layers=len(learned),
-        changed_codes=_changed(weights, learned),
+        changed_codes=changed_codes(weights, learned),
         device=device.type,
         products_in=multiplies_in(device),
         curves=tuple(curves),
     )
+
+
+def trainable(weights: dict[str, IntegerWeight], mode: str, *, where: str) -> frozenset[str]:
+    """Names of the weights that a mode's integers hold.
+
+    Raises:
+        ModelError: There are none.
+    """
+    names = frozenset(name for name, weight in weights.items() if weight.element == ELEMENTS.get(mode))
+    if not names:
+        raise ModelError(
+            f"no layer was compressed to integers of {mode}, so that there is nothing to train",
+            where=where,
+            hint="take another group_size or ratio, or a recipe without training",
+        )
+    return names
 
 
 class _Task(NamedTuple):
@@ -209,6 +218,7 @@ def _writable(state_dir: Path, scratch_dir: Path) -> Any:
     yield state_dir
 
 
-def _changed(start: dict[str, IntegerWeight], learned: dict[str, IntegerWeight]) -> float:
+def changed_codes(start: dict[str, IntegerWeight], learned: dict[str, IntegerWeight]) -> float:
+    """Share of the learned weights' codes that differ from the start's."""
     different = sum(int((weight.codes != start[name].codes).sum()) for name, weight in learned.items())
     return different / sum(weight.codes.size for weight in learned.values())
