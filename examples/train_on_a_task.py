@@ -1,7 +1,7 @@
 """Quantization-aware training on a task: int4 weights that learn to answer, with transformers' Trainer.
 
-The rows are conversations or texts of a JSON lines file, in the field ``text``. What is trained are the codes, scales and
-zero points of the int4 weights and nothing else, so that the result is an ordinary int4 model for OpenVINO.
+The rows are texts of a JSON lines file, in the field ``text``. What is trained are the codes, scales and zero points of
+the int4 weights and nothing else, so that the result is an ordinary int4 model for OpenVINO.
 
     python examples/train_on_a_task.py meta-llama/Llama-3.2-1B-Instruct answers.jsonl out --num-steps 200
 """
