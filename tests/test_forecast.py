@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
-from llmcompress.compression.forecast.precision import assign, compressed_bytes, layout, primary_share
+from llmcompress.compression.forecast.precision import assign, primary_share
 from llmcompress.compression.forecast.records import Weight
+from llmcompress.compression.forecast.stored_bytes import compressed_bytes, layout
 from llmcompress.errors import ModelError, RecipeError, ResourceError
 from llmcompress.loaders.source import Source, resolve
 from llmcompress.spec import AdvancedCompression, IgnoredScope, Recipe, WeightCompression

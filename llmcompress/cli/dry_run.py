@@ -92,4 +92,4 @@ def print_forecast(forecast: Forecast, *, source: str, recipe_name: str) -> None
     if forecast.notes:
         write_line("")
     for note in forecast.notes:
-        print_text(f"note: {note}")
+        print_text(f"{'warning' if note in forecast.warnings else 'note'}: {note}")

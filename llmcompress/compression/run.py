@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from llmcompress.data import CalibrationWindows
     from llmcompress.report.training import TrainingRecord
     from llmcompress.training.train import TrainingWindows
+
+_log = logging.getLogger(__name__)
 
 
 def recipe_windows(found: Source, recipe: Recipe, tokenizer: Any, *, offline: bool) -> CalibrationWindows | None:
@@ -232,6 +235,8 @@ def _tokenize(source: Source, recipe: Recipe, options: CompressOptions, stages: 
 def _forecast(source: Source, recipe: Recipe, options: CompressOptions, progress: Reporter) -> Forecast:
     progress(Progress("forecast", 0, 1))
     predicted = forecast(source, recipe, options.target, engine=options.engine)
+    for warning in predicted.warnings:
+        _log.warning("%s by recipe %s: %s", source.name, recipe.name, warning)
     progress(Progress("forecast", 1, 1))
     return predicted
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmcompress.compression.forecast.precision import uncompressed_bytes
 from llmcompress.compression.forecast.records import Inventory, Kind, Weight
+from llmcompress.compression.forecast.stored_bytes import uncompressed_bytes
 from llmcompress.graph.model import read_ir
 from llmcompress.loaders.source import Source
 from llmcompress.spec import Recipe

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmcompress.compression.forecast.precision import ELEMENT_BYTES
 from llmcompress.compression.forecast.records import Inventory, Kind, Weight
+from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES
 from llmcompress.errors import ModelError
 from llmcompress.loaders.safetensors_file import read_header
 from llmcompress.loaders.source import Source

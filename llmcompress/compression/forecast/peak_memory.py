@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llmcompress.compression.forecast.precision import ELEMENT_BYTES, uncompressed_bytes
 from llmcompress.compression.forecast.records import Inventory, Weight
+from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES, uncompressed_bytes
 from llmcompress.spec import Recipe, Training
 from llmcompress.spec.modes import INTEGER
 

@@ -1,8 +1,11 @@
-"""Mode and group size of each weight, by the rules of NNCF's weight compression, and the bytes that it then takes.
+"""Mode and group size of each weight, by the rules of NNCF's weight compression.
 
 The rules are those of ``nncf/quantization/algorithms/weight_compression/algorithm.py`` (3.4): matrix multiplications
 get the primary precision; embeddings, convolutions and the output head get the backup precision unless ``all_layers``.
-The bytes are those that NNCF's OpenVINO backend stores.
+
+Where the group size does not divide a layer's input channels, ``group_size_fallback`` decides: ``error`` refuses,
+``adjust`` takes the largest power of two that divides them, or the backup precision if that is below
+``min_adjusted_group_size``, and ``ignore`` leaves the layer as it is.
 """
 
 from __future__ import annotations
@@ -13,87 +16,10 @@ from typing import NamedTuple
 from llmcompress.compression.forecast.records import Weight
 from llmcompress.compression.gptq_layers import gptq_refusal
 from llmcompress.errors import RecipeError
-from llmcompress.spec import AdvancedCompression, WeightCompression
+from llmcompress.spec import WeightCompression
 
-ELEMENT_BYTES = {"bf16": 2, "f16": 2, "f32": 4}
-
-CODEBOOK_ELEMENT_BYTES = {"f8e4m3": 1, "f8e5m2": 1, "float16": 2, "bfloat16": 2, "float32": 4}
-# Every grouped weight ends in a Reshape; its shape constant holds 8 bytes per axis, and equal ones are stored once.
-RESHAPE_AXIS_BYTES = 8
 USUAL_GROUP_SIZES = (256, 128, 64, 32, 16, 8)
 MAX_NAMES = 4
-
-
-class Layout(NamedTuple):
-    """How a mode stores a weight."""
-
-    weight_bits: int
-    scale_bytes: int
-    """Of one scale; there is one per group."""
-    zero_point_bits: int = 0
-    extra_bytes: int = 0
-    """Once per weight: a second scale, a codebook."""
-
-
-LAYOUTS = {
-    "int8_asym": Layout(8, 2, 8),
-    "int8_sym": Layout(8, 2),
-    "int4_asym": Layout(4, 2, 4),
-    "int4_sym": Layout(4, 2),
-    "int3_sym": Layout(3, 2),
-    "int2_sym": Layout(2, 2),
-    "nf4": Layout(4, 2),
-    "fp4": Layout(4, 2),
-    "mxfp4": Layout(4, 1),
-    "nvfp4": Layout(4, 1, 0, 4),
-    "fp8_e4m3": Layout(8, 2),
-    "mxfp8_e4m3": Layout(8, 1),
-    "cb4": Layout(4, 2, 0, 16),
-}
-
-
-def layout(mode: str, advanced: AdvancedCompression) -> Layout:
-    """Return how ``mode`` stores a weight; a codebook's size is in ``advanced``."""
-    if mode == "codebook" and advanced.codebook is not None:
-        return _codebook(len(advanced.codebook), CODEBOOK_ELEMENT_BYTES["float32"])
-    if mode == "adaptive_codebook":
-        adaptive = advanced.adaptive_codebook_params
-        return _codebook(adaptive.num_elements, CODEBOOK_ELEMENT_BYTES[adaptive.value_type])
-    return LAYOUTS[mode]
-
-
-def _codebook(num_elements: int, element_bytes: int) -> Layout:
-    bits = 4 if num_elements <= 16 else 8 if num_elements <= 256 else 16
-    return Layout(bits, 2, 0, num_elements * element_bytes)
-
-
-def compressed_bytes(weight: Weight, stored: Layout, group_size: int) -> int:
-    """Return the bytes of ``weight`` with scales, zero points and other constants; ``group_size`` -1: per channel."""
-    num_rows = weight.shape[0] if weight.kind == "convolution" else weight.num_parameters // weight.in_channels
-    num_groups = num_rows if group_size == -1 else num_rows * (weight.in_channels // group_size)
-    return (
-        _packed(weight.num_parameters, stored.weight_bits)
-        + num_groups * stored.scale_bytes
-        + _packed(num_groups, stored.zero_point_bits)
-        + stored.extra_bytes
-    )
-
-
-def uncompressed_bytes(weight: Weight) -> int:
-    """Return the bytes of ``weight`` in the graph's own precision."""
-    return weight.num_parameters * ELEMENT_BYTES[weight.dtype]
-
-
-def lora_adapter_bytes(weight: Weight, rank: int, *, int8: bool) -> int:
-    """Return the bytes of the adapters that LoRA correction adds to ``weight``: ``[rank, in]`` and ``[out, rank]``."""
-    num_rows = weight.num_parameters // weight.in_channels
-    elements = rank * (weight.in_channels + num_rows)
-    # int8_asym per channel: a two-byte scale and a one-byte zero point for each row of both.
-    return elements + 3 * (rank + num_rows) if int8 else elements * 4
-
-
-def _packed(num_elements: int, bits: int) -> int:
-    return (num_elements * bits + 7) // 8
 
 
 class Precision(NamedTuple):
@@ -114,8 +40,13 @@ LEFT = Assignment(Precision(None), Precision(None))
 """Of a weight that is left as it is."""
 
 
-def assign(weights: Sequence[Weight], recipe: WeightCompression) -> tuple[list[Assignment], list[str]]:
-    """Return the precisions of each weight, in order, and remarks on what could not be settled.
+def assign(
+    weights: Sequence[Weight], recipe: WeightCompression, place: str = "weights"
+) -> tuple[list[Assignment], list[str]]:
+    """Return the precisions of each weight, in order, and in words which get another than asked, or may fail.
+
+    Args:
+        place: Of ``recipe`` in the whole recipe.
 
     Raises:
         RecipeError: the group size does not divide the input channels of layers that will get it, or GPTQ does not
@@ -126,30 +57,27 @@ def assign(weights: Sequence[Weight], recipe: WeightCompression) -> tuple[list[A
         return [LEFT if w.ignored else Assignment(same, same) for w in weights], []
     backup = _backup(recipe)
     assigned: list[Assignment] = []
-    undivided: list[tuple[Weight, int]] = []
-    undivided_backup: list[tuple[Weight, int]] = []
+    undivided: list[Weight] = []
     for weight in weights:
+        wanted = _primary(weight, recipe)
         if weight.ignored:
             assigned.append(LEFT)
             continue
-        primary = _primary(weight, recipe) or backup
-        if primary is not backup and not _divides(weight, primary):
+        primary = wanted or backup
+        if wanted is not None and not _divides(weight, wanted):
+            undivided.append(weight)
             if recipe.group_size_fallback == "ignore":
                 assigned.append(LEFT)
                 continue
             if recipe.group_size_fallback == "adjust":
                 primary = _adjusted(weight, recipe) or backup
-            else:
-                undivided.append((weight, primary.group_size))
-        choice = Assignment(primary, primary if recipe.ratio == 1.0 else backup)
-        if backup in choice and not _divides(weight, backup):
-            undivided_backup.append((weight, backup.group_size))
-        assigned.append(choice)
-    notes = _check_groups(weights, assigned, undivided, recipe)
-    certain = [pair for pair in undivided_backup if pair[0].kind != "matmul" or pair[0].is_head]
-    if certain:
-        raise _refused(certain, weights, "backup_mode", recipe)
-    return assigned, notes + _check_gptq(weights, assigned, recipe)
+        assigned.append(Assignment(primary, primary if recipe.ratio == 1.0 else backup))
+    if recipe.group_size_fallback == "error":
+        remarks = _check_groups(weights, assigned, undivided, recipe, place)
+    else:
+        remarks = _fallbacks(undivided, recipe, place)
+    remarks += _check_backup(weights, assigned, backup, recipe, place)
+    return assigned, remarks + _check_gptq(weights, assigned, recipe)
 
 
 def primary_share(weights: Sequence[Weight], ratio: float) -> float:
@@ -193,18 +121,63 @@ def _adjusted(weight: Weight, recipe: WeightCompression) -> Precision | None:
 def _check_groups(
     weights: Sequence[Weight],
     assigned: Sequence[Assignment],
-    undivided: Sequence[tuple[Weight, int]],
+    undivided: Sequence[Weight],
     recipe: WeightCompression,
+    place: str,
 ) -> list[str]:
     """Refuse what is sure to fail; under mixed precision undivided layers may all get the backup precision."""
     if not undivided:
         return []
+    size = recipe.effective_group_size
     deciding = sum(w.num_parameters for w, a in zip(weights, assigned, strict=True) if a.primary.mode == recipe.mode)
-    if sum(w.num_parameters for w, _ in undivided) > (1.0 - recipe.ratio) * deciding:
-        raise _refused(undivided, weights, "group_size", recipe)
+    if sum(w.num_parameters for w in undivided) > (1.0 - recipe.ratio) * deciding:
+        raise _refused(size, undivided, weights, recipe, f"{place}.group_size")
     return [
-        f"group size {undivided[0][1]} does not divide the input channels of {_names(undivided)}: the run fails unless "
-        "mixed precision happens to give these the backup precision; set weights.group_size_fallback to adjust"
+        f"{_problem(size, undivided)}: the run fails unless mixed precision happens to give these the backup "
+        f"precision; set {place}.group_size_fallback to adjust"
+    ]
+
+
+def _fallbacks(undivided: Sequence[Weight], recipe: WeightCompression, place: str) -> list[str]:
+    """Say which layers do not get the recipe's groups, and what they get."""
+    by_outcome: dict[str, list[Weight]] = {}
+    for weight in undivided:
+        by_outcome.setdefault(_outcome(weight, recipe), []).append(weight)
+    size, fallback = recipe.effective_group_size, f"{place}.group_size_fallback {recipe.group_size_fallback}"
+    return [f"{_problem(size, fallen)}: {fallback} {outcome}" for outcome, fallen in by_outcome.items()]
+
+
+def _outcome(weight: Weight, recipe: WeightCompression) -> str:
+    if recipe.group_size_fallback == "ignore":
+        return "leaves these as they are"
+    adjusted = _adjusted(weight, recipe)
+    if adjusted is not None:
+        where = "" if recipe.ratio == 1.0 else f", where they take {recipe.mode}"
+        return f"gives these groups of {adjusted.group_size}{where}"
+    backup, smallest = recipe.effective_backup_mode, recipe.advanced.min_adjusted_group_size
+    given = "leaves these as they are" if backup == "none" else f"gives these {backup}, the backup precision"
+    return f"{given}, as no power of two from {smallest} on divides them"
+
+
+def _check_backup(
+    weights: Sequence[Weight],
+    assigned: Sequence[Assignment],
+    backup: Precision,
+    recipe: WeightCompression,
+    place: str,
+) -> list[str]:
+    """Refuse a backup precision whose groups do not divide what is sure to get it."""
+    undivided = [
+        (w, a) for w, a in zip(weights, assigned, strict=True) if a.backup is backup and not _divides(w, backup)
+    ]
+    certain = [weight for weight, choice in undivided if choice.primary is backup or recipe.ratio == 0.0]
+    if certain:
+        raise _refused(backup.group_size, certain, weights, recipe, f"{place}.backup_mode")
+    if not undivided:
+        return []
+    return [
+        f"{_problem(backup.group_size, [weight for weight, _ in undivided])}: the run fails if mixed precision gives "
+        f"one of these {backup.mode}, the backup precision; set {place}.backup_mode to int8_asym"
     ]
 
 
@@ -223,28 +196,26 @@ def _check_gptq(weights: Sequence[Weight], assigned: Sequence[Assignment], recip
 
 
 def _refused(
-    undivided: Sequence[tuple[Weight, int]], weights: Sequence[Weight], field: str, recipe: WeightCompression
+    group_size: int, undivided: Sequence[Weight], weights: Sequence[Weight], recipe: WeightCompression, where: str
 ) -> RecipeError:
-    group_size = undivided[0][1]
+    place, _, field = where.rpartition(".")
     fixed = recipe.mode in {"mxfp4", "mxfp8_e4m3", "nvfp4"} or recipe.backup_mode == "mxfp8_e4m3"
     channels = {w.in_channels for w in weights if not w.ignored and w.kind == "matmul"}
     working = [size for size in USUAL_GROUP_SIZES if all(c % size == 0 for c in channels)]
     if field == "backup_mode":
-        hint = "set weights.backup_mode to int8_asym, which has no groups"
+        hint = f"set {place}.backup_mode to int8_asym, which has no groups"
     elif fixed:
-        hint = "weights.group_size_fallback ignore leaves these layers as they are"
+        hint = f"{place}.group_size_fallback ignore leaves these layers as they are"
     else:
         sizes = ", ".join(map(str, [*working, -1]))
-        hint = f"weights.group_size values that divide every layer: {sizes} (-1: per channel); or set "
-        hint += "weights.group_size_fallback to adjust"
-    return RecipeError(
-        f"group size {group_size} does not divide the input channels of {_names(undivided)}",
-        where=f"weights.{field}",
-        hint=hint,
-    )
+        hint = f"{place}.group_size values that divide every layer: {sizes} (-1: per channel); or set "
+        hint += f"{place}.group_size_fallback to adjust"
+    return RecipeError(_problem(group_size, undivided), where=where, hint=hint)
 
 
-def _names(undivided: Sequence[tuple[Weight, int]]) -> str:
-    shown = ", ".join(f"{w.name} ({w.in_channels})" for w, _ in undivided[:MAX_NAMES])
+def _problem(group_size: int, undivided: Sequence[Weight]) -> str:
+    shown = ", ".join(f"{w.name} ({w.in_channels})" for w in undivided[:MAX_NAMES])
     rest = len(undivided) - MAX_NAMES
-    return f"{len(undivided)} layers: {shown}{f' and {rest} more' if rest > 0 else ''}"
+    layers = f"{len(undivided)} layer{'' if len(undivided) == 1 else 's'}"
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"group size {group_size} does not divide the input channels of {layers}: {shown}{more}"

@@ -7,19 +7,15 @@ from pathlib import Path
 
 from llmcompress.compression.forecast.inventory import checkpoint_inventory
 from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory, training_disk_bytes
-from llmcompress.compression.forecast.precision import (
-    LEFT,
+from llmcompress.compression.forecast.precision import LEFT, Assignment, Precision, assign, primary_share
+from llmcompress.compression.forecast.records import BY_SENSITIVITY, Forecast, Inventory, PlannedLayer, Weight
+from llmcompress.compression.forecast.stored_bytes import (
     RESHAPE_AXIS_BYTES,
-    Assignment,
-    Precision,
-    assign,
     compressed_bytes,
     layout,
     lora_adapter_bytes,
-    primary_share,
     uncompressed_bytes,
 )
-from llmcompress.compression.forecast.records import BY_SENSITIVITY, Forecast, Inventory, PlannedLayer, Weight
 from llmcompress.errors import ResourceError
 from llmcompress.loaders.source import Source
 from llmcompress.report.compression import Engine
@@ -63,7 +59,7 @@ def forecast(
         inventory = checkpoint_inventory(source)
     passes = [*recipe.weight_passes, *_by_activations(recipe)]
     notes = [*inventory.notes, *_notes(source, recipe, passes, inventory)]
-    layers, size_bytes, remarks = _layers(inventory, passes)
+    layers, size_bytes, warned, remarks = _layers(inventory, passes)
     ours = [engine == "llmcompress" and layer.mode in BY_KERNELS for layer in layers]
     codes_bytes = sum(layer.size_bytes for layer, is_ours in zip(layers, ours, strict=True) if is_ours)
     by_nncf = [weight for weight, is_ours in zip(inventory.weights, ours, strict=True) if not is_ours]
@@ -95,7 +91,8 @@ def forecast(
         training_bytes=training_bytes,
         free_cache_bytes=free_cache_bytes,
         fits=peak.required <= available and disk_bytes <= free and training_bytes <= free_cache_bytes,
-        notes=tuple(notes + remarks),
+        notes=tuple(notes + warned + remarks),
+        warnings=tuple(warned),
     )
 
 
@@ -138,16 +135,17 @@ def _by_activations(recipe: Recipe) -> list[WeightCompression]:
 
 def _layers(
     inventory: Inventory, passes: Sequence[WeightCompression]
-) -> tuple[tuple[PlannedLayer, ...], int, list[str]]:
-    """What each weight becomes, the size of all constants, and remarks."""
+) -> tuple[tuple[PlannedLayer, ...], int, list[str], list[str]]:
+    """What each weight becomes, the size of all constants, what a run has to warn of, and remarks."""
     pending = list(enumerate(inventory.weights))
     layers = {index: _planned(weight, LEFT, uncompressed_bytes(weight)) for index, weight in pending}
+    warned: list[str] = []
     remarks: list[str] = []
     reshapes = 0
-    for recipe in passes:
+    for number, recipe in enumerate(passes):
         weights = [weight for _, weight in pending]
-        assigned, notes = assign(weights, recipe)
-        remarks += notes
+        assigned, found = assign(weights, recipe, f"further_weights.{number - 1}" if number else "weights")
+        warned += found
         undecided = [w for w, a in zip(weights, assigned, strict=True) if a.primary != a.backup]
         share = primary_share(undecided, recipe.ratio)
         for (index, weight), choice in zip(pending, assigned, strict=True):
@@ -168,7 +166,7 @@ def _layers(
         ]
     planned = tuple(layers[index] for index in range(len(layers)))
     size_bytes = sum(layer.size_bytes for layer in planned) + inventory.leftover_bytes + reshapes + GRAPH_BYTES
-    return planned, size_bytes, remarks
+    return planned, size_bytes, warned, remarks
 
 
 def _bytes(weight: Weight, precision: Precision, recipe: WeightCompression) -> int:

@@ -102,3 +102,5 @@ class Forecast(Record):
     free_cache_bytes: int = 0
     fits: bool
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """Those of the notes of which a run warns: layers that get another precision than asked, and what may fail."""
