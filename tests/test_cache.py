@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
+from platformdirs.macos import MacOS
+from platformdirs.unix import Unix
 
 from llmcompress.artifact import staging
 from llmcompress.cli import run
@@ -121,6 +124,24 @@ def test_a_cache_that_takes_no_lock_stops_nothing(monkeypatch: pytest.MonkeyPatc
     hold(cache_dir() / "statistics" / "aa")
 
 
+def test_the_cache_is_where_a_variable_says_or_where_the_system_keeps_caches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LLMCOMPRESS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for system, place in ((Unix, ".cache/llmcompress"), (MacOS, "Library/Caches/llmcompress")):
+        monkeypatch.setattr(platformdirs, "PlatformDirs", system)
+        assert cache_dir() == tmp_path / place
+    for name, value, place in (
+        ("XDG_CACHE_HOME", "/shared", "/shared/llmcompress"),
+        ("XDG_CACHE_HOME", "~/shared", f"{tmp_path}/shared/llmcompress"),
+        ("LLMCOMPRESS_CACHE", "~/own", f"{tmp_path}/own"),
+    ):
+        monkeypatch.setenv(name, value)
+        assert cache_dir() == Path(place)
+
+
 @pytest.fixture
 def unusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that cannot be made, for root neither."""
@@ -143,6 +164,8 @@ def test_a_missing_home_stops_nothing(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert not ScoreCache("evaluations", "aa").add([0], [{"nll": np.zeros(3)}])
     assert run(["cache", "list"]) == 0
     assert "0 B in " in capsys.readouterr().out
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", "/own")
+    assert cache_dir() == Path("/own")
 
 
 def test_libraries_that_ask_for_a_home_get_one_that_takes_no_files() -> None:

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from filelock import ReadWriteLock, Timeout
+from platformdirs import user_cache_path
 
 
 def cache_dir() -> Path:
-    """``$LLMCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/llmcompress``, else ``~/.cache/llmcompress``.
+    """``$LLMCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/llmcompress``, else where this system keeps a user's caches.
 
-    Without a known home directory it is a path that can be neither read nor written.
+    ``~/.cache/llmcompress`` on Linux, ``~/Library/Caches/llmcompress`` on macOS, ``%LOCALAPPDATA%\\llmcompress\\Cache``
+    on Windows. Without a known home directory it is a path that can be neither read nor written.
     """
-    own = os.environ.get("LLMCOMPRESS_CACHE")
-    named = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "llmcompress")
+    own, shared = os.environ.get("LLMCOMPRESS_CACHE"), os.environ.get("XDG_CACHE_HOME")
     try:
-        return named.expanduser()
+        if own:
+            return Path(own).expanduser()
+        if shared:
+            return Path(shared, "llmcompress").expanduser()
+        return user_cache_path("llmcompress", appauthor=False).expanduser()
     except RuntimeError:  # The user has neither $HOME nor an entry among the system's users.
         return Path(os.devnull, "no home directory", "llmcompress")
 
