@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from llmcompress.publishing.card import CardReport as CardReport
     from llmcompress.publishing.card import render_card as render_card
     from llmcompress.publishing.card import write_card as write_card
+    from llmcompress.publishing.trackers import log_figures as log_figures
     from llmcompress.report.benchmark import BenchReport as BenchReport
     from llmcompress.report.compression import CompressionReport as CompressionReport
     from llmcompress.report.evaluation import EvalReport as EvalReport
@@ -92,6 +93,7 @@ _HOMES = {
     "llmcompress.loaders": "load",
     "llmcompress.publishing": "push_to_hub",
     "llmcompress.publishing.card": "CardReport render_card write_card",
+    "llmcompress.publishing.trackers": "log_figures",
     "llmcompress.report.benchmark": "BenchReport",
     "llmcompress.report.compression": "CompressionReport",
     "llmcompress.report.evaluation": "EvalReport",

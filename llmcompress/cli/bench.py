@@ -24,6 +24,7 @@ from llmcompress.cli.console import (
     table,
     write_line,
 )
+from llmcompress.cli.log_to import LogTo, chosen_tracker, log_reports
 from llmcompress.cli.next_steps import after_bench
 from llmcompress.cli.options import (
     AllowLinks,
@@ -55,7 +56,7 @@ _PANELS = {
     "Shapes": "prompt_tokens new_tokens batch_sizes depths",
     "Runtime": "engine backend devices threads precision profile properties",
     "Measurement": "repetitions warmup_runs confidence",
-    "Output": "output_format as_json",
+    "Output": "output_format log_to as_json",
 }
 
 
@@ -78,6 +79,7 @@ def bench(
     output_format: Annotated[
         str, typer.Option("--format", metavar="table|json|jsonl|csv|markdown", help="How to print the reports.")
     ] = "table",
+    log_to: LogTo = None,
     old_runtime: Annotated[str | None, typer.Option("--engine", hidden=True)] = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -105,7 +107,7 @@ def bench(
     from llmcompress.graph.device import check_device
     from llmcompress.system.process import run_supervised
 
-    form = chosen_format(output_format, FORMATS, as_json=as_json)
+    form, tracker = chosen_format(output_format, FORMATS, as_json=as_json), chosen_tracker(log_to)
     if old_runtime is not None:
         spec = _by_its_old_name(spec, old_runtime)
     for name in spec.devices:
@@ -135,7 +137,9 @@ def bench(
         }
         reports = run_supervised(benchmark, options, progress=watch.report, logs=watch.log)
     print_reports(reports, form)
-    if form == "table" and not is_quiet():
+    tell = form == "table" and not is_quiet()
+    log_reports(reports, sources, tracker, tell=tell)
+    if tell:
         after_bench(reports, sources)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llmcompress.cli.console import is_quiet, print_report
+from llmcompress.cli.log_to import LogTo, chosen_tracker, log_reports
 from llmcompress.cli.next_steps import after_eval
 from llmcompress.cli.options import (
     AllowLinks,
@@ -36,7 +37,7 @@ _PANELS = {
     "Reference": "reference reference_revision reference_scores noise_floor split_damage num_generations",
     "Verdict and gate": "confidence kl_margin perplexity_margin max_kl min_top1_agreement max_perplexity_increase",
     "Runtime": "device backend precision profile chunk",
-    "Extras": "tasks task_limit task_path probe_context check_conversion",
+    "Extras": "tasks task_limit task_path probe_context check_conversion log_to",
 }
 
 
@@ -82,6 +83,7 @@ def evaluate(
     task_path: Annotated[
         Path | None, typer.Option("--task-path", help="Directory with task files of your own.")
     ] = None,
+    log_to: LogTo = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     offline: Offline = False,
@@ -119,6 +121,7 @@ def evaluate(
             f"{' and '.join(f'`{name}`' for name in thresholds)} compare with a reference, and none was given",
             hint="add --reference with the model that it was made from",
         )
+    tracker = chosen_tracker(log_to)
     report = run_watched(
         evaluate_model,
         {
@@ -147,7 +150,9 @@ def evaluate(
         as_json=as_json,
         brief=evaluation_line,
     )
-    if not as_json and not is_quiet():
+    tell = not as_json and not is_quiet()
+    log_reports([report], [source], tracker, tell=tell)
+    if tell:
         after_eval(report, source, spec, reference)
     undecided = [check for check in report.gate.checks if check.name in thresholds and check.passed is None]
     if undecided:

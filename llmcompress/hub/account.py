@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from llmcompress.errors import HubError
 from llmcompress.hub.client import HubClient
 from llmcompress.hub.failures import translated_errors
+from llmcompress.system.patching import replaced
 
 _TOKENS = "https://huggingface.co/settings/tokens"
 
@@ -28,6 +31,15 @@ def current_token() -> str | None:
     from huggingface_hub import get_token
 
     return get_token()
+
+
+@contextlib.contextmanager
+def staying_offline() -> Iterator[None]:
+    """Keep what other libraries ask the Hub, such as whose the token is, on this machine."""
+    from huggingface_hub import constants
+
+    with replaced(constants, "HF_HUB_OFFLINE", True):
+        yield
 
 
 def find_account(client: HubClient) -> Account:

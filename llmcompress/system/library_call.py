@@ -21,7 +21,10 @@ ResultT = TypeVar("ResultT")
 ProgressOption = Reporter | Literal["auto"] | None
 """``auto``: bars in terminals and notebooks, nothing in scripts whose stderr goes elsewhere. None: nothing."""
 
-_NOISY = {"accelerate", "datasets", "httpx", "huggingface_hub", "nncf", "optimum", "torch", "transformers"}
+_NOISY = {
+    "accelerate", "alembic", "datasets", "httpx", "huggingface_hub", "mlflow", "nncf", "optimum", "torch",
+    "transformers",
+}  # fmt: skip
 """Loggers whose messages below an error are not shown."""
 
 _lock = threading.Lock()
