@@ -1,11 +1,13 @@
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from terminal_fixture import received_from
@@ -745,6 +747,24 @@ def test_stages_that_run_side_by_side_or_again_keep_a_bar_each(capsys: Captured)
             watch.report(Progress(*event))
     stages = [line.split(":")[0] for line in capsys.readouterr().err.splitlines()]
     assert stages == ["trace", "scan", "compress", "scan"]
+
+
+def test_a_warning_names_flags_as_an_error_does(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    """Of a worker, which is read in another thread, and of this process."""
+    told = "the adapter is left out; `merge_adapter` merges it, `max_context=8` and `unknown` do not"
+
+    def supervise(function: object, kwargs: object, *, logs: Callable[[str], None], **others: object) -> NoReturn:
+        reader = threading.Thread(target=logs, args=(f"warning: model: {told}",))
+        reader.start()
+        reader.join()
+        logging.getLogger("llmcompress.loaders").warning("here: %s", told)
+        raise ModelError("`offline` is on")
+
+    monkeypatch.setattr(llmcompress.system.process, "run_supervised", supervise)
+    assert run(["compress", "some/model", "-r", "int8"]) == 4
+    shown = "the adapter is left out; --merge-adapter merges it, --max-context 8 and `unknown` do not"
+    assert capsys.readouterr().err == f"warning: model: {shown}\nwarning: here: {shown}\nerror: --offline is on\n"
+    assert not logging.getLogger("llmcompress").handlers
 
 
 def test_bars_are_silent_in_a_pipe(capsys: Captured) -> None:

@@ -6,11 +6,9 @@ import functools
 import itertools
 import json
 import os
-import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 COMPLETION = "_LLMCOMPRESS_COMPLETE"
 """The shell's script sets this variable to ask for completions."""
@@ -28,6 +26,8 @@ def run(arguments: Sequence[str]) -> int:
 
     from llmcompress.cli.app import command, load_command
     from llmcompress.cli.console import own_volume
+    from llmcompress.cli.flags import flags_of, own_flags, with_flags
+    from llmcompress.cli.progress import warnings_shown
     from llmcompress.errors import LlmcompressError
 
     verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
@@ -39,7 +39,8 @@ def run(arguments: Sequence[str]) -> int:
             from typer.completion import shell_complete
 
             return shell_complete(root, {}, "llmcompress", COMPLETION, os.environ[COMPLETION])
-        with own_volume(), root.make_context("llmcompress", list(arguments) or ["--help"]) as context:
+        context = root.make_context("llmcompress", list(arguments) or ["--help"])
+        with context, own_volume(), own_flags(), warnings_shown():
             root.invoke(context)
         sys.stdout.flush()
         return 0
@@ -85,29 +86,6 @@ def _tell(kind: str, message: str, where: str = "", hint: str = "", *, exit_code
     else:
         print_error(message, where=where, hint=hint)
     return exit_code
-
-
-def with_flags(text: str, flags: Mapping[str, str]) -> str:
-    """Write each parameter that the text names in backticks, alone or as ``name=value``, as the flag that sets it."""
-
-    def flag(found: re.Match[str]) -> str:
-        name, value = found[1], (found[2] or "").strip("\"'")
-        if name not in flags:
-            return found[0]
-        return flags[name] if value in ("", "True", "False") else f"{flags[name]} {value}"
-
-    return re.sub(r"`(\w+)(?:=([^`]*))?`", flag, text)
-
-
-def flags_of(command: Any) -> dict[str, str]:
-    """Return the parameters of a command and of its subcommands with their flags, an argument with its metavar."""
-    flags = {}
-    for each in (command, *getattr(command, "commands", {}).values()):
-        for parameter in each.params:
-            is_option = parameter.param_type_name == "option"
-            flag = max(parameter.opts, key=len) if is_option else (parameter.metavar or parameter.name.upper())
-            flags[parameter.name.removeprefix("no_")] = flag
-    return flags
 
 
 def _usage_error(error: Exception) -> tuple[str, str, str]:

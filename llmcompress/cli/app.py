@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from llmcompress.cli.console import be_quiet
+from llmcompress.cli.flags import name_flags
 from llmcompress.cli.options import PRINTED, SOURCES
 
 _EXIT_CODES = (
@@ -205,6 +206,7 @@ class _Commands(TyperGroup):
             # Completion goes on with a name that there is not.
             return None, None, rest
         loaded = load_command(name)
+        name_flags(loaded)
         loaded.get_help_option(ctx).rich_help_panel = PRINTED
         return name, loaded, rest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from llmcompress.cli.console import is_quiet, stderr
+from llmcompress.cli.flags import current_flags, with_flags
 from llmcompress.errors import UsageError
 from llmcompress.report.text import count_text, duration_text, size_text
 from llmcompress.system.progress import WARNING, Progress, Reporter
@@ -154,13 +156,32 @@ def progress_text(progress: Progress) -> str:
 
 def worker_lines(console: Console, *, verbose: bool) -> Callable[[str], None]:
     """Show lines that a worker wrote: our warnings, and with ``verbose`` what libraries say."""
+    # Another thread reads them.
+    flags = current_flags()
 
     def show(line: str) -> None:
-        warning = line.startswith(WARNING)
-        if verbose or warning:
-            console.print(line, markup=False, soft_wrap=True, style=None if warning else "dim")
+        if line.startswith(WARNING):
+            console.print(with_flags(line, flags), markup=False, soft_wrap=True)
+        elif verbose:
+            console.print(line, markup=False, soft_wrap=True, style="dim")
 
     return show
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Show warnings of ours that no worker writes, those of this process, as a worker's are shown."""
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            worker_lines(stderr(), verbose=False)(f"{WARNING}{record.getMessage()}")
+
+    handler, logger = Shown(logging.WARNING), logging.getLogger("llmcompress")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def run_watched(
