@@ -439,6 +439,29 @@ def test_another_reference_than_the_base_is_not_called_the_base(tmp_path: Path) 
     assert "--reference PATH_TO_THE_REFERENCE" in card
 
 
+def test_the_graph_that_loses_more_is_quoted_and_named(tmp_path: Path) -> None:
+    def change(manifest: Record, evaluation: Record, benchmark: Record) -> None:
+        model, lost = evaluation["model"], evaluation["divergence"]
+        stateful = {"properties": model["properties"], "perplexity": model["perplexity"], "divergence": lost}
+        worse = {**lost, "kl_divergence": {**lost["kl_divergence"], "value": 0.75}}
+        perplexity = {**model["perplexity"], "perplexity": {**model["perplexity"]["perplexity"], "value": 77.5}}
+        paged = {"properties": {"KV_CACHE_PRECISION": "u4"}, "perplexity": perplexity, "divergence": worse}
+        evaluation["backends"] = [{**stateful, "backend": "stateful"}, {**paged, "backend": "paged"}]
+
+    card = render_card(artifact(tmp_path / "x", change))
+    rows = Page(card).table("this model")
+    assert rows["KL divergence, nats per token"][1].startswith("0.75 ")
+    assert rows["Perplexity, per token"][1].startswith("77.5 ")
+    less = read(tmp_path / "x" / "eval.json")["divergence"]["kl_divergence"]["value"]
+    folded = next(line for line in card.splitlines() if "KL divergence on the stateful graph, which loses less" in line)
+    assert f"{less:.4g} " in folded
+    assert "on the paged graph, which loses more than the stateful one. Intervals hold" in card
+    assert "`KV_CACHE_PRECISION` u4" in card
+    metrics = metadata(card)["model-index"][0]["results"][0]["metrics"]
+    assert {metric["type"]: metric["value"] for metric in metrics}["kl_divergence"] == 0.75
+    assert all(metric["name"].endswith(" on the paged graph") for metric in metrics)
+
+
 def test_a_lower_bound_is_called_one(tmp_path: Path) -> None:
     def change(manifest: Record, evaluation: Record, benchmark: Record) -> None:
         evaluation["divergence"] |= {"exact": False, "top_k": 64, "captured_mass": 0.9}

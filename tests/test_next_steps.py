@@ -20,7 +20,7 @@ from llmcompress.cli.bench import print_reports
 from llmcompress.cli.next_steps import after_bench, after_compress, after_eval, after_tune
 from llmcompress.evaluation.advice import Advice, advice
 from llmcompress.report.benchmark import BenchReport, Roofline, Steadiness
-from llmcompress.report.evaluation import DamagePart, EvalReport
+from llmcompress.report.evaluation import BackendRecord, DamagePart, EvalReport
 from llmcompress.spec import Access, Recipe, load_recipe, override_recipe, packaged_recipes
 
 Captured = pytest.CaptureFixture[str]
@@ -106,6 +106,42 @@ def test_the_part_that_lost_it_is_named_and_what_it_needs() -> None:
     assert words(activations) == ["runtime.dynamic_quantization_group_size=0"]
     # No recipe decides the execution's precision.
     assert words(tried("int4", 0.34, weights=0.02, execution_precision=0.3, all=0.34)) == []
+
+
+def served(report: EvalReport, stateful: float, paged: float) -> EvalReport:
+    """The same scored on both graphs."""
+    found = report.divergence
+    assert found is not None
+
+    def record(backend: Any, kl: float) -> BackendRecord:
+        lost = found.model_copy(update={"kl_divergence": found.kl_divergence.model_copy(update={"value": kl})})
+        return BackendRecord(
+            backend=backend, properties={}, perplexity=report.model.perplexity, divergence=lost, verdict="worse"
+        )
+
+    return report.model_copy(update={"backends": (record("stateful", stateful), record("paged", paged))})
+
+
+@pytest.mark.parametrize(
+    ("stateful", "paged", "cache", "expected", "what"),
+    [
+        (0.03, 0.34, "u8", ["runtime.kv_cache_precision=f16"], "0.02 nats, the paged graph adds most of the rest"),
+        (0.03, 0.34, "f16", [], "0.02 nats, the paged graph adds most of the rest"),
+        # It loses less, so that what it adds is not asked for.
+        (0.4, 0.34, "u8", None, "the weights alone lose 0.02 nats"),
+    ],
+)
+def test_what_the_paged_graph_adds_is_a_part_too(
+    stateful: float, paged: float, cache: str, expected: list[str] | None, what: str
+) -> None:
+    report = served(report_of(stateful, weights=0.02, kv_cache=0.025, all=0.03, paged=paged), stateful, paged)
+    *others, last = report.split_damage
+    split = (*others, last.model_copy(update={"properties": {"KV_CACHE_PRECISION": cache}}))
+    given = advice(report.model_copy(update={"split_damage": split}), load_recipe("int4"))
+    assert given is not None
+    assert given.lost.endswith(what)
+    assert ("on the paged graph" in given.lost) == (paged > stateful)
+    assert words(given) == (words(tried("int4", 0.34)) if expected is None else expected)
 
 
 def test_there_is_no_advice_where_nothing_is_worse() -> None:

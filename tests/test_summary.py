@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -17,15 +18,17 @@ from summary_fixture import LAYERS, estimate, layer, write_benchmark, write_eval
 
 from llmcompress.artifact import read_manifest, read_measurements
 from llmcompress.artifact.manifest import manifest_bytes
+from llmcompress.cli.evaluation_report import evaluation_line
 from llmcompress.errors import ArtifactError, UsageError
 from llmcompress.report.benchmark import BenchFile, BenchReport
-from llmcompress.report.evaluation import EvalReport
+from llmcompress.report.evaluation import BackendRecord, EvalReport
 from llmcompress.report.tuning import TuningOrigin
 from llmcompress.runner.state import benchmark_reason
 from llmcompress.spec import Runtime, load_recipe
 from llmcompress.summary import Comparison, FailedRow, compare, csv_text, lines, markdown, page
 from llmcompress.summary.commands import commands
 from llmcompress.summary.sections import layer_grid
+from llmcompress.summary.table import notes
 from llmcompress.summary.trade_offs import pareto_front
 
 FIGURES = [(1000, 11.0, 0.02, 40.0), (1500, 10.5, 0.01, 30.0), (1600, 10.8, 0.015, 35.0), (500, 14.0, 0.3, 38.0)]
@@ -306,6 +309,47 @@ def test_csv_holds_the_raw_numbers(tmp_path: Path) -> None:
     assert (rows[0]["kl_divergence"], rows[0]["failure"]) == ("", "")
     assert (rows[-1]["failure"], rows[-1]["exit_code"]) == (FAILED.reason, "3")
     assert all(value == "" for name, value in rows[-1].items() if name not in {"name", "failure", "exit_code"})
+
+
+def test_the_graph_that_loses_more_is_quoted_and_named(tmp_path: Path) -> None:
+    reference = write_model(tmp_path / "none", size_bytes=4000, recipe="none")
+    write_evaluation(reference, 10.0)
+    kls = {"kept": (0.02, 0.01), "lost": (0.02, 0.5), "broken": (0.02, math.nan)}
+    for name, (stateful, paged) in kls.items():
+        made = write_model(tmp_path / name)
+        of_stateful = write_evaluation(made, 11.0, kl=stateful, reference=reference)
+        of_paged = write_evaluation(made, 12.0, kl=paged, reference=reference)
+        backends = tuple(
+            BackendRecord(
+                backend=backend, properties={}, perplexity=report.model.perplexity, divergence=report.divergence
+            )
+            for backend, report in (("stateful", of_stateful), ("paged", of_paged))
+        )
+        write_evaluation(made, 11.0, kl=stateful, reference=reference, backends=backends)
+    found = compare([reference, *(tmp_path / name for name in kls)])
+    quoted = [row.divergence.kl_divergence.value for row in found.rows if row.divergence]
+    assert quoted[:2] == [0.02, 0.5]
+    assert math.isnan(quoted[2])
+    shown = texts(found)
+    assert [text.split()[0] for text in shown["KL divergence"]] == ["the", "0.02", "0.5", "nan"]
+    assert [text.split()[0] for text in shown["perplexity"]] == ["10", "11", "12", "12"]
+    (note,) = notes(found)
+    assert note == (
+        "Quality is that of the graph that loses more, where both were measured: stateful of kept; "
+        "paged of lost, broken."
+    )
+    rows = list(csv.DictReader(io.StringIO(csv_text(found))))
+    assert [row["backend"] for row in rows] == ["stateful", "stateful", "paged", "paged"]
+    (size, _) = (trade_off for trade_off in found.trade_offs if trade_off.x == "size_bytes")
+    assert [(point.y, point.y_low) for point in size.points[1:3]] == [
+        (11.0, pytest.approx(11.0 * 0.98)),
+        (12.0, pytest.approx(12.0 * 0.98)),
+    ]
+    report = found.rows[2].evaluation
+    assert report is not None
+    assert report.facts()["graph"] == "paged, the worse of stateful and paged"
+    assert report.facts()["KL divergence, nats"].startswith("0.5 ")
+    assert evaluation_line(report) == "perplexity 12, KL divergence 0.5, worse"
 
 
 def cells(line: str) -> list[str]:

@@ -116,7 +116,7 @@ def decoder_talk(directory: Path, spec: TalkSpec) -> Talk:
     decode = text_decoder(directory)
     file = directory / "generation_config.json"
     config = read_json(file) if file.is_file() else {}
-    limit = spec.max_new_tokens or _max_new_tokens(config)
+    limit, ends = spec.max_new_tokens or _max_new_tokens(config), eos_ids(config)
     compiled = compile_decoder(directory, spec.device)
 
     def talk(messages: Sequence[Message], heard: Heard) -> Answer:
@@ -127,7 +127,7 @@ def decoder_talk(directory: Path, spec: TalkSpec) -> Talk:
         text, ended = "", "length"
         for token in next_tokens(compiled, prompt_ids, chooser(config, spec.seed)):
             moments.append(time.perf_counter())
-            if token in eos_ids(config):
+            if token in ends:
                 ended = "stop"
                 break
             token_ids.append(token)

@@ -23,7 +23,7 @@ from llmcompress.report.benchmark import BenchReport
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.record import Record
-from llmcompress.report.text import duration_text, rate_text, size_text
+from llmcompress.report.text import duration_text, quoted_text, rate_text, size_text
 from llmcompress.spec import BenchSpec, EvalSpec
 from llmcompress.spec.dataset import BUNDLED
 from llmcompress.system.command_line import command_line
@@ -138,13 +138,14 @@ def _print(report: DemoReport, output: Path) -> None:
     sizes.columns[0].style = "bold"
     sizes.add_column("Verdict")
     for variant in report.variants:
-        made, lost = variant.report, variant.evaluation.divergence
+        made, worst = variant.report, variant.evaluation.worst
+        lost = worst.divergence
         sizes.add_row(
             made.recipe.name,
             size_text(made.size_bytes),
             f"{made.bits_per_weight:.2f}",
             duration_text(made.measured.duration_s),
-            f"{variant.evaluation.model.perplexity.perplexity.value:.4g}",
+            f"{worst.perplexity.perplexity.value:.4g}",
             f"{lost.kl_divergence.value:.2g}" if lost else "",
             f"{lost.top1_agreement.value:.1%}" if lost else "",
             rate_text(variant.speed.cases[0].decode_tokens_per_s),
@@ -153,7 +154,10 @@ def _print(report: DemoReport, output: Path) -> None:
         )
     text = report.variants[0].evaluation.text
     print_blocks(sizes)
-    print_text(f"Measured on {text.num_scored_tokens:,} tokens of held-out text through the OpenVINO runtime.\n")
+    print_text(f"Measured on {text.num_scored_tokens:,} tokens of held-out text through the OpenVINO runtime.")
+    if quoted := quoted_text({variant.report.recipe.name: variant.evaluation for variant in report.variants}):
+        print_text(quoted)
+    write_line("")
     for variant in report.variants:
         print_note(variant.report.recipe.name, ": what its weights became")
         print_blocks(layers_table(variant.report.layers))

@@ -62,7 +62,7 @@ def _generations_text(found: GenerationRecord) -> str:
 
 
 def _reason(report: EvalReport) -> str:
-    found = report.divergence
+    found = report.worst.divergence
     if report.verdict != "cannot tell" or found is None:
         return ""
     if not found.exact:
@@ -73,10 +73,11 @@ def _reason(report: EvalReport) -> str:
 
 
 def evaluation_line(report: EvalReport) -> str:
-    """Return the result alone: perplexity, and with a reference the KL divergence and the verdict."""
-    found = [f"perplexity {report.model.perplexity.perplexity.value:.5g}"]
-    if report.divergence is not None:
-        found += [f"KL divergence {report.divergence.kl_divergence.value:.4g}", str(report.verdict)]
+    """Return the result alone, of the backend that loses most: perplexity, KL divergence and verdict."""
+    worst = report.worst
+    found = [f"perplexity {worst.perplexity.perplexity.value:.5g}"]
+    if worst.divergence is not None:
+        found += [f"KL divergence {worst.divergence.kl_divergence.value:.4g}", str(report.verdict)]
     return ", ".join(found)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, print_labelled, stdout, write_line
-from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, MANIFEST, RECIPE, TUNE_REPORT
+from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, MANIFEST, TUNE_REPORT
 from llmcompress.system.command_line import command_line
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llmcompress.report.evaluation import EvalReport
     from llmcompress.report.record import Record
     from llmcompress.report.tuning import TuneReport
-    from llmcompress.spec import Access, EvalSpec, Recipe
+    from llmcompress.spec import Access, EvalSpec
 
 
 def print_next(program: str, operands: Sequence[str], options: Sequence[str] = ()) -> None:
@@ -130,22 +130,17 @@ def _fitting_windows(directory: Path) -> list[str]:
 
 def _print_again(remedy: Remedy, manifest: CompressionReport, directory: Path, reference: str | None) -> None:
     """The compression that loses less; of a local source no path is kept, so it is what the model was compared with."""
+    from llmcompress.report.options import recipe_option
+
     origin = manifest.provenance
     source = origin.id or reference
     if source is None:
         return
     options = ["--revision", origin.revision] if origin.id is not None and origin.revision else []
-    options += ["-r", remedy.recipe or _own_recipe(manifest.recipe, directory)]
+    options += ["-r", remedy.recipe or recipe_option(manifest.recipe, str(directory))]
     options += ["--set", remedy.setting] if remedy.setting else []
     if remedy.recipe is None and remedy.setting:
         # The recipe's own name is that of the model that is there.
         options += ["-o", f"{directory}-{remedy.setting.rpartition('.')[2].replace('=', '-')}"]
     options += ["--trust-remote-code"] if origin.trust_remote_code else []
     print_next("compress", [source], options)
-
-
-def _own_recipe(recipe: Recipe, directory: Path) -> str:
-    """The packaged recipe's name if it is still that recipe, else the copy that was kept with the model."""
-    from llmcompress.spec import packaged_recipes
-
-    return recipe.name if recipe in packaged_recipes() else str(directory / RECIPE)

@@ -16,7 +16,10 @@ _FEW_MARGINS = 5
 _RUNTIME = {
     "kv_cache": ("runtime.kv_cache_precision=f16", "the cache in 16 bits"),
     "dynamic_quantization": ("runtime.dynamic_quantization_group_size=0", "activations that are not quantized"),
+    "paged": ("runtime.kv_cache_precision=f16", "the paged graph's cache in 16 bits"),
 }
+_SMALL_CACHES = ("u8", "i8", "u4", "i4")
+"""Precisions of the cache that lose something."""
 
 
 _LEARNED: dict[str, str] = {"int4_asym": "int4-distilled", "int4_sym": "int4-sym-distilled"}
@@ -49,14 +52,17 @@ def advice(report: EvalReport, recipe: Recipe) -> Advice | None:
     Args:
         recipe: By which the model was made.
     """
-    if report.verdict != "worse" or not report.divergences:
+    worst = report.worst
+    found = worst.divergence
+    if report.verdict != "worse" or found is None:
         return None
-    backend, found = max(report.divergences.items(), key=lambda each: each[1].kl_divergence.value)
     margin = report.spec.kl_margin
     loss, more = found.kl_divergence.value, found.perplexity_ratio.value - 1
     lost = f"{loss:.3g} nats of KL divergence ({margin:g} allowed), {more:+.2%} perplexity"
-    lost += f" on the {backend} graph" if len(report.divergences) > 1 else ""
+    lost += f" on the {worst.backend} graph" if len(report.divergences) > 1 else ""
     parts: dict[str, float] = {part.part: part.kl_divergence.value for part in report.split_damage}
+    if worst.backend != "paged":
+        parts.pop("paged", None)
     if "weights" not in parts or "all" not in parts:
         remedies = tuple(_weights(recipe))
     elif (part := _part_of_the_runtime(parts)) is None:
@@ -64,21 +70,33 @@ def advice(report: EvalReport, recipe: Recipe) -> Advice | None:
         remedies = tuple(_weights(recipe))
     else:
         lost += f"; the weights alone lose {parts['weights']:.3g} nats, {_words(part)} adds most of the rest"
-        remedies = (Remedy(None, *_RUNTIME[part]),) if part in _RUNTIME and _accepts(recipe, _RUNTIME[part][0]) else ()
+        remedies = tuple(_runtime(part, report, recipe))
     # What is not a number is beyond every margin.
     first = (remedies[0] if loss <= _FEW_MARGINS * margin else remedies[-1]) if remedies else None
     return Advice(lost, remedies, first)
 
 
 def _part_of_the_runtime(parts: dict[str, float]) -> str | None:
-    """What of the runtime loses most, where it loses more than the weights do."""
-    if parts["all"] - parts["weights"] <= parts["weights"]:
+    """What of the runtime loses most, where it loses more than the weights do; the paged graph on top of the rest."""
+    weights, all_of_stateful = parts["weights"], parts["all"]
+    if parts.get("paged", all_of_stateful) - weights <= weights:
         return None
-    return max(
-        (part for part in ("kv_cache", "dynamic_quantization", "execution_precision") if part in parts),
-        key=lambda part: parts[part],
-        default=None,
-    )
+    single = ("kv_cache", "dynamic_quantization", "execution_precision")
+    added = {part: parts[part] - weights for part in single if part in parts}
+    if "paged" in parts:
+        added["paged"] = parts["paged"] - all_of_stateful
+    return max(added, key=added.__getitem__, default=None)
+
+
+def _runtime(part: str, report: EvalReport, recipe: Recipe) -> Iterator[Remedy]:
+    """The setting that takes a part of the runtime's damage away, where a recipe has one that is not in force."""
+    if part not in _RUNTIME or not _accepts(recipe, _RUNTIME[part][0]):
+        return
+    if part == "paged":
+        paged = next(each for each in report.split_damage if each.part == "paged")
+        if paged.properties.get("KV_CACHE_PRECISION") not in _SMALL_CACHES:
+            return
+    yield Remedy(None, *_RUNTIME[part])
 
 
 def _accepts(recipe: Recipe, setting: str) -> bool:
@@ -94,6 +112,7 @@ def _words(part: str) -> str:
         "kv_cache": "the cache's precision",
         "dynamic_quantization": "dynamic quantization",
         "execution_precision": "the execution precision",
+        "paged": "the paged graph",
     }[part]
 
 

@@ -22,6 +22,7 @@ from llmcompress.publishing.results import (
     task_rows,
 )
 from llmcompress.report.compression import CompressionReport, group_size_text, weight_kinds
+from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.text import count_text, size_text
 from llmcompress.spec import WeightCompression, dump_recipe
 
@@ -39,6 +40,7 @@ def variables(found: Measurements, base: BaseModel, *, title: str, repo_id: str 
         "manifest": _plain(manifest),
         "manifest_sha256": found.manifest_sha256,
         "evaluation": _plain(found.evaluation),
+        "quoted": _quoted(found.evaluation),
         "benchmark": _plain(found.benchmark),
         "unused_reports": found.unused,
         "base": base._asdict(),
@@ -76,6 +78,15 @@ def variables(found: Measurements, base: BaseModel, *, title: str, repo_id: str 
         "commands": commands(found, base, title),
         "lock": lock(manifest),
     }
+
+
+def _quoted(report: EvalReport | None) -> dict[str, Any] | None:
+    """The backend whose figures stand in the tables, and those that lose less."""
+    if report is None:
+        return None
+    worst = report.worst
+    others = [record.backend for record in report.backends if record.backend != worst.backend]
+    return {"backend": worst.backend, "properties": worst.properties, "others": others}
 
 
 def _plain(record: Model | None) -> Any:

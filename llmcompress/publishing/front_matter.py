@@ -92,7 +92,8 @@ def _dataset(report: EvalReport) -> dict[str, Any]:
 
 
 def _metrics(report: EvalReport) -> list[dict[str, Any]]:
-    perplexity, lost = report.model.perplexity, report.divergence
+    perplexity, lost = report.worst.perplexity, report.worst.divergence
+    graph = f" on the {report.worst.backend} graph" if len(report.backends) > 1 else ""
     values: dict[str, tuple[Estimate | None, str]] = {
         "perplexity": (perplexity.perplexity, "Perplexity per token"),
         "word_perplexity": (perplexity.word_perplexity, "Perplexity per word"),
@@ -108,7 +109,7 @@ def _metrics(report: EvalReport) -> list[dict[str, Any]]:
         }
     return _finite(
         [
-            {"type": kind, "value": estimate.value, "name": name}
+            {"type": kind, "value": estimate.value, "name": name + graph}
             for kind, (estimate, name) in values.items()
             if estimate is not None
         ]

@@ -77,7 +77,9 @@ def property_rows(found: Measurements) -> list[Row]:
     """Effective properties of the runtime, read back from the compiled models."""
     sides: dict[str, dict[str, str]] = {}
     if found.evaluation is not None:
-        sides["quality"] = found.evaluation.model.properties
+        backends = found.evaluation.backends
+        for record in backends or (found.evaluation.worst,):
+            sides["quality" if len(backends) < 2 else f"quality, {record.backend}"] = record.properties
         if found.evaluation.reference is not None:
             sides["reference"] = found.evaluation.reference.properties
     for setting in found.benchmark.settings if found.benchmark else ():
@@ -120,12 +122,13 @@ def _quality(found: Measurements) -> Iterator[Row]:
         for name in (_PERPLEXITIES["perplexity"], "KL divergence, nats per token", "Top-1 agreement", "Verdict"):
             yield _row(name, NOT_MEASURED)
         return
+    lost = report.worst.divergence
     for field, name in _PERPLEXITIES.items():
-        mine = getattr(report.model.perplexity, field)
+        mine = getattr(report.worst.perplexity, field)
         theirs = getattr(report.reference.perplexity, field) if report.reference else None
         if mine is None:
             continue
-        ratio = report.divergence.perplexity_ratio if report.divergence and field == "perplexity" else None
+        ratio = lost.perplexity_ratio if lost and field == "perplexity" else None
         yield _row(
             name,
             interval_text(mine, ".5g"),
@@ -133,11 +136,11 @@ def _quality(found: Measurements) -> Iterator[Row]:
             change=f"× {interval_text(ratio, '.5g')}" if ratio else "",
             detail=field != "perplexity",
         )
-    if report.divergence is None:
+    if lost is None:
         yield _row("KL divergence, nats per token", NOT_MEASURED)
         yield _row("Top-1 agreement", NOT_MEASURED)
     else:
-        yield from _divergence(report, report.divergence)
+        yield from _divergence(report, lost)
     if report.generations is not None:
         made = report.generations
         yield _row(f"Equal greedy continuations, of {made.num_prompts}", f"{made.identical_share:.0%}", detail=True)
@@ -153,6 +156,10 @@ def _divergence(report: EvalReport, lost: DivergenceRecord) -> Iterator[Row]:
     yield _row(
         "KL divergence: median, p90, p99, p99.9, maximum", ", ".join(f"{value:.3g}" for value in spread), detail=True
     )
+    for record in report.backends:
+        if record.divergence is not None and record.backend != report.worst.backend:
+            name = f"KL divergence on the {record.backend} graph, which loses less{bound}"
+            yield _row(name, interval_text(record.divergence.kl_divergence), detail=True)
     if report.noise_floor is not None:
         floor = report.noise_floor
         name = f"KL divergence: noise floor, {' against '.join(floor.precisions)}"

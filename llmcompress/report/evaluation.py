@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
@@ -260,13 +261,33 @@ class EvalReport(Readable):
             return {} if self.divergence is None else {"stateful": self.divergence}
         return {record.backend: record.divergence for record in self.backends if record.divergence is not None}
 
+    @property
+    def worst(self) -> BackendRecord:
+        """The backend that loses most, as the gate sees it: the one to quote where there is room for one."""
+        model = self.model
+        first = BackendRecord(
+            backend="stateful",
+            properties=model.properties,
+            perplexity=model.perplexity,
+            divergence=self.divergence,
+            verdict=self.verdict,
+        )
+
+        def loss(record: BackendRecord) -> float:
+            lost = record.divergence.kl_divergence if record.divergence else record.perplexity.nll
+            # What is not a number is beyond every limit.
+            return math.inf if math.isnan(lost.value) else lost.value
+
+        return max(self.backends or (first,), key=loss)
+
     def facts(self) -> dict[str, str]:
         """The text, what was measured on it, and what that comes to."""
-        found, text = self.divergence, self.text
-        facts = {
-            "text": f"{text.dataset}: {text.num_scored_tokens:,} tokens in {text.num_windows} windows",
-            "perplexity": interval_text(self.model.perplexity.perplexity),
-        }
+        worst, text = self.worst, self.text
+        found = worst.divergence
+        facts = {"text": f"{text.dataset}: {text.num_scored_tokens:,} tokens in {text.num_windows} windows"}
+        if len(self.backends) > 1:
+            facts["graph"] = f"{worst.backend}, the worse of {' and '.join(each.backend for each in self.backends)}"
+        facts["perplexity"] = interval_text(worst.perplexity.perplexity)
         if text.fallback:
             facts["instead of"] = text.fallback
         if self.reference is not None:

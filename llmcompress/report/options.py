@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmcompress.report.evaluation import EvalReport
-from llmcompress.spec import BenchSpec, EvalSpec, Gate, RuntimeProfile
+from llmcompress.report.file_names import RECIPE
+from llmcompress.spec import BenchSpec, EvalSpec, Gate, Recipe, RuntimeProfile, packaged_recipes
 
 _NAMES = {
     "batch_sizes": "batch-size",
@@ -22,6 +23,11 @@ _NAMES = {
 def option_name(field: str) -> str:
     """The option that sets a field of a spec."""
     return f"--{_NAMES.get(field, field.replace('_', '-'))}"
+
+
+def recipe_option(recipe: Recipe, directory: str) -> str:
+    """The packaged recipe's name if it is still that recipe, else the copy that was kept with the model."""
+    return recipe.name if recipe in packaged_recipes() else f"{directory}/{RECIPE}"
 
 
 def spec_options(spec: BenchSpec | EvalSpec) -> Iterator[str]:

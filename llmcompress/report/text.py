@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llmcompress.report.benchmark import BenchCase, Stats
-    from llmcompress.report.evaluation import Estimate, GateStatus
+    from llmcompress.report.evaluation import Estimate, EvalReport, GateStatus
 
 _PROPERTIES = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic quantization",
@@ -78,6 +78,16 @@ def rate_text(stats: Stats | None) -> str:
     if stats is None:
         return ""
     return f"{stats.p50:,.0f} ± {stats.std:,.0f}" if stats.p50 >= 100 else f"{stats.p50:.1f} ± {stats.std:.1f}"
+
+
+def quoted_text(reports: Mapping[str, EvalReport]) -> str:
+    """Say of which graph a table's quality is, where more than one was measured; empty where none of them was."""
+    of: dict[str, list[str]] = {}
+    for name, report in reports.items():
+        if len(report.backends) > 1:
+            of.setdefault(report.worst.backend, []).append(name)
+    words = "; ".join(f"{backend} of {', '.join(names)}" for backend, names in of.items())
+    return words and f"Quality is that of the graph that loses more, where both were measured: {words}."
 
 
 def settings_text(properties: Mapping[str, str], between: str = ", ") -> str:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from llmcompress.errors import LlmcompressError
 from llmcompress.report.evaluation import EvalReport, ModelRecord
-from llmcompress.report.file_names import RECIPE
-from llmcompress.report.options import eval_options, spec_options
+from llmcompress.report.options import eval_options, recipe_option, spec_options
 from llmcompress.report.record import Provenance
-from llmcompress.spec import BenchSpec, Recipe, load_recipe
+from llmcompress.spec import BenchSpec
 from llmcompress.summary.comparison import Comparison, Row
 from llmcompress.system.command_line import command_line
 
@@ -28,21 +26,11 @@ def commands(comparison: Comparison) -> tuple[str, ...]:
 def _compress(row: Row) -> str:
     manifest = row.manifest
     source, *options = _source(manifest.provenance, "SOURCE")
-    options += ["--recipe", _recipe(manifest.recipe, row), "--output", row.directory]
+    options += ["--recipe", recipe_option(manifest.recipe, row.directory), "--output", row.directory]
     options += ["--merge-adapter"] if manifest.provenance.adapter else []
     options += ["--trust-remote-code"] if manifest.provenance.trust_remote_code else []
     options += ["--no-tokenizer"] if manifest.tokenizer == "none" else []
     return command_line(["llmcompress", "compress"], [source], options)
-
-
-def _recipe(recipe: Recipe, row: Row) -> str:
-    """The packaged recipe's name if it is still that recipe, else the copy that was kept with the model."""
-    try:
-        if load_recipe(recipe.name) == recipe:
-            return recipe.name
-    except LlmcompressError:
-        pass
-    return f"{row.directory}/{RECIPE}"
 
 
 def _eval(row: Row, report: EvalReport, rows: Sequence[Row]) -> str:

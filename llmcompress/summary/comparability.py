@@ -80,9 +80,9 @@ def _perplexity_members(rows: Sequence[Row]) -> Iterable[_Member]:
 def _divergence_members(rows: Sequence[Row]) -> Iterable[_Member]:
     for number, row in enumerate(rows):
         evaluation = row.evaluation
-        if evaluation is None or evaluation.divergence is None or evaluation.reference is None:
+        found = row.divergence
+        if evaluation is None or found is None or evaluation.reference is None:
             continue
-        found = evaluation.divergence
         runtime = [evaluation.reference.properties.get(name, "unknown") for name in _REFERENCE_PROPERTIES]
         facts = {
             "reference": _reference_name(evaluation.reference, rows),

@@ -37,8 +37,8 @@ class Row(Record):
 
     @property
     def divergence(self) -> DivergenceRecord | None:
-        """How far it is from its reference; None where that was not measured."""
-        return self.evaluation.divergence if self.evaluation else None
+        """How far it is from its reference on the backend that loses most; None where that was not measured."""
+        return self.evaluation.worst.divergence if self.evaluation else None
 
 
 class FailedRow(Record):
@@ -69,7 +69,7 @@ class Comparison(Readable):
         for row in self.rows:
             parts = [size_text(row.manifest.size_bytes), f"{row.manifest.bits_per_weight:.2f} bits/weight"]
             if row.evaluation is not None:
-                parts.append(f"perplexity {row.evaluation.model.perplexity.perplexity.value:.4g}")
+                parts.append(f"perplexity {row.evaluation.worst.perplexity.perplexity.value:.4g}")
             if row.divergence is not None:
                 parts.append(f"KL {row.divergence.kl_divergence.value:.3g}")
             facts[row.name] = ", ".join(parts)

@@ -10,7 +10,15 @@ from typing import Any, Literal, NamedTuple
 
 from llmcompress.report.benchmark import BenchCase
 from llmcompress.report.evaluation import Estimate
-from llmcompress.report.text import GATE_STATUSES, interval_text, rate_text, settings_text, shape_text, size_text
+from llmcompress.report.text import (
+    GATE_STATUSES,
+    interval_text,
+    quoted_text,
+    rate_text,
+    settings_text,
+    shape_text,
+    size_text,
+)
 from llmcompress.summary.comparability import Kind
 from llmcompress.summary.comparison import Comparison, Row
 
@@ -46,7 +54,7 @@ class _Figure(NamedTuple):
 
 
 def _perplexity(row: Row) -> str | None:
-    return interval_text(row.evaluation.model.perplexity.perplexity, ".4g") if row.evaluation else None
+    return interval_text(row.evaluation.worst.perplexity.perplexity, ".4g") if row.evaluation else None
 
 
 def _kl_divergence(row: Row) -> str | None:
@@ -119,6 +127,8 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
             all_facts = [basis.facts for basis in bases]
             kinds = "; ".join(f"[{basis.mark}] {_differing(basis.facts, all_facts)}" for basis in bases)
             found.append(f"{words} are of {len(bases)} kinds that cannot be compared with each other: {kinds}.")
+    if quoted := quoted_text({row.name: row.evaluation for row in comparison.rows if row.evaluation}):
+        found.append(quoted)
     for row in comparison.rows:
         if row.kept_defaults:
             found.append(f"{row.name}: tuning put nothing into the model: {row.kept_defaults}.")
@@ -164,7 +174,7 @@ def csv_text(comparison: Comparison) -> str:
 
 _CSV_FIELDS = (
     "name", "directory", "recipe", "size_bytes", "bits_per_weight",
-    "perplexity", "perplexity_low", "perplexity_high", "perplexity_basis",
+    "backend", "perplexity", "perplexity_low", "perplexity_high", "perplexity_basis",
     "kl_divergence", "kl_divergence_low", "kl_divergence_high", "kl_divergence_exact", "kl_divergence_basis",
     "kl_median", "kl_p90", "kl_p99", "kl_p999", "kl_max",
     "top1_agreement", "top1_agreement_low", "top1_agreement_high", "verdict", "gate_passed", "gate_status",
@@ -186,7 +196,8 @@ def _record(comparison: Comparison, number: int) -> dict[str, Any]:
         "bits_per_weight": row.manifest.bits_per_weight,
     }
     if row.evaluation is not None:
-        found |= _estimate("perplexity", row.evaluation.model.perplexity.perplexity)
+        found |= _estimate("perplexity", row.evaluation.worst.perplexity.perplexity)
+        found["backend"] = row.evaluation.worst.backend
         gate = row.evaluation.gate
         found |= {"verdict": row.evaluation.verdict, "gate_passed": gate.passed, "gate_status": gate.status}
     if options := row.manifest.runtime_options:

@@ -135,9 +135,9 @@ def _perplexities(rows: Sequence[Row], basis: Basis, bases: Sequence[Basis]) -> 
     for number in basis.rows:
         report = rows[number].evaluation
         assert report is not None
-        own = report.model.perplexity.perplexity
-        if report.divergence is not None and report.reference is not None:
-            against, ratio = report.reference.perplexity.perplexity.value, report.divergence.perplexity_ratio
+        own, lost = report.worst.perplexity.perplexity, report.worst.divergence
+        if lost is not None and report.reference is not None:
+            against, ratio = report.reference.perplexity.perplexity.value, lost.perplexity_ratio
             low, high = (None if end is None else against * end for end in (ratio.low, ratio.high))
             own = Estimate(value=own.value, standard_error=None, low=low, high=high)
         elif number in references:
