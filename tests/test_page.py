@@ -264,6 +264,26 @@ def test_what_the_command_refuses(arguments: list[str], message: str, capsys: py
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["cache", "variable"])
+def test_the_plots_write_into_the_cache_or_where_their_variable_says(
+    own: bool, family: list[Path], tmp_path: Path
+) -> None:
+    import subprocess
+    import sys
+
+    home, cache, named = (tmp_path / name for name in ("home", "kept", "named"))
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MPL", "XDG"))}
+    environment |= {"HOME": str(home), "LLMCOMPRESS_CACHE": str(cache)}
+    environment |= {"MPLCONFIGDIR": str(named)} if own else {}
+    arguments = ["compare", *map(str, family), "--html", str(tmp_path / "page.html")]
+    done = subprocess.run([sys.executable, "-m", "llmcompress", *arguments], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert list(home.iterdir()) == []
+    assert list((named if own else cache / "matplotlib").glob("fontlist-*.json"))
+    assert named.exists() == own
+
+
 def test_help_and_tables_do_without_the_plots(family: list[Path]) -> None:
     import subprocess
     import sys

@@ -38,11 +38,8 @@ def trade_off_chart(trade_off: TradeOff, names: Sequence[str], label: str, key: 
     Args:
         wide: Twice as wide, with names in full; otherwise they are without what all have in common, and cut.
     """
-    from matplotlib.figure import Figure
-
     points = trade_off.points
-    with drawing(key):
-        figure = Figure(figsize=(2 * _WIDTH if wide else _WIDTH, 3.9), layout="constrained")
+    with drawing(key, 2 * _WIDTH if wide else _WIDTH, 3.9) as figure:
         axes = figure.subplots()
         x_floor = _scale(axes, "x", trade_off.x, [p.x for p in points], [p.x_low for p in points])
         y_floor = _scale(axes, "y", trade_off.y, [p.y for p in points], [p.y_low for p in points])
@@ -102,16 +99,13 @@ def distribution_chart(lost: Mapping[str, DivergenceRecord], label: str, key: st
     Args:
         lost: By the row's number and name.
     """
-    from matplotlib.figure import Figure
-
     histograms = [record.kl_histogram for record in lost.values() if record.kl_histogram]
     edges = histograms[0].edges if histograms else ()
     values = {name: quantiles(record) for name, record in lost.items()}
     finite = [value for found in values.values() for value in found.values() if 0 < value < math.inf]
     low = min([*finite, *edges[:1], 1e-3]) / 2
     high = max([*finite, 10 * low]) * 1.5
-    with drawing(key):
-        figure = Figure(figsize=(_WIDTH, 0.75 + 0.62 * len(lost)), layout="constrained")
+    with drawing(key, _WIDTH, 0.75 + 0.62 * len(lost)) as figure:
         axes = figure.subplots()
         for position, (name, record) in enumerate(lost.items()):
             base = -float(position)
@@ -153,12 +147,10 @@ def latency_chart(runs: Sequence[Sequence[float]], limit_s: float, label: str, k
         limit_s: Upper end of the axis, the same for all that are to be compared by eye.
     """
     import numpy as np
-    from matplotlib.figure import Figure
 
     times = np.asarray(runs, dtype=np.float64) * 1e3
     tokens = np.arange(2, times.shape[1] + 2)
-    with drawing(key):
-        figure = Figure(figsize=(_WIDTH, 2.0), layout="constrained")
+    with drawing(key, _WIDTH, 2.0) as figure:
         axes = figure.subplots()
         if len(times) > 1:
             axes.fill_between(tokens, times.min(axis=0), times.max(axis=0), color=FILL, linewidth=0)

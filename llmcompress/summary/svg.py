@@ -35,15 +35,18 @@ _HREF = "{http://www.w3.org/1999/xlink}href"
 
 
 @contextmanager
-def drawing(key: str) -> Iterator[None]:
-    """Matplotlib's settings for one figure; equal figures with equal keys become equal bytes.
+def drawing(key: str, width: float, height: float) -> Iterator[Figure]:
+    """An empty figure, and matplotlib's settings for it; equal figures with equal keys become equal bytes.
 
     Args:
         key: Not of another figure of the same page, as ids are made from it.
+        width: In inches.
+        height: In inches.
     """
-    # Its font list is the only thing it writes.
+    # It makes its directory when it is first imported, and keeps its list of fonts there.
     os.environ.setdefault("MPLCONFIGDIR", str(cache_dir() / "matplotlib"))
     import matplotlib
+    from matplotlib.figure import Figure
 
     settings: dict[str, Any] = {
         "svg.fonttype": "none",
@@ -73,7 +76,7 @@ def drawing(key: str) -> Iterator[None]:
         matplotlib.rcParams.update(settings)  # type: ignore[arg-type]
         # The reader's fonts show the text; that matplotlib's own lacks a character does not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
 def svg_text(figure: Figure, label: str, tips: Mapping[str, str]) -> str:
