@@ -54,6 +54,15 @@ def init(project, name, config, mode, reinit, settings):
         log=lambda numbers: note("log", numbers), finish=lambda: note("finish"), dir="/there/offline-run/files"
     )
 """
+TRACKIO = """
+from huggingface_hub import constants
+
+def init(**options):
+    note("init", offline=constants.HF_HUB_OFFLINE, **options)
+    return SimpleNamespace(log=lambda numbers: note("log", numbers))
+
+def finish(): note("finish")
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +74,12 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Fakes in place of the trackers; returns what was called."""
-    for name, code in {"mlflow": FAKE + MLFLOW, "sqlalchemy": "", "alembic": "", "wandb": FAKE + WANDB}.items():
-        (tmp_path / f"{name}.py").write_text(code)
+    codes = {"mlflow": FAKE + MLFLOW, "sqlalchemy": "", "alembic": "", "wandb": FAKE + WANDB}
+    codes |= {"trackio": FAKE + TRACKIO, "trackio.utils": 'TRACKIO_DIR = "/there/trackio"'}
+    (tmp_path / "trackio").mkdir()
+    for name, code in codes.items():
+        file = "trackio/__init__" if name == "trackio" else name.replace(".", "/")
+        (tmp_path / f"{file}.py").write_text(code)
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
@@ -75,7 +88,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     yield lambda: [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
-    for name in ("mlflow", "sqlalchemy", "alembic", "wandb"):
+    for name in codes:
         sys.modules.pop(name, None)
 
 
@@ -235,6 +248,26 @@ def test_wandb_stays_offline_unless_its_mode_says_otherwise(calls: Any, monkeypa
     log_figures(SPEED, "wandb")
     assert calls()[3][2]["mode"] is None
     assert calls()[3][2]["project"] == "mine"
+
+
+def test_trackio_asks_the_hub_only_where_its_variables_send_the_run(
+    calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = figures(SPEED)
+    assert log_figures(SPEED, "trackio") == Path("/there/trackio")
+    options = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+    assert calls() == [
+        [
+            "init",
+            [],
+            {"offline": True, "project": "llmcompress", "name": found.name, "config": found.settings} | options,
+        ],
+        ["log", [found.numbers], {}],
+        ["finish", [], {}],
+    ]
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "me/space")
+    assert log_figures(SPEED, "trackio") is None
+    assert calls()[3][2]["offline"] is False
 
 
 def test_the_python_call_is_public() -> None:
