@@ -79,8 +79,8 @@ class WeightCompression(StrictModel):
     """Which layers ``ratio`` spares. None: by the weights alone, or by activations where there is calibration data."""
     ignored_scope: IgnoredScope = IgnoredScope()
     group_size_fallback: GroupSizeFallback = "error"
-    """For layers whose channels the group size does not divide: ``error`` refuses them, ``adjust`` takes the largest power
-    of two that divides them or else the backup mode, ``ignore`` leaves them."""
+    """For layers whose channels the group size does not divide: ``error`` refuses them, ``adjust`` takes the largest
+    power of two that divides them or else the backup mode, ``ignore`` leaves them."""
     awq: bool = False
     scale_estimation: bool = False
     gptq: bool = False
