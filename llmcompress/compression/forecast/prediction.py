@@ -70,8 +70,6 @@ def forecast(
     disk_bytes = size_bytes + SIDE_FILES_BYTES + (codes_bytes + SEGMENT_BYTES if codes_on_disk else 0)
     free = free_bytes(output_dir or Path())
     training_bytes, free_cache_bytes = training_disk_bytes(inventory, recipe), free_bytes(cache_dir())
-    if training_bytes:
-        notes.append(f"training keeps about {_gigabytes(training_bytes)} in the cache while it runs")
     if codes_on_disk:
         notes.append("memory is short: codes that are done wait in a temporary file next to the output")
     if peak.required <= available < peak.total:
@@ -213,6 +211,9 @@ def _notes(source: Source, recipe: Recipe, passes: Sequence[WeightCompression], 
         notes.append("the OpenVINO model is not fetched yet: predicted from its config.json as for a checkpoint")
     if from_config and source.config.get("quantization_config"):
         notes.append("the checkpoint is quantized already: the prediction is that of its unquantized model")
+    if recipe.training is not None:
+        kept = _gigabytes(training_disk_bytes(inventory, recipe))
+        notes.append(f"training keeps about {kept} in the cache while it runs")
     if recipe.activations is not None:
         notes.append("the ranges and scales of activations, which add little to the size, are not predicted")
         if recipe.activations.accuracy_control is not None:
