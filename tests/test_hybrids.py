@@ -10,13 +10,22 @@ import pytest
 from tiny_models import write_tokenizer
 
 import llmcompress
-from llmcompress.graph.device import compile_model, decoder_inputs, input_names, properties_of
+from llmcompress.benchmarking.openvino_runtime import OpenvinoRuntime
+from llmcompress.cli.chat_model import TalkSpec, open_model
+from llmcompress.errors import ModelError, UsageError
+from llmcompress.graph.decoding import Decoder, compile_decoder, generate
+from llmcompress.graph.device import compile_model, properties_of
+from llmcompress.graph.recurrence import recurrence
 from llmcompress.loaders.exporter import not_convertible
+from llmcompress.spec import EvalSpec
+from llmcompress.spec.benchmark import Shape
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+MAMBA = Path(__file__).with_name("mamba_ir.npz")
+"""Converted by optimum-intel 2.2 with transformers 5.3; the logits are torch's, in f32, of two windows of a text."""
 NUM_TOKENS = 40
 COMMON: dict[str, Any] = {
     "vocab_size": 512,
@@ -56,7 +65,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "mamba_d_state": 8,
             "mamba_headdim": 32,
             "num_key_value_heads": 4,
-            "chunk_size": 16,
+            "chunk_size": 64,
             "num_mem_blocks": 1,
         },
     ),
@@ -89,8 +98,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-# Stock's exports of these are not torch's function, or take no prompt in pieces; their weights are compared alone.
-NOT_AS_TORCH = {"falcon-mamba", "mamba", "zamba2"}
+ONE_BY_ONE = {"falcon-mamba", "mamba", "zamba2"}
+"""Stock's graphs of these read no text in pieces, and by Mamba's scan a long one in one call is coarse. Zamba2's in one
+call is torch's, which beyond ``chunk_size`` tokens is not that of its own cache."""
 MAX_ERROR = 1e-4
 """Of logits up to 3, in f32; measured: 2e-6 in most families, 1e-5 in qwen3-next."""
 
@@ -110,15 +120,15 @@ def _checkpoint(directory: Path, model_type: str, fields: dict[str, Any]) -> Any
 
 
 def _logits(compiled: Any, ids: NDArray[np.int64], sizes: list[int]) -> NDArray[np.float32]:
-    """Logits ``[tokens, vocabulary]`` of ids that are fed in calls of these sizes."""
+    """Logits ``[sequences, tokens, vocabulary]`` of ids that are fed in calls of these sizes."""
     import numpy as np
 
-    names, request, start, found = input_names(compiled), compiled.create_infer_request(), 0, []
+    decoder, start, found = Decoder(compiled), 0, []
     for size in sizes:
-        request.infer(decoder_inputs(ids[:, start : start + size], start, names))
-        found.append(request.get_tensor("logits").data[0].copy())
+        decoder.run(decoder.tensors(ids[:, start : start + size], start))
+        found.append(decoder.request.get_tensor("logits").data.copy())
         start += size
-    return np.concatenate(found)
+    return np.concatenate(found, axis=1)
 
 
 @pytest.mark.parametrize(
@@ -144,12 +154,97 @@ def test_a_hybrid_compresses_as_stock_does_and_computes_as_torch_does(family: st
     stock.save_pretrained(tmp_path / "stock")
     ours, theirs = (tmp_path / name / "openvino_model.bin" for name in ("ours", "stock"))
     assert filecmp.cmp(ours, theirs, shallow=False)
-    if family in NOT_AS_TORCH:
-        return
 
-    ids = np.random.default_rng(0).integers(3, 256, (1, NUM_TOKENS))
+    ids = np.random.default_rng(0).integers(3, 256, (2, NUM_TOKENS))
     with torch.no_grad():
-        expected = module(torch.from_numpy(ids), use_cache=False).logits[0].numpy()
+        expected = module(torch.from_numpy(ids), use_cache=False).logits.numpy()
     compiled = compile_model(loaded.clone().model, "CPU", properties_of("CPU", "pinned"))
+    assert (recurrence(compiled) is not None) == (family in ONE_BY_ONE)
+    if family in ONE_BY_ONE:
+        _check_one_by_one(compiled, ids, expected)
+        return
     for sizes in ([NUM_TOKENS], [13, 20, 7], [1] * NUM_TOKENS):
         np.testing.assert_allclose(_logits(compiled, ids, sizes), expected, rtol=0, atol=MAX_ERROR)
+
+
+def _check_one_by_one(compiled: Any, ids: NDArray[np.int64], expected: NDArray[np.float32]) -> None:
+    """Compare a graph that goes on token by token with torch."""
+    import numpy as np
+
+    num_tokens = ids.shape[1]
+    for prompt in (1, 2, num_tokens // 2, num_tokens):
+        found = _logits(compiled, ids, [prompt] + [1] * (num_tokens - prompt))
+        # Measured of half of the tokens in one call, in falcon-mamba: 2e-4.
+        bound = MAX_ERROR if prompt < 3 else 1e-2
+        np.testing.assert_allclose(found[:, prompt - 1 :], expected[:, prompt - 1 :], rtol=0, atol=bound)
+    with pytest.raises(ModelError, match="the graph goes on from its state token by token, and 3 tokens after 5 were"):
+        _logits(compiled, ids, [5, 3])
+
+
+@pytest.fixture
+def mamba(tmp_path: Path) -> Path:
+    """An OpenVINO directory of a Mamba of two layers, which other versions of transformers export."""
+    import numpy as np
+
+    directory = tmp_path / "mamba"
+    directory.mkdir()
+    with np.load(MAMBA) as kept:
+        for field, name in (("xml", "openvino_model.xml"), ("bin", "openvino_model.bin"), ("config", "config.json")):
+            (directory / name).write_bytes(kept[field].tobytes())
+    write_tokenizer(directory)
+    return directory
+
+
+def test_a_mamba_is_fed_as_torch_computes(mamba: Path) -> None:
+    import numpy as np
+
+    compiled = compile_decoder(mamba, properties=properties_of("CPU", "pinned"))
+    with np.load(MAMBA) as kept:
+        _check_one_by_one(compiled, kept["token_ids"], kept["logits"])
+
+
+def test_a_mamba_is_evaluated_token_by_token(mamba: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import numpy as np
+
+    text = tmp_path / "text.txt"
+    text.write_text("A state keeps what was read, one token after another.")
+    spec = EvalSpec(dataset=str(text), seq_len=16, num_windows=2, precision="pinned", backend="stateful")
+    report = llmcompress.evaluate(mamba, spec)
+    assert "mamba: its recurrent layers are exact token by token alone: windows are fed so" in caplog.text
+    with np.load(MAMBA) as kept:
+        token_ids, logits = kept["token_ids"], kept["logits"].astype(np.float64)
+    first = 16 // 2 + 1
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))
+    following = np.take_along_axis(log_probabilities[:, first - 1 : -1], token_ids[:, first:, None], axis=2)
+    assert report.text.num_scored_tokens == following.size
+    assert report.model.perplexity.perplexity.value == pytest.approx(np.exp(-following.mean()), rel=1e-4)
+    assert report.chunk == 1
+    assert next(check for check in report.gate.checks if check.name == "finite_logits").passed
+    with pytest.raises(
+        UsageError, match="`chunk=8`: with its recurrent layers the graph is exact token by token alone"
+    ):
+        llmcompress.evaluate(mamba, spec.model_copy(update={"chunk": 8}))
+
+
+def test_a_mamba_continues_as_torch_does(mamba: Path) -> None:
+    import numpy as np
+
+    compiled = compile_decoder(mamba, properties=properties_of("CPU", "pinned"))
+    with np.load(MAMBA) as kept:
+        token_ids, logits = kept["token_ids"][0], kept["logits"][0]
+    for count in (1, 6, 16):
+        made = generate(compiled, token_ids[:count].tolist(), eos=frozenset(), max_new_tokens=1)
+        assert made.token_ids == (int(logits[count - 1].argmax()),)
+
+
+def test_a_mamba_is_talked_to_by_our_decoder(mamba: Path) -> None:
+    answer = open_model(mamba, TalkSpec(max_new_tokens=5))([{"role": "user", "content": "hi"}], lambda text: False)
+    assert answer.num_tokens == 5
+
+
+def test_a_mamba_is_benchmarked_without_a_depth(mamba: Path) -> None:
+    runtime = OpenvinoRuntime(mamba)
+    runtime.open("CPU", {})
+    assert len(runtime.run(Shape(2, 0, 8, 4), 0).tokens) == 4
+    with pytest.raises(ModelError, match="the graph goes on from its state token by token, and 8 tokens after 8 were"):
+        runtime.run(Shape(1, 8, 8, 4), 0)

@@ -10,6 +10,7 @@ from llmcompress.benchmarking.timing import Run
 from llmcompress.graph.decoding import Decoder
 from llmcompress.graph.model import logits_at, logits_result, slice_positions, take_rows
 from llmcompress.graph.paged import is_paged, to_paged
+from llmcompress.graph.recurrence import find_recurrence, keep_recurrence
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.report.file_names import MODEL_XML
@@ -55,6 +56,7 @@ class OpenvinoRuntime:
             to_paged(model)
         _last_position_only(model)
         compiled = core.compile_model(model, device, properties)
+        keep_recurrence(compiled, find_recurrence(model))
         decoder = Decoder(compiled)
         done = time.perf_counter()
         self._compiled, self._decoder = compiled, decoder
@@ -70,7 +72,11 @@ class OpenvinoRuntime:
         return self._compiled
 
     def run(self, shape: Shape, seed: int) -> Run:
-        """One prompt and its new tokens; all calls are laid out beforehand, so nothing else is done meanwhile."""
+        """One prompt and its new tokens; all calls are laid out beforehand, so nothing else is done meanwhile.
+
+        Raises:
+            ModelError: The shape has a depth, and the graph reads no prompt after a past.
+        """
         decoder = self._decoder
         assert decoder is not None
         prompt_end = shape.depth + shape.prompt_tokens

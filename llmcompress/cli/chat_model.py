@@ -53,7 +53,12 @@ def open_model(directory: Path, spec: TalkSpec) -> Talk:
         UsageError: the device refuses it.
         ModelError: there is no tokenizer, or it has no chat template that takes the conversation (when it talks).
     """
-    by_genai = importlib.util.find_spec("openvino_genai") is not None
+    from llmcompress.graph.model import read_ir
+    from llmcompress.graph.recurrence import find_recurrence
+
+    installed = importlib.util.find_spec("openvino_genai") is not None
+    # GenAI opens a recurrent graph that reads a prompt in one call, and fails at its first token.
+    by_genai = installed and find_recurrence(read_ir(directory)) is None
     return (_genai_talk if by_genai else decoder_talk)(directory, spec)
 
 

@@ -10,6 +10,7 @@ from llmcompress.errors import DataError
 from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, TARGETS, add_scores, vocabulary_size
 from llmcompress.evaluation.statistics import exact_kl
 from llmcompress.graph.device import PINNED, compile_model, decoder_inputs, input_names
+from llmcompress.graph.recurrence import recurrence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,8 +96,8 @@ GIVEN = "given_logits"
 
 def _logits(compiled: ov.CompiledModel, window: Window) -> NDArray[np.float32]:
     """``[seq_len - 1, vocabulary]``; a request of its own has an empty cache."""
-    names = input_names(compiled)
-    found = compiled.create_infer_request().infer(decoder_inputs(window[None, :-1], 0, names))["logits"]
+    inputs = decoder_inputs(window[None, :-1], 0, input_names(compiled), recurrence(compiled))
+    found = compiled.create_infer_request().infer(inputs)["logits"]
     logits: NDArray[np.float32] = found[0]
     return logits
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import UsageError
-from llmcompress.graph.device import compile_model, decoder_inputs, input_names, properties_of
+from llmcompress.graph.decoding import Decoder
+from llmcompress.graph.device import compile_model, properties_of
 from llmcompress.loaders.adapter import adapters_left_out, merge
 from llmcompress.loaders.context import ChangingRope, changing_rope
 from llmcompress.loaders.loaded_model import LoadedModel, load
@@ -164,14 +166,22 @@ def _by_torch(module: Any, prompt: list[int], num_new: int) -> tuple[list[int], 
 def _by_openvino(compiled: Any, ids: list[int], num_prompt: int) -> NDArray[np.float64]:
     import numpy as np
 
-    names = input_names(compiled)
-    request = compiled.create_infer_request()
+    decoder = Decoder(compiled)
     found = []
-    start = 0
-    for end in (num_prompt, *range(num_prompt + 1, len(ids))):
-        request.infer(decoder_inputs(np.array([ids[start:end]]), start, names))
-        found.append(request.get_tensor("logits").data[0][-_MAX_ROWS:].astype(np.float64))
-        start = end
+
+    def read(starts: Iterable[int], ends: Iterable[int]) -> None:
+        decoder.begin(1, len(ids))
+        for start, end in zip(starts, ends, strict=True):
+            decoder.run(decoder.tensors(np.array([ids[start:end]]), start))
+            found.append(decoder.request.get_tensor("logits").data[0][-_MAX_ROWS:].astype(np.float64))
+
+    if decoder.recurrence is not None:
+        # Of a prompt in one call such a graph is right in the last row, which is all that a reader of it takes.
+        read(range(num_prompt - 1), range(1, num_prompt))
+    ends = range(num_prompt, len(ids))
+    read((0, *ends[:-1]), ends)
+    if decoder.recurrence is not None:
+        found[num_prompt - 1] = found[num_prompt - 1][-1:]
     return np.concatenate(found)[-_MAX_ROWS:]
 
 

@@ -14,7 +14,7 @@ from llmcompress.errors import LlmcompressError, UsageError, last_line
 from llmcompress.evaluation.conversation import prompts
 from llmcompress.evaluation.measurement import ModelOnDevice, check_vocabularies
 from llmcompress.evaluation.request import EvalRequest, check_request
-from llmcompress.evaluation.scoring import Feed
+from llmcompress.evaluation.scoring import Feed, recurrent_chunk
 from llmcompress.evaluation.tasks import check_tasks
 from llmcompress.graph.decoding import generate
 from llmcompress.graph.device import check_device, properties_of
@@ -86,7 +86,8 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
             check_vocabularies(candidate.loaded, reference.loaded)
         candidates, refusal = _in_each_form(candidate, spec)
     manifest = read_manifest(found.path) if (found.path / MANIFEST).is_file() else None
-    chunk = _chunk(request, [each for each in (found, other) if each is not None])
+    loaded = [each.loaded for each in (candidate, reference) if each is not None]
+    chunk = recurrent_chunk(spec.chunk, loaded) or _chunk(request, [each.source for each in loaded])
     return Prepared(candidates, refusal, reference, Feed(windows, chunk), encoder, manifest)
 
 

@@ -13,6 +13,7 @@ from llmcompress.evaluation.scoring import Batch, Scorer, calls
 from llmcompress.evaluation.served import served_check
 from llmcompress.evaluation.statistics import TokenScores
 from llmcompress.graph.decoding import Generation, eos_ids, generate
+from llmcompress.graph.recurrence import recurrence
 from llmcompress.report.evaluation import Check
 from llmcompress.system.progress import Progress, Reporter
 
@@ -129,7 +130,8 @@ def long_context_check(
     batch = Batch((0,), np.resize(token_ids, num_tokens + 1)[None], num_tokens)
     scorer.begin(batch)
     logits = np.empty(0)
-    for call in calls(batch, CALL_TOKENS):
+    # A recurrent graph that reads a prompt in one call can take no pieces of it.
+    for call in calls(batch, CALL_TOKENS if recurrence(compiled) is None else num_tokens):
         progress(Progress("long context", call.start, num_tokens, "tokens"))
         scorer.start(batch, call)
         logits = scorer.finish()["logits"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.data.protocols import EvaluationWindows
+from llmcompress.errors import UsageError
 from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, ROWS, TARGETS
 from llmcompress.evaluation.logits_cache import LogitsCache
 from llmcompress.graph.decoding import Decoder
+from llmcompress.graph.recurrence import find_recurrence
+from llmcompress.loaders.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,8 +22,12 @@ if TYPE_CHECKING:
     Arrays = dict[str, NDArray[Any]]
     """Of one window or one call, by name."""
 
+_log = logging.getLogger(__name__)
+
 MAX_LOGITS_BYTES = 128 << 20
 MAX_CALL_TOKENS = 1024
+MAX_SEQUENCES = 32
+"""In one batch: each has a cache or a state of its own."""
 
 
 class Feed(NamedTuple):
@@ -28,6 +36,33 @@ class Feed(NamedTuple):
     windows: EvaluationWindows
     chunk: int
     """Tokens per call."""
+
+
+def recurrent_chunk(asked: int | None, models: Sequence[LoadedModel]) -> int | None:
+    """Tokens per call where the graph of one of the models reads no text in pieces: 1; None where all do.
+
+    Args:
+        asked: Tokens per call that were asked for.
+        models: All that read the text.
+
+    Raises:
+        UsageError: More were asked for.
+    """
+    names = [model.source.name for model in models if find_recurrence(model.model) is not None]
+    if not names:
+        return None
+    if asked is not None and asked > 1:
+        raise UsageError(
+            f"`chunk={asked}`: with its recurrent layers the graph is exact token by token alone",
+            where=names[0],
+            hint="leave `chunk` out",
+        )
+    _log.warning(
+        "%s: its recurrent layers are exact token by token alone: windows are fed so; a prompt in one call, as Optimum "
+        "feeds it, gives other logits",
+        names[0],
+    )
+    return 1
 
 
 class Batch(NamedTuple):
@@ -62,7 +97,7 @@ def batches(feed: Feed, vocabulary_size: int) -> list[Batch]:
         longest = len(windows[order[0]].token_ids)
         tokens = min(feed.chunk, longest - 1)
         scored = min(tokens, longest - windows[order[0]].first_scored)
-        size = min(MAX_CALL_TOKENS // tokens, MAX_LOGITS_BYTES // (4 * vocabulary_size * scored))
+        size = min(MAX_SEQUENCES, MAX_CALL_TOKENS // tokens, MAX_LOGITS_BYTES // (4 * vocabulary_size * scored))
         taken, order = order[: max(1, size)], order[max(1, size) :]
         token_ids = np.zeros((len(taken), longest), dtype=np.int64)
         for row, number in enumerate(taken):

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmcompress.graph.device import decoder_inputs, input_names
+from llmcompress.graph.device import compile_model, decoder_inputs, input_names
+from llmcompress.graph.model import read_ir
 from llmcompress.graph.paged import BlockCache, is_paged
+from llmcompress.graph.recurrence import recurrence
 from llmcompress.graph.sampling import Choose, greedy
-from llmcompress.report.file_names import MODEL_XML
 from llmcompress.system.json_file import read_json
 
 if TYPE_CHECKING:
@@ -31,10 +32,13 @@ class Generation(NamedTuple):
 def compile_decoder(
     directory: Path, device: str = "CPU", properties: Mapping[str, str] | None = None
 ) -> ov.CompiledModel:
-    """Compile ``openvino_model.xml`` of an artifact for a device, with runtime properties by OpenVINO's names."""
-    import openvino as ov
+    """Compile ``openvino_model.xml`` of an artifact for a device, with runtime properties by OpenVINO's names.
 
-    return ov.Core().compile_model(directory / MODEL_XML, device, dict(properties or {}))
+    Raises:
+        ModelError: The files are damaged or incomplete.
+        UsageError: The device refuses the model or a property.
+    """
+    return compile_model(read_ir(directory), device, dict(properties or {}))
 
 
 def eos_token_ids(directory: Path) -> frozenset[int]:
@@ -54,6 +58,7 @@ class Decoder:
     def __init__(self, compiled: ov.CompiledModel) -> None:
         self.request = compiled.create_infer_request()
         self.input_names = input_names(compiled)
+        self.recurrence = recurrence(compiled)
         self._cache = BlockCache(compiled, self.request) if is_paged(compiled) else None
 
     @property
@@ -74,9 +79,12 @@ class Decoder:
         Args:
             token_ids: int64 ``[sequences, tokens]``.
             past: Tokens of each sequence that were fed since ``begin``.
+
+        Raises:
+            ModelError: As ``decoder_inputs``.
         """
         if self._cache is None:
-            return decoder_inputs(token_ids, past, self.input_names)
+            return decoder_inputs(token_ids, past, self.input_names, self.recurrence)
         return self._cache.inputs(token_ids, past)
 
     def tensors(self, token_ids: NDArray[np.int64], past: int) -> dict[str, ov.Tensor]:
@@ -128,8 +136,11 @@ def next_tokens(
     decoder.begin(1, num_tokens)
     token_ids, past = list(prompt_ids), 0
     while True:
-        decoder.run(decoder.tensors(np.array([token_ids[past:]]), past))
-        past = len(token_ids)
+        end = past + 1 if decoder.recurrence else len(token_ids)
+        decoder.run(decoder.tensors(np.array([token_ids[past:end]]), past))
+        past = end
+        if past < len(token_ids):
+            continue
         logits = decoder.request.get_tensor("logits").data
         token_ids.append(choose(logits.reshape(-1, logits.shape[-1])[-1], token_ids))
         yield token_ids[-1]

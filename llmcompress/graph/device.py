@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.errors import UsageError, last_line
+from llmcompress.errors import ModelError, UsageError, last_line
+from llmcompress.graph.recurrence import Recurrence, find_recurrence, keep_recurrence
 from llmcompress.spec.evaluation import Precision
 from llmcompress.spec.runtime import RuntimeProfile
 from llmcompress.system.environment import cpu_name
@@ -103,9 +104,11 @@ def compile_model(model: ov.Model, device: str, properties: dict[str, str]) -> o
     import openvino as ov
 
     try:
-        return ov.Core().compile_model(model, device, properties)
+        compiled = ov.Core().compile_model(model, device, properties)
     except RuntimeError as error:
         raise UsageError(f"the device refuses it: {last_line(error)}", where=device, hint="try `device=CPU`") from error
+    keep_recurrence(compiled, find_recurrence(model))
+    return compiled
 
 
 def input_names(model: ov.Model | ov.CompiledModel) -> set[str]:
@@ -113,21 +116,39 @@ def input_names(model: ov.Model | ov.CompiledModel) -> set[str]:
     return {name for port in model.inputs for name in port.get_names()}
 
 
-def decoder_inputs(token_ids: NDArray[np.int64], past: int, names: Collection[str]) -> dict[str, NDArray[Any]]:
+def decoder_inputs(
+    token_ids: NDArray[np.int64], past: int, names: Collection[str], recurrence: Recurrence | None = None
+) -> dict[str, NDArray[Any]]:
     """What a stateful decoder is fed in one call, of the inputs it has.
 
     Args:
         token_ids: int64 ``[batch, tokens]``, nothing padded on the left.
         past: Tokens that its cache holds already.
         names: Of its inputs.
+        recurrence: Of a graph that has it.
+
+    Raises:
+        ModelError: A recurrence that goes on token by token is given several after a past.
     """
     import numpy as np
 
     size, count = token_ids.shape
+    num_seen = past + count
+    positions = cache_positions = np.arange(past, past + count, dtype=np.int64)
+    if recurrence is not None:
+        if past and count > 1:
+            raise ModelError(
+                f"the graph goes on from its state token by token, and {count} tokens after {past} were given",
+                where="the recurrent layers",
+                hint="give a prompt from its beginning, without `depth`",
+            )
+        # To the graph all positions beyond the kernel are the same.
+        num_seen, cache_positions = count, np.arange(recurrence.kernel - 1 if past else 0, recurrence.kernel)
     values: dict[str, NDArray[Any]] = {
         "input_ids": np.ascontiguousarray(token_ids, dtype=np.int64),
-        "attention_mask": np.ones((size, past + count), dtype=np.int64),
-        "position_ids": np.tile(np.arange(past, past + count, dtype=np.int64), (size, 1)),
+        "attention_mask": np.ones((size, num_seen), dtype=np.int64),
+        "position_ids": np.tile(positions, (size, 1)),
+        "cache_position": cache_positions,
         "beam_idx": np.arange(size, dtype=np.int32),
     }
     return {name: value for name, value in values.items() if name in names}

@@ -11,7 +11,7 @@ from llmcompress.data.protocols import EvaluationWindows, evaluation_windows, re
 from llmcompress.data.tokens import text_encoder
 from llmcompress.errors import DataError, ResourceError
 from llmcompress.evaluation.measurement import ModelOnDevice, check_vocabularies, score_side_by_side
-from llmcompress.evaluation.scoring import Feed
+from llmcompress.evaluation.scoring import Feed, recurrent_chunk
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.graph.device import properties_of
 from llmcompress.loaders.loaded_model import load
@@ -80,7 +80,7 @@ def open_models(request: TuneRequest, progress: Reporter) -> Models:
     reference = candidate._replace(properties=exact) if other is None else model(other, exact)
     check_vocabularies(candidate.loaded, reference.loaded)
     _check_memory(candidate, reference)
-    chunk = spec.effective_chunk
+    chunk = recurrent_chunk(spec.chunk, (candidate.loaded, reference.loaded)) or spec.effective_chunk
     return Models(candidate, reference, Feed(search, chunk), Feed(held_out, chunk), request.logits_dir)
 
 

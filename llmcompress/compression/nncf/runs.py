@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
 from llmcompress.graph.device import decoder_inputs, input_names
+from llmcompress.graph.recurrence import find_recurrence
 from llmcompress.spec import IgnoredScope
 from llmcompress.system.patching import replaced
 from llmcompress.system.progress import Progress, Reporter
@@ -27,9 +28,9 @@ def model_inputs(model: ov.Model, token_ids: np.ndarray) -> Iterator[dict[str, n
     Args:
         token_ids: int64 ``[num_windows, seq_len]``.
     """
-    names = input_names(model)
+    names, recurrence = input_names(model), find_recurrence(model)
     for window in token_ids:
-        yield decoder_inputs(window[None], 0, names)
+        yield decoder_inputs(window[None], 0, names, recurrence)
 
 
 def nncf_scope(scope: IgnoredScope) -> nncf.IgnoredScope:
