@@ -13,13 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+import llmcompress
+from llmcompress.artifact import read_manifest
+from llmcompress.cli import bench
+from llmcompress.compression.compress import reference_ir
+from llmcompress.compression.forecast.inventory import checkpoint_inventory
 from llmcompress.errors import LlmcompressError, ModelError, ResourceError, SecurityError, UsageError
 from llmcompress.loaders import load
 from llmcompress.loaders.adapter import adapters_left_out, merge, require_mergeable
 from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.source import fetch_side_files, fetch_weights, identity, resolve
+from llmcompress.runner import run_plan
+from llmcompress.runner.state import Original
 from llmcompress.spec.access import Access
+from llmcompress.spec.plan import load_plan
 from tests.fake_hub import COMMIT, FakeHub, running, use
+from tests.plan_fixture import in_process
 from tests.tiny_models import build_checkpoint
 
 NAMES = ("q_proj", "v_proj")
@@ -251,3 +260,58 @@ def test_an_adapter_of_another_model_is_refused(base: Path, tmp_path: Path) -> N
     config = {"target_modules": ["w_pack"]}
     with pytest.raises(ModelError, match=r"peft could not merge it: .*Target modules"):
         load(put_adapter(tmp_path / "other", base, **config), merge_adapter=True, tokenizer=False)
+
+
+def test_the_forecast_counts_what_merging_copies(base: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    alone = checkpoint_inventory(resolve(base))
+    lora = put_adapter(tmp_path / "lora", base)
+    with safe_open(base / "model.safetensors", "pt") as file:
+        adapted = sum(
+            2 * file.get_tensor(f"model.layers.{layer}.self_attn.{name}.weight").numel()
+            for layer in range(2)
+            for name in NAMES
+        )
+    merged = checkpoint_inventory(resolve(lora, MERGE))
+    assert (merged.merged_bytes, merged.mapped_bytes) == (alone.merged_bytes + adapted, alone.mapped_bytes - adapted)
+    every = checkpoint_inventory(resolve(put_adapter(lora, base, target_modules="all-linear"), MERGE))
+    linear = sum(weight.num_parameters * 2 for weight in alone.weights if weight.kind == "matmul")
+    assert every.merged_bytes == alone.merged_bytes + linear
+
+
+@needs_peft
+def test_a_plan_merges_an_adapter(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = put_adapter(tmp_path / "lora", base)
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "models: [{source: ./lora, merge_adapter: true}]\nrecipes: [none]\n"
+        "evaluation: {dataset: text.txt, seq_len: 16, num_windows: 2}\n"
+    )
+    (tmp_path / "text.txt").write_text("Many words, and no two of them alike. " * 20)
+    calls = in_process(monkeypatch)
+    first = run_plan(load_plan(plan))
+    assert [row.failure for row in first.rows] == [None]
+    made = tmp_path / "plan" / "lora" / "none"
+    manifest = read_manifest(made)
+    assert manifest.provenance.adapter is not None
+    llmcompress.compress(lora, "none", tmp_path / "direct", merge_adapter=True)
+    assert (made / "openvino_model.bin").read_bytes() == (tmp_path / "direct" / "openvino_model.bin").read_bytes()
+    assert json.loads((made / "eval.json").read_text())["divergence"]["kl_divergence"]["value"] < 1e-6
+    calls.clear()
+    run_plan(load_plan(plan))
+    assert [name for name, _ in calls] == ["survey"]
+    put_adapter(lora, base, scale=0.2)
+    assert Original(resolve(lora, MERGE)).is_of(manifest.provenance) is False
+    assert Original(resolve(base)).is_of(manifest.provenance) is False
+
+
+@needs_peft
+def test_a_benchmarks_reference_has_the_adapter_merged(base: Path, tmp_path: Path) -> None:
+    lora = put_adapter(tmp_path / "lora", base)
+    found = Path(reference_ir(str(lora), merge_adapter=True))
+    assert found.name == "lora-none-ov"
+    assert read_manifest(found).provenance.adapter is not None
+    with pytest.raises(UsageError, match="`merge_adapter` has no effect on OpenVINO directories"):
+        bench._merged([str(found)])
+    assert bench._merged([str(found), str(lora)]) == {str(lora)}

@@ -30,6 +30,7 @@ from llmcompress.cli.options import (
     AllowLinks,
     Json,
     MaxContext,
+    MergeAdapter,
     Offline,
     Revision,
     TrustRemoteCode,
@@ -40,6 +41,7 @@ from llmcompress.cli.options import (
 from llmcompress.cli.progress import watching
 from llmcompress.cli.spec_options import Flag, with_fields
 from llmcompress.errors import UsageError
+from llmcompress.report.file_names import MODEL_XML
 from llmcompress.report.text import duration_text, property_text, rate_text, shape_text, size_text
 from llmcompress.spec import BenchSpec
 from llmcompress.spec.benchmark import RuntimeName
@@ -85,6 +87,7 @@ def bench(
     trust_remote_code: TrustRemoteCode = False,
     offline: Offline = False,
     allow_links: AllowLinks = False,
+    merge_adapter: MergeAdapter = False,
     max_context: MaxContext = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -113,6 +116,7 @@ def bench(
     for name in spec.devices:
         check_device(name)
     places = [str(Path(source).absolute()) if Path(source).is_dir() else source for source in sources]
+    merged = _merged(places) if merge_adapter else set()
     access = {"trust_remote_code": trust_remote_code, "offline": offline, "allow_links": allow_links}
     with watching(verbose=verbose) as watch:
         watch.report(Progress("read the configuration", 0, 0))
@@ -121,7 +125,12 @@ def bench(
             run_supervised(
                 reference_ir,
                 # A revision is for Hub sources only.
-                {"source": place, "revision": None if Path(place).exists() else revision, **access},
+                {
+                    "source": place,
+                    "revision": None if Path(place).exists() else revision,
+                    "merge_adapter": place in merged,
+                    **access,
+                },
                 progress=watch.report,
                 logs=watch.log,
             )
@@ -141,6 +150,14 @@ def bench(
     log_reports(reports, sources, tracker, tell=tell)
     if tell:
         after_bench(reports, sources)
+
+
+def _merged(places: Sequence[str]) -> set[str]:
+    """The sources that an adapter is merged in: an OpenVINO directory is measured as it is."""
+    found = {place for place in places if not (Path(place) / MODEL_XML).is_file()}
+    if not found:
+        raise UsageError("`merge_adapter` has no effect on OpenVINO directories", hint="leave it out")
+    return found
 
 
 def _by_its_old_name(spec: BenchSpec, runtime: str) -> BenchSpec:

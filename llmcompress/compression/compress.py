@@ -124,6 +124,7 @@ def reference_ir(
     trust_remote_code: bool = False,
     offline: bool = False,
     allow_links: bool = False,
+    merge_adapter: bool = False,
     progress: Reporter = silent,
 ) -> str:
     """Return what to run in place of a source: itself where it is an OpenVINO IR, else the directory of one.
@@ -134,12 +135,13 @@ def reference_ir(
     Raises: what ``resolve`` and ``compress`` raise.
     """
     quiet_libraries()
-    found = resolve(source, Access(revision, trust_remote_code, offline, allow_links=allow_links))
+    access = Access(revision, trust_remote_code, offline, allow_links=allow_links, merge_adapter=merge_adapter)
+    found = resolve(source, access)
     if found.layout == "ir":
         return found.id or str(found.path)
     key = content_key({"source": identity(found), "versions": installed_versions(PACKAGES_THAT_DECIDE_SCORES)})
     # The last part is what reports call the model.
-    name = short_name((found.id or found.path.name).rsplit("/", 1)[-1])
+    name = short_name((found.adapter or found).name.rsplit("/", 1)[-1])
     output = cache_dir() / "reference-ir" / key / f"{name}-none-ov"
     hold(output.parent)
     if not output.exists():
@@ -151,6 +153,7 @@ def reference_ir(
             trust_remote_code=trust_remote_code,
             offline=offline,
             allow_links=allow_links,
+            merge_adapter=merge_adapter,
             progress=progress,
         )
     return str(output)

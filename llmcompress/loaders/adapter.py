@@ -34,6 +34,8 @@ class Adapter(NamedTuple):
     base: str
     """Hub id or directory of the model that it was trained on."""
     base_revision: str | None
+    targets: tuple[str, ...] | None
+    """Names of the modules that it changes, or the ends of such; None: others than by a list of names."""
     id: str | None = None
     """Hub id."""
     revision: str | None = None
@@ -97,7 +99,9 @@ def read_adapter(path: Path, *, where: str) -> Adapter:
             where=f"{where}: {ADAPTER_CONFIG}",
             hint="write the model that the adapter was trained on into this file",
         )
-    return Adapter(path, base, None if Path(base).exists() else revision)
+    targets = config.get("target_modules")
+    names = tuple(map(str, targets)) if isinstance(targets, list) else None
+    return Adapter(path, base, None if Path(base).exists() else revision, names)
 
 
 def warn_of_adapter(names: Collection[str], where: str) -> None:

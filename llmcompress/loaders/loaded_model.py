@@ -34,6 +34,8 @@ from llmcompress.system.progress import Progress, Reporter, silent
 if TYPE_CHECKING:
     import openvino as ov
 
+ADAPTER_FOLDER = "adapter/"
+"""Before the names of an adapter's files, where a source's are listed."""
 ELEMENT_NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
 
 
@@ -137,18 +139,22 @@ def load_source(
 
 
 def source_files(source: Source) -> tuple[FileRecord, ...]:
-    """Hash the files of a source's directory that ``load`` would record as its provenance.
+    """Hash the files of a source's directories that ``load`` would record as its provenance; of the Hub's none.
 
     Raises:
         SecurityError: The weights are pickle files only.
         ModelError: There are no weights.
     """
+    adapter = _adapter_files(source) if source.adapter is not None and source.adapter.id is None else ()
+    if source.id is not None:
+        return adapter
     if source.layout == "ir":
         weights = list(IR_FILES)
     else:
         main = choose_weights([path.name for path in source.path.iterdir()], where=str(source.path))
         weights = [main, *(set(read_index(source.path / INDEX).values()) if main == INDEX else ())]
-    return tuple(sorted(_records(source, (*weights, *side_files(source))), key=lambda file: file.path))
+    records = (*_records(source, (*weights, *side_files(source))), *adapter)
+    return tuple(sorted(records, key=lambda file: file.path))
 
 
 def _load_checkpoint(
@@ -209,13 +215,13 @@ def _records(source: Source, names: Collection[str]) -> tuple[FileRecord, ...]:
 
 
 def _adapter_files(source: Source) -> tuple[FileRecord, ...]:
-    """The files of an adapter, as in a folder of that name: what they are merged into depends on them."""
+    """The files of an adapter, as in a folder of its own: what it is merged into depends on them."""
     if source.adapter is None:
         return ()
     names = {ADAPTER_CONFIG, ADAPTER_WEIGHTS, *(text_files(source) if source.text_path == source.adapter.path else ())}
     others = {name for name, _ in entries(source.adapter.path)} - names
     records = file_records(source.adapter.path, exclude=others)
-    return tuple(record.model_copy(update={"path": f"adapter/{record.path}"}) for record in records)
+    return tuple(record.model_copy(update={"path": ADAPTER_FOLDER + record.path}) for record in records)
 
 
 def _provenance(source: Source, dtype: str, files: tuple[FileRecord, ...]) -> Provenance:

@@ -63,6 +63,7 @@ def evaluate_artifact(
             "offline": access.offline,
             "allow_nonfinite": access.allow_nonfinite,
             "allow_links": access.allow_links,
+            "merge_adapter": access.merge_adapter,
             "max_context": access.max_context,
             "reference_scores": evaluation.reference_scores,
             "keep_logits_in": keep_logits_in,

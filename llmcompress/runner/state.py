@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, verify, write_errors
 from llmcompress.errors import ArtifactError
-from llmcompress.loaders.loaded_model import source_files
+from llmcompress.loaders.loaded_model import ADAPTER_FOLDER, source_files
 from llmcompress.loaders.source import Source
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT
@@ -41,12 +41,17 @@ class Original:
 
     def is_of(self, provenance: Provenance) -> bool:
         """Whether the provenance is of these bytes; a Hub source is known by its commit."""
-        found = self._found
+        found, adapter, stated = self._found, self._found.adapter, provenance.adapter
         if provenance.trust_remote_code != found.trust_remote_code:
             return False
-        if found.id is not None or provenance.id is not None:
-            return (provenance.id, provenance.revision) == (found.id, found.revision)
-        return provenance.files == self._files
+        if (provenance.id, provenance.revision) != (found.id, found.revision):
+            return False
+        if (adapter and (adapter.id, adapter.revision)) != (stated and (stated.id, stated.revision)):
+            return False
+        # What the Hub has is known by its commit.
+        of_hub = {False: found.id is not None, True: adapter is None or adapter.id is not None}
+        local = tuple(file for file in provenance.files if not of_hub[file.path.startswith(ADAPTER_FOLDER)])
+        return local == self._files
 
 
 Texts = tuple[CalibrationRecord | None, CalibrationRecord | None]

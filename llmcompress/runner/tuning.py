@@ -119,6 +119,7 @@ def tune_artifact(
                 "trust_remote_code": access.trust_remote_code,
                 "allow_nonfinite": access.allow_nonfinite,
                 "allow_links": access.allow_links,
+                "merge_adapter": access.merge_adapter and not itself,
                 "max_context": access.max_context,
                 "offline": access.offline,
                 "gate": gate,

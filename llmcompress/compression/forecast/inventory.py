@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmcompress.compression.forecast.records import Inventory, Kind, Weight
 from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES
 from llmcompress.errors import ModelError
+from llmcompress.loaders.adapter import Adapter
 from llmcompress.loaders.safetensors_file import read_header
 from llmcompress.loaders.source import Source
 
@@ -42,6 +43,8 @@ def checkpoint_inventory(source: Source) -> Inventory:
     head = model.get_output_embeddings()
     head_weight = None if head is None else getattr(head, "weight", None)
     shares = [_share(parameter, uses, dtype, in_place, head_weight) for parameter, uses in _uses(model)]
+    if source.adapter is not None:
+        shares = [_adapted(share) if share.weights and _is_target(source.adapter, share) else share for share in shares]
     weights = tuple(weight for share in shares for weight in share.weights)
     total = sum(parameter.numel() for parameter, _ in _uses(model))
     notes = []
@@ -123,6 +126,20 @@ def _share(
         for index, shape in enumerate(parts)
     )
     return _Share(weights, 0, mapped, merged, cast, rewritten)
+
+
+def _is_target(adapter: Adapter, share: _Share) -> bool:
+    """Whether an adapter changes a weight; where its configuration names no modules, all linear ones count."""
+    weight = share.weights[0]
+    module = weight.name.removesuffix(".weight")
+    if isinstance(adapter.targets, tuple):
+        return any(module == target or module.endswith(f".{target}") for target in adapter.targets)
+    return weight.kind == "matmul"
+
+
+def _adapted(share: _Share) -> _Share:
+    """What is merged is written in place: pages of the mapped files become memory of our own."""
+    return share._replace(mapped=0, merged=share.merged + share.mapped)
 
 
 def _meta_model(source: Source, stored: str | None) -> tuple[Any, str]:

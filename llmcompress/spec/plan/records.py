@@ -33,6 +33,8 @@ class PlanModel(StrictModel):
     trust_remote_code: bool = False
     allow_nonfinite: bool = False
     allow_links: bool = False
+    merge_adapter: bool = False
+    """The source is an adapter's: its base model is loaded, and it is merged into it."""
     max_context: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
     exclude: Texts = ()
     """Names of recipes that are not for this model."""
@@ -47,7 +49,8 @@ class PlanModel(StrictModel):
             offline,
             self.allow_nonfinite,
             self.allow_links,
-            max_context=self.max_context,
+            self.merge_adapter,
+            self.max_context,
         )
 
     @property
