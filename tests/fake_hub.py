@@ -305,12 +305,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "wrong etag":
             headers = headers | {"ETag": '"' + "0" * 40 + '"', "X-Linked-Etag": '"' + "0" * 64 + '"'}
         if content and status == 200 and "Range" in self.headers and kind != "no range":
-            begin = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
+            first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+            begin, end = int(first), min(int(last or len(body)), len(body) - 1)
             if begin >= len(body):
                 status, headers, body = 416, {"Content-Range": f"bytes */{len(body)}"}, b""
             else:
-                headers = headers | {"Content-Range": f"bytes {begin}-{len(body) - 1}/{len(body)}"}
-                status, body = 206, body[begin:]
+                headers = headers | {"Content-Range": f"bytes {begin}-{end}/{len(body)}"}
+                status, body = 206, body[begin : end + 1]
         if kind == "gzip":
             headers, body = headers | {"Content-Encoding": "gzip"}, gzip.compress(body)
         cut = int(len(body) * fault.share) if fault else 0

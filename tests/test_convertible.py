@@ -13,8 +13,8 @@ import pytest
 from llmcompress.cli.dry_run import forecast_source
 from llmcompress.compression.compress import compress
 from llmcompress.compression.compressible import require_compressible
-from llmcompress.errors import LlmcompressError, ModelError, RecipeError, SecurityError
-from llmcompress.loaders import other_libraries, tensor_names
+from llmcompress.errors import HubError, LlmcompressError, ModelError, RecipeError, SecurityError
+from llmcompress.loaders import hub_headers, other_libraries, tensor_names
 from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.safetensors_file import read_header
 from llmcompress.loaders.source import resolve
@@ -317,3 +317,55 @@ def test_the_empty_tensors_of_zero_3_are_named_with_their_remedy(tmp_path: Path,
     assert "zero_to_fp32.py" in dry.hint
     assert "save_16bit_model" in dry.hint
     assert (wet.message, wet.hint) == (dry.message, dry.hint)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_headers_of_the_hub_are_read_before_the_weights_are_fetched(
+    untied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sharded: bool
+) -> None:
+    import torch
+
+    def emptied(tensors: dict[str, Any]) -> dict[str, Any]:
+        return tensors | {"model.layers.0.mlp.up_proj.weight": torch.empty(0, dtype=torch.bfloat16)}
+
+    whole, zero3 = rewritten(untied, tmp_path / "whole", lambda tensors: tensors), tmp_path / "zero3"
+    rewritten(untied, zero3, emptied)
+    shard = "model-00001-of-00001.safetensors" if sharded else "model.safetensors"
+    message = r"1 of \d+ tensors are empty, .*: model\.layers\.0\.mlp\.up_proj\.weight"
+    for model, refusal in ((whole, None), (zero3, message)):
+        if sharded:
+            names = read_header(model / "model.safetensors")
+            (model / "model.safetensors").rename(model / shard)
+            index = {"weight_map": dict.fromkeys(names, shard)}
+            (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        files = {path.name: path.read_bytes() for path in model.iterdir()}
+        with running(FakeHub(files=files)) as server:
+            use(server.url, tmp_path / f"cache-{model.name}", monkeypatch)
+            source = resolve("acme/tiny")
+            if refusal is None:
+                require_convertible(source)
+            else:
+                with pytest.raises(ModelError, match=refusal):
+                    require_convertible(source)
+            sent = sum(count for path, count in server.num_sent.items() if path.endswith(shard))
+        assert 0 < sent <= 100_000 < len(files[shard])
+        assert not (source.path / shard).exists()
+
+
+def test_a_header_longer_than_the_first_bytes_and_a_shard_that_is_missing(
+    untied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hub_headers, "_FIRST_BYTES", 100)
+    files = {path.name: path.read_bytes() for path in untied.iterdir()}
+    with running(FakeHub(files=files)) as server:
+        use(server.url, tmp_path / "cache", monkeypatch)
+        found = hub_headers.read_hub_checkpoint(resolve("acme/tiny"))
+    assert found.tensors == read_checkpoint(untied).tensors
+    files["model.safetensors.index.json"] = b'{"weight_map": {"a": "model-2.safetensors"}}'
+    del files["model.safetensors"]
+    with running(FakeHub(files=files)) as server:
+        use(server.url, tmp_path / "cache-of-shards", monkeypatch)
+        with pytest.raises(
+            HubError, match=r"its index names model-2\.safetensors, which is not there at revision main"
+        ):
+            hub_headers.read_hub_checkpoint(resolve("acme/tiny"))

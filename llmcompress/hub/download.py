@@ -13,7 +13,7 @@ from llmcompress.hub.cache import CachedRepository, cached_repository, deviation
 from llmcompress.hub.client import HubClient
 from llmcompress.hub.failures import translated_errors
 from llmcompress.hub.listing import HubFile, HubListing
-from llmcompress.hub.transfer import transfer
+from llmcompress.hub.transfer import EndedEarlyError, transfer
 from llmcompress.system.files import free_bytes
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -66,6 +66,35 @@ def fetch(found: HubListing, names: Iterable[str], *, progress: Reporter = silen
             cached.remember(found.revision)
     root = cached.snapshot if files else Path()
     return HubSnapshot(root, found.commit, {file.path: file.sha256 for file in files if file.sha256})
+
+
+def first_bytes(found: HubListing, name: str, count: int) -> bytes:
+    """The first ``count`` bytes of a listed file, or all of a shorter one; nothing is kept, nothing compared by hash.
+
+    Raises:
+        HubError: They cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_url
+
+    size = next(file.size_bytes for file in found.files if file.path == name)
+    wanted = min(count, size)
+    client = HubClient(wanted)
+    headers = {"Accept-Encoding": "identity", "Range": f"bytes=0-{wanted - 1}"}
+
+    def get() -> bytes:
+        taken = b""
+        with client.stream(hf_hub_url(found.repo_id, name, revision=found.commit), headers=headers) as response:
+            for block in client.blocks(response):
+                taken += block
+                # A server that takes no range sends the whole file.
+                if len(taken) >= wanted:
+                    return taken[:wanted]
+        raise EndedEarlyError("")
+
+    if wanted == 0:
+        return b""
+    with translated_errors(found.repo_id, found.revision):
+        return client.patiently(get)
 
 
 def _is_there(found: HubListing, cached: CachedRepository, file: HubFile) -> bool:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from llmcompress.loaders.adapter import require_mergeable, warn_of_adapter
 from llmcompress.loaders.architecture import Architecture, check_architecture
 from llmcompress.loaders.context import warn_of_frozen_positions
+from llmcompress.loaders.hub_headers import read_hub_checkpoint
 from llmcompress.loaders.other_libraries import refuse_other_libraries
 from llmcompress.loaders.source import Source, check_code, fetch_listed, file_names
 from llmcompress.loaders.tensor_names import require_same_tensors
-from llmcompress.loaders.tensors import choose_weights, read_checkpoint, refuse_empty
+from llmcompress.loaders.tensors import Checkpoint, choose_weights, read_checkpoint, refuse_empty
 
 
 def require_convertible(source: Source) -> Architecture | None:
     """Refuse what loading would refuse, by the names of files, their small JSON files and the headers of weights.
 
-    Of a Hub source only small files are fetched, so that its headers are not known yet.
+    Of a Hub source only small files and the first bytes of its weights are fetched.
 
     Returns:
         What the model is; None for an IR, which was converted before.
@@ -32,12 +33,12 @@ def require_convertible(source: Source) -> Architecture | None:
     source = fetch_listed(source)
     check_code(source)
     # The headers come first, as in a real run, whose check of all bytes takes the time of the libraries' import.
-    checkpoint = None if source.files is not None else read_checkpoint(source.path)
-    if checkpoint is not None:
-        refuse_empty(checkpoint)
+    checkpoint = _not_empty(read_checkpoint(source.path)) if source.files is None else None
     refuse_other_libraries(source)
     architecture = check_architecture(source.config, trust_remote_code=source.trust_remote_code)
-    if checkpoint is not None and architecture.quantization == "none" and not architecture.remote_code:
+    # Of the Hub, they are asked for where nothing smaller refuses it.
+    checkpoint = checkpoint or _not_empty(read_hub_checkpoint(source))
+    if architecture.quantization == "none" and not architecture.remote_code:
         require_same_tensors(source, checkpoint)
     if source.adapter is None:
         warn_of_adapter(file_names(source), source.name)
@@ -45,3 +46,8 @@ def require_convertible(source: Source) -> Architecture | None:
         require_mergeable(source.adapter, quantized=architecture.quantization != "none")
     warn_of_frozen_positions(source)
     return architecture
+
+
+def _not_empty(checkpoint: Checkpoint) -> Checkpoint:
+    refuse_empty(checkpoint)
+    return checkpoint

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,32 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         ModelError: the file is not a complete safetensors file of known dtypes; names the file and the tensor.
     """
-    text, data_start, size = _header_text(path)
+    try:
+        if not path.is_file():
+            raise ModelError("the file is missing", where=str(path), hint=_FRESH)
+        with path.open("rb") as stream:
+
+            def first(count: int) -> bytes:
+                stream.seek(0)
+                return stream.read(count)
+
+            return header_of(path, os.fstat(stream.fileno()).st_size, first)
+    except OSError as error:
+        raise ModelError(f"it cannot be read: {error.strerror}", where=str(path), hint=_FRESH) from error
+
+
+def header_of(path: Path, size: int, first: Callable[[int], bytes]) -> dict[str, TensorInfo]:
+    """As ``read_header``, of a file that need not be here.
+
+    Args:
+        path: Names the file.
+        size: Its bytes.
+        first: Gives so many of its first bytes, or all of a shorter one.
+
+    Raises:
+        ModelError: As ``read_header``.
+    """
+    text, data_start = _header_text(path, size, first)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except _DuplicateKeyError as error:
@@ -88,33 +113,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _header_text(path: Path) -> tuple[bytes, int, int]:
-    """The header's text, where the tensors begin, and the size of the file."""
-    try:
-        if not path.is_file():
-            raise ModelError("the file is missing", where=str(path), hint=_FRESH)
-        with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            first = stream.read(len(_LFS_POINTER))
-            if first == _LFS_POINTER:
-                raise ModelError(
-                    "this is a Git LFS pointer, not the weights themselves",
-                    where=str(path),
-                    hint="run `git lfs pull` in the checkpoint's repository, or download it from the Hub",
-                )
-            if size < 8:
-                raise _wrong(path, "the file is empty" if size == 0 else f"the file has only {size} bytes")
-            length = int.from_bytes(first[:8], "little")
-            if length > min(MAX_HEADER_BYTES, size - 8):
-                limit = f"at most {MAX_HEADER_BYTES} are allowed and the file has {size}"
-                raise _wrong(path, f"it states a header of {length} bytes, {limit}: cut short, or no safetensors file")
-            stream.seek(8)
-            text = stream.read(length)
-    except OSError as error:
-        raise ModelError(f"it cannot be read: {error.strerror}", where=str(path), hint=_FRESH) from error
+def _header_text(path: Path, size: int, first: Callable[[int], bytes]) -> tuple[bytes, int]:
+    """The header's text, and where the tensors begin."""
+    beginning = first(len(_LFS_POINTER))
+    if beginning == _LFS_POINTER:
+        raise ModelError(
+            "this is a Git LFS pointer, not the weights themselves",
+            where=str(path),
+            hint="run `git lfs pull` in the checkpoint's repository, or download it from the Hub",
+        )
+    if size < 8:
+        raise _wrong(path, "the file is empty" if size == 0 else f"the file has only {size} bytes")
+    length = int.from_bytes(beginning[:8], "little")
+    if length > min(MAX_HEADER_BYTES, size - 8):
+        limit = f"at most {MAX_HEADER_BYTES} are allowed and the file has {size}"
+        raise _wrong(path, f"it states a header of {length} bytes, {limit}: cut short, or no safetensors file")
+    text = first(8 + length)[8:]
     if not text.startswith(b"{"):
         raise _wrong(path, "the header does not begin with '{'")
-    return text, 8 + length, size
+    return text, 8 + length
 
 
 def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:

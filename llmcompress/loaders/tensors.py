@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,23 +39,38 @@ class Checkpoint(NamedTuple):
     tensors: Mapping[str, TensorInfo]
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+class ReadHeaders(NamedTuple):
+    """How the headers of files are read that are not in the directory."""
+
+    names: Collection[str]
+    """Of the checkpoint's files."""
+    read: Callable[[Path, Sequence[str]], dict[str, dict[str, TensorInfo]]]
+    """Given the directory and names of files: the tensors of each."""
+
+
+def read_checkpoint(path: Path, headers: ReadHeaders | None = None) -> Checkpoint:
     """Read and check the headers of a checkpoint directory.
 
     With a single file and a shard index both present the single file counts, as in transformers.
+
+    Args:
+        path: The directory.
+        headers: Read the headers of a checkpoint that is not here yet; its index is.
 
     Raises:
         ModelError: no weights, a damaged file, or an index that its files do not answer; names file and tensor.
         SecurityError: only pickle files, or an index that names anything but safetensors files next to it.
     """
-    main = choose_weights([entry.name for entry in path.iterdir() if entry.is_file()], where=str(path))
+    names = [entry.name for entry in path.iterdir() if entry.is_file()]
+    main = choose_weights(names if headers is None else headers.names, where=str(path))
+    read = _read_here if headers is None else headers.read
     if main == SINGLE:
-        return Checkpoint(path, (SINGLE,), None, read_header(path / SINGLE))
+        return Checkpoint(path, (SINGLE,), None, read(path, (SINGLE,))[SINGLE])
     stated = read_index(path / INDEX)
     files = tuple(sorted(set(stated.values())))
     found: dict[str, TensorInfo] = {}
-    for file in files:
-        for name, tensor in read_header(path / file).items():
+    for file, header in read(path, files).items():
+        for name, tensor in header.items():
             if name in found:
                 raise ModelError(
                     f"tensor {name!r} is in {found[name].file} and in {file}",
@@ -65,6 +80,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
             found[name] = tensor
     _compare(path, stated, found)
     return Checkpoint(path, files, INDEX, found)
+
+
+def _read_here(path: Path, files: Sequence[str]) -> dict[str, dict[str, TensorInfo]]:
+    return {file: read_header(path / file) for file in files}
 
 
 def refuse_empty(checkpoint: Checkpoint) -> None:
