@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from llmcompress.errors import ModelError, SecurityError
-from llmcompress.loaders import exporter, quantized
+from llmcompress.loaders import exporter
 from llmcompress.loaders.architecture import check_architecture
+from llmcompress.loaders.quantized.declaration import check_quantization
 from llmcompress.loaders.remote_code import check_tokenizer
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
@@ -270,15 +271,14 @@ def test_a_tokenizer_with_code(name: str | None) -> None:
             ("keep", "BitNet ternary weights are kept as they are; they cannot be compressed again"),
         ),
         ({"quant_method": "gptq", "bits": 4}, ("keep", "GPTQ 4-bit weights are kept")),
+        ({"quant_method": "gptq", "bits": 8}, ("keep", "GPTQ 8-bit weights are kept")),
         ({"quant_method": "awq"}, ("keep", "AWQ 4-bit weights are kept")),
+        ({"quant_method": "compressed-tensors"}, ("keep", "compressed-tensors weights are kept")),
+        ({"quant_method": "fp8"}, ("keep", "FP8 weights are kept")),
     ],
 )
-def test_quantized_checkpoints_that_convert(
-    monkeypatch: pytest.MonkeyPatch, declared: dict[str, Any], what: tuple[str, str]
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr(quantized, "_transformers_major", lambda: 4)
-    kind, note = quantized.check_quantization({"quantization_config": declared})
+def test_quantized_checkpoints_that_convert(declared: dict[str, Any], what: tuple[str, str]) -> None:
+    kind, note = check_quantization({"quantization_config": declared})
     assert kind == what[0]
     assert what[1] in note
 
@@ -286,11 +286,11 @@ def test_quantized_checkpoints_that_convert(
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        ({"quant_method": "fp8"}, "quantized already with 'fp8', which cannot be converted"),
-        ({"quant_method": "compressed-tensors"}, "quantized already with 'compressed-tensors'"),
+        ({"quant_method": "fbgemm_fp8"}, "quantized already with 'fbgemm_fp8', which cannot be converted"),
+        ({"quant_method": ["gptq"]}, "quantized already with \\['gptq'\\]"),
         ({"load_in_4bit": True}, "quantized already with 'bitsandbytes'"),
         ({"bits": 4}, "quantized already with None"),
-        ({"quant_method": "gptq", "bits": 8}, "GPTQ of 8 bits; OpenVINO reads 4"),
+        ({"quant_method": "gptq", "bits": 5}, "quantization_config.bits is 5; accepted: 2, 3, 4, 8"),
         ("fp8", "quantization_config is 'fp8'; an object is needed"),
     ],
 )
@@ -298,13 +298,3 @@ def test_quantized_checkpoints_that_do_not(declared: object, message: str) -> No
     with pytest.raises(ModelError, match=message) as caught:
         check_architecture({**LLAMA, "quantization_config": declared})
     assert "before quantization" in caught.value.hint
-
-
-def test_what_reading_a_quantized_checkpoint_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="it is GPTQ: the package gptqmodel, which reads that, is not installed"):
-        quantized.check_quantization({"quantization_config": {"quant_method": "gptq", "bits": 4}})
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setattr(quantized, "_transformers_major", lambda: 5)
-    with pytest.raises(ModelError, match="transformers 5 loads AWQ with layers of gptqmodel"):
-        quantized.check_quantization({"quantization_config": {"quant_method": "awq"}})

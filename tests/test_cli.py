@@ -379,7 +379,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
     arguments = ["some/model", "-r", "int4", "--set", "weights.group_size=64", "-o", str(tmp_path / "out")]
     assert run(["compress", *arguments]) == 0
     flags = ["--revision", "v1", "--trust-remote-code", "--offline", "--overwrite", "--allow-nonfinite"]
-    flags += ["--allow-links", "--merge-adapter", "--max-context", "4096"]
+    flags += ["--allow-links", "--merge-adapter", "--max-context", "4096", "--requantize"]
     assert run(["compress", *arguments, *flags, "--no-tokenizer", "--engine", "nncf"]) == 0
     plain, flagged = worker
     assert plain == {
@@ -395,6 +395,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "allow_links": False,
         "merge_adapter": False,
         "max_context": None,
+        "requantize": False,
         "tokenizer": True,
         "engine": "llmcompress",
     }
@@ -408,6 +409,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "allow_links": True,
         "merge_adapter": True,
         "max_context": 4096,
+        "requantize": True,
         "tokenizer": False,
         "engine": "nncf",
     }

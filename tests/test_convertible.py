@@ -108,7 +108,7 @@ def _with_another_end(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "change", "kind", "message"),
     [
-        ({"quantization_config": {"quant_method": "compressed-tensors"}}, None, ModelError, "quantized already with"),
+        ({"quantization_config": {"quant_method": "quip"}}, None, ModelError, "quantized already with"),
         ({"architectures": ["Qwen2ForTokenClassification"]}, None, ModelError, "a token classifier"),
         ({"model_type": "paligemma", "architectures": [], "vision_config": {}}, None, ModelError, "a vision-language"),
         ({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, None, ModelError, "only with transformers"),

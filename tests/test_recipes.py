@@ -24,6 +24,7 @@ NAMES = [
     "int8-ptq",
     "int8-ptq-accuracy",
     "int8-sym",
+    "keep",
     "mxfp4",
     "nf4",
     "none",

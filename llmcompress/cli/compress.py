@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,13 +36,19 @@ from llmcompress.cli.options import (
     Verbose,
 )
 from llmcompress.cli.progress import run_watched
-from llmcompress.errors import LlmcompressError
+from llmcompress.errors import LlmcompressError, UsageError
 from llmcompress.report.text import count_text, duration_text, size_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llmcompress.report.compression import AccuracyRecord, ActivationRecord, CompressionReport
+    from llmcompress.report.compression import (
+        AccuracyRecord,
+        ActivationRecord,
+        CompressionReport,
+        KeptRecord,
+        LayerRecord,
+    )
     from llmcompress.report.training import TrainingRecord
     from llmcompress.spec import Access, Recipe
     from llmcompress.system.progress import Reporter
@@ -49,9 +57,14 @@ if TYPE_CHECKING:
 def compress(
     source: Source,
     recipe: Annotated[
-        str,
-        typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A packaged recipe, a YAML file, or optimum-default."),
-    ],
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="NAME|FILE",
+            help="A packaged recipe, a YAML file, or optimum-default. keep, where SOURCE is quantized already.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: ./MODEL-RECIPE-ov")
@@ -78,6 +91,9 @@ def compress(
             help="Whose arithmetic makes the weights; without data the bytes are the same.",
         ),
     ] = "llmcompress",
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Compress a checkpoint that is quantized already again.")
+    ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -91,7 +107,10 @@ def compress(
     """
     from llmcompress.spec import RECOMMENDED, Access, load_recipe
 
-    access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context)
+    access = Access(
+        revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context, requantize
+    )
+    recipe = recipe or _default_recipe(source, access, verbose=verbose)
     if recipe in RECOMMENDED:
         chosen = _recommended(source, recipe, overrides or [], access, verbose=verbose)
     else:
@@ -140,6 +159,29 @@ def default_output_name(source: str, recipe_name: str) -> str:
     return f"{base or 'model'}-{recipe_name}-ov"
 
 
+def _default_recipe(source: str, access: Access, *, verbose: bool) -> str:
+    """The recipe where none is given: there is one for what is quantized already."""
+    path = Path(source)
+    known = path.is_dir() or (not path.exists() and source.count("/") == 1)
+    stage = "read the configuration"
+    if known and run_watched(is_quantized, {"source": source, "access": access}, verbose=verbose, stage=stage):
+        return "keep"
+    raise UsageError(
+        "missing option '--recipe' / '-r'" + (", and the model is not quantized already" if known else ""),
+        where="llmcompress compress",
+        hint="llmcompress recipes lists them" if known else "llmcompress compress --help",
+    )
+
+
+def is_quantized(source: str, access: Access, progress: Reporter) -> bool:
+    """Whether a source is a checkpoint whose codes can be kept; reads no weight. For a worker."""
+    from llmcompress.loaders.quantized.declaration import check_quantization
+    from llmcompress.loaders.source import resolve
+
+    found = resolve(source, access)
+    return found.layout == "checkpoint" and check_quantization(found.config)[0] == "keep"
+
+
 def _recommended(source: str, name: str, overrides: list[str], access: Access, *, verbose: bool) -> Recipe:
     """What Optimum recommends for the model; says on stderr which entry that is."""
     from rich.text import Text
@@ -161,6 +203,9 @@ def recommend(source: str, name: str, overrides: list[str], access: Access, prog
 
     return recommended_recipe(resolve(source, access), name, overrides)
 
+
+EXPANDED = ("f16", "bf16", "f32")
+"""Precisions of weights that are held in memory as floats."""
 
 _TOKENIZER = {"equal": "converted, compared equal", "none": "left out; GenAI cannot open the output"}
 _CHAT_TEMPLATE = {
@@ -188,6 +233,8 @@ def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: 
         "Size": sizes,
         "Bits per weight": f"{report.bits_per_weight:.2f}",
     }
+    if report.kept is not None:
+        facts["Kept"] = _kept_text(report.kept, report.layers)
     accuracy = report.activations.accuracy if report.activations else None
     if report.activations is not None:
         facts["Activations"] = _activations_text(report.activations)
@@ -209,6 +256,17 @@ def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: 
     )
     write_line("")
     print_labelled("Written to ", str(output_dir))
+
+
+def _kept_text(kept: KeptRecord, layers: Iterable[LayerRecord]) -> str:
+    """What was kept of a quantized source, and what this machine makes of it."""
+    formats = Counter(layer.stored_as for layer in layers if layer.stored_as)
+    counts = ", ".join(f"{count:,} of {name}" for name, count in formats.items())
+    expanded = {mode: precision for mode, precision in kept.executed.items() if precision in EXPANDED}
+    text = f"{counts}; every weight exactly"
+    for mode, precision in expanded.items():
+        text += f"; this {kept.device} expands {mode} to {precision} in memory: -r int8 --requantize takes less"
+    return text if expanded else f"{text}, and compressed in this {kept.device}'s memory"
 
 
 def _activations_text(activations: ActivationRecord) -> str:

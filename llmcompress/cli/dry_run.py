@@ -66,7 +66,7 @@ def forecast_source(
 
     quiet_libraries()
     found = resolve(source, access)
-    require_compressible(found, recipe)
+    require_compressible(found, recipe, requantize=access.requantize)
     predicted = forecast(found, recipe, output_dir, engine=engine)
     if found.files is None:
         require_tokenizer(found, needed=tokenizer or recipe.calibration is not None)

@@ -10,6 +10,7 @@ from llmcompress.compression.output import inputs, write
 from llmcompress.compression.run import CompressOptions, compress_in_memory
 from llmcompress.errors import UsageError
 from llmcompress.loaders.loaded_model import LoadedModel
+from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import identity, resolve
 from llmcompress.report.compression import CompressionReport, Engine
@@ -38,6 +39,7 @@ def compress(
     max_context: int | None = None,
     tokenizer: bool = True,
     engine: Engine = "llmcompress",
+    requantize: bool = False,
     progress: ProgressOption = "auto",
 ) -> CompressionReport:
     """Compress a model by a recipe into one complete directory for OpenVINO.
@@ -61,6 +63,7 @@ def compress(
         engine: Whose arithmetic makes the codes of weights: our kernels' where they cover a weight, or NNCF's for every
             one. The model is the same bytes, by GPTQ up to the rounding of its sums; its manifest says by which each
             layer was made.
+        requantize: Compress a checkpoint that is quantized already again: its floats are computed from its codes.
         progress: Told of every stage.
 
     Returns:
@@ -88,7 +91,9 @@ def compress(
     # What Optimum recommends depends on the model; any other recipe is read before the model is looked for.
     if not isinstance(recipe, Recipe) and recipe not in RECOMMENDED:
         recipe = load_recipe(recipe)
-    access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context)
+    access = Access(
+        revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context, requantize
+    )
     if isinstance(source, LoadedModel):
         _refuse_loading_options(source, access)
         found = source.source
@@ -129,8 +134,8 @@ def reference_ir(
 ) -> str:
     """Return what to run in place of a source: itself where it is an OpenVINO IR, else the directory of one.
 
-    A checkpoint is converted without compression, once. A Hub source is known by its commit, a directory by its files'
-    names, sizes and times of change.
+    A checkpoint is converted without compression, once; one that is quantized already keeps its codes. A Hub source is
+    known by its commit, a directory by its files' names, sizes and times of change.
 
     Raises: what ``resolve`` and ``compress`` raise.
     """
@@ -140,14 +145,15 @@ def reference_ir(
     if found.layout == "ir":
         return found.id or str(found.path)
     key = content_key({"source": identity(found), "versions": installed_versions(PACKAGES_THAT_DECIDE_SCORES)})
+    recipe = "keep" if is_repacked(found.config) else "none"
     # The last part is what reports call the model.
     name = short_name((found.adapter or found).name.rsplit("/", 1)[-1])
-    output = cache_dir() / "reference-ir" / key / f"{name}-none-ov"
+    output = cache_dir() / "reference-ir" / key / f"{name}-{recipe}-ov"
     hold(output.parent)
     if not output.exists():
         compress(
             source,
-            "none",
+            recipe,
             output,
             revision=revision,
             trust_remote_code=trust_remote_code,

@@ -10,6 +10,7 @@ from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.graph.device import compile_model, executed_precisions
 from llmcompress.graph.model import is_compressed, read_ir
 from llmcompress.loaders.convertible import require_convertible
+from llmcompress.loaders.quantized.declaration import check_quantization, is_repacked
 from llmcompress.loaders.source import Source
 from llmcompress.report.compression import LayerRecord
 from llmcompress.report.file_names import MODEL_XML
@@ -98,29 +99,26 @@ def check_target(recipe: Recipe, layers: tuple[LayerRecord, ...]) -> None:
         )
 
 
-def require_compressible(source: Source, recipe: Recipe, *, here: bool = True) -> None:
+def require_compressible(source: Source, recipe: Recipe, *, requantize: bool = False, here: bool = True) -> None:
     """Refuse what compressing ``source`` by ``recipe`` would refuse later. A run and its prediction both begin here.
 
     Args:
         source: As resolved; its weights need not be fetched.
         recipe: What to do.
+        requantize: A checkpoint that is quantized already may be quantized again.
         here: The work is done on this machine.
 
     Raises:
         ModelError: No causal language model, none that the exporter converts, compressed already, or damaged.
         SecurityError: It would need pickle files or foreign code.
         HubError: A small file could not be had.
-        RecipeError: This machine does not execute the recipe.
+        RecipeError: This machine does not execute the recipe, or it keeps codes and there are none.
+        UsageError: ``requantize`` where nothing would be quantized again.
     """
-    architecture = require_convertible(source)
+    require_convertible(source)
     require_trainable(source, recipe)
-    if architecture is not None and architecture.quantization == "keep" and recipe.method != "none":
-        raise ModelError(
-            f"the checkpoint is already quantized and recipe {recipe.name} would quantize it again",
-            where=source.name,
-            hint="convert it as it is with `recipe=none`, or give the original checkpoint",
-        )
-    if architecture is None and (source.path / MODEL_XML).is_file():
+    require_kept_or_allowed(source, recipe, requantize=requantize)
+    if source.layout == "ir" and (source.path / MODEL_XML).is_file():
         refuse_compressed(read_ir(source.path), source, recipe)
     if here:
         require_executable(recipe)
@@ -137,6 +135,51 @@ def require_trainable(source: Source, recipe: Recipe) -> None:
             "training compares with the original in torch, and an OpenVINO model is none",
             where=f"recipe {recipe.name}: training",
             hint="give the checkpoint that it was converted from, or a recipe without training",
+        )
+    if recipe.training is not None and is_repacked(source.config):
+        raise RecipeError(
+            "training compares with the original in torch, where this quantized checkpoint cannot be opened",
+            where=f"recipe {recipe.name}: training",
+            hint="give the original checkpoint, or a recipe without training",
+        )
+
+
+def require_kept_or_allowed(source: Source, recipe: Recipe, *, requantize: bool) -> None:
+    """Refuse to quantize a checkpoint again unasked, and what has no effect on one that is not quantized.
+
+    Raises:
+        ModelError: It is quantized already and the recipe would quantize it again.
+        RecipeError: The recipe keeps codes, and there are none.
+        UsageError: ``requantize`` where nothing would be quantized again.
+    """
+    quantized = source.layout == "checkpoint" and check_quantization(source.config)[0] == "keep"
+    repacked = quantized and is_repacked(source.config)
+    if recipe.method == "keep" and not quantized:
+        raise RecipeError(
+            f"method keep is for a checkpoint that is quantized already; {source.name} is none",
+            where=f"recipe {recipe.name}: method",
+            hint="take recipe none to convert it as it is, or another one to compress it",
+        )
+    again = quantized and recipe.method not in ("none", "keep")
+    if requantize and not (repacked and again):
+        raise UsageError(
+            "`requantize` has no effect: "
+            + (
+                f"recipe {recipe.name} quantizes nothing"
+                if repacked
+                else "the codes of this source cannot be undone"
+                if again
+                else "the source is not quantized already"
+            ),
+            where=source.name,
+            hint="remove it",
+        )
+    if again and not requantize:
+        allow = ", allow it with `requantize`," if repacked else ""
+        raise ModelError(
+            f"the checkpoint is already quantized and recipe {recipe.name} would quantize it again",
+            where=source.name,
+            hint=f"convert it as it is with `recipe=keep`{allow} or give the original checkpoint",
         )
 
 

@@ -59,6 +59,7 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         layers=compressed.layers,
         activations=compressed.activations,
         training=compressed.training,
+        kept=compressed.kept,
         files=files,
         measured=stages.measured(),
     )

@@ -15,19 +15,28 @@ from llmcompress.compression.compressible import (
     refuse_compressed,
     require_compressible,
     require_executable,
+    require_kept_or_allowed,
     require_trainable,
 )
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
+from llmcompress.compression.kept import kept_layers, kept_record
 from llmcompress.compression.layers import CODEBOOKS, activation_record, layer_table
 from llmcompress.compression.nncf.statistics import statistics
-from llmcompress.graph.model import set_runtime_options
+from llmcompress.graph.model import mark_quantized_source, set_runtime_options
 from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
 from llmcompress.loaders.context import longest_context
 from llmcompress.loaders.loaded_model import LoadedModel, load_source
 from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.loaders.tokenizer import require_tokenizer
-from llmcompress.report.compression import AccuracyRecord, ActivationRecord, Engine, LayerRecord, runtime_options
+from llmcompress.report.compression import (
+    AccuracyRecord,
+    ActivationRecord,
+    Engine,
+    KeptRecord,
+    LayerRecord,
+    runtime_options,
+)
 from llmcompress.report.record import CalibrationRecord, Stages
 from llmcompress.spec import Access, Recipe
 from llmcompress.system.file_memory import FileMemory
@@ -99,6 +108,7 @@ class CompressedModel:
     activations: ActivationRecord | None
     training: TrainingRecord | None
     training_windows: TrainingWindows | None
+    kept: KeptRecord | None
     stages: Stages
     """Time and memory so far."""
 
@@ -142,6 +152,7 @@ def compress_in_memory(
     """
     with weights_checked(allow_nonfinite=options.access.allow_nonfinite, progress=progress) as check:
         if isinstance(source, LoadedModel):
+            require_kept_or_allowed(source.source, recipe, requantize=options.access.requantize)
             require_executable(recipe)
             require_trainable(source.source, recipe)
             with stages.stage("forecast"):
@@ -182,6 +193,7 @@ def compress_in_memory(
         activations=activations,
         training=trained,
         training_windows=ready.texts.training,
+        kept=kept_record(applied.loaded.kept),
         stages=stages,
     )
 
@@ -211,7 +223,7 @@ def _make_ready(
     # The weights of a directory are here already; their check takes the time of the libraries' import.
     checked = check(fetch_weights(source)) if source.kind == "checkpoint" else None
     with stages.stage("forecast"):
-        require_compressible(source, recipe)
+        require_compressible(source, recipe, requantize=options.access.requantize)
         predicted = _forecast(source, recipe, options, progress)
         require_fits(predicted if options.target else predicted.model_copy(update={"disk_bytes": 0}))
     texts = _tokenize(source, recipe, options, stages)
@@ -265,6 +277,11 @@ def apply_recipe(
         ModelError: The graph is compressed already, or NNCF cannot apply the recipe to it.
         DataError, GateError: As ``quantize_activations``.
     """
+    if recipe.method == "keep":
+        if loaded.kept is not None:
+            mark_quantized_source(loaded.model, loaded.kept.method)
+        return Applied(loaded)
+    loaded = loaded.dequantized()
     if recipe.method == "none":
         return Applied(loaded)
     refuse_compressed(loaded.model, loaded.source, recipe)
@@ -301,4 +318,6 @@ def _inspect(applied: Applied, recipe: Recipe) -> tuple[tuple[LayerRecord, ...],
     layers = layer_table(model, codebook, applied.by_kernels)
     set_runtime_options(model, runtime_options(recipe, layers))
     check_target(recipe, layers)
+    # Of what is dequantized nothing is kept.
+    layers = kept_layers(layers, applied.loaded.kept)
     return layers, activation_record(model, recipe.activations, applied.accuracy) if recipe.activations else None

@@ -14,6 +14,7 @@ from llmcompress.graph.device import compile_model, properties_of
 from llmcompress.loaders.adapter import adapters_left_out, merge
 from llmcompress.loaders.context import ChangingRope, changing_rope
 from llmcompress.loaders.loaded_model import LoadedModel, load
+from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.source import fetch_weights, resolve
 from llmcompress.report.evaluation import ConversionRecord
 from llmcompress.spec.access import Access
@@ -77,6 +78,12 @@ def check_conversion(
             "`check_conversion` compares with PyTorch and needs the checkpoint; this is an OpenVINO IR",
             where=found.id or str(found.path),
             hint="give the Hub id or the checkpoint's directory",
+        )
+    if is_repacked(found.config):
+        raise UsageError(
+            "`check_conversion` compares with PyTorch, where this quantized checkpoint cannot be opened",
+            where=found.id or str(found.path),
+            hint="compare the output with the floats that its codes stand for: llmcompress eval DIR --reference SOURCE",
         )
     found = fetch_weights(found, progress=progress)
     loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)

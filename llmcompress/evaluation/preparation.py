@@ -83,6 +83,9 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
         candidate = model(found)
         reference = None if other is None else model(other)
         if reference is not None:
+            # Of codes the original is what they stand for, in floats.
+            reference = reference._replace(loaded=reference.loaded.dequantized())
+        if reference is not None:
             check_vocabularies(candidate.loaded, reference.loaded)
         candidates, refusal = _in_each_form(candidate, spec)
     manifest = read_manifest(found.path) if (found.path / MANIFEST).is_file() else None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CONVERSION_MARKS = ("DisableConstantFolding_0", "can_be_folded", "dequantization_node_0")
 _ELEMENTWISE = {"Add", "Convert", "Divide", "Multiply", "Subtract", "Tanh"}
+QUANTIZED_SOURCE = ["llmcompress", "quantized_source"]
 REQUIRED_INPUTS = ("input_ids", "attention_mask", "beam_idx")
 
 
@@ -94,9 +95,14 @@ def nncf_records(model: ov.Model) -> dict[str, dict[str, Any]]:
     return {kind: model.get_rt_info(path).value for kind, path in paths.items() if model.has_rt_info(path)}
 
 
+def mark_quantized_source(model: ov.Model, method: str) -> None:
+    """Record in a graph that its weights came quantized, and by what."""
+    model.set_rt_info(method, QUANTIZED_SOURCE)
+
+
 def is_compressed(model: ov.Model) -> bool:
-    """Whether NNCF has recorded an optimisation in the graph."""
-    return bool(nncf_records(model))
+    """Whether NNCF has recorded an optimisation in the graph, or its source was quantized already."""
+    return bool(nncf_records(model)) or model.has_rt_info(QUANTIZED_SOURCE)
 
 
 def count_parameters(model: ov.Model) -> int:

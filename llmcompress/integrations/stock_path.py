@@ -76,9 +76,9 @@ def refuse_uncarried(recipe: Recipe) -> None:
     Raises:
         RecipeError: Names the field.
     """
-    if recipe.method == "none":
+    if recipe.method in ("none", "keep"):
         raise RecipeError(
-            "method none is no quantization",
+            f"method {recipe.method} is no quantization",
             where=f"recipe {recipe.name}: method",
             hint="leave quantization_config out, and write load_in_8bit=False",
         )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.loaders.exporter import installed_transformers, not_convertible, remedy
-from llmcompress.loaders.quantized import Quantization, check_quantization
+from llmcompress.loaders.quantized.declaration import Quantization, check_quantization
 from llmcompress.loaders.remote_code import ALLOW, refuse_hidden_code
 
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
 from llmcompress.graph.model import forget_conversion, keep_alive, memory_owners, read_ir
@@ -24,23 +24,34 @@ from llmcompress.system.patching import replaced
 
 if TYPE_CHECKING:
     import openvino as ov
+    import torch
 
 
 class _ModelTaken(BaseException):
     """Unwinds the exporter once the converted model is in hand; no ``except Exception`` may stop it."""
 
 
+class Given(NamedTuple):
+    """What a model is made of besides its directory."""
+
+    adapter: Adapter | None = None
+    """What is merged into it."""
+    tensors: Mapping[str, torch.Tensor] | None = None
+    """In place of those in files."""
+    unneeded: Set[str] = frozenset()
+    """Names of tensors that the model's class may drop."""
+
+
 def convert_checkpoint(
-    directory: Path, scratch_dir: Path, *, trust_remote_code: bool = False, adapter: Adapter | None = None
+    directory: Path, scratch_dir: Path, *, trust_remote_code: bool = False, given: Given | None = None
 ) -> ov.Model:
     """Load and convert a checkpoint, stateful and with its key-value cache inside the model.
 
     Args:
         directory: Holds ``config.json`` and safetensors files, already validated.
-        scratch_dir: Existing directory that receives the configuration files optimum writes
-            (``config.json``, ``generation_config.json``).
+        scratch_dir: Existing directory that receives the configuration files optimum writes.
         trust_remote_code: Run the Python code that the checkpoint brings.
-        adapter: What is merged into it.
+        given: What the model is made of besides.
 
     Returns:
         The model with the checkpoint's own precision (bf16, fp16 or fp32 constants).
@@ -55,7 +66,7 @@ def convert_checkpoint(
     taken: list[ov.Model] = []
     storages: list[object] = []
     try:
-        with _instrumented_exporter(adapter, taken, storages), adapters_left_out():
+        with _instrumented_exporter(given or Given(), taken, storages), adapters_left_out():
             main_export(
                 model_name_or_path=str(directory),
                 output=scratch_dir,
@@ -97,7 +108,7 @@ def clone_model(model: ov.Model) -> ov.Model:
 
 
 @contextlib.contextmanager
-def _instrumented_exporter(adapter: Adapter | None, taken: list[ov.Model], storages: list[object]) -> Iterator[None]:
+def _instrumented_exporter(given: Given, taken: list[ov.Model], storages: list[object]) -> Iterator[None]:
     """Replace names for the time of one export: optimum's loading of the model and final save, and torch's tracing.
 
     Of what it has traced torch makes a second trace, to compare: a third of the time, and no part of the result.
@@ -113,7 +124,7 @@ def _instrumented_exporter(adapter: Adapter | None, taken: list[ov.Model], stora
     model_class_for_task = TasksManager.get_model_class_for_task
 
     def strict_model_class(*args: Any, **kwargs: Any) -> Any:
-        return _StrictLoader(model_class_for_task(*args, **kwargs), adapter, storages)
+        return _StrictLoader(model_class_for_task(*args, **kwargs), given, storages)
 
     with contextlib.ExitStack() as stack:
         if hasattr(convert, "save_model"):
@@ -126,26 +137,40 @@ def _instrumented_exporter(adapter: Adapter | None, taken: list[ov.Model], stora
 class _StrictLoader:
     """Stands in for a transformers model class: ``from_pretrained`` that refuses what it would fill or drop."""
 
-    def __init__(self, model_class: Any, adapter: Adapter | None, storages: list[object]) -> None:
+    def __init__(self, model_class: Any, given: Given, storages: list[object]) -> None:
         self._model_class = model_class
-        self._adapter = adapter
+        self._given = given
         self._storages = storages
 
     def from_pretrained(self, directory: str, **kwargs: Any) -> Any:
         where = Path(directory).name
         try:
-            model, info = self._model_class.from_pretrained(directory, output_loading_info=True, **kwargs)
+            if self._given.tensors is None:
+                model, info = self._model_class.from_pretrained(directory, output_loading_info=True, **kwargs)
+            else:
+                model, info = self._from_tensors(directory, self._given.tensors, **kwargs)
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(
                 f"transformers could not load the weights: {_first_line(error)}",
                 where=where,
                 hint="the tensors' names and shapes must be those that config.json describes",
             ) from error
-        refuse_other_tensors(info, type(model).__name__, where)
-        if self._adapter is not None:
-            model = merge(model, self._adapter)
+        refuse_other_tensors(info, type(model).__name__, where, self._given.unneeded)
+        if self._given.adapter is not None:
+            model = merge(model, self._given.adapter)
         self._storages += [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
         return model
+
+    def _from_tensors(self, directory: str, tensors: Mapping[str, torch.Tensor], **kwargs: Any) -> Any:
+        from transformers import AutoConfig
+
+        config = kwargs.pop("config", None) or AutoConfig.from_pretrained(directory, local_files_only=True)
+        # Of the automatic classes none takes tensors without files.
+        mapping = getattr(self._model_class, "_model_mapping", None)
+        model_class = self._model_class if mapping is None else mapping[type(config)]
+        return model_class.from_pretrained(
+            None, config=config, state_dict=dict(tensors), output_loading_info=True, **kwargs
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from llmcompress.errors import ModelError
 from llmcompress.loaders.adapter import require_mergeable, warn_of_adapter
 from llmcompress.loaders.architecture import Architecture, check_architecture
 from llmcompress.loaders.context import warn_of_frozen_positions
 from llmcompress.loaders.hub_headers import read_hub_checkpoint
 from llmcompress.loaders.other_libraries import refuse_other_libraries
+from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.source import Source, check_code, fetch_listed, file_names
 from llmcompress.loaders.tensor_names import require_same_tensors
 from llmcompress.loaders.tensors import Checkpoint, choose_weights, read_checkpoint, refuse_empty
@@ -37,9 +39,17 @@ def require_convertible(source: Source) -> Architecture | None:
     refuse_other_libraries(source)
     architecture = check_architecture(source.config, trust_remote_code=source.trust_remote_code)
     # Of the Hub, they are asked for where nothing smaller refuses it.
-    checkpoint = checkpoint or _not_empty(read_hub_checkpoint(source))
-    if architecture.quantization == "none" and not architecture.remote_code:
-        require_same_tensors(source, checkpoint)
+    headers = checkpoint or _not_empty(read_hub_checkpoint(source))
+    found = None if checkpoint is None else source_weights(source, checkpoint)
+    if found is not None and architecture.remote_code:
+        raise ModelError(
+            "quantized weights go into transformers' own class, and `trust_remote_code` asks for the model's",
+            where=source.name,
+            hint="leave it out where transformers knows the model type",
+        )
+    plain = headers if found is None else found.plain
+    if (found or architecture.quantization == "none") and not architecture.remote_code:
+        require_same_tensors(source, plain, frozenset() if found is None else found.zero_biases)
     if source.adapter is None:
         warn_of_adapter(file_names(source), source.name)
     else:

@@ -19,12 +19,14 @@ from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.layout import IR_FILES
 from llmcompress.loaders.model_card import read_source_card
+from llmcompress.loaders.quantized.declaration import declared, is_repacked
+from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.scan import check_hashes, scan_constants
 from llmcompress.loaders.source import Source, fetch_weights, resolve, side_files, text_files
 from llmcompress.loaders.tensors import INDEX, Checkpoint, choose_weights, read_index
 from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.report.file_names import MODEL_BIN
-from llmcompress.report.record import AdapterRecord, FileRecord, Provenance, SourceCard
+from llmcompress.report.record import AdapterRecord, FileRecord, Provenance, QuantizationRecord, SourceCard
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.json_file import read_json
@@ -33,6 +35,8 @@ from llmcompress.system.progress import Progress, Reporter, silent
 
 if TYPE_CHECKING:
     import openvino as ov
+
+    from llmcompress.loaders.quantized.conversion import KeptWeights
 
 ADAPTER_FOLDER = "adapter/"
 """Before the names of an adapter's files, where a source's are listed."""
@@ -54,12 +58,20 @@ class LoadedModel:
     """Elements in the checkpoint's tensors; of an IR, in the floating-point constants of its graph."""
     mapped_share: float
     """Share of the weights that are views of the source's files instead of copies in memory."""
+    kept: KeptWeights | None = None
+    """What ``model`` keeps of a source that is quantized already."""
 
     def clone(self) -> LoadedModel:
         """The same with a copy of the graph; the weights stay shared."""
         from llmcompress.loaders.checkpoint import clone_model
 
         return replace(self, model=clone_model(self.model))
+
+    def dequantized(self) -> LoadedModel:
+        """The same with the floats that a quantized source's codes stand for; itself where it was in floats."""
+        from llmcompress.loaders.quantized.conversion import dequantized_model
+
+        return self if self.kept is None else replace(self, model=dequantized_model(self.model, self.kept), kept=None)
 
 
 @library_call
@@ -160,15 +172,21 @@ def source_files(source: Source) -> tuple[FileRecord, ...]:
 def _load_checkpoint(
     source: Source, checked: CheckedWeights, scratch_dir: Path, with_tokenizer: bool, progress: Reporter
 ) -> LoadedModel:
-    from llmcompress.loaders.checkpoint import convert_checkpoint
+    from llmcompress.loaders.checkpoint import Given, convert_checkpoint
+    from llmcompress.loaders.quantized.conversion import convert_quantized
 
     progress(Progress("load and trace", 0, 1))
     tokenizer = source_tokenizer(source) if with_tokenizer else None
     if checked.records.done():
         checked.records.result()
-    model = convert_checkpoint(
-        source.path, scratch_dir, trust_remote_code=source.trust_remote_code, adapter=source.adapter
-    )
+    found = source_weights(source, checked.checkpoint)
+    kept, plain = None, checked.checkpoint if found is None else found.plain
+    if found is None:
+        model = convert_checkpoint(
+            source.path, scratch_dir, trust_remote_code=source.trust_remote_code, given=Given(source.adapter)
+        )
+    else:
+        model, kept = convert_quantized(source, found, scratch_dir)
     files = (*checked.records.result(), *_records(source, side_files(source)), *_adapter_files(source))
     progress(Progress("load and trace", 1, 1))
     check_decoder(model, where=source.id or source.path.name)
@@ -177,10 +195,11 @@ def _load_checkpoint(
         tokenizer=tokenizer,
         config=read_json(scratch_dir / "config.json"),
         generation_config=read_generation_config(source.path),
-        provenance=_provenance(source, _dtype(checked.checkpoint), files),
+        provenance=_provenance(source, _dtype(checked.checkpoint) if kept is None else kept.method, files),
         source=source,
-        num_parameters=sum(math.prod(tensor.shape) for tensor in checked.checkpoint.tensors.values()),
+        num_parameters=sum(math.prod(tensor.shape) for tensor in plain.tensors.values()),
         mapped_share=mapped_share(model),
+        kept=kept,
     )
 
 
@@ -235,9 +254,17 @@ def _provenance(source: Source, dtype: str, files: tuple[FileRecord, ...]) -> Pr
         dtype=dtype,
         files=tuple(sorted(files, key=lambda file: file.path)),
         trust_remote_code=source.trust_remote_code,
+        quantization=_quantization(source),
         card=_card(source),
         adapter=AdapterRecord(id=adapter.id, revision=adapter.revision) if adapter else None,
     )
+
+
+def _quantization(source: Source) -> QuantizationRecord | None:
+    if source.layout != "checkpoint" or not is_repacked(source.config):
+        return None
+    settings = declared(source.config)
+    return QuantizationRecord(method=settings["quant_method"], settings=dict(settings))
 
 
 def _card(source: Source) -> SourceCard | None:

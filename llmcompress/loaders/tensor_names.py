@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from typing import Any, NamedTuple
 
 from llmcompress.errors import ModelError
@@ -31,7 +31,7 @@ _HEADS = (
 )
 
 
-def require_same_tensors(source: Source, checkpoint: Checkpoint) -> None:
+def require_same_tensors(source: Source, checkpoint: Checkpoint, unneeded: Set[str] = frozenset()) -> None:
     """Load the headers' names and shapes into the model's class on the meta device; no weight is read.
 
     What transformers itself stumbles over is left to the load with the weights.
@@ -51,6 +51,8 @@ def require_same_tensors(source: Source, checkpoint: Checkpoint) -> None:
     _refuse_bare(list(tensors), where)
     try:
         config = AutoConfig.from_pretrained(source.path, local_files_only=True)
+        # The tensors are those of the model without it.
+        vars(config).pop("quantization_config", None)
         model_class = AutoModelForCausalLM._model_mapping[type(config)]
         _, info = model_class.from_pretrained(
             None,
@@ -69,16 +71,24 @@ def require_same_tensors(source: Source, checkpoint: Checkpoint) -> None:
             where=where,
             hint="the tensors' names and shapes must be those that config.json describes",
         )
-    refuse_other_tensors(info, model_class.__name__, where)
+    refuse_other_tensors(info, model_class.__name__, where, unneeded)
 
 
-def refuse_other_tensors(info: Mapping[str, Any], class_name: str, where: str) -> None:
+def refuse_other_tensors(
+    info: Mapping[str, Any], class_name: str, where: str, unneeded: Set[str] = frozenset()
+) -> None:
     """Refuse what transformers would fill or drop, by the loading info that it returns.
+
+    Args:
+        info: What ``from_pretrained`` returns with the model.
+        class_name: The model's class, for people.
+        where: The source, for people.
+        unneeded: Names of tensors that may be dropped.
 
     Raises:
         ModelError: names the tensors, and the kind of model whose they are.
     """
-    missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+    missing, unexpected = info["missing_keys"], set(info["unexpected_keys"]) - unneeded
     problems = [
         f"{len(keys)} {adjective} ({_names(keys)})"
         for adjective, keys in (

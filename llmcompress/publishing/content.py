@@ -101,6 +101,8 @@ def _parameters(manifest: CompressionReport) -> list[dict[str, str]]:
     for number, weights in enumerate(recipe.weight_passes):
         prefix = "weights" if number == 0 else f"further_weights.{number - 1}"
         found |= {f"{prefix}.{name}": value for name, value in _weights(weights).items()}
+    if (quantization := manifest.provenance.quantization) is not None:
+        found |= {f"source.{name}": json.dumps(value).strip('"') for name, value in quantization.settings.items()}
     if recipe.activations is not None:
         given = recipe.activations.model_dump(exclude={"ignored_scope"}, exclude_none=True)
         found |= {f"activations.{name}": json.dumps(value).strip('"') for name, value in given.items()}

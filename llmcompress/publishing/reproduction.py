@@ -45,6 +45,7 @@ def _compress(manifest: CompressionReport, base: BaseModel, directory: str) -> s
     words = ["--revision", revision] if revision else []
     words += ["--recipe", RECIPE, "-o", directory]
     words += ["--merge-adapter"] if adapter is not None else []
+    words += ["--requantize"] if manifest.provenance.quantization and manifest.recipe.weight_passes else []
     words += ["--trust-remote-code"] if manifest.provenance.trust_remote_code else []
     words += ["--no-tokenizer"] if manifest.tokenizer == "none" else []
     return command_line(["llmcompress", "compress"], [source], words)

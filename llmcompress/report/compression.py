@@ -30,10 +30,13 @@ class LayerRecord(Record):
     size_bytes: int
     """Bytes of the weight with its scales, zero points and other constants."""
     engine: str | None = "nncf"
-    """Whose arithmetic made the codes, llmcompress or nncf; None when uncompressed.
+    """Whose arithmetic made the codes, llmcompress or nncf; None when uncompressed, or kept of the source.
 
     The same bytes by either, but for GPTQ: its sums are rounded otherwise, so that a few codes differ.
     """
+
+    stored_as: str | None = None
+    """The format of a source that is quantized already, whose codes are kept here; None where none are."""
 
     @property
     def is_integer(self) -> bool:
@@ -116,6 +119,18 @@ class ActivationRecord(Record):
     """None without accuracy control."""
 
 
+class KeptRecord(Record):
+    """What was kept of a source that is quantized already."""
+
+    num_layers: int
+    max_relative_rounding: float = 0.0
+    """Of scales and zero points; 0: every weight is exactly that of the source."""
+    device: str = "CPU"
+    """Where a part of each kind of layer was compiled."""
+    executed: dict[str, str]
+    """The precision of weights that it multiplies with, by what they are; floats: it expands them in memory."""
+
+
 class CompressionReport(Readable):
     """The manifest ``llmcompress.json``: equal for equal inputs, recipe and versions, apart from ``measured``."""
 
@@ -140,6 +155,8 @@ class CompressionReport(Readable):
     """None where activations are not quantized."""
     training: TrainingRecord | None = None
     """None where the bits are those that the compression made."""
+    kept: KeptRecord | None = None
+    """None where the source was not quantized already, or is not kept so."""
     tuning: TuningOrigin | None = None
     """None where the runtime options are the recipe's own."""
     files: tuple[FileRecord, ...]

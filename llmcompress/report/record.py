@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -66,6 +66,15 @@ class AdapterRecord(Record):
     """The resolved commit hash."""
 
 
+class QuantizationRecord(Record):
+    """How a source was quantized, as its configuration says it."""
+
+    method: str
+    """``quant_method``: gptq, awq, compressed-tensors or fp8."""
+    settings: dict[str, Any]
+    """All that it says."""
+
+
 class Provenance(Record):
     """Where the model came from. Holds no local path: the same bytes give the same record anywhere."""
 
@@ -77,11 +86,14 @@ class Provenance(Record):
     model_type: str
     architecture: str
     dtype: str
-    """Precision of the source's weights as its files hold them: bf16, fp16, fp32, or 'mixed'."""
+    """Precision of the source's weights as its files hold them: bf16, fp16, fp32, or 'mixed'; of quantized ones the
+    method."""
     files: tuple[FileRecord, ...]
     trust_remote_code: bool = False
     adapter: AdapterRecord | None = None
     """What was merged into the model, which all else here is of."""
+    quantization: QuantizationRecord | None = None
+    """None where the source is not quantized."""
     card: SourceCard | None = None
     """None where the source has no README or it was not at hand offline, and in manifests of earlier versions."""
 

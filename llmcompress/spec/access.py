@@ -27,6 +27,8 @@ class Access(NamedTuple):
     """Of an adapter's directory: load its base model and merge the adapter into it."""
     max_context: int | None = None
     """Tokens that the model's positions reach, in place of what its configuration states."""
+    requantize: bool = False
+    """Compress a checkpoint again that is quantized already."""
 
     def of_candidate(self) -> Access:
         """Return how the model is opened whose reference is opened so: the rest is for checkpoints."""

@@ -27,16 +27,18 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 class Recipe(StrictModel):
     """One way to compress a model.
 
-    ``method: none`` converts only, in the checkpoint's precision: the baseline of every comparison. ``weights``
-    needs ``weights``, ``activations`` needs ``activations`` and ``calibration``, ``weights_and_activations`` all
-    three; a part that the method or the other parts would not use is refused. ``target: npu`` accepts what that
-    device runs: int4_sym or int8_sym weights at ratio 1.0 with groups of 128 or one per channel.
+    ``method: none`` converts only, in the checkpoint's precision: the baseline of every comparison. ``keep`` converts a
+    checkpoint that is quantized already with its codes; of such a one ``none`` gives the floats that they stand for.
+    ``weights`` needs ``weights``, ``activations`` needs ``activations`` and ``calibration``,
+    ``weights_and_activations`` all three; a part that the method or the other parts would not use is refused.
+    ``target: npu`` accepts what that device runs: int4_sym or int8_sym weights at ratio 1.0 with groups of 128 or one
+    per channel.
     """
 
     name: Annotated[Text, Field(pattern=NAME)]
     description: Annotated[Text, Field(max_length=300)] | None = None
     """One line: when to take it."""
-    method: Literal["none", "weights", "activations", "weights_and_activations"] = "weights"
+    method: Literal["none", "keep", "weights", "activations", "weights_and_activations"] = "weights"
     target: Literal["any", "cpu", "gpu", "npu"] = "any"
     weights: WeightCompression | None = None
     further_weights: Annotated[tuple[WeightCompression, ...], Field(strict=False)] = ()

@@ -9,6 +9,7 @@ from llmcompress.compression.forecast.records import Inventory, Kind, Weight
 from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES
 from llmcompress.errors import ModelError
 from llmcompress.loaders.adapter import Adapter
+from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.safetensors_file import read_header
 from llmcompress.loaders.source import Source
 
@@ -37,7 +38,8 @@ def checkpoint_inventory(source: Source) -> Inventory:
     Raises:
         ModelError: transformers cannot build the model from this configuration.
     """
-    stored = _stored_dtype(source)
+    # Of what is quantized the codes are most of the elements, and say nothing of the rest.
+    stored = None if is_repacked(source.config) else _stored_dtype(source)
     model, dtype = _meta_model(source, stored)
     in_place = stored is None or stored == dtype
     head = model.get_output_embeddings()

@@ -98,7 +98,8 @@ def peak_memory(
         quantizing = traced + copies + inventory.num_parameters * QUANTIZE_BYTES_PER_PARAMETER
         moments.append(_Moment(quantizing + _accuracy_control(inventory, recipe), pages))
     if recipe.weights is None:
-        moments.append(_Moment(traced + copies, pages))
+        codes = size_bytes if recipe.method == "keep" else 0
+        moments.append(_Moment(traced + copies + codes, pages))
     else:
         largest = max(inventory.weights, key=lambda w: w.num_parameters, default=None)
         read = 0 if largest is None else uncompressed_bytes(largest)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmcompress.compression.forecast.inventory import checkpoint_inventory
+from llmcompress.compression.forecast.kept import kept_layer, with_quantized
 from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory, training_disk_bytes
 from llmcompress.compression.forecast.precision import LEFT, Assignment, Precision, assign, primary_share
 from llmcompress.compression.forecast.records import BY_SENSITIVITY, Forecast, Inventory, PlannedLayer, Weight
@@ -56,11 +57,11 @@ def forecast(
 
         inventory = graph_inventory(source, recipe)
     else:
-        inventory = checkpoint_inventory(source)
+        inventory = with_quantized(source, checkpoint_inventory(source), keep=recipe.method == "keep")
     passes = [*recipe.weight_passes, *_by_activations(recipe)]
     notes = [*inventory.notes, *_notes(source, recipe, passes, inventory)]
     layers, size_bytes, warned, remarks = _layers(inventory, passes)
-    ours = [engine == "llmcompress" and layer.mode in BY_KERNELS for layer in layers]
+    ours = [engine == "llmcompress" and layer.mode in BY_KERNELS and layer.stored_as is None for layer in layers]
     codes_bytes = sum(layer.size_bytes for layer, is_ours in zip(layers, ours, strict=True) if is_ours)
     by_nncf = [weight for weight, is_ours in zip(inventory.weights, ours, strict=True) if not is_ours]
     peak = peak_memory(inventory, recipe, size_bytes, codes_bytes, by_nncf)
@@ -136,7 +137,13 @@ def _layers(
 ) -> tuple[tuple[PlannedLayer, ...], int, list[str], list[str]]:
     """What each weight becomes, the size of all constants, what a run has to warn of, and remarks."""
     pending = list(enumerate(inventory.weights))
-    layers = {index: _planned(weight, LEFT, uncompressed_bytes(weight)) for index, weight in pending}
+    stored = {weight.name: weight for weight in inventory.stored} if inventory.keeps_codes else {}
+    layers = {
+        index: kept_layer(stored[weight.name])
+        if weight.name in stored
+        else _planned(weight, LEFT, uncompressed_bytes(weight))
+        for index, weight in pending
+    }
     warned: list[str] = []
     remarks: list[str] = []
     reshapes = 0
@@ -194,7 +201,7 @@ def _planned(weight: Weight, choice: Assignment, size: int, share: float = 1.0) 
 def _notes(source: Source, recipe: Recipe, passes: Sequence[WeightCompression], inventory: Inventory) -> list[str]:
     notes = []
     mapped = _mapped_share(inventory)
-    if mapped < 0.9:
+    if mapped < 0.9 and not inventory.stored:
         notes.append(
             f"{mapped:.0%} of the weights stay mapped from the files; the rest is copied into memory, because this "
             "model class merges, casts or transposes them"
@@ -209,7 +216,7 @@ def _notes(source: Source, recipe: Recipe, passes: Sequence[WeightCompression], 
         )
     if from_config and source.layout == "ir":
         notes.append("the OpenVINO model is not fetched yet: predicted from its config.json as for a checkpoint")
-    if from_config and source.config.get("quantization_config"):
+    if from_config and source.config.get("quantization_config") and not inventory.stored:
         notes.append("the checkpoint is quantized already: the prediction is that of its unquantized model")
     if recipe.training is not None:
         kept = _gigabytes(training_disk_bytes(inventory, recipe))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
+from llmcompress.loaders.quantized.stored import StoredWeight
 from llmcompress.report.record import Record
 
 BY_SENSITIVITY = "by sensitivity"
@@ -60,6 +61,10 @@ class Inventory(NamedTuple):
     """Linear layers, embeddings and norms: the size of the graph follows it."""
     vocab_size: int
     notes: tuple[str, ...] = ()
+    stored: tuple[StoredWeight, ...] = ()
+    """The weights that the source's files hold quantized."""
+    keeps_codes: bool = False
+    """Whether they go into the graph so."""
 
 
 class PlannedLayer(Record):
@@ -75,6 +80,8 @@ class PlannedLayer(Record):
     """Along the input channels; -1 per channel; None when uncompressed or not known yet."""
     size_bytes: int
     """With scales and zero points; under mixed precision the expected share of both precisions."""
+    stored_as: str | None = None
+    """The source's format, whose codes are kept; None where there are none."""
 
 
 class Forecast(Record):

@@ -1,0 +1,68 @@
+"""Quantized checkpoint -> ``ov.Model`` with the checkpoint's own codes; and the same with the floats they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmcompress.graph.model import keep_alive, memory_owners
+from llmcompress.loaders.checkpoint import Given, clone_model, convert_checkpoint
+from llmcompress.loaders.quantized.constants import dequantize_constants, put_constants
+from llmcompress.loaders.quantized.packed import PackedWeight
+from llmcompress.loaders.quantized.source_weights import SourceWeights, stand_ins
+from llmcompress.loaders.source import Source
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+
+class KeptWeight(NamedTuple):
+    """A weight whose codes are in the graph."""
+
+    format: str
+    """What its source stores it as, for people."""
+    packed: PackedWeight
+
+
+class KeptWeights(NamedTuple):
+    """What a graph keeps of a quantized source."""
+
+    method: str
+    """``quant_method`` of the source's configuration."""
+    settings: Mapping[str, Any]
+    """What the configuration says of the quantization."""
+    weights: Mapping[str, KeptWeight]
+    """By the names of their constants."""
+
+
+def convert_quantized(source: Source, found: SourceWeights, scratch_dir: Path) -> tuple[ov.Model, KeptWeights]:
+    """Convert a quantized checkpoint, its codes kept as they are.
+
+    The plain model's class is traced with untouched memory in place of the quantized weights; then their constants are
+    replaced. No weight is ever there in floating point.
+
+    Args:
+        source: A checkpoint whose files are there.
+        found: Its quantized weights.
+        scratch_dir: As of ``convert_checkpoint``.
+
+    Raises:
+        ModelError: As ``convert_checkpoint``, or a weight is not in the graph as a linear layer's.
+    """
+    with stand_ins(source, found) as given:
+        model = convert_checkpoint(given.directory, scratch_dir, given=Given(None, given.tensors, found.zero_biases))
+        packed = found.repacked()
+        placed = put_constants(model, packed, given.names)
+    keep_alive(model, (memory_owners(model), placed.owners))
+    formats = {weight.name: weight.format for weight in found.weights}
+    kept = {constant: KeptWeight(formats[name], packed[name]) for constant, name in placed.names.items()}
+    return clone_model(model), KeptWeights(found.method, found.settings, kept)
+
+
+def dequantized_model(model: ov.Model, kept: KeptWeights) -> ov.Model:
+    """A copy of the graph with f32 constants in place of the kept codes, of exactly their values."""
+    copy = clone_model(model)
+    owners = dequantize_constants(copy, {name: weight.packed for name, weight in kept.weights.items()})
+    keep_alive(copy, (memory_owners(copy), owners))
+    return clone_model(copy)

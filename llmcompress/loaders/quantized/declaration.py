@@ -1,0 +1,67 @@
+"""What happens to a checkpoint that is quantized already, by what its configuration declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from llmcompress.errors import ModelError
+from llmcompress.loaders.quantized.awq import find_awq
+from llmcompress.loaders.quantized.compressed_tensors import find_compressed_tensors
+from llmcompress.loaders.quantized.float8 import find_float8
+from llmcompress.loaders.quantized.gptq import BITS, find_gptq
+from llmcompress.loaders.quantized.packed import ORIGINAL
+from llmcompress.loaders.quantized.stored import Find, setting
+
+Quantization = Literal["none", "keep", "dequantize"]
+
+FORMATS: Mapping[str, Find] = {
+    "gptq": find_gptq,
+    "awq": find_awq,
+    "compressed-tensors": find_compressed_tensors,
+    "fp8": find_float8,
+}
+"""The formats whose codes are repacked, by ``quant_method``."""
+
+_NAMES = {"awq": "AWQ 4-bit", "compressed-tensors": "compressed-tensors", "fp8": "FP8"}
+
+
+def declared(config: Mapping[str, Any]) -> Any:
+    """What a configuration says of its quantization; empty where it says nothing."""
+    return config.get("quantization_config") or config.get("compression_config")
+
+
+def is_repacked(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration declares a format whose codes are repacked."""
+    settings = declared(config)
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    return isinstance(method, str) and method in FORMATS
+
+
+def check_quantization(config: Mapping[str, Any], where: str = "config.json") -> tuple[Quantization, str]:
+    """Return what happens to the quantized weights that ``config`` declares, and a sentence that says it.
+
+    Raises:
+        ModelError: the format cannot be converted.
+    """
+    settings = declared(config)
+    if not settings:
+        return "none", ""
+    if not isinstance(settings, Mapping):
+        raise ModelError(f"quantization_config is {settings!r}; an object is needed", where=where, hint=ORIGINAL)
+    method = settings.get("quant_method")
+    if method is None and (settings.get("load_in_8bit") or settings.get("load_in_4bit")):
+        method = "bitsandbytes"
+    if method == "mxfp4":
+        return "dequantize", "The checkpoint's MXFP4 weights are brought back to bf16, then compressed by the recipe."
+    if method == "bitnet":
+        return "keep", "The checkpoint's BitNet ternary weights are kept as they are; they cannot be compressed again."
+    if isinstance(method, str) and method in FORMATS:
+        name = f"GPTQ {setting(settings, 'bits', BITS)}-bit" if method == "gptq" else _NAMES[method]
+        return "keep", f"The checkpoint's {name} weights are kept as they are."
+    raise ModelError(
+        f"it is quantized already with {method!r}, which cannot be converted; none, mxfp4, and as they are "
+        f"{', '.join(FORMATS)} and bitnet are accepted",
+        where=where,
+        hint=ORIGINAL,
+    )

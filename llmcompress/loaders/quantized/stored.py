@@ -1,0 +1,154 @@
+"""A quantized weight as its checkpoint's files hold it, known by headers; its tensors are read as they are mapped."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmcompress.errors import ModelError
+from llmcompress.loaders.quantized.packed import ORIGINAL, Element, PackedWeight
+from llmcompress.loaders.safetensors_file import TensorInfo
+from llmcompress.loaders.tensors import Checkpoint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Read = Callable[[str], "NDArray[Any]"]
+"""Gives a tensor by its name, as mapped; bf16 as f32, 8-bit floats as their bytes."""
+
+_ELEMENTS = {
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "F8_E4M3": "u1",
+}
+
+
+class StoredWeight(NamedTuple):
+    """One quantized weight, which stands for a floating-point tensor of the model."""
+
+    name: str
+    """Of the tensor that it stands for."""
+    shape: tuple[int, int]
+    """Output and input channels."""
+    format: str
+    """For people: GPTQ 4 bits."""
+    element: Element
+    """Of the constant that it becomes; for an asymmetric one that turns out to be symmetric i4 or i8."""
+    group_size: int
+    """Of the constant."""
+    asymmetric: bool
+    """Whether the configuration says that there are zero points."""
+    parts: frozenset[str]
+    """Names of the tensors that it is stored in."""
+    repack: Callable[[Read], PackedWeight]
+
+
+Find = Callable[[Mapping[str, Any], Mapping[str, TensorInfo], Read], list[StoredWeight]]
+"""Finds a format's weights by its settings and by headers; small tensors are read where a header does not say all."""
+
+
+def tensor_reader(checkpoint: Checkpoint) -> Read:
+    """Map a checkpoint's files, each when it is first asked for."""
+    import numpy as np
+
+    @functools.cache
+    def mapped(file: str) -> NDArray[np.uint8]:
+        return np.memmap(checkpoint.path / file, np.uint8, "r")
+
+    def read(name: str) -> NDArray[Any]:
+        tensor = checkpoint.tensors[name]
+        if tensor.dtype not in _ELEMENTS:
+            raise ModelError(f"tensor {name!r} is {tensor.dtype}, which is not read", where=tensor.file, hint=ORIGINAL)
+        stored = mapped(tensor.file)[tensor.start : tensor.end].view(np.ndarray)
+        values = stored.view(_ELEMENTS[tensor.dtype]).reshape(tensor.shape)
+        return (values.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else values
+
+    return read
+
+
+def require_tensor(
+    tensors: Mapping[str, TensorInfo], name: str, dtypes: Iterable[str], shape: tuple[int, ...] | None = None
+) -> TensorInfo:
+    """Give the header of a tensor that a format needs.
+
+    Raises:
+        ModelError: It is not there, or of another type or shape than the format says.
+    """
+    tensor = tensors.get(name)
+    accepted = " or ".join(dtypes)
+    if tensor is None:
+        raise ModelError(f"tensor {name!r} is missing, which the format needs", where="safetensors", hint=ORIGINAL)
+    if tensor.dtype not in accepted.split(" or "):
+        raise ModelError(f"tensor {name!r} is {tensor.dtype}; {accepted} is needed", where=tensor.file, hint=ORIGINAL)
+    if shape is not None and tensor.shape != shape:
+        raise ModelError(
+            f"tensor {name!r} has the shape {list(tensor.shape)}; the format needs {list(shape)}",
+            where=tensor.file,
+            hint="config.json and the weights do not belong together: fetch both again",
+        )
+    return tensor
+
+
+def require_matrix(tensors: Mapping[str, TensorInfo], name: str, dtypes: Iterable[str]) -> tuple[int, int]:
+    """The two sizes of a matrix that is not empty; raises as ``require_tensor``."""
+    tensor = require_tensor(tensors, name, dtypes)
+    if len(tensor.shape) != 2 or 0 in tensor.shape:
+        raise ModelError(
+            f"tensor {name!r} has the shape {list(tensor.shape)}; a matrix is needed", where=tensor.file, hint=ORIGINAL
+        )
+    return tensor.shape[0], tensor.shape[1]
+
+
+def modules_with(tensors: Mapping[str, TensorInfo], part: str) -> list[str]:
+    """The modules that have a tensor of this name."""
+    return sorted(name.removesuffix(f".{part}") for name in tensors if name.endswith(f".{part}"))
+
+
+def setting(settings: Mapping[str, Any], name: str, accepted: Iterable[Any], default: Any = None) -> Any:
+    """A setting of ``quantization_config``.
+
+    Raises:
+        ModelError: It is none of the accepted ones.
+    """
+    value = settings.get(name, default)
+    accepted = tuple(accepted)
+    # A JSON true equals the number 1.
+    if (isinstance(value, bool) and True not in accepted) or value not in accepted:
+        raise ModelError(
+            f"quantization_config.{name} is {value!r}; accepted: {', '.join(map(str, accepted))}",
+            where="config.json",
+            hint=ORIGINAL,
+        )
+    return value
+
+
+def group_size_setting(value: object) -> int:
+    """A group size: a positive number, or -1 for one group in a row.
+
+    Raises:
+        ModelError: Anything else.
+    """
+    if type(value) is not int or value == 0 or value < -1 or value > 1 << 31:
+        raise ModelError(
+            f"the group size in quantization_config is {value!r}; a positive number is needed, or -1",
+            where="config.json",
+            hint=ORIGINAL,
+        )
+    return value
+
+
+def plain_tensors(checkpoint: Checkpoint, weights: Iterable[StoredWeight], dtype: str) -> Checkpoint:
+    """The headers that the model would have if it were not quantized: each weight as one tensor of ``dtype``."""
+    weights = tuple(weights)
+    parts = frozenset[str]().union(*(weight.parts for weight in weights))
+    tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in parts}
+    tensors |= {weight.name: TensorInfo("", dtype, weight.shape, 0, 0) for weight in weights}
+    return checkpoint._replace(tensors=tensors)
