@@ -17,6 +17,7 @@ from llmcompress.cli import run as run_command
 from llmcompress.cli.dry_run import forecast_source
 from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.graph.device import compile_model, executed_precisions, properties_of
+from llmcompress.loaders.quantized.packed import common_group_size
 from llmcompress.spec import Access, EvalSpec, load_recipe
 from llmcompress.system.progress import silent
 
@@ -40,13 +41,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def run(model: Any) -> tuple[Array, set[str]]:
+def run(model: Any, ids: Array = IDS) -> tuple[Array, set[str]]:
     """Logits in f32, and the precisions of weights that the CPU multiplies with."""
     compiled = compile_model(model, "CPU", properties_of("CPU", "pinned"))
-    rows, columns = IDS.shape
+    rows, columns = ids.shape
     inputs = {
-        "input_ids": IDS,
-        "attention_mask": np.ones_like(IDS),
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
         "position_ids": np.tile(np.arange(columns), (rows, 1)),
         "beam_idx": np.arange(rows, dtype=np.int32),
     }
@@ -196,3 +197,118 @@ def test_zero_biases_that_a_class_has_not_are_left_out(plain: Path, tmp_path: Pa
     save_file(tensors | {bias: tensors["model.norm.weight"].clone()}, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=f"1 unexpected, which it would drop \\({bias}"):
         llmcompress.load(source, tokenizer=False)
+
+
+def tool_checkpoints() -> list[Path]:
+    return sorted(path.parent for path in (Path(__file__).parent / "quantized_checkpoints").glob("*/config.json"))
+
+
+@pytest.mark.parametrize("checkpoint", tool_checkpoints(), ids=lambda path: path.name)
+def test_checkpoints_of_auto_round_give_the_logits_of_its_own_dequantization(checkpoint: Path) -> None:
+    ids, expected = np.arange(1, 33).reshape(2, 16), np.load(checkpoint / "logits.npy")
+    logits, executed = run(llmcompress.load(checkpoint, tokenizer=False).model, ids)
+    assert np.abs(logits - expected).max() <= EXACT * np.abs(expected).max()
+    low = {"gptq-8": {"i8"}, "compressed-tensors-int8": {"i8"}, "compressed-tensors-fp8": set()}
+    assert executed - {"f16", "f32", "bf16"} == low.get(checkpoint.name, {"u4"} if checkpoint.name == "awq" else {"i4"})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("gptq-4", {"bits": True}, "quantization_config.bits is True; accepted: 2, 3, 4, 8"),
+        ("gptq-4", {"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'; accepted: gptq, gptq_v2"),
+        ("gptq-4", {"group_size": 0}, "the group size in quantization_config is 0; a positive number is needed, or -1"),
+        ("gptq-4", {"group_size": "32"}, "the group size in quantization_config is '32'"),
+        ("gptq-4", {"group_size": 64}, r"qzeros' has the shape \[10, 16\]; the format needs \[5, 16\]"),
+        ("gptq-4", {"bits": 8}, r"qzeros' has the shape \[10, 16\]; the format needs \[5, 32\]"),
+        ("gptq-4", {"bits": 3}, "of 40 x 128 words holds no whole number of 3-bit codes"),
+        ("gptq-4", {"quant_method": "fp8"}, "quantized with fp8, and no tensor is"),
+        (
+            "awq-gemm",
+            {"version": "marlin"},
+            "version is 'marlin'; accepted: gemm, GEMM, gemv, GEMV",
+        ),
+        ("awq-gemm", {"group_size": 48}, "groups of 48 do not divide the 320 columns of model.layers.0.mlp.down_proj"),
+        ("ct-4", {"sparsity_config": {"format": "sparse-24"}}, "quantization_config.sparsity_config is given"),
+        ("ct-4", {"transform_config": {"rotate": {}}}, "quantization_config.transform_config is given"),
+        ("fp8-block", {"weight_block_size": [128]}, r"the block size in quantization_config is \[128\]"),
+        ("fp8-block", {"weight_block_size": [64, 64]}, r"for 128 x 320 in blocks of 64 x 64 it would be \[2, 5\]"),
+        ("fp8-block", {"fmt": "e5m2"}, "quantization_config.fmt is 'e5m2'"),
+    ],
+)
+def test_settings_that_the_tensors_do_not_have_are_refused(
+    name: str, settings: dict[str, Any], message: str, plain: Path, tmp_path: Path
+) -> None:
+    source = written(plain, tmp_path / "model", name)
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] |= settings
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=message):
+        llmcompress.load(source, tokenizer=False)
+    with pytest.raises(ModelError, match=message):
+        forecast_source(str(source), load_recipe("keep"), tmp_path / "no", Access(), "llmcompress", silent)
+
+
+def _without(part: str) -> Any:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.endswith(part)}
+
+
+def _instead(part: str, change: Any) -> Any:
+    return lambda tensors: {
+        name: change(tensor).contiguous() if name.endswith(f"down_proj.{part}") else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _scaled_by_row(tensors: dict[str, Any]) -> dict[str, Any]:
+    scale = "model.layers.0.mlp.down_proj.weight_scale"
+    return tensors | {scale: tensors[scale][:, :3].contiguous()}
+
+
+def _experts(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("mlp.down_proj", "mlp.experts.0.down_proj"): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("gptq-4", _without("down_proj.qzeros"), "down_proj.qzeros' is missing, which the format needs"),
+        ("gptq-4", _instead("scales", lambda tensor: tensor.double()), "down_proj.scales' is F64; F16 or BF16 or F32"),
+        ("gptq-4", _instead("g_idx", lambda tensor: tensor * 0), "g_idx of model.layers.0.mlp.down_proj does not give"),
+        ("gptq-4", _instead("g_idx", lambda tensor: tensor - 7), "g_idx of model.layers.0.mlp.down_proj does not give"),
+        ("gptq-4", _instead("qweight", lambda tensor: tensor[:0]), r"has the shape \[0, 128\]; a matrix is needed"),
+        ("gptq-4", _experts, "quantized experts .* are not read"),
+        ("ct-4", _instead("weight_shape", lambda tensor: tensor * 0), "holds no codes of 4 or 8 bits in the shape"),
+        ("ct-4", _scaled_by_row, r"\[128, 3\]; \[128, groups that divide 320\] is needed"),
+        ("ct-4", _instead("weight_shape", lambda tensor: tensor.double()), "weight_shape' is F64; I64 or I32"),
+        ("awq-gemm", _instead("qzeros", lambda tensor: tensor[1:]), r"qzeros' has the shape \[9, 16\]"),
+    ],
+)
+def test_tensors_that_the_format_does_not_have_are_refused(
+    name: str, change: Any, message: str, plain: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = written(plain, tmp_path / "model", name)
+    save_file(change(load_file(source / "model.safetensors")), source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=message):
+        llmcompress.load(source, tokenizer=False)
+
+
+def test_groups_that_hardly_fit_are_refused() -> None:
+    assert common_group_size(576, 128, "layer") == 64
+    with pytest.raises(ModelError, match="groups of 128 do not divide 514 columns, and only groups of 2 would"):
+        common_group_size(514, 128, "layer")
+
+
+def test_other_refusals_of_a_quantized_source(plain: Path, tmp_path: Path) -> None:
+    source = written(plain, tmp_path / "model", "gptq-4")
+    with pytest.raises(UsageError, match="compares with PyTorch, where this quantized checkpoint cannot be opened"):
+        llmcompress.check_conversion(source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"dtype": "float64"}))
+    with pytest.raises(ModelError, match=r"config.json gives the weights' precision as 'float64'"):
+        llmcompress.load(source, tokenizer=False)
+    (source / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "code.Model"}}))
+    with pytest.raises(ModelError, match="`trust_remote_code` asks for the model's"):
+        llmcompress.load(source, tokenizer=False, trust_remote_code=True)
