@@ -112,6 +112,37 @@ def _read_shards(folder: Path) -> Any:
     return found
 
 
+def _quantized(folder: Path) -> None:
+    import numpy as np
+    import torch
+    from quantized_fixture import LAYOUTS
+    from safetensors.torch import save_file
+
+    weight = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
+    layout = LAYOUTS["gptq-4-act-order"]
+    parts = {f"a.{name}": torch.from_numpy(values) for name, values in layout.make(weight)[0].items()}
+    save_file(parts, folder / "model.safetensors", {"format": "pt"})
+    config = {"model_type": "llama", "dtype": "float16", "quantization_config": layout.settings}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _repack(folder: Path) -> Any:
+    """Of the settings any that fit the tensors are right; what comes of them has the shape that they say."""
+    from llmcompress.loaders.quantized.declaration import check_quantization
+    from llmcompress.loaders.quantized.packed import dequantized
+    from llmcompress.loaders.quantized.source_weights import source_weights
+    from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.tensors import read_checkpoint
+
+    source = resolve(folder)
+    check_quantization(source.config)
+    found = source_weights(source, read_checkpoint(folder))
+    weights = {} if found is None else found.repacked()
+    for weight in weights.values():
+        assert dequantized(weight).shape == weight.shape
+    return {name: weight.shape for name, weight in weights.items()}
+
+
 @cache
 def _demo() -> Path:
     import llmcompress.cli
@@ -280,6 +311,7 @@ def doors() -> tuple[Door, ...]:
     return (
         Door("safetensors", _tensors, ("model.safetensors",), _read_tensors, model),
         Door("index", _shards, ("model.safetensors.index.json",), _read_shards, model),
+        Door("quantized", _quantized, ("config.json", "model.safetensors"), _repack, source_errors),
         Door("config", _checkpoint, ("config.json",), _dry_run, source_errors, dry, is_slow=True),
         Door(
             "tokenizer",

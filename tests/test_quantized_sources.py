@@ -265,6 +265,16 @@ def _scaled_by_row(tensors: dict[str, Any]) -> dict[str, Any]:
     return tensors | {scale: tensors[scale][:, :3].contiguous()}
 
 
+def _in_floats_too(tensors: dict[str, Any]) -> dict[str, Any]:
+    name = "model.layers.0.mlp.down_proj"
+    return tensors | {f"{name}.weight": tensors[f"{name}.scales"].clone()}
+
+
+def _scaled_twice(tensors: dict[str, Any]) -> dict[str, Any]:
+    name = "model.layers.0.mlp.down_proj.weight_scale"
+    return tensors | {name: tensors[f"{name}_inv"].clone()}
+
+
 def _experts(tensors: dict[str, Any]) -> dict[str, Any]:
     return {name.replace("mlp.down_proj", "mlp.experts.0.down_proj"): tensor for name, tensor in tensors.items()}
 
@@ -277,6 +287,8 @@ def _experts(tensors: dict[str, Any]) -> dict[str, Any]:
         ("gptq-4", _instead("g_idx", lambda tensor: tensor * 0), "g_idx of model.layers.0.mlp.down_proj does not give"),
         ("gptq-4", _instead("g_idx", lambda tensor: tensor - 7), "g_idx of model.layers.0.mlp.down_proj does not give"),
         ("gptq-4", _instead("qweight", lambda tensor: tensor[:0]), r"has the shape \[0, 128\]; a matrix is needed"),
+        ("gptq-4", _in_floats_too, r"the weight model.layers.0.mlp.down_proj.weight is stored in more than one way"),
+        ("fp8-block", _scaled_twice, r"the weight model.layers.0.mlp.down_proj.weight is stored in more than one way"),
         ("gptq-4", _experts, "quantized experts .* are not read"),
         ("ct-4", _instead("weight_shape", lambda tensor: tensor * 0), "holds no codes of 4 or 8 bits in the shape"),
         ("ct-4", _scaled_by_row, r"\[128, 3\]; \[128, groups that divide 320\] is needed"),

@@ -65,6 +65,7 @@ def source_weights(source: Source, checkpoint: Checkpoint) -> SourceWeights | No
             where=source.name,
             hint="remove quantization_config from config.json, or fetch the weights again",
         )
+    _refuse_ambiguous(weights, checkpoint, source.name)
     if merged := [weight.name for weight in weights if ".experts." in weight.name]:
         raise ModelError(
             f"quantized experts ({merged[0]} and {len(merged) - 1:,} more) are not read",
@@ -83,6 +84,19 @@ def source_weights(source: Source, checkpoint: Checkpoint) -> SourceWeights | No
     biases = (f"{weight.name.removesuffix('.weight')}.bias" for weight in weights)
     zero = frozenset(name for name in biases if name in plain.tensors and not read(name).any())
     return SourceWeights(method, settings, dtype, weights, plain, read, zero)
+
+
+def _refuse_ambiguous(weights: tuple[StoredWeight, ...], checkpoint: Checkpoint, where: str) -> None:
+    """Refuse a weight that is there more than once: nothing says which one the model is made of."""
+    seen: set[str] = set()
+    for weight in weights:
+        if weight.name in seen or (weight.name in checkpoint.tensors and weight.name not in weight.parts):
+            raise ModelError(
+                f"the weight {weight.name} is stored in more than one way",
+                where=where,
+                hint="fetch the weights again; their files do not belong together",
+            )
+        seen.add(weight.name)
 
 
 class StandIns(NamedTuple):
