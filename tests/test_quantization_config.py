@@ -61,7 +61,7 @@ def _carried() -> list[Recipe]:
     packaged = [
         recipe
         for recipe in packaged_recipes()
-        if recipe.method != "none"
+        if recipe.method not in ("none", "keep")
         and recipe.target != "npu"
         and not (recipe.activations and recipe.activations.accuracy_control)
         and recipe.training is None
@@ -400,6 +400,7 @@ def test_what_the_stock_path_cannot_carry_is_refused_by_name(text: Path) -> None
     hinted = {**controlled, "activations": {}, "runtime": {"dynamic_quantization_group_size": 64}}
     cases: list[tuple[Recipe, str, str]] = [
         (load_recipe("none"), "method", "method none is no quantization"),
+        (load_recipe("keep"), "method", "method keep is no quantization"),
         (load_recipe("int4", ["runtime.kv_cache_precision=u4"]), "runtime.kv_cache_precision", "does not write this"),
         (Recipe.model_validate({**two, "further_weights": [{"mode": "int8_sym"}]}), "further_weights", "in one pass"),
         (Recipe.model_validate(controlled), "activations.accuracy_control", "has no accuracy control"),
