@@ -18,7 +18,7 @@ from llmcompress.cli.dry_run import forecast_source
 from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.graph.device import compile_model, executed_precisions, properties_of
 from llmcompress.loaders.quantized.packed import common_group_size
-from llmcompress.spec import Access, EvalSpec, load_recipe
+from llmcompress.spec import Access, EvalSpec, load_recipe, packaged_recipes
 from llmcompress.system.progress import silent
 
 # Rounding of sums in f32, in another order: the largest seen is 1.6e-6 of the largest logit.
@@ -324,3 +324,10 @@ def test_other_refusals_of_a_quantized_source(plain: Path, tmp_path: Path) -> No
     (source / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "code.Model"}}))
     with pytest.raises(ModelError, match="`trust_remote_code` asks for the model's"):
         llmcompress.load(source, tokenizer=False, trust_remote_code=True)
+
+
+def test_training_on_codes_is_refused(plain: Path, tmp_path: Path) -> None:
+    source = written(plain, tmp_path / "model", "gptq-4")
+    trained = next(recipe for recipe in packaged_recipes() if recipe.training is not None)
+    with pytest.raises(RecipeError, match="in torch, where this quantized checkpoint cannot be opened"):
+        llmcompress.compress(source, trained, tmp_path / "out", requantize=True)
