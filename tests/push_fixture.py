@@ -23,7 +23,7 @@ def make_artifact(
     with staging(output, overwrite=output.exists()) as staged:
         for name, content in {**contents(seed, size), **(more or {})}.items():
             path = staged.path / name
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         manifest = manifest_for(staged.path)
         staged.publish(

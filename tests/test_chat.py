@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from terminal_fixture import LLMCOMPRESS, in_terminal
 
 import llmcompress
+from llmcompress.cli.chat import speaker
 from llmcompress.cli.chat_model import TalkSpec, decoder_talk, open_model
 from llmcompress.errors import ModelError
 from llmcompress.graph.sampling import chooser, penalized, probabilities
@@ -178,27 +179,59 @@ def test_options_that_need_others_are_refused(none: Path) -> None:
     assert "--with-revision would have no effect without --with" in run.stderr
 
 
-@pytest.mark.parametrize(("columns", "side_by_side"), [("80", False), ("120", True)])
+@pytest.mark.parametrize(("columns", "side_by_side"), [(80, False), (120, True)])
 def test_a_terminal_shows_two_answers_next_to_each_other_where_they_fit(
-    columns: str, side_by_side: bool, none: Path, int8: Path
+    columns: int, side_by_side: bool, none: Path, int8: Path
 ) -> None:
-    pty = pytest.importorskip("pty", reason="needs a POSIX pseudo-terminal")
-    ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "llmcompress", "chat", str(int8), "--with", str(none), "-p", QUESTION["content"]]
-    environment = {**os.environ, "COLUMNS": columns, "TERM": "dumb" if not side_by_side else "xterm", "NO_COLOR": "1"}
-    run = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=environment)
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            data = os.read(ours, 4096)
-        except OSError:
-            break
-        if not data:
-            break
-        shown += data
-    assert run.wait() == 0, run.stderr.read() if run.stderr else ""
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).replace("\r\n", "\n").splitlines()
-    heading = [line for line in lines if "demo-int8-ov" in line][-1]
-    assert ("demo-none-ov" in heading) is side_by_side
-    assert all(len(line) <= int(columns) for line in lines[-3:])
+    shown = in_terminal([*LLMCOMPRESS, "chat", int8, "--with", none, "-p", QUESTION["content"]], columns)
+    assert shown.exit_code == 0, shown.text
+    assert not shown.too_long
+    headings = [line for line in shown.lines if "demo-int8-ov" in line]
+    assert len(headings) == 1
+    assert ("demo-none-ov" in headings[0]) is side_by_side
+    # Each with its speed below, once.
+    assert shown.text.count("tokens, first after") == shown.text.count("tokens/s") == 2
+    answer = " ".join(_by_transformers([QUESTION]).split())
+    assert answer in " ".join(shown.text.split()) if not side_by_side else answer in shown.text
+
+
+def test_a_terminal_keeps_a_conversation(none: Path) -> None:
+    typed = f"{QUESTION['content']}\n/reset\n/quit\n".encode()
+    shown = in_terminal([*LLMCOMPRESS, "chat", none, "-n", "40"], 80, stdin=typed)
+    assert shown.exit_code == 0, shown.text
+    assert not shown.too_long
+    assert _by_transformers([QUESTION]).strip() in [line.strip() for line in shown.lines]
+    assert "The conversation is forgotten." in shown.lines
+
+
+SAID = "Strings are split  at a separator:\n    'a, b'.split(', ')\nand a_word_that_is_wider_than_the_terminal stays."
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_an_answer_is_wrapped_between_words_as_it_comes(size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    speak = speaker(20)
+    for start in range(0, len(SAID), size):
+        assert not speak(SAID[start : start + size])
+    speak("\n")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rstrip() for line in lines] == [
+        "Strings are split",
+        "at a separator:",
+        "    'a, b'.split(',",
+        "')",
+        "and",
+        "a_word_that_is_wider_than_the_terminal",
+        "stays.",
+    ]
+    assert all(len(line) <= 20 for line in lines if "wider" not in line)
+
+
+def test_an_answer_without_spaces_comes_at_once_and_in_a_pipe_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    speak = speaker(10)
+    speak("你好")
+    assert capsys.readouterr().out == "你好"
+    speak("世界人民")
+    assert capsys.readouterr().out == "\n世界人民"
+    speak = speaker(None)
+    speak(SAID)
+    assert capsys.readouterr().out == SAID

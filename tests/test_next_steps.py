@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 from push_fixture import evaluation, make_artifact, tuning
-from terminal_fixture import received_from, without_escapes
+from terminal_fixture import in_terminal
 from test_cli import EVALUATION, RATE, REPORT, SPEED
 
 from llmcompress.artifact import add_benchmark, manifest_sha256, read_measurements, write_report
@@ -318,16 +316,10 @@ after_eval(report, sys.argv[1], report.spec, None)
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_a_terminal_shows_the_verdict_the_gate_and_the_way_out(columns: int, model: Path) -> None:
-    pty = pytest.importorskip("pty", reason="needs a POSIX pseudo-terminal")
     stored(model, report_of(0.03))
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
-    child = subprocess.Popen([sys.executable, "-c", PROGRAM, str(model)], stdin=theirs, stdout=theirs, env=environment)
-    os.close(theirs)
-    received = received_from(ours)
-    assert child.wait() == 0
-    text = without_escapes(received)
-    lines = [line.rstrip() for line in text.splitlines()]
+    shown = in_terminal([sys.executable, "-c", PROGRAM, model], columns)
+    assert shown.exit_code == 0, shown.text
+    lines = shown.lines
     assert "Gate  no thresholds set" in lines
     assert any(line.startswith("Verdict: worse") for line in lines)
     place = lines.index("Lost  0.03 nats of KL divergence (0.01 allowed), -98.00% perplexity")

@@ -207,7 +207,8 @@ class _Commands(TyperGroup):
             return None, None, rest
         loaded = load_command(name)
         name_flags(loaded)
-        loaded.get_help_option(ctx).rich_help_panel = PRINTED
+        for each in (loaded, *getattr(loaded, "commands", {}).values()):
+            each.get_help_option(ctx).rich_help_panel = PRINTED
         return name, loaded, rest
 
 

@@ -20,8 +20,8 @@ from llmcompress.cli.console import (
     print_markdown,
     print_note,
     print_text,
-    stderr,
     table,
+    tell,
     write_line,
 )
 from llmcompress.cli.log_to import LogTo, chosen_tracker, log_reports
@@ -101,9 +101,9 @@ def bench(
 
     [bold]Examples[/bold]
     llmcompress bench model-int4-ov
-    llmcompress bench model-none-ov model-int8-ov model-int4-ov -p 512 -n 128 -r 10
+    llmcompress bench model-none-ov model-int8-ov model-int4-ov -p 512 -n 64
     llmcompress bench model-int4-ov --runtime genai --backend paged
-    llmcompress bench model-int4-ov --depth 0,4096 --property DYNAMIC_QUANTIZATION_GROUP_SIZE=128
+    llmcompress bench model-int4-ov --property KV_CACHE_PRECISION=f16
     """
     from llmcompress.benchmarking.benchmark import benchmark
     from llmcompress.compression.compress import reference_ir
@@ -161,7 +161,7 @@ def _merged(places: Sequence[str]) -> set[str]:
 
 
 def _by_its_old_name(spec: BenchSpec, runtime: str) -> BenchSpec:
-    stderr().print("warning: --engine is now --runtime, and will go", soft_wrap=True)
+    tell("warning: --engine is now --runtime, and will go")
     if spec.engine != BenchSpec.model_fields["engine"].default:
         raise UsageError("--engine is its old name; got both", where="--runtime", hint="leave --engine out")
     check_choice("--engine", runtime, get_args(RuntimeName))

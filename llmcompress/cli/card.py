@@ -8,12 +8,15 @@ from typing import Annotated
 import typer
 
 from llmcompress.cli.console import is_quiet, print_json, print_text, write_line
-from llmcompress.cli.options import BaseModelName, Json, LicenseId, Verbose
+from llmcompress.cli.options import BaseModelName, Json, LicenseId, Verbose, in_panels
 from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, MANIFEST
 from llmcompress.report.text import size_text
 from llmcompress.system.command_line import command_line
 
+_PANELS = {"Content": "repo_id base_model license template", "Output": "overwrite"}
 
+
+@in_panels(_PANELS)
 def card(
     directory: Annotated[Path, typer.Argument(metavar="DIR")],
     repo_id: Annotated[
@@ -51,11 +54,12 @@ def card(
         write_line(str(report.path))
         return
     state = "written" if report.written else "is the same already"
-    used = " and ".join((MANIFEST, *report.used_reports))
+    *first, last = MANIFEST, *report.used_reports
+    used = f"{', '.join(first)} and {last}" if first else last
     print_text(f"{report.path}: {state}, {size_text(report.size_bytes)}, from {used}")
     for name, reason in report.unused_reports.items():
         print_text(f"{name} is not used: {reason}")
     for name, command in ((EVAL_REPORT, "eval"), (BENCH_REPORT, "bench")):
         if name not in report.used_reports:
             measure = command_line(["llmcompress", command], [str(directory)])
-            write_line(f"Not measured; {measure} puts {name} there")
+            print_text(f"Not measured; {measure} puts {name} there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmcompress.cli.console import is_quiet, print_json, stderr, stdout, write_line, write_text
-from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose
+from llmcompress.cli.console import is_quiet, print_json, print_text, stdout, tell, write_text
+from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose, in_panels
 from llmcompress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ _TWO_COLUMNS = 100
 _HELP = "/reset forgets the conversation, /help shows this, /quit or Ctrl-D ends; Ctrl-C stops an answer."
 
 
+_PANELS = {"Conversation": "other other_revision prompt system", "Answers": "max_new_tokens seed device"}
+
+
+@in_panels(_PANELS)
 def chat(
     source: Annotated[str, typer.Argument(metavar="SOURCE")],
     other: Annotated[
@@ -33,10 +38,16 @@ def chat(
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max-new-tokens", "-n", min=1, help="At most this long. Default: as generation_config.json says, else 512"
+            "--max-new-tokens",
+            "-n",
+            min=1,
+            metavar="TOKENS",
+            help="At most this long. Default: as generation_config.json says, else 512",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the sampling, where the model samples.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, metavar="N", help="Of the sampling, where the model samples.")
+    ] = 0,
     device: Annotated[str, typer.Option("--device", "-d", help="OpenVINO device.")] = "CPU",
     revision: Revision = None,
     other_revision: Annotated[
@@ -102,15 +113,15 @@ def _names(directories: Sequence[Path]) -> list[str]:
 def _converse(talks: Sequence[Talk], names: Sequence[str], start: Sequence[dict[str, str]]) -> None:
     histories = [list(start) for _ in talks]
     if not is_quiet():
-        stderr().print(_HELP, style="dim", markup=False)
+        tell(_HELP, style="dim")
     while (line := _asked()) is not None:
         if line == "/quit":
             break
         if line == "/reset":
             histories = [list(start) for _ in talks]
-            stderr().print("The conversation is forgotten.", style="dim")
+            tell("The conversation is forgotten.", style="dim")
         elif line.startswith("/"):
-            stderr().print(_HELP, style="dim", markup=False)
+            tell(_HELP, style="dim")
         elif line:
             asked = [[*history, {"role": "user", "content": line}] for history in histories]
             answers = _answers(talks, names, asked)
@@ -148,24 +159,57 @@ def _answers(
             ]
     if len(talks) > 1 and sys.stdout.isatty() and stdout().width >= _TWO_COLUMNS:
         return _in_columns(talks, names, conversations)
+    from rich.text import Text
+
     answers = []
     for talk, name, messages in zip(talks, names, conversations, strict=True):
         if len(talks) > 1:
-            stdout().print(f"{name}:", style="bold", markup=False)
-        with _interrupts() as interrupted:
-            answer = talk(messages, lambda piece: _spoken(piece) or interrupted())
-        write_line("")
-        sys.stdout.flush()
+            print_text(Text(f"{name}:", "bold"))
+        answer = _aloud(talk, messages)
         if not is_quiet():
-            stderr().print(_speed(answer), style="dim", markup=False)
+            tell(_speed(answer), style="dim")
         answers.append(answer)
     return answers
 
 
-def _spoken(piece: str) -> bool:
-    write_text(piece)
-    sys.stdout.flush()
-    return False
+def _aloud(talk: Talk, messages: Sequence[dict[str, str]]) -> Answer:
+    speak = speaker(stdout().width if sys.stdout.isatty() else None)
+    with _interrupts() as interrupted:
+        answer = talk(messages, lambda piece: speak(piece) or interrupted())
+    speak("\n")
+    return answer
+
+
+def speaker(width: int | None) -> Callable[[str], bool]:
+    """Return what writes an answer as it comes, and False.
+
+    On a terminal of so many columns a word is written when it is whole, where it fits; the answer ends with a new line.
+    """
+    from rich.cells import cell_len
+
+    column, begun = 0, ""
+
+    def speak(piece: str) -> bool:
+        nonlocal column, begun
+        if width is None:
+            write_text(piece)
+        else:
+            *parts, begun = re.split(r"(\s)", begun + piece)
+            if cell_len(begun) > len(begun):
+                # A script whose words have no spaces between: it is cut anywhere.
+                parts, begun = [*parts, begun, ""], ""
+            for word, space in zip(parts[::2], parts[1::2], strict=True):
+                if column and column + cell_len(word) > width:
+                    write_text("\n")
+                    column = 0
+                column += cell_len(word)
+                # There is no room for a space behind the last column, nor need of one.
+                write_text(word + (space if space == "\n" or column < width else ""))
+                column = 0 if space == "\n" else column + (8 - column % 8 if space == "\t" else len(space))
+        sys.stdout.flush()
+        return False
+
+    return speak
 
 
 def _in_columns(

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import print_blocks, print_json, stdout, table, write_text
+from llmcompress.cli.console import facts_table, fits, print_blocks, print_json, table, write_text
 from llmcompress.cli.options import Json, Verbose, chosen_format
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from llmcompress.summary import Comparison
 
 FORMATS = ("table", "json", "csv", "markdown")
@@ -27,8 +29,9 @@ def compare(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """DIR is an output directory of compress, with the reports that eval and bench have put there. A report of other
-    bytes than the directory now holds is not shown, and figures that cannot be compared are marked.
+    """DIR is an output directory of compress, with the reports that eval and bench have put there.
+
+    A report of other bytes than the directory now holds is not shown; figures that cannot be compared are marked.
 
     The page needs no network, no server and no script. An earlier page is replaced, any other file is not.
 
@@ -47,11 +50,6 @@ def compare(
     if html is not None:
         write_page(found, html)
     print_comparison(found, form)
-
-
-_COLUMN_WIDTH = 25
-"""What a name and an interval take at most, about."""
-_TITLE_WIDTH = 20
 
 
 def print_comparison(comparison: Comparison, form: str) -> None:
@@ -74,16 +72,16 @@ def _print_tables(comparison: Comparison) -> None:
 
     from llmcompress.summary.table import lines, notes
 
-    per_table = max(1, (stdout().width - _TITLE_WIDTH) // _COLUMN_WIDTH)
-    found = lines(comparison)
-    blocks = []
-    for start in range(0, len(comparison.rows), per_table):
-        shown = range(start, min(start + per_table, len(comparison.rows)))
-        figures = table([""], [Text(comparison.rows[number].name) for number in shown], one_line=[""])
-        figures.columns[0].style = "bold"
-        for line in found:
-            figures.add_row(line.title, *(Text(line.texts[number]) for number in shown))
-        blocks.append(figures)
+    blocks: list[Table] = []
+    for per_table in range(len(comparison.rows), 0, -1):
+        blocks = _figures(comparison, per_table)
+        if all(fits(figures) for figures in blocks):
+            break
+    else:
+        blocks = [
+            facts_table({"": row.name} | {line.title: line.texts[number] for line in lines(comparison)})
+            for number, row in enumerate(comparison.rows)
+        ]
     if comparison.failures:
         failures = table(["failed"], ["exit code"])
         failures.columns[0].style = "bold"
@@ -92,3 +90,20 @@ def _print_tables(comparison: Comparison) -> None:
             failures.add_row(Text(failed.name), str(failed.exit_code), Text(failed.reason))
         blocks.append(failures)
     print_blocks(*blocks, *(Text(note) for note in notes(comparison)))
+
+
+def _figures(comparison: Comparison, per_table: int) -> list[Table]:
+    """Tables with a column for each artifact, so many in each."""
+    from rich.text import Text
+
+    from llmcompress.summary.table import lines
+
+    found, made = lines(comparison), []
+    for start in range(0, len(comparison.rows), per_table):
+        shown = range(start, min(start + per_table, len(comparison.rows)))
+        figures = table([""], [Text(comparison.rows[number].name) for number in shown], one_line=[""])
+        figures.columns[0].style = "bold"
+        for line in found:
+            figures.add_row(line.title, *(Text(line.texts[number]) for number in shown))
+        made.append(figures)
+    return made

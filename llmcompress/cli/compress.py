@@ -16,8 +16,8 @@ from llmcompress.cli.console import (
     print_blocks,
     print_labelled,
     print_report,
-    stderr,
     table,
+    tell,
     write_line,
 )
 from llmcompress.cli.next_steps import after_compress
@@ -34,6 +34,7 @@ from llmcompress.cli.options import (
     Source,
     TrustRemoteCode,
     Verbose,
+    in_panels,
 )
 from llmcompress.cli.progress import run_watched
 from llmcompress.errors import LlmcompressError, UsageError
@@ -54,6 +55,13 @@ if TYPE_CHECKING:
     from llmcompress.system.progress import Reporter
 
 
+_PANELS = {
+    "Recipe": "recipe overrides engine",
+    "Output": "output_dir overwrite no_tokenizer dry_run",
+}
+
+
+@in_panels(_PANELS)
 def compress(
     source: Source,
     recipe: Annotated[
@@ -67,7 +75,8 @@ def compress(
     ] = None,
     overrides: Overrides = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Default: ./MODEL-RECIPE-ov")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where it is written. Default: ./MODEL-RECIPE-ov"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only predict size, memory and disk, from config.json alone.")
@@ -192,7 +201,7 @@ def _recommended(source: str, name: str, overrides: list[str], access: Access, *
         verbose=verbose,
         stage="look up Optimum's settings",
     )
-    stderr().print(Text.assemble((f"{name}: ", "bold"), recipe.description or ""), soft_wrap=True)
+    tell(Text.assemble((f"{name}: ", "bold"), recipe.description or ""))
     return recipe
 
 

@@ -179,6 +179,15 @@ def facts_table(facts: dict[str, str]) -> Table:
     return table
 
 
+def tell(text: str | Text, *, style: str = "", console: Console | None = None) -> None:
+    """Print a line beside the report, to stderr, as ``print_text`` does to stdout; ``console``: where bars run."""
+    from rich.text import Text
+
+    shown = Text(text) if isinstance(text, str) else text
+    shown.stylize_before(style)
+    _print_whole(console or stderr(), shown)
+
+
 def _print_whole(console: Console, block: RenderableType) -> None:
     """Print without cutting a word: tables as ``fitting`` decides, texts wrapped between words on a terminal."""
     from rich.table import Table
@@ -202,10 +211,25 @@ def fitting(found: Table, console: Console) -> Table | Text:
     Columns get what they need, and what is left over in proportion to what else they could use. Numbers are not
     wrapped, nor are columns with ``no_wrap``. A record is a block of lines, a name and a value each.
     """
+    needs, room = _needs(found, console)
+    if room < 0:
+        return _records(found, console)
+    wanted = sum(whole - least for least, whole in needs)
+    for column, (least, whole) in zip(found.columns, needs, strict=True):
+        column.width = whole if wanted <= room else least + room * (whole - least) // wanted
+    return found
+
+
+def fits(found: Table) -> bool:
+    """Whether a table can be shown in columns on stdout."""
+    return _needs(found, stdout())[1] >= 0
+
+
+def _needs(found: Table, console: Console) -> tuple[list[tuple[int, int]], int]:
+    """Of each column the least width and the one that it would like; and what is left over, below 0 where it lacks."""
     from rich.measure import Measurement
 
     wide = console.options.update(width=_ANY_WIDTH)
-    # Of each column the least width and the one that it would like.
     needs: list[tuple[int, int]] = []
     for column in found.columns:
         titles = [Measurement.get(console, wide, column.header)] if found.show_header else []
@@ -217,13 +241,7 @@ def fitting(found: Table, console: Console) -> Table | Text:
         words = [each.maximum if column.justify == "right" else each.minimum for each in cells]
         needs.append((max(words + [each.minimum for each in titles], default=0), whole))
     between = Measurement.get(console, wide, found).maximum - sum(whole for _, whole in needs)
-    room = console.width - between - sum(least for least, _ in needs)
-    if room < 0:
-        return _records(found, console)
-    wanted = sum(whole - least for least, whole in needs)
-    for column, (least, whole) in zip(found.columns, needs, strict=True):
-        column.width = whole if wanted <= room else least + room * (whole - least) // wanted
-    return found
+    return needs, console.width - between - sum(least for least, _ in needs)
 
 
 def _records(found: Table, console: Console) -> Text:
@@ -258,6 +276,9 @@ def _named(pairs: Sequence[tuple[Text, Text]], width: int) -> list[Text]:
     from rich.text import Text
 
     indent = max(name.cell_len for name, _ in pairs) + 2
+    if indent > width // 2:
+        # Beside such a name there is no room for a column of values.
+        return [line for name, value in pairs for line in wrapped(Text("  ").join([name, value]), width)]
     lines = []
     for name, value in pairs:
         start = Text.assemble(name, " " * (indent - name.cell_len)) if name.plain else Text()

@@ -67,11 +67,17 @@ def evaluate(
         typer.Option("--split-damage", help="Also what weights, cache, activations, precision and backend contribute."),
     ] = False,
     num_generations: Annotated[
-        int, typer.Option("--generations", min=0, help="Greedy continuations to compare with the reference's.")
+        int,
+        typer.Option("--generations", min=0, metavar="N", help="Greedy continuations to compare with the reference's."),
     ] = 0,
     probe_context: Annotated[
         int | None,
-        typer.Option("--probe-context", min=1, help="Tokens after which logits must be finite. Default: a window"),
+        typer.Option(
+            "--probe-context",
+            min=1,
+            metavar="TOKENS",
+            help="Tokens after which logits must be finite. Default: a window",
+        ),
     ] = None,
     check_conversion: Annotated[
         bool, typer.Option("--check-conversion", help="Only compare a checkpoint in PyTorch with it in OpenVINO.")
@@ -79,9 +85,11 @@ def evaluate(
     tasks: Annotated[
         str | None, typer.Option("--tasks", metavar="NAME,...", help="Tasks of lm-evaluation-harness.")
     ] = None,
-    task_limit: Annotated[int | None, typer.Option("--task-limit", min=1, help="Samples of each task.")] = None,
+    task_limit: Annotated[
+        int | None, typer.Option("--task-limit", min=1, metavar="N", help="Samples of each task.")
+    ] = None,
     task_path: Annotated[
-        Path | None, typer.Option("--task-path", help="Directory with task files of your own.")
+        Path | None, typer.Option("--task-path", metavar="DIR", help="Directory with task files of your own.")
     ] = None,
     log_to: LogTo = None,
     revision: Revision = None,
@@ -100,7 +108,7 @@ def evaluate(
 
     [bold]Examples[/bold]
     llmcompress eval model-int4-ov --reference meta-llama/Llama-3.2-1B-Instruct
-    llmcompress eval model-int4-ov --reference ./checkpoint --dataset texts.jsonl --max-kl 0.02
+    llmcompress eval model-int4-ov --reference ./checkpoint --max-kl 0.02
     llmcompress eval ./checkpoint --check-conversion
     """
     access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context)

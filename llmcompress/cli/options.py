@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
-from typing import Annotated
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from copy import copy
+from typing import Annotated, TypeVar, get_args
 
 import typer
 
 from llmcompress.errors import UsageError
+
+CommandT = TypeVar("CommandT", bound=Callable[..., None])
 
 SOURCES = "Sources"
 """Panel of the options that say where models come from and what may be done with them."""
@@ -54,6 +58,43 @@ Json = Annotated[bool, _printed("--json", help="Print the record as one JSON doc
 Verbose = Annotated[
     bool, _printed("--verbose", "-v", help="Show stage durations, the libraries' logs and whole tracebacks.")
 ]
+
+
+def in_panels(panels: Mapping[str, str]) -> Callable[[CommandT], CommandT]:
+    """Show options of a command together in its help.
+
+    Args:
+        panels: What is shown together and in this order: names of parameters, with spaces between.
+    """
+
+    def decorate(command: CommandT) -> CommandT:
+        found = inspect.signature(command, eval_str=True).parameters.items()
+        by_name = {name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in found}
+        take_options(command, put_into_panels(by_name, panels))
+        return command
+
+    return decorate
+
+
+def put_into_panels(
+    parameters: Mapping[str, inspect.Parameter], panels: Mapping[str, str]
+) -> dict[str, inspect.Parameter]:
+    """Return parameters with those of panels last, each with its panel."""
+    placed = dict(parameters)
+    for panel, names in panels.items():
+        for name in names.split():
+            parameter = placed.pop(name)
+            kind, option = get_args(parameter.annotation)
+            option = copy(option)
+            option.rich_help_panel = panel
+            placed[name] = parameter.replace(annotation=Annotated[kind, option])
+    return placed
+
+
+def take_options(command: Callable[..., None], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Have typer make options of these parameters, whatever the function's own are."""
+    command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
 
 
 def check_choice(flag: str, value: str, accepted: Collection[str]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from llmcompress.cli.console import is_quiet, stderr
+from llmcompress.cli.console import is_quiet, stderr, tell
 from llmcompress.cli.flags import current_flags, with_flags
 from llmcompress.errors import UsageError
 from llmcompress.report.text import count_text, duration_text, size_text
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 INTERVAL_VARIABLE = "LLMCOMPRESS_PROGRESS_S"
+_ONE_LINE_EACH = 100
+"""From so many columns on no stage's name is wrapped, about."""
 
 
 class Watch(NamedTuple):
@@ -39,7 +41,11 @@ def _bars(console: Console) -> Bars:
     """A bar for each stage, with what it has done and how long it took."""
     from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
     from rich.text import Text
+
+    def whole() -> Column:
+        return Column(no_wrap=True)
 
     class Amount(ProgressColumn):
         def render(self, task: Task) -> Text:
@@ -55,10 +61,11 @@ def _bars(console: Console) -> Bars:
 
     return Bars(
         SpinnerColumn(finished_text="✓" if console.encoding.startswith("utf") else "*"),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        Amount(),
-        Time(),
+        # The only column that gives way where the terminal is narrow: between its words.
+        TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
+        BarColumn(bar_width=16, table_column=whole()),
+        Amount(whole()),
+        Time(whole()),
         console=console,
         disable=is_quiet() or not console.is_terminal,
     )
@@ -70,6 +77,7 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
     console = stderr()
     bars = _bars(console)
     running: dict[str, TaskID] = {}
+    ended: Progress | None = None
 
     def task_of(stage: str) -> Task:
         return bars.tasks[bars.task_ids.index(running[stage])]
@@ -80,18 +88,24 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
         whole = task.total or max(task.completed, 1)
         bars.update(running.pop(stage), total=whole, completed=whole)
         if verbose and not console.is_terminal:
-            console.print(f"{stage}: {duration_text(task.finished_time or 0)}", markup=False, soft_wrap=True)
+            tell(f"{stage}: {duration_text(task.finished_time or 0)}", console=console)
 
     def report(progress: Progress) -> None:
+        nonlocal ended
+        if progress == ended:
+            return
+        ended = None
         stage, total = progress.stage, progress.total or None
         if stage not in running:
             # What has a known end may run next to the new stage; the rest ended when this one began.
             for other in [other for other in running if task_of(other).total is None]:
                 finish(other)
             running[stage] = bars.add_task(stage, total=total, unit=progress.unit)
+            _keep_latest_in_view(bars)
         bars.update(running[stage], completed=progress.done, total=total, unit=progress.unit)
         if progress.done >= progress.total > 0:
             finish(stage)
+            ended = progress
 
     def lines() -> list[str]:
         return [_line(stage, task_of(stage)) for stage in list(running)]
@@ -100,7 +114,19 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
         yield Watch(report, worker_lines(console, verbose=verbose))
         for stage in list(running):
             finish(stage)
+        for number in bars.task_ids:
+            bars.update(number, visible=True)
     sys.stderr.flush()
+
+
+def _keep_latest_in_view(bars: Bars) -> None:
+    """Hide the first of the stages that ended, if all would not fit on the screen: what is cut is the end."""
+    lines_each = 1 if bars.console.width >= _ONE_LINE_EACH else 2
+    room = max(bars.console.height // lines_each - 2, 1)
+    in_view = [task for task in bars.tasks if task.visible]
+    over = [task for task in in_view if task.finished][: max(len(in_view) - room, 0)]
+    for task in over:
+        bars.update(task.id, visible=False)
 
 
 def line_interval_s() -> float:
@@ -130,7 +156,7 @@ def _every_few_seconds(console: Console, lines: Callable[[], list[str]]) -> Iter
     def print_lines() -> None:
         while not ended.wait(interval_s):
             for line in lines():
-                console.print(line, markup=False, soft_wrap=True)
+                tell(line, console=console)
 
     printer = threading.Thread(target=print_lines, daemon=True)
     printer.start()
@@ -161,9 +187,9 @@ def worker_lines(console: Console, *, verbose: bool) -> Callable[[str], None]:
 
     def show(line: str) -> None:
         if line.startswith(WARNING):
-            console.print(with_flags(line, flags), markup=False, soft_wrap=True)
+            tell(with_flags(line, flags), console=console)
         elif verbose:
-            console.print(line, markup=False, soft_wrap=True, style="dim")
+            tell(line, style="dim", console=console)
 
     return show
 

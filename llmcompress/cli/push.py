@@ -7,15 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.cli.console import facts_table, print_blocks, print_report, write_line
-from llmcompress.cli.options import BaseModelName, Json, LicenseId, Verbose
+from llmcompress.cli.console import facts_table, print_blocks, print_report, print_text, write_line
+from llmcompress.cli.options import BaseModelName, Json, LicenseId, Verbose, in_panels
 from llmcompress.cli.progress import watching
 from llmcompress.report.text import size_text
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from llmcompress.report.push import PushReport
 
 
+_PANELS = {
+    "Repository": "private revision create_pr collection tags",
+    "Content": "base_model license keep_card delete_others",
+    "Checks": "dry_run force",
+}
+
+
+@in_panels(_PANELS)
 def push(
     directory: Annotated[Path, typer.Argument(metavar="DIR")],
     repo_id: Annotated[str | None, typer.Argument(metavar="[REPO_ID]")] = None,
@@ -87,13 +97,24 @@ def print_push(report: PushReport) -> None:
     if not report.dry_run:
         return
     write_line("")
-    width = max(len(file.path) for file in report.files)
-    for file in report.files:
-        write_line(f"  {file.path:<{width}}  {size_text(file.size_bytes):>8}  {file.state}")
-    for path in report.deleted:
-        write_line(f"  {path:<{width}}  {'':>8}  deleted")
+    print_blocks(_files_table(report))
     write_line("\nREADME.md\n")
-    write_line(report.card.rstrip())
+    print_text(report.card.rstrip())
+
+
+def _files_table(report: PushReport) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    files = Table.grid(padding=(0, 2))
+    files.add_column(no_wrap=True)
+    files.add_column(justify="right")
+    files.add_column()
+    for file in report.files:
+        files.add_row(Text(f"  {file.path}"), size_text(file.size_bytes), file.state)
+    for path in report.deleted:
+        files.add_row(Text(f"  {path}"), "", "deleted")
+    return files
 
 
 def _facts(report: PushReport) -> dict[str, str]:

@@ -18,7 +18,7 @@ from llmcompress.cli.console import (
     table,
     write_line,
 )
-from llmcompress.cli.options import Json, Offline, Verbose, check_choice
+from llmcompress.cli.options import Json, Offline, Verbose, check_choice, in_panels
 from llmcompress.cli.progress import watching
 from llmcompress.errors import LlmcompressError, ResourceError, UsageError
 from llmcompress.report.text import duration_text, size_text
@@ -31,13 +31,18 @@ PAGE = "compare.html"
 EXECUTORS = ("local", "ray")
 
 
+_PANELS = {"Jobs": "only output_dir dry_run", "Where they run": "executor address"}
+
+
+@in_panels(_PANELS)
 def run(
     plan: Annotated[Path, typer.Argument(metavar="PLAN.yaml")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the jobs, with predicted size, memory, disk and time.")
     ] = False,
     output_dir: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Instead of the plan's.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where they are written, instead of where the plan says."),
     ] = None,
     only: Annotated[
         list[str] | None,

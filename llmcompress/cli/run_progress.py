@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.cli.console import is_quiet, stderr
+from llmcompress.cli.console import is_quiet, stderr, tell
 from llmcompress.cli.progress import line_interval_s, progress_text, watching, worker_lines
 from llmcompress.report.text import duration_text
 from llmcompress.system.progress import Progress, Reporter
@@ -67,7 +67,7 @@ def _log(console: Console) -> Callable[[Event], None]:
         }[event.kind]
         left = f", about {duration_text(event.left_s)} left" if event.left_s and event.kind == "end" else ""
         line = f"{time.strftime('%H:%M:%S')} [{event.num_done}/{event.num_steps}] {event.task}: {words}{left}"
-        console.print(line, markup=False, soft_wrap=True)
+        tell(line, console=console)
 
     return watch
 
@@ -77,12 +77,13 @@ def _bars(console: Console) -> Iterator[tuple[Callable[[Event], None], Reporter]
     """A bar of the whole run, and one for each task that is running."""
     from rich.progress import BarColumn, SpinnerColumn, TextColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
     bars = Bars(
         SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[details]}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
+        BarColumn(bar_width=16, table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[details]}", markup=False, table_column=Column(overflow="fold")),
         console=console,
         transient=True,
     )
@@ -117,7 +118,7 @@ def _bars(console: Console) -> Iterator[tuple[Callable[[Event], None], Reporter]
             if known is not None:
                 bars.remove_task(known)
             words = {"end": "done", "failed": f"FAILED: {event.text}", "lost": f"lost with {event.where}, again"}
-            bars.console.print(f"{event.task}: {words[event.kind]}", markup=False, soft_wrap=True)
+            tell(f"{event.task}: {words[event.kind]}", console=console)
 
     with bars:
         yield watch, report

@@ -6,7 +6,6 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from copy import copy
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import typer
 from pydantic.fields import FieldInfo
 
+from llmcompress.cli.options import put_into_panels, take_options
 from llmcompress.errors import UsageError
 from llmcompress.report.options import option_name
 from llmcompress.spec import RuntimeProfile, load_profile
@@ -55,9 +55,6 @@ def with_fields(panels: Mapping[str, str], **flags: Flag) -> Callable[[Callable[
             texts = record.descriptions()
             for name, field in record.model_fields.items():
                 parameters[name], read[name] = _option(name, field, texts.get(name, ""), flags.get(name, Flag()))
-        for panel, names in panels.items():
-            for name in names.split():
-                parameters[name] = _in_panel(parameters.pop(name), panel)
 
         @functools.wraps(function)
         def command(**values: Any) -> None:
@@ -67,8 +64,7 @@ def with_fields(panels: Mapping[str, str], **flags: Flag) -> Callable[[Callable[
                 values[argument] = _record(record, given)
             function(**values)
 
-        command.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
-        command.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+        take_options(command, put_into_panels(parameters, panels))
         return command
 
     return decorate
@@ -124,13 +120,6 @@ def _plain(annotation: Any) -> Any:
         return _plain(get_args(annotation)[0])
     members = get_args(annotation)
     return _plain(next(each for each in members if each is not NoneType)) if NoneType in members else annotation
-
-
-def _in_panel(parameter: inspect.Parameter, panel: str) -> inspect.Parameter:
-    kind, option = get_args(parameter.annotation)
-    option = copy(option)
-    option.rich_help_panel = panel
-    return parameter.replace(annotation=Annotated[kind, option])
 
 
 def _numbers(name: str, text: str) -> list[int]:

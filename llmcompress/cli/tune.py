@@ -14,8 +14,8 @@ from llmcompress.cli.console import (
     print_note,
     print_report,
     print_text,
-    stderr,
     table,
+    tell,
     write_line,
 )
 from llmcompress.cli.next_steps import after_tune
@@ -113,8 +113,9 @@ def tune(
 
     [bold]Examples[/bold]
     llmcompress tune model-int4-ov
-    llmcompress tune model-int4-ov --workload chat:512/128 --workload rag:4096/256 --budget 30m
-    llmcompress tune model-int4-ov --property DYNAMIC_QUANTIZATION_GROUP_SIZE=0,64,128 --apply -o model-int4-tuned-ov
+    llmcompress tune model-int4-ov --workload rag:4096/256 --budget 30m
+    llmcompress tune model-int4-ov --property KV_CACHE_PRECISION=u8,f16
+    llmcompress tune model-int4-ov --measured --apply -o model-int4-tuned-ov
     """
     from llmcompress.artifact.placement import checked_output
     from llmcompress.summary.page import check_page_path
@@ -179,7 +180,7 @@ def _put(
     from llmcompress.tuning import apply_tuning, runtime_profile, write_profile
 
     if output is not None and not report.chosen:
-        stderr().print(f"nothing to apply: {report.reason}; {output} was not written", markup=False, soft_wrap=True)
+        tell(f"nothing to apply: {report.reason}; {output} was not written")
         return
     profile: RuntimeProfile | None = runtime_profile(report)
     if profile_output is not None and profile is None:
@@ -190,10 +191,10 @@ def _put(
     if output is not None:
         options = {"directory": directory, "output_dir": output.absolute(), "overwrite": overwrite}
         run_watched(apply_tuning, options, verbose=verbose)
-        stderr().print(f"wrote {output}", markup=False, soft_wrap=True)
+        tell(f"wrote {output}")
     if profile is not None and profile_output is not None:
         write_profile(profile, profile_output.absolute(), overwrite=overwrite)
-        stderr().print(f"wrote {profile_output}", markup=False, soft_wrap=True)
+        tell(f"wrote {profile_output}")
 
 
 _OBJECTIVES = {
