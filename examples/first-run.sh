@@ -4,7 +4,7 @@
 #     hf auth login
 #     bash examples/first-run.sh [MODEL]
 #
-# The cache is kept in f16: with this small a model the plugin's own u8 makes answers loop.
+# The cache is kept in f16: with the plugin's u8 one answer of this model in int8 loops as GenAI serves it.
 # Short: the evaluation reads some of the text that comes with the package. Without --dataset and --num-windows it
 # reads WikiText-2, 16,384 tokens of it.
 set -eu
