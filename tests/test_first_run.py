@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import FakeHub, running
-from first_run import MODEL, ROOT, first_run, hub_with
+from first_run import MODEL, PAGE, ROOT, SCRIPT, first_run, hub_with
 from terminal_fixture import Shown
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the script is for bash")
@@ -59,3 +59,13 @@ def test_the_script_does_so_with_a_pretrained_model(tmp_path: Path) -> None:
         shown = first_run(hub, MODEL, tmp_path)
         is_whole(shown, hub, MODEL, (checkpoint / "model.safetensors").stat().st_size)
     assert "Paris" in shown.text
+
+
+def test_the_docs_show_the_script_as_it_is_and_each_of_its_commands() -> None:
+    page, script = PAGE.read_text(), SCRIPT.read_text()
+    assert f"```bash\n{script}```" in page
+    written = [line.split()[1] for line in script.splitlines() if line.startswith("llmcompress ")]
+    assert [line.split()[2] for line in page.splitlines() if line.startswith("$ llmcompress ")] == written
+    output = page.split("```\n")[-2]
+    assert "Repository" in output
+    assert max(len(line) for line in output.splitlines() if not re.match(r"\$|Next|Commit|error", line)) <= 80

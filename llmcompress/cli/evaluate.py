@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -146,7 +146,7 @@ def evaluate(
             "tasks": task_names,
             "task_limit": task_limit,
             "task_path": None if task_path is None else task_path.absolute(),
-            **access._asdict(),
+            **_opened_by(access),
         },
         verbose=verbose,
     )
@@ -176,11 +176,16 @@ def evaluate(
         )
 
 
+def _opened_by(access: Access) -> dict[str, Any]:
+    """How a source is opened, by the parameters' names; that it may be compressed again is for compress alone."""
+    return {name: value for name, value in access._asdict().items() if name != "requantize"}
+
+
 def _conversion(source: str, access: Access, *, as_json: bool, verbose: bool) -> None:
     from llmcompress.cli.evaluation_report import conversion_line, print_conversion
     from llmcompress.evaluation.conversion import check_conversion
 
-    options = {name: value for name, value in access._asdict().items() if name != "max_context"}
+    options = {name: value for name, value in _opened_by(access).items() if name != "max_context"}
     report = run_watched(check_conversion, {"source": source, **options}, verbose=verbose)
     print_report(report, print_conversion, as_json=as_json, brief=conversion_line)
     if not report.passed:
