@@ -20,7 +20,7 @@ from llmcompress.compression.layers import layer_table
 from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.loaders import LoadedModel, load
 from llmcompress.loaders.tokenizer import REQUIRED_FILES
-from llmcompress.spec import Recipe, load_recipe, packaged_recipes
+from llmcompress.spec import Recipe, load_recipe, override_recipe, packaged_recipes
 
 NUM_WINDOWS, SEQ_LEN = 4, 24
 CODEBOOK = (-1.0, -0.5, -0.1, 0.0, 0.1, 0.5, 1.0)
@@ -226,6 +226,9 @@ def test_packaged_recipe(name: str, loaded: LoadedModel, text: Path, tmp_path: P
     if recipe.calibration is not None:
         windows = [f"calibration.num_samples={NUM_WINDOWS}", f"calibration.seq_len={SEQ_LEN}"]
         recipe = load_recipe(name, [f"calibration.dataset={text}", *windows])
+    if recipe.training is not None:
+        few = ["num_samples=4", "num_validation_samples=2", f"seq_len={SEQ_LEN}", "num_steps=1", "batch_size=2"]
+        recipe = override_recipe(recipe, [f"training.{each}" for each in (f"dataset={text}", *few)])
     report = llmcompress.compress(loaded, recipe, tmp_path / "out")
     assert llmcompress.verify(tmp_path / "out").ok
     assert report.tokenizer == report.chat_template == "equal"

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 
 _PANELS = {
-    "Recipe": "recipe overrides engine",
+    "Recipe": "recipe overrides engine requantize",
     "Output": "output_dir overwrite no_tokenizer dry_run",
 }
 

@@ -20,8 +20,9 @@ LogTo = Annotated[
     str | None,
     typer.Option(
         "--log-to",
-        metavar="mlflow|trackio|wandb|tensorboard",
-        help="Also log the figures to an experiment tracker, on this machine unless its variables say otherwise.",
+        metavar="TRACKER",
+        help="Also log the figures to mlflow, trackio, wandb or tensorboard: on this machine, unless its variables say "
+        "otherwise.",
     ),
 ]
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
+WIDE = 100
+"""Columns of a terminal that has room for whole bars and the time left."""
 INTERVAL_VARIABLE = "LLMCOMPRESS_PROGRESS_S"
 _ONE_LINE_EACH = 100
 """From so many columns on no stage's name is wrapped, about."""
@@ -41,6 +43,7 @@ def _bars(console: Console) -> Bars:
     """A bar for each stage, with what it has done and how long it took."""
     from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn
     from rich.progress import Progress as Bars
+    from rich.progress_bar import ProgressBar
     from rich.table import Column
     from rich.text import Text
 
@@ -59,16 +62,24 @@ def _bars(console: Console) -> Bars:
                 return Text(_time(task.finished_time, None), no_wrap=True)
             return Text(_time(task.elapsed, task.time_remaining), no_wrap=True)
 
-    return Bars(
+    class Bar(BarColumn):
+        def render(self, task: Task) -> ProgressBar:
+            # While the time left is shown, a narrow terminal has no room for more.
+            is_tight = console.width < WIDE and not all(each.finished for each in bars.tasks)
+            self.bar_width = 8 if is_tight else 16
+            return super().render(task)
+
+    bars = Bars(
         SpinnerColumn(finished_text="✓" if console.encoding.startswith("utf") else "*"),
         # The only column that gives way where the terminal is narrow: between its words.
         TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
-        BarColumn(bar_width=16, table_column=whole()),
+        Bar(table_column=whole()),
         Amount(whole()),
         Time(whole()),
         console=console,
         disable=is_quiet() or not console.is_terminal,
     )
+    return bars
 
 
 @contextmanager
