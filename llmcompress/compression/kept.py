@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from llmcompress.compression.layers import EXECUTED_AS, INTEGERS, PLAIN_FLOATS
+from llmcompress.compression.layers import EXECUTED_AS, PLAIN_FLOATS
 from llmcompress.graph.device import compile_model, executed_precisions
+from llmcompress.graph.integer_weights import INTEGERS
 from llmcompress.loaders.quantized.constants import weight_value
 from llmcompress.loaders.quantized.packed import PackedWeight
 from llmcompress.report.compression import KeptRecord, LayerRecord

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.errors import ModelError
 from llmcompress.graph.device import compile_model, executed_precisions
+from llmcompress.graph.integer_weights import INTEGERS
 from llmcompress.graph.model import is_constant, num_elements
 from llmcompress.report.compression import AccuracyRecord, ActivationRecord, FloatOperation, LayerRecord, OperationCount
 from llmcompress.spec import Quantization
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
 CONSUMERS = {"MatMul": (1, 0), "Gather": (0,), "Convolution": (1,), "GroupConvolution": (1,)}
 DECOMPRESSION = {"Convert", "Multiply", "Subtract", "Reshape", "Transpose", "Broadcast"}
 FLOATS = {"bf16", "f16", "f32", "f64"}
-INTEGERS = {
-    "u8": "int8_asym",
-    "i8": "int8_sym",
-    "u4": "int4_asym",
-    "i4": "int4_sym",
-    "u3": "int3_sym",
-    "u2": "int2_sym",
-}
 SCALED_FLOATS = {("f4e2m1", "f8e8m0"): "mxfp4", ("f4e2m1", "f8e4m3"): "nvfp4", ("f8e4m3", "f8e8m0"): "mxfp8_e4m3"}
 PLAIN_FLOATS = {"nf4": "nf4", "f4e2m1": "fp4", "f8e4m3": "fp8_e4m3", "f8e5m2": "fp8_e5m2"}
 CODEBOOK_INDEX_SUFFIX = "_nncf_codebook_idxs"

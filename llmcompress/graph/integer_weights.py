@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCALE, ZERO_POINT = "/scale", "/zero_point"
+INTEGERS = {
+    "u8": "int8_asym",
+    "i8": "int8_sym",
+    "u4": "int4_asym",
+    "i4": "int4_sym",
+    "u3": "int3_sym",
+    "u2": "int2_sym",
+}
+"""The element type that each of NNCF's integer modes is stored as, and the mode."""
 RANGES = {"u8": (0, 255), "i8": (-128, 127), "u4": (0, 15), "i4": (-8, 7), "u3": (0, 7), "u2": (0, 3)}
 """Of the codes of each element type."""
 

@@ -18,6 +18,10 @@ Learned = Literal["scales", "zero_points", "rounding"]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 
 
+MAX_LOGITS = 1 << 26
+"""That a distillation computes at once; a batch with more is taken in parts."""
+
+
 class Training(Calibration):
     """What is learned of the weights that ``weights`` compresses, and from which text.
 

@@ -27,8 +27,6 @@ from llmcompress.training.course import Course, run
 from llmcompress.training.devices import autocast
 from llmcompress.training.student import Trained, fill, make_student, parameter_name
 
-LOSS = "output_error"
-
 
 class Blocks(NamedTuple):
     """What is trained, and on what."""

@@ -11,16 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from llmcompress.report.training import TrainingCurve
-from llmcompress.spec.training import Training
+from llmcompress.spec.training import MAX_LOGITS, Training
 from llmcompress.system.progress import Reporter
 from llmcompress.training.course import Course, run
 from llmcompress.training.devices import autocast
 from llmcompress.training.student import Trained
 from llmcompress.training.teacher import Teacher, kl_divergence
-
-LOSS = "kl_divergence"
-MAX_LOGITS = 1 << 26
-"""Computed at once; a batch with more is taken in parts."""
 
 
 class Windows:

@@ -25,8 +25,6 @@ class Trained(NamedTuple):
 
     name: str
     """Of its constant in the graph."""
-    parameter: str
-    """In the checkpoint's class."""
     module: torch.nn.Module
     quantizer: WeightQuantizer
 
@@ -90,7 +88,7 @@ def make_student(
         quantizer = WeightQuantizer(weights[constant], learned).to(parameter.device)
         parametrize.register_parametrization(module, "weight", quantizer)
         module.parametrizations.weight.original.requires_grad_(False)
-        found.append(Trained(constant, name, module, quantizer))
+        found.append(Trained(constant, module, quantizer))
     fill(model, {name: weights[name] for name in left})
     if left:
         _log.warning(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from llmcompress.data import CalibrationWindows
 from llmcompress.errors import DataError, ModelError
-from llmcompress.graph.integer_weights import IntegerWeight, integer_weights, replace_integer_weights
+from llmcompress.graph.integer_weights import INTEGERS, IntegerWeight, integer_weights, replace_integer_weights
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.training import TrainingCurve, TrainingRecord
@@ -19,14 +19,7 @@ from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
 from llmcompress.system.progress import Reporter
 
-ELEMENTS = {
-    "int8_asym": "u8",
-    "int8_sym": "i8",
-    "int4_asym": "u4",
-    "int4_sym": "i4",
-    "int3_sym": "u3",
-    "int2_sym": "u2",
-}
+ELEMENTS = {mode: element for element, mode in INTEGERS.items()}
 """How the codes of each mode are stored."""
 SPARE = 2
 """Times the windows that are to validate are drawn: some may repeat what is trained on."""

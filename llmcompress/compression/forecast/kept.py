@@ -6,7 +6,8 @@ import math
 from collections import Counter
 
 from llmcompress.compression.forecast.records import Inventory, PlannedLayer
-from llmcompress.compression.layers import INTEGERS, PLAIN_FLOATS
+from llmcompress.compression.layers import PLAIN_FLOATS
+from llmcompress.graph.integer_weights import INTEGERS
 from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.quantized.stored import StoredWeight
 from llmcompress.loaders.safetensors_file import BITS

@@ -14,6 +14,7 @@ from llmcompress.compression.forecast.records import Inventory, Weight
 from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES, uncompressed_bytes
 from llmcompress.spec import Recipe, Training
 from llmcompress.spec.modes import INTEGER
+from llmcompress.spec.training import MAX_LOGITS
 
 MIB = 2**20
 BY_KERNELS = INTEGER | {"nf4", "fp4", "fp8_e4m3"}
@@ -39,8 +40,6 @@ TRAINED_BYTES_PER_PARAMETER = 36
 """In f32 the weight, its values, the offset with its gradient, both moments of Adam and the best offset; and codes."""
 STATE_BYTES_PER_PARAMETER = 16
 """Of them what is kept to go on from, on disk."""
-MAX_LOGITS = 1 << 26
-"""Computed at once by a distillation."""
 LOGITS_COPIES = 4
 """Of them what a step holds."""
 ACCURACY_BYTES_PER_PARAMETER = 3

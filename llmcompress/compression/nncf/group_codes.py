@@ -26,6 +26,7 @@ from llmcompress.compression.kernels.integers import (
     quantize_columns,
     quantize_groups,
 )
+from llmcompress.graph.integer_weights import unpacked
 from llmcompress.system.file_memory import FileMemory
 
 _MIDPOINTS = np.asarray(CENTER_OF_NF4_QUANTILES, np.float32)
@@ -85,15 +86,9 @@ class StoredCodes(Tensor):  # type: ignore[misc]
 
     def as_numpy_tensor(self) -> Tensor:
         """The codes as numbers; OpenVINO converts no three bits."""
-        packed = self.data.data.reshape(-1).view(np.uint8)
-        if self.data.get_element_type() == ov.Type.u2:
-            codes = (packed[:, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
-        else:
-            triples, shifts = packed.reshape(-1, 3, 1), np.array([6, 4, 2, 0], np.uint8)
-            low = ((triples[:, :2] >> shifts) & 3).reshape(-1, 8)
-            codes = low | (((triples[:, 2] >> np.arange(7, -1, -1, dtype=np.uint8)) & 1) << 2)
-        offset = 1 << (self.data.get_element_type().get_bitwidth() - 1)
-        return Tensor((codes.astype(np.int8) - np.int8(offset)).reshape(tuple(self.data.shape)))
+        shape, num_bits = tuple(self.data.shape), self.data.get_element_type().get_bitwidth()
+        codes = unpacked(self.data.data.reshape(-1).view(np.uint8), num_bits, math.prod(shape))
+        return Tensor((codes.astype(np.int8) - np.int8(1 << (num_bits - 1))).reshape(shape))
 
 
 class GroupShape(NamedTuple):
