@@ -24,14 +24,14 @@ from llmcompress import EvalSpec, Recipe
 from llmcompress.data.disjoint import BLOCK, SEQUENCE, sequence_hashes, shares_sequence
 from llmcompress.errors import DataError, ModelError, RecipeError, UsageError
 from llmcompress.graph.integer_weights import IntegerWeight, integer_weights, packed, replace_integer_weights, unpacked
-from llmcompress.graph.model import read_ir
+from llmcompress.graph.model import parameter_name, read_ir
 from llmcompress.loaders import LoadedModel
 from llmcompress.spec.training import Learned
 from llmcompress.training import blocks as blocks_module
 from llmcompress.training import course
 from llmcompress.training.devices import training_device
 from llmcompress.training.quantizer import WeightQuantizer
-from llmcompress.training.student import make_student, parameter_name
+from llmcompress.training.student import make_student
 from llmcompress.training.teacher import kl_divergence
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 CONVERSION_MARKS = ("DisableConstantFolding_0", "can_be_folded", "dequantization_node_0")
 _ELEMENTWISE = {"Add", "Convert", "Divide", "Multiply", "Subtract", "Tanh"}
 QUANTIZED_SOURCE = ["llmcompress", "quantized_source"]
+_SIXTEEN_BIT = "._openvino_orig_weight"
+"""How the exporter names a linear layer's weight in a model that it traces in 16 bits."""
 REQUIRED_INPUTS = ("input_ids", "attention_mask", "beam_idx")
 
 
@@ -217,3 +219,9 @@ def read_ir(directory: Path) -> ov.Model:
             where=f"{directory.name}/{MODEL_XML}",
             hint="export or copy the directory again; `llmcompress verify` names damaged files of our own artifacts",
         ) from error
+
+
+def parameter_name(constant: str) -> str:
+    """The name in the checkpoint's class of the weight that the exporter put into a constant."""
+    name = constant.removeprefix("self.")
+    return name.removesuffix(_SIXTEEN_BIT) + ".weight" if name.endswith(_SIXTEEN_BIT) else name

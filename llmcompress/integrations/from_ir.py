@@ -6,12 +6,13 @@ Optimum's ``openvino_config.json`` is not read: for a causal language model it h
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmcompress.artifact import MANIFEST, read_manifest
 from llmcompress.compression.nncf.activations import quantize_arguments
-from llmcompress.compression.nncf.weights import NO_PRIMARY_LAYERS
+from llmcompress.compression.nncf.weights import NO_PRIMARY_LAYERS, RULES
 from llmcompress.errors import RecipeError
 from llmcompress.graph.model import nncf_records, num_elements, read_ir
 from llmcompress.report.file_names import MODEL_XML
@@ -123,7 +124,7 @@ def _weights(recorded: Fields) -> Fields:
     mode: Any = _said(recorded, "mode", WEIGHTS)
     if recorded.get("compression_format", "dequantize") != "dequantize":
         raise _refuse(f"{WEIGHTS}.compression_format", f"is {recorded['compression_format']}", "a recipe has none")
-    weights: Fields = {"mode": mode, **_ignored_scope(recorded, WEIGHTS)}
+    weights: Fields = {"mode": mode, **_ignored_scope(recorded, WEIGHTS), **_rules(recorded)}
     if mode.startswith("int8"):
         return weights
     group_size, ratio = (_number(recorded, "group_size", WEIGHTS, int), _number(recorded, "ratio", WEIGHTS, float))
@@ -143,6 +144,15 @@ def _weights(recorded: Fields) -> Fields:
     # Where statistics were kept changes no weight.
     advanced = {**_literal(recorded, "advanced_parameters", WEIGHTS), "statistics_path": None}
     return {**weights, **advanced_fields(advanced, f"{MODEL_XML}: {WEIGHTS}.advanced_parameters")}
+
+
+def _rules(recorded: Fields) -> Fields:
+    if RULES not in recorded:
+        return {}
+    try:
+        return {"rules": json.loads(recorded[RULES])}
+    except ValueError:
+        raise _refuse(f"{WEIGHTS}.{RULES}", "is not what a compression writes", _BY_HAND) from None
 
 
 def _activations(recorded: Fields, model: ov.Model, calibration: Calibration | None) -> Fields:

@@ -88,6 +88,7 @@ def refuse_uncarried(recipe: Recipe) -> None:
     hints = recipe.runtime.model_dump(exclude_none=True).keys() - carried
     for field, is_asked, problem, hint in (
         ("further_weights", bool(recipe.further_weights), "compresses weights in one pass", _TO_OURS),
+        ("weights.rules", weights is not None and bool(weights.rules), "has one format for all layers", _TO_OURS),
         (
             "weights.statistics_precision",
             weights is not None and weights.statistics_precision != "f32",

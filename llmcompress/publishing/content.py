@@ -137,4 +137,8 @@ def _weights(weights: WeightCompression) -> dict[str, str]:
     if weights.statistics_precision != "f32":
         found["statistics_precision"] = weights.statistics_precision
     found |= {f"ignored_scope.{name}": ", ".join(values) for name, values in weights.ignored_scope if values}
+    for number, rule in enumerate(weights.rules):
+        size = "" if rule.mode == "none" else f", {group_size_text(rule.effective_group_size)}"
+        method = f", {rule.method}" if rule.method else ""
+        found[f"rules.{number}"] = f"{rule.match}: {rule.mode}{size}{method}"
     return found

@@ -144,6 +144,14 @@ def _npu(recipe: Recipe) -> Iterator[Refusal]:
     if weights.effective_group_size not in NPU_GROUP_SIZES:
         problem = f"target npu accepts groups of 128 or -1, not {weights.effective_group_size}"
         yield Refusal("weights.group_size", problem, "take -1 (one group per channel)")
+    for number, rule in enumerate(weights.rules):
+        place = f"weights.rules.{number}"
+        if rule.mode not in ("none", "int4_sym", "int8_sym", "int8_asym"):
+            problem = f"target npu accepts none, int4_sym, int8_sym and int8_asym, not {rule.mode}"
+            yield Refusal(f"{place}.mode", problem, "take int4_sym")
+        elif rule.effective_group_size not in NPU_GROUP_SIZES:
+            problem = f"target npu accepts groups of 128 or -1, not {rule.effective_group_size}"
+            yield Refusal(f"{place}.group_size", problem, "take -1 (one group per channel)")
     if weights.group_size_fallback == "adjust":
         problem = "target npu accepts groups of 128 or -1 only, and adjust makes others"
         yield Refusal("weights.group_size_fallback", problem, "remove it, or take group_size -1")

@@ -28,6 +28,7 @@ FOUR_BIT_ENTRIES = 16
 
 def weight_refusals(weights: WeightCompression) -> Iterator[Refusal]:
     """Yield what is wrong with the compression of weights itself, whatever the rest of the recipe says."""
+    yield from _rules(weights)
     if weights.mode in INT8:
         yield from _int8(weights)
         return
@@ -55,6 +56,26 @@ def data_refusals(weights: WeightCompression, *, has_data: bool) -> Iterator[Ref
         yield Refusal(
             "advanced.awq_params", "has no effect without calibration data: AWQ goes by the weights then", REMOVE
         )
+
+
+def _rules(weights: WeightCompression) -> Iterator[Refusal]:
+    if not weights.rules:
+        return
+    if weights.lora_correction:
+        yield Refusal("rules", "cannot be combined with lora_correction", "write lora_correction: false, or remove it")
+    if weights.mode == "adaptive_codebook":
+        yield Refusal("rules", "cannot be combined with mode adaptive_codebook", "take another mode, or remove rules")
+    first: set[str] = set()
+    for number, rule in enumerate(weights.rules):
+        if rule.match in first:
+            yield Refusal(f"rules.{number}.match", "an earlier rule takes the same weights", "remove one of the two")
+        first.add(rule.match)
+        if rule.method is not None and not any(getattr(weights, name) for name in METHODS):
+            yield Refusal(f"rules.{number}.method", "has no effect: the recipe asks for no method", REMOVE)
+        refused = [name for name in METHODS if getattr(weights, name)] if rule.mode in DATA_FREE_ONLY else []
+        if refused and rule.method is None:
+            hint = "write method: data_free into the rule, or take mode int4_sym"
+            yield Refusal(f"rules.{number}.mode", f"NNCF has no {refused[0]} for mode {rule.mode}", hint)
 
 
 def _int8(weights: WeightCompression) -> Iterator[Refusal]:

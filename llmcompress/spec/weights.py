@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from llmcompress.spec.advanced import AdvancedCompression
+from llmcompress.spec.layer_rules import LayerRule
 from llmcompress.spec.modes import (
     DEFAULT_BACKUP,
     BackupMode,
@@ -85,6 +86,8 @@ class WeightCompression(StrictModel):
     scale_estimation: bool = False
     gptq: bool = False
     lora_correction: bool = False
+    rules: Annotated[tuple[LayerRule, ...], Field(strict=False)] = ()
+    """Formats of single weights; the first rule that takes a weight decides, and ``ratio`` does not count it."""
     statistics_precision: StatisticsPrecision = "f32"
     """In what the activations are computed that AWQ, scale estimation and others go by; f32 is what NNCF takes."""
     advanced: AdvancedCompression = AdvancedCompression()
@@ -106,9 +109,9 @@ class WeightCompression(StrictModel):
 
     @property
     def integer_group_sizes(self) -> tuple[int, ...]:
-        """The group size where integers have one, else nothing: what dynamically quantized activations can follow."""
-        size = self.effective_group_size
-        return (size,) if self.mode.startswith("int") and size > 0 else ()
+        """The group sizes of integers, which dynamically quantized activations can follow."""
+        formats = [(self.mode, self.effective_group_size), *((r.mode, r.effective_group_size) for r in self.rules)]
+        return tuple(size for mode, size in formats if mode.startswith("int") and size > 0)
 
     @property
     def effective_backup_mode(self) -> BackupMode:
@@ -124,7 +127,8 @@ class WeightCompression(StrictModel):
     def leaves_weights(self) -> bool:
         """Whether it can leave layers in floating point."""
         by_scope = not self.ignored_scope.is_empty
-        return by_scope or self.effective_backup_mode == "none" or self.group_size_fallback == "ignore"
+        by_rule = any(rule.mode == "none" for rule in self.rules)
+        return by_scope or by_rule or self.effective_backup_mode == "none" or self.group_size_fallback == "ignore"
 
     @property
     def needs_data(self) -> bool:

@@ -20,12 +20,13 @@ from torch.nn.utils import parametrize
 
 from llmcompress.errors import ModelError
 from llmcompress.graph.integer_weights import IntegerWeight
+from llmcompress.graph.model import parameter_name
 from llmcompress.report.training import TrainingCurve
 from llmcompress.spec.training import Training
 from llmcompress.system.progress import Progress, Reporter
 from llmcompress.training.course import Course, run
 from llmcompress.training.devices import autocast
-from llmcompress.training.student import Trained, fill, make_student, parameter_name
+from llmcompress.training.student import Trained, fill, make_student
 
 
 class Blocks(NamedTuple):

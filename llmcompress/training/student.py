@@ -11,13 +11,11 @@ from torch.nn.utils import parametrize
 
 from llmcompress.errors import ModelError
 from llmcompress.graph.integer_weights import IntegerWeight
+from llmcompress.graph.model import parameter_name
 from llmcompress.spec.training import Learned
 from llmcompress.training.quantizer import WeightQuantizer
 
 _log = logging.getLogger(__name__)
-
-SIXTEEN_BIT = "._openvino_orig_weight"
-"""How the exporter names a linear layer's weight in a model that it traces in 16 bits."""
 
 
 class Trained(NamedTuple):
@@ -38,12 +36,6 @@ class Trained(NamedTuple):
     def learned(self) -> IntegerWeight:
         """What its constants hold now."""
         return self.quantizer.learned(self.original)
-
-
-def parameter_name(constant: str) -> str:
-    """The name in the checkpoint's class of what the exporter put into a constant."""
-    name = constant.removeprefix("self.")
-    return name.removesuffix(SIXTEEN_BIT) + ".weight" if name.endswith(SIXTEEN_BIT) else name
 
 
 def fill(model: Any, weights: dict[str, IntegerWeight]) -> None:

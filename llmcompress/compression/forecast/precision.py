@@ -16,10 +16,13 @@ from typing import NamedTuple
 from llmcompress.compression.forecast.records import Weight
 from llmcompress.compression.gptq_layers import gptq_refusal
 from llmcompress.errors import RecipeError
+from llmcompress.graph.model import parameter_name
 from llmcompress.spec import WeightCompression
+from llmcompress.spec.layer_rules import LayerRule, first_rule, require_used, undivided
 
 USUAL_GROUP_SIZES = (256, 128, 64, 32, 16, 8)
 MAX_NAMES = 4
+_OPERATIONS = {"matmul": "MatMul", "embedding": "Gather", "convolution": "Convolution"}
 
 
 class Precision(NamedTuple):
@@ -50,8 +53,33 @@ def assign(
 
     Raises:
         RecipeError: the group size does not divide the input channels of layers that will get it, or GPTQ does not
-            take these.
+            take these, or a rule takes no weight.
     """
+    rules = [None if weight.ignored else _rule(weight, recipe) for weight in weights]
+    require_used(recipe.rules, [rule for rule in rules if rule is not None], place)
+    others, remarks = _by_recipe([w for w, rule in zip(weights, rules, strict=True) if rule is None], recipe, place)
+    rest = iter(others)
+    return [
+        next(rest) if rule is None else _by_rule(weight, rule, place)
+        for weight, rule in zip(weights, rules, strict=True)
+    ], remarks
+
+
+def _rule(weight: Weight, recipe: WeightCompression) -> LayerRule | None:
+    return first_rule(recipe.rules, parameter_name(weight.name), _OPERATIONS[weight.kind])
+
+
+def _by_rule(weight: Weight, rule: LayerRule, place: str) -> Assignment:
+    if rule.mode == "none":
+        return LEFT
+    precision = Precision(rule.mode, rule.effective_group_size)
+    if not _divides(weight, precision):
+        raise undivided(rule, parameter_name(weight.name), weight.in_channels, place)
+    return Assignment(precision, precision)
+
+
+def _by_recipe(weights: Sequence[Weight], recipe: WeightCompression, place: str) -> tuple[list[Assignment], list[str]]:
+    """The precisions of the weights without a rule; returns and raises as ``assign``."""
     if recipe.mode.startswith("int8"):
         same = Precision(recipe.mode)
         return [LEFT if w.ignored else Assignment(same, same) for w in weights], []

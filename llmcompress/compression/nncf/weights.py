@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 PLAIN_OPTIONS = {"group_size", "ratio", "all_layers", "awq", "scale_estimation", "gptq", "lora_correction"}
 RECORD = ["nncf", "weight_compression"]
+RULES = "rules"
+"""Where the graph says the rules for single weights, next to what NNCF records."""
 # NNCF reads a ratio of 0 as "not given"; the smallest positive number keeps every layer at the backup precision.
 NO_PRIMARY_LAYERS = sys.float_info.min
 
@@ -64,7 +67,7 @@ def compress_weights(
     Raises:
         ModelError: NNCF cannot apply these settings to this graph.
         RecipeError: The installed NNCF does not collect statistics in the precision asked for, or its GPTQ does not
-            take a layer.
+            take a layer, or a rule takes no weight.
     """
     import nncf
 
@@ -80,8 +83,17 @@ def compress_weights(
     ours: set[str] = set()
     is_stock = engine == "nncf" and weights.statistics_precision == "f32"
     collecting = contextlib.nullcontext() if is_stock else lean_statistics(weights.statistics_precision)
-    lowered = _lowered(ours, engine, file_memory)
-    with explained, progress_reported(progress), _compiled_once(), collecting, lowered, _layers_checked(weights):
+    with contextlib.ExitStack() as stack:
+        for each in (
+            explained,
+            progress_reported(progress),
+            _compiled_once(),
+            collecting,
+            _lowered(ours, engine, file_memory),
+            _layers_checked(weights),
+            _rules_applied(weights),
+        ):
+            stack.enter_context(each)
         nncf.compress_weights(model, dataset=dataset, **arguments)
     if file_memory is not None:
         keep_alive(model, (memory_owners(model), file_memory))
@@ -146,6 +158,9 @@ def _correct_record(model: ov.Model, weights: WeightCompression, statistics_path
         model.set_rt_info(advanced.replace(repr(str(statistics_path)), "None"), [*RECORD, "advanced_parameters"])
     if weights.ratio == 0:
         model.set_rt_info("0.0", [*RECORD, "ratio"])
+    if weights.rules:
+        rules = json.dumps([rule.model_dump(exclude_none=True) for rule in weights.rules])
+        model.set_rt_info(rules, [*RECORD, RULES])
 
 
 def _layers_checked(weights: WeightCompression) -> contextlib.AbstractContextManager[None]:
@@ -154,6 +169,14 @@ def _layers_checked(weights: WeightCompression) -> contextlib.AbstractContextMan
     from llmcompress.compression.nncf.gptq import layers_checked
 
     return layers_checked()
+
+
+def _rules_applied(weights: WeightCompression) -> contextlib.AbstractContextManager[None]:
+    if not weights.rules:
+        return contextlib.nullcontext()
+    from llmcompress.compression.nncf.layer_rules import rules_applied
+
+    return rules_applied(weights.rules)
 
 
 @contextlib.contextmanager
