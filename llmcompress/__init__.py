@@ -52,14 +52,17 @@ if TYPE_CHECKING:
     from llmcompress.report.compression import CompressionReport as CompressionReport
     from llmcompress.report.evaluation import EvalReport as EvalReport
     from llmcompress.report.push import PushReport as PushReport
+    from llmcompress.report.search import SearchReport as SearchReport
     from llmcompress.report.tuning import TuneReport as TuneReport
     from llmcompress.runner import RunReport as RunReport
     from llmcompress.runner import run_plan as run_plan
+    from llmcompress.searching.search import search as search
     from llmcompress.spec import BenchSpec as BenchSpec
     from llmcompress.spec import EvalSpec as EvalSpec
     from llmcompress.spec import Gate as Gate
     from llmcompress.spec import Recipe as Recipe
     from llmcompress.spec import RuntimeProfile as RuntimeProfile
+    from llmcompress.spec import SearchSpec as SearchSpec
     from llmcompress.spec import TuneSpec as TuneSpec
     from llmcompress.spec import load_profile as load_profile
     from llmcompress.spec import load_recipe as load_recipe
@@ -98,9 +101,11 @@ _HOMES = {
     "llmcompress.report.compression": "CompressionReport",
     "llmcompress.report.evaluation": "EvalReport",
     "llmcompress.report.push": "PushReport",
+    "llmcompress.report.search": "SearchReport",
     "llmcompress.report.tuning": "TuneReport",
     "llmcompress.runner": "RunReport run_plan",
-    "llmcompress.spec": "BenchSpec EvalSpec Gate Recipe RuntimeProfile TuneSpec load_profile load_recipe",
+    "llmcompress.searching.search": "search",
+    "llmcompress.spec": "BenchSpec EvalSpec Gate Recipe RuntimeProfile SearchSpec TuneSpec load_profile load_recipe",
     "llmcompress.spec.optimum": "recipe_from_quantization_config",
     "llmcompress.spec.plan": "Evaluation Plan PlanModel PlanRecipe Push Tuning load_plan",
     "llmcompress.summary": "compare write_page",

@@ -11,10 +11,18 @@ from pydantic import ValidationError
 
 from llmcompress.errors import ArtifactError
 from llmcompress.report.compression import CompressionReport
-from llmcompress.report.file_names import BENCH_REPORT, BENCHMARK_SCORES, CARD, EVAL_REPORT, MANIFEST, TUNE_REPORT
+from llmcompress.report.file_names import (
+    BENCH_REPORT,
+    BENCHMARK_SCORES,
+    CARD,
+    EVAL_REPORT,
+    MANIFEST,
+    SEARCH_REPORT,
+    TUNE_REPORT,
+)
 from llmcompress.report.record import FileRecord, Record
 
-REPORTS = frozenset({CARD, BENCH_REPORT, EVAL_REPORT, TUNE_REPORT})
+REPORTS = frozenset({CARD, BENCH_REPORT, EVAL_REPORT, SEARCH_REPORT, TUNE_REPORT})
 """Files that later steps add: not listed in the manifest, they carry its hash instead."""
 
 HUB_FILES = frozenset({".gitattributes"})

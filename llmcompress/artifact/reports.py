@@ -12,12 +12,13 @@ from llmcompress.artifact.manifest import manifest_sha256, read_manifest
 from llmcompress.report.benchmark import BenchFile, BenchReport
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
-from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, TUNE_REPORT
+from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, SEARCH_REPORT, TUNE_REPORT
 from llmcompress.report.record import Record
+from llmcompress.report.search import SearchReport
 from llmcompress.report.tuning import TuneReport
 from llmcompress.system.files import replace_file
 
-_Report = TypeVar("_Report", EvalReport, BenchFile, TuneReport)
+_Report = TypeVar("_Report", EvalReport, BenchFile, TuneReport, SearchReport)
 
 
 class Measurements(NamedTuple):
@@ -29,6 +30,7 @@ class Measurements(NamedTuple):
     benchmark: BenchReport | None
     """The newest run."""
     tuning: TuneReport | None
+    search: SearchReport | None
     unused: dict[str, str]
     """Reports that are there and are not used, each with the reason."""
     benchmarks: tuple[BenchReport, ...]
@@ -47,8 +49,9 @@ def read_measurements(directory: Path) -> Measurements:
     evaluation = _read(directory / EVAL_REPORT, EvalReport, digest, unused)
     speeds = _read(directory / BENCH_REPORT, BenchFile, digest, unused)
     tuning = _read(directory / TUNE_REPORT, TuneReport, digest, unused)
+    search = _read(directory / SEARCH_REPORT, SearchReport, digest, unused)
     runs = speeds.runs if speeds else ()
-    return Measurements(manifest, digest, evaluation, runs[0] if runs else None, tuning, unused, runs)
+    return Measurements(manifest, digest, evaluation, runs[0] if runs else None, tuning, search, unused, runs)
 
 
 def write_report(directory: Path, name: str, report: Record) -> Path:

@@ -50,6 +50,13 @@ def _tune() -> Callable[..., None]:
     return tune
 
 
+def _search() -> Callable[..., None]:
+    """Give each weight the format that costs least under a size or a KL divergence, proven against one for all."""
+    from llmcompress.cli.search import search
+
+    return search
+
+
 def _chat() -> Callable[..., None]:
     """Talk to a model, or to two at once: what was compressed, next to its original."""
     from llmcompress.cli.chat import chat
@@ -123,19 +130,26 @@ def _cache() -> typer.Typer:
 COMMANDS: dict[str, Callable[[], Callable[..., None] | typer.Typer]] = {
     load.__name__.removeprefix("_"): load
     for load in (
-        _compress, _eval, _bench, _tune, _chat, _compare, _card, _run, _verify, _push, _doctor, _demo, _recipes,
-        _cache,
+        _compress, _search, _eval, _bench, _tune, _chat, _compare, _card, _run, _verify, _push, _doctor, _demo,
+        _recipes, _cache,
     )
 }  # fmt: skip
 
 
-_DOCS = {"card": "docs/cards.md", "push": "docs/hub.md", "run": "docs/plans.md", "verify": "docs/hub.md"}
+_DOCS = {
+    "card": "docs/cards.md",
+    "push": "docs/hub.md",
+    "run": "docs/plans.md",
+    "search": "docs/search.md",
+    "verify": "docs/hub.md",
+}
 """Where a command is described, if not in the README."""
 
 _PEERS = {
     "compress": "quantize quantise quant convert export optimize optimise ptq main_export build make",
     "eval": "evaluate evaluation perplexity ppl accuracy lm_eval lm-eval score",
     "bench": "benchmark perf latency throughput llm_bench llama-bench speed",
+    "search": "autobits mixed-precision auto",
     "tune": "autotune",
     "chat": "run-model generate infer inference talk prompt ask",
     "compare": "diff report summary",

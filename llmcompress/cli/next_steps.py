@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, print_labelled, stdout, write_line
-from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, MANIFEST, TUNE_REPORT
+from llmcompress.report.file_names import BENCH_REPORT, EVAL_REPORT, MANIFEST, SEARCH_REPORT, TUNE_REPORT
 from llmcompress.system.command_line import command_line
 
 if TYPE_CHECKING:
@@ -84,6 +84,13 @@ def after_tune(report: TuneReport, directory: Path, *, applied: bool) -> None:
     _print_written([directory / TUNE_REPORT] if _holds(read_measurements(directory).tuning, report) else [])
     if report.permitted and report.in_model and not applied:
         print_next("tune", [str(directory)], ["--measured", "--apply", "-o", f"{directory}-tuned"])
+
+
+def after_search(directory: Path, source: str) -> None:
+    """Lead on to the evaluation on both backends."""
+    write_line("")
+    _print_written([directory / SEARCH_REPORT])
+    print_next("eval", [str(directory)], ["--reference", source])
 
 
 def _advice_facts(given: Advice) -> dict[str, str]:

@@ -10,7 +10,15 @@ from typing import Literal
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.loaders.adapter import ADAPTER_CONFIG
 from llmcompress.loaders.tensors import INDEX, SINGLE
-from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT, MODEL_BIN, MODEL_XML, TUNE_REPORT
+from llmcompress.report.file_names import (
+    BENCH_REPORT,
+    CARD,
+    EVAL_REPORT,
+    MODEL_BIN,
+    MODEL_XML,
+    SEARCH_REPORT,
+    TUNE_REPORT,
+)
 
 Layout = Literal["checkpoint", "ir"]
 
@@ -29,6 +37,7 @@ _SKIPPED = (
     ADAPTER_CONFIG,
     EVAL_REPORT,
     BENCH_REPORT,
+    SEARCH_REPORT,
     TUNE_REPORT,
 )
 _NEEDED = "give a Hugging Face checkpoint (config.json, safetensors) or an OpenVINO IR directory with its config.json"

@@ -6,6 +6,7 @@ TRAINING_SEQUENCES = "training_sequences.npy"
 """Hashes of what a model's bits were trained on."""
 MANIFEST = "llmcompress.json"
 EVAL_REPORT, BENCH_REPORT, TUNE_REPORT = "eval.json", "bench.json", "tune.json"
+SEARCH_REPORT = "search.json"
 CARD = "README.md"
 BENCHMARK_SCORES = {
     "gsm8k": ".eval_results/gsm8k.yaml",

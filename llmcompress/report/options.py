@@ -10,10 +10,13 @@ from llmcompress.spec import BenchSpec, EvalSpec, Gate, Recipe, RuntimeProfile, 
 
 _NAMES = {
     "batch_sizes": "batch-size",
+    "bits_per_weight": "bits",
     "budget_s": "budget",
+    "candidates": "candidate",
     "depths": "depth",
     "devices": "device",
     "engine": "runtime",
+    "max_bytes": "size",
     "properties": "property",
     "workloads": "workload",
 }

@@ -17,6 +17,7 @@ from llmcompress.spec.files import RECOMMENDED, dump_recipe, load_recipe, overri
 from llmcompress.spec.modes import StatisticsPrecision
 from llmcompress.spec.recipe import Recipe
 from llmcompress.spec.runtime import Gate, Runtime, RuntimeProfile, load_profile
+from llmcompress.spec.search import SearchSpec
 from llmcompress.spec.training import Training
 from llmcompress.spec.tuning import TuneSpec, Workload
 from llmcompress.spec.weights import IgnoredScope, WeightCompression
@@ -41,6 +42,7 @@ __all__ = [
     "Runtime",
     "RuntimeProfile",
     "ScaleEstimationParameters",
+    "SearchSpec",
     "StatisticsPrecision",
     "Training",
     "TuneSpec",

@@ -1,0 +1,150 @@
+"""`llmcompress search`"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmcompress.cli.console import facts_table, is_quiet, print_blocks, print_note, print_report, table, write_line
+from llmcompress.cli.next_steps import after_search
+from llmcompress.cli.options import (
+    AllowLinks,
+    AllowNonfinite,
+    Json,
+    Offline,
+    Overwrite,
+    Revision,
+    TrustRemoteCode,
+    Verbose,
+)
+from llmcompress.cli.progress import run_watched
+from llmcompress.cli.spec_options import DATASET, Flag, with_fields
+from llmcompress.report.text import interval_text, size_text
+from llmcompress.spec.search import SearchSpec, parse_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llmcompress.report.search import SearchReport
+
+_PANELS = {
+    "Limit, exactly one": "max_bytes bits_per_weight max_kl",
+    "Search": "candidates seed num_samples",
+    "Text and verdict": "dataset subset split text_field chat_template seq_len num_windows confidence",
+    "Outcome": "output_dir overwrite",
+}
+
+
+@with_fields(
+    _PANELS,
+    dataset=DATASET,
+    max_bytes=Flag(metavar="SIZE", read=parse_size),
+    bits_per_weight=Flag(metavar="BITS"),
+    candidates=Flag(metavar="MODE:GROUP_SIZE"),
+)
+def search(
+    source: Annotated[str, typer.Argument(metavar="SOURCE")],
+    spec: SearchSpec,
+    output_dir: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the artifact goes.")],
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_nonfinite: AllowNonfinite = False,
+    allow_links: AllowLinks = False,
+    offline: Offline = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """SOURCE is a Hub id or a checkpoint directory. DIR gets an artifact, and search.json with what was found.
+
+    Each weight's error in each format, weighed by how sensitive the model is to it, predicts what it costs.
+    The best plan is measured against one format for all and against NNCF's mixed precision of no more bytes.
+    What loses least beyond noise is written; its recipe.yaml makes the same bytes without a search.
+
+    [bold]Examples[/bold]
+    llmcompress search meta-llama/Llama-3.2-1B --size 800MB -o llama-800mb-ov
+    llmcompress search ./checkpoint --bits 4.25 --dataset my-text.txt -o model-ov
+    llmcompress search ./checkpoint --max-kl 0.02 -o model-ov
+    """
+    from llmcompress.searching.search import search as search_formats
+
+    given, target = Path(source).absolute() if Path(source).exists() else source, output_dir.absolute()
+    options: dict[str, Any] = {
+        "source": given,
+        "spec": spec,
+        "output_dir": target,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "offline": offline,
+        "allow_nonfinite": allow_nonfinite,
+        "allow_links": allow_links,
+        "overwrite": overwrite,
+    }
+    report = run_watched(search_formats, options, verbose=verbose)
+    print_report(report, print_search, as_json=as_json, brief=_choice_text)
+    if not (as_json or is_quiet()):
+        after_search(output_dir, source)
+
+
+def print_search(report: SearchReport) -> None:
+    """Print what was compared, where the bytes went, and the choice with its reason."""
+    print_blocks(facts_table(_facts(report)), _contenders_table(report), _formats_table(report))
+    write_line("")
+    print_note("Choice: ", _choice_text(report))
+
+
+def _choice_text(report: SearchReport) -> str:
+    return f"{report.chosen}: {report.reason}"
+
+
+def _facts(report: SearchReport) -> dict[str, str]:
+    spec = report.spec
+    if spec.max_bytes is not None:
+        limit = f"at most {spec.max_bytes:,} bytes"
+    elif spec.bits_per_weight is not None:
+        limit = f"at most {spec.bits_per_weight:g} bits for each parameter"
+    else:
+        limit = f"KL divergence at most {spec.max_kl:g}"
+    facts = {
+        "Limit": limit,
+        "Sensitivity": f"{report.num_sensitivity_tokens:,} tokens of {report.text.dataset}",
+        "Verdict": f"{report.text.num_scored_tokens:,} tokens that follow, in exact execution",
+    }
+    if report.text.fallback:
+        facts["  instead of"] = report.text.fallback
+    if report.gain is not None:
+        facts["Gain"] = f"{interval_text(report.gain, '.3g')} nats a token over the best of the others"
+    return facts
+
+
+def _contenders_table(report: SearchReport) -> Table:
+    from rich.text import Text
+
+    found = table(["contender"], ["size", "KL predicted", "KL measured", "top-1"])
+    for each in report.contenders:
+        found.add_row(
+            Text(each.name, style="bold" if each.name == report.chosen else ""),
+            size_text(each.size_bytes),
+            "" if each.predicted_kl is None else f"{each.predicted_kl:.3g}",
+            interval_text(each.kl_divergence, ".3g"),
+            f"{each.top1_agreement.value:.2%}",
+        )
+    return found
+
+
+def _formats_table(report: SearchReport) -> Table:
+    found = table(["format"], ["weights", "parameters", "size", "KL predicted"])
+    counts = Counter(each.format for each in report.weights)
+    for name in sorted(counts):
+        of_format = [each for each in report.weights if each.format == name]
+        found.add_row(
+            name,
+            str(counts[name]),
+            f"{sum(each.num_parameters for each in of_format) / report.num_parameters:.1%}",
+            size_text(sum(each.size_bytes for each in of_format)),
+            f"{sum(each.kl_divergence for each in of_format):.3g}",
+        )
+    return found

@@ -1,0 +1,67 @@
+"""What a search for the formats of weights found."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmcompress.report.evaluation import Estimate, TextRecord
+from llmcompress.report.readable import Readable
+from llmcompress.report.record import EnvironmentRecord, Measured, Record
+from llmcompress.spec.search import SearchSpec
+
+
+class WeightChoice(Record):
+    """What one weight takes."""
+
+    name: str
+    num_parameters: int
+    format: str
+    size_bytes: int
+    kl_divergence: float
+    """Predicted of this weight alone, in nats per token."""
+
+
+class FrontPoint(Record):
+    """The best plan of a size, as predicted."""
+
+    size_bytes: int
+    kl_divergence: float
+
+
+class Contender(Record):
+    """One way to compress the model, measured on held-out text."""
+
+    name: str
+    kind: Literal["searched", "uniform", "mixed"]
+    """``mixed``: NNCF's own mixed precision by a ratio."""
+    size_bytes: int
+    """Of ``openvino_model.bin``."""
+    predicted_kl: float | None
+    """None: NNCF chose the layers."""
+    kl_divergence: Estimate
+    top1_agreement: Estimate
+
+
+class SearchReport(Readable):
+    """``search.json``: the choice, what was predicted and measured, and against what."""
+
+    schema_version: Literal[1] = 1
+    llmcompress_version: str
+    spec: SearchSpec
+    manifest_sha256: str
+    text: TextRecord
+    """Of the verdict; none of its windows was looked at before."""
+    num_sensitivity_tokens: int
+    num_parameters: int
+    contenders: tuple[Contender, ...]
+    """The searched plan first."""
+    gain: Estimate | None
+    """KL divergence of the best rival of no more bytes less the plan's, window by window; None without a rival."""
+    chosen: str
+    """Name of the contender that was written."""
+    reason: str
+    weights: tuple[WeightChoice, ...]
+    """Of the searched plan."""
+    front: tuple[FrontPoint, ...]
+    environment: EnvironmentRecord
+    measured: Measured

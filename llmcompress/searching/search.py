@@ -1,0 +1,391 @@
+"""A checkpoint and a limit in; an artifact whose weights have formats of their own, and ``search.json``, out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from llmcompress.artifact import manifest_sha256, write_report
+from llmcompress.artifact.placement import checked_output
+from llmcompress.compression.compress import compress
+from llmcompress.compression.forecast import forecast
+from llmcompress.data.documents import read_documents, texts_for
+from llmcompress.data.protocols import EvaluationWindows, evaluation_windows
+from llmcompress.data.tokens import text_encoder
+from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
+from llmcompress.evaluation.measurement import ModelOnDevice, score_at_once
+from llmcompress.evaluation.scoring import Feed, recurrent_chunk
+from llmcompress.evaluation.statistics import TokenScores, divergence
+from llmcompress.graph.device import properties_of
+from llmcompress.loaders.loaded_model import LoadedModel, load
+from llmcompress.loaders.quantized.declaration import is_repacked
+from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.torch_model import load_torch_model
+from llmcompress.report.evaluation import DivergenceRecord, Estimate
+from llmcompress.report.file_names import MODEL_BIN, SEARCH_REPORT
+from llmcompress.report.record import Stages, environment_record
+from llmcompress.report.search import Contender, FrontPoint, SearchReport, WeightChoice
+from llmcompress.searching.candidates import Candidate, candidates, uniform
+from llmcompress.searching.plans import BACKUP, Rival, plan_recipe, rivals
+from llmcompress.searching.solver import Plan, front, least_bytes, least_damage, total_bytes, total_kl
+from llmcompress.spec import Access, Recipe
+from llmcompress.spec.search import Format, SearchSpec
+from llmcompress.system.environment import installed_versions, quiet_libraries
+from llmcompress.system.library_call import ProgressOption, library_call, reporter
+from llmcompress.system.memory import memory
+from llmcompress.system.progress import Reporter
+
+if TYPE_CHECKING:
+    from llmcompress.evaluation.measurement import Scored
+
+DEVICE = "CPU"
+NUM_FRONT_POINTS = 16
+MAX_TRIES = 5
+"""Of plans until one keeps the limit as measured."""
+CAUTION = 0.98
+"""Of the limit of KL divergence, after a plan that missed it."""
+ROOM_BYTES = 64
+"""For each weight, that a file's shapes and padding may differ by."""
+BYTES_PER_PARAMETER = 18
+"""In f32 the weight, its gradient and its sensitivity; and codes of one format with the values they stand for."""
+
+
+class Table(NamedTuple):
+    """What weights cost in formats."""
+
+    candidates: list[Candidate]
+    """Of the spec's formats, and ``BACKUP``."""
+    formats: tuple[Format, ...]
+    special: frozenset[str]
+    """Embeddings and the head."""
+    num_tokens: int
+
+    @property
+    def permitted(self) -> list[Candidate]:
+        """Of the formats that the spec names."""
+        return [each for each in self.candidates if each.format in self.formats]
+
+
+class Entrant(NamedTuple):
+    """A way to compress the model, on disk and scored."""
+
+    name: str
+    recipe: Recipe
+    size_bytes: int
+    scored: Scored
+
+    def lost(self, confidence: float) -> DivergenceRecord:
+        """Against the original."""
+        return divergence(self.scored.scores, confidence)
+
+
+class Planned(NamedTuple):
+    """A plan, and the whole file that it makes."""
+
+    plan: Plan
+    recipe: Recipe
+    directory: Path
+    size_bytes: int
+    max_bytes: int
+    """What a rival's file may take: the limit, or as much as the plan's."""
+
+
+class Workshop(NamedTuple):
+    """The original, and where contenders are made and scored."""
+
+    loaded: LoadedModel
+    spec: SearchSpec
+    place: Path
+    looked_at: EvaluationWindows
+    held_out: EvaluationWindows
+    progress: Reporter
+
+    def make(self, name: str, recipe: Recipe) -> tuple[Path, int]:
+        """Write a contender; returns its directory and the size of its weights' file."""
+        output = self.place / name
+        compress(self.loaded, recipe, output, tokenizer=False, overwrite=True, progress=self.progress)
+        return output, (output / MODEL_BIN).stat().st_size
+
+    def score(self, directories: Sequence[Path], windows: EvaluationWindows) -> tuple[Scored, ...]:
+        """Score contenders against the original in exact execution, which runs once for all."""
+        exact = properties_of(DEVICE, "pinned")
+        models = [ModelOnDevice(load(each, tokenizer=False), DEVICE, exact) for each in directories]
+        reference = ModelOnDevice(self.loaded, DEVICE, exact)
+        chunk = recurrent_chunk(None, [self.loaded]) or self.spec.evaluation().effective_chunk
+        return score_at_once(models, reference, Feed(windows, chunk), self.progress)
+
+
+@library_call
+def search(
+    source: str | Path,
+    spec: SearchSpec,
+    output_dir: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    offline: bool = False,
+    allow_nonfinite: bool = False,
+    allow_links: bool = False,
+    overwrite: bool = False,
+    progress: ProgressOption = "auto",
+) -> SearchReport:
+    """Give each weight the format that costs least under a limit, and write the artifact with ``search.json``.
+
+    Each weight's actual error in each format, weighed by the Fisher information of a few windows, predicts the KL
+    divergence that it adds (see ``llmcompress.searching.sensitivity``); a solver takes the best plan. The plan is
+    measured against the best uniform format and NNCF's mixed precision of no more bytes on windows that follow in the
+    text; where it does not win beyond noise, the best of these is written.
+
+    Args:
+        source: Hub id or checkpoint directory.
+        spec: The limit, the formats, and the text.
+        output_dir: Appears complete, by one rename, or not at all.
+        revision: Branch, tag or commit of a Hub source.
+        trust_remote_code: Run Python code that the repository brings.
+        offline: Use local files and caches only.
+        allow_nonfinite: Go on when a weight is NaN or infinite.
+        allow_links: Follow links that leave the source's directory.
+        overwrite: Replace an existing artifact, in one step.
+        progress: Told of every step.
+
+    Raises:
+        UsageError: The output exists, or no plan of these formats keeps the limit.
+        ModelError: The source is no checkpoint in floating point, or cannot be converted.
+        DataError: The text cannot be used or is too short.
+        ResourceError: Memory will not suffice.
+        HubError, SecurityError, WriteError, LockedError: as ``compress``.
+    """
+    progress = reporter(progress)
+    quiet_libraries()
+    stages = Stages()
+    access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links)
+    found = _checked(resolve(source, access))
+    output = checked_output(output_dir, [found.path] if found.id is None else [], overwrite=overwrite)
+    with stages.stage("read the text"):
+        looked_at, held_out = _windows(found, spec, offline=offline)
+    found = fetch_weights(found, progress=progress)
+    with stages.stage("load"):
+        loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
+    with stages.stage("candidates"):
+        table = _table(loaded, spec, looked_at, progress)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.search-") as place:
+        shop = Workshop(loaded, spec, Path(place), looked_at, held_out, progress)
+        with stages.stage("plan"):
+            planned = _planned(shop, table)
+        with stages.stage("verify"):
+            plan, others = _contenders(shop, table, planned)
+    chosen, gain, reason = decide(plan, [each for each, _ in others], spec.confidence)
+    with stages.stage("write"):
+        manifest = compress(loaded, chosen.recipe, output, overwrite=overwrite, offline=offline, progress=progress)
+    report = SearchReport(
+        llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
+        spec=spec.model_copy(update={"dataset": held_out.record.dataset}),
+        manifest_sha256=manifest_sha256(output),
+        text=held_out.record,
+        num_sensitivity_tokens=table.num_tokens,
+        num_parameters=manifest.num_parameters,
+        contenders=(
+            _contender(plan, "searched", total_kl(planned.plan), spec.confidence),
+            *(_contender(each, rival.kind, rival.predicted_kl, spec.confidence) for each, rival in others),
+        ),
+        gain=gain,
+        chosen=chosen.name,
+        reason=reason,
+        weights=_choices(planned.plan),
+        front=_front(table, planned),
+        environment=environment_record(int(plan.scored.properties.get("INFERENCE_NUM_THREADS", 0))),
+        measured=stages.measured(),
+    )
+    write_report(output, SEARCH_REPORT, report)
+    return report
+
+
+def decide(plan: Entrant, others: Sequence[Entrant], confidence: float) -> tuple[Entrant, Estimate | None, str]:
+    """The plan where it beats every other of no more bytes beyond noise, else the best of these.
+
+    Returns:
+        What is written, the gain over the best other, window by window, and why.
+    """
+    if not others:
+        return plan, None, "no uniform format is as small"
+    rival = min(others, key=lambda each: each.lost(confidence).kl_divergence.value)
+    ours, theirs = (each.scored.scores.values["kl"] for each in (plan, rival))
+    paired = TokenScores({"gain": theirs - ours}, plan.scored.scores.clusters)
+    gain = paired.mean("gain", confidence)
+    if gain.low is not None and gain.low > 0:
+        return plan, gain, f"it loses less than {rival.name} beyond noise"
+    return rival, gain, f"the plan does not lose less than {rival.name} beyond noise"
+
+
+def _checked(found: Source) -> Source:
+    """Refuse what has no floats in torch, and what does not fit."""
+    if found.layout == "ir" or is_repacked(found.config):
+        kind = "an OpenVINO model" if found.layout == "ir" else "quantized already"
+        raise ModelError(
+            f"a search compares with the original weights in torch, and the source is {kind}",
+            where=found.name,
+            hint="give the original checkpoint",
+        )
+    predicted = forecast(found, Recipe(name="original", method="none"))
+    needed, available = predicted.num_parameters * BYTES_PER_PARAMETER, memory().available
+    if needed > available:
+        raise ResourceError(
+            f"a search needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",
+            where="memory",
+            hint="close other programs, or take a machine with more memory",
+        )
+    return found
+
+
+def _windows(found: Source, spec: SearchSpec, *, offline: bool) -> tuple[EvaluationWindows, EvaluationWindows]:
+    """For the sensitivity, and for the verdict."""
+    documents = read_documents(spec.evaluation(), offline=offline)
+    windows = evaluation_windows(texts_for(documents, found), documents.spec, text_encoder(found))
+    available, wanted = len(windows.windows), spec.num_samples + spec.num_windows
+    if available < wanted:
+        raise DataError(
+            f"the text has {available} windows of {spec.seq_len} tokens; {spec.num_samples} show the sensitivity and "
+            f"{spec.num_windows} more the verdict",
+            where=windows.record.dataset,
+            hint="take more text, or smaller `num_samples`, `num_windows` or `seq_len`",
+        )
+    windows = windows.noting(documents.fallback)
+    return windows.part(0, spec.num_samples), windows.part(spec.num_samples, wanted)
+
+
+def _table(loaded: LoadedModel, spec: SearchSpec, windows: EvaluationWindows, progress: Reporter) -> Table:
+    import numpy as np
+
+    from llmcompress.compression.layers import layer_table
+    from llmcompress.compression.nncf.weights import compress_weights
+    from llmcompress.graph.model import parameter_name
+    from llmcompress.searching.sensitivity import fisher
+
+    model = load_torch_model(loaded.source).float()
+    token_ids = np.stack([np.asarray(window.token_ids, np.int64) for window in windows.windows])
+    sensitivity = fisher(model, token_ids, spec.seed, progress)
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    formats = tuple(dict.fromkeys((*spec.formats, BACKUP)))
+    found = candidates(loaded, parameters, sensitivity, token_ids.size, formats, progress)
+    # What NNCF gives its backup precision beside a format of fewer bits.
+    graph = loaded.clone().model
+    compress_weights(graph, uniform(Format("int4_sym", -1)))
+    special = {parameter_name(layer.name) for layer in layer_table(graph) if layer.mode == BACKUP.mode}
+    return Table(found, spec.formats, frozenset(special), token_ids.size)
+
+
+def _planned(shop: Workshop, table: Table) -> Planned:
+    """The best plan that keeps the limit as it comes out: of bytes in the file, of KL divergence on the windows
+    that the sensitivity was taken from.
+
+    Raises:
+        UsageError: No plan does.
+    """
+    spec, permitted = shop.spec, table.permitted
+    if spec.max_kl is not None:
+        return _of_quality(shop, table, spec.max_kl)
+    max_bytes = spec.max_bytes or int(shop.loaded.num_parameters * (spec.bits_per_weight or 0) / 8)
+    smallest, others = 0, 0
+    for _ in range(MAX_TRIES):
+        plan = least_damage(permitted, max_bytes - others) if max_bytes > others else None
+        if plan is None:
+            smallest = others + sum(
+                min(each.size_bytes for each in permitted if each.weight == name)
+                for name in {each.weight for each in permitted}
+            )
+            break
+        made = _made(shop, table, plan)
+        if made.size_bytes <= max_bytes:
+            return made._replace(max_bytes=max_bytes)
+        # Norms, tables and shapes are no weights of the plan's.
+        others = max(made.size_bytes - total_bytes(plan), others + 1)
+    raise UsageError(
+        f"no plan of these formats takes at most {max_bytes:,} bytes; the smallest takes about {smallest:,}",
+        where="`max_bytes`" if spec.max_bytes else "`bits_per_weight`",
+        hint="give more bytes, or `candidates` of fewer bits",
+    )
+
+
+def _of_quality(shop: Workshop, table: Table, max_kl: float) -> Planned:
+    limit = max_kl
+    for _ in range(MAX_TRIES):
+        plan = least_bytes(table.permitted, limit)
+        if plan is None:
+            break
+        made = _made(shop, table, plan)
+        (scored,) = shop.score([made.directory], shop.looked_at)
+        lost = divergence(scored.scores, shop.spec.confidence).kl_divergence.value
+        if lost <= max_kl:
+            return made
+        limit *= CAUTION * max_kl / lost
+    raise UsageError(
+        f"no plan of these formats keeps the KL divergence at {max_kl:g} nats per token",
+        where="`max_kl`",
+        hint="permit more, or give `candidates` of more bits",
+    )
+
+
+def _made(shop: Workshop, table: Table, plan: Plan) -> Planned:
+    recipe = plan_recipe(plan, table.special)
+    directory, size_bytes = shop.make("searched", recipe)
+    return Planned(plan, recipe, directory, size_bytes, size_bytes)
+
+
+def _contenders(shop: Workshop, table: Table, planned: Planned) -> tuple[Entrant, list[tuple[Entrant, Rival]]]:
+    """The plan and its rivals of no more bytes, scored on the held-out windows together."""
+    made = list(_fitting(shop, table, planned))
+    scored = shop.score([planned.directory, *(directory for _, directory, _ in made)], shop.held_out)
+    plan = Entrant("searched", planned.recipe, planned.size_bytes, scored[0])
+    others = [
+        (Entrant(rival.name, rival.recipe, size, found), rival)
+        for (rival, _, size), found in zip(made, scored[1:], strict=True)
+    ]
+    for each in scored:
+        each.cache.forget()
+    return plan, others
+
+
+def _fitting(shop: Workshop, table: Table, planned: Planned) -> Iterator[tuple[Rival, Path, int]]:
+    # The file's rest is a little different for each; what is larger after all is left out.
+    others = planned.size_bytes - total_bytes(planned.plan) - ROOM_BYTES * len(planned.plan)
+    for number, rival in enumerate(rivals(table.candidates, table.special, planned.max_bytes - others)):
+        directory, size_bytes = shop.make(f"rival-{number}", rival.recipe)
+        if size_bytes <= planned.max_bytes:
+            yield rival, directory, size_bytes
+
+
+def _contender(
+    measured: Entrant, kind: Literal["searched", "uniform", "mixed"], predicted_kl: float | None, confidence: float
+) -> Contender:
+    lost = measured.lost(confidence)
+    return Contender(
+        name=measured.name,
+        kind=kind,
+        size_bytes=measured.size_bytes,
+        predicted_kl=predicted_kl,
+        kl_divergence=lost.kl_divergence,
+        top1_agreement=lost.top1_agreement,
+    )
+
+
+def _choices(plan: Plan) -> tuple[WeightChoice, ...]:
+    return tuple(
+        WeightChoice(
+            name=each.weight,
+            num_parameters=each.num_parameters,
+            format=str(each.format),
+            size_bytes=each.size_bytes,
+            kl_divergence=each.kl_divergence,
+        )
+        for each in plan.values()
+    )
+
+
+def _front(table: Table, planned: Planned) -> tuple[FrontPoint, ...]:
+    others = planned.size_bytes - total_bytes(planned.plan)
+    return tuple(
+        FrontPoint(size_bytes=total_bytes(plan) + others, kl_divergence=total_kl(plan))
+        for plan in front(table.permitted, NUM_FRONT_POINTS)
+    )

@@ -1,0 +1,79 @@
+"""The best format for each weight under a limit: a multiple-choice knapsack, solved by HiGHS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from llmcompress.searching.candidates import Candidate
+
+TIME_LIMIT_S = 30.0
+GAP = 1e-3
+"""Between the plan and a bound of the best one, relative, at which the solver stops."""
+
+Plan = Mapping[str, Candidate]
+"""By the weight's name."""
+
+
+def total_bytes(plan: Plan) -> int:
+    """Of the weights."""
+    return sum(candidate.size_bytes for candidate in plan.values())
+
+
+def total_kl(plan: Plan) -> float:
+    """Predicted: damages of layers add up."""
+    return sum(candidate.kl_divergence for candidate in plan.values())
+
+
+def least_damage(candidates: Sequence[Candidate], max_bytes: int) -> Plan | None:
+    """The plan of least predicted KL divergence at no more bytes; None: even the smallest is larger."""
+    return _solved(candidates, lambda each: each.kl_divergence, lambda each: each.size_bytes, max_bytes)
+
+
+def least_bytes(candidates: Sequence[Candidate], max_kl: float) -> Plan | None:
+    """The smallest plan of no more predicted KL divergence; None: even the best loses more."""
+    return _solved(candidates, lambda each: each.size_bytes, lambda each: each.kl_divergence, max_kl)
+
+
+def front(candidates: Sequence[Candidate], num_points: int) -> list[Plan]:
+    """Plans of least damage at sizes from the smallest that is possible to that of the best formats."""
+    smallest = _each(candidates, lambda each: (each.size_bytes, each.kl_divergence))
+    best = _each(candidates, lambda each: (each.kl_divergence, each.size_bytes))
+    sizes = np.geomspace(total_bytes(smallest), total_bytes(best), num_points)
+    return [plan for size in sizes if (plan := least_damage(candidates, int(np.ceil(size)))) is not None]
+
+
+def _each(candidates: Sequence[Candidate], key: Callable[[Candidate], tuple[float, float]]) -> Plan:
+    plan: dict[str, Candidate] = {}
+    for candidate in sorted(candidates, key=key):
+        plan.setdefault(candidate.weight, candidate)
+    return plan
+
+
+def _solved(
+    candidates: Sequence[Candidate],
+    objective: Callable[[Candidate], float],
+    limited: Callable[[Candidate], float],
+    limit: float,
+) -> Plan | None:
+    names = sorted({candidate.weight for candidate in candidates})
+    rows = {name: row for row, name in enumerate(names)}
+    num = len(candidates)
+    one_each = coo_array(
+        (np.ones(num), ([rows[each.weight] for each in candidates], range(num))), shape=(len(names), num)
+    )
+    costs, sizes = (np.array([function(each) for each in candidates], float) for function in (objective, limited))
+    # HiGHS's tolerances are absolute: everything is brought to the order of one.
+    found = milp(
+        costs / max(costs.mean(), 1e-30),
+        integrality=np.ones(num),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes[None] / limit, ub=1)],
+        options={"time_limit": TIME_LIMIT_S, "mip_rel_gap": GAP},
+    )
+    if found.x is None:
+        return None
+    return {each.weight: each for each, taken in zip(candidates, found.x, strict=True) if taken > 0.5}

@@ -1,0 +1,123 @@
+"""How formats are searched for single weights, as data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, NamedTuple, get_args
+
+from pydantic import Field
+
+from llmcompress.errors import UsageError
+from llmcompress.spec.dataset import ScoredText
+from llmcompress.spec.evaluation import EvalSpec
+from llmcompress.spec.layer_rules import LayerRule, RuleMode
+from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, Texts
+
+_FORMAT = re.compile(r"(?P<mode>[a-z0-9_]+)(?::(?P<group_size>-1|[1-9]\d{0,8}))?")
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>B|kB|MB|GB|TB)?", re.IGNORECASE)
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+CANDIDATES = (
+    *("int2_sym:32", "int2_sym:64", "int2_sym:128"),
+    *("int4_sym:128", "int4_sym:64", "int4_sym:32", "int4_asym:128", "int4_asym:64", "int4_asym:32"),
+    "int8_asym",
+)
+"""Formats that the CPU plugin keeps compressed; of int3 it makes bf16."""
+
+
+class Format(NamedTuple):
+    """What a weight may become."""
+
+    mode: str
+    group_size: int
+    """-1: one group per output channel."""
+
+    def __str__(self) -> str:
+        return self.mode if self.group_size == -1 else f"{self.mode}:{self.group_size}"
+
+
+class SearchSpec(ScoredText):
+    """The limit, the formats, and the text. The command line shows what is written below the fields."""
+
+    max_bytes: Count | None = None
+    """The smallest KL divergence at no more bytes of openvino_model.bin, as 3.5GB or a number."""
+    bits_per_weight: Annotated[float, Field(gt=0, le=32)] | None = None
+    """The smallest KL divergence at no more bits for each parameter, embeddings included."""
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    """The smallest model of no more KL divergence, in nats per token."""
+    candidates: Annotated[Texts, Field(min_length=1)] = CANDIDATES
+    """A format that weights may take, as MODE:GROUP_SIZE, or MODE for one group per channel."""
+    seq_len: Annotated[int, Field(ge=4, le=MAX_COUNT)] = 256
+    """Tokens per window."""
+    num_samples: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 16
+    """Windows that show how sensitive weights are."""
+    num_windows: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 32
+    """Windows that follow them in the text, for the verdict."""
+    seed: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
+    """Of the labels that are drawn from the model."""
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Confidence level of the intervals."""
+
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from super()._refusals()
+        limits = [name for name in ("max_bytes", "bits_per_weight", "max_kl") if getattr(self, name) is not None]
+        if len(limits) != 1:
+            got = " and ".join(limits) if limits else "none"
+            problem = f"got {got} of max_bytes, bits_per_weight and max_kl; exactly one is accepted"
+            yield Refusal("max_bytes", problem, "give one limit")
+        if len(set(self.candidates)) < len(self.candidates):
+            yield Refusal("candidates", "one is named twice", "name each once")
+        for candidate in self.candidates:
+            refused = _format_problem(candidate)
+            if refused:
+                yield Refusal("candidates", f"got {candidate!r}: {refused}", "write for example int4_sym:64")
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """The candidates."""
+        return tuple(map(_format, self.candidates))
+
+    def evaluation(self) -> EvalSpec:
+        """How the text is cut for sensitivity and verdict together."""
+        return EvalSpec(
+            **{name: getattr(self, name) for name in ScoredText.model_fields},
+            seq_len=self.seq_len,
+            num_windows=self.num_samples + self.num_windows,
+            precision="pinned",
+            backend="stateful",
+            confidence=self.confidence,
+        )
+
+
+def _format(text: str) -> Format:
+    mode, _, group_size = text.partition(":")
+    return Format(mode, int(group_size) if group_size else -1)
+
+
+def _format_problem(text: str) -> str | None:
+    found = _FORMAT.fullmatch(text)
+    if found is None:
+        return "MODE or MODE:GROUP_SIZE is accepted"
+    accepted = [mode for mode in get_args(RuleMode) if mode.startswith("int")]
+    if found["mode"] not in accepted:
+        return f"modes with integers are accepted: {', '.join(accepted)}"
+    refusals = list(LayerRule.model_construct(match="x", **_format(text)._asdict())._refusals())
+    return refusals[0].problem if refusals else None
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a text such as ``3.5GB``; units are decimal.
+
+    Raises:
+        UsageError: It is none.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    size = round(float(found["number"]) * _UNITS[(found["unit"] or "B").lower()]) if found else 0
+    if not 0 < size <= MAX_COUNT**2:
+        raise UsageError(
+            f"got {text!r}; a number of bytes, or a number with kB, MB, GB or TB is accepted",
+            where="`max_bytes`",
+            hint="write for example 3.5GB",
+        )
+    return size
