@@ -175,6 +175,48 @@ def _gptq(**settings: Any) -> dict[str, Any]:
 _AWQ = {"quant_method": "awq", "bits": 4, "zero_point": True}
 
 
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+"""The value of every code of 4-bit floats."""
+
+
+def float4_codes(grouped: Array, scales: Array) -> tuple[Array, Array]:
+    """The nearest codes, two in a byte, and what they stand for."""
+    codes = np.abs(grouped[..., None] / scales[..., None, None] - E2M1).argmin(-1).astype(np.uint8)
+    values = E2M1[codes] * scales[..., None]
+    return codes[..., 0::2] | codes[..., 1::2] << 4, values
+
+
+def nvfp4(weight: Array) -> tuple[dict[str, Array], Array]:
+    import torch
+
+    grouped = weight.reshape(len(weight), -1, 16)
+    needed = np.abs(grouped).max(-1) / 6
+    divisor = np.float32(448 / needed.max())
+    scales = torch.from_numpy(needed * divisor).to(torch.float8_e4m3fn)
+    codes, values = float4_codes(grouped, scales.float().numpy() / divisor)
+    parts = {"weight_packed": codes.reshape(len(weight), -1), "weight_scale": scales}
+    return parts | {"weight_global_scale": np.array([divisor])}, values.reshape(weight.shape)  # type: ignore[dict-item]
+
+
+def mxfp4(weight: Array) -> tuple[dict[str, Array], Array]:
+    grouped = weight.reshape(*weight.shape[:-1], -1, 32)
+    exponents = np.ceil(np.log2(np.abs(grouped).max(-1) / 6))
+    codes, values = float4_codes(grouped, np.exp2(exponents).astype(np.float32))
+    stored = codes.reshape(*weight.shape[:-1], -1)
+    return {"weight_packed": stored, "weight_scale": (exponents + 127).astype(np.uint8)}, values.reshape(weight.shape)
+
+
+def bitnet(weight: Array, *, divided: bool = True) -> tuple[dict[str, Array], Array]:
+    import torch
+    from transformers.integrations.bitnet import pack_weights
+
+    scale = np.float32(np.abs(weight).mean())
+    ternary = np.clip(np.round(weight / scale), -1, 1).astype(np.float32)
+    packed_ = pack_weights(torch.from_numpy(ternary.copy())).numpy()
+    stated = np.array([1 / scale if divided else scale], np.float32)
+    return {"weight": packed_, "weight_scale": stated}, ternary * (1 / stated if divided else stated)
+
+
 class Layout(NamedTuple):
     settings: dict[str, Any]
     """``quantization_config``."""
@@ -225,6 +267,21 @@ LAYOUTS: dict[str, Layout] = {
         set(),
     ),
     "fp8-block": Layout({"quant_method": "fp8", "weight_block_size": [128, 128]}, float8, {"fp8_e4m3"}, set()),
+    "ct-nvfp4": Layout(_ct("nvfp4-pack-quantized", num_bits=4), nvfp4, {"nvfp4"}, {"f4e2m1"}),
+    "ct-mxfp4": Layout(_ct("mxfp4-pack-quantized", num_bits=4), mxfp4, {"mxfp4"}, {"f4e2m1"}),
+    "bitnet": Layout({"quant_method": "bitnet"}, bitnet, {"int4_sym"}, {"i4"}),
+    "bitnet-multiplied": Layout(
+        {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"},
+        partial(bitnet, divided=False),
+        {"int4_sym"},
+        {"i4"},
+    ),
+    "fbgemm": Layout(
+        {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0},
+        partial(float8, block=(1, -1), name="weight_scale"),
+        {"fp8_e4m3"},
+        set(),
+    ),
     "fp8-tensor": Layout({"quant_method": "fp8"}, partial(float8, block=(-1, -1)), {"fp8_e4m3"}, set()),
 }
 
@@ -238,7 +295,7 @@ def quantized(source: Path, target: Path, layout: Layout) -> dict[str, Array]:
     stored: dict[str, Any] = {}
     floats: dict[str, Array] = {}
     for name, tensor in load_file(source / "model.safetensors").items():
-        if not name.endswith("proj.weight"):
+        if not name.endswith("proj.weight") and ".experts." not in name:
             stored[name], floats[name] = tensor, tensor.float().numpy()
             continue
         parts, floats[name] = layout.make(tensor.float().numpy())

@@ -272,7 +272,8 @@ def _kept_text(kept: KeptRecord, layers: Iterable[LayerRecord]) -> str:
     formats = Counter(layer.stored_as for layer in layers if layer.stored_as)
     counts = ", ".join(f"{count:,} of {name}" for name, count in formats.items())
     expanded = {mode: precision for mode, precision in kept.executed.items() if precision in EXPANDED}
-    text = f"{counts}; every weight exactly"
+    rounding = kept.max_relative_rounding
+    text = f"{counts}; " + (f"scales to within {rounding:.1g}" if rounding else "every weight exactly")
     for mode, precision in expanded.items():
         text += f"; this {kept.device} expands {mode} to {precision} in memory: -r int8 --requantize takes less"
     return text if expanded else f"{text}, and compressed in this {kept.device}'s memory"

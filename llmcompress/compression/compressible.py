@@ -153,33 +153,25 @@ def require_kept_or_allowed(source: Source, recipe: Recipe, *, requantize: bool)
         UsageError: ``requantize`` where nothing would be quantized again.
     """
     quantized = source.layout == "checkpoint" and check_quantization(source.config)[0] == "keep"
-    repacked = quantized and is_repacked(source.config)
     if recipe.method == "keep" and not quantized:
         raise RecipeError(
             f"method keep is for a checkpoint that is quantized already; {source.name} is none",
             where=f"recipe {recipe.name}: method",
             hint="take recipe none to convert it as it is, or another one to compress it",
         )
-    again = quantized and recipe.method not in ("none", "keep")
-    if requantize and not (repacked and again):
+    again = quantized and recipe.quantizes
+    if requantize and not again:
         raise UsageError(
             "`requantize` has no effect: "
-            + (
-                f"recipe {recipe.name} quantizes nothing"
-                if repacked
-                else "the codes of this source cannot be undone"
-                if again
-                else "the source is not quantized already"
-            ),
+            + (f"recipe {recipe.name} quantizes nothing" if quantized else "the source is not quantized already"),
             where=source.name,
             hint="remove it",
         )
     if again and not requantize:
-        allow = ", allow it with `requantize`," if repacked else ""
         raise ModelError(
             f"the checkpoint is already quantized and recipe {recipe.name} would quantize it again",
             where=source.name,
-            hint=f"convert it as it is with `recipe=keep`{allow} or give the original checkpoint",
+            hint="convert it as it is with `recipe=keep`, allow it with `requantize`, or give the original checkpoint",
         )
 
 

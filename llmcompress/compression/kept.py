@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from llmcompress.compression.layers import EXECUTED_AS, PLAIN_FLOATS
+from llmcompress.compression.layers import EXECUTED_AS, mode_of
 from llmcompress.graph.device import compile_model, executed_precisions
-from llmcompress.graph.integer_weights import INTEGERS
 from llmcompress.loaders.quantized.constants import weight_value
 from llmcompress.loaders.quantized.packed import PackedWeight
 from llmcompress.report.compression import KeptRecord, LayerRecord
@@ -15,8 +15,6 @@ from llmcompress.report.compression import KeptRecord, LayerRecord
 if TYPE_CHECKING:
     from llmcompress.loaders.quantized.conversion import KeptWeights
 
-MODES = INTEGERS | PLAIN_FLOATS
-"""How a layer with such codes is called."""
 _SAMPLE_ROWS = 64
 
 
@@ -27,12 +25,17 @@ def kept_record(kept: KeptWeights | None) -> KeptRecord | None:
     kinds: dict[tuple[object, ...], PackedWeight] = {}
     for weight in kept.weights.values():
         packed = weight.packed
-        kind = (packed.element, packed.group_size, packed.scales.dtype, packed.zero_points is None)
+        zeros = None if packed.zero_points is None else packed.zero_points.itemsize
+        kind = (packed.element, packed.group_size, packed.scale_element, zeros, len(packed.shape))
         kinds.setdefault(kind, packed)
-    executed: dict[str, str] = {}
+    executed: dict[str, set[str]] = defaultdict(set)
     for packed in kinds.values():
-        executed[MODES[packed.element]] = _executed(packed)
-    return KeptRecord(num_layers=len(kept.weights), executed=dict(sorted(executed.items())))
+        executed[mode_of(packed.element, (packed.scale_element,)) or packed.element] |= _executed(packed)
+    return KeptRecord(
+        num_layers=len(kept.weights),
+        max_relative_rounding=max(weight.packed.rounding for weight in kept.weights.values()),
+        executed={mode: ", ".join(sorted(precisions)) for mode, precisions in sorted(executed.items())},
+    )
 
 
 def kept_layers(layers: Iterable[LayerRecord], kept: KeptWeights | None) -> tuple[LayerRecord, ...]:
@@ -44,21 +47,20 @@ def kept_layers(layers: Iterable[LayerRecord], kept: KeptWeights | None) -> tupl
     )
 
 
-def _executed(packed: PackedWeight) -> str:
-    """The precision in which the CPU multiplies by a part of a weight."""
+def _executed(packed: PackedWeight) -> set[str]:
+    """The precisions in which the CPU multiplies by a part of a weight, of a stack by its first expert."""
     import openvino as ov
     from openvino import opset13 as ops
 
-    rows = min(_SAMPLE_ROWS, packed.shape[0])
+    rows, columns = min(_SAMPLE_ROWS, packed.shape[-2]), packed.shape[-1]
     part = packed._replace(
-        codes=packed.codes.reshape(packed.shape[0], -1)[:rows].copy(),
-        shape=(rows, packed.shape[1]),
+        codes=packed.codes.reshape(packed.num_rows, -1)[:rows].copy(),
+        shape=(rows, columns),
         scales=packed.scales[:rows],
         zero_points=None if packed.zero_points is None else packed.zero_points[:rows],
     )
     owners: list[object] = []
-    activations = ops.parameter(ov.PartialShape([-1, packed.shape[1]]), ov.Type.f32)
+    activations = ops.parameter(ov.PartialShape([-1, columns]), ov.Type.f32)
     product = ops.matmul(activations, weight_value("weight", part, owners), False, True)
     compiled = compile_model(ov.Model([ops.result(product)], [activations], "layer"), "CPU", {})
-    found = {precision for kind, precision in executed_precisions(compiled) if kind in EXECUTED_AS}
-    return ", ".join(sorted(found))
+    return {precision for kind, precision in executed_precisions(compiled) if kind in EXECUTED_AS}

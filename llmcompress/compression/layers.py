@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Collection, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.errors import ModelError
@@ -101,19 +101,21 @@ def _record(shape: tuple[int, ...], weight: _Weight, mode: str | None, ours: Set
     )
 
 
+def mode_of(element: str, scales: Collection[str]) -> str | None:
+    """How a layer is called by OpenVINO's names of what its codes and its scales are; None where it has no name."""
+    for (weight_type, scale_type), name in SCALED_FLOATS.items():
+        if element == weight_type and scale_type in scales:
+            return name
+    return element if element in FLOATS else (INTEGERS | PLAIN_FLOATS).get(element)
+
+
 def _mode(weight: _Weight, mode: str | None) -> str:
     types: list[str] = [constant.get_element_type().get_type_name() for constant in weight.constants]
     element, *others = types
     if weight.by_codebook:
         return mode if mode in CODEBOOKS else "codebook"
-    if element in FLOATS:
-        return element
-    for (weight_type, scale_type), name in SCALED_FLOATS.items():
-        if element == weight_type and scale_type in others:
-            return name
-    known = INTEGERS | PLAIN_FLOATS
-    if element in known:
-        return known[element]
+    if (known := mode_of(element, others)) is not None:
+        return known
     raise ModelError(
         f"the graph holds a weight of element type {element}, which is none of NNCF's formats",
         where=weight.constants[0].get_friendly_name(),

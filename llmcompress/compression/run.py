@@ -22,7 +22,7 @@ from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.kept import kept_layers, kept_record
 from llmcompress.compression.layers import CODEBOOKS, activation_record, layer_table
 from llmcompress.compression.nncf.statistics import statistics
-from llmcompress.graph.model import mark_quantized_source, set_runtime_options
+from llmcompress.graph.model import mark_quantized_source, set_runtime_options, unpin_cache
 from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
 from llmcompress.loaders.context import longest_context
 from llmcompress.loaders.loaded_model import LoadedModel, load_source
@@ -279,6 +279,7 @@ def apply_recipe(
     """
     if recipe.method == "keep":
         if loaded.kept is not None:
+            unpin_cache(loaded.model)
             mark_quantized_source(loaded.model, loaded.kept.method)
         return Applied(loaded)
     loaded = loaded.dequantized()

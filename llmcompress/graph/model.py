@@ -72,6 +72,14 @@ def set_runtime_options(model: ov.Model, options: Mapping[str, str]) -> None:
         model.set_rt_info(value, ["runtime_options", name])
 
 
+def unpin_cache(model: ov.Model) -> None:
+    """Lift the exporter's hint that pins the cache to f16, which is for uncompressed models; Optimum does the same."""
+    options = model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
+    if options.get("KV_CACHE_PRECISION") == "f16":
+        del options["KV_CACHE_PRECISION"]
+        model.set_rt_info(options, "runtime_options")
+
+
 def number_nodes(model: ov.Model) -> None:
     """Give nodes, and a model, without a name of their own one that depends on the graph alone.
 

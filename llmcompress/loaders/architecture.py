@@ -50,7 +50,7 @@ class Architecture(NamedTuple):
     torch_dtype: str | None
     """What the configuration says of the weights: bf16, fp16, fp32, another name, or None where it says nothing."""
     quantization: Quantization
-    """'keep': converted as it is and not compressed again; 'dequantize': brought back to bf16 first."""
+    """'keep': converted as it is."""
     quantization_note: str
     """One sentence on what happens to an already quantized checkpoint; empty for 'none'."""
     remote_code: bool

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,6 +40,8 @@ class Given(NamedTuple):
     """In place of those in files."""
     unneeded: Set[str] = frozenset()
     """Names of tensors that the model's class may drop."""
+    after_load: Callable[[Any], None] | None = None
+    """Called with the loaded model, before it is traced."""
 
 
 def convert_checkpoint(
@@ -158,6 +160,8 @@ class _StrictLoader:
         refuse_other_tensors(info, type(model).__name__, where, self._given.unneeded)
         if self._given.adapter is not None:
             model = merge(model, self._given.adapter)
+        if self._given.after_load is not None:
+            self._given.after_load(model)
         self._storages += [t.untyped_storage() for t in (*model.parameters(), *model.buffers())]
         return model
 

@@ -19,7 +19,7 @@ from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.layout import IR_FILES
 from llmcompress.loaders.model_card import read_source_card
-from llmcompress.loaders.quantized.declaration import declared, is_repacked
+from llmcompress.loaders.quantized.declaration import declared, is_repacked, quantization_method
 from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.scan import check_hashes, scan_constants
 from llmcompress.loaders.source import Source, fetch_weights, resolve, side_files, text_files
@@ -264,7 +264,7 @@ def _quantization(source: Source) -> QuantizationRecord | None:
     if source.layout != "checkpoint" or not is_repacked(source.config):
         return None
     settings = declared(source.config)
-    return QuantizationRecord(method=settings["quant_method"], settings=dict(settings))
+    return QuantizationRecord(method=quantization_method(settings), settings=dict(settings))
 
 
 def _card(source: Source) -> SourceCard | None:

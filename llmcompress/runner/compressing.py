@@ -70,7 +70,13 @@ def compress_loaded(
         of_recipe(Progress("begin", 0, 0))
         try:
             report = compress(
-                loaded, job.recipe, job.directory, overwrite=True, offline=access.offline, progress=of_recipe
+                loaded,
+                job.recipe,
+                job.directory,
+                overwrite=True,
+                offline=access.offline,
+                requantize=access.requantize and job.recipe.quantizes,
+                progress=of_recipe,
             )
             remember("compress", found, (job.recipe.portable(),), report.measured.duration_s)
             outcomes[job.name] = None

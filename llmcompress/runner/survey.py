@@ -93,7 +93,9 @@ def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, here: bool, base_is_
             hint="add evaluation: {}",
         )
     if "compress" in steps:
-        require_compressible(found, recipe, here=here)
+        # Next to recipes that keep codes or give their floats.
+        again = job.model.requantize and recipe.quantizes
+        require_compressible(found, recipe, requantize=again, here=here)
     if "tune" in steps:
         _ = model.tuning_token_ids_sha256
     if "evaluate" in steps and plan.evaluation is not None:

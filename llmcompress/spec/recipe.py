@@ -86,6 +86,11 @@ class Recipe(StrictModel):
         """``weights`` and ``further_weights``, in the order in which they are carried out."""
         return (*([self.weights] if self.weights else []), *self.further_weights)
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether it makes codes of floats."""
+        return self.method not in ("none", "keep")
+
     def to_quantization_config(self, **options: Any) -> OVRecipeConfig:
         """Alias of ``llmcompress.to_quantization_config``, for those who look for it here."""
         return llmcompress.to_quantization_config(self, **options)

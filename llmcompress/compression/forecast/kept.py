@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 from llmcompress.compression.forecast.records import Inventory, PlannedLayer
-from llmcompress.compression.layers import PLAIN_FLOATS
-from llmcompress.graph.integer_weights import INTEGERS
+from llmcompress.compression.layers import FLOATS, mode_of
+from llmcompress.loaders.hub_headers import read_hub_checkpoint
+from llmcompress.loaders.quantized.declaration import is_repacked
+from llmcompress.loaders.quantized.packed import NF4
 from llmcompress.loaders.quantized.source_weights import source_weights
-from llmcompress.loaders.quantized.stored import StoredWeight
+from llmcompress.loaders.quantized.stored import Read, StoredWeight
 from llmcompress.loaders.safetensors_file import BITS
 from llmcompress.loaders.source import Source
-from llmcompress.loaders.tensors import read_checkpoint
+from llmcompress.loaders.tensors import Checkpoint, read_checkpoint
 
-_CODE_BITS = {"u4": 4, "i4": 4, "u8": 8, "i8": 8, "f8e4m3": 8}
-_F32_SCALES = ("f8e4m3",)
-"""Codes whose scales are published in f32."""
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_BITS = {
+    **dict.fromkeys(("u4", "i4", "f4e2m1", "nf4"), 4),
+    **dict.fromkeys(("u8", "i8", "f8e4m3", "f8e8m0"), 8),
+    **dict.fromkeys(("f16", "bf16"), 16),
+    "f32": 32,
+}
 
 
 def with_quantized(source: Source, inventory: Inventory, *, keep: bool) -> Inventory:
@@ -30,12 +40,17 @@ def with_quantized(source: Source, inventory: Inventory, *, keep: bool) -> Inven
     Raises:
         ModelError: A setting or a tensor is not as the format says.
     """
-    if source.layout != "checkpoint" or not any(source.path.glob("*.safetensors")):
+    if source.layout != "checkpoint" or not is_repacked(source.config):
         return inventory
-    checkpoint = read_checkpoint(source.path)
-    found = source_weights(source, checkpoint)
-    if found is None:
+    if any(source.path.glob("*.safetensors")):
+        checkpoint = read_checkpoint(source.path)
+        found = source_weights(source, checkpoint)
+    elif source.files is not None:
+        checkpoint = read_hub_checkpoint(source)
+        found = source_weights(source, checkpoint, _guesses(checkpoint, inventory))
+    else:
         return inventory
+    assert found is not None
     names = {weight.name for weight in found.weights}
     plain = [tensor for name, tensor in found.plain.tensors.items() if name not in names]
     formats = Counter(weight.format for weight in found.weights)
@@ -50,21 +65,57 @@ def with_quantized(source: Source, inventory: Inventory, *, keep: bool) -> Inven
     )
 
 
+def _guesses(checkpoint: Checkpoint, inventory: Inventory) -> Read:
+    """What the small tensors of files that are not here most likely hold, by the shapes of the plain model."""
+    import numpy as np
+
+    shapes = {weight.name: weight.shape for weight in inventory.weights}
+
+    def read(name: str) -> NDArray[Any]:
+        tensors, (module, _, part) = checkpoint.tensors, name.rpartition(".")
+        if part == "weight_shape":
+            rows, words = tensors[f"{module}.weight_packed"].shape
+            return np.array(shapes.get(f"{module}.weight", (rows, words * 8)))
+        if name.endswith(".quant_map"):
+            return np.array(NF4, np.float32)
+        if ".quant_state." in name:
+            weight = name.partition(".quant_state.")[0]
+            rows, columns = shapes.get(weight, (1, 2 * math.prod(tensors[weight].shape)))
+            said = {
+                "quant_type": name.rpartition("__")[2],
+                "shape": [rows, columns],
+                "blocksize": rows * columns // max(1, math.prod(tensors[f"{weight}.absmax"].shape)),
+                "dtype": "float16",
+            }
+            if f"{weight}.nested_absmax" in tensors:
+                said |= {"nested_blocksize": 256, "nested_offset": 0.0}
+            return np.frombuffer(json.dumps(said).encode(), np.uint8)
+        return np.ones(tensors[name].shape)
+
+    return read
+
+
 def kept_layer(weight: StoredWeight) -> PlannedLayer:
     """What a weight becomes whose codes are kept."""
     return PlannedLayer(
         name=weight.name,
         shape=weight.shape,
         num_parameters=math.prod(weight.shape),
-        mode=(INTEGERS | PLAIN_FLOATS)[weight.element],
-        group_size=-1 if weight.group_size == weight.shape[1] else weight.group_size,
+        mode=mode_of(weight.element, (weight.scale,)) or weight.element,
+        group_size=None
+        if weight.element in FLOATS
+        else -1
+        if weight.group_size == weight.columns
+        else weight.group_size,
         size_bytes=_bytes(weight),
         stored_as=weight.format,
     )
 
 
 def _bytes(weight: StoredWeight) -> int:
-    elements, num_groups = math.prod(weight.shape), weight.shape[0] * weight.shape[1] // weight.group_size
-    bits = _CODE_BITS[weight.element]
-    scales = num_groups * (4 if weight.element in _F32_SCALES else 2)
+    elements, bits = math.prod(weight.shape), _BITS[weight.element]
+    if weight.element in FLOATS:
+        return elements * bits // 8
+    num_groups = elements // weight.group_size
+    scales = num_groups * _BITS[weight.scale] // 8
     return elements * bits // 8 + scales + (-(-num_groups * bits // 8) if weight.asymmetric else 0)

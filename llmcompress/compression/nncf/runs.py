@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
 from llmcompress.graph.device import decoder_inputs, input_names
+from llmcompress.graph.model import unpin_cache
 from llmcompress.graph.recurrence import find_recurrence
 from llmcompress.spec import IgnoredScope
 from llmcompress.system.patching import replaced
@@ -45,11 +46,7 @@ def mark_as_optimized(model: ov.Model) -> None:
     import nncf
 
     model.set_rt_info(nncf.__version__, ["optimum", "nncf_version"])
-    # The exporter pins the cache to f16 in uncompressed models.
-    options = model.get_rt_info("runtime_options").value if model.has_rt_info("runtime_options") else {}
-    if options.get("KV_CACHE_PRECISION") == "f16":
-        del options["KV_CACHE_PRECISION"]
-        model.set_rt_info(options, "runtime_options")
+    unpin_cache(model)
 
 
 @contextlib.contextmanager

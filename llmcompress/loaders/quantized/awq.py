@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, in_blocks, packed4, shortest, signed, unpacked
 from llmcompress.loaders.quantized.stored import (
+    FLOATS,
     Read,
     StoredWeight,
     group_size_setting,
@@ -64,7 +65,7 @@ def _stored(module: str, version: str, group_size: int, tensors: Mapping[str, Te
         width = _width(num_groups, group)
         zeros, scales = (rows, width), (rows, width * _PER_WORD)
     require_tensor(tensors, f"{module}.qzeros", ("I32",), zeros)
-    require_tensor(tensors, f"{module}.scales", ("F16", "BF16", "F32"), scales)
+    require_tensor(tensors, f"{module}.scales", FLOATS, scales)
     return StoredWeight(
         name=f"{module}.weight",
         shape=(rows, columns),

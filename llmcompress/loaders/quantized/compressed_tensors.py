@@ -1,9 +1,11 @@
-"""compressed-tensors, as llm-compressor and AutoRound write it: integers of 4 and 8 bits, and 8-bit floats.
+"""compressed-tensors, as llm-compressor and AutoRound write it: integers and floats of 4 and 8 bits.
 
 Packed: ``weight_packed`` int32 ``[N, ceil(K * bits / 32)]`` of codes along a row, ``weight_shape`` ``[2]``,
 ``weight_scale`` ``[N, groups]`` and, where it is asymmetric, ``weight_zero_point`` int32
 ``[ceil(N * bits / 32), groups]``; both kinds of codes are stored without sign. ``weight_g_idx`` ``[K]``: the group of
 each input channel. Plain: ``weight`` int8 or float8 ``[N, K]`` with ``weight_scale`` and ``weight_zero_point`` int8.
+4-bit floats E2M1: ``weight_packed`` uint8 ``[N, K / 2]``; of NVFP4 ``weight_scale`` float8 ``[N, K / 16]``, which is
+divided by ``weight_global_scale`` ``[1]``; of MXFP4 ``weight_scale`` uint8 ``[N, K / 32]``, the exponent plus 127.
 What a checkpoint says of its activations is left out: the runtime quantizes them in its own way.
 Source: https://github.com/vllm-project/compressed-tensors, ``src/compressed_tensors/compressors``.
 """
@@ -22,17 +24,24 @@ from llmcompress.loaders.quantized.packed import (
     PackedWeight,
     in_blocks,
     packed4,
+    rounded,
     shortest,
     signed,
     unpacked,
 )
-from llmcompress.loaders.quantized.stored import Read, StoredWeight, modules_with, require_matrix, require_tensor
+from llmcompress.loaders.quantized.stored import (
+    FLOATS,
+    Read,
+    StoredWeight,
+    modules_with,
+    require_matrix,
+    require_tensor,
+)
 from llmcompress.loaders.safetensors_file import TensorInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FLOATS = ("F16", "BF16", "F32")
 _OF_ACTIVATIONS = ("input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point")
 
 
@@ -50,7 +59,10 @@ def find_compressed_tensors(
             raise ModelError(
                 f"quantization_config.{name} is given, which is not read", where="config.json", hint=ORIGINAL
             )
-    found = [_packed(module, tensors, read) for module in modules_with(tensors, "weight_packed")]
+    found = [
+        _float4(module, tensors) if tensors[f"{module}.weight_packed"].dtype == "U8" else _packed(module, tensors, read)
+        for module in modules_with(tensors, "weight_packed")
+    ]
     for module in modules_with(tensors, "weight_scale"):
         weight = tensors.get(f"{module}.weight")
         if weight is None:
@@ -187,6 +199,49 @@ def _repack_integers(
         zero_points=zeros,
     )
     return signed(weight, 128)
+
+
+def _float4(module: str, tensors: Mapping[str, TensorInfo]) -> StoredWeight:
+    rows, half = require_matrix(tensors, f"{module}.weight_packed", ("U8",))
+    parts = {f"{module}.weight_packed", f"{module}.weight_scale"}
+    is_nvfp4 = f"{module}.weight_global_scale" in tensors
+    group = 16 if is_nvfp4 else 32
+    if half * 2 % group:
+        raise ModelError(
+            f"groups of {group} do not divide the {half * 2} columns of {module}",
+            where=tensors[f"{module}.weight_packed"].file,
+            hint=ORIGINAL,
+        )
+    num_groups = half * 2 // group
+    require_tensor(tensors, f"{module}.weight_scale", ("F8_E4M3",) if is_nvfp4 else ("U8",), (rows, num_groups))
+    if is_nvfp4:
+        require_tensor(tensors, f"{module}.weight_global_scale", ("F32",), (1,))
+        parts.add(f"{module}.weight_global_scale")
+    return StoredWeight(
+        name=f"{module}.weight",
+        shape=(rows, half * 2),
+        format=f"compressed-tensors {'NVFP4' if is_nvfp4 else 'MXFP4'}",
+        element="f4e2m1",
+        group_size=group,
+        parts=frozenset(parts),
+        repack=functools.partial(_repack_float4, module, (rows, half * 2), is_nvfp4),
+        scale="f8e4m3" if is_nvfp4 else "f8e8m0",
+    )
+
+
+def _repack_float4(module: str, shape: tuple[int, int], is_nvfp4: bool, read: Read) -> PackedWeight:
+    import numpy as np
+
+    weight = PackedWeight(
+        read(f"{module}.weight_packed"), "f4e2m1", shape, read(f"{module}.weight_scale"), scale="f8e8m0"
+    )
+    if not is_nvfp4:
+        return weight
+    divisor = read(f"{module}.weight_global_scale").astype(np.float64)
+    if not divisor.all():
+        raise ModelError(f"weight_global_scale of {module} is 0", where="safetensors", hint=ORIGINAL)
+    factor = (1 / divisor).astype(np.float32)
+    return weight._replace(scale="f8e4m3", factors=factor, rounding=rounded(factor, 1 / divisor))
 
 
 def _float8(module: str, settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> StoredWeight:

@@ -2,47 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, dequantized, packed4
+from llmcompress.loaders.quantized.experts import joined
+from llmcompress.loaders.quantized.packed import FLOATS, ORIGINAL, PackedWeight, dequantized, packed4
+from llmcompress.loaders.quantized.slim_stacks import SlimStacks
 
 if TYPE_CHECKING:
     import openvino as ov
+    import torch
     from numpy.typing import NDArray
+
+
+_DECOMPRESSION = ("Convert", "Subtract", "Multiply", "Reshape")
 
 
 class Placed(NamedTuple):
     """Quantized weights that are in a graph."""
 
-    names: Mapping[str, str]
-    """The weight of each constant, by the constant's name."""
+    weights: Mapping[str, tuple[str, PackedWeight]]
+    """By the name of their constant: the name that the source has for it, and what it holds."""
     owners: list[object]
     """What owns the memory of the constants, to be kept as long as the graph."""
 
 
-def put_constants(model: ov.Model, weights: Mapping[str, PackedWeight], names: Mapping[int, str]) -> Placed:
+def put_constants(
+    model: ov.Model, weights: Mapping[str, PackedWeight], names: Mapping[int, str], stacks: SlimStacks
+) -> Placed:
     """Replace what stands in for quantized weights in a traced graph.
 
     Args:
         model: Changed in place.
         weights: By name.
         names: The name of each weight by the address of the constant that stands in for it.
+        stacks: What the numbers stand for that fill the constants of stacks of experts.
 
     Raises:
         ModelError: A weight is not in the graph as it was, or is not multiplied as a linear layer's.
     """
     owners: list[object] = []
-    placed: dict[str, str] = {}
-    constants = [op for op in model.get_ops() if op.get_type_name() == "Constant" and op.get_byte_size()]
-    for constant in constants:
-        name = names.get(constant.data.ctypes.data)
-        if name is None or tuple(constant.get_output_shape(0)) != weights[name].shape:
+    placed: dict[str, tuple[str, PackedWeight]] = {}
+    missing = set(weights)
+    for constant in [op for op in model.get_ops() if op.get_type_name() == "Constant" and op.get_byte_size()]:
+        number = _number(constant, stacks)
+        if number is not None and number[0] in stacks.biases:
+            _replace_bias(constant, stacks.biases[number[0]])
             continue
-        placed[constant.get_friendly_name()] = name
-        _replace(constant, name, weights[name], owners)
-    if missing := set(weights) - set(placed.values()):
+        found = [stacks.weights[each] for each in number or ()]
+        name = names.get(constant.data.ctypes.data)
+        if name is not None and tuple(constant.get_output_shape(0)) == weights[name].shape:
+            found = [name]
+        if found:
+            missing -= set(found)
+            parts = [weights[name] for name in found]
+            weight = parts[0] if len(parts) == 1 else halves_joined(parts)
+            whole = found[0] if len(parts) == 1 else found[0].removesuffix(".0")
+            placed[_replace(constant, whole, weight, owners)] = found[0], weight
+    if missing:
         raise ModelError(
             f"{len(missing)} quantized weights are not in the converted graph as they are stored: {min(missing)}",
             where="model",
@@ -52,19 +70,69 @@ def put_constants(model: ov.Model, weights: Mapping[str, PackedWeight], names: M
     return Placed(placed, owners)
 
 
-def _replace(constant: ov.Node, name: str, weight: PackedWeight, owners: list[object]) -> None:
-    value = weight_value(constant.get_friendly_name(), weight, owners)
+def _number(constant: ov.Node, stacks: SlimStacks) -> tuple[float, ...] | None:
+    """The one or two numbers that a slim stand-in is filled with; None: it is none."""
+    known = stacks.weights.keys() | stacks.biases.keys()
+    if not known or len(constant.get_output_shape(0)) != 3 or not constant.get_element_type().is_real():
+        return None
+    values = constant.data
+    ends = tuple(sorted({float(values.min()), float(values.max())}))
+    return ends if set(ends) <= known else None
+
+
+def _replace(constant: ov.Node, name: str, weight: PackedWeight, owners: list[object]) -> str:
+    """Put a weight in the place of what stands in for it; gives the name of its constant."""
+    from openvino import opset13 as ops
+
+    # Parts of a stack have names of the operation that cut it.
+    own_name = constant.get_friendly_name() if len(weight.shape) == 2 else f"self.{name}"
+    value = weight_value(own_name, weight, owners)
     for port in _consumers(constant):
         node = port.get_node()
-        if node.get_type_name() != "MatMul" or port.get_index() != 1 or not node.get_attributes()["transpose_b"]:
+        kind, is_stack = node.get_type_name(), len(weight.shape) == 3
+        is_product = kind == "MatMul" and port.get_index() == 1
+        if is_product and (is_stack or node.get_attributes()["transpose_b"]):
+            if weight.columns is not None:
+                _sort_channels(node.input(0), weight.columns)
+            if node.get_attributes()["transpose_b"]:
+                port.replace_source_output(value.output(0))
+            else:
+                product = ops.matmul(node.input_value(0), value, node.get_attributes()["transpose_a"], True)
+                product.set_friendly_name(node.get_friendly_name())
+                node.output(0).replace(product.output(0))
+        elif kind == "Gather" and port.get_index() == 0 and weight.columns is None and not is_stack:
+            port.replace_source_output(value.output(0))
+        else:
             raise ModelError(
-                f"the quantized weight {name} goes into {node.get_type_name()}, not into a linear layer",
-                where="model",
-                hint=ORIGINAL,
+                f"the quantized weight {name} goes into {kind}, not into a linear layer", where="model", hint=ORIGINAL
             )
-        port.replace_source_output(value.output(0))
-        if weight.columns is not None:
-            _sort_channels(node.input(0), weight.columns)
+    return own_name
+
+
+def _replace_bias(constant: ov.Node, bias: torch.Tensor) -> None:
+    from openvino import opset13 as ops
+
+    shape = [*constant.get_output_shape(0)[:-1], bias.shape[-1]]
+    whole = ops.constant(bias.float().numpy().reshape(shape))
+    whole.set_friendly_name(constant.get_friendly_name())
+    constant.output(0).replace(whole.output(0))
+
+
+def halves_joined(halves: list[PackedWeight]) -> PackedWeight:
+    """Stacks on top of each other, expert by expert."""
+    import numpy as np
+
+    num_experts, _, columns = halves[0].shape
+    rows = [np.arange(half.num_rows).reshape(num_experts, -1) for half in halves]
+    starts = np.cumsum([0, *(half.num_rows for half in halves[:-1])])
+    order = np.concatenate([each + start for each, start in zip(rows, starts, strict=True)], axis=1).reshape(-1)
+    whole = joined(halves, (num_experts, order.size // num_experts, columns))
+    return whole._replace(
+        codes=whole.codes[order],
+        scales=whole.scales[order],
+        zero_points=None if whole.zero_points is None else whole.zero_points[order],
+        factors=None if whole.factors is None else whole.factors[order],
+    )
 
 
 def _consumers(constant: ov.Node) -> list[Any]:
@@ -89,39 +157,62 @@ def _sort_channels(port: Any, columns: NDArray[Any]) -> None:
 def weight_value(name: str, weight: PackedWeight, owners: list[object]) -> ov.Node:
     """``Convert -> Subtract -> Multiply -> Reshape -> Convert`` on the codes.
 
-    Where scales are f32, all is computed in f32, which keeps them exact.
+    Where scales are not f16, all is computed in f32, which keeps them exact.
     """
     import numpy as np
     import openvino as ov
     from openvino import opset13 as ops
 
-    rows, columns = weight.shape
-    num_groups = weight.scales.shape[1]
-    grouped = num_groups > 1
-    shape = [rows, num_groups, weight.group_size] if grouped else [rows, columns]
-    per_group = [rows, num_groups, 1] if grouped else [rows, 1]
-    precision = ov.Type.f16 if weight.scales.dtype == np.float16 else ov.Type.f32
-
     def constant(values: NDArray[Any], size: list[int], element: str, suffix: str) -> ov.Node:
+        values = np.ascontiguousarray(values).reshape(-1)
         tensor = ov.Tensor(values, size, getattr(ov.Type, element))
         owners.extend((values, tensor))
         node = ops.constant(tensor)
         node.set_friendly_name(name + suffix)
         return node
 
-    value = ops.convert(constant(weight.codes.reshape(-1), shape, weight.element, ""), precision)
+    if weight.element in FLOATS:
+        plain = constant(weight.codes, list(weight.shape), weight.element, "")
+        return plain if weight.element == "f32" else ops.convert(plain, ov.Type.f32)
+    num_groups, rows = weight.scales.shape[1], list(weight.shape[:-1])
+    grouped = num_groups > 1
+    shape = [*rows, num_groups, weight.group_size] if grouped else list(weight.shape)
+    per_group = [*rows, num_groups, 1] if grouped else [*rows, 1]
+    scale_element = weight.scale_element
+    precision = ov.Type.f16 if scale_element == "f16" else ov.Type.f32
+
+    value = ops.convert(constant(weight.codes, shape, weight.element, ""), precision)
     if weight.zero_points is not None:
-        zeros = weight.zero_points.reshape(-1)
-        if weight.element == "u4":
-            zeros = packed4(np.append(zeros, np.zeros(zeros.size % 2, np.uint8)))
-        zero_point = constant(zeros, per_group, weight.element, "/zero_point")
-        value = ops.subtract(value, ops.convert(zero_point, precision), name=f"{name}/zero_point/subtract")
-    element = "f16" if precision == ov.Type.f16 else "f32"
-    scale = constant(np.ascontiguousarray(weight.scales).reshape(-1), per_group, element, "/scale")
+        zero_point = _zero_point(weight, per_group, precision, constant)
+        value = ops.subtract(value, zero_point, name=f"{name}/zero_point/subtract")
+    scale = constant(weight.scales, per_group, scale_element, "/scale")
+    if weight.scales.itemsize == 1:
+        scale = ops.convert(scale, precision)
+    if weight.factors is not None:
+        of_all = weight.factors.size == 1
+        factors = weight.factors.reshape(() if of_all else [*rows, 1, 1] if grouped else [*rows, 1])
+        scale = ops.multiply(scale, ops.constant(factors))
     value = ops.multiply(value, scale, name=f"{name}/fq_weights_1")
     if grouped:
-        value = ops.reshape(value, ops.constant(np.array([rows, columns])), special_zero=False)
+        value = ops.reshape(value, ops.constant(np.array(weight.shape)), special_zero=False)
     return value if precision == ov.Type.f32 else ops.convert(value, ov.Type.f32)
+
+
+def _zero_point(
+    weight: PackedWeight, per_group: list[int], precision: ov.Type, constant: Callable[..., ov.Node]
+) -> ov.Node:
+    """Zero points as codes that are converted, or as numbers between codes."""
+    import numpy as np
+    from openvino import opset13 as ops
+
+    zeros = weight.zero_points
+    assert zeros is not None
+    if zeros.itemsize > 1:
+        return constant(zeros, per_group, "f16" if zeros.itemsize == 2 else "f32", "/zero_point")
+    if weight.element == "u4":
+        zeros = zeros.reshape(-1)
+        zeros = packed4(np.append(zeros, np.zeros(zeros.size % 2, np.uint8)))
+    return ops.convert(constant(zeros, per_group, weight.element, "/zero_point"), precision)
 
 
 def dequantize_constants(model: ov.Model, weights: Mapping[str, PackedWeight]) -> list[object]:
@@ -140,10 +231,9 @@ def dequantize_constants(model: ov.Model, weights: Mapping[str, PackedWeight]) -
     owners: list[object] = []
     found = {op.get_friendly_name(): op for op in model.get_ops() if op.get_friendly_name() in weights}
     for name, weight in weights.items():
-        node = found[name]
-        while node.get_type_name() != "MatMul":
-            ports = list(node.output(0).get_target_inputs())
-            last, node = node, ports[0].get_node()
+        last = found[name]
+        while (node := next(iter(last.output(0).get_target_inputs())).get_node()).get_type_name() in _DECOMPRESSION:
+            last = node
         values = dequantized(weight)
         tensor = ov.Tensor(values, list(weight.shape), ov.Type.f32)
         owners.extend((values, tensor))

@@ -10,6 +10,7 @@ from llmcompress.graph.model import keep_alive, memory_owners
 from llmcompress.loaders.checkpoint import Given, clone_model, convert_checkpoint
 from llmcompress.loaders.quantized.constants import dequantize_constants, put_constants
 from llmcompress.loaders.quantized.packed import PackedWeight
+from llmcompress.loaders.quantized.slim_stacks import SlimStacks, slim
 from llmcompress.loaders.quantized.source_weights import SourceWeights, stand_ins
 from llmcompress.loaders.source import Source
 
@@ -51,12 +52,21 @@ def convert_quantized(source: Source, found: SourceWeights, scratch_dir: Path) -
         ModelError: As ``convert_checkpoint``, or a weight is not in the graph as a linear layer's.
     """
     with stand_ins(source, found) as given:
-        model = convert_checkpoint(given.directory, scratch_dir, given=Given(None, given.tensors, found.zero_biases))
+        slimmed: list[SlimStacks] = []
+
+        def after_load(loaded: Any) -> None:
+            slimmed.append(slim(loaded, given.stacks))
+
+        model = convert_checkpoint(
+            given.directory,
+            scratch_dir,
+            given=Given(None, given.tensors, found.zero_biases, after_load),
+        )
         packed = found.repacked()
-        placed = put_constants(model, packed, given.names)
+        placed = put_constants(model, packed, given.names, slimmed[-1])
     keep_alive(model, (memory_owners(model), placed.owners))
     formats = {weight.name: weight.format for weight in found.weights}
-    kept = {constant: KeptWeight(formats[name], packed[name]) for constant, name in placed.names.items()}
+    kept = {constant: KeptWeight(formats[name], weight) for constant, (name, weight) in placed.weights.items()}
     return clone_model(model), KeptWeights(found.method, found.settings, kept)
 
 

@@ -7,23 +7,41 @@ from typing import Any, Literal
 
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.awq import find_awq
+from llmcompress.loaders.quantized.bitnet import find_bitnet
+from llmcompress.loaders.quantized.bitsandbytes import find_bitsandbytes
 from llmcompress.loaders.quantized.compressed_tensors import find_compressed_tensors
 from llmcompress.loaders.quantized.float8 import find_float8
 from llmcompress.loaders.quantized.gptq import BITS, find_gptq
+from llmcompress.loaders.quantized.mxfp4 import find_mxfp4
 from llmcompress.loaders.quantized.packed import ORIGINAL
 from llmcompress.loaders.quantized.stored import Find, setting
+from llmcompress.loaders.quantized.torchao import find_torchao
 
-Quantization = Literal["none", "keep", "dequantize"]
+Quantization = Literal["none", "keep"]
 
 FORMATS: Mapping[str, Find] = {
     "gptq": find_gptq,
     "awq": find_awq,
     "compressed-tensors": find_compressed_tensors,
     "fp8": find_float8,
+    "fbgemm_fp8": find_float8,
+    "mxfp4": find_mxfp4,
+    "bitsandbytes": find_bitsandbytes,
+    "bitnet": find_bitnet,
+    "torchao": find_torchao,
 }
 """The formats whose codes are repacked, by ``quant_method``."""
 
-_NAMES = {"awq": "AWQ 4-bit", "compressed-tensors": "compressed-tensors", "fp8": "FP8"}
+_NAMES = {
+    "awq": "AWQ 4-bit",
+    "compressed-tensors": "compressed-tensors",
+    "fp8": "FP8",
+    "fbgemm_fp8": "FBGEMM FP8",
+    "mxfp4": "MXFP4",
+    "bitsandbytes": "bitsandbytes",
+    "bitnet": "BitNet ternary",
+    "torchao": "torchao",
+}
 
 
 def declared(config: Mapping[str, Any]) -> Any:
@@ -31,10 +49,16 @@ def declared(config: Mapping[str, Any]) -> Any:
     return config.get("quantization_config") or config.get("compression_config")
 
 
+def quantization_method(settings: Mapping[str, Any]) -> Any:
+    """``quant_method``; early bitsandbytes wrote none."""
+    method = settings.get("quant_method")
+    return "bitsandbytes" if method is None and (settings.get("load_in_8bit") or settings.get("load_in_4bit")) else method
+
+
 def is_repacked(config: Mapping[str, Any]) -> bool:
     """Whether a configuration declares a format whose codes are repacked."""
     settings = declared(config)
-    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    method = quantization_method(settings) if isinstance(settings, Mapping) else None
     return isinstance(method, str) and method in FORMATS
 
 
@@ -49,19 +73,13 @@ def check_quantization(config: Mapping[str, Any], where: str = "config.json") ->
         return "none", ""
     if not isinstance(settings, Mapping):
         raise ModelError(f"quantization_config is {settings!r}; an object is needed", where=where, hint=ORIGINAL)
-    method = settings.get("quant_method")
-    if method is None and (settings.get("load_in_8bit") or settings.get("load_in_4bit")):
-        method = "bitsandbytes"
-    if method == "mxfp4":
-        return "dequantize", "The checkpoint's MXFP4 weights are brought back to bf16, then compressed by the recipe."
-    if method == "bitnet":
-        return "keep", "The checkpoint's BitNet ternary weights are kept as they are; they cannot be compressed again."
+    method = quantization_method(settings)
     if isinstance(method, str) and method in FORMATS:
         name = f"GPTQ {setting(settings, 'bits', BITS)}-bit" if method == "gptq" else _NAMES[method]
         return "keep", f"The checkpoint's {name} weights are kept as they are."
     raise ModelError(
-        f"it is quantized already with {method!r}, which cannot be converted; none, mxfp4, and as they are "
-        f"{', '.join(FORMATS)} and bitnet are accepted",
+        f"it is quantized already with {method!r}, which cannot be converted; none and, as they are, "
+        f"{', '.join(FORMATS)} are accepted",
         where=where,
         hint=ORIGINAL,
     )

@@ -1,7 +1,8 @@
-"""8-bit floats E4M3 with scales of blocks, rows or the whole weight, as DeepSeek and Qwen publish them.
+"""8-bit floats E4M3 with scales of blocks, rows or the whole weight, as DeepSeek, Qwen and FBGEMM write them.
 
 ``weight`` float8 ``[N, K]``; ``weight_scale_inv`` ``[ceil(N / rows), ceil(K / columns)]`` of blocks, or one number:
-what the weight is multiplied by. Source: https://github.com/deepseek-ai/DeepSeek-V3, ``inference/kernel.py``.
+what the weight is multiplied by; FBGEMM: ``weight_scale`` ``[N, 1]``.
+Source: https://github.com/deepseek-ai/DeepSeek-V3, ``inference/kernel.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, common_group_size, regrouped, shortest
 from llmcompress.loaders.quantized.stored import (
+    FLOATS,
     Read,
     StoredWeight,
     modules_with,
@@ -21,8 +23,6 @@ from llmcompress.loaders.quantized.stored import (
     setting,
 )
 from llmcompress.loaders.safetensors_file import TensorInfo
-
-_FLOATS = ("F32", "BF16", "F16")
 
 
 def find_float8(settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo], read: Read) -> list[StoredWeight]:
@@ -56,7 +56,7 @@ def float8_weight(
         ModelError: A tensor is missing or of another type, or scales and blocks do not fit the weight.
     """
     rows, columns = require_matrix(tensors, f"{module}.weight", ("F8_E4M3",))
-    scales = require_tensor(tensors, f"{module}.{scale}", _FLOATS)
+    scales = require_tensor(tensors, f"{module}.{scale}", FLOATS)
     height, width = _block(blocks)
     if scales.shape in ((), (1,), (1, 1)):
         height, width = rows, columns
@@ -71,16 +71,17 @@ def float8_weight(
         )
     common = common_group_size(columns, width, module)
     parts = {f"{module}.weight", f"{module}.{scale}"}
-    unused = {f"{module}.{part}" for part in ("input_scale", "activation_scale")} & set(tensors)
+    of_activations = ("input_scale", "activation_scale", "input_scale_ub")
+    unused = {f"{module}.{part}" for part in of_activations} & set(tensors)
     return StoredWeight(
         name=f"{module}.weight",
         shape=(rows, columns),
         format=f"{name} E4M3, blocks of {height} x {width}",
         element="f8e4m3",
         group_size=common,
-        asymmetric=False,
         parts=frozenset(parts | unused),
         repack=functools.partial(_repack, module, scale, (rows, columns), (height, width)),
+        scale="f32",
     )
 
 
@@ -104,7 +105,7 @@ def _repack(module: str, scale: str, shape: tuple[int, int], block: tuple[int, i
     common = common_group_size(columns, width, module)
     each_row = np.repeat(shortest(scales), height, axis=0)[:rows]
     return PackedWeight(
-        codes=np.array(read(f"{module}.weight")),
+        codes=read(f"{module}.weight"),
         element="f8e4m3",
         shape=shape,
         scales=np.ascontiguousarray(regrouped(each_row, width, common, columns)),

@@ -26,6 +26,7 @@ from llmcompress.loaders.quantized.packed import (
     unpacked,
 )
 from llmcompress.loaders.quantized.stored import (
+    FLOATS,
     Read,
     StoredWeight,
     group_size_setting,
@@ -67,7 +68,7 @@ def find_gptq(settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo], re
         group = columns if group_size == -1 else group_size
         num_groups = -(-columns // group)
         require_tensor(tensors, f"{module}.qzeros", ("I32",), (num_groups, rows * bits // 32))
-        require_tensor(tensors, f"{module}.scales", ("F16", "BF16", "F32"), (num_groups, rows))
+        require_tensor(tensors, f"{module}.scales", FLOATS, (num_groups, rows))
         parts = {f"{module}.{part}" for part in ("qweight", "qzeros", "scales")}
         if f"{module}.g_idx" in tensors:
             require_tensor(tensors, f"{module}.g_idx", ("I32",), (columns,))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llmcompress.errors import ModelError
@@ -11,8 +11,32 @@ from llmcompress.errors import ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Element = Literal["u4", "i4", "u8", "i8", "f8e4m3"]
-"""OpenVINO's names of what codes are."""
+Element = Literal["u4", "i4", "u8", "i8", "f8e4m3", "f4e2m1", "nf4", "f16", "bf16", "f32"]
+"""OpenVINO's names of what codes are; floats are no codes but the weight itself."""
+Scale = Literal["f16", "f32", "f8e4m3", "f8e8m0"]
+"""OpenVINO's names of what scales are."""
+
+FLOATS = ("f16", "bf16", "f32")
+FOUR_BITS = ("u4", "i4", "f4e2m1", "nf4")
+
+NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
 
 MIN_GROUP_SIZE = 8
 """Below it scales would take more room than the codes."""
@@ -26,50 +50,88 @@ class PackedWeight(NamedTuple):
     codes: NDArray[Any]
     """Bytes, row by row; of 4 bits two in a byte, the low half first."""
     element: Element
-    shape: tuple[int, int]
-    """Output and input channels."""
+    shape: tuple[int, ...]
+    """Output and input channels; of a stack of experts their number before them. Rows are all but the last."""
     scales: NDArray[Any]
-    """``[rows, groups]``: f16 where that holds every one exactly, else f32."""
+    """``[rows, groups]``: numbers in f16 where that holds every one exactly, else in f32; or bytes. Floats have none."""
     zero_points: NDArray[Any] | None = None
-    """``[rows, groups]``, a byte for each; None: zero."""
+    """``[rows, groups]``: a byte for each code that is zero, or numbers in f16 or f32 between codes; None: zero."""
     columns: NDArray[Any] | None = None
     """The input channel of each stored column, where columns were sorted so that groups lie together."""
+    scale: Scale = "f16"
+    """What the scales' bytes are; of numbers their type says it."""
+    factors: NDArray[Any] | None = None
+    """What scales that are bytes are multiplied by in f32: one number, or one for each row; None: nothing."""
+    rounding: float = 0.0
+    """The largest relative difference between a value and what the source says; 0: there is none."""
 
     @property
     def group_size(self) -> int:
         """Columns that share a scale."""
-        return self.shape[1] // int(self.scales.shape[1])
+        return self.shape[-1] // int(self.scales.shape[1])
+
+    @property
+    def num_rows(self) -> int:
+        """Of the whole stack."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def scale_element(self) -> Scale:
+        """OpenVINO's name of what the scales are."""
+        return self.scale if self.scales.itemsize == 1 else "f16" if self.scales.itemsize == 2 else "f32"
 
 
 def dequantized(weight: PackedWeight) -> NDArray[Any]:
-    """The weight in f32, ``[rows, columns]``, columns as they are stored; products are rounded to f32 and no more."""
+    """The weight in f32, columns as they are stored; products are rounded to f32 and no more."""
     import numpy as np
 
-    rows, columns = weight.shape
+    columns = weight.shape[-1]
 
     def block(part: slice) -> NDArray[Any]:
-        values = _values(weight, part).reshape(part.stop - part.start, -1, weight.group_size)
+        values = _values(weight, part)
+        if weight.element in FLOATS:
+            return values
+        values = values.reshape(part.stop - part.start, -1, weight.group_size)
         if weight.zero_points is not None:
             values = values - weight.zero_points[part, :, None].astype(np.float32)
-        floats: NDArray[Any] = values * weight.scales[part, :, None].astype(np.float32)
+        floats: NDArray[Any] = values * _scales(weight, part)[..., None]
         return floats.reshape(-1, columns)
 
-    return in_blocks(rows, columns, np.float32, block)
+    return in_blocks(weight.num_rows, columns, np.float32, block).reshape(weight.shape)
+
+
+def _scales(weight: PackedWeight, part: slice) -> NDArray[Any]:
+    """The scales of some rows, as numbers."""
+    import numpy as np
+
+    scales: NDArray[Any] = weight.scales[part]
+    if weight.scale_element == "f8e8m0":
+        scales = np.exp2(scales.astype(np.float32) - 127)
+    elif weight.scale_element == "f8e4m3":
+        scales = float8_values()[scales]
+    if weight.factors is not None:
+        scales = scales * (weight.factors if weight.factors.size == 1 else weight.factors[part, None])
+    return scales.astype(np.float32)
 
 
 def _values(weight: PackedWeight, part: slice) -> NDArray[Any]:
     """The codes of some rows, as numbers."""
     import numpy as np
 
-    codes = weight.codes.reshape(weight.shape[0], -1)[part]
-    if weight.element in ("u4", "i4"):
+    codes = weight.codes.reshape(weight.num_rows, -1)[part]
+    if weight.element in FOUR_BITS:
         codes = unpacked(codes, 4)
-        # The upper half of a signed code's range is negative.
-        return codes.astype(np.float32) if weight.element == "u4" else ((codes ^ 8).astype(np.float32) - 8)
-    if weight.element == "f8e4m3":
-        floats: NDArray[Any] = float8_values()[codes]
+    if weight.element == "bf16":
+        return (codes.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    if weight.element in FLOATS:
+        return codes.view("<f2" if weight.element == "f16" else "<f4").astype(np.float32)
+    if weight.element in _TABLES:
+        floats: NDArray[Any] = _TABLES[weight.element]()[codes]
         return floats
-    return codes.astype(np.float32) if weight.element == "u8" else codes.view(np.int8).astype(np.float32)
+    if weight.element == "i4":
+        # The upper half of a signed code's range is negative.
+        return (codes ^ 8).astype(np.float32) - 8
+    return codes.view(np.int8).astype(np.float32) if weight.element == "i8" else codes.astype(np.float32)
 
 
 def float8_values() -> NDArray[Any]:
@@ -82,6 +144,28 @@ def float8_values() -> NDArray[Any]:
     value = np.where(exponent == 0, mantissa / 8 * 2.0**-6, normal)
     value[byte & 127 == 127] = math.nan
     return np.where(byte > 127, -value, value).astype(np.float32)
+
+
+def float4_values() -> NDArray[Any]:
+    """The value of every code in the format E2M1."""
+    import numpy as np
+
+    positive = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    return np.concatenate([positive, -positive])
+
+
+def normal_float4_values() -> NDArray[Any]:
+    """The value of every code in the format NF4. Source: https://arxiv.org/abs/2305.14314, appendix E."""
+    import numpy as np
+
+    return np.array(NF4, np.float32)
+
+
+_TABLES: Mapping[str, Callable[[], NDArray[Any]]] = {
+    "f8e4m3": float8_values,
+    "f4e2m1": float4_values,
+    "nf4": normal_float4_values,
+}
 
 
 def in_blocks(rows: int, columns: int, dtype: type, block: Callable[[slice], NDArray[Any]]) -> NDArray[Any]:
@@ -143,6 +227,23 @@ def shortest(scales: NDArray[Any]) -> NDArray[Any]:
         half = scales.astype(np.float16)
     exact = bool((half.astype(np.float32) == scales.astype(np.float32)).all())
     return np.ascontiguousarray(half if exact else scales.astype(np.float32))
+
+
+def rounded(scales: NDArray[Any], exact: NDArray[Any]) -> float:
+    """The largest relative difference between scales and what they should be."""
+    import numpy as np
+
+    return float(np.max(np.abs(scales - exact) / np.where(exact == 0, 1, np.abs(exact)), initial=0))
+
+
+def float_bytes(values: NDArray[Any], element: Element) -> NDArray[Any]:
+    """f32 as rows of bytes of another float type, rounded to the nearest, ties to even."""
+    import numpy as np
+
+    if element == "bf16":
+        bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").view(np.uint8)
+    return np.ascontiguousarray(values.astype("<f2" if element == "f16" else "<f4")).view(np.uint8)
 
 
 def common_group_size(columns: int, group_size: int, where: str) -> int:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.declaration import FORMATS, declared, is_repacked
-from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight
-from llmcompress.loaders.quantized.stored import Read, StoredWeight, plain_tensors, tensor_reader
+from llmcompress.loaders.quantized.declaration import FORMATS, declared, is_repacked, quantization_method
+from llmcompress.loaders.quantized.experts import stacked
+from llmcompress.loaders.quantized.packed import PackedWeight
+from llmcompress.loaders.quantized.slim_stacks import StackParameter, stack_parameters
+from llmcompress.loaders.quantized.stored import MappedTensors, Read, StoredWeight, mapped_tensors, plain_tensors
 from llmcompress.loaders.source import Source, side_files
 from llmcompress.loaders.tensors import Checkpoint
 from llmcompress.system.json_file import write_json
@@ -29,35 +31,49 @@ class SourceWeights(NamedTuple):
     """The weights of a checkpoint whose codes are repacked. By headers alone: no weight has been read."""
 
     method: str
-    """``quant_method``: gptq, awq, compressed-tensors or fp8."""
+    """``quant_method``: gptq, awq, compressed-tensors, fp8 and so on."""
     settings: Mapping[str, Any]
     """What the configuration says of the quantization."""
     dtype: str
     """Torch's name of the precision of everything else."""
     weights: tuple[StoredWeight, ...]
+    """Experts in stacks."""
     plain: Checkpoint
     """The headers that the model would have if it were not quantized."""
-    read: Read
+    mapped: MappedTensors
     zero_biases: frozenset[str]
     """Biases of quantized layers that are all zero: AutoGPTQ writes them for layers that have none."""
 
     def repacked(self) -> dict[str, PackedWeight]:
         """Every weight by its name, each on a core."""
+
+        def repack(weight: StoredWeight) -> PackedWeight:
+            packed = weight.repack(self.mapped.read)
+            for part in weight.parts:
+                self.mapped.release(part)
+            return packed
+
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            made = pool.map(lambda weight: weight.repack(self.read), self.weights)
+            made = pool.map(repack, self.weights)
             return dict(zip((weight.name for weight in self.weights), made, strict=True))
 
 
-def source_weights(source: Source, checkpoint: Checkpoint) -> SourceWeights | None:
+def source_weights(source: Source, checkpoint: Checkpoint, read: Read | None = None) -> SourceWeights | None:
     """Find a checkpoint's quantized weights; None where it has none, or none that are repacked.
+
+    Args:
+        source: A checkpoint.
+        checkpoint: Its headers.
+        read: Gives the small tensors that say what headers do not; None: the files are here.
 
     Raises:
         ModelError: A setting or a tensor is not as the format says, or the model's class merges such weights.
     """
     if not is_repacked(source.config):
         return None
-    settings, read = declared(source.config), tensor_reader(checkpoint)
-    method = settings["quant_method"]
+    settings, mapped = declared(source.config), mapped_tensors(checkpoint)
+    read = mapped.read if read is None else read
+    method = quantization_method(settings)
     weights = tuple(FORMATS[method](settings, checkpoint.tensors, read))
     if not weights:
         raise ModelError(
@@ -66,12 +82,6 @@ def source_weights(source: Source, checkpoint: Checkpoint) -> SourceWeights | No
             hint="remove quantization_config from config.json, or fetch the weights again",
         )
     _refuse_ambiguous(weights, checkpoint, source.name)
-    if merged := [weight.name for weight in weights if ".experts." in weight.name]:
-        raise ModelError(
-            f"quantized experts ({merged[0]} and {len(merged) - 1:,} more) are not read",
-            where=source.name,
-            hint=ORIGINAL,
-        )
     stated = source.config.get("dtype") or source.config.get("torch_dtype")
     dtype = stated.removeprefix("torch.") if isinstance(stated, str) else "float16"
     if dtype not in _DTYPES:
@@ -83,7 +93,7 @@ def source_weights(source: Source, checkpoint: Checkpoint) -> SourceWeights | No
     plain = plain_tensors(checkpoint, weights, _DTYPES[dtype])
     biases = (f"{weight.name.removesuffix('.weight')}.bias" for weight in weights)
     zero = frozenset(name for name in biases if name in plain.tensors and not read(name).any())
-    return SourceWeights(method, settings, dtype, weights, plain, read, zero)
+    return SourceWeights(method, settings, dtype, tuple(stacked(weights, read)), plain, mapped, zero)
 
 
 def _refuse_ambiguous(weights: tuple[StoredWeight, ...], checkpoint: Checkpoint, where: str) -> None:
@@ -107,6 +117,8 @@ class StandIns(NamedTuple):
     tensors: Mapping[str, torch.Tensor]
     names: Mapping[int, str]
     """The name of each quantized weight by the address of what stands in for it."""
+    stacks: Mapping[int, StackParameter]
+    """The parameters that are stacks of experts, by the address of what is loaded for them."""
 
 
 @contextlib.contextmanager
@@ -116,22 +128,24 @@ def stand_ins(source: Source, found: SourceWeights) -> Iterator[StandIns]:
     import torch
     from safetensors import safe_open
 
-    quantized = {weight.name for weight in found.weights}
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[_DTYPES[found.dtype]]
     tensors: dict[str, torch.Tensor] = {}
+
+    def untouched(shape: tuple[int, ...]) -> torch.Tensor:
+        zeros = np.zeros(shape, np.uint32 if dtype.itemsize == 4 else np.uint16)
+        return torch.from_numpy(zeros.view(np.int32 if dtype.itemsize == 4 else np.int16)).view(dtype)
+
     with tempfile.TemporaryDirectory(prefix="llmcompress-") as folder, contextlib.ExitStack() as files:
         for file in found.plain.files:
             opened = files.enter_context(safe_open(found.plain.path / file, "pt"))
             tensors |= {
                 name: opened.get_tensor(name)
                 for name, tensor in found.plain.tensors.items()
-                if tensor.file == file and name not in quantized
+                if tensor.file == file
             }
-        for weight in found.weights:
-            zeros = np.zeros(weight.shape, np.uint32 if dtype.itemsize == 4 else np.uint16)
-            tensors[weight.name] = torch.from_numpy(zeros.view(np.int32 if dtype.itemsize == 4 else np.int16)).view(
-                dtype
-            )
+        matrices = {weight.name: untouched(weight.shape) for weight in found.weights if len(weight.shape) == 2}
+        stacks = {parameter: untouched(parameter.shape) for parameter in stack_parameters(found.weights)}
+        tensors |= matrices | {parameter.name: tensor for parameter, tensor in stacks.items()}
         directory = Path(folder)
         config = {
             key: value
@@ -143,4 +157,9 @@ def stand_ins(source: Source, found: SourceWeights) -> Iterator[StandIns]:
             if name != "config.json":
                 (directory / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(source.path / name, directory / name)
-        yield StandIns(directory, tensors, {tensors[name].data_ptr(): name for name in quantized})
+        yield StandIns(
+            directory,
+            tensors,
+            {tensor.data_ptr(): name for name, tensor in matrices.items()},
+            {tensor.data_ptr(): parameter for parameter, tensor in stacks.items()},
+        )

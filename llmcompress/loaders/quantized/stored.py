@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import mmap
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.packed import ORIGINAL, Element, PackedWeight
+from llmcompress.loaders.quantized.packed import ORIGINAL, Element, PackedWeight, Scale
 from llmcompress.loaders.safetensors_file import TensorInfo
 from llmcompress.loaders.tensors import Checkpoint
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 Read = Callable[[str], "NDArray[Any]"]
 """Gives a tensor by its name, as mapped; bf16 as f32, 8-bit floats as their bytes."""
+
+FLOATS = ("F16", "BF16", "F32")
+"""Types of scales."""
 
 _ELEMENTS = {
     "I64": "<i8",
@@ -36,32 +40,61 @@ class StoredWeight(NamedTuple):
 
     name: str
     """Of the tensor that it stands for."""
-    shape: tuple[int, int]
-    """Output and input channels."""
+    shape: tuple[int, ...]
+    """Output and input channels; of a stack of experts their number before them."""
     format: str
     """For people: GPTQ 4 bits."""
     element: Element
     """Of the constant that it becomes; for an asymmetric one that turns out to be symmetric i4 or i8."""
     group_size: int
     """Of the constant."""
-    asymmetric: bool
-    """Whether the configuration says that there are zero points."""
     parts: frozenset[str]
     """Names of the tensors that it is stored in."""
     repack: Callable[[Read], PackedWeight]
+    asymmetric: bool = False
+    """Whether the configuration says that there are zero points."""
+    scale: Scale = "f16"
+    """What its scales are most likely."""
+    transposed: bool = False
+    """Whether the model's class has input channels before output channels."""
+
+    @property
+    def columns(self) -> int:
+        """Input channels."""
+        return self.shape[-1]
+
+    @property
+    def parameter(self) -> tuple[str, tuple[int, ...]]:
+        """Name and shape of the tensor in the model's class."""
+        return self.name, (*self.shape[:-2], *reversed(self.shape[-2:])) if self.transposed else self.shape
 
 
 Find = Callable[[Mapping[str, Any], Mapping[str, TensorInfo], Read], list[StoredWeight]]
 """Finds a format's weights by its settings and by headers; small tensors are read where a header does not say all."""
 
 
-def tensor_reader(checkpoint: Checkpoint) -> Read:
-    """Map a checkpoint's files, each when it is first asked for."""
+class MappedTensors(NamedTuple):
+    """A checkpoint's tensors, its files mapped each when it is first asked for."""
+
+    read: Read
+    release: Callable[[str], None]
+    """Lets the pages of a tensor leave memory; what is read of it again comes from the file."""
+
+
+def mapped_tensors(checkpoint: Checkpoint) -> MappedTensors:
+    """Map a checkpoint's files."""
     import numpy as np
 
     @functools.cache
     def mapped(file: str) -> NDArray[np.uint8]:
         return np.memmap(checkpoint.path / file, np.uint8, "r")
+
+    def release(name: str) -> None:
+        tensor = checkpoint.tensors[name]
+        pages: Any = getattr(mapped(tensor.file), "_mmap")  # noqa: B009 - numpy gives it no other name
+        start = -(-tensor.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED") and start < tensor.end:
+            pages.madvise(mmap.MADV_DONTNEED, start, tensor.end - start)
 
     def read(name: str) -> NDArray[Any]:
         tensor = checkpoint.tensors[name]
@@ -71,7 +104,7 @@ def tensor_reader(checkpoint: Checkpoint) -> Read:
         values = stored.view(_ELEMENTS[tensor.dtype]).reshape(tensor.shape)
         return (values.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else values
 
-    return read
+    return MappedTensors(read, release)
 
 
 def require_tensor(
@@ -121,7 +154,7 @@ def setting(settings: Mapping[str, Any], name: str, accepted: Iterable[Any], def
     value = settings.get(name, default)
     accepted = tuple(accepted)
     # A JSON true equals the number 1.
-    if (isinstance(value, bool) and True not in accepted) or value not in accepted:
+    if not any(type(each) is type(value) and each == value for each in accepted):
         raise ModelError(
             f"quantization_config.{name} is {value!r}; accepted: {', '.join(map(str, accepted))}",
             where="config.json",
@@ -150,5 +183,7 @@ def plain_tensors(checkpoint: Checkpoint, weights: Iterable[StoredWeight], dtype
     weights = tuple(weights)
     parts = frozenset[str]().union(*(weight.parts for weight in weights))
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in parts}
-    tensors |= {weight.name: TensorInfo("", dtype, weight.shape, 0, 0) for weight in weights}
+    for weight in weights:
+        name, shape = weight.parameter
+        tensors[name] = TensorInfo("", dtype, shape, 0, 0)
     return checkpoint._replace(tensors=tensors)

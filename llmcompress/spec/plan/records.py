@@ -36,6 +36,8 @@ class PlanModel(StrictModel):
     merge_adapter: bool = False
     """The source is an adapter's: its base model is loaded, and it is merged into it."""
     max_context: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    requantize: bool = False
+    """The source is quantized already: recipes that quantize may do so again."""
     exclude: Texts = ()
     """Names of recipes that are not for this model."""
     overrides: dict[str, Settings] = Field(default_factory=dict)
@@ -51,6 +53,7 @@ class PlanModel(StrictModel):
             self.allow_links,
             self.merge_adapter,
             self.max_context,
+            self.requantize,
         )
 
     @property

@@ -1,0 +1,117 @@
+"""torchao, as transformers writes its tensors into safetensors: 8-bit integers, and such that hold fewer bits.
+
+``_weight_qdata`` int8 ``[N, K]``, ``_weight_scale`` ``[N, groups]`` and, of ``IntxUnpackedToInt8Tensor``,
+``_weight_zero_point`` int8. Layouts that are made for one kind of device (``Int4Tensor``, tiles) are not read.
+What a checkpoint says of its activations is left out: the runtime quantizes them in its own way.
+Source: https://github.com/pytorch/ao, ``torchao/quantization/quantize_/workflows``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmcompress.errors import ModelError
+from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, in_blocks, packed4, shortest, signed
+from llmcompress.loaders.quantized.stored import (
+    FLOATS,
+    Read,
+    StoredWeight,
+    modules_with,
+    require_matrix,
+    require_tensor,
+)
+from llmcompress.loaders.safetensors_file import TensorInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_QDATA, _SCALE, _ZERO_POINT = "_weight_qdata", "_weight_scale", "_weight_zero_point"
+_OTHER_PARTS = ("_weight_act_pre_scale", "_weight_scale_and_zero")
+_FEW_BITS = ("int1", "int2", "int3", "int4")
+
+
+def find_torchao(settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo], read: Read) -> list[StoredWeight]:
+    """Find the weights of a torchao checkpoint; the tensors say how each is stored.
+
+    Raises:
+        ModelError: A layout that is not read, or a tensor that is missing or of another type or shape.
+    """
+    said = set(_strings(settings.get("quant_type"), 0))
+    few_bits = bool(said & set(_FEW_BITS))
+    return [_integers(module, few_bits, tensors) for module in modules_with(tensors, _QDATA)]
+
+
+def _strings(value: object, depth: int) -> Iterator[str]:
+    """Every string in a configuration."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list) and depth < 20:
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(part, depth + 1)
+
+
+def _integers(module: str, few_bits: bool, tensors: Mapping[str, TensorInfo]) -> StoredWeight:
+    for part in _OTHER_PARTS:
+        if f"{module}.{part}" in tensors:
+            raise ModelError(
+                f"{module}.{part} is of a layout for other devices, which is not read",
+                where=tensors[f"{module}.{part}"].file,
+                hint=ORIGINAL,
+            )
+    rows, columns = require_matrix(tensors, f"{module}.{_QDATA}", ("I8",))
+    scale = require_tensor(tensors, f"{module}.{_SCALE}", FLOATS)
+    shape = (rows, 1) if scale.shape in ((), (1,), (1, 1), (rows,)) else scale.shape
+    if len(shape) != 2 or shape[0] != rows or not shape[1] or columns % shape[1] or (few_bits and columns % 2):
+        raise ModelError(
+            f"tensor {module}.{_SCALE} has the shape {list(scale.shape)}; [{rows}, groups that divide {columns}] is needed",
+            where=scale.file,
+            hint=ORIGINAL,
+        )
+    parts = {f"{module}.{_QDATA}", f"{module}.{_SCALE}"}
+    if f"{module}.{_ZERO_POINT}" in tensors:
+        require_tensor(tensors, f"{module}.{_ZERO_POINT}", ("I8",), scale.shape)
+        parts.add(f"{module}.{_ZERO_POINT}")
+    return StoredWeight(
+        name=f"{module}.weight",
+        shape=(rows, columns),
+        format=f"torchao {'4' if few_bits else '8'} bits",
+        element="i4" if few_bits else "i8",
+        group_size=columns // shape[1],
+        parts=frozenset(parts),
+        repack=functools.partial(_repack, module, (rows, columns), shape[1], few_bits, f"{module}.{_ZERO_POINT}" in parts),
+    )
+
+
+def _repack(
+    module: str, shape: tuple[int, int], num_groups: int, few_bits: bool, asymmetric: bool, read: Read
+) -> PackedWeight:
+    import numpy as np
+
+    rows, columns = shape
+    stored, middle = read(f"{module}.{_QDATA}").view(np.uint8), np.uint8(8 if few_bits else 128)
+
+    def block(part: slice) -> NDArray[Any]:
+        # Without sign a code is that much more, as its zero point.
+        codes = stored[part] + middle
+        if few_bits and codes.max() > 15:
+            raise ModelError(f"codes of {module} are no 4 bits", where="safetensors", hint=ORIGINAL)
+        return packed4(codes) if few_bits else codes
+
+    def by_row(values: NDArray[Any]) -> NDArray[Any]:
+        return np.broadcast_to(values.reshape(-1, num_groups), (rows, num_groups))
+
+    zeros = np.full((rows, num_groups), middle)
+    if asymmetric:
+        zeros = by_row(read(f"{module}.{_ZERO_POINT}").view(np.uint8)) + middle
+        if few_bits and zeros.max() > 15:
+            raise ModelError(f"zero points of {module} are no 4 bits", where="safetensors", hint=ORIGINAL)
+    weight = PackedWeight(
+        codes=in_blocks(rows, columns, np.uint8, block),
+        element="u4" if few_bits else "u8",
+        shape=shape,
+        scales=shortest(by_row(read(f"{module}.{_SCALE}"))),
+        zero_points=zeros,
+    )
+    return signed(weight, int(middle))
