@@ -122,8 +122,58 @@ def _quantized(folder: Path) -> None:
     layout = LAYOUTS["gptq-4-act-order"]
     parts = {f"a.{name}": torch.from_numpy(values) for name, values in layout.make(weight)[0].items()}
     save_file(parts, folder / "model.safetensors", {"format": "pt"})
-    config = {"model_type": "llama", "dtype": "float16", "quantization_config": layout.settings}
+    _quantized_config(folder, layout.settings)
+
+
+def _quantized_config(folder: Path, settings: dict[str, Any]) -> None:
+    config = {"model_type": "llama", "dtype": "float16", "quantization_config": settings}
     (folder / "config.json").write_text(json.dumps(config))
+
+
+QUANTIZED_BY_TOOLS = (
+    "awq",
+    "compressed-tensors-4",
+    "compressed-tensors-fp8",
+    "compressed-tensors-nvfp4",
+    "bitsandbytes-nf4-double",
+    "bitsandbytes-fp4",
+    "bitsandbytes-int8",
+    "torchao-4",
+)
+
+
+def _one_weight(name: str) -> Callable[[Path], None]:
+    """One layer of a checkpoint that its own tool has written."""
+
+    def make(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        source = Path(__file__).parent / "quantized_checkpoints" / name
+        tensors = load_file(source / "model.safetensors")
+        parts = {key: tensor for key, tensor in tensors.items() if ".k_proj." in key}
+        save_file(parts, folder / "model.safetensors", {"format": "pt"})
+        _quantized_config(folder, json.loads((source / "config.json").read_text())["quantization_config"])
+
+    return make
+
+
+def _stack(folder: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    name = "model.layers.0.mlp.experts.down_proj"
+    scales = np.full((2, 3, 4), 120, np.uint8)
+    save_file({f"{name}_blocks": np.zeros((2, 3, 4, 16), np.uint8), f"{name}_scales": scales}, folder / "model.safetensors")
+    _quantized_config(folder, {"quant_method": "mxfp4"})
+
+
+def _ternary(folder: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    parts = {"a.weight": np.full((4, 16), 0b10010110, np.uint8), "a.weight_scale": np.ones(1, np.float32)}
+    save_file(parts, folder / "model.safetensors")
+    _quantized_config(folder, {"quant_method": "bitnet"})
 
 
 def _repack(folder: Path) -> Any:
@@ -307,11 +357,16 @@ def doors() -> tuple[Door, ...]:
     model = (ModelError, SecurityError)
     dry = ("compress", ".", "-r", "int8", "-o", "out/model", "--dry-run", "--offline")
     source_errors = (ModelError, SecurityError, ResourceError, RecipeError)
+    quantized = {"": _quantized, "-mxfp4": _stack, "-bitnet": _ternary}
+    quantized |= {f"-{name}": _one_weight(name) for name in QUANTIZED_BY_TOOLS}
     measured = ("made/llmcompress.json", "made/eval.json", "made/bench.json")
     return (
         Door("safetensors", _tensors, ("model.safetensors",), _read_tensors, model),
         Door("index", _shards, ("model.safetensors.index.json",), _read_shards, model),
-        Door("quantized", _quantized, ("config.json", "model.safetensors"), _repack, source_errors),
+        *(
+            Door(f"quantized{name}", make, ("config.json", "model.safetensors"), _repack, source_errors)
+            for name, make in quantized.items()
+        ),
         Door("config", _checkpoint, ("config.json",), _dry_run, source_errors, dry, is_slow=True),
         Door(
             "tokenizer",

@@ -310,6 +310,29 @@ def quantized(source: Path, target: Path, layout: Layout) -> dict[str, Array]:
     return floats
 
 
+def with_mxfp4_experts(source: Path, target: Path) -> dict[str, Array]:
+    """Write a gpt-oss checkpoint as it is published; returns its tensors by transformers' own dequantization."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    shutil.copytree(source, target)
+    stored, floats = {}, {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            stored[name], floats[name] = tensor, tensor.float().numpy()
+            continue
+        parts, _ = mxfp4(np.ascontiguousarray(tensor.float().numpy().swapaxes(1, 2)))
+        scales = torch.from_numpy(parts["weight_scale"])
+        blocks = torch.from_numpy(parts["weight_packed"]).reshape(*scales.shape, 16)
+        stored |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        floats[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).numpy()
+    save_file(stored, target / "model.safetensors", {"format": "pt"})
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
+    return floats
+
+
 def torch_logits(directory: Path, floats: dict[str, Array], ids: Array) -> Array:
     """Logits of the plain model's class in f32 with these tensors."""
     import torch
@@ -317,12 +340,12 @@ def torch_logits(directory: Path, floats: dict[str, Array], ids: Array) -> Array
 
     config = AutoConfig.from_pretrained(directory)
     vars(config).pop("quantization_config", None)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     tensors = {name: torch.from_numpy(np.array(values, np.float32)) for name, values in floats.items()}
-    found = model.load_state_dict(tensors, strict=False)
-    assert not found.unexpected_keys
-    assert set(found.missing_keys) <= {"lm_head.weight"}
-    model.tie_weights()
+    model, found = AutoModelForCausalLM._model_mapping[type(config)].from_pretrained(
+        None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
+    )
+    assert not found["unexpected_keys"]
+    assert set(found["missing_keys"]) <= {"lm_head.weight"}
     with torch.no_grad():
-        logits: Array = model(torch.from_numpy(ids)).logits.numpy()
+        logits: Array = model.eval()(torch.from_numpy(ids)).logits.numpy()
     return logits

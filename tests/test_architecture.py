@@ -265,11 +265,11 @@ def test_a_tokenizer_with_code(name: str | None) -> None:
 @pytest.mark.parametrize(
     ("declared", "what"),
     [
-        ({"quant_method": "mxfp4"}, ("dequantize", "brought back to bf16")),
-        (
-            {"quant_method": "bitnet"},
-            ("keep", "BitNet ternary weights are kept as they are; they cannot be compressed again"),
-        ),
+        ({"quant_method": "mxfp4"}, ("keep", "MXFP4 weights are kept")),
+        ({"quant_method": "bitnet"}, ("keep", "BitNet ternary weights are kept as they are")),
+        ({"quant_method": "fbgemm_fp8"}, ("keep", "FBGEMM FP8 weights are kept")),
+        ({"quant_method": "torchao"}, ("keep", "torchao weights are kept")),
+        ({"load_in_4bit": True}, ("keep", "bitsandbytes weights are kept")),
         ({"quant_method": "gptq", "bits": 4}, ("keep", "GPTQ 4-bit weights are kept")),
         ({"quant_method": "gptq", "bits": 8}, ("keep", "GPTQ 8-bit weights are kept")),
         ({"quant_method": "awq"}, ("keep", "AWQ 4-bit weights are kept")),
@@ -286,9 +286,8 @@ def test_quantized_checkpoints_that_convert(declared: dict[str, Any], what: tupl
 @pytest.mark.parametrize(
     ("declared", "message"),
     [
-        ({"quant_method": "fbgemm_fp8"}, "quantized already with 'fbgemm_fp8', which cannot be converted"),
+        ({"quant_method": "quanto"}, "quantized already with 'quanto', which cannot be converted"),
         ({"quant_method": ["gptq"]}, "quantized already with \\['gptq'\\]"),
-        ({"load_in_4bit": True}, "quantized already with 'bitsandbytes'"),
         ({"bits": 4}, "quantized already with None"),
         ({"quant_method": "gptq", "bits": 5}, "quantization_config.bits is 5; accepted: 2, 3, 4, 8"),
         ("fp8", "quantization_config is 'fp8'; an object is needed"),

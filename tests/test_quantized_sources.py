@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quantized_fixture import LAYOUTS, Array, quantized, torch_logits
-from tiny_models import VOCAB_SIZE, build_checkpoint
+from quantized_fixture import LAYOUTS, Array, quantized, torch_logits, with_mxfp4_experts
+from tiny_models import ARCHITECTURES, VOCAB_SIZE, build_checkpoint
 
 import llmcompress
 from llmcompress.artifact import read_manifest
@@ -69,6 +69,33 @@ def test_the_logits_are_those_of_the_floats_that_the_codes_stand_for(name: str, 
     dequantized, executed = run(loaded.dequantized().model)
     assert np.abs(dequantized - expected).max() <= EXACT * np.abs(expected).max()
     assert executed <= {"f16", "f32"}
+
+
+@pytest.mark.parametrize(("architecture", "name"), [("qwen3_moe", "ct-nvfp4"), ("mixtral", "gptq-4"), ("gpt_oss", "")])
+def test_experts_are_the_stacks_that_their_class_multiplies_by(
+    architecture: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "gpt_oss", ARCHITECTURES["mixtral"] | {"head_dim": 32})
+    plain = build_checkpoint(tmp_path / "plain", architecture, dtype="float16", num_hidden_layers=1)
+    source = tmp_path / "model"
+    floats = quantized(plain, source, LAYOUTS[name]) if name else with_mxfp4_experts(plain, source)
+    expected = torch_logits(source, floats, IDS)
+    loaded = llmcompress.load(source)
+    for model in (loaded.model, loaded.dequantized().model):
+        assert np.abs(run(model)[0] - expected).max() <= EXACT * np.abs(expected).max()
+    report = llmcompress.compress(loaded, "keep", tmp_path / "out", tokenizer=False)
+    stacks = {layer.name.partition(".experts.")[2]: layer for layer in report.layers if ".experts." in layer.name}
+    halves = {"gate_up_proj"} if architecture == "gpt_oss" else {"gate_up_proj.0", "gate_up_proj.1"}
+    assert set(stacks) == halves | {"down_proj"}
+    modes = LAYOUTS[name].modes if name else {"mxfp4"}
+    assert {layer.mode for layer in stacks.values()} == modes
+    # Integers stay as they are in one operation with the routing; 4-bit floats are unpacked for each inference.
+    assert report.kept is not None
+    executed = set(report.kept.executed[modes.copy().pop()].split(", "))
+    assert executed & {"u4", "bf16", "f32"} == ({"u4"} if name == "gptq-4" else executed - {"f4e2m1"})
+    predicted = forecast_source(str(source), load_recipe("keep"), tmp_path / "no", Access(), "llmcompress", silent)
+    actual = (tmp_path / "out" / "openvino_model.bin").stat().st_size
+    assert predicted.size_bytes == pytest.approx(actual, rel=0.02)
 
 
 def written(plain: Path, directory: Path, name: str) -> Path:
@@ -149,10 +176,6 @@ def test_what_has_no_effect_is_refused(plain: Path, tmp_path: Path) -> None:
             llmcompress.compress(given, recipe, tmp_path / "out", requantize=True)
     with pytest.raises(RecipeError, match="method keep is for a checkpoint that is quantized already; model is none"):
         llmcompress.compress(plain, "keep", tmp_path / "out")
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitnet"}}))
-    with pytest.raises(UsageError, match="`requantize` has no effect: the codes of this source cannot be undone"):
-        llmcompress.compress(source, "int8", tmp_path / "out", requantize=True)
 
 
 def test_no_recipe_is_chosen_for_a_model_in_floats(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,12 +227,14 @@ def tool_checkpoints() -> list[Path]:
 
 
 @pytest.mark.parametrize("checkpoint", tool_checkpoints(), ids=lambda path: path.name)
-def test_checkpoints_of_auto_round_give_the_logits_of_its_own_dequantization(checkpoint: Path) -> None:
+def test_checkpoints_of_a_tool_give_the_logits_of_its_own_dequantization(checkpoint: Path) -> None:
     ids, expected = np.arange(1, 33).reshape(2, 16), np.load(checkpoint / "logits.npy")
     logits, executed = run(llmcompress.load(checkpoint, tokenizer=False).model, ids)
     assert np.abs(logits - expected).max() <= EXACT * np.abs(expected).max()
-    low = {"gptq-8": {"i8"}, "compressed-tensors-int8": {"i8"}, "compressed-tensors-fp8": set()}
-    assert executed - {"f16", "f32", "bf16"} == low.get(checkpoint.name, {"u4"} if checkpoint.name == "awq" else {"i4"})
+    low = {"awq": {"u4"}, "compressed-tensors-fp8": set(), "bitsandbytes-fp4": set(), "compressed-tensors-nvfp4": {"f4e2m1"}}
+    low |= dict.fromkeys(("gptq-8", "compressed-tensors-int8", "bitsandbytes-int8", "torchao-8"), {"i8"})
+    low |= {"compressed-tensors-mxfp4": {"f4e2m1"}} | dict.fromkeys(("bitsandbytes-nf4", "bitsandbytes-nf4-double"), {"nf4"})
+    assert executed - {"f16", "f32", "bf16"} == low.get(checkpoint.name, {"i4"})
 
 
 @pytest.mark.parametrize(
@@ -289,7 +314,7 @@ def _experts(tensors: dict[str, Any]) -> dict[str, Any]:
         ("gptq-4", _instead("qweight", lambda tensor: tensor[:0]), r"has the shape \[0, 128\]; a matrix is needed"),
         ("gptq-4", _in_floats_too, r"the weight model.layers.0.mlp.down_proj.weight is stored in more than one way"),
         ("fp8-block", _scaled_twice, r"the weight model.layers.0.mlp.down_proj.weight is stored in more than one way"),
-        ("gptq-4", _experts, "quantized experts .* are not read"),
+        ("gptq-4", _experts, "1 quantized weights are not in the converted graph|unexpected"),
         ("ct-4", _instead("weight_shape", lambda tensor: tensor * 0), "holds no codes of 4 or 8 bits in the shape"),
         ("ct-4", _scaled_by_row, r"\[128, 3\]; \[128, groups that divide 320\] is needed"),
         ("ct-4", _instead("weight_shape", lambda tensor: tensor.double()), "weight_shape' is F64; I64 or I32"),

@@ -8,29 +8,36 @@ from typing import TYPE_CHECKING
 
 from llmcompress.compression.layers import EXECUTED_AS, mode_of
 from llmcompress.graph.device import compile_model, executed_precisions
+from llmcompress.graph.model import is_constant
 from llmcompress.loaders.quantized.constants import weight_value
 from llmcompress.loaders.quantized.packed import PackedWeight
 from llmcompress.report.compression import KeptRecord, LayerRecord
 
 if TYPE_CHECKING:
+    import openvino as ov
+
     from llmcompress.loaders.quantized.conversion import KeptWeights
 
 _SAMPLE_ROWS = 64
 
 
-def kept_record(kept: KeptWeights | None) -> KeptRecord | None:
-    """Say what the CPU of this machine computes with, for each kind of constants; tried on some rows of each."""
+def kept_record(model: ov.Model, kept: KeptWeights | None) -> KeptRecord | None:
+    """Say what the CPU of this machine computes with, for each kind of constants.
+
+    Tried on some rows of each; stacks of experts on the operations around them, which the plugin makes one of.
+    """
     if kept is None:
         return None
-    kinds: dict[tuple[object, ...], PackedWeight] = {}
-    for weight in kept.weights.values():
+    kinds: dict[tuple[object, ...], tuple[str, PackedWeight]] = {}
+    for name, weight in kept.weights.items():
         packed = weight.packed
         zeros = None if packed.zero_points is None else packed.zero_points.itemsize
         kind = (packed.element, packed.group_size, packed.scale_element, zeros, len(packed.shape))
-        kinds.setdefault(kind, packed)
+        kinds.setdefault(kind, (name, packed))
     executed: dict[str, set[str]] = defaultdict(set)
-    for packed in kinds.values():
-        executed[mode_of(packed.element, (packed.scale_element,)) or packed.element] |= _executed(packed)
+    for name, packed in kinds.values():
+        mode = mode_of(packed.element, (packed.scale_element,)) or packed.element
+        executed[mode] |= _executed(packed) if len(packed.shape) == 2 else _executed_experts(model, name)
     return KeptRecord(
         num_layers=len(kept.weights),
         max_relative_rounding=max(weight.packed.rounding for weight in kept.weights.values()),
@@ -48,11 +55,11 @@ def kept_layers(layers: Iterable[LayerRecord], kept: KeptWeights | None) -> tupl
 
 
 def _executed(packed: PackedWeight) -> set[str]:
-    """The precisions in which the CPU multiplies by a part of a weight, of a stack by its first expert."""
+    """The precisions in which the CPU multiplies by a part of a weight."""
     import openvino as ov
     from openvino import opset13 as ops
 
-    rows, columns = min(_SAMPLE_ROWS, packed.shape[-2]), packed.shape[-1]
+    rows, columns = min(_SAMPLE_ROWS, packed.shape[0]), packed.shape[1]
     part = packed._replace(
         codes=packed.codes.reshape(packed.num_rows, -1)[:rows].copy(),
         shape=(rows, columns),
@@ -64,3 +71,39 @@ def _executed(packed: PackedWeight) -> set[str]:
     product = ops.matmul(activations, weight_value("weight", part, owners), False, True)
     compiled = compile_model(ov.Model([ops.result(product)], [activations], "layer"), "CPU", {})
     return {precision for kind, precision in executed_precisions(compiled) if kind in EXECUTED_AS}
+
+
+def _executed_experts(model: ov.Model, name: str) -> set[str]:
+    """The precisions of the stacks that the CPU multiplies by, in the module of experts that a stack belongs to."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    copy = model.clone()
+    module = name.removeprefix("self.").rpartition(".experts.")[0]
+    inside = {
+        op.get_friendly_name(): op
+        for op in copy.get_ordered_ops()
+        if op.get_friendly_name().startswith(f"__module.{module}.experts/")
+    }
+    parameters, results = [], []
+    for op in inside.values():
+        for port in op.inputs():
+            source = port.get_source_output()
+            if source.get_node().get_friendly_name() in inside or is_constant(source.get_node()):
+                continue
+            parameters.append(ops.parameter(source.get_partial_shape(), source.get_element_type()))
+            port.replace_source_output(parameters[-1].output(0))
+        for output in op.outputs():
+            if any(port.get_node().get_friendly_name() not in inside for port in output.get_target_inputs()):
+                results.append(ops.result(output))
+    compiled = compile_model(ov.Model(results, parameters, "experts"), "CPU", {})
+    found = set()
+    for node in compiled.get_runtime_model().get_ops():
+        if str(node.get_rt_info()["layerType"].value) in {"GatherMatmul", *EXECUTED_AS}:
+            stack = node.input_value(1).get_node()
+            is_kept = str(stack.get_rt_info()["layerType"].value) == "Const"
+            precision = stack.get_output_element_type(0).get_type_name() if is_kept else None
+            found.add(precision or str(node.get_rt_info()["runtimePrecision"].value))
+    return found
+
+

@@ -193,7 +193,7 @@ def compress_in_memory(
         activations=activations,
         training=trained,
         training_windows=ready.texts.training,
-        kept=kept_record(applied.loaded.kept),
+        kept=kept_record(applied.loaded.model, applied.loaded.kept),
         stages=stages,
     )
 

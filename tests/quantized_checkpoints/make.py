@@ -1,13 +1,15 @@
-"""Write the checkpoints next to this file by AutoRound, each with the logits of the tool's own dequantization.
+"""Write the checkpoints next to this file by their own tools, each with the logits of the tool's own dequantization.
 
-In an environment of its own, since AutoRound fits other versions of transformers as well:
-pip install auto-round==0.16.0 compressed-tensors==0.20.0 py-cpuinfo loguru; python make.py
+In an environment of its own, since the tools fit other versions of transformers as well:
+pip install auto-round==0.16.0 compressed-tensors==0.20.0 bitsandbytes==0.50.2 torchao==0.18.0 py-cpuinfo loguru
+python make.py [NAME ...]
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,20 @@ SCHEMES = {
     "compressed-tensors-4": ("llm_compressor", "W4A16", {"group_size": 32}),
     "compressed-tensors-int8": ("llm_compressor", "INT8", {}),
     "compressed-tensors-fp8": ("llm_compressor", "FP8_BLOCK", {}),
+    "compressed-tensors-nvfp4": ("llm_compressor", "NVFP4", {"act_bits": 16}),
+    "compressed-tensors-mxfp4": ("llm_compressor", "MXFP4", {}),
 }
+BITSANDBYTES = {
+    "bitsandbytes-nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "bitsandbytes-nf4-double": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+    },
+    "bitsandbytes-fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "bitsandbytes-int8": {"load_in_8bit": True},
+}
+TORCHAO = ("torchao-8", "torchao-4")
 
 
 def tiny() -> tuple[Any, Any]:
@@ -74,8 +89,54 @@ def by_tool(parts: dict[str, torch.Tensor], settings: dict[str, Any]) -> torch.T
     from compressed_tensors.quantization import QuantizationScheme
 
     scheme = QuantizationScheme.model_validate(settings["config_groups"]["group_0"])
-    compressor = PackedQuantizationCompressor if "weight_packed" in parts else NaiveQuantizationCompressor
+    compressor: Any = PackedQuantizationCompressor if "weight_packed" in parts else NaiveQuantizationCompressor
+    if settings["format"] == "nvfp4-pack-quantized":
+        from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor as compressor
+    elif settings["format"] == "mxfp4-pack-quantized":
+        from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor as compressor
     return compressor.decompress(parts, scheme)["weight"].float()
+
+
+def by_module(module: torch.nn.Module) -> torch.Tensor:
+    """A loaded layer's weight in f32, as the tool computes it."""
+    weight: Any = module.weight
+    if type(weight).__name__ == "Params4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state).float()
+    if type(weight).__name__ == "Int8Params":
+        from bitsandbytes.functional import int8_vectorwise_dequant
+
+        return int8_vectorwise_dequant(weight.data, weight.SCB)
+    # A scale in f16 is multiplied in f32.
+    return weight.to(torch.float32).dequantize() if "Intx" in type(weight).__name__ else weight.dequantize(torch.float32)
+
+
+def make_by_transformers(name: str) -> None:
+    """By a tool that transformers calls while it loads a model."""
+    from transformers import BitsAndBytesConfig, TorchAoConfig
+
+    if name in BITSANDBYTES:
+        config: Any = BitsAndBytesConfig(**BITSANDBYTES[name])
+    else:
+        from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig
+        from torchao.quantization.granularity import PerGroup
+
+        kind = IntxWeightOnlyConfig(torch.int4, PerGroup(32)) if name == "torchao-4" else Int8WeightOnlyConfig()
+        config = TorchAoConfig(kind)
+    # In f32 the tool's own dequantization rounds nothing; FP4 is computed in the type of the model.
+    dtype = torch.float16 if name == "bitsandbytes-fp4" else torch.float32
+    with tempfile.TemporaryDirectory() as plain:
+        tiny()[0].save_pretrained(plain)
+        model = LlamaForCausalLM.from_pretrained(plain, dtype=dtype, quantization_config=config, device_map="cpu")
+    shutil.rmtree(HERE / name, ignore_errors=True)
+    model.save_pretrained(HERE / name)
+    (HERE / name / "generation_config.json").unlink(missing_ok=True)
+    floats = {
+        f"{path}.weight": by_module(module) for path, module in model.named_modules() if path.endswith("_proj")
+    }
+    others = {key: tensor.float() for key, tensor in model.state_dict().items() if "_proj" not in key}
+    save_logits(name, floats | others)
 
 
 def make(name: str) -> None:
@@ -105,6 +166,11 @@ def make(name: str) -> None:
             floats[key] = tensor.float()
     for module, parts in modules.items():
         floats[f"{module}.weight"] = by_tool(parts, config["quantization_config"])
+    save_logits(name, floats)
+
+
+def save_logits(name: str, floats: dict[str, torch.Tensor]) -> None:
+    """What the plain model computes with these tensors."""
     plain = tiny()[0].float()
     missing = plain.load_state_dict(floats, strict=False)
     assert not missing.unexpected_keys
@@ -114,5 +180,5 @@ def make(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for each in SCHEMES:
-        make(each)
+    for each in sys.argv[1:] or [*SCHEMES, *BITSANDBYTES, *TORCHAO]:
+        make(each) if each in SCHEMES else make_by_transformers(each)

@@ -214,10 +214,10 @@ def _parts(parameter: torch.nn.Parameter, use: _Use, *, is_16bit: bool) -> list[
     shape = tuple(parameter.shape)
     if isinstance(use.module, Conv1D) and not is_16bit:
         return [shape[::-1]]
-    if parameter.ndim != 3 or "gate_up" not in use.attribute:
+    # A transposed one holds gate and up in turns, which are cut apart after the product.
+    if parameter.ndim != 3 or "gate_up" not in use.attribute or getattr(use.module, "is_transposed", False):
         return [shape]
-    axis = 2 if getattr(use.module, "is_transposed", False) else 1
-    half = tuple(size // 2 if index == axis else size for index, size in enumerate(shape))
+    half = (shape[0], shape[1] // 2, shape[2])
     return [half, half]
 
 

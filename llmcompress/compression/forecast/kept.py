@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.compression.forecast.records import Inventory, PlannedLayer
@@ -51,8 +53,9 @@ def with_quantized(source: Source, inventory: Inventory, *, keep: bool) -> Inven
     else:
         return inventory
     assert found is not None
-    names = {weight.name for weight in found.weights}
-    plain = [tensor for name, tensor in found.plain.tensors.items() if name not in names]
+    weights = _by_names_of(inventory, found.weights)
+    names = {weight.name for weight in weights}
+    plain = [tensor for tensor in found.plain.tensors.values() if tensor.file]
     formats = Counter(weight.format for weight in found.weights)
     return inventory._replace(
         weights=tuple(w._replace(dtype="f32") if w.name in names else w for w in inventory.weights),
@@ -60,9 +63,23 @@ def with_quantized(source: Source, inventory: Inventory, *, keep: bool) -> Inven
         mapped_bytes=sum(math.prod(tensor.shape) * BITS[tensor.dtype] // 8 for tensor in plain),
         cast_bytes=0 if keep else 4 * sum(math.prod(weight.shape) for weight in found.weights),
         notes=(*inventory.notes, *(f"{count:,} weights are {name}; taken exactly" for name, count in formats.items())),
-        stored=found.weights,
+        stored=weights,
         keeps_codes=keep,
     )
+
+
+def _by_names_of(inventory: Inventory, weights: Iterable[StoredWeight]) -> tuple[StoredWeight, ...]:
+    """Stacks of experts by the names that the model's class has for them."""
+    of_class = {_place(weight.name): weight.name for weight in inventory.weights if len(weight.shape) == 3}
+    return tuple(
+        weight._replace(name=of_class.get(_place(weight.name), weight.name)) if len(weight.shape) == 3 else weight
+        for weight in weights
+    )
+
+
+def _place(name: str) -> tuple[str, ...]:
+    """The numbers in a stack's name, and what it is in its layer."""
+    return (*re.findall(r"\.(\d+)\.", name), name.rpartition(".experts.")[2])
 
 
 def _guesses(checkpoint: Checkpoint, inventory: Inventory) -> Read:
@@ -118,4 +135,7 @@ def _bytes(weight: StoredWeight) -> int:
         return elements * bits // 8
     num_groups = elements // weight.group_size
     scales = num_groups * _BITS[weight.scale] // 8
+    if len(weight.shape) == 3 and weight.scale == "f8e4m3":
+        # Every expert has a global scale of its own.
+        scales += 4 * math.prod(weight.shape[:-1])
     return elements * bits // 8 + scales + (-(-num_groups * bits // 8) if weight.asymmetric else 0)

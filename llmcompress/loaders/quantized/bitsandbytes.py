@@ -22,6 +22,7 @@ from llmcompress.loaders.quantized.packed import (
     ORIGINAL,
     Element,
     PackedWeight,
+    float_bytes,
     in_blocks,
     rounded,
     shortest,

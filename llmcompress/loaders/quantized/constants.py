@@ -82,6 +82,7 @@ def _number(constant: ov.Node, stacks: SlimStacks) -> tuple[float, ...] | None:
 
 def _replace(constant: ov.Node, name: str, weight: PackedWeight, owners: list[object]) -> str:
     """Put a weight in the place of what stands in for it; gives the name of its constant."""
+    import openvino as ov
     from openvino import opset13 as ops
 
     # Parts of a stack have names of the operation that cut it.
@@ -97,7 +98,10 @@ def _replace(constant: ov.Node, name: str, weight: PackedWeight, owners: list[ob
             if node.get_attributes()["transpose_b"]:
                 port.replace_source_output(value.output(0))
             else:
-                product = ops.matmul(node.input_value(0), value, node.get_attributes()["transpose_a"], True)
+                # What it multiplies by may still be as narrow as a stand-in.
+                unknown = ops.parameter(ov.PartialShape.dynamic(), ov.Type.f32)
+                product = ops.matmul(unknown, value, node.get_attributes()["transpose_a"], True)
+                product.input(0).replace_source_output(node.input_value(0))
                 product.set_friendly_name(node.get_friendly_name())
                 node.output(0).replace(product.output(0))
         elif kind == "Gather" and port.get_index() == 0 and weight.columns is None and not is_stack:

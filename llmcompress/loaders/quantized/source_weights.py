@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -131,8 +132,12 @@ def stand_ins(source: Source, found: SourceWeights) -> Iterator[StandIns]:
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[_DTYPES[found.dtype]]
     tensors: dict[str, torch.Tensor] = {}
 
+    numbers = itertools.count(0x3F800000 if dtype.itemsize == 4 else 0x3C00)
+
     def untouched(shape: tuple[int, ...]) -> torch.Tensor:
         zeros = np.zeros(shape, np.uint32 if dtype.itemsize == 4 else np.uint16)
+        # The converter makes one of constants that are equal, and copies those with subnormal numbers.
+        zeros.flat[0] = next(numbers)
         return torch.from_numpy(zeros.view(np.int32 if dtype.itemsize == 4 else np.int16)).view(dtype)
 
     with tempfile.TemporaryDirectory(prefix="llmcompress-") as folder, contextlib.ExitStack() as files:
