@@ -286,8 +286,14 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def quantized(source: Path, target: Path, layout: Layout) -> dict[str, Array]:
-    """Write a checkpoint with its linear layers quantized; returns the tensors of the model that it stands for."""
+def quantized(
+    source: Path, target: Path, layout: Layout, also: tuple[str, ...] = ("proj.weight",)
+) -> dict[str, Array]:
+    """Write a checkpoint with its linear layers quantized; returns the tensors of the model that it stands for.
+
+    Args:
+        also: Ends of the names of what is quantized next to experts.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -295,7 +301,7 @@ def quantized(source: Path, target: Path, layout: Layout) -> dict[str, Array]:
     stored: dict[str, Any] = {}
     floats: dict[str, Array] = {}
     for name, tensor in load_file(source / "model.safetensors").items():
-        if not name.endswith("proj.weight") and ".experts." not in name:
+        if not name.endswith(also) and ".experts." not in name:
             stored[name], floats[name] = tensor, tensor.float().numpy()
             continue
         parts, floats[name] = layout.make(tensor.float().numpy())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_hub import FakeHub, running, use
 from quantized_fixture import LAYOUTS, Array, quantized, torch_logits, with_mxfp4_experts
 from tiny_models import ARCHITECTURES, VOCAB_SIZE, build_checkpoint
 
@@ -18,7 +19,10 @@ from llmcompress.cli.dry_run import forecast_source
 from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.graph.device import compile_model, executed_precisions, properties_of
 from llmcompress.loaders.quantized.packed import common_group_size
+
+from llmcompress.runner.survey import survey
 from llmcompress.spec import Access, EvalSpec, load_recipe, packaged_recipes
+from llmcompress.spec.plan import load_plan, planned_jobs
 from llmcompress.system.progress import silent
 
 # Rounding of sums in f32, in another order: the largest seen is 1.6e-6 of the largest logit.
@@ -69,6 +73,18 @@ def test_the_logits_are_those_of_the_floats_that_the_codes_stand_for(name: str, 
     dequantized, executed = run(loaded.dequantized().model)
     assert np.abs(dequantized - expected).max() <= EXACT * np.abs(expected).max()
     assert executed <= {"f16", "f32"}
+
+
+def test_a_quantized_embedding_and_head_are_kept(plain: Path, tmp_path: Path) -> None:
+    source, layout = tmp_path / "model", LAYOUTS["ct-int8-asym"]
+    floats = quantized(plain, source, layout, also=("proj.weight", "embed_tokens.weight", "lm_head.weight"))
+    expected = torch_logits(source, floats, IDS)
+    loaded = llmcompress.load(source, tokenizer=False)
+    logits, executed = run(loaded.model)
+    assert np.abs(logits - expected).max() <= EXACT * np.abs(expected).max()
+    assert executed == {"u8"}
+    dequantized, _ = run(loaded.dequantized().model)
+    assert np.abs(dequantized - expected).max() <= EXACT * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(("architecture", "name"), [("qwen3_moe", "ct-nvfp4"), ("mixtral", "gptq-4"), ("gpt_oss", "")])
@@ -128,6 +144,8 @@ def test_one_command_without_a_recipe_keeps_the_codes(
     )
     actual = next(file.size_bytes for file in manifest.files if file.path == "openvino_model.bin")
     assert predicted.size_bytes == pytest.approx(actual, rel=0.02)
+    # The cache is the plugin's choice, as with every compressed model.
+    assert "KV_CACHE_PRECISION" not in (tmp_path / "out" / "openvino_model.xml").read_text()
     sizes = (sorted(layer.size_bytes for layer in layers) for layers in (kept, predicted.layers))
     assert next(sizes) == pytest.approx(next(sizes)[: len(kept)], rel=0.01)
 
@@ -164,6 +182,34 @@ def test_quantized_again_only_when_asked(plain: Path, tmp_path: Path) -> None:
     logits, _ = run(llmcompress.load(tmp_path / "out").model)
     # 8 bits a channel: the largest seen is 0.02 of the largest logit.
     assert np.abs(logits - expected).max() < 0.06 * np.abs(expected).max()
+
+
+def test_a_plan_keeps_the_codes_and_compresses_them_again_where_it_says_so(plain: Path, tmp_path: Path) -> None:
+    source = written(plain, tmp_path / "model", "gptq-4")
+    for again, failures in (("", 1), (", requantize: true", 0)):
+        text = f"models: [{{source: {source}{again}}}]\nrecipes: [keep, int8]\n"
+        (tmp_path / "plan.yaml").write_text(text)
+        plan = load_plan(tmp_path / "plan.yaml")
+        found = survey(planned_jobs(plan, tmp_path / "outputs"), plan)
+        refused = [each.outlook.failure.message for each in found if each.outlook.failure is not None]
+        assert len(refused) == failures
+        assert all("recipe int8 would quantize it again" in message for message in refused)
+
+
+@pytest.mark.parametrize("name", ["gptq-4", "compressed-tensors-4", "bitsandbytes-nf4-double"])
+def test_a_dry_run_of_the_hub_predicts_what_one_of_its_files_does(
+    name: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = Path(__file__).parent / "quantized_checkpoints" / name
+    source = tools if tools.is_dir() else written(plain, tmp_path / "model", name)
+    files = {path.name: path.read_bytes() for path in source.iterdir() if path.suffix != ".npy"}
+    keep, there = load_recipe("keep"), tmp_path / "no"
+    here = forecast_source(str(source), keep, there, Access(), "llmcompress", silent, tokenizer=False)
+    with running(FakeHub(files=files)) as server:
+        use(server.url, tmp_path / "cache", monkeypatch)
+        found = forecast_source("acme/tiny", keep, there, Access(), "llmcompress", silent, tokenizer=False)
+    assert found.layers == here.layers
+    assert found.size_bytes == here.size_bytes
 
 
 def test_what_has_no_effect_is_refused(plain: Path, tmp_path: Path) -> None:

@@ -80,19 +80,11 @@ def _repack(experts: Sequence[StoredWeight], read: Read) -> PackedWeight:
 
 
 def joined(weights: Sequence[PackedWeight], shape: tuple[int, ...]) -> PackedWeight:
-    """Put the rows of some weights one after another into one of this shape.
-
-    Raises:
-        ModelError: Their codes are of different kinds.
-    """
+    """Put the rows of some weights of one format one after another into one of this shape."""
     import numpy as np
 
     if len({weight.zero_points is None for weight in weights}) > 1:
         weights = [_unsigned(weight) for weight in weights]
-    if len(kinds := {(weight.element, weight.scale, weight.group_size) for weight in weights}) > 1:
-        raise ModelError(
-            f"experts of one layer are of {len(kinds)} kinds, which no constant holds", where="safetensors", hint=ORIGINAL
-        )
     zeros = [weight.zero_points for weight in weights if weight.zero_points is not None]
     factors = [np.broadcast_to(weight.factors, weight.num_rows) for weight in weights if weight.factors is not None]
     return weights[0]._replace(

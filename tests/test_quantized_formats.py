@@ -1,0 +1,179 @@
+"""Tensors of quantized weights as their formats do not have them: each is refused by name, before anything is traced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from quantized_fixture import LAYOUTS, Array
+
+from llmcompress.errors import ModelError
+from llmcompress.loaders.quantized.packed import PackedWeight, dequantized, float_bytes
+from llmcompress.loaders.quantized.source_weights import source_weights
+from llmcompress.loaders.source import resolve
+from llmcompress.loaders.tensors import read_checkpoint
+
+CHECKPOINTS = Path(__file__).parent / "quantized_checkpoints"
+MODULE = "model.layers.0.self_attn.k_proj"
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def of_tool(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One layer of a checkpoint that its own tool has written, and its settings."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(CHECKPOINTS / name / "model.safetensors")
+    settings = json.loads((CHECKPOINTS / name / "config.json").read_text())["quantization_config"]
+    return {key.removeprefix(f"{MODULE}."): value for key, value in tensors.items() if key.startswith(MODULE)}, settings
+
+
+def of_layout(name: str, shape: tuple[int, int] = (64, 128)) -> tuple[dict[str, Any], dict[str, Any]]:
+    import torch
+
+    weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    parts = LAYOUTS[name].make(weight)[0]
+    tensors = {key: value if isinstance(value, torch.Tensor) else torch.from_numpy(value) for key, value in parts.items()}
+    return tensors, LAYOUTS[name].settings
+
+
+def repacked(folder: Path, tensors: dict[str, Any], settings: dict[str, Any]) -> dict[str, PackedWeight]:
+    from safetensors.torch import save_file
+
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "model.safetensors")
+    config = {"model_type": "llama", "dtype": "float16", "quantization_config": settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    found = source_weights(resolve(folder), read_checkpoint(folder))
+    return {} if found is None else found.repacked()
+
+
+def named(parts: dict[str, Any], module: str = MODULE) -> dict[str, Any]:
+    return {f"{module}.{part}": tensor for part, tensor in parts.items()}
+
+
+def instead(part: str, change: Callable[[Any], Any]) -> Change:
+    return lambda parts: {name: change(tensor) if name == part else tensor for name, tensor in parts.items()}
+
+
+def said(**fields: Any) -> Change:
+    """Another quant_state."""
+    import torch
+
+    def change(parts: dict[str, Any]) -> dict[str, Any]:
+        name = "weight.quant_state.bitsandbytes__nf4"
+        state = json.loads(bytes(parts[name].tolist())) | fields
+        return parts | {name: torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)}
+
+    return change
+
+
+def under(name: str) -> Change:
+    return lambda parts: parts | {name: next(iter(parts.values())).clone()}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("bitsandbytes-nf4", said(shape=[128, 127]), "its quant_state says 128 x 127 codes of 4 bits"),
+        ("bitsandbytes-nf4", said(shape=[128, "128"]), "does not say quant_type, shape, blocksize and dtype"),
+        ("bitsandbytes-nf4", said(shape=128), "does not say quant_type, shape, blocksize and dtype"),
+        ("bitsandbytes-nf4", said(quant_type="fp4"), "does not say quant_type, shape, blocksize and dtype"),
+        ("bitsandbytes-nf4", said(blocksize=0), "does not say quant_type, shape, blocksize and dtype"),
+        ("bitsandbytes-nf4", said(dtype="int8"), "does not say quant_type, shape, blocksize and dtype"),
+        ("bitsandbytes-nf4", said(note="x" * 10_000), "does not say quant_type, shape, blocksize and dtype"),
+        ("bitsandbytes-nf4", said(blocksize=128), r"absmax' has the shape \[256\]; the format needs \[128\]"),
+        ("bitsandbytes-nf4-double", instead("weight.absmax", lambda t: t.float()), "absmax' is F32; U8 is needed"),
+        ("bitsandbytes-int8", instead("SCB", lambda t: t[1:]), r"SCB' has the shape \[127\]; the format needs \[128\]"),
+        ("torchao-4", under("_weight_scale_and_zero"), "_weight_scale_and_zero is of a layout for other devices"),
+        ("torchao-4", instead("_weight_scale", lambda t: t[:, :3]), r"\[128, 3\]; \[128, groups that divide 128\]"),
+        ("torchao-4", instead("_weight_qdata", lambda t: t * 0 + 8), f"codes of {MODULE} are no 4 bits"),
+        ("torchao-4", instead("_weight_zero_point", lambda t: t * 0 - 9), f"zero points of {MODULE} are no 4 bits"),
+        ("compressed-tensors-mxfp4", instead("weight_packed", lambda t: t[:, :8]), "groups of 32 do not divide the 16"),
+        ("ct-nvfp4", instead("weight_global_scale", lambda t: t * 0), f"weight_global_scale of {MODULE} is 0"),
+        ("ct-nvfp4", instead("weight_scale", lambda t: t[:, :3]), r"\[64, 3\]; the format needs \[64, 8\]"),
+        ("bitnet", instead("weight_scale", lambda t: t * 0), f"the scale of {MODULE} is 0, by which it divides"),
+        ("bitnet", instead("weight", lambda t: t[:, 1:]), "the 127 columns of .* are no whole bytes of 4 bits"),
+    ],
+)
+def test_what_the_format_does_not_have_is_refused(name: str, change: Change, message: str, tmp_path: Path) -> None:
+    parts, settings = of_layout(name) if name in LAYOUTS else of_tool(name)
+    with pytest.raises(ModelError, match=message):
+        repacked(tmp_path, named(change(parts)), settings)
+
+
+def test_stacks_that_the_format_does_not_have_are_refused(tmp_path: Path) -> None:
+    import torch
+
+    blocks = torch.zeros((2, 3, 4, 16), dtype=torch.uint8)
+    for shape, message in (
+        ((2, 12, 16), r"\[2, 12, 16\]; experts, rows, groups and 16 bytes are needed"),
+        ((2, 3, 8, 8), r"\[2, 3, 8, 8\]; experts, rows"),
+        ((3, 2, 4, 16), r"_scales' has the shape \[2, 3, 4\]; the format needs \[3, 2, 4\]"),
+    ):
+        tensors = {"a_blocks": blocks.reshape(shape), "a_scales": torch.zeros((2, 3, 4), dtype=torch.uint8)}
+        with pytest.raises(ModelError, match=message):
+            repacked(tmp_path, tensors, {"quant_method": "mxfp4"})
+
+
+def experts(folder: Path, *kinds: tuple[str, int]) -> dict[str, PackedWeight]:
+    """One stack of experts: of each its layout and its number."""
+    tensors: dict[str, Any] = {}
+    for name, number in kinds:
+        tensors |= named(of_layout(name)[0], f"model.layers.0.mlp.experts.{number}.down_proj")
+    return repacked(folder, tensors, LAYOUTS[kinds[0][0]].settings)
+
+
+def test_experts_that_make_no_stack_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"experts of .*experts.down_proj are not all quantized alike: 1 are missing"):
+        experts(tmp_path, ("gptq-4", 0), ("gptq-4", 2))
+    with pytest.raises(ModelError, match="are not all quantized alike: 2 kinds"):
+        experts(tmp_path, ("ct-4", 0), ("ct-8", 1))
+    with pytest.raises(ModelError, match="the columns of .* are in another order for each expert"):
+        experts(tmp_path, ("gptq-4-act-order", 0), ("gptq-4-act-order", 1))
+
+
+def test_experts_with_and_without_zero_points_make_one_stack(tmp_path: Path) -> None:
+    (stack,) = experts(tmp_path, ("gptq-4", 0), ("gptq-4-sym", 1)).values()
+    assert (stack.element, stack.shape) == ("u4", (2, 64, 128))
+    (tmp_path / "one").mkdir()
+    for number, name in enumerate(("gptq-4", "gptq-4-sym")):
+        (alone,) = repacked(tmp_path / "one", named(of_layout(name)[0]), LAYOUTS[name].settings).values()
+        assert (dequantized(stack)[number] == dequantized(alone)).all()
+
+
+def test_experts_with_scales_of_different_precision_make_one_stack(tmp_path: Path) -> None:
+    (stack,) = experts(tmp_path, ("ct-4", 0), ("ct-4-f32-scales", 1)).values()
+    assert stack.scales.dtype == np.float32
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+def test_blocks_that_cross_rows_are_dequantized(rows: int, tmp_path: Path) -> None:
+    """As bitsandbytes computes it: blocks of 64 in a weight of 96 columns."""
+    import torch
+
+    generator = np.random.default_rng(0)
+    parts, settings = of_tool("bitsandbytes-nf4")
+    codes = generator.integers(0, 16, rows * 96).astype(np.uint8)
+    absmax = generator.random(-(-rows * 96 // 64)).astype(np.float32)
+    parts = said(shape=[rows, 96], dtype="bfloat16")(parts)
+    parts |= {
+        "weight": torch.from_numpy(codes[0::2] << 4 | codes[1::2])[:, None],
+        "weight.absmax": torch.from_numpy(absmax),
+    }
+    (weight,) = repacked(tmp_path, named(parts), settings).values()
+    values: Array = parts["weight.quant_map"].numpy()[codes] * np.repeat(absmax, 64)[: rows * 96]
+    expected = torch.from_numpy(values).bfloat16().float().numpy().reshape(rows, 96)
+    assert weight.element == "bf16"
+    assert (dequantized(weight) == expected).all()
+
+
+def test_floats_are_rounded_as_torch_does() -> None:
+    import torch
+
+    values = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    for element, dtype in (("f16", torch.float16), ("bf16", torch.bfloat16), ("f32", torch.float32)):
+        found = float_bytes(values, element)  # type: ignore[arg-type]
+        assert (found == torch.from_numpy(values).to(dtype).view(torch.uint8).numpy()).all()
