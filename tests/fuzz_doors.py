@@ -112,17 +112,24 @@ def _read_shards(folder: Path) -> Any:
     return found
 
 
-def _quantized(folder: Path) -> None:
-    import numpy as np
-    import torch
-    from quantized_fixture import LAYOUTS
-    from safetensors.torch import save_file
+def _by_layout(name: str) -> Callable[[Path], None]:
+    """One layer as its format is published."""
 
-    weight = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
-    layout = LAYOUTS["gptq-4-act-order"]
-    parts = {f"a.{name}": torch.from_numpy(values) for name, values in layout.make(weight)[0].items()}
-    save_file(parts, folder / "model.safetensors", {"format": "pt"})
-    _quantized_config(folder, layout.settings)
+    def make(folder: Path) -> None:
+        import numpy as np
+        import torch
+        from quantized_fixture import LAYOUTS
+        from safetensors.torch import save_file
+
+        weight = np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)
+        parts = {
+            f"a.{part}": values if isinstance(values, torch.Tensor) else torch.from_numpy(values)
+            for part, values in LAYOUTS[name].make(weight)[0].items()
+        }
+        save_file(parts, folder / "model.safetensors", {"format": "pt"})
+        _quantized_config(folder, LAYOUTS[name].settings)
+
+    return make
 
 
 def _quantized_config(folder: Path, settings: dict[str, Any]) -> None:
@@ -134,7 +141,6 @@ QUANTIZED_BY_TOOLS = (
     "awq",
     "compressed-tensors-4",
     "compressed-tensors-fp8",
-    "compressed-tensors-nvfp4",
     "bitsandbytes-nf4-double",
     "bitsandbytes-fp4",
     "bitsandbytes-int8",
@@ -163,17 +169,10 @@ def _stack(folder: Path) -> None:
 
     name = "model.layers.0.mlp.experts.down_proj"
     scales = np.full((2, 3, 4), 120, np.uint8)
-    save_file({f"{name}_blocks": np.zeros((2, 3, 4, 16), np.uint8), f"{name}_scales": scales}, folder / "model.safetensors")
+    save_file(
+        {f"{name}_blocks": np.zeros((2, 3, 4, 16), np.uint8), f"{name}_scales": scales}, folder / "model.safetensors"
+    )
     _quantized_config(folder, {"quant_method": "mxfp4"})
-
-
-def _ternary(folder: Path) -> None:
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    parts = {"a.weight": np.full((4, 16), 0b10010110, np.uint8), "a.weight_scale": np.ones(1, np.float32)}
-    save_file(parts, folder / "model.safetensors")
-    _quantized_config(folder, {"quant_method": "bitnet"})
 
 
 def _repack(folder: Path) -> Any:
@@ -357,7 +356,8 @@ def doors() -> tuple[Door, ...]:
     model = (ModelError, SecurityError)
     dry = ("compress", ".", "-r", "int8", "-o", "out/model", "--dry-run", "--offline")
     source_errors = (ModelError, SecurityError, ResourceError, RecipeError)
-    quantized = {"": _quantized, "-mxfp4": _stack, "-bitnet": _ternary}
+    quantized = {"": _by_layout("gptq-4-act-order"), "-mxfp4": _stack}
+    quantized |= {f"-{name}": _by_layout(name) for name in ("ct-nvfp4", "bitnet")}
     quantized |= {f"-{name}": _one_weight(name) for name in QUANTIZED_BY_TOOLS}
     measured = ("made/llmcompress.json", "made/eval.json", "made/bench.json")
     return (

@@ -286,9 +286,7 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def quantized(
-    source: Path, target: Path, layout: Layout, also: tuple[str, ...] = ("proj.weight",)
-) -> dict[str, Array]:
+def quantized(source: Path, target: Path, layout: Layout, also: tuple[str, ...] = ("proj.weight",)) -> dict[str, Array]:
     """Write a checkpoint with its linear layers quantized; returns the tensors of the model that it stands for.
 
     Args:

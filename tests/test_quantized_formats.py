@@ -1,4 +1,4 @@
-"""Tensors of quantized weights as their formats do not have them: each is refused by name, before anything is traced."""
+"""Tensors of quantized weights as their formats do not have them: each is refused by name, before any trace."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def of_layout(name: str, shape: tuple[int, int] = (64, 128)) -> tuple[dict[str, 
 
     weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     parts = LAYOUTS[name].make(weight)[0]
-    tensors = {key: value if isinstance(value, torch.Tensor) else torch.from_numpy(value) for key, value in parts.items()}
+    tensors = {
+        key: value if isinstance(value, torch.Tensor) else torch.from_numpy(value) for key, value in parts.items()
+    }
     return tensors, LAYOUTS[name].settings
 
 
@@ -131,7 +133,7 @@ def test_experts_that_make_no_stack_are_refused(tmp_path: Path) -> None:
         experts(tmp_path, ("gptq-4", 0), ("gptq-4", 2))
     with pytest.raises(ModelError, match="are not all quantized alike: 2 kinds"):
         experts(tmp_path, ("ct-4", 0), ("ct-8", 1))
-    with pytest.raises(ModelError, match="the columns of .* are in another order for each expert"):
+    with pytest.raises(ModelError, match=r"the columns of .* are in another order for each expert"):
         experts(tmp_path, ("gptq-4-act-order", 0), ("gptq-4-act-order", 1))
 
 

@@ -19,7 +19,6 @@ from llmcompress.cli.dry_run import forecast_source
 from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.graph.device import compile_model, executed_precisions, properties_of
 from llmcompress.loaders.quantized.packed import common_group_size
-
 from llmcompress.runner.survey import survey
 from llmcompress.spec import Access, EvalSpec, load_recipe, packaged_recipes
 from llmcompress.spec.plan import load_plan, planned_jobs
@@ -277,10 +276,15 @@ def test_checkpoints_of_a_tool_give_the_logits_of_its_own_dequantization(checkpo
     ids, expected = np.arange(1, 33).reshape(2, 16), np.load(checkpoint / "logits.npy")
     logits, executed = run(llmcompress.load(checkpoint, tokenizer=False).model, ids)
     assert np.abs(logits - expected).max() <= EXACT * np.abs(expected).max()
-    low = {"awq": {"u4"}, "compressed-tensors-fp8": set(), "bitsandbytes-fp4": set(), "compressed-tensors-nvfp4": {"f4e2m1"}}
-    low |= dict.fromkeys(("gptq-8", "compressed-tensors-int8", "bitsandbytes-int8", "torchao-8"), {"i8"})
-    low |= {"compressed-tensors-mxfp4": {"f4e2m1"}} | dict.fromkeys(("bitsandbytes-nf4", "bitsandbytes-nf4-double"), {"nf4"})
-    assert executed - {"f16", "f32", "bf16"} == low.get(checkpoint.name, {"i4"})
+    low = {"awq": "u4", "compressed-tensors-mxfp4": "f4e2m1"}
+    low |= dict.fromkeys(("bitsandbytes-nf4", "bitsandbytes-nf4-double"), "nf4")
+    low |= dict.fromkeys(("gptq-8", "compressed-tensors-int8", "bitsandbytes-int8", "torchao-8"), "i8")
+    expanded = ("compressed-tensors-fp8", "bitsandbytes-fp4")
+    kept = set() if checkpoint.name in expanded else {low.get(checkpoint.name, "i4")}
+    if checkpoint.name == "compressed-tensors-mixed":
+        # And FP8, which is expanded.
+        kept = {"i4", "i8", "f4e2m1"}
+    assert executed - {"f16", "f32", "bf16"} == kept
 
 
 @pytest.mark.parametrize(

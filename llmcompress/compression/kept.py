@@ -105,5 +105,3 @@ def _executed_experts(model: ov.Model, name: str) -> set[str]:
             precision = stack.get_output_element_type(0).get_type_name() if is_kept else None
             found.add(precision or str(node.get_rt_info()["runtimePrecision"].value))
     return found
-
-

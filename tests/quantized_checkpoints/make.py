@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from auto_round import AutoRound
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -32,7 +31,6 @@ SCHEMES = {
     "compressed-tensors-4": ("llm_compressor", "W4A16", {"group_size": 32}),
     "compressed-tensors-int8": ("llm_compressor", "INT8", {}),
     "compressed-tensors-fp8": ("llm_compressor", "FP8_BLOCK", {}),
-    "compressed-tensors-nvfp4": ("llm_compressor", "NVFP4", {"act_bits": 16}),
     "compressed-tensors-mxfp4": ("llm_compressor", "MXFP4", {}),
 }
 BITSANDBYTES = {
@@ -46,6 +44,16 @@ BITSANDBYTES = {
     "bitsandbytes-int8": {"load_in_8bit": True},
 }
 TORCHAO = ("torchao-8", "torchao-4")
+MIXED = {
+    "q_proj": "W4A16",
+    "k_proj": "W8A16",
+    "v_proj": "MXFP4A16",
+    "o_proj": "NVFP4A16",
+    "gate_proj": "INT8",
+    "up_proj": "FP8_DYNAMIC",
+    "down_proj": "NVFP4A16",
+}
+"""Presets of compressed-tensors, one for each layer."""
 
 
 def tiny() -> tuple[Any, Any]:
@@ -90,10 +98,10 @@ def by_tool(parts: dict[str, torch.Tensor], settings: dict[str, Any]) -> torch.T
 
     scheme = QuantizationScheme.model_validate(settings["config_groups"]["group_0"])
     compressor: Any = PackedQuantizationCompressor if "weight_packed" in parts else NaiveQuantizationCompressor
-    if settings["format"] == "nvfp4-pack-quantized":
-        from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor as compressor
-    elif settings["format"] == "mxfp4-pack-quantized":
-        from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor as compressor
+    if settings["format"] == "mxfp4-pack-quantized":
+        from compressed_tensors.compressors.mxfp4 import base
+
+        compressor = base.MXFP4PackedCompressor
     return compressor.decompress(parts, scheme)["weight"].float()
 
 
@@ -109,7 +117,9 @@ def by_module(module: torch.nn.Module) -> torch.Tensor:
 
         return int8_vectorwise_dequant(weight.data, weight.SCB)
     # A scale in f16 is multiplied in f32.
-    return weight.to(torch.float32).dequantize() if "Intx" in type(weight).__name__ else weight.dequantize(torch.float32)
+    return (
+        weight.to(torch.float32).dequantize() if "Intx" in type(weight).__name__ else weight.dequantize(torch.float32)
+    )
 
 
 def make_by_transformers(name: str) -> None:
@@ -132,14 +142,60 @@ def make_by_transformers(name: str) -> None:
     shutil.rmtree(HERE / name, ignore_errors=True)
     model.save_pretrained(HERE / name)
     (HERE / name / "generation_config.json").unlink(missing_ok=True)
-    floats = {
-        f"{path}.weight": by_module(module) for path, module in model.named_modules() if path.endswith("_proj")
-    }
+    floats = {f"{path}.weight": by_module(module) for path, module in model.named_modules() if path.endswith("_proj")}
     others = {key: tensor.float() for key, tensor in model.state_dict().items() if "_proj" not in key}
     save_logits(name, floats | others)
 
 
+def make_mixed() -> None:
+    """By compressed-tensors alone: each layer in another format."""
+    from compressed_tensors.compressors.base import BaseCompressor
+    from compressed_tensors.compressors.format import infer_module_format
+    from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
+    from compressed_tensors.quantization.utils.helpers import calculate_qparams, generate_gparam
+    from safetensors.torch import save_file
+
+    model, _ = tiny()
+    stored, floats, groups = {}, {}, {}
+    for key, tensor in model.state_dict().items():
+        layer = key.split(".")[-2]
+        if layer not in MIXED or key == "lm_head.weight":
+            floats[key] = tensor.float()
+            if key != "lm_head.weight":
+                stored[key] = tensor
+            continue
+        scheme = preset_name_to_scheme(MIXED[layer], [f"re:.*{layer}"])
+        weights = scheme.weights
+        if weights.group_size and weights.group_size > 32:
+            weights = weights.model_copy(update={"group_size": 32})
+            scheme = scheme.model_copy(update={"weights": weights})
+        weight = tensor.float()
+        grouped = weight.reshape(len(weight), -1, weights.group_size or weight.shape[1])
+        parts = {"weight": weight}
+        if MIXED[layer].startswith("NVFP4"):
+            parts["weight_global_scale"] = generate_gparam(weight.min(), weight.max()).reshape(1)
+        parts["weight_scale"], parts["weight_zero_point"] = calculate_qparams(
+            grouped.amin(-1), grouped.amax(-1), weights, parts.get("weight_global_scale")
+        )
+        kind = infer_module_format(torch.nn.Linear, scheme)
+        compressor: Any = BaseCompressor.get_value_from_registry(kind.value)
+        compressed = compressor.compress(parts, scheme)
+        floats[key] = compressor.decompress(dict(compressed), scheme)["weight"].float()
+        stored |= {f"{key.removesuffix('weight')}{part}": value.contiguous() for part, value in compressed.items()}
+        groups[f"group_{layer}"] = scheme.model_dump(mode="json") | {"format": kind.value}
+    folder = HERE / "compressed-tensors-mixed"
+    shutil.rmtree(folder, ignore_errors=True)
+    model.config.save_pretrained(folder)
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    settings = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}, indent=1))
+    save_logits("compressed-tensors-mixed", floats)
+
+
 def make(name: str) -> None:
+    from auto_round import AutoRound
+
     format_, scheme, options = SCHEMES[name]
     model, tokenizer = tiny()
     with tempfile.TemporaryDirectory() as plain_folder, tempfile.TemporaryDirectory() as folder:
@@ -180,5 +236,8 @@ def save_logits(name: str, floats: dict[str, torch.Tensor]) -> None:
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or [*SCHEMES, *BITSANDBYTES, *TORCHAO]:
-        make(each) if each in SCHEMES else make_by_transformers(each)
+    for each in sys.argv[1:] or [*SCHEMES, *BITSANDBYTES, *TORCHAO, "compressed-tensors-mixed"]:
+        if each == "compressed-tensors-mixed":
+            make_mixed()
+        else:
+            make(each) if each in SCHEMES else make_by_transformers(each)

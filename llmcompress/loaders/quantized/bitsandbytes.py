@@ -113,7 +113,13 @@ def _floats(module: str, kind: str, tensors: Mapping[str, TensorInfo], read: Rea
         parts |= {f"{name}.nested_absmax", f"{name}.nested_quant_map"}
     in_rows = columns % state.block_size == 0 and columns % 2 == 0
     keeps = in_rows and tuple(read(f"{name}.quant_map").tolist()) == NF4
-    reason = "" if keeps else ", dequantized: its blocks cross rows" if not in_rows else ", dequantized: OpenVINO has no such codes"
+    reason = (
+        ""
+        if keeps
+        else ", dequantized: its blocks cross rows"
+        if not in_rows
+        else ", dequantized: OpenVINO has no such codes"
+    )
     return StoredWeight(
         name=name,
         shape=(rows, columns),

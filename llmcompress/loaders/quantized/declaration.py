@@ -52,7 +52,9 @@ def declared(config: Mapping[str, Any]) -> Any:
 def quantization_method(settings: Mapping[str, Any]) -> Any:
     """``quant_method``; early bitsandbytes wrote none."""
     method = settings.get("quant_method")
-    return "bitsandbytes" if method is None and (settings.get("load_in_8bit") or settings.get("load_in_4bit")) else method
+    return (
+        "bitsandbytes" if method is None and (settings.get("load_in_8bit") or settings.get("load_in_4bit")) else method
+    )
 
 
 def is_repacked(config: Mapping[str, Any]) -> bool:

@@ -53,9 +53,9 @@ class PackedWeight(NamedTuple):
     shape: tuple[int, ...]
     """Output and input channels; of a stack of experts their number before them. Rows are all but the last."""
     scales: NDArray[Any]
-    """``[rows, groups]``: numbers in f16 where that holds every one exactly, else in f32; or bytes. Floats have none."""
+    """``[rows, groups]``: numbers in f16 where that holds every one exactly, else in f32; or bytes. None for floats."""
     zero_points: NDArray[Any] | None = None
-    """``[rows, groups]``: a byte for each code that is zero, or numbers in f16 or f32 between codes; None: zero."""
+    """``[rows, groups]``: a byte for each, or numbers in f16 or f32 that lie between codes; None: zero."""
     columns: NDArray[Any] | None = None
     """The input channel of each stored column, where columns were sorted so that groups lie together."""
     scale: Scale = "f16"

@@ -144,9 +144,7 @@ def stand_ins(source: Source, found: SourceWeights) -> Iterator[StandIns]:
         for file in found.plain.files:
             opened = files.enter_context(safe_open(found.plain.path / file, "pt"))
             tensors |= {
-                name: opened.get_tensor(name)
-                for name, tensor in found.plain.tensors.items()
-                if tensor.file == file
+                name: opened.get_tensor(name) for name, tensor in found.plain.tensors.items() if tensor.file == file
             }
         matrices = {weight.name: untouched(weight.shape) for weight in found.weights if len(weight.shape) == 2}
         stacks = {parameter: untouched(parameter.shape) for parameter in stack_parameters(found.weights)}

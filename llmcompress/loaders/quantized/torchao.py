@@ -65,7 +65,8 @@ def _integers(module: str, few_bits: bool, tensors: Mapping[str, TensorInfo]) ->
     shape = (rows, 1) if scale.shape in ((), (1,), (1, 1), (rows,)) else scale.shape
     if len(shape) != 2 or shape[0] != rows or not shape[1] or columns % shape[1] or (few_bits and columns % 2):
         raise ModelError(
-            f"tensor {module}.{_SCALE} has the shape {list(scale.shape)}; [{rows}, groups that divide {columns}] is needed",
+            f"tensor {module}.{_SCALE} has the shape {list(scale.shape)}; [{rows}, groups that divide {columns}] is "
+            "needed",
             where=scale.file,
             hint=ORIGINAL,
         )
@@ -80,7 +81,9 @@ def _integers(module: str, few_bits: bool, tensors: Mapping[str, TensorInfo]) ->
         element="i4" if few_bits else "i8",
         group_size=columns // shape[1],
         parts=frozenset(parts),
-        repack=functools.partial(_repack, module, (rows, columns), shape[1], few_bits, f"{module}.{_ZERO_POINT}" in parts),
+        repack=functools.partial(
+            _repack, module, (rows, columns), shape[1], few_bits, f"{module}.{_ZERO_POINT}" in parts
+        ),
     )
 
 
