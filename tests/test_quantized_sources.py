@@ -113,6 +113,20 @@ def test_experts_are_the_stacks_that_their_class_multiplies_by(
     assert predicted.size_bytes == pytest.approx(actual, rel=0.02)
 
 
+def test_the_manifest_says_what_the_cpu_makes_of_each_kind_of_layer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = Path(__file__).parent / "quantized_checkpoints" / "compressed-tensors-mixed"
+    assert run_command(["compress", str(source), "-o", str(tmp_path / "out"), "--no-tokenizer"]) == 0
+    kept = read_manifest(tmp_path / "out").kept
+    assert kept is not None
+    assert kept.executed.pop("fp8_e4m3") in ("f32", "bf16")
+    assert kept.executed == {"int4_sym": "i4", "int8_sym": "i8", "mxfp4": "f4e2m1", "nvfp4": "f4e2m1"}
+    # Half a unit in the last place of f32.
+    assert 0 < kept.max_relative_rounding <= 2**-24
+    assert f"scales to within {kept.max_relative_rounding:.1g}; this CPU expands fp8_e4m3" in capsys.readouterr().out
+
+
 def written(plain: Path, directory: Path, name: str) -> Path:
     quantized(plain, directory, LAYOUTS[name])
     return directory

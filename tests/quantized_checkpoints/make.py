@@ -151,6 +151,8 @@ def make_mixed() -> None:
     """By compressed-tensors alone: each layer in another format."""
     from compressed_tensors.compressors.base import BaseCompressor
     from compressed_tensors.compressors.format import infer_module_format
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+    from compressed_tensors.quantization.lifecycle.forward import dequantize
     from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
     from compressed_tensors.quantization.utils.helpers import calculate_qparams, generate_gparam
     from safetensors.torch import save_file
@@ -180,7 +182,13 @@ def make_mixed() -> None:
         kind = infer_module_format(torch.nn.Linear, scheme)
         compressor: Any = BaseCompressor.get_value_from_registry(kind.value)
         compressed = compressor.compress(parts, scheme)
-        floats[key] = compressor.decompress(dict(compressed), scheme)["weight"].float()
+        if "weight_global_scale" in compressed:
+            # Its compressor computes in bf16.
+            codes = unpack_fp4_from_uint8(compressed["weight_packed"], *weight.shape, dtype=torch.float32)
+            scales, divisor = compressed["weight_scale"].float(), compressed["weight_global_scale"]
+            floats[key] = dequantize(codes, scales, args=weights, global_scale=divisor, dtype=torch.float32)
+        else:
+            floats[key] = compressor.decompress(dict(compressed), scheme)["weight"].float()
         stored |= {f"{key.removesuffix('weight')}{part}": value.contiguous() for part, value in compressed.items()}
         groups[f"group_{layer}"] = scheme.model_dump(mode="json") | {"format": kind.value}
     folder = HERE / "compressed-tensors-mixed"
