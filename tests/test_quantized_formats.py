@@ -94,6 +94,11 @@ def under(name: str) -> Change:
         ("torchao-4", instead("_weight_qdata", lambda t: t * 0 + 8), f"codes of {MODULE} are no 4 bits"),
         ("torchao-4", instead("_weight_zero_point", lambda t: t * 0 - 9), f"zero points of {MODULE} are no 4 bits"),
         ("compressed-tensors-mxfp4", instead("weight_packed", lambda t: t[:, :8]), "groups of 32 do not divide the 16"),
+        (
+            "compressed-tensors-mxfp4",
+            instead("weight_scale", lambda t: t * 0 + 255),
+            "weight_scale' has scales that are",
+        ),
         ("ct-nvfp4", instead("weight_global_scale", lambda t: t * 0), f"weight_global_scale of {MODULE} is 0"),
         ("ct-nvfp4", instead("weight_scale", lambda t: t[:, :3]), r"\[64, 3\]; the format needs \[64, 8\]"),
         ("bitnet", instead("weight_scale", lambda t: t * 0), f"the scale of {MODULE} is 0, by which it divides"),

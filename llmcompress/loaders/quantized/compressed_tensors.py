@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.float8 import float8_weight
 from llmcompress.loaders.quantized.gptq import channel_order
+from llmcompress.loaders.quantized.mxfp4 import exponents
 from llmcompress.loaders.quantized.packed import (
     ORIGINAL,
     PackedWeight,
@@ -187,18 +188,12 @@ def _repack_integers(
 ) -> PackedWeight:
     import numpy as np
 
+    codes, scales = read(f"{module}.weight"), shortest(read(f"{module}.weight_scale").reshape(shape[0], num_groups))
+    if not asymmetric:
+        return PackedWeight(codes, "i8", shape, scales)
     # Without sign a code is 128 more, as its zero point.
-    zeros = np.full((shape[0], num_groups), 128, np.uint8)
-    if asymmetric:
-        zeros = read(f"{module}.weight_zero_point").reshape(shape[0], num_groups).view(np.uint8) ^ np.uint8(128)
-    weight = PackedWeight(
-        codes=read(f"{module}.weight").view(np.uint8) ^ np.uint8(128),
-        element="u8",
-        shape=shape,
-        scales=shortest(read(f"{module}.weight_scale").reshape(shape[0], num_groups)),
-        zero_points=zeros,
-    )
-    return signed(weight, 128)
+    zeros = read(f"{module}.weight_zero_point").reshape(shape[0], num_groups).view(np.uint8) ^ np.uint8(128)
+    return signed(PackedWeight(codes.view(np.uint8) ^ np.uint8(128), "u8", shape, scales, zeros), 128)
 
 
 def _float4(module: str, tensors: Mapping[str, TensorInfo]) -> StoredWeight:
@@ -232,16 +227,15 @@ def _float4(module: str, tensors: Mapping[str, TensorInfo]) -> StoredWeight:
 def _repack_float4(module: str, shape: tuple[int, int], is_nvfp4: bool, read: Read) -> PackedWeight:
     import numpy as np
 
-    weight = PackedWeight(
-        read(f"{module}.weight_packed"), "f4e2m1", shape, read(f"{module}.weight_scale"), scale="f8e8m0"
-    )
+    codes, scales = read(f"{module}.weight_packed"), f"{module}.weight_scale"
     if not is_nvfp4:
-        return weight
+        return PackedWeight(codes, "f4e2m1", shape, exponents(scales, read), scale="f8e8m0")
     divisor = read(f"{module}.weight_global_scale").astype(np.float64)
     if not divisor.all():
         raise ModelError(f"weight_global_scale of {module} is 0", where="safetensors", hint=ORIGINAL)
     factor = (1 / divisor).astype(np.float32)
-    return weight._replace(scale="f8e4m3", factors=factor, rounding=rounded(factor, 1 / divisor))
+    rounding = rounded(factor, 1 / divisor)
+    return PackedWeight(codes, "f4e2m1", shape, read(scales), scale="f8e4m3", factors=factor, rounding=rounding)
 
 
 def _float8(module: str, settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> StoredWeight:

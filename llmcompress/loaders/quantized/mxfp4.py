@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight
 from llmcompress.loaders.quantized.stored import Read, StoredWeight, require_tensor
 from llmcompress.loaders.safetensors_file import TensorInfo
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 _BLOCKS, _SCALES = "_blocks", "_scales"
 GROUP_SIZE = 32
+_NAN = 255
 
 
 def find_mxfp4(settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo], read: Read) -> list[StoredWeight]:
@@ -55,6 +59,18 @@ def find_mxfp4(settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo], r
     return found
 
 
+def exponents(name: str, read: Read) -> NDArray[Any]:
+    """Scales that are powers of two, as bytes.
+
+    Raises:
+        ModelError: One of them is NaN.
+    """
+    scales = read(name)
+    if (scales == _NAN).any():
+        raise ModelError(f"tensor {name!r} has scales that are NaN", where="safetensors", hint=ORIGINAL)
+    return scales
+
+
 def _repack(name: str, shape: tuple[int, int, int], read: Read) -> PackedWeight:
-    scales = read(name + _SCALES).reshape(shape[0] * shape[1], -1)
+    scales = exponents(name + _SCALES, read).reshape(shape[0] * shape[1], -1)
     return PackedWeight(read(name + _BLOCKS), "f4e2m1", shape, scales, scale="f8e8m0")
