@@ -3,7 +3,8 @@
 python benchmarks/import.py --directory /tmp/import
 python benchmarks/import.py --directory /tmp/import --layers 4 --hidden 1024 --intermediate 2816
 
-Needs Linux. Each import is a process of its own. What the libraries take is the peak of one of a model of a single small layer.
+Needs Linux. Each import is a process of its own. What the libraries take is the peak of one of a model of a single
+small layer.
 """
 
 from __future__ import annotations

@@ -268,7 +268,6 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "fp8-block": Layout({"quant_method": "fp8", "weight_block_size": [128, 128]}, float8, {"fp8_e4m3"}, set()),
     "ct-nvfp4": Layout(_ct("nvfp4-pack-quantized", num_bits=4), nvfp4, {"nvfp4"}, {"f4e2m1"}),
-    "ct-mxfp4": Layout(_ct("mxfp4-pack-quantized", num_bits=4), mxfp4, {"mxfp4"}, {"f4e2m1"}),
     "bitnet": Layout({"quant_method": "bitnet"}, bitnet, {"int4_sym"}, {"i4"}),
     "bitnet-multiplied": Layout(
         {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"},

@@ -184,3 +184,13 @@ def test_floats_are_rounded_as_torch_does() -> None:
     for element, dtype in (("f16", torch.float16), ("bf16", torch.bfloat16), ("f32", torch.float32)):
         found = float_bytes(values, element)  # type: ignore[arg-type]
         assert (found == torch.from_numpy(values).to(dtype).view(torch.uint8).numpy()).all()
+
+
+@pytest.mark.parametrize("name", ["bitnet", "bitnet-multiplied", "ct-nvfp4", "fbgemm"])
+def test_the_values_are_those_that_the_layout_says(name: str, tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
+    (found,) = repacked(tmp_path, named(of_layout(name)[0]), LAYOUTS[name].settings).values()
+    expected = LAYOUTS[name].make(weight)[1]
+    # A scale that is computed is rounded to f32 on either side.
+    assert np.abs(dequantized(found) - expected).max() <= 2**-22 * np.abs(expected).max()
+    assert found.rounding <= 2**-24
