@@ -12,7 +12,9 @@ import pytest
 from quantized_fixture import LAYOUTS, Array
 
 from llmcompress.errors import ModelError
+from llmcompress.loaders.quantized.constants import put_constants
 from llmcompress.loaders.quantized.packed import PackedWeight, dequantized, float_bytes
+from llmcompress.loaders.quantized.slim_stacks import SlimStacks
 from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.source import resolve
 from llmcompress.loaders.tensors import read_checkpoint
@@ -194,3 +196,20 @@ def test_the_values_are_those_that_the_layout_says(name: str, tmp_path: Path) ->
     # A scale that is computed is rounded to f32 on either side.
     assert np.abs(dequantized(found) - expected).max() <= 2**-22 * np.abs(expected).max()
     assert found.rounding <= 2**-24
+
+
+def test_a_weight_that_the_graph_does_not_multiply_by_is_refused(tmp_path: Path) -> None:
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    weights = repacked(tmp_path, named(of_layout("ct-4")[0]), LAYOUTS["ct-4"].settings)
+    name = next(iter(weights))
+    given = ops.parameter(ov.PartialShape([64, 128]), ov.Type.f32)
+    constant = ops.constant(np.ones((64, 128), np.float32))
+    model = ov.Model([ops.result(ops.add(given, constant))], [given], "model")
+    with pytest.raises(
+        ModelError, match=f"1 quantized weights are not in the converted graph as they are stored: {name}"
+    ):
+        put_constants(model, weights, {}, SlimStacks({}, {}))
+    with pytest.raises(ModelError, match=f"the quantized weight {name} goes into Add, not into a linear layer"):
+        put_constants(model, weights, {constant.data.ctypes.data: name}, SlimStacks({}, {}))
