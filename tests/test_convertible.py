@@ -24,6 +24,7 @@ from llmcompress.spec import Access, Recipe, load_recipe
 from llmcompress.spec.plan import load_plan, planned_jobs
 from llmcompress.system.progress import silent
 from tests.fake_hub import FakeHub, running, use
+from tests.quantized_fixture import LAYOUTS, quantized
 from tests.tiny_models import ARCHITECTURES, build_checkpoint
 
 ST = "sentence_transformers.models"
@@ -154,7 +155,8 @@ def test_a_dry_run_needs_no_tokenizer_where_the_run_needs_none(untied: Path, tmp
 def test_a_checkpoint_that_is_quantized_already_is_refused_but_to_a_recipe_that_keeps_it(
     untied: Path, tmp_path: Path
 ) -> None:
-    source = copied(untied, tmp_path / "model", quantization_config={"quant_method": "bitnet"})
+    source = tmp_path / "model"
+    quantized(untied, source, LAYOUTS["bitnet"])
     dry, wet = refusals(source, load_recipe("int8"), tmp_path)
     assert "the checkpoint is already quantized and recipe int8 would quantize it again" in dry.message
     assert str(dry) == str(wet)
