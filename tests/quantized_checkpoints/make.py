@@ -122,6 +122,19 @@ def by_module(module: torch.nn.Module) -> torch.Tensor:
     )
 
 
+def without_f32(folder: Path) -> None:
+    """Store in f16 again what the model had in it."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = folder / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    save_file({k: t if "_proj" in k else t.half() for k, t in tensors.items()}, path, metadata)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}, indent=2))
+
+
 def make_by_transformers(name: str) -> None:
     """By a tool that transformers calls while it loads a model."""
     from transformers import BitsAndBytesConfig, TorchAoConfig
@@ -142,6 +155,7 @@ def make_by_transformers(name: str) -> None:
     shutil.rmtree(HERE / name, ignore_errors=True)
     model.save_pretrained(HERE / name)
     (HERE / name / "generation_config.json").unlink(missing_ok=True)
+    without_f32(HERE / name)
     floats = {f"{path}.weight": by_module(module) for path, module in model.named_modules() if path.endswith("_proj")}
     others = {key: tensor.float() for key, tensor in model.state_dict().items() if "_proj" not in key}
     save_logits(name, floats | others)
