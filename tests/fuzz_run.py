@@ -326,7 +326,9 @@ def main() -> int:
         else:
             run(fuzzer, options.seed, options.count)
             run_commands(fuzzer, options.seed, options.commands)
-    print(f"seed {options.seed}: {sum(fuzzer.counts.values()):,} inputs: {dict(fuzzer.counts.most_common())}")
+    limits = f"{LIMIT_S} s of the processor or {PATIENCE * LIMIT_S} s, by the command line {COMMAND_LIMIT_S} s"
+    print(f"seed {options.seed}: {sum(fuzzer.counts.values()):,} inputs, each in {limits}")
+    print(dict(fuzzer.counts.most_common()))
     for fault in fuzzer.faults:
         print(f"{fault.case.door.name} {fault.case.file}: {fault.what}\n  again: make fuzz REPLAY={fault.saved}")
     return 1 if fuzzer.faults else 0
