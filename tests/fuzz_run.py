@@ -109,6 +109,9 @@ class Fuzzer:
         """Run a case in this process."""
         folder = self.prepared(case)
         found = called(case.door, folder, self.root / "sandbox")
+        if found[0] == "too slow":
+            # Others can hold any call up; what is slow itself is slow again.
+            found = called(case.door, self.prepared(case), self.root / "sandbox")
         self._note(case, *found)
 
     def try_command(self, case: Case) -> None:
