@@ -125,7 +125,7 @@ def test_a_run_that_measures_and_a_look_ahead(place: Path) -> None:
     for columns, outcome in ((80, "done"), (120, "was")):
         done = whole(in_terminal([*LLMCOMPRESS, "run", "plan.yaml"], columns, cwd=place), "Page: ")
         assert done.exit_code == 0, done.text
-        assert {outcome, "job", "outcome", "size", "perplexity", "verdict", "int#_asym", *names} <= words(done.lines)
+        assert {outcome, "job", "outcome", "size", "perplexity", "verdict", *names} <= words(done.lines)
 
 
 @pytest.mark.parametrize("columns", COLUMNS)
@@ -152,6 +152,7 @@ def test_tune(place: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_demo(tmp_path: Path) -> None:
     titles = {"Recipe", "Size", "Bits/weight", "Perplexity", "KL", "Top-#", "Decode", "Peak", "Verdict", "Weights"}
     shown = {}
