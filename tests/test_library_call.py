@@ -47,6 +47,8 @@ print("before")
 llmcompress.compress({source!r}, "int8", {output!r})
 spec = llmcompress.EvalSpec(dataset="bundled", seq_len=64, num_windows=1, backend="stateful")
 llmcompress.evaluate({output!r}, spec, reference={source!r})
+model = llmcompress.OVModelForCausalLM.from_pretrained({source!r}, quantization_config="int8")
+model.save_pretrained({output!r} + "-by-optimum")
 print(max(load_tokenizer(Path({source!r})).get_vocab().values()), "is the last id")
 """
 
