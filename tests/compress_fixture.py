@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -171,11 +172,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 @functools.cache
 def _undisturbed(base: Path) -> Undisturbed:
-    place = base / "undisturbed"
+    # Places of its own each time: a call that failed is not remembered, and the next one shows the same failure.
+    place = Path(tempfile.mkdtemp(prefix="undisturbed-", dir=base))
     checkpoint = build_checkpoint(place / "checkpoint", num_hidden_layers=1)
     before = tree(checkpoint)
     output = place / "output"
-    other_place = base / "elsewhere"
+    other_place = Path(tempfile.mkdtemp(prefix="elsewhere-", dir=base))
     other_source = "Модель of mine"
     shutil.copytree(checkpoint, other_place / other_source)
 

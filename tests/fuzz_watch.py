@@ -29,8 +29,9 @@ class _Watch:
         if event in _STARTS:
             self.seen.append(f"{event} {arguments[:2]}")
         elif event in _CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING):
-            named = [os.fsdecode(path) for path in arguments[:2] if isinstance(path, str | bytes)]
-            outside = [path for path in named[:1] if not os.path.abspath(path).startswith(self.allowed)]  # noqa: PTH100
+            # A descriptor has no path: the file behind it was opened before, or is a pipe.
+            named = [os.fsdecode(path) for path in arguments[:1] if isinstance(path, str | bytes)]
+            outside = [path for path in named if not os.path.abspath(path).startswith(self.allowed)]  # noqa: PTH100
             self.seen += [f"{event} {path}" for path in outside]
 
 

@@ -497,6 +497,37 @@ def test_more_layers_than_a_page_holds_are_counted(tmp_path: Path) -> None:
     assert "234 more are in llmcompress.json." in page.text
 
 
+def test_how_bits_were_learned_is_among_the_parameters(tmp_path: Path) -> None:
+    def windows(dataset: str, num_windows: int) -> Record:
+        return {
+            "dataset": dataset, "num_windows": num_windows, "seq_len": 64, "seed": 3, "token_ids_sha256": "5" * 64,
+        }  # fmt: skip
+
+    def change(manifest: Record, *reports: Record) -> None:
+        recipe = llmcompress.load_recipe("int4-distilled", ["training.learning_rate=0.004"])
+        manifest["recipe"] = recipe.model_dump(mode="json")
+        point = {"step": 0, "loss": None, "validation": 0.5}
+        curve = {"name": "model", "points": [point], "kept_step": 500, "gain": 0.1, "gain_standard_error": 0.01}
+        manifest["training"] = {
+            "method": "distillation", "loss": "kl_divergence", "windows": windows("their.txt", 1024),
+            "validation": windows("their.txt", 32), "num_steps": 500, "num_layers": 28, "changed_codes": 0.1234,
+            "device": "cpu", "products_in": "f32", "curves": [curve],
+        }  # fmt: skip
+
+    text = render_card(artifact(tmp_path / "x", change))
+    for row in (
+        "| `training.method` | `distillation` |",
+        "| `training.what` | `scales, zero_points, rounding` |",
+        "| `training.learning_rate` | `0.004` |",
+        f"| `training.windows` | `their.txt: 1024 windows of 64 tokens, seed 3, tokens sha256 {'5' * 64}` |",
+        "| `training.changed_codes` | `12.34% of 28 weights` |",
+        "| `training.kept` | `what was learned, in 1 of 1 trainings` |",
+        "- Its bits were learned from `their.txt`; texts that are unlike it can lose more.",
+    ):
+        assert row in text.splitlines()
+    assert "training." not in render_card(artifact(tmp_path / "without"))
+
+
 # --- what to run
 
 

@@ -497,6 +497,21 @@ def forecast_of(fits: bool) -> Any:
     )
 
 
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_an_output_that_cannot_be_is_refused_before_any_work(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(llmcompress.system.process, "run_supervised", lambda *arguments, **others: 1 / 0)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("x")
+    for name, exit_code, message in (
+        ("mine", 2, "exists, and is no llmcompress artifact (it has no llmcompress.json): it is left as it is"),
+        ("x" * 300, 8, "File name too long"),
+    ):
+        assert run(["compress", "some/model", "-r", "int4", "-o", str(tmp_path / name), *options]) == exit_code
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_dry_run_predicts_and_says_whether_it_fits(
     fits: bool, monkeypatch: pytest.MonkeyPatch, capsys: Captured

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import compress_fixture
 import pytest
 from compress_fixture import STAGES, Undisturbed, at_once, reproducible, run, tree, undisturbed
 
@@ -20,6 +21,19 @@ __all__ = ["undisturbed"]
 def _manifest(output: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((output / "llmcompress.json").read_bytes())
     return manifest
+
+
+def test_a_failure_of_the_runs_that_these_tests_share_shows_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("the first failure")
+
+    for name in ("_second", "_on_a_terminal"):
+        monkeypatch.setattr(compress_fixture, name, fail)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the first failure"):
+            compress_fixture._undisturbed(tmp_path)
 
 
 def test_json_is_exactly_the_manifest(undisturbed: Undisturbed) -> None:

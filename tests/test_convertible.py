@@ -371,3 +371,33 @@ def test_a_header_longer_than_the_first_bytes_and_a_shard_that_is_missing(
             HubError, match=r"its index names model-2\.safetensors, which is not there at revision main"
         ):
             hub_headers.read_hub_checkpoint(resolve("acme/tiny"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "refusal"),
+    [
+        (
+            "model.safetensors",
+            b"\x08" + bytes(7) + b"not JSON",
+            "acme/tiny: model.safetensors: the header does not begin",
+        ),
+        ("model.safetensors.index.json", b"{}", "acme/tiny: model.safetensors.index.json: weight_map is not"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"a": "../a.safetensors"}}',
+            "acme/tiny: model.safetensors.index.json: it names '../a.safetensors'",
+        ),
+        ("model.ckpt", b"x", "acme/tiny: the weights are pickle files (model.ckpt), which can run code"),
+    ],
+)
+def test_errors_of_headers_on_the_hub_name_the_repository_and_the_file(
+    name: str, content: bytes, refusal: str, untied: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in untied.iterdir() if path.name != "model.safetensors"}
+    with running(FakeHub(files={**files, name: content})) as server:
+        use(server.url, tmp_path / "cache", monkeypatch)
+        source = resolve("acme/tiny")
+        with pytest.raises((ModelError, SecurityError)) as caught:
+            hub_headers.read_hub_checkpoint(source)
+    assert str(caught.value).startswith(refusal)
+    assert str(tmp_path) not in str(caught.value)

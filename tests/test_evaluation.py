@@ -598,3 +598,8 @@ def test_the_bar_moves_with_each_call(artifact: Callable[[str], Path], wikitext:
     moves = [each.done for each in seen if each.stage == "score"]
     assert sorted(moves) == moves
     assert set(moves) == {0, 64, 128, 192, 252}
+    # Each of the two graphs has a stage of its own for the long context.
+    for stage in ("long context", "long context, paged"):
+        moves = [each.done for each in seen if each.stage == stage]
+        assert sorted(set(moves)) == moves, (stage, moves)
+        assert len(moves) > 1

@@ -113,6 +113,9 @@ def test_a_planted_write_is_seen(tmp_path: Path) -> None:
     assert "outside of its output: changed" in called(door_of(renames), folder, tmp_path)[1]
     assert "os.system" in called(door_of(starts), folder, tmp_path)[1]
     assert called(door_of(lambda at: (at / "out" / "a").write_text("x")), folder, tmp_path)[1] == ""
+    assert (
+        called(door_of(lambda _: os.fdopen(os.open(os.devnull, os.O_WRONLY), "w").close()), folder, tmp_path)[1] == ""
+    )
 
 
 def test_a_hang_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

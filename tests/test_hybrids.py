@@ -11,13 +11,14 @@ from tiny_models import write_tokenizer
 
 import llmcompress
 from llmcompress.benchmarking.openvino_runtime import OpenvinoRuntime
+from llmcompress.benchmarking.worker import open_model as open_on
 from llmcompress.cli.chat_model import TalkSpec, open_model
 from llmcompress.errors import ModelError, UsageError
 from llmcompress.graph.decoding import Decoder, compile_decoder, generate
 from llmcompress.graph.device import compile_model, properties_of
 from llmcompress.graph.recurrence import recurrence
 from llmcompress.loaders.exporter import not_convertible
-from llmcompress.spec import EvalSpec
+from llmcompress.spec import BenchSpec, EvalSpec
 from llmcompress.spec.benchmark import Shape
 
 if TYPE_CHECKING:
@@ -117,6 +118,42 @@ def _checkpoint(directory: Path, model_type: str, fields: dict[str, Any]) -> Any
     model.save_pretrained(directory)
     write_tokenizer(directory)
     return model
+
+
+def test_a_mamba_is_benchmarked_as_optimum_feeds_it(mamba: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    import torch
+    from optimum.intel import OVModelForCausalLM
+
+    def shape(inputs: Any) -> tuple[int, ...]:
+        return tuple(np.asarray(getattr(inputs["input_ids"], "data", inputs["input_ids"])).shape)
+
+    theirs: list[tuple[int, ...]] = []
+    model = OVModelForCausalLM.from_pretrained(mamba)
+    model.compile()
+    start = model.request.start_async
+    model.request.start_async = lambda inputs, **options: (theirs.append(shape(inputs)), start(inputs, **options))[1]
+    prompt = torch.arange(3, 11)[None]
+    model.generate(input_ids=prompt, min_new_tokens=4, max_new_tokens=4, do_sample=False)
+    ours: list[tuple[int, ...]] = []
+    run = Decoder.run
+    monkeypatch.setattr(Decoder, "run", lambda self, tensors: (ours.append(shape(tensors)), run(self, tensors))[1])
+    runtime = OpenvinoRuntime(mamba)
+    runtime.open("CPU", {})
+    runtime.run(Shape(1, 0, prompt.shape[1], 4), 0)
+    assert ours == theirs == [(1, 8), (1, 1), (1, 1), (1, 1)]
+
+
+def test_a_benchmark_says_how_a_recurrent_model_was_fed(mamba: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from llmcompress.cli.bench import print_reports
+
+    spec = BenchSpec(prompt_tokens=(8,), new_tokens=(2,), repetitions=1, warmup_runs=0)
+    reports = llmcompress.benchmark([mamba], spec)
+    assert reports[0].settings[0].is_recurrent
+    print_reports(reports, "table")
+    assert "mamba: the prompt went through in one call, as Optimum's generation feeds it; its recurrent layers" in (
+        capsys.readouterr().out
+    )
 
 
 def _logits(compiled: Any, ids: NDArray[np.int64], sizes: list[int]) -> NDArray[np.float32]:
@@ -246,5 +283,7 @@ def test_a_mamba_is_benchmarked_without_a_depth(mamba: Path) -> None:
     runtime = OpenvinoRuntime(mamba)
     runtime.open("CPU", {})
     assert len(runtime.run(Shape(2, 0, 8, 4), 0).tokens) == 4
+    opened = open_on(runtime, "CPU", {})
+    assert opened.is_recurrent
     with pytest.raises(ModelError, match="the graph goes on from its state token by token, and 8 tokens after 8 were"):
         runtime.run(Shape(1, 8, 8, 4), 0)

@@ -342,6 +342,20 @@ def test_offline_nothing_is_pushed(fake: FakeHub, model: Path, monkeypatch: pyte
     assert fake.requests == []
 
 
+def test_an_offline_look_at_the_hub_names_the_variable_and_no_option(
+    fake: FakeHub, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError) as caught:
+        pushed(model, MODEL, dry_run=True)
+    assert (caught.value.message, caught.value.hint) == (
+        "this run is offline, by HF_HUB_OFFLINE",
+        "unset it to reach the Hub",
+    )
+    assert fake.requests == []
+
+
 def test_the_card_is_the_current_one(fake: FakeHub, model: Path) -> None:
     replace_report(model, "README.md", card(model, None).replace("\n", "\r\n").encode())
     pushed(model)

@@ -20,8 +20,10 @@ from llmcompress.errors import (
     InterruptedRunError,
     KilledForMemoryError,
     LlmcompressError,
+    RecipeError,
     ResourceError,
     UsageError,
+    WriteError,
 )
 from llmcompress.evaluation import measurement
 from llmcompress.runner import Event, RunReport, outlook, run_plan
@@ -219,6 +221,62 @@ def test_a_push_of_what_is_never_evaluated_is_refused_before_the_work(place: Pat
     assert (job.failure.error, job.failure.exit_code) == ("GateError", 7)
     assert job.failure.message.endswith("a push asks for an evaluation, and neither the plan nor the artifact has one")
     assert job.failure.hint == "add evaluation: {}"
+
+
+def test_a_plan_logs_figures_once_and_again_where_the_tracker_failed(
+    place: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = """
+output: logged
+models: [llama]
+recipes: [int8]
+evaluation: {dataset: text.txt, seq_len: 64, num_windows: 2, backend: stateful}
+benchmark: {prompt_tokens: [4], new_tokens: [2], repetitions: 1, warmup_runs: 0}
+log_to: tensorboard
+"""
+    asked: list[tuple[str, str, str | None]] = []
+    fails = True
+
+    def log_figures(report: object, tracker: str, *, name: str | None = None) -> None:
+        if fails:
+            raise WriteError("it did not take the figures", where=tracker)
+        asked.append((type(report).__name__, tracker, name))
+
+    monkeypatch.setattr("llmcompress.publishing.trackers.log_figures", log_figures)
+    monkeypatch.setattr("llmcompress.runner.survey.require_tracker", lambda tracker: tracker)
+    plan = write_plan(place / "logged.yaml", text)
+    report = run_plan(load_plan(plan))
+    assert report.rows[0].made == ("compress", "evaluate", "benchmark")
+    assert failures(report) == {"llama/int8": ("log", "WriteError", 8)}
+    # A model that does not pass the gate is that first of all.
+    write_plan(plan, text + "gate: {max_kl: 0.000000001}\n")
+    assert failures(run_plan(load_plan(plan))) == {"llama/int8": ("evaluate", "GateError", 7)}
+    fails = False
+    text += "gate: {max_kl: 0.5}\n"
+    write_plan(plan, text)
+    assert run_plan(load_plan(plan)).rows[0].made == ("evaluate", "log")
+    assert asked == [("EvalReport", "tensorboard", "llama/int8"), ("BenchReport", "tensorboard", "llama/int8")]
+    assert run_plan(load_plan(plan)).rows[0].made == ()
+    # Another benchmark is logged, and the evaluation not once more.
+    write_plan(plan, text.replace("new_tokens: [2]", "new_tokens: [3]"))
+    assert run_plan(load_plan(plan)).rows[0].made == ("benchmark", "log")
+    assert [kind for kind, _, _ in asked[2:]] == ["BenchReport"]
+
+
+def test_a_plan_refuses_a_tracker_that_is_not_there_or_has_nothing_to_log(
+    place: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmcompress.publishing.trackers.importlib.util.find_spec", lambda name: None)
+    text = "output: never\nmodels: [llama]\nrecipes: [int8]\nevaluation: {}\nlog_to: trackio\n"
+    with pytest.raises(ResourceError, match="trackio is not installed, and figures for trackio need it"):
+        run_plan(load_plan(write_plan(place / "never.yaml", text)))
+    assert not (place / "never").exists()
+    write_plan(place / "never.yaml", text.replace("evaluation: {}\n", ""))
+    with pytest.raises(RecipeError, match="log_to: logs the figures of evaluations and benchmarks, and the plan has"):
+        load_plan(place / "never.yaml")
+    write_plan(place / "never.yaml", text.replace("trackio", "neptune"))
+    with pytest.raises(RecipeError, match="log_to: got 'neptune'; accepted: mlflow, trackio, wandb, tensorboard"):
+        load_plan(place / "never.yaml")
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from llmcompress.cli import run
 from llmcompress.errors import ResourceError, UsageError, WriteError
 from llmcompress.publishing.trackers import figures, log_figures
 from llmcompress.report.benchmark import BenchReport
-from llmcompress.report.evaluation import BackendRecord, DamagePart, EvalReport, TaskScore
+from llmcompress.report.evaluation import BackendRecord, Check, DamagePart, EvalReport, GateRecord, TaskScore
 
 VARIABLES = ("MLFLOW_", "TRACKIO_", "WANDB_", "TENSORBOARD_")
 FAKE = """
@@ -329,3 +329,35 @@ def test_the_commands_log_each_report_and_say_where(
             json.loads(text)
         else:
             assert text.count("Logged to wandb: /there/offline-run\n") == times
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_the_gate_goes_before_a_tracker_that_fails_and_both_are_said(
+    passed: bool, calls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wandb.py").write_text("raise RuntimeError('no disk')")
+    check = Check(name="max_kl", passed=passed, value=0.02, required=0.01, detail="")
+    report = EVALUATION.model_copy(update={"gate": GateRecord.model_validate({"passed": passed, "checks": (check,)})})
+    monkeypatch.setattr("llmcompress.system.process.run_supervised", lambda function, *_, **__: report)
+    assert run(["eval", "some/tiny", "--log-to", "wandb"]) == (8 if passed else 7)
+    captured = capsys.readouterr()
+    refusal = "wandb: it did not take the figures: RuntimeError: no disk"
+    if passed:
+        assert f"error: {refusal}\n" in captured.err
+    else:
+        assert f"warning: {refusal}\nerror: some/tiny: the gate is not passed: max_kl: 0.02\n" in captured.err
+    assert "KL divergence, nats" in captured.out
+
+
+def test_a_benchmark_is_printed_whole_before_a_tracker_fails(
+    calls: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wandb.py").write_text("raise RuntimeError('no disk')")
+    answers: dict[str, Any] = {"reference_ir": "there", "benchmark": (SPEED,)}
+    monkeypatch.setattr(
+        "llmcompress.system.process.run_supervised", lambda function, *_, **__: answers[function.__name__]
+    )
+    assert run(["bench", "some/tiny", "--log-to", "wandb"]) == 8
+    captured = capsys.readouterr()
+    assert "peak memory" in " ".join(captured.out.split())
+    assert captured.err.startswith("error: wandb: it did not take the figures")

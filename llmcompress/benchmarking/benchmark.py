@@ -183,7 +183,13 @@ def _reopen(bench: _Bench, setting: Setting, opened: Sequence[Opened]) -> None:
         warm, cached = model.client.reopen(setting.device, properties)
         load = LoadTimes(cold=ready.cold, warm=warm, cached=cached)
         model.settings.append(
-            BenchSetting(device=setting.device, threads=setting.threads, load=load, properties=ready.properties)
+            BenchSetting(
+                device=setting.device,
+                threads=setting.threads,
+                load=load,
+                properties=ready.properties,
+                is_recurrent=ready.is_recurrent,
+            )
         )
 
 

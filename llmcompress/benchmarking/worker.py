@@ -7,18 +7,22 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.benchmarking.genai_runtime import GenaiRuntime
 from llmcompress.benchmarking.openvino_runtime import OpenvinoRuntime
 from llmcompress.benchmarking.timing import Run
 from llmcompress.errors import LlmcompressError, UsageError, one_line
 from llmcompress.graph.device import effective_properties
+from llmcompress.graph.recurrence import find_recurrence
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
 from llmcompress.spec.benchmark import RuntimeName, Shape
 from llmcompress.spec.evaluation import Backend
 from llmcompress.system.memory import peak_rss_bytes
+
+if TYPE_CHECKING:
+    import openvino as ov
 
 _LAST_CHARS = 600
 
@@ -31,6 +35,8 @@ class Opened(NamedTuple):
     weight_bytes: int
     """Read for every token."""
     cache_elements_per_token: int
+    is_recurrent: bool = False
+    """As in ``BenchSetting``."""
 
 
 class MemoryUse(NamedTuple):
@@ -61,14 +67,16 @@ def open_model(runtime: Runtime, device: str, properties: dict[str, str]) -> Ope
     Raises:
         UsageError: The device refuses the model or a property.
     """
+    import openvino as ov
+
     with _refused_by(device):
         runtime.close()
         forget_pages(runtime.directory)
         cold = runtime.open(device, properties)
         compiled = runtime.compiled()
-        weight_bytes, elements = _sizes(runtime.directory)
+        model = ov.Core().read_model(runtime.directory / MODEL_XML)
         effective = dict(properties) if compiled is None else effective_properties(compiled)
-        return Opened(cold, effective, weight_bytes, elements)
+        return Opened(cold, effective, *_sizes(model), find_recurrence(model) is not None)
 
 
 def reopen_model(runtime: Runtime, device: str, properties: dict[str, str]) -> tuple[LoadTime, LoadTime | None]:
@@ -120,11 +128,8 @@ def _refused_by(what: str) -> Iterator[None]:
         ) from error
 
 
-def _sizes(directory: Path) -> tuple[int, int]:
+def _sizes(model: ov.Model) -> tuple[int, int]:
     """Bytes of the constants that every token needs, and elements that a token adds to the cache."""
-    import openvino as ov
-
-    model = ov.Core().read_model(directory / MODEL_XML)
     total = 0
     for op in model.get_ops():
         if op.get_type_name() == "Constant" and not _only_looked_up(op):

@@ -147,9 +147,11 @@ def bench(
         reports = run_supervised(benchmark, options, progress=watch.report, logs=watch.log)
     print_reports(reports, form)
     tell = form == "table" and not is_quiet()
-    log_reports(reports, sources, tracker, tell=tell)
+    not_logged = log_reports(reports, sources, tracker, tell=tell)
     if tell:
         after_bench(reports, sources)
+    if not_logged is not None:
+        raise not_logged
 
 
 def _merged(places: Sequence[str]) -> set[str]:
@@ -198,25 +200,10 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
     if busy := _busy(reports[0]):
         print_note(busy, "", style="yellow")
         write_line("")
-    figures = ["size", "device", "shape", "prefill tokens/s", "ttft", "decode tokens/s", "tpot p50 / p99"]
-    cases = table(["model"], [*figures, "of the limit", "peak memory"], markdown=markdown)
-    for report in reports:
-        for case in report.cases:
-            tpot = case.tpot_s
-            limit = case.roofline
-            cases.add_row(
-                report.source,
-                size_text(report.size_bytes),
-                case.device + (f" ({case.threads} threads)" if case.threads else ""),
-                shape_text(case),
-                rate_text(case.prefill_tokens_per_s),
-                f"{case.ttft_s.p50 * 1e3:.4g} ms",
-                rate_text(case.decode_tokens_per_s),
-                f"{tpot.p50 * 1e3:.3g} / {tpot.p99 * 1e3:.3g} ms" if tpot else "",
-                f"{limit.share:.0%}" if limit else "",
-                size_text(report.peak_rss_bytes),
-            )
-    tables = [cases, *([_ratio_table(reports, markdown)] if any(report.ratios for report in reports) else [])]
+    tables = [
+        _cases_table(reports, markdown),
+        *([_ratio_table(reports, markdown)] if any(report.ratios for report in reports) else []),
+    ]
     if markdown:
         print_markdown(*tables)
     else:
@@ -232,6 +219,11 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
                 f"{duration_text(load.cold.read_s + load.cold.compile_s)} cold, "
                 f"{duration_text(load.warm.read_s + load.warm.compile_s)} warm, {cached} from the model cache; "
                 f"steady memory {size_text(report.steady_rss_bytes)}; {_properties(setting.properties)}; {form}"
+            )
+        if any(setting.is_recurrent for setting in report.settings):
+            print_text(
+                f"{report.source}: the prompt went through in one call, as Optimum's generation feeds it; its "
+                "recurrent layers are exact token by token alone, and eval feeds them so"
             )
         for case in report.cases:
             if case.roofline is not None:
@@ -251,6 +243,28 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
                 print_text(f"{report.source}, {shape_text(case)}: {energy}")
     if all(case.energy_j_per_token is None for report in reports for case in report.cases):
         print_text("Energy: not measured, the machine exposes no counter")
+
+
+def _cases_table(reports: Sequence[BenchReport], markdown: bool) -> Table:
+    figures = ["size", "device", "shape", "prefill tokens/s", "ttft", "decode tokens/s", "tpot p50 / p99"]
+    cases = table(["model"], [*figures, "of the limit", "peak memory"], markdown=markdown)
+    for report in reports:
+        for case in report.cases:
+            tpot = case.tpot_s
+            limit = case.roofline
+            cases.add_row(
+                report.source,
+                size_text(report.size_bytes),
+                case.device + (f" ({case.threads} threads)" if case.threads else ""),
+                shape_text(case),
+                rate_text(case.prefill_tokens_per_s),
+                f"{case.ttft_s.p50 * 1e3:.4g} ms",
+                rate_text(case.decode_tokens_per_s),
+                f"{tpot.p50 * 1e3:.3g} / {tpot.p99 * 1e3:.3g} ms" if tpot else "",
+                f"{limit.share:.0%}" if limit else "",
+                size_text(report.peak_rss_bytes),
+            )
+    return cases
 
 
 def _busy(report: BenchReport) -> str:

@@ -114,6 +114,7 @@ def compress(
     llmcompress compress ./checkpoint -r int4-awq-se -o out --dry-run
     llmcompress compress Qwen/Qwen2.5-1.5B-Instruct -r optimum-default
     """
+    from llmcompress.artifact.placement import checked_output
     from llmcompress.spec import RECOMMENDED, Access, load_recipe
 
     access = Access(
@@ -125,6 +126,8 @@ def compress(
     else:
         chosen = load_recipe(recipe, overrides or ())
     output_dir = output_dir or Path(default_output_name(source, chosen.name))
+    # Before the seconds of a worker's start, and of a dry run too.
+    checked_output(output_dir, [source] if Path(source).is_dir() else [], overwrite=overwrite)
     if dry_run:
         from llmcompress.cli.dry_run import predict
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmcompress.cli.console import is_quiet, print_report
+from llmcompress.cli.console import is_quiet, print_report, tell
 from llmcompress.cli.log_to import LogTo, chosen_tracker, log_reports
 from llmcompress.cli.next_steps import after_eval
 from llmcompress.cli.options import (
@@ -29,6 +30,9 @@ from llmcompress.cli.progress import run_watched
 from llmcompress.cli.spec_options import DATASET, DEVICE, with_fields
 from llmcompress.errors import GateError, ModelError, UsageError
 from llmcompress.spec import Access, EvalSpec, Gate
+
+if TYPE_CHECKING:
+    from llmcompress.report.evaluation import GateRecord
 
 _ACCESS = {"revision", "trust_remote_code", "offline", "allow_nonfinite", "allow_links", "merge_adapter"}
 _WITH_CHECK_CONVERSION = {"source", "check_conversion", *_ACCESS}
@@ -158,22 +162,33 @@ def evaluate(
         as_json=as_json,
         brief=evaluation_line,
     )
-    tell = not as_json and not is_quiet()
-    log_reports([report], [source], tracker, tell=tell)
-    if tell:
+    tells = not as_json and not is_quiet()
+    not_logged = log_reports([report], [source], tracker, tell=tells)
+    if tells:
         after_eval(report, source, spec, reference)
-    undecided = [check for check in report.gate.checks if check.name in thresholds and check.passed is None]
+    refused = _gate_error(report.gate, thresholds, source)
+    if refused is not None and not_logged is not None:
+        # What the model is worth goes before where its figures went.
+        tell(f"warning: {not_logged.where}: {not_logged.message}")
+    if error := refused or not_logged:
+        raise error
+
+
+def _gate_error(gate: GateRecord, asked: Collection[str], source: str) -> GateError | None:
+    """What the gate says against the model: thresholds that were asked for and not decided, or checks that failed."""
+    undecided = [check for check in gate.checks if check.name in asked and check.passed is None]
     if undecided:
-        raise GateError(
+        return GateError(
             "; ".join(f"{check.name} could not be decided: {check.detail}" for check in undecided), where=source
         )
-    if report.gate.passed is False:
-        failed = [check for check in report.gate.checks if check.passed is False]
-        raise GateError(
-            "the gate is not passed: " + "; ".join(f"{check.name}: {check.value}" for check in failed),
-            where=source,
-            hint="take a recipe that loses less, or set other thresholds",
-        )
+    if gate.passed is not False:
+        return None
+    failed = [check for check in gate.checks if check.passed is False]
+    return GateError(
+        "the gate is not passed: " + "; ".join(f"{check.name}: {check.value}" for check in failed),
+        where=source,
+        hint="take a recipe that loses less, or set other thresholds",
+    )
 
 
 def _opened_by(access: Access) -> dict[str, Any]:

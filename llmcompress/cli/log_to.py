@@ -10,11 +10,12 @@ import typer
 
 from llmcompress.cli.console import print_labelled
 from llmcompress.cli.options import check_choice
+from llmcompress.errors import WriteError
 
 if TYPE_CHECKING:
-    from llmcompress.publishing.trackers import Tracker
     from llmcompress.report.benchmark import BenchReport
     from llmcompress.report.evaluation import EvalReport
+    from llmcompress.spec.plan import Tracker
 
 LogTo = Annotated[
     str | None,
@@ -36,7 +37,8 @@ def chosen_tracker(log_to: str | None) -> Tracker | None:
     """
     if log_to is None:
         return None
-    from llmcompress.publishing.trackers import Tracker, require_tracker
+    from llmcompress.publishing.trackers import require_tracker
+    from llmcompress.spec.plan import Tracker
 
     check_choice("--log-to", log_to, get_args(Tracker))
     return require_tracker(log_to)
@@ -44,17 +46,21 @@ def chosen_tracker(log_to: str | None) -> Tracker | None:
 
 def log_reports(
     reports: Sequence[EvalReport | BenchReport], sources: Sequence[str], tracker: Tracker | None, *, tell: bool
-) -> None:
+) -> WriteError | None:
     """Log a run for each report, named after its source; ``tell`` says where.
 
-    Raises:
-        WriteError: The tracker did not take the figures.
+    Returns:
+        Why the tracker did not take the figures, to be raised when all else is said; None: it took them.
     """
     if tracker is None:
-        return
+        return None
     from llmcompress.publishing.trackers import log_figures
 
     for report, source in zip(reports, sources, strict=True):
-        place = log_figures(report, tracker, name=Path(source).resolve().name if Path(source).exists() else source)
+        try:
+            place = log_figures(report, tracker, name=Path(source).resolve().name if Path(source).exists() else source)
+        except WriteError as error:
+            return error
         if tell:
             print_labelled("Logged to ", f"{tracker}: {place}" if place else tracker)
+    return None

@@ -284,4 +284,5 @@ def _by_reason(reasons: dict[str, str]) -> str:
     found: dict[str, list[str]] = {}
     for name, why in reasons.items():
         found.setdefault(why, []).append(name)
-    return "\n".join(f"{', '.join(names)}: {why}" for why, names in found.items())
+    # A setting has commas of its own between its properties.
+    return "\n".join(f"{'; '.join(names)}: {why}" for why, names in found.items())

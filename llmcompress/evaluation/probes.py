@@ -64,7 +64,11 @@ def probe(prepared: Prepared, scores: Sequence[TokenScores], context: int, progr
         as_served = (served_check(prepared.candidates, asked, theirs.generations, eos, progress),)
     nll = np.concatenate([each.values["nll"] for each in scores])
     stream = np.concatenate([window.token_ids for window in prepared.feed.windows.windows[:64]])
-    long_context = [long_context_check(model, stream, context, progress) for model in prepared.candidates]
+    stages = ["long context", *(f"long context, {model.backend}" for model in prepared.candidates[1:])]
+    long_context = [
+        long_context_check(model, stream, context, progress, stage)
+        for stage, model in zip(stages, prepared.candidates, strict=True)
+    ]
     return (
         finite_check(int((~np.isfinite(nll)).sum()), len(nll)),
         min(long_context, key=lambda check: check.passed is True),
@@ -119,7 +123,7 @@ def answer_checks(candidate: Answers | None, reference: Answers | None) -> tuple
 
 
 def long_context_check(
-    model: ModelOnDevice, token_ids: NDArray[np.int64], num_tokens: int, progress: Reporter
+    model: ModelOnDevice, token_ids: NDArray[np.int64], num_tokens: int, progress: Reporter, stage: str
 ) -> Check:
     """Feed ``num_tokens`` tokens of text, repeated where it is shorter, and look at the logits after the last one."""
     import numpy as np
@@ -132,10 +136,10 @@ def long_context_check(
     logits = np.empty(0)
     # A recurrent graph that reads a prompt in one call can take no pieces of it.
     for call in calls(batch, CALL_TOKENS if recurrence(compiled) is None else num_tokens):
-        progress(Progress("long context", call.start, num_tokens, "tokens"))
+        progress(Progress(stage, call.start, num_tokens, "tokens"))
         scorer.start(batch, call)
         logits = scorer.finish()["logits"]
-    progress(Progress("long context", num_tokens, num_tokens, "tokens"))
+    progress(Progress(stage, num_tokens, num_tokens, "tokens"))
     finite = bool(np.isfinite(logits).all())
     return Check(
         name="finite_logits",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from llmcompress.errors import HubError
 from llmcompress.hub.client import HubClient
-from llmcompress.hub.failures import translated_errors
+from llmcompress.hub.failures import OFFLINE, translated_errors
 from llmcompress.system.patching import replaced
 
 _TOKENS = "https://huggingface.co/settings/tokens"
@@ -52,7 +52,8 @@ def find_account(client: HubClient) -> Account:
 
     login = "run `hf auth login`, or set HF_TOKEN, with a token that may write"
     if constants.HF_HUB_OFFLINE:
-        raise HubError("this run is offline, by HF_HUB_OFFLINE", hint="unset it to reach the Hub")
+        message, hint = OFFLINE
+        raise HubError(message, hint=hint)
     if current_token() is None:
         raise HubError("nobody is logged in to the Hub", hint=login)
     with translated_errors("the account", "main", writing=True):

@@ -19,6 +19,9 @@ _DISK_ERRORS |= {errno.ENOTDIR, errno.EEXIST}
 _Words = tuple[str, str]
 """What happened, and what to do."""
 
+OFFLINE: _Words = ("this run is offline, by HF_HUB_OFFLINE", "unset it to reach the Hub")
+"""For what nothing in the cache can answer, such as a push."""
+
 _REFUSALS: dict[str, _Words] = {
     "GatedRepoError": (
         "the model is gated: its owner wants its terms accepted first, and this account has no access yet",
@@ -136,6 +139,8 @@ def _translated(error: Exception, repo_id: str, revision: str, writing: bool) ->
     alone = isinstance(error, errors.LocalEntryNotFoundError) and len(chain) == 1
     if refusal is not None:
         message, hint = _refusal_words(refusal, writing)
+    elif writing and any(isinstance(link, errors.OfflineModeIsEnabled) for link in chain):
+        message, hint = OFFLINE
     elif alone or any(isinstance(link, errors.OfflineModeIsEnabled) for link in chain):
         message = "revision {revision!r} is not in the local cache {cache}, and this run is offline"
         hint = "run it once without `offline` (and without HF_HUB_OFFLINE)"

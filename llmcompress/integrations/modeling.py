@@ -31,6 +31,7 @@ from llmcompress.spec.access import Access
 from llmcompress.spec.optimum import recipe_from_quantization_config
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.json_file import write_json
+from llmcompress.system.library_call import library_call
 
 _log = logging.getLogger(__name__)
 
@@ -121,10 +122,7 @@ class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
             if self._made is not None:
                 _log.warning("the graph was changed after the recipe was carried out: saved without a manifest")
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        compressed = self._made.as_it_is_now(self.config, self.generation_config)
-        sources = inputs(compressed.loaded.source, compressed.recipe)
-        with staging(save_directory, overwrite=True, inputs=sources) as stage:
-            write(compressed, stage)
+        _save(self._made.as_it_is_now(self.config, self.generation_config), save_directory)
         if push_to_hub:
             return self.push_to_hub(str(save_directory), **kwargs)
         return None
@@ -174,6 +172,13 @@ def _chosen(given: Any) -> Recipe | None:
     return given if isinstance(given, Recipe) else recipe_from_quantization_config(given)
 
 
+@library_call
+def _save(compressed: CompressedModel, directory: str | Path) -> None:
+    with staging(directory, overwrite=True, inputs=inputs(compressed.loaded.source, compressed.recipe)) as stage:
+        write(compressed, stage)
+
+
+@library_call
 def _in_memory(
     cls: type[OVModelForCausalLM], found: Source, model_id: str, recipe: Recipe, options: LoadingOptions
 ) -> OVModelForCausalLM:

@@ -114,8 +114,10 @@ def _instrumented_exporter(given: Given, taken: list[ov.Model], storages: list[o
     """Replace names for the time of one export: optimum's loading of the model and final save, and torch's tracing.
 
     Of what it has traced torch makes a second trace, to compare: a third of the time, and no part of the result.
+    The exporter would also load the tokenizer and save it next to the model that is not saved.
     """
     import torch
+    from optimum.exporters.openvino import __main__ as exporter
     from optimum.exporters.openvino import convert
     from optimum.exporters.tasks import TasksManager
 
@@ -131,6 +133,8 @@ def _instrumented_exporter(given: Given, taken: list[ov.Model], storages: list[o
     with contextlib.ExitStack() as stack:
         if hasattr(convert, "save_model"):
             stack.enter_context(replaced(convert, "save_model", take))
+        if hasattr(exporter, "load_preprocessors"):
+            stack.enter_context(replaced(exporter, "load_preprocessors", lambda *args, **kwargs: []))
         stack.enter_context(replaced(torch.jit, "trace", functools.partial(torch.jit.trace, check_trace=False)))
         stack.enter_context(replaced(TasksManager, "get_model_class_for_task", staticmethod(strict_model_class)))
         yield

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmcompress.errors import HubError
+from llmcompress.errors import HubError, ModelError, SecurityError
 from llmcompress.loaders.safetensors_file import TensorInfo, header_of, read_header
 from llmcompress.loaders.source import Source, file_names
 from llmcompress.loaders.tensors import INDEX, SINGLE, Checkpoint, ReadHeaders, read_checkpoint
@@ -25,7 +25,7 @@ def read_hub_checkpoint(source: Source) -> Checkpoint:
     """As ``read_checkpoint``, of a Hub source; of its weights only the headers are asked for, as far as none are here.
 
     Raises:
-        ModelError, SecurityError: As ``read_checkpoint``.
+        ModelError, SecurityError: As ``read_checkpoint``; name the repository and the file.
         HubError: A file is missing, or its header cannot be fetched.
     """
     from llmcompress.hub.download import fetch
@@ -34,7 +34,13 @@ def read_hub_checkpoint(source: Source) -> Checkpoint:
     assert listing is not None
     if INDEX in names and SINGLE not in names:
         source = source._replace(path=fetch(listing, ["config.json", INDEX]).path)
-    return read_checkpoint(source.path, ReadHeaders(names, partial(_headers, listing)))
+    try:
+        return read_checkpoint(source.path, ReadHeaders(names, partial(_headers, listing)))
+    except (ModelError, SecurityError) as error:
+        # Where the cache keeps a file, or would, tells nobody which one is wrong.
+        file = Path(error.where)
+        error.where = listing.repo_id if file == source.path else f"{listing.repo_id}: {file.name}"
+        raise
 
 
 def _headers(found: HubListing, path: Path, files: Sequence[str]) -> dict[str, dict[str, TensorInfo]]:

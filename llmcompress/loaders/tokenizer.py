@@ -22,6 +22,7 @@ from llmcompress.loaders.tokenizer_files import (
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
 from llmcompress.system.environment import allow_sklearn
 from llmcompress.system.patching import replaced
+from llmcompress.system.standard_output import without_lines
 
 TOKENIZER_XML = "openvino_tokenizer.xml"
 DETOKENIZER_XML = "openvino_detokenizer.xml"
@@ -34,6 +35,9 @@ REQUIRED_FILES: dict[str, tuple[str, ...]] = {
     "ovms": (*_MODEL_FILES, *CONVERTED_FILES, TOKENIZER_CONFIG),
 }
 """What each runtime opens; ``chat_template.jinja`` comes with it where the tokenizer has a chat template."""
+
+# The tokenizers library writes this line each time it serializes a vocabulary whose ids have gaps; they do no harm.
+_GAPS = b"The OrderedVocab you are attempting to save contains holes"
 
 _HINT = "convert with `tokenizer=False` to ship the model without it"
 
@@ -101,7 +105,7 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
         )
     require_readers(path, has_code=trust_remote_code)
     try:
-        with without_tiktoken_cache():
+        with without_tiktoken_cache(), without_lines(_GAPS):
             tokenizer = AutoTokenizer.from_pretrained(
                 str(path), trust_remote_code=trust_remote_code, local_files_only=True
             )
@@ -135,7 +139,11 @@ def save_tokenizer(tokenizer: Any, output_dir: Path, source: Source | None = Non
     Raises:
         ModelError: openvino-tokenizers cannot convert it.
     """
-    tokenizer = copy.deepcopy(tokenizer)
+    with without_lines(_GAPS):
+        _save(copy.deepcopy(tokenizer), output_dir, source)
+
+
+def _save(tokenizer: Any, output_dir: Path, source: Source | None) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         # An earlier call with padding or truncation stays in the backend and would be saved with it.

@@ -23,8 +23,10 @@ from llmcompress.publishing.results import (
 )
 from llmcompress.report.compression import CompressionReport, group_size_text, weight_kinds
 from llmcompress.report.evaluation import EvalReport
+from llmcompress.report.record import CalibrationRecord
 from llmcompress.report.text import count_text, size_text
 from llmcompress.spec import WeightCompression, dump_recipe
+from llmcompress.spec.dataset import Calibration
 
 MAX_LAYERS = 1000
 """Rows of the table of layers; the Hub cuts pages that are too long."""
@@ -112,13 +114,39 @@ def _parameters(manifest: CompressionReport) -> list[dict[str, str]]:
             if values
         }
     found |= {f"runtime.{name.lower()}": value for name, value in manifest.runtime_options.items()}
-    calibration, used = recipe.calibration, manifest.calibration
-    if calibration is not None and used is not None:
-        found["calibration"] = (
-            f"{used.dataset}: {used.num_windows} windows of {used.seq_len} tokens, seed {used.seed}, "
-            f"tokens sha256 {used.token_ids_sha256}"
-        )
+    if recipe.calibration is not None and manifest.calibration is not None:
+        found["calibration"] = _windows_text(manifest.calibration)
+    found |= {f"training.{name}": value for name, value in _training(manifest).items()}
     return [{"name": name, "value": value} for name, value in found.items()]
+
+
+def _windows_text(used: CalibrationRecord) -> str:
+    return (
+        f"{used.dataset}: {used.num_windows} windows of {used.seq_len} tokens, seed {used.seed}, "
+        f"tokens sha256 {used.token_ids_sha256}"
+    )
+
+
+def _training(manifest: CompressionReport) -> dict[str, str]:
+    """How bits were learned, from what, and what came of it."""
+    made, asked = manifest.training, manifest.recipe.training
+    if made is None:
+        return {}
+    found = {"method": made.method}
+    if asked is not None:
+        given = asked.model_dump(exclude={"method", *Calibration.model_fields})
+        found |= {name: _plain_text(value) for name, value in given.items()}
+    for name, windows in (("windows", made.windows), ("validation", made.validation)):
+        if windows is not None:
+            found[name] = _windows_text(windows)
+    found["changed_codes"] = f"{made.changed_codes:.2%} of {made.num_layers} weights"
+    if made.curves:
+        found["kept"] = f"what was learned, in {made.num_improved} of {len(made.curves)} trainings"
+    return found
+
+
+def _plain_text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else json.dumps(value).strip('"')
 
 
 def _weights(weights: WeightCompression) -> dict[str, str]:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 from llmcompress.errors import ResourceError, UsageError, WriteError, one_line
 from llmcompress.hub.account import staying_offline
@@ -17,9 +17,8 @@ from llmcompress.report.benchmark import BenchCase, BenchReport, BenchSetting, R
 from llmcompress.report.evaluation import BackendRecord, Check, DamagePart, Estimate, EvalReport, TaskScore, TextRecord
 from llmcompress.report.record import EnvironmentRecord, Provenance, Record, StageTime
 from llmcompress.report.text import shape_text
+from llmcompress.spec.plan import Tracker
 from llmcompress.system.library_call import library_call
-
-Tracker = Literal["mlflow", "trackio", "wandb", "tensorboard"]
 
 PROJECT = "llmcompress"
 """Of the tracker, where its variables name none; MLflow calls it an experiment."""

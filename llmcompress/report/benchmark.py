@@ -88,6 +88,9 @@ class BenchSetting(Record):
     load: LoadTimes
     properties: dict[str, str]
     """Effective properties, read back from the compiled model."""
+    is_recurrent: bool = False
+    """Its recurrent layers are exact token by token, as evaluation feeds them. The prompt went through in one call all
+    the same: so does Optimum's generation, and speed is what that takes."""
 
 
 class Steadiness(Record):

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.artifact import remove_leftovers
-from llmcompress.errors import GateError
+from llmcompress.errors import GateError, WriteError
 from llmcompress.runner.compressing import recipe_at
 from llmcompress.runner.executors import Finished, TaskEvent
 from llmcompress.runner.records import MEASURED, Event, Failure, JobResult, Step, asked_steps, failure
 from llmcompress.runner.schedule import SHIPPING, Due, JobState, logits_dir
-from llmcompress.runner.state import gate_failures, remember_push
+from llmcompress.runner.state import gate_failures, remember_logged, remember_push, unlogged
 from llmcompress.runner.survey import Surveyed
 from llmcompress.runner.tuning import kept_defaults
 from llmcompress.spec.plan import Plan
@@ -115,7 +115,7 @@ class Ledger:
 
     def _ship(self, job: JobState, step: Step | None) -> None:
         directory, repo_id = job.surveyed.job.directory, job.surveyed.job.repo_id
-        if step != "card" and self._plan.evaluation is not None and not job.note:
+        if step not in ("log", "card") and self._plan.evaluation is not None and not job.note:
             _require_gate(directory)
         if step is None:
             job.closed = True
@@ -125,7 +125,9 @@ class Ledger:
         from llmcompress import publishing
         from llmcompress.publishing import card
 
-        if step == "card":
+        if step == "log":
+            self._log(job)
+        elif step == "card":
             card.write_card(directory, repo_id=repo_id)
         else:
             assert self._plan.push is not None
@@ -135,6 +137,21 @@ class Ledger:
         job.left.remove(step)
         job.made.append(step)
         self._say("end", label, "")
+
+    def _log(self, job: JobState) -> None:
+        """Log what was not logged yet; a failure of the tracker does not hide one of the gate."""
+        from llmcompress.publishing.trackers import log_figures
+
+        directory, tracker = job.surveyed.job.directory, self._plan.log_to
+        assert tracker is not None
+        try:
+            for report in unlogged(directory, tracker):
+                log_figures(report, tracker, name=job.name)
+                remember_logged(directory, tracker, report)
+        except WriteError:
+            if self._plan.evaluation is not None:
+                _require_gate(directory)
+            raise
 
     def _hold_back(self, job: JobState) -> None:
         """Do not tune what was not made, or did not pass the gate."""

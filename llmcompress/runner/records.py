@@ -12,8 +12,8 @@ from llmcompress.report.record import Record
 from llmcompress.spec.plan import Job, Plan
 from llmcompress.system.progress import Progress
 
-Step = Literal["compress", "tune", "evaluate", "benchmark", "card", "push"]
-STEPS: tuple[Step, ...] = ("compress", "tune", "evaluate", "benchmark", "card", "push")
+Step = Literal["compress", "tune", "evaluate", "benchmark", "log", "card", "push"]
+STEPS: tuple[Step, ...] = ("compress", "tune", "evaluate", "benchmark", "log", "card", "push")
 """An artifact is compressed from a model, or tuned from another artifact."""
 MEASURED: tuple[Step, ...] = ("compress", "tune", "evaluate", "benchmark")
 """Those whose duration is kept."""
@@ -56,7 +56,7 @@ class Outlook(Record):
 
     @property
     def duration_s(self) -> float | None:
-        """Sum over the steps that are left; None: at least one was not measured here. Cards and pushes are quick."""
+        """Sum over the steps that are left; None: at least one was not measured here. The others are quick."""
         slow = [step for step in self.steps if step in MEASURED]
         return sum(self.durations_s[step] for step in slow) if set(slow) <= self.durations_s.keys() else None
 
@@ -115,7 +115,7 @@ class Event(NamedTuple):
 def asked_steps(plan: Plan, job: Job) -> tuple[Step, ...]:
     """The steps that a plan asks of a job."""
     tuned = job.tuned_from is not None
-    wanted = (not tuned, tuned, plan.evaluation, plan.benchmark, plan.card, plan.push)
+    wanted = (not tuned, tuned, plan.evaluation, plan.benchmark, plan.log_to, plan.card, plan.push)
     return tuple(step for step, asked in zip(STEPS, wanted, strict=True) if asked)
 
 

@@ -18,8 +18,8 @@ from llmcompress.runner.tuning import tune_artifact, tuning_bytes
 from llmcompress.spec import Access
 from llmcompress.spec.plan import Job, Plan
 
-SHIPPING: tuple[Step, ...] = ("card", "push")
-"""Steps that the run's own process takes: they are quick, and the Hub's token is there."""
+SHIPPING: tuple[Step, ...] = ("log", "card", "push")
+"""Steps that the run's own process takes: they are quick, and the Hub's token and the trackers' variables are there."""
 
 
 @dataclass

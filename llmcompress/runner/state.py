@@ -16,12 +16,13 @@ from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, ver
 from llmcompress.errors import ArtifactError
 from llmcompress.loaders.loaded_model import ADAPTER_FOLDER, source_files
 from llmcompress.loaders.source import Source
+from llmcompress.report.benchmark import BenchReport
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT
 from llmcompress.report.record import CalibrationRecord, FileRecord, Provenance
 from llmcompress.spec import BenchSpec, EvalSpec, Gate, Recipe, TuneSpec
 from llmcompress.spec.dataset import AUTO, BUNDLED, WIKITEXT
-from llmcompress.spec.plan import Evaluation
+from llmcompress.spec.plan import Evaluation, Tracker
 from llmcompress.system.cache import content_key
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
 from llmcompress.system.files import replace_file, short_name
@@ -185,6 +186,43 @@ def remember_push(directory: Path, repo_id: str, *, private: bool) -> None:
     """Note what was pushed, next to the directory, in which one more file would be unknown to the manifest."""
     with write_errors(_push_file(directory)):
         replace_file(_push_file(directory), json.dumps(_pushed(directory, repo_id, private)).encode())
+
+
+def log_reason(directory: Path, tracker: Tracker) -> str | None:
+    """Say whether there are figures that were not logged yet."""
+    return "not logged yet" if unlogged(directory, tracker) else None
+
+
+def unlogged(directory: Path, tracker: Tracker) -> tuple[EvalReport | BenchReport, ...]:
+    """The newest reports of an artifact that were not logged there."""
+    found = read_measurements(directory)
+    known = _logged(directory).get(tracker, [])
+    reports = (found.evaluation, found.benchmark)
+    return tuple(report for report in reports if report is not None and _key(report) not in known)
+
+
+def remember_logged(directory: Path, tracker: Tracker, report: EvalReport | BenchReport) -> None:
+    """Note that a report was logged, next to the directory."""
+    known = _logged(directory)
+    known[tracker] = [*known.get(tracker, []), _key(report)]
+    with write_errors(_log_file(directory)):
+        replace_file(_log_file(directory), json.dumps(known).encode())
+
+
+def _logged(directory: Path) -> dict[str, list[str]]:
+    try:
+        known = json.loads(_log_file(directory).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _key(report: EvalReport | BenchReport) -> str:
+    return content_key({"report": report.model_dump(mode="json")})
+
+
+def _log_file(directory: Path) -> Path:
+    return directory.with_name(f".{short_name(directory.name)}.log.json")
 
 
 def gate_failures(directory: Path) -> tuple[str, ...]:

@@ -17,9 +17,17 @@ from llmcompress.compression.forecast import Forecast, forecast
 from llmcompress.errors import GateError, UsageError
 from llmcompress.graph.device import check_device
 from llmcompress.loaders.source import Source
+from llmcompress.publishing.trackers import require_tracker
 from llmcompress.runner.model import PlannedModel
 from llmcompress.runner.records import Outlook, Step, asked_steps, failure
-from llmcompress.runner.state import benchmark_reason, card_reason, compress_reason, evaluate_reason, push_reason
+from llmcompress.runner.state import (
+    benchmark_reason,
+    card_reason,
+    compress_reason,
+    evaluate_reason,
+    log_reason,
+    push_reason,
+)
 from llmcompress.runner.tuning import apply_reason, kept_defaults, tune_reason
 from llmcompress.spec import Recipe
 from llmcompress.spec.plan import Job, Plan
@@ -55,9 +63,11 @@ def survey(
 
     Raises:
         UsageError: The plan measures on a device that is not there.
-        ResourceError: The benchmark's engine is not installed.
+        ResourceError: The benchmark's engine or the tracker is not installed.
     """
     quiet_libraries()
+    if plan.log_to is not None:
+        require_tracker(plan.log_to)
     if devices:
         _check_machine(plan)
     surveyed: list[Surveyed] = []
@@ -156,11 +166,13 @@ def _steps(
     if plan.benchmark is not None:
         reasons["benchmark"] = benchmark_reason(job.directory, plan.benchmark)
     again = any(reasons.values())
+    if plan.log_to is not None:
+        reasons["log"] = "the reports change" if again else log_reason(job.directory, plan.log_to)
     if plan.card:
         reasons["card"] = "the reports change" if again else card_reason(job.directory)
     if plan.push is not None:
         assert job.repo_id is not None
-        changed = any(reasons.values())
+        changed = any(reason for step, reason in reasons.items() if step != "log")
         pushed = push_reason(job.directory, job.repo_id, private=plan.push.private)
         reasons["push"] = "what is pushed changes" if changed else pushed
     left = tuple(step for step in asked if reasons.get(step) is not None)

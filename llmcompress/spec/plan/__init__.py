@@ -7,6 +7,17 @@ files.py     a plan's YAML file
 
 from llmcompress.spec.plan.files import load_plan
 from llmcompress.spec.plan.jobs import Job, planned_jobs
-from llmcompress.spec.plan.records import Evaluation, Plan, PlanModel, PlanRecipe, Push, Tuning
+from llmcompress.spec.plan.records import Evaluation, Plan, PlanModel, PlanRecipe, Push, Tracker, Tuning
 
-__all__ = ["Evaluation", "Job", "Plan", "PlanModel", "PlanRecipe", "Push", "Tuning", "load_plan", "planned_jobs"]
+__all__ = [
+    "Evaluation",
+    "Job",
+    "Plan",
+    "PlanModel",
+    "PlanRecipe",
+    "Push",
+    "Tracker",
+    "Tuning",
+    "load_plan",
+    "planned_jobs",
+]

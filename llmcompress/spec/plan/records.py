@@ -17,6 +17,8 @@ from llmcompress.spec.tuning import Scope, parse_duration_s, parse_workload
 from llmcompress.spec.validation import MAX_COUNT, Refusal, StrictModel, Text, Texts, did_you_mean, refusal_error, shown
 
 Name = Annotated[Text, Field(pattern=NAME)]
+Tracker = Literal["mlflow", "trackio", "wandb", "tensorboard"]
+"""What keeps the figures of experiments."""
 Settings = dict[str, Any]
 """Dotted fields of a recipe with their values, as after ``--set``."""
 
@@ -167,10 +169,15 @@ class Plan(StrictModel):
     tune: Tuning | None = None
     gate: Gate = Gate()
     """Thresholds, each instead of the recipe's own."""
+    log_to: Tracker | None = None
+    """Also log the figures of each evaluation and benchmark there."""
     card: bool = False
     push: Push | None = None
 
     def _refusals(self) -> Iterator[Refusal]:
+        if self.log_to is not None and self.evaluation is None and self.benchmark is None:
+            problem = "logs the figures of evaluations and benchmarks, and the plan has neither"
+            yield Refusal("log_to", problem, "add evaluation: {} or benchmark: {}")
         yield from _gate_refusals(self)
         yield from _name_refusals(self)
 
