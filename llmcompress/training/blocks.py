@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +21,12 @@ from numpy.typing import NDArray
 from torch.nn.utils import parametrize
 
 from llmcompress.errors import ModelError
-from llmcompress.graph.integer_weights import IntegerWeight
+from llmcompress.graph.integer_weights import IntegerWeight, Rescaling
 from llmcompress.graph.model import parameter_name
 from llmcompress.report.training import TrainingCurve
 from llmcompress.spec.training import Training
 from llmcompress.system.progress import Progress, Reporter
-from llmcompress.training.course import Course, run
+from llmcompress.training.course import Course, durations_s, run
 from llmcompress.training.devices import autocast
 from llmcompress.training.student import Trained, fill, make_student
 
@@ -34,7 +36,7 @@ class Blocks(NamedTuple):
 
     model: Any
     """Of the checkpoint's precision, weights as loaded; its layers are given up one by one."""
-    weights: dict[str, IntegerWeight]
+    weights: Mapping[str, IntegerWeight]
     names: frozenset[str]
     """Of those that are trained."""
     training: Training
@@ -44,6 +46,8 @@ class Blocks(NamedTuple):
     device: torch.device
     place: Path
     progress: Reporter
+    rescaled: Mapping[str, Rescaling] = MappingProxyType({})
+    """What AWQ did to weights, by their names."""
 
 
 class DecoderLayer(NamedTuple):
@@ -63,40 +67,75 @@ def train_blocks(blocks: Blocks) -> Iterator[tuple[list[Trained], TrainingCurve]
     Raises:
         ModelError: The model does not hand its activations from layer to layer unchanged.
     """
-    list_name, modules = _layer_list(blocks)
-    original = _embedded(blocks, modules, "original")
-    layers = _layers(blocks, list_name, modules, original)
-    outside = {
-        name: weight for name, weight in blocks.weights.items() if not parameter_name(name).startswith(f"{list_name}.")
-    }
-    fill(blocks.model, outside)
-    compressed = _embedded(blocks, modules, "compressed")
+    layers, original, compressed = _begun(blocks)
     for number, layer in enumerate(layers):
         layer.module.to(blocks.device, torch.float32)
         wanted = _handed_on(blocks, layer, original, "wanted")
-        prefix = f"{layer.name}."
-        own = {name: each for name, each in blocks.weights.items() if parameter_name(name).startswith(prefix)}
-        trainable = [name for name in own if name in blocks.names]
-        if trainable:
-            with torch.enable_grad():
-                yield _trained(blocks, number, layer, own, trainable, compressed, wanted)
+        with torch.enable_grad():
+            course = _course(blocks, number, layer, compressed, wanted)
+            if course is not None:
+                yield list(course.trained), run(course)
         _handed_on(blocks, layer, compressed, "compressed")
         original[:] = wanted
         layer.module.to("meta")
         blocks.progress(Progress("train layers", number + 1, len(layers), "layers"))
 
 
-def _trained(
-    blocks: Blocks,
-    number: int,
-    layer: DecoderLayer,
-    own: dict[str, IntegerWeight],
-    trainable: Sequence[str],
-    given: NDArray[np.float32],
-    wanted: NDArray[np.float32],
-) -> tuple[list[Trained], TrainingCurve]:
-    training = blocks.training
-    trained = make_student(blocks.model, own, trainable, frozenset(training.what))
+class LayerDurations(NamedTuple):
+    """What a decoder layer takes, in seconds, measured by the first one."""
+
+    num_layers: int
+    window_s: float
+    """To hand a window on, by the original and by the compressed layer."""
+    step_s: float
+    validation_s: float
+
+
+@torch.no_grad()
+def layer_durations(blocks: Blocks, deadline: float) -> LayerDurations:
+    """Measure a model that is not to be used again, on few windows, until ``deadline`` (by ``time.monotonic``)."""
+    layers, original, compressed = _begun(blocks)
+    number, course, handed_on_s = 0, None, 0.0
+    while course is None and number < len(layers):
+        layer = layers[number]
+        layer.module.to(blocks.device, torch.float32)
+        started = time.monotonic()
+        wanted = _handed_on(blocks, layer, original, "wanted")
+        handed_on_s = time.monotonic() - started
+        course = _course(blocks, number, layer, compressed, wanted)
+        number += 1
+    if course is None:
+        return LayerDurations(0, 0.0, 0.0, 0.0)
+    with torch.enable_grad():
+        step_s, validation_s = durations_s(course, deadline)
+    started = time.monotonic()
+    _handed_on(blocks, layer, compressed, "compressed")
+    handed_on_s += time.monotonic() - started
+    return LayerDurations(len(layers), handed_on_s / len(original), step_s, validation_s)
+
+
+def _begun(blocks: Blocks) -> tuple[list[DecoderLayer], NDArray[np.float32], NDArray[np.float32]]:
+    """The decoder layers, and what the first one is given by the original and by the compressed model."""
+    list_name, modules = _layer_list(blocks)
+    original = _embedded(blocks, modules, "original")
+    layers = _layers(blocks, list_name, modules, original)
+    outside = [name for name in blocks.weights if not parameter_name(name).startswith(f"{list_name}.")]
+    fill(blocks.model, blocks.weights, outside)
+    return layers, original, _embedded(blocks, modules, "compressed")
+
+
+def _course(
+    blocks: Blocks, number: int, layer: DecoderLayer, given: NDArray[np.float32], wanted: NDArray[np.float32]
+) -> Course | None:
+    """The course of a layer, with its compressed weights in it; None where none of these is trained."""
+    training, prefix = blocks.training, f"{layer.name}."
+    own = {name: blocks.weights[name] for name in blocks.weights if parameter_name(name).startswith(prefix)}
+    trainable = [name for name in own if name in blocks.names]
+    if not trainable:
+        fill(blocks.model, own, own)
+        return None
+    rescaled = {name: each for name, each in blocks.rescaled.items() if parameter_name(name).startswith(prefix)}
+    trained = make_student(blocks.model, own, trainable, frozenset(training.what), rescaled)
     # Of all positions: a constant, so that the loss is a share.
     power = float(np.mean(np.square(wanted[: blocks.num_training], dtype=np.float32), dtype=np.float64))
 
@@ -119,10 +158,9 @@ def _trained(
         return torch.cat([error(slice(first, min(first + size, end))).cpu() for first in parts])
 
     state_file = blocks.place / f"layer-{number:04d}.pt"
-    course = Course(
+    return Course(
         f"layer {number}", trained, training, blocks.num_training, backward, validate, state_file, blocks.progress
     )
-    return trained, run(course)
 
 
 def _layer_list(blocks: Blocks) -> tuple[str, torch.nn.ModuleList]:
