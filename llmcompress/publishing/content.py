@@ -24,7 +24,7 @@ from llmcompress.publishing.results import (
 from llmcompress.report.compression import CompressionReport, group_size_text, weight_kinds
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.text import count_text, size_text
-from llmcompress.spec import WeightCompression, dump_recipe
+from llmcompress.spec import Calibration, WeightCompression, dump_recipe
 
 MAX_LAYERS = 1000
 """Rows of the table of layers; the Hub cuts pages that are too long."""
@@ -112,9 +112,13 @@ def _parameters(manifest: CompressionReport) -> list[dict[str, str]]:
             if values
         }
     found |= {f"runtime.{name.lower()}": value for name, value in manifest.runtime_options.items()}
-    calibration, used = recipe.calibration, manifest.calibration
-    if calibration is not None and used is not None:
-        found["calibration"] = (
+    if recipe.training is not None:
+        of_text = set(Calibration.model_fields) | {"validation"}
+        given = recipe.training.model_dump(mode="json", exclude=of_text, exclude_defaults=True)
+        given["num_steps"] = recipe.training.num_steps
+        found |= {f"training.{name}": json.dumps(value).strip('"') for name, value in given.items()}
+    for name, used in manifest.texts.items():
+        found[name] = (
             f"{used.dataset}: {used.num_windows} windows of {used.seq_len} tokens, seed {used.seed}, "
             f"tokens sha256 {used.token_ids_sha256}"
         )
