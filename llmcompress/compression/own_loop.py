@@ -119,7 +119,7 @@ def export_trained(
     from dataclasses import replace
 
     from llmcompress.graph.integer_weights import integer_weights, replace_integer_weights
-    from llmcompress.training.train import changed_codes
+    from llmcompress.training.train import CodeChanges, changed_codes
 
     prepared = _prepared.get(model)
     if prepared is None:
@@ -139,9 +139,8 @@ def export_trained(
     learned = {each.name: each.learned() for each in prepared.trained}
     start = integer_weights(compressed.model)
     replace_integer_weights(compressed.model, learned)
-    changes = changed_codes(start, learned)
-    share = changes.num_changed / changes.num_codes
-    record = TrainingRecord(method="own_loop", num_layers=changes.num_weights, changed_codes=share)
+    changes = changed_codes(start, learned, CodeChanges())
+    record = TrainingRecord(method="own_loop", num_layers=changes.num_weights, changed_codes=changes.share)
     source = compressed.loaded.source
     with staging(output_dir, overwrite=overwrite, inputs=inputs(source, prepared.recipe)) as stage:
         return write(replace(compressed, training=record), stage, progress=reporter(progress))

@@ -30,7 +30,7 @@ AddAdapters = Callable[[Any, Mapping[str, IntegerWeight], frozenset[str], NDArra
 """Prepares a torch model for ``fq_lora``, given the graph's weights, the names of those to train, and token ids."""
 
 
-class Task(NamedTuple):
+class TrainingTask(NamedTuple):
     """All that a method needs."""
 
     source: Source
@@ -48,7 +48,7 @@ class Task(NamedTuple):
     progress: Reporter
 
 
-def learn(task: Task) -> Iterator[tuple[dict[str, IntegerWeight], TrainingCurve]]:
+def learn(task: TrainingTask) -> Iterator[tuple[dict[str, IntegerWeight], TrainingCurve]]:
     """Train by the task's method; yields what weights hold then, by their names, and how that went."""
     if task.training.method == "blocks":
         for trained, curve in train_blocks(_blocks(task)):
@@ -62,7 +62,7 @@ def learn(task: Task) -> Iterator[tuple[dict[str, IntegerWeight], TrainingCurve]
         yield {each.name: each.learned() for each in trained}, curve
 
 
-def durations(task: Task, directory: Path, deadline: float) -> Durations:
+def durations(task: TrainingTask, directory: Path, deadline: float) -> Durations:
     """Measure how long a training takes, on a model that is thrown away and a few windows.
 
     Args:
@@ -97,11 +97,11 @@ def durations(task: Task, directory: Path, deadline: float) -> Durations:
     return found
 
 
-def _in_f32(task: Task) -> Any:
+def _in_f32(task: TrainingTask) -> Any:
     return load_torch_model(task.source).float().to(task.device)
 
 
-def _distillation(task: Task, model: Any) -> tuple[list[Trained], Course]:
+def _distillation(task: TrainingTask, model: Any) -> tuple[list[Trained], Course]:
     training = task.training
     windows = Windows(task.windows.token_ids[: training.num_used_windows], task.validation.token_ids)
     teacher = ask(model, windows.token_ids, training.num_top_tokens, task.place, task.progress)
@@ -113,7 +113,7 @@ def _distillation(task: Task, model: Any) -> tuple[list[Trained], Course]:
     return trained, distillation(model, trained, training, windows, teacher, state_file, task.progress)
 
 
-def _blocks(task: Task) -> Blocks:
+def _blocks(task: TrainingTask) -> Blocks:
     given = [task.windows.token_ids, task.validation.token_ids]
     return Blocks(
         model=load_torch_model(task.source),

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,7 @@ from llmcompress.graph.integer_weights import (
     replace_integer_weights,
 )
 from llmcompress.loaders.loaded_model import LoadedModel
-from llmcompress.report.training import TrainingRecord
+from llmcompress.report.training import TrainingCurve, TrainingRecord
 from llmcompress.spec import Recipe
 from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
@@ -30,7 +30,7 @@ from llmcompress.system.json_file import read_json, write_json
 from llmcompress.system.progress import Reporter
 
 if TYPE_CHECKING:
-    from llmcompress.training.methods import AddAdapters, Task
+    from llmcompress.training.methods import AddAdapters, TrainingTask
 
 ELEMENTS = {mode: element for element, mode in (INTEGERS | FLOATS).items()}
 """How the codes of each mode are stored."""
@@ -73,8 +73,8 @@ def train(loaded: LoadedModel, recipe: Recipe, inputs: Inputs, progress: Reporte
         ModelError: No weight can be trained.
         UsageError: This machine does not have the device, or there is no time for a step.
     """
-    from llmcompress.training.devices import multiplies_in, training_device
-    from llmcompress.training.methods import Task, learn
+    from llmcompress.training.devices import training_device
+    from llmcompress.training.methods import TrainingTask, learn
 
     training, windows = recipe.training, inputs.windows
     assert training is not None
@@ -85,7 +85,7 @@ def train(loaded: LoadedModel, recipe: Recipe, inputs: Inputs, progress: Reporte
     state_dir = cache_dir() / "training" / _key(loaded, recipe, inputs)
     hold(state_dir)
     with _writable(state_dir, inputs.scratch_dir) as place:
-        task = Task(
+        task = TrainingTask(
             source=loaded.source,
             weights=weights,
             names=names,
@@ -101,28 +101,36 @@ def train(loaded: LoadedModel, recipe: Recipe, inputs: Inputs, progress: Reporte
         if training.budget_s is not None:
             num_steps = _num_steps(task, training.budget_s)
             task = task._replace(training=training.model_copy(update={"num_steps": num_steps, "budget_s": None}))
-        curves, changes = [], []
+        curves, changes = [], CodeChanges()
         for learned, curve in learn(task):
-            changes.append(changed_codes(weights, learned))
+            changes = changed_codes(weights, learned, changes)
             replace_integer_weights(loaded.model, learned)
             curves.append(curve)
     shutil.rmtree(state_dir, ignore_errors=True)
+    return _record(task, training.budget_s, changes, curves)
+
+
+def _record(
+    task: TrainingTask, budget_s: float | None, changes: CodeChanges, curves: Sequence[TrainingCurve]
+) -> TrainingRecord:
+    from llmcompress.training.devices import multiplies_in
+
     return TrainingRecord(
-        method=training.method,
-        loss="output_error" if training.method == "blocks" else "kl_divergence",
-        windows=windows.training.record,
-        validation=windows.validation.record,
+        method=task.training.method,
+        loss="output_error" if task.training.method == "blocks" else "kl_divergence",
+        windows=task.windows.record,
+        validation=task.validation.record,
         num_steps=task.training.num_steps,
-        budget_s=training.budget_s,
-        num_layers=sum(each.num_weights for each in changes),
-        changed_codes=sum(each.num_changed for each in changes) / sum(each.num_codes for each in changes),
-        device=device.type,
-        products_in=multiplies_in(device),
+        budget_s=budget_s,
+        num_layers=changes.num_weights,
+        changed_codes=changes.share,
+        device=task.device.type,
+        products_in=multiplies_in(task.device),
         curves=tuple(curves),
     )
 
 
-def _num_steps(task: Task, budget_s: float) -> int:
+def _num_steps(task: TrainingTask, budget_s: float) -> int:
     """The steps that a time suffices for; what was found first holds for whoever goes on."""
     from llmcompress.training.budget import MEASURED_SHARE, num_steps_within
     from llmcompress.training.methods import durations
@@ -226,15 +234,25 @@ def _writable(state_dir: Path, scratch_dir: Path) -> Any:
     yield state_dir
 
 
-class Changes(NamedTuple):
+class CodeChanges(NamedTuple):
     """What became of codes."""
 
-    num_weights: int
-    num_codes: int
-    num_changed: int
+    num_weights: int = 0
+    num_codes: int = 0
+    num_changed: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the codes."""
+        return self.num_changed / self.num_codes
 
 
-def changed_codes(start: Mapping[str, IntegerWeight], learned: Mapping[str, IntegerWeight]) -> Changes:
-    """Count the learned weights' codes, and those that differ from the start's."""
-    num_changed = sum(int((weight.codes != start[name].codes).sum()) for name, weight in learned.items())
-    return Changes(len(learned), sum(weight.codes.size for weight in learned.values()), num_changed)
+def changed_codes(
+    start: Mapping[str, IntegerWeight], learned: Mapping[str, IntegerWeight], before: CodeChanges
+) -> CodeChanges:
+    """Count the learned weights' codes and those that differ from the start's, on top of those counted before."""
+    return CodeChanges(
+        before.num_weights + len(learned),
+        before.num_codes + sum(weight.codes.size for weight in learned.values()),
+        before.num_changed + sum(int((each.codes != start[name].codes).sum()) for name, each in learned.items()),
+    )
