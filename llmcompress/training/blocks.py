@@ -25,6 +25,7 @@ from llmcompress.graph.integer_weights import IntegerWeight, Rescaling
 from llmcompress.graph.model import parameter_name
 from llmcompress.report.training import TrainingCurve
 from llmcompress.spec.training import Training
+from llmcompress.system.memory import forget_file_pages
 from llmcompress.system.progress import Progress, Reporter
 from llmcompress.training.course import Course, durations_s, run
 from llmcompress.training.devices import autocast
@@ -76,7 +77,10 @@ def train_blocks(blocks: Blocks) -> Iterator[tuple[list[Trained], TrainingCurve]
             if course is not None:
                 yield list(course.trained), run(course)
         _handed_on(blocks, layer, compressed, "compressed")
-        original[:] = wanted
+        for window, later in zip(original, wanted, strict=True):
+            window[:] = later
+            _forget(window)
+            _forget(later)
         layer.module.to("meta")
         blocks.progress(Progress("train layers", number + 1, len(layers), "layers"))
 
@@ -117,11 +121,17 @@ def layer_durations(blocks: Blocks, deadline: float) -> LayerDurations:
 def _begun(blocks: Blocks) -> tuple[list[DecoderLayer], NDArray[np.float32], NDArray[np.float32]]:
     """The decoder layers, and what the first one is given by the original and by the compressed model."""
     list_name, modules = _layer_list(blocks)
+    if (head := blocks.model.get_output_embeddings()) is not None:
+        # No pass comes so far.
+        head.to("meta")
     original = _embedded(blocks, modules, "original")
     layers = _layers(blocks, list_name, modules, original)
     outside = [name for name in blocks.weights if not parameter_name(name).startswith(f"{list_name}.")]
     fill(blocks.model, blocks.weights, outside)
-    return layers, original, _embedded(blocks, modules, "compressed")
+    compressed = _embedded(blocks, modules, "compressed")
+    # What only embeds is done.
+    blocks.model.get_input_embeddings().to("meta")
+    return layers, original, compressed
 
 
 def _course(
@@ -137,13 +147,14 @@ def _course(
     rescaled = {name: each for name, each in blocks.rescaled.items() if parameter_name(name).startswith(prefix)}
     trained = make_student(blocks.model, own, trainable, frozenset(training.what), rescaled)
     # Of all positions: a constant, so that the loss is a share.
-    power = float(np.mean(np.square(wanted[: blocks.num_training], dtype=np.float32), dtype=np.float64))
+    powers = [_read(wanted, slice(n, n + 1)).square().mean(dtype=torch.float64) for n in range(blocks.num_training)]
+    power = float(torch.stack(powers).mean())
 
     def error(part: slice) -> torch.Tensor:
-        inputs = torch.from_numpy(given[part].copy()).to(blocks.device)
+        inputs = _read(given, part).to(blocks.device)
         with autocast(blocks.device):
             found = _output(layer.module(inputs, **layer.arguments))
-        expected = torch.from_numpy(wanted[part].copy()).to(blocks.device)
+        expected = _read(wanted, part).to(blocks.device)
         return (found.float() - expected).square().mean((1, 2)) / power
 
     def backward(batch: slice) -> float:
@@ -226,6 +237,7 @@ def _embedded(blocks: Blocks, modules: torch.nn.ModuleList, name: str) -> NDArra
             shape = (len(blocks.token_ids), *given.shape[1:])
             hidden = np.lib.format.open_memmap(blocks.place / f"{name}.npy", "w+", np.float32, shape)
         hidden[number] = given[0].float().numpy()
+        _forget(hidden[number])
     assert hidden is not None
     return hidden
 
@@ -238,9 +250,23 @@ def _handed_on(blocks: Blocks, layer: DecoderLayer, given: NDArray[np.float32], 
     size = blocks.training.batch_size
     with parametrize.cached():
         for first in range(0, len(given), size):
-            inputs = torch.from_numpy(given[first : first + size].copy()).to(blocks.device)
-            into[first : first + size] = _output(layer.module(inputs, **layer.arguments)).cpu().numpy()
+            part = slice(first, first + size)
+            inputs = _read(given, part).to(blocks.device)
+            into[part] = _output(layer.module(inputs, **layer.arguments)).cpu().numpy()
+            _forget(into[part])
     return into
+
+
+def _read(activations: NDArray[np.float32], part: slice) -> torch.Tensor:
+    """Some windows of a mapped file, which takes no memory then."""
+    windows = activations[part]
+    copied = torch.from_numpy(windows.copy())
+    _forget(windows)
+    return copied
+
+
+def _forget(windows: NDArray[np.float32]) -> None:
+    forget_file_pages(windows.ctypes.data, windows.nbytes)
 
 
 def _output(returned: Any) -> torch.Tensor:

@@ -44,12 +44,15 @@ class Trained(NamedTuple):
 
 
 def fill(model: Any, weights: Mapping[str, IntegerWeight], names: Iterable[str]) -> None:
-    """Give parameters the values of some of a graph's constants; one that is no parameter of the model is left out."""
+    """Give parameters the values of some of a graph's constants; what is no parameter, or was given up, is left out."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for constant in names:
-            parameter, weight = parameters.get(parameter_name(constant)), weights[constant]
-            if parameter is not None and parameter.numel() == weight.codes.size:
+            parameter = parameters.get(parameter_name(constant))
+            if parameter is None or parameter.is_meta:
+                continue
+            weight = weights[constant]
+            if parameter.numel() == weight.codes.size:
                 parameter.data = torch.from_numpy(weight.values()).reshape(parameter.shape).to(parameter.device)
 
 
