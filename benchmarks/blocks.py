@@ -1,8 +1,9 @@
 """What `training.method: blocks` takes on a large model: time by layer, and peak memory next to GPTQ's of ours.
 
 A few layers of a real shape with random weights are compressed by GPTQ and learned by blocks, each in a process of its
-own. The table holds the time of a layer, that time for as many layers as the whole model has, and the peak memory of
-each process with their ratio. The values of the weights are random: nothing here is about quality.
+own. The table holds the time of a layer, that time for as many layers as the whole model has, by the clock and by the
+processor (of one thread the same on a quiet machine), and the peak memory of each process with their ratio. The values
+of the weights are random: nothing here is about quality.
 
     python benchmarks/blocks.py --text TRAIN.txt                       # four layers of 1.1 B parameters
     python benchmarks/blocks.py --text TRAIN.txt --layers 22 --num-steps 200
@@ -15,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -52,11 +54,11 @@ def recipe_of(side: str, args: argparse.Namespace) -> Recipe:
 
 def measure(side: str, source: Path, args: argparse.Namespace) -> None:
     """Compress in this process, and print what that took as JSON."""
-    ends: list[float] = []
+    ends: list[tuple[float, float]] = []
 
     def note(progress: Progress) -> None:
         if progress.stage == "train layers":
-            ends.append(time.perf_counter())
+            ends.append((time.perf_counter(), time.process_time()))
 
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
         report = llmcompress.compress(source, recipe_of(side, args), Path(folder) / "out", progress=note)
@@ -66,7 +68,8 @@ def measure(side: str, source: Path, args: argparse.Namespace) -> None:
                 "side": side,
                 "peak_rss_bytes": report.measured.peak_rss_bytes,
                 "stages": {each.stage: [each.duration_s, each.peak_rss_bytes] for each in report.measured.stages},
-                "layers_s": [later - sooner for sooner, later in itertools.pairwise(ends)],
+                "layers_s": [later[0] - sooner[0] for sooner, later in itertools.pairwise(ends)],
+                "layers_processor_s": [later[1] - sooner[1] for sooner, later in itertools.pairwise(ends)],
             }
         )
     )
@@ -102,11 +105,12 @@ def main() -> None:
             results[side] = json.loads(done.stdout.splitlines()[-1])
             print(done.stdout.splitlines()[-1], file=sys.stderr)
     gptq, blocks = (results[side]["peak_rss_bytes"] for side in ("gptq", "blocks"))
-    each_s = sum(results["blocks"]["layers_s"]) / len(results["blocks"]["layers_s"])
+    each_s, processor_s = (statistics.mean(results["blocks"][name]) for name in ("layers_s", "layers_processor_s"))
     steps = f"{args.num_steps} steps of {args.batch_size} x {args.seq_len}"
     table = Table("", "", title=f"{args.layers} layers of {args.hidden}, {steps}")
-    table.add_row("a layer after the first", duration_text(each_s))
-    table.add_row(f"{WHOLE} layers, extrapolated", duration_text(WHOLE * each_s))
+    table.add_row("a layer after the first", f"{duration_text(each_s)}, of the processor {duration_text(processor_s)}")
+    whole, of_processor = (duration_text(WHOLE * each) for each in (each_s, processor_s))
+    table.add_row(f"{WHOLE} layers, extrapolated", f"{whole}, of the processor {of_processor}")
     table.add_row("peak memory, blocks", size_text(blocks))
     table.add_row("peak memory, GPTQ", size_text(gptq))
     table.add_row("ratio", f"{blocks / gptq:.2f}")

@@ -165,7 +165,7 @@ def _adapter_refusals(weights: WeightCompression) -> Iterator[Refusal]:
     if weights.mode not in ("int4_sym", "int4_asym"):
         problem = f"method fq_lora has adapters for int4_sym and int4_asym, not {weights.mode}"
         yield Refusal("training.method", problem, "take distillation or blocks")
-    for name in ("awq", "scale_estimation", "gptq", "all_layers"):
+    for name in ("awq", "scale_estimation", "gptq", "all_layers", "rules"):
         if getattr(weights, name):
             problem = (
                 "has no effect with training.method fq_lora, which begins with the data-free codes of linear layers"
