@@ -24,7 +24,7 @@ from llmcompress.training.budget import Durations
 from llmcompress.training.course import Course, durations_s, run
 from llmcompress.training.distillation import Windows, distillation
 from llmcompress.training.student import Trained, make_student
-from llmcompress.training.teacher import ask
+from llmcompress.training.teacher import Teacher, ask
 
 AddAdapters = Callable[[Any, Mapping[str, IntegerWeight], frozenset[str], NDArray[np.int64]], list[Trained]]
 """Prepares a torch model for ``fq_lora``, given the graph's weights, the names of those to train, and token ids."""
@@ -57,7 +57,8 @@ def learn(task: TrainingTask) -> Iterator[tuple[dict[str, IntegerWeight], Traini
         return
     # NNCF's quantizers would want a compiler.
     with torch.compiler.set_stance("force_eager"):
-        trained, course = _distillation(task, _in_f32(task))
+        model = _in_f32(task)
+        trained, course = _student(task, model, _asked(task, model))
         curve = run(course)
         yield {each.name: each.learned() for each in trained}, curve
 
@@ -88,11 +89,12 @@ def durations(task: TrainingTask, directory: Path, deadline: float) -> Durations
         else:
             model = _in_f32(few)
             started = time.monotonic()
-            _, course = _distillation(few, model)
-            num_asked = len(few.windows.token_ids) + len(few.validation.token_ids)
-            asked_s = time.monotonic() - started
+            asked = _asked(few, model)
+            asked_s, started = time.monotonic() - started, time.monotonic()
+            _, course = _student(few, model, asked)
+            fixed_s = time.monotonic() - started
             step_s, validation_s = durations_s(course, deadline)
-            found = Durations(0.0, asked_s / num_asked, step_s, share * validation_s)
+            found = Durations(fixed_s, asked_s / len(asked.windows.token_ids), step_s, share * validation_s)
     task.progress(Progress("measure a step", 1, 1))
     return found
 
@@ -101,16 +103,24 @@ def _in_f32(task: TrainingTask) -> Any:
     return load_torch_model(task.source).float().to(task.device)
 
 
-def _distillation(task: TrainingTask, model: Any) -> tuple[list[Trained], Course]:
+class _Asked(NamedTuple):
+    windows: Windows
+    teacher: Teacher
+
+
+def _asked(task: TrainingTask, model: Any) -> _Asked:
+    windows = Windows(task.windows.token_ids[: task.training.num_used_windows], task.validation.token_ids)
+    return _Asked(windows, ask(model, windows.token_ids, task.training.num_top_tokens, task.place, task.progress))
+
+
+def _student(task: TrainingTask, model: Any, asked: _Asked) -> tuple[list[Trained], Course]:
     training = task.training
-    windows = Windows(task.windows.token_ids[: training.num_used_windows], task.validation.token_ids)
-    teacher = ask(model, windows.token_ids, training.num_top_tokens, task.place, task.progress)
     if task.add_adapters is not None:
-        trained = task.add_adapters(model, task.weights, task.names, windows.token_ids)
+        trained = task.add_adapters(model, task.weights, task.names, asked.windows.token_ids)
     else:
         trained = make_student(model, task.weights, task.names, frozenset(training.what), task.rescaled)
     state_file = task.place / "state.pt"
-    return trained, distillation(model, trained, training, windows, teacher, state_file, task.progress)
+    return trained, distillation(model, trained, training, *asked, state_file, task.progress)
 
 
 def _blocks(task: TrainingTask) -> Blocks:
