@@ -76,6 +76,8 @@ def train_blocks(blocks: Blocks) -> Iterator[tuple[list[Trained], TrainingCurve]
             course = _course(blocks, number, layer, compressed, wanted)
             if course is not None:
                 yield list(course.trained), run(course)
+            # Two layers at once are more than memory should hold.
+            del course
         _handed_on(blocks, layer, compressed, "compressed")
         for window, later in zip(original, wanted, strict=True):
             window[:] = later

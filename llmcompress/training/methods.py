@@ -52,8 +52,11 @@ def learn(task: TrainingTask) -> Iterator[tuple[dict[str, IntegerWeight], Traini
     """Train by the task's method; yields what weights hold then, by their names, and how that went."""
     if task.training.method == "blocks":
         for trained, curve in train_blocks(_blocks(task)):
-            # Before the layer's weights are given up.
-            yield {each.name: each.learned() for each in trained}, curve
+            learned = {each.name: each.learned() for each in trained}
+            # What the next layer needs must not wait for this one's.
+            trained.clear()
+            yield learned, curve
+            learned.clear()
         return
     # NNCF's quantizers would want a compiler.
     with torch.compiler.set_stance("force_eager"):
