@@ -69,22 +69,30 @@ def train_blocks(blocks: Blocks) -> Iterator[tuple[list[Trained], TrainingCurve]
         ModelError: The model does not hand its activations from layer to layer unchanged.
     """
     layers, original, compressed = _begun(blocks)
-    for number, layer in enumerate(layers):
+    for number in range(len(layers)):
+        layer = layers[number]
         layer.module.to(blocks.device, torch.float32)
         wanted = _handed_on(blocks, layer, original, "wanted")
         with torch.enable_grad():
             course = _course(blocks, number, layer, compressed, wanted)
             if course is not None:
                 yield list(course.trained), run(course)
-            # Two layers at once are more than memory should hold.
             del course
         _handed_on(blocks, layer, compressed, "compressed")
         for window, later in zip(original, wanted, strict=True):
             window[:] = later
             _forget(window)
             _forget(later)
-        layer.module.to("meta")
+        _give_up(blocks, layers, number)
+        del layer
         blocks.progress(Progress("train layers", number + 1, len(layers), "layers"))
+
+
+def _give_up(blocks: Blocks, layers: list[DecoderLayer], number: int) -> None:
+    """Let go of a layer that is done, and of all that its quantizers hold: two at once are more than memory should."""
+    gone = torch.nn.Identity()
+    blocks.model.get_submodule(layers[number].name.rpartition(".")[0])[number] = gone
+    layers[number] = layers[number]._replace(module=gone)
 
 
 class LayerDurations(NamedTuple):
