@@ -8,6 +8,7 @@ bf16.
 
     python benchmarks/learned.py --source ../shared/models/ref-llama-8m --text HELDOUT.txt --train TRAIN.txt
     python benchmarks/learned.py ... --modes int4_asym int4_sym --group-sizes 64 128 --num-steps 1000 --other-text O.txt
+    python benchmarks/learned.py ... --sides data-free distillation --num-steps 5 --speed   # learned bits run as fast
 """
 
 from __future__ import annotations
@@ -70,6 +71,14 @@ def measured(directory: Path, text: Path, args: argparse.Namespace) -> dict[str,
     }
 
 
+def decode_ratio(first: Path, later: Path, args: argparse.Namespace) -> dict[str, object]:
+    """Decode speed of one artifact to that of another, runs in turn, each in a process of its own."""
+    spec = llmcompress.BenchSpec(prompt_tokens=(32,), new_tokens=(128,), repetitions=args.repetitions)
+    _, report = llmcompress.benchmark([first, later], spec)
+    found = next(each.ratio for each in report.ratios if each.figure == "decode_tokens_per_s")
+    return {"decode_ratio": found.value, "interval": interval_text(found, ".3f")}
+
+
 def main() -> None:
     """Measure each format, and print a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,6 +96,8 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=128, help="windows of NNCF's calibration, and of blocks")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--num-windows", type=int, default=64)
+    parser.add_argument("--speed", action="store_true", help="decode speed of the last side to that of the first")
+    parser.add_argument("--repetitions", type=int, default=15, help="of the speed")
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     columns = (
@@ -133,6 +144,11 @@ def main() -> None:
                         f"{line['duration_s'] / 60:.1f}",
                     )
                     print(json.dumps(line), flush=True)
+                if args.speed:
+                    first, last = (Path(folder) / f"{mode}-{group_size}-{args.sides[n]}" for n in (0, -1))
+                    speed = {"mode": mode, "group_size": group_size, **decode_ratio(first, last, args)}
+                    results.append(speed)
+                    print(json.dumps(speed), flush=True)
     Console(width=140).print(table)
     print(json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}))
 

@@ -17,11 +17,13 @@ from llmcompress.compression.layers import layer_table
 from llmcompress.compression.nncf import layer_rules
 from llmcompress.compression.nncf.weights import compress_weights, model_inputs
 from llmcompress.errors import ModelError, RecipeError
+from llmcompress.graph.integer_weights import GraphWeights
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.publishing.content import _weights
 from llmcompress.spec import Calibration, WeightCompression
 from llmcompress.spec.validation import dotted, validated
+from llmcompress.training.train import trainable
 
 FIRST = {"match": r"model\.layers\.0\..*", "mode": "int4_asym", "group_size": 32}
 DOWN = {"match": r".*\.down_proj\.weight", "mode": "int8_asym"}
@@ -240,6 +242,15 @@ def test_an_nncf_that_has_moved_is_named(monkeypatch: pytest.MonkeyPatch, loaded
     monkeypatch.setattr(layer_rules, "_DECIDED", "_moved")
     with pytest.raises(ModelError, match="the installed NNCF has no _moved"):
         compress_weights(loaded.clone().model, _compression(rules=RULES))
+
+
+def test_bits_of_fewer_than_8_are_trained_with_those_of_the_recipe(loaded: LoadedModel) -> None:
+    model, weights = loaded.clone().model, _compression(rules=RULES)
+    compress_weights(model, weights)
+    names = trainable(GraphWeights(model), weights, where="demo")
+    of_four_bits = {layer.name for layer in layer_table(model) if layer.mode in ("int4_sym", "int4_asym")}
+    assert names == of_four_bits
+    assert len(of_four_bits) < len(layer_table(model)) - 1
 
 
 def test_the_rules_in_the_graph_are_json(loaded: LoadedModel) -> None:

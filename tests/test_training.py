@@ -21,18 +21,27 @@ from torch.nn.utils import parametrize
 
 import llmcompress
 from llmcompress import EvalSpec, Recipe
+from llmcompress.compression.nncf import fq_lora
+from llmcompress.compression.run import apply_recipe, training_windows
+from llmcompress.data import of_windows
 from llmcompress.data.disjoint import BLOCK, SEQUENCE, sequence_hashes, shares_sequence
 from llmcompress.errors import DataError, ModelError, RecipeError, UsageError
 from llmcompress.graph.integer_weights import IntegerWeight, integer_weights, packed, replace_integer_weights, unpacked
 from llmcompress.graph.model import parameter_name, read_ir
 from llmcompress.loaders import LoadedModel
+from llmcompress.runner.state import Original, compress_reason
+from llmcompress.spec import dump_recipe, load_recipe, override_recipe
+from llmcompress.spec.plan import planned_jobs
 from llmcompress.spec.training import Learned
 from llmcompress.training import blocks as blocks_module
-from llmcompress.training import course
+from llmcompress.training import course, methods
+from llmcompress.training.budget import Durations, num_steps_within
 from llmcompress.training.devices import training_device
+from llmcompress.training.level_quantizer import LevelQuantizer
 from llmcompress.training.quantizer import WeightQuantizer
 from llmcompress.training.student import make_student
-from llmcompress.training.teacher import kl_divergence
+from llmcompress.training.teacher import ask, kl_divergence
+from llmcompress.training.train import require_apart
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 ALL: frozenset[Learned] = frozenset({"scales", "zero_points", "rounding"})
@@ -111,8 +120,10 @@ def test_codes_are_packed_and_read_again(num_bits: int) -> None:
     assert np.array_equal(unpacked(stored, num_bits, codes.size), codes)
 
 
-@pytest.mark.parametrize("mode", ["int8_asym", "int8_sym", "int4_asym", "int4_sym", "int3_sym", "int2_sym"])
-def test_a_graphs_integers_are_those_that_the_runtime_unpacks(loaded: LoadedModel, mode: str) -> None:
+@pytest.mark.parametrize(
+    "mode", ["int8_asym", "int8_sym", "int4_asym", "int4_sym", "int3_sym", "int2_sym", "nf4", "fp4"]
+)
+def test_a_graphs_codes_are_those_that_the_runtime_unpacks(loaded: LoadedModel, mode: str) -> None:
     import nncf
 
     groups = {} if mode.startswith("int8") else {"group_size": 32}
@@ -182,6 +193,19 @@ def test_gradients_are_those_of_straight_through_rounding(element: str) -> None:
             assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
+def _with_values(checkpoint: Path, weights: dict[str, IntegerWeight]) -> Any:
+    """The checkpoint's class with what an artifact holds."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            parameter = parameters[parameter_name(name)]
+            parameter.copy_(torch.from_numpy(weight.values()).reshape(parameter.shape))
+    return model
+
+
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
@@ -224,18 +248,37 @@ def test_what_is_trained_is_what_is_written(
     trained = sum(weight.codes.size for weight in learned.values() if weight.element == "u4")
     assert changed / trained == pytest.approx(training.changed_codes)
     # In torch, with the artifact's values as its weights, the model says what the runtime says.
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(demo_checkpoint, dtype=torch.float32)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, weight in learned.items():
-            parameter = parameters[parameter_name(name)]
-            parameter.copy_(torch.from_numpy(weight.values()).reshape(parameter.shape))
+    model = _with_values(demo_checkpoint, learned)
     token_ids = np.random.default_rng(0).integers(5, 2000, 40)
     with torch.no_grad():
         expected = model(torch.from_numpy(token_ids[None])).logits[0].numpy()
     assert np.abs(all_logits(output, token_ids, EXACT) - expected).max() < 5e-3
+
+
+def test_stock_libraries_open_it(distilled: tuple[Path, llmcompress.CompressionReport]) -> None:
+    from optimum.intel import OVModelForCausalLM
+    from transformers import AutoTokenizer
+
+    genai = pytest.importorskip("openvino_genai", reason="needs the extra genai")
+    tokenizer = AutoTokenizer.from_pretrained(distilled[0])
+    model = OVModelForCausalLM.from_pretrained(distilled[0], ov_config=EXACT)
+    prompt = tokenizer("The house stood on a hill, and", return_tensors="pt")
+    (ids,) = model.generate(**prompt, max_new_tokens=8, do_sample=False)
+    text = tokenizer.decode(ids[prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    pipeline = genai.LLMPipeline(str(distilled[0]), "CPU", **EXACT)
+    settings = genai.GenerationConfig(max_new_tokens=8, do_sample=False, apply_chat_template=False)
+    assert text
+    assert pipeline.generate("The house stood on a hill, and", settings) == text
+
+
+def test_the_card_says_what_was_learned_and_from_what(
+    distilled: tuple[Path, llmcompress.CompressionReport], calibration_text: Path
+) -> None:
+    card = llmcompress.render_card(distilled[0])
+    assert "training.method" in card
+    assert "distillation" in card
+    assert f"The bits of its weights were learned from `{calibration_text.name}`" in card
+    assert "validation" in card
 
 
 def test_training_brings_it_nearer_to_the_original_on_another_text(
@@ -374,6 +417,254 @@ def test_sequences_in_common_are_found_wherever_they_begin() -> None:
     assert sequence_hashes(trained[:, :40]).size == 0
 
 
+def test_a_time_decides_the_steps_and_a_later_run_keeps_them(
+    distilled: tuple[Path, llmcompress.CompressionReport],
+    loaded: LoadedModel,
+    recipe: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    measured, stops = [], [True]
+    measure = methods.durations
+
+    def known(*arguments: Any) -> Durations:
+        measured.append(measure(*arguments))
+        return Durations(0.0, 0.0, 80.0, 0.0)
+
+    def stop(progress: Any) -> None:
+        if progress.stage == "train model" and progress.done == 5 and stops:
+            stops.pop()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(methods, "durations", known)
+    asked, output = override_recipe(recipe(), ["training.budget=1000s", "training.num_steps=null"]), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        llmcompress.compress(loaded, asked, output, progress=stop)
+    report = llmcompress.compress(loaded, asked, output, progress=stop)
+    (first,) = measured
+    assert first.window_s > 0
+    assert first.step_s > 0
+    assert first.validation_s > 0
+    # 12 steps of 80 s and what measuring took; the steps that were thrown away changed nothing.
+    assert report.recipe == distilled[1].recipe
+    assert report.training is not None
+    assert report.training.model_copy(update={"budget_s": None}) == distilled[1].training
+    assert (output / "openvino_model.bin").read_bytes() == (distilled[0] / "openvino_model.bin").read_bytes()
+    # A plan takes it for done, unless it asks for another time.
+    original = Original(loaded.source)
+    assert compress_reason(output, asked, original) is None
+    longer = override_recipe(asked, ["training.budget_s=2000"])
+    assert compress_reason(output, longer, original) == "the time for training changed"
+
+
+def test_a_time_is_filled_with_the_original_steps_and_validations(recipe: Callable[..., Recipe]) -> None:
+    training = recipe(num_validation_samples=8, batch_size=4, num_validations=4).training
+    assert training is not None
+    durations = Durations(fixed_s=10.0, window_s=0.5, step_s=2.0, validation_s=3.0)
+    # 32 windows and 8 to validate on are 20 s, 5 validations 15 s.
+    assert durations.total_s(training, 32, 20) == 10 + 20 + 15 + 40
+    assert num_steps_within(85.0, training, 32, durations) == 20
+    assert num_steps_within(86.9, training, 32, durations) == 20
+    assert num_steps_within(10 + 6 + 6 + 2, training, 32, durations) == 1
+    with pytest.raises(UsageError, match="a single step takes about 24 s, and 20 s are left for it"):
+        num_steps_within(20.0, training, 32, durations)
+
+
+def test_a_time_without_a_training_is_refused(demo_checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "llmcompress", "compress", str(demo_checkpoint), "-r", "int4", "--budget", "30m"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "--budget: it decides the steps of a training, and recipe int4 has none" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("architecture", ["demo", "opt"])
+def test_awq_makes_the_start(architecture: str, demo_checkpoint: Path, calibration_text: Path, tmp_path: Path) -> None:
+    """Where a layer before takes the inverse scales (Llama), and where activations are multiplied by them (OPT)."""
+    checkpoint = demo_checkpoint if architecture == "demo" else build_checkpoint(tmp_path / "model", architecture)
+    calibration = {"dataset": str(calibration_text), "num_samples": 8, "seq_len": 64}
+    weights = {"mode": "int4_sym", "group_size": 32, "awq": True}
+    recipe = Recipe.model_validate({"name": "awq", "weights": weights, "calibration": calibration})
+    model = llmcompress.prepare_for_training(checkpoint, recipe)
+    llmcompress.export_trained(model, recipe, tmp_path / "out")
+    token_ids = np.random.default_rng(0).integers(5, 250, 40)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(token_ids[None])).logits[0].numpy()
+    assert np.abs(all_logits(tmp_path / "out", token_ids, EXACT) - expected).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_awqs_start_is_learned_layer_by_layer(demo_checkpoint: Path, calibration_text: Path, tmp_path: Path) -> None:
+    text = {"dataset": str(calibration_text), "seq_len": 64}
+    training = {"method": "blocks", "num_steps": 8, **text, **SMALL}
+    weights = {"mode": "int4_sym", "group_size": 32, "awq": True, "scale_estimation": True}
+    given = {"name": "awq", "weights": weights, "calibration": {**text, "num_samples": 8}, "training": training}
+    report = llmcompress.compress(demo_checkpoint, Recipe.model_validate(given), tmp_path / "learned")
+    assert report.training is not None
+    assert report.training.num_improved == 5
+    assert 0 < report.training.changed_codes < 0.2
+
+
+def test_nncfs_adapters_become_codes(train: Train, start: Path, demo_checkpoint: Path) -> None:
+    output, report = train(method="fq_lora", num_steps=8, adapter_rank=8, adapter_learning_rate=3e-3)
+    training = report.training
+    assert training is not None
+    (curve,) = training.curves
+    assert training.method == "fq_lora"
+    assert curve.kept_step > 0
+    assert curve.gain > 0
+    assert 0 < training.changed_codes < 0.2
+    assert llmcompress.verify(output).ok
+    learned, first = integer_weights(read_ir(output)), integer_weights(read_ir(start))
+    assert (output / "openvino_model.bin").stat().st_size == (start / "openvino_model.bin").stat().st_size
+    assert {name: (each.codes.shape, each.element) for name, each in learned.items()} == {
+        name: (each.codes.shape, each.element) for name, each in first.items()
+    }
+    # What was validated in torch is what the runtime does.
+    model = _with_values(demo_checkpoint, learned)
+    token_ids = np.random.default_rng(0).integers(5, 2000, 40)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(token_ids[None])).logits[0].numpy()
+    assert np.abs(all_logits(output, token_ids, EXACT) - expected).max() < 5e-3
+
+
+def test_nncfs_codes_are_those_of_its_own_export(demo_checkpoint: Path, recipe: Callable[..., Recipe]) -> None:
+    """Against what NNCF's fake quantization computes in torch, weight by weight."""
+    from transformers import AutoModelForCausalLM
+
+    asked = recipe("int4_sym", method="fq_lora", adapter_rank=8)
+    loaded = apply_recipe(
+        llmcompress.load(demo_checkpoint), asked, None, "llmcompress", None, lambda progress: None
+    ).loaded
+    weights = integer_weights(loaded.model)
+    names = [name for name, weight in weights.items() if weight.element == "i4"]
+    model = AutoModelForCausalLM.from_pretrained(demo_checkpoint, dtype=torch.float32)
+    plain = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trained = fq_lora.add_adapters(asked, model, weights, names, np.arange(5, 69)[None])
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        for each in trained:
+            learned = each.learned()
+            # The codes of NNCF's data-free compression, but for what the adapters begin with.
+            assert np.abs(learned.codes - weights[each.name].codes).max() <= 1
+            step = np.abs(learned.scales.astype(np.float32))
+            original = plain[parameter_name(each.name)].numpy().reshape(learned.codes.shape)
+            assert (np.abs(learned.values() - original) <= 0.55 * step).mean() > 0.95
+    with pytest.raises(ModelError, match=r"NNCF puts adapters on 35 weights of LlamaForCausalLM, and 2 of the graph"):
+        fq_lora.add_adapters(
+            asked,
+            AutoModelForCausalLM.from_pretrained(demo_checkpoint, dtype=torch.float32),
+            weights,
+            names[:2],
+            np.arange(5, 69)[None],
+        )
+
+
+@pytest.mark.parametrize("element", ["nf4", "f4e2m1"])
+def test_levels_are_trained_as_integers_are(element: str) -> None:
+    generator = np.random.default_rng(0)
+    codes = generator.integers(0, 16, (8, 4, 32)).astype(np.int16)
+    weight = IntegerWeight(codes, generator.uniform(0.1, 0.2, (8, 4, 1)).astype(np.float16), None, element)
+    linear = torch.nn.Linear(128, 8, bias=False)
+    with torch.no_grad():
+        noise = generator.normal(0, 0.02, codes.shape).astype(np.float32)
+        linear.weight.copy_(torch.from_numpy(weight.values() + noise).reshape(8, 128))
+    quantizer = LevelQuantizer(weight, ALL)
+    parametrize.register_parametrization(linear, "weight", quantizer)
+    assert np.array_equal(linear.weight.detach().numpy().reshape(codes.shape), weight.values())
+    parametrizations: Any = linear.parametrizations
+    original = parametrizations.weight.original
+    learned = quantizer.learned(original)
+    assert np.array_equal(learned.values(), weight.values())
+    # Gradients: those of the same function without rounding, where nothing is cut off.
+    wanted = torch.randn(codes.shape, generator=_generator())
+    (quantizer(original).reshape(codes.shape) * wanted).sum().backward()
+    assert quantizer.offset.grad is not None
+    assert quantizer.scale.grad is not None
+    levels = np.unique(np.array(weight.levels))
+    nearest = np.clip(np.searchsorted(levels, original.detach().numpy().reshape(codes.shape) / weight.scales), 1, None)
+    nearest = np.minimum(nearest, len(levels) - 1)
+    gaps = levels[nearest] - levels[nearest - 1]
+    by_hand = wanted.numpy() * weight.scales.astype(np.float32) * gaps
+    inside = quantizer.offset.grad.numpy() != 0
+    assert inside.mean() > 0.9
+    assert np.allclose(quantizer.offset.grad.numpy()[inside], by_hand[inside], rtol=1e-4, atol=1e-6)
+    moved = quantizer.offset.detach().clone()
+    with torch.no_grad():
+        quantizer.offset.fill_(0.5)
+        up = quantizer(original).reshape(codes.shape).numpy()
+        quantizer.offset.copy_(moved)
+    # Half a step up is never a lower value, and never more than one level.
+    assert (up >= weight.values() - 1e-6).all()
+
+
+@pytest.mark.parametrize("mode", ["fp4", pytest.param("nf4", marks=pytest.mark.slow)])
+def test_small_floats_are_trained(mode: str, train: Train, loaded: LoadedModel, tmp_path: Path) -> None:
+    output, report = train(mode, num_steps=6, num_validations=2)
+    training = report.training
+    assert training is not None
+    assert training.curves[0].kept_step > 0
+    assert 0 < training.changed_codes < 0.2
+    assert llmcompress.verify(output).ok
+    start = Recipe.model_validate({"name": "s", "weights": {"mode": mode, "group_size": 32}})
+    llmcompress.compress(loaded, start, tmp_path / "start")
+    assert (output / "openvino_model.bin").stat().st_size == (tmp_path / "start/openvino_model.bin").stat().st_size
+
+
+def test_a_text_of_its_own_validates(
+    loaded: LoadedModel, recipe: Callable[..., Recipe], wikitext: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    held_out = training_windows(loaded.source, recipe(), loaded.tokenizer, offline=True)
+    assert held_out is not None
+    trained_on = held_out.training.record
+    (tmp_path / "validation.txt").write_text(wikitext.read_text(encoding="utf-8")[:200_000], encoding="utf-8")
+    asked = dump_recipe(recipe(num_steps=2, validation={"dataset": "validation.txt"}))
+    (tmp_path / "r.yaml").write_text(asked)
+    # A relative path starts at the file's folder, also inside a record that is overridden.
+    read = load_recipe(tmp_path / "r.yaml", ["training.num_steps=3"])
+    assert [str(text.dataset) for text in read.texts] == [str(calibration_text), str(tmp_path / "validation.txt")]
+    windows = training_windows(loaded.source, read, loaded.tokenizer, offline=True)
+    assert windows is not None
+    assert (len(windows.training.token_ids), windows.validation.token_ids.shape) == (32, (8, 64))
+    assert windows.validation.record.dataset.endswith("validation.txt")
+    assert windows.training.record == trained_on
+    stored = read.portable().texts
+    assert [text.dataset for text in stored] == [calibration_text.name, "validation.txt"]
+    same = of_windows(windows.training.token_ids[3:7].copy(), "validation.txt", 0)
+    with pytest.raises(DataError, match=r"4 of 4 windows to validate on have a sequence of 64 tokens in common with"):
+        require_apart(windows.training, same)
+
+
+def test_a_plan_reads_its_texts_from_its_folder(demo_checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("t.txt", "v.txt"):
+        (tmp_path / name).write_text("text")
+    for settings in (
+        "{training.dataset: t.txt, training.validation.dataset: v.txt, training.budget: 5m, training.num_steps: null}",
+        "{training.dataset: t.txt, training.validation: {dataset: v.txt}}",
+        "{training: {method: blocks, dataset: t.txt, validation: {dataset: v.txt}}}",
+    ):
+        plan = f"models: [{demo_checkpoint}]\nrecipes: [{{recipe: int4-learned, set: {settings}}}]\n"
+        (tmp_path / "plan.yaml").write_text(plan)
+        (job,) = planned_jobs(llmcompress.load_plan(tmp_path / "plan.yaml"), tmp_path)
+        assert job.recipe is not None
+        assert [text.dataset for text in job.recipe.texts] == [str(tmp_path / "t.txt"), str(tmp_path / "v.txt")]
+        assert job.recipe.training is not None
+        assert job.recipe.training.budget_s == (300.0 if "budget" in settings else None)
+
+
+def test_the_original_is_asked_once(demo_checkpoint: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(demo_checkpoint, dtype=torch.float32)
+    token_ids = np.random.default_rng(0).integers(5, 2000, (3, 16))
+    asked: list[Any] = []
+    first = ask(model, token_ids, 8, tmp_path, asked.append)
+    assert len(asked) == 4
+    again = ask(None, token_ids, 8, tmp_path, asked.append)
+    assert len(asked) == 4
+    assert np.array_equal(again.log_probabilities, first.log_probabilities)
+    assert np.array_equal(again.tokens, first.tokens)
+
+
 def test_a_text_that_repeats_itself_cannot_validate(
     loaded: LoadedModel, recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:
@@ -386,16 +677,46 @@ def test_a_text_that_repeats_itself_cannot_validate(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": {"mode": "nf4"}}, "learns codes, scales and zero points of integers, and weights.mode is nf4"),
+        ({"weights": {"mode": "mxfp4"}}, "weights.mode is mxfp4: its scales are powers of two"),
+        ({"weights": {"mode": "cb4"}}, "weights.mode is cb4: its values are a codebook's"),
         (
             {"method": "none", "weights": None},
             "training: has no effect with method none: the bits of compressed weights are learned",
         ),
-        ({"weights": {"mode": "int4_sym", "awq": True}}, r"weights.awq: changes the layers around a weight"),
+        (
+            {
+                "weights": {"mode": "int4_sym", "lora_correction": True},
+                "calibration": {"dataset": "text.txt"},
+            },
+            r"weights.lora_correction: adds layers next to a weight, which training does not know",
+        ),
         ({"training": {"what": ["scales", "scales"]}}, "training.what: names something twice"),
         (
             {"weights": {"mode": "int4_sym"}, "training": {"what": ["zero_points"]}},
             "zero_points has no effect: int4_sym has none",
+        ),
+        (
+            {"training": {"method": "fq_lora", "what": ["scales"]}},
+            "training.what: has no effect with method fq_lora",
+        ),
+        ({"training": {"budget": "soon"}}, "budget: got 'soon'; hours, minutes and seconds are accepted"),
+        ({"training": {"budget": "1h", "budget_s": 60.0}}, "budget: budget_s says the same"),
+        (
+            {"training": {"budget_s": 60.0, "num_steps": 100}},
+            "training.num_steps: has no effect with budget_s, which decides the number of steps",
+        ),
+        ({"training": {"adapter_rank": 8}}, "training.adapter_rank: has no effect with method distillation"),
+        (
+            {"weights": {"mode": "int3_sym"}, "training": {"method": "fq_lora"}},
+            "training.method: method fq_lora has adapters for int4_sym and int4_asym, not int3_sym",
+        ),
+        (
+            {"weights": {"mode": "int4_sym", "all_layers": True}, "training": {"method": "fq_lora"}},
+            r"weights.all_layers: has no effect with training.method fq_lora, which begins with the data-free codes",
+        ),
+        (
+            {"weights": {"mode": "int4_sym", "ratio": 0.8}, "training": {"method": "fq_lora"}},
+            r"weights.ratio: leaves layers out, and training.method fq_lora takes all linear layers",
         ),
         (
             {"training": {"method": "blocks", "num_top_tokens": 8}},
@@ -533,8 +854,8 @@ def test_a_loop_of_ones_own_trains_with_trainer(
         llmcompress.export_trained(model, "int4", tmp_path / "other")
     with pytest.raises(UsageError, match=r"this Linear was not made by llmcompress.prepare_for_training"):
         llmcompress.export_trained(torch.nn.Linear(2, 2), recipe, tmp_path / "other")
-    with pytest.raises(RecipeError, match="only integer weights without AWQ and LoRA correction can be trained"):
-        llmcompress.prepare_for_training(demo_checkpoint, "int4-awq")
+    with pytest.raises(RecipeError, match="only integer weights without LoRA correction can be trained"):
+        llmcompress.prepare_for_training(demo_checkpoint, "mxfp4")
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 
 _PANELS = {
-    "Recipe": "recipe overrides engine requantize",
+    "Recipe": "recipe overrides budget engine requantize",
     "Output": "output_dir overwrite no_tokenizer dry_run",
 }
 
@@ -103,6 +103,12 @@ def compress(
     requantize: Annotated[
         bool, typer.Option("--requantize", help="Compress a checkpoint that is quantized already again.")
     ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget", metavar="TIME", help="Time for the recipe's training, such as 30m: it decides num_steps."
+        ),
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -125,6 +131,8 @@ def compress(
         chosen = _recommended(source, recipe, overrides or [], access, verbose=verbose)
     else:
         chosen = load_recipe(recipe, overrides or ())
+    if budget is not None:
+        chosen = _within(chosen, budget)
     output_dir = output_dir or Path(default_output_name(source, chosen.name))
     # Before the seconds of a worker's start, and of a dry run too.
     checked_output(output_dir, [source] if Path(source).is_dir() else [], overwrite=overwrite)
@@ -183,6 +191,21 @@ def _default_recipe(source: str, access: Access, *, verbose: bool) -> str:
         where="llmcompress compress",
         hint="llmcompress recipes lists them" if known else "llmcompress compress --help",
     )
+
+
+def _within(recipe: Recipe, budget: str) -> Recipe:
+    """The recipe with a time in place of the number of steps that its training has."""
+    from llmcompress.spec import override_recipe
+    from llmcompress.spec.tuning import parse_duration_s
+
+    seconds = parse_duration_s(budget)
+    if recipe.training is None:
+        raise UsageError(
+            f"it decides the steps of a training, and recipe {recipe.name} has none",
+            where="--budget",
+            hint="take a recipe that learns bits, such as int4-distilled, or leave it out",
+        )
+    return override_recipe(recipe, [f"training.budget_s={seconds}", "training.num_steps=null"])
 
 
 def is_quantized(source: str, access: Access, progress: Reporter) -> bool:
@@ -301,7 +324,7 @@ def _training_text(training: TrainingRecord) -> str:
     loss = "KL divergence" if training.loss == "kl_divergence" else "output error of a layer"
     if not training.num_improved:
         return f"{training.method}: held-out {loss} {before:.4g}, no gain beyond noise; the start was written"
-    share = "" if training.method == "distillation" else f"{training.num_improved} of {len(training.curves)} layers, "
+    share = "" if training.method != "blocks" else f"{training.num_improved} of {len(training.curves)} layers, "
     return (
         f"{training.method}: held-out {loss} {before:.4g} -> {before - gained:.4g} ({share}"
         f"{training.changed_codes:.1%} of the codes changed)"

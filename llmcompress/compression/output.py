@@ -69,7 +69,7 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
 
 def inputs(found: Source, recipe: Recipe) -> list[Path]:
     """The files and directories that an output is made from, and must not touch."""
-    texts = (text.dataset_path() for text in recipe.texts.values())
+    texts = (text.dataset_path() for text in recipe.texts)
     return [found.path, *(path for path in texts if path)]
 
 

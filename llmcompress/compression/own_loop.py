@@ -70,10 +70,10 @@ def prepare_for_training(
     quiet_libraries()
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     weights = chosen.weights
-    changes = weights is not None and (weights.awq or weights.lora_correction)
-    if weights is None or weights.mode not in ELEMENTS or chosen.activations is not None or changes:
+    corrects = weights is not None and weights.lora_correction
+    if weights is None or weights.mode not in ELEMENTS or chosen.activations is not None or corrects:
         raise RecipeError(
-            "only integer weights without AWQ and LoRA correction can be trained, and no activations",
+            "only integer weights without LoRA correction can be trained, and no activations",
             where=f"recipe {chosen.name}",
             hint=f"take method: weights with weights.mode {', '.join(sorted(ELEMENTS))}",
         )
@@ -85,8 +85,8 @@ def prepare_for_training(
     in_graph = integer_weights(compressed.model)
     what = frozenset(chosen.training.what if chosen.training else Training.model_fields["what"].default)
     model = load_torch_model(compressed.loaded.source).float()
-    names = trainable(in_graph, weights.mode, where=found.name)
-    _prepared[model] = _Prepared(start, compressed, make_student(model, in_graph, names, what))
+    names = trainable(in_graph, weights, where=found.name)
+    _prepared[model] = _Prepared(start, compressed, make_student(model, in_graph, names, what, compressed.rescaled))
     return model
 
 
@@ -119,7 +119,7 @@ def export_trained(
     from dataclasses import replace
 
     from llmcompress.graph.integer_weights import integer_weights, replace_integer_weights
-    from llmcompress.training.train import changed_codes
+    from llmcompress.training.train import CodeChanges, changed_codes
 
     prepared = _prepared.get(model)
     if prepared is None:
@@ -139,7 +139,8 @@ def export_trained(
     learned = {each.name: each.learned() for each in prepared.trained}
     start = integer_weights(compressed.model)
     replace_integer_weights(compressed.model, learned)
-    record = TrainingRecord(method="own_loop", num_layers=len(learned), changed_codes=changed_codes(start, learned))
+    changes = changed_codes(start, learned, CodeChanges())
+    record = TrainingRecord(method="own_loop", num_layers=changes.num_weights, changed_codes=changes.share)
     source = compressed.loaded.source
     with staging(output_dir, overwrite=overwrite, inputs=inputs(source, prepared.recipe)) as stage:
         return write(replace(compressed, training=record), stage, progress=reporter(progress))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,7 @@ from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.kept import kept_layers, kept_record
 from llmcompress.compression.layers import CODEBOOKS, activation_record, layer_table
 from llmcompress.compression.nncf.statistics import statistics
+from llmcompress.graph.integer_weights import Rescaling
 from llmcompress.graph.model import mark_quantized_source, set_runtime_options, unpin_cache
 from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
 from llmcompress.loaders.context import longest_context
@@ -38,7 +40,8 @@ from llmcompress.report.compression import (
     runtime_options,
 )
 from llmcompress.report.record import CalibrationRecord, Stages
-from llmcompress.spec import Access, Recipe
+from llmcompress.spec import Access, Calibration, Recipe
+from llmcompress.spec.training import with_num_steps
 from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -80,18 +83,24 @@ def training_windows(found: Source, recipe: Recipe, tokenizer: Any, *, offline: 
     if recipe.training is None:
         return None
     from llmcompress.data import calibration_windows
-    from llmcompress.training.train import SPARE, require_disjoint
+    from llmcompress.training.train import SPARE, require_apart, require_disjoint
 
-    wanted = recipe.training.num_validation_samples
-    windows = calibration_windows(
-        recipe.training,
-        tokenizer,
-        num_held_out=SPARE * wanted,
-        offline=offline,
-        max_seq_len=longest_context(found, recipe.training.seq_len),
-        num_embeddings=num_embeddings(found.config),
-    )
-    return require_disjoint(windows, wanted)
+    training, apart = recipe.training, recipe.training.validation_windows()
+
+    def windows(text: Calibration, num_held_out: int) -> CalibrationWindows:
+        return calibration_windows(
+            text,
+            tokenizer,
+            num_held_out=num_held_out,
+            offline=offline,
+            max_seq_len=longest_context(found, training.seq_len),
+            num_embeddings=num_embeddings(found.config),
+        )
+
+    if apart is not None:
+        return require_apart(windows(training, 0), windows(apart, 0))
+    wanted = training.num_validation_samples
+    return require_disjoint(windows(training, SPARE * wanted), wanted)
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,8 @@ class CompressedModel:
     activations: ActivationRecord | None
     training: TrainingRecord | None
     training_windows: TrainingWindows | None
+    rescaled: Mapping[str, Rescaling]
+    """What AWQ did to weights, by their names."""
     kept: KeptRecord | None
     stages: Stages
     """Time and memory so far."""
@@ -178,10 +189,8 @@ def compress_in_memory(
         applied = apply_recipe(loaded, recipe, ready.texts.windows, options.engine, file_memory, progress)
     trained = None
     if ready.texts.training is not None:
-        from llmcompress.training.train import train
-
         with stages.stage("train"):
-            trained = train(applied.loaded, recipe, ready.texts.training, options.scratch_dir, progress)
+            trained, recipe = _train(applied, recipe, ready.texts.training, options, progress)
     with stages.stage("read the layers"):
         layers, activations = _inspect(applied, recipe)
     return CompressedModel(
@@ -193,9 +202,27 @@ def compress_in_memory(
         activations=activations,
         training=trained,
         training_windows=ready.texts.training,
+        rescaled=applied.rescaled,
         kept=kept_record(applied.loaded.model, applied.loaded.kept),
         stages=stages,
     )
+
+
+def _train(
+    applied: Applied, recipe: Recipe, windows: TrainingWindows, options: CompressOptions, progress: Reporter
+) -> tuple[TrainingRecord, Recipe]:
+    """Learn the bits of the compressed graph; with the record the recipe that says how many steps that took."""
+    from llmcompress.training.train import Inputs, train
+
+    add_adapters = None
+    if recipe.training is not None and recipe.training.method == "fq_lora":
+        from llmcompress.compression.nncf import fq_lora
+
+        add_adapters = functools.partial(fq_lora.add_adapters, recipe)
+    inputs = Inputs(windows, options.scratch_dir, applied.rescaled, add_adapters)
+    trained = train(applied.loaded, recipe, inputs, progress)
+    assert trained.num_steps is not None
+    return trained, with_num_steps(recipe, trained.num_steps)
 
 
 class _Texts(NamedTuple):
@@ -261,6 +288,8 @@ class Applied(NamedTuple):
     """What accuracy control did."""
     by_kernels: Set[str] = frozenset()
     """Names of the weights that our kernels have made."""
+    rescaled: Mapping[str, Rescaling] = {}
+    """What AWQ did to weights, by their names."""
 
 
 def apply_recipe(
@@ -290,6 +319,7 @@ def apply_recipe(
     from llmcompress.compression.nncf.weights import compress_weights
 
     by_kernels: set[str] = set()
+    rescaled: dict[str, Rescaling] = {}
     for weights in recipe.weight_passes:
         with contextlib.ExitStack() as stack:
             path = None
@@ -297,7 +327,7 @@ def apply_recipe(
             if windows is not None and weights is recipe.weights and weights.collects_statistics:
                 collected = statistics(loaded.provenance, windows.record, weights.statistics_precision)
                 path = stack.enter_context(collected)
-            by_kernels |= compress_weights(
+            done = compress_weights(
                 loaded.model,
                 weights,
                 windows.token_ids if windows and weights.uses_data else None,
@@ -306,8 +336,10 @@ def apply_recipe(
                 file_memory=file_memory,
                 progress=progress,
             )
+        by_kernels |= done.by_kernels
+        rescaled |= done.rescaled
     if recipe.activations is None or windows is None:
-        return Applied(loaded, by_kernels=by_kernels)
+        return Applied(loaded, by_kernels=by_kernels, rescaled=rescaled)
     model, accuracy = quantize_activations(loaded.model, recipe.activations, windows, progress=progress)
     return Applied(replace(loaded, model=model), accuracy, by_kernels)
 

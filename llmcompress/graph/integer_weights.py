@@ -1,10 +1,11 @@
-"""Weights that a graph holds as integers: their codes, scales and zero points, read and replaced.
+"""Weights that a graph holds as codes with f16 scales: codes, scales and zero points, read and replaced.
 
 The layout is NNCF's: constants ``NAME``, ``NAME/scale`` and, where codes are not symmetric, ``NAME/zero_point``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.graph.model import keep_alive, memory_owners
@@ -24,12 +25,39 @@ INTEGERS = {
     "u2": "int2_sym",
 }
 """The element type that each of NNCF's integer modes is stored as, and the mode."""
-RANGES = {"u8": (0, 255), "i8": (-128, 127), "u4": (0, 15), "i4": (-8, 7), "u3": (0, 7), "u2": (0, 3)}
-"""Of the codes of each element type."""
+FLOATS = {"nf4": "nf4", "f4e2m1": "fp4"}
+"""The same of modes of small floats whose scale is f16."""
+RANGES = {
+    "u8": (0, 255),
+    "i8": (-128, 127),
+    "u4": (0, 15),
+    "i4": (-8, 7),
+    "u3": (0, 7),
+    "u2": (0, 3),
+    "nf4": (0, 15),
+    "f4e2m1": (0, 15),
+}
+"""Of the codes of each element type; of floats a code is the number of a level."""
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+LEVELS = {
+    "nf4": (
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
+        0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ),
+    "f4e2m1": (*(-value for value in reversed(_E2M1)), *_E2M1),
+}  # fmt: skip
+"""The values of each floating-point format, rising (QLoRA, arXiv:2305.14314; OCP microscaling formats)."""
+
+_BY_SIGN = (8, 9, 10, 11, 12, 13, 14, 15, 7, 6, 5, 4, 3, 2, 1, 0)
+"""The number of a level of f4e2m1, by its bits."""
 
 
 class IntegerWeight(NamedTuple):
-    """A weight as its constants hold it; ``(codes - zero_points) * scales`` are its values."""
+    """A weight as its constants hold it.
+
+    ``(codes - zero_points) * scales`` are its values, of a floating-point format ``levels[codes] * scales``.
+    """
 
     codes: NDArray[Any]
     """int16, of the stored shape: with groups ``[..., num_groups, group_size, ...]``."""
@@ -51,6 +79,14 @@ class IntegerWeight(NamedTuple):
         return RANGES[self.element][1]
 
     @property
+    def levels(self) -> NDArray[np.float32] | None:
+        """The values of a floating-point format, by code, rising; None: codes are integers."""
+        import numpy as np
+
+        levels = LEVELS.get(self.element)
+        return None if levels is None else np.array(levels, np.float32)
+
+    @property
     def has_own_zero_points(self) -> bool:
         """Whether each scale has a zero point next to it: u2 and u3 are symmetric around one that all share."""
         return self.zero_points is not None and self.zero_points.shape == self.scales.shape
@@ -59,25 +95,64 @@ class IntegerWeight(NamedTuple):
         """float32, of the stored shape."""
         import numpy as np
 
-        codes = self.codes.astype(np.float32)
+        levels = self.levels
+        codes = self.codes.astype(np.float32) if levels is None else levels[self.codes]
         if self.zero_points is not None:
             codes -= self.zero_points
         codes *= self.scales.astype(np.float32)
         return codes
 
 
-def integer_weights(model: ov.Model) -> dict[str, IntegerWeight]:
-    """Every weight that is stored as integers with f16 scales, by its constant's name."""
+class Rescaling(NamedTuple):
+    """What AWQ did to a weight before it was compressed, so that the model computes the same as before."""
+
+    factors: tuple[NDArray[np.float32], ...] = ()
+    """That the weight was multiplied by; each broadcasts to its shape."""
+    activations: NDArray[np.float32] | None = None
+    """That its inputs are multiplied by in the graph, ``[num_channels]``; None: the layer before does it."""
+
+
+class GraphWeights(Mapping[str, IntegerWeight]):
+    """The weights of a graph that are stored as codes with f16 scales, by their constants' names.
+
+    Each is read when it is asked for: a graph's codes unpacked would take four times its memory.
+    """
+
+    def __init__(self, constants: dict[str, _Constants]) -> None:
+        """Keep the constants, which stay as they are where others take their place in the graph."""
+        self._constants = constants
+
+    def __getitem__(self, name: str) -> IntegerWeight:
+        codes, scale, zero_point = self._constants[name]
+        zero_points = None if zero_point is None else _integers(zero_point)
+        return IntegerWeight(_integers(codes), scale.data.copy(), zero_points, _element(codes))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._constants)
+
+    def __len__(self) -> int:
+        return len(self._constants)
+
+    def names_of(self, element: str | None) -> frozenset[str]:
+        """Those whose codes are of an element type."""
+        return frozenset(name for name, (codes, _, _) in self._constants.items() if _element(codes) == element)
+
+
+class _Constants(NamedTuple):
+    codes: ov.Node
+    scale: ov.Node
+    zero_point: ov.Node | None
+
+
+def integer_weights(model: ov.Model) -> GraphWeights:
+    """Every weight that is stored as codes with f16 scales, by its constant's name."""
     constants = _constants(model)
     found = {}
-    for name, constant in constants.items():
-        scale, zero_point = constants.get(name + SCALE), constants.get(name + ZERO_POINT)
-        element = _element(constant)
-        if element not in RANGES or scale is None or _element(scale) != "f16":
-            continue
-        zero_points = None if zero_point is None else _integers(zero_point)
-        found[name] = IntegerWeight(_integers(constant), scale.data.copy(), zero_points, element)
-    return found
+    for name, codes in constants.items():
+        scale = constants.get(name + SCALE)
+        if _element(codes) in RANGES and scale is not None and _element(scale) == "f16":
+            found[name] = _Constants(codes, scale, constants.get(name + ZERO_POINT))
+    return GraphWeights(found)
 
 
 def replace_integer_weights(model: ov.Model, weights: dict[str, IntegerWeight]) -> None:
@@ -95,7 +170,7 @@ def replace_integer_weights(model: ov.Model, weights: dict[str, IntegerWeight]) 
             old = constants[part]
             element, shape = old.get_element_type(), ov.Shape(old.get_output_shape(0))
             if values.dtype != np.float16:
-                values = packed(values, element.get_bitwidth())
+                values = packed(_stored(values, element.get_type_name()), element.get_bitwidth())
             tensor = ov.Tensor(np.ascontiguousarray(values), shape, element)
             new = Constant(tensor, shared_memory=True)
             new.set_friendly_name(part)
@@ -138,6 +213,13 @@ def unpacked(stored: NDArray[Any], num_bits: int, count: int) -> NDArray[Any]:
     return codes.reshape(-1)[:count]
 
 
+def _stored(codes: NDArray[Any], element: str) -> NDArray[Any]:
+    """Codes as the bits of an element type: those of f4e2m1 are sign and magnitude."""
+    import numpy as np
+
+    return np.argsort(_BY_SIGN).astype(np.int16)[codes] if element == "f4e2m1" else codes
+
+
 def _joined(values: NDArray[Any], shifts: NDArray[Any]) -> NDArray[Any]:
     """Bytes of as many values as there are shifts; ``values`` ``[n, 8]``."""
     import numpy as np
@@ -162,6 +244,8 @@ def _integers(constant: ov.Node) -> NDArray[Any]:
     element, shape = constant.get_element_type(), tuple(constant.get_output_shape(0))
     num_bits, name = element.get_bitwidth(), element.get_type_name()
     codes = unpacked(constant.data.reshape(-1).view(np.uint8), num_bits, math.prod(shape)).astype(np.int16)
+    if name == "f4e2m1":
+        codes = np.array(_BY_SIGN, np.int16)[codes]
     if name.startswith("i"):
         codes -= (codes >= 1 << (num_bits - 1)).astype(np.int16) << num_bits
     return codes.reshape(shape)

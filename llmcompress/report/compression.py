@@ -167,6 +167,17 @@ class CompressionReport(Readable):
         """What the model holds for the plugin, by OpenVINO's names."""
         return runtime_options(self.recipe, self.layers)
 
+    @property
+    def texts(self) -> dict[str, CalibrationRecord]:
+        """What was read to make it: to calibrate with, to train on and to validate on, where it was."""
+        training = self.training
+        read = {
+            "calibration": self.calibration,
+            "training": training.windows if training else None,
+            "validation": training.validation if training else None,
+        }
+        return {name: record for name, record in read.items() if record is not None}
+
     def facts(self) -> dict[str, str]:
         """What it was made of and how, its size, and what the weights became."""
         kinds = [f"{kind.mode} {kind.share:.0%}" for kind in weight_kinds(self.layers)]

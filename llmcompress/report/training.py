@@ -42,6 +42,8 @@ class TrainingRecord(Record):
     """The held-out windows: no sequence of 64 tokens in common with those trained on."""
     num_steps: int | None = None
     """Of each curve."""
+    budget_s: float | None = None
+    """The time that decided them."""
     num_layers: int
     """Weights whose bits were trained."""
     changed_codes: float

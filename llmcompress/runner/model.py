@@ -10,9 +10,10 @@ from llmcompress.compression.run import recipe_windows, training_windows
 from llmcompress.data.protocols import scored_text
 from llmcompress.loaders.context import require_context
 from llmcompress.loaders.source import Source, fetch_side_files, resolve
+from llmcompress.report.record import CalibrationRecord
 from llmcompress.runner.durations import remembered
 from llmcompress.runner.records import MEASURED, Step
-from llmcompress.runner.state import Original, Texts
+from llmcompress.runner.state import Original
 from llmcompress.spec import Recipe
 from llmcompress.spec.plan import Job, Plan
 from llmcompress.tuning import searched_text
@@ -79,17 +80,20 @@ class PlannedModel:
             known["compress"] = None if load is None or known["compress"] is None else load + known["compress"]
         return {step: duration for step, duration in known.items() if duration is not None}
 
-    def texts(self, recipe: Recipe) -> Texts:
-        """The windows that the recipe's texts have now: to calibrate with, and to train on."""
+    def texts(self, recipe: Recipe) -> dict[str, CalibrationRecord]:
+        """The windows that the recipe's texts have now, by the names that a manifest gives them."""
         if not recipe.texts:
-            return None, None
+            return {}
         from llmcompress.loaders.tokenizer import source_tokenizer
 
         found = fetch_side_files(self.source)
         tokenizer = source_tokenizer(found)
         windows = recipe_windows(found, recipe, tokenizer, offline=self._offline)
         trained_on = training_windows(found, recipe, tokenizer, offline=self._offline)
-        return windows.record if windows else None, trained_on.training.record if trained_on else None
+        records = {} if windows is None else {"calibration": windows.record}
+        if trained_on is not None:
+            records |= {"training": trained_on.training.record, "validation": trained_on.validation.record}
+        return records
 
 
 def _check_context(found: Source, plan: Plan) -> None:

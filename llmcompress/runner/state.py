@@ -23,6 +23,7 @@ from llmcompress.report.record import CalibrationRecord, FileRecord, Provenance
 from llmcompress.spec import BenchSpec, EvalSpec, Gate, Recipe, TuneSpec
 from llmcompress.spec.dataset import AUTO, BUNDLED, WIKITEXT
 from llmcompress.spec.plan import Evaluation, Tracker
+from llmcompress.spec.training import with_num_steps
 from llmcompress.system.cache import content_key
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
 from llmcompress.system.files import replace_file, short_name
@@ -55,15 +56,11 @@ class Original:
         return local == self._files
 
 
-Texts = tuple[CalibrationRecord | None, CalibrationRecord | None]
-"""The windows of a recipe's texts: to calibrate with, and to train on."""
-
-
 def compress_reason(
     directory: Path,
     recipe: Recipe,
     original: Original,
-    texts: Callable[[], Texts] | None = None,
+    texts: Callable[[], dict[str, CalibrationRecord]] | None = None,
 ) -> str | None:
     """Compare an artifact with what compressing now would give.
 
@@ -79,7 +76,12 @@ def compress_reason(
         manifest = read_manifest(directory)
     except ArtifactError:
         return "its manifest cannot be read"
-    if manifest.recipe != recipe.portable():
+    wanted = recipe.portable()
+    if recipe.training is not None and recipe.training.budget_s is not None and manifest.training is not None:
+        if manifest.training.budget_s != recipe.training.budget_s:
+            return "the time for training changed"
+        wanted = with_num_steps(wanted, manifest.training.num_steps or 0)
+    if manifest.recipe != wanted:
         return "the recipe changed"
     versions = installed_versions(PACKAGES_THAT_DECIDE_BYTES)
     changed = sorted(name for name in versions if manifest.environment.versions.get(name) != versions[name])
@@ -88,11 +90,9 @@ def compress_reason(
     if not original.is_of(manifest.provenance):
         return "the model changed"
     if texts is not None:
-        calibration, trained_on = texts()
-        if manifest.calibration != calibration:
-            return "the calibration text changed"
-        if (manifest.training.windows if manifest.training else None) != trained_on:
-            return "the training text changed"
+        for name, record in texts().items():
+            if manifest.texts.get(name) != record:
+                return f"the {name} text changed"
     return None if verify(directory).ok else "damaged"
 
 

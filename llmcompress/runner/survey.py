@@ -151,7 +151,7 @@ def _steps(
             "what it is tuned from is made first" if base_is_unmade else _tune_reason(job, job.tuned_from, plan, model)
         )
     else:
-        local = any(text.dataset_path() is not None for text in recipe.texts.values())
+        local = any(text.dataset_path() is not None for text in recipe.texts)
         windows = (lambda: model.texts(recipe)) if local else None
         reason = compress_reason(job.directory, recipe, model.original, windows)
     if reason is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -46,6 +46,15 @@ class Dataset(DescribedModel):
     def dataset_path(self) -> Path | None:
         """Return the local file, or None for a Hub dataset."""
         return Path(self.dataset) if is_file_name(self.dataset) else None
+
+    def portable(self) -> Self:
+        """Return the same with a local file, and those of texts inside it, reduced to the file's name."""
+        path = self.dataset_path()
+        changes: dict[str, Any] = {} if path is None else {"dataset": path.name}
+        for name in type(self).model_fields:
+            if isinstance(inside := getattr(self, name), Dataset):
+                changes[name] = inside.portable()
+        return self.model_copy(update=changes)
 
 
 def is_file_name(dataset: str) -> bool:

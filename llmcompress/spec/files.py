@@ -20,8 +20,8 @@ RECOMMENDED = {"optimum-default": 4, "optimum-default-8bit": 8}
 """Names that stand for what Optimum recommends for the model at hand, and the bits it is asked for."""
 
 _OVERRIDE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=(.*)", re.ASCII | re.DOTALL)
-TEXTS = ("calibration", "training")
-"""The parts of a recipe that name a text."""
+TEXTS = (("calibration",), ("training",), ("training", "validation"))
+"""Where the parts of a recipe are that name a text."""
 
 
 def packaged_recipes() -> list[Recipe]:
@@ -32,10 +32,10 @@ def packaged_recipes() -> list[Recipe]:
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Return the packaged recipe of that name, or the one in that .yaml or .yml file.
 
-    ``overrides`` are ``"field.field=value"`` with the value in YAML. A new ``dataset`` of ``calibration`` or
-    ``training`` drops ``subset``, ``split`` and ``text_field``, which described the old one; they can be overridden
-    together with it. A relative path becomes absolute: from the file's folder where the file says it, from the
-    working directory where an override says it.
+    ``overrides`` are ``"field.field=value"`` with the value in YAML. A new ``dataset`` of ``calibration``,
+    ``training`` or ``training.validation`` drops ``subset``, ``split`` and ``text_field``, which described the old one;
+    they can be overridden together with it. A relative path becomes absolute: from the file's folder where the file
+    says it, from the working directory where an override says it.
 
     Raises RecipeError that names the file with line and column, or the override, and what is accepted there.
     """
@@ -63,8 +63,8 @@ def _recipe(text: str, label: str, folder: Path | None, overrides: Sequence[str]
         )
     data: dict[str, Any] = copy.deepcopy(document.value)
     if folder is not None:
-        for part in TEXTS:
-            make_dataset_absolute(data.get(part), "dataset", folder)
+        for place in TEXTS:
+            make_dataset_absolute(part_of(data, place), "dataset", folder)
     changes = _parse_overrides(overrides)
     _apply(data, changes)
 
@@ -168,8 +168,8 @@ def _override_value(text: str, where: str) -> object:
 
 def _apply(data: dict[str, Any], changes: dict[tuple[str, ...], object]) -> None:
     for text in TEXTS:
-        described = data.get(text)
-        if (text, "dataset") in changes and isinstance(described, dict):
+        described = part_of(data, text)
+        if (*text, "dataset") in changes and isinstance(described, dict):
             for name in OF_THE_DATASET:
                 described.pop(name, None)
     for path, value in changes.items():
@@ -188,8 +188,16 @@ def _apply(data: dict[str, Any], changes: dict[tuple[str, ...], object]) -> None
             part.pop(path[-1], None)
         else:
             part[path[-1]] = value
-        if path[0] in TEXTS and path[1:] in ((), ("dataset",)):
-            make_dataset_absolute(data.get(path[0]), "dataset", Path.cwd())
+        for text in TEXTS:
+            if (*text, "dataset")[: len(path)] == path:
+                make_dataset_absolute(part_of(data, text), "dataset", Path.cwd())
+
+
+def part_of(data: object, place: Sequence[str]) -> object:
+    """What is at a place in a record of records; None where there is nothing."""
+    for name in place:
+        data = data.get(name) if isinstance(data, dict) else None
+    return data
 
 
 def make_dataset_absolute(settings: object, field: str, folder: Path) -> None:

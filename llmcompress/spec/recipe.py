@@ -10,7 +10,7 @@ from pydantic import Field
 
 import llmcompress
 from llmcompress.spec.activations import Quantization
-from llmcompress.spec.dataset import Calibration
+from llmcompress.spec.dataset import Calibration, Dataset
 from llmcompress.spec.runtime import Gate, Runtime
 from llmcompress.spec.training import Training, training_refusals
 from llmcompress.spec.validation import Refusal, StrictModel, Text
@@ -68,18 +68,18 @@ class Recipe(StrictModel):
 
         For what is stored with a result; the text itself is identified by the hash of its tokens.
         """
-        portable = {
-            part: read.model_copy(update={"dataset": Path(path).name})
-            for part, read in self.texts.items()
-            if (path := read.dataset_path()) is not None
-        }
-        return self.model_copy(update=portable) if portable else self
+        changes = {}
+        for part in ("calibration", "training"):
+            text: Calibration | None = getattr(self, part)
+            if text is not None:
+                changes[part] = text.portable()
+        return self.model_copy(update=changes) if changes else self
 
     @property
-    def texts(self) -> dict[str, Calibration]:
-        """The parts of it that name a text."""
-        parts = {"calibration": self.calibration, "training": self.training}
-        return {name: part for name, part in parts.items() if part is not None}
+    def texts(self) -> tuple[Dataset, ...]:
+        """What it reads."""
+        parts = (self.calibration, self.training, self.training and self.training.validation)
+        return tuple(part for part in parts if part is not None)
 
     @property
     def weight_passes(self) -> tuple[WeightCompression, ...]:

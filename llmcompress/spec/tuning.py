@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from llmcompress.spec.benchmark import Shape
 from llmcompress.spec.dataset import ScoredText
 from llmcompress.spec.evaluation import DEFAULT_CHUNK, EvalSpec
 from llmcompress.spec.runtime import pair_refusals, split_pairs
-from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts
+from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, StrictModel, Text, Texts, refusal_error
 
 Objective = Literal["decode", "prefill", "memory"]
 Scope = Literal["all", "model"]
@@ -143,3 +143,17 @@ def parse_duration_s(text: str) -> float:
             hint="such as 90s, 10m or 1h30m",
         )
     return seconds
+
+
+def with_budget_s(fields: Any) -> Any:
+    """Read ``budget: 5m`` as ``budget_s``, before a record that has such a field is made."""
+    if not isinstance(fields, dict) or "budget" not in fields:
+        return fields
+    if "budget_s" in fields:
+        raise refusal_error(Refusal("budget", "budget_s says the same", "remove one of the two"))
+    fields = dict(fields)
+    try:
+        fields["budget_s"] = parse_duration_s(str(fields.pop("budget")))
+    except UsageError as error:
+        raise refusal_error(Refusal("budget", error.message, error.hint)) from None
+    return fields

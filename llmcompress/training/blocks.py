@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +21,13 @@ from numpy.typing import NDArray
 from torch.nn.utils import parametrize
 
 from llmcompress.errors import ModelError
-from llmcompress.graph.integer_weights import IntegerWeight
+from llmcompress.graph.integer_weights import IntegerWeight, Rescaling
 from llmcompress.graph.model import parameter_name
 from llmcompress.report.training import TrainingCurve
 from llmcompress.spec.training import Training
+from llmcompress.system.memory import forget_file_pages
 from llmcompress.system.progress import Progress, Reporter
-from llmcompress.training.course import Course, run
+from llmcompress.training.course import Course, durations_s, run
 from llmcompress.training.devices import autocast
 from llmcompress.training.student import Trained, fill, make_student
 
@@ -34,7 +37,7 @@ class Blocks(NamedTuple):
 
     model: Any
     """Of the checkpoint's precision, weights as loaded; its layers are given up one by one."""
-    weights: dict[str, IntegerWeight]
+    weights: Mapping[str, IntegerWeight]
     names: frozenset[str]
     """Of those that are trained."""
     training: Training
@@ -44,6 +47,8 @@ class Blocks(NamedTuple):
     device: torch.device
     place: Path
     progress: Reporter
+    rescaled: Mapping[str, Rescaling] = MappingProxyType({})
+    """What AWQ did to weights, by their names."""
 
 
 class DecoderLayer(NamedTuple):
@@ -63,48 +68,103 @@ def train_blocks(blocks: Blocks) -> Iterator[tuple[list[Trained], TrainingCurve]
     Raises:
         ModelError: The model does not hand its activations from layer to layer unchanged.
     """
-    list_name, modules = _layer_list(blocks)
-    original = _embedded(blocks, modules, "original")
-    layers = _layers(blocks, list_name, modules, original)
-    outside = {
-        name: weight for name, weight in blocks.weights.items() if not parameter_name(name).startswith(f"{list_name}.")
-    }
-    fill(blocks.model, outside)
-    compressed = _embedded(blocks, modules, "compressed")
-    for number, layer in enumerate(layers):
+    layers, original, compressed = _begun(blocks)
+    for number in range(len(layers)):
+        layer = layers[number]
         layer.module.to(blocks.device, torch.float32)
         wanted = _handed_on(blocks, layer, original, "wanted")
-        prefix = f"{layer.name}."
-        own = {name: each for name, each in blocks.weights.items() if parameter_name(name).startswith(prefix)}
-        trainable = [name for name in own if name in blocks.names]
-        if trainable:
-            with torch.enable_grad():
-                yield _trained(blocks, number, layer, own, trainable, compressed, wanted)
+        with torch.enable_grad():
+            course = _course(blocks, number, layer, compressed, wanted)
+            if course is not None:
+                yield list(course.trained), run(course)
+            del course
         _handed_on(blocks, layer, compressed, "compressed")
-        original[:] = wanted
-        layer.module.to("meta")
+        for window, later in zip(original, wanted, strict=True):
+            window[:] = later
+            _forget(window)
+            _forget(later)
+        _give_up(blocks, layers, number)
+        del layer
         blocks.progress(Progress("train layers", number + 1, len(layers), "layers"))
 
 
-def _trained(
-    blocks: Blocks,
-    number: int,
-    layer: DecoderLayer,
-    own: dict[str, IntegerWeight],
-    trainable: Sequence[str],
-    given: NDArray[np.float32],
-    wanted: NDArray[np.float32],
-) -> tuple[list[Trained], TrainingCurve]:
-    training = blocks.training
-    trained = make_student(blocks.model, own, trainable, frozenset(training.what))
+def _give_up(blocks: Blocks, layers: list[DecoderLayer], number: int) -> None:
+    """Let go of a layer that is done, and of all that its quantizers hold: two at once are more than memory should."""
+    gone = torch.nn.Identity()
+    blocks.model.get_submodule(layers[number].name.rpartition(".")[0])[number] = gone
+    layers[number] = layers[number]._replace(module=gone)
+
+
+class LayerDurations(NamedTuple):
+    """What a decoder layer takes, in seconds, measured by the first one."""
+
+    num_layers: int
+    window_s: float
+    """To hand a window on, by the original and by the compressed layer."""
+    step_s: float
+    validation_s: float
+
+
+@torch.no_grad()
+def layer_durations(blocks: Blocks, deadline: float) -> LayerDurations:
+    """Measure a model that is not to be used again, on few windows, until ``deadline`` (by ``time.monotonic``)."""
+    layers, original, compressed = _begun(blocks)
+    number, course, handed_on_s = 0, None, 0.0
+    while course is None and number < len(layers):
+        layer = layers[number]
+        layer.module.to(blocks.device, torch.float32)
+        started = time.monotonic()
+        wanted = _handed_on(blocks, layer, original, "wanted")
+        handed_on_s = time.monotonic() - started
+        course = _course(blocks, number, layer, compressed, wanted)
+        number += 1
+    if course is None:
+        return LayerDurations(0, 0.0, 0.0, 0.0)
+    with torch.enable_grad():
+        step_s, validation_s = durations_s(course, deadline)
+    started = time.monotonic()
+    _handed_on(blocks, layer, compressed, "compressed")
+    handed_on_s += time.monotonic() - started
+    return LayerDurations(len(layers), handed_on_s / len(original), step_s, validation_s)
+
+
+def _begun(blocks: Blocks) -> tuple[list[DecoderLayer], NDArray[np.float32], NDArray[np.float32]]:
+    """The decoder layers, and what the first one is given by the original and by the compressed model."""
+    list_name, modules = _layer_list(blocks)
+    if (head := blocks.model.get_output_embeddings()) is not None:
+        # No pass comes so far.
+        head.to("meta")
+    original = _embedded(blocks, modules, "original")
+    layers = _layers(blocks, list_name, modules, original)
+    outside = [name for name in blocks.weights if not parameter_name(name).startswith(f"{list_name}.")]
+    fill(blocks.model, blocks.weights, outside)
+    compressed = _embedded(blocks, modules, "compressed")
+    # What only embeds is done.
+    blocks.model.get_input_embeddings().to("meta")
+    return layers, original, compressed
+
+
+def _course(
+    blocks: Blocks, number: int, layer: DecoderLayer, given: NDArray[np.float32], wanted: NDArray[np.float32]
+) -> Course | None:
+    """The course of a layer, with its compressed weights in it; None where none of these is trained."""
+    training, prefix = blocks.training, f"{layer.name}."
+    own = {name: blocks.weights[name] for name in blocks.weights if parameter_name(name).startswith(prefix)}
+    trainable = [name for name in own if name in blocks.names]
+    if not trainable:
+        fill(blocks.model, own, own)
+        return None
+    rescaled = {name: each for name, each in blocks.rescaled.items() if parameter_name(name).startswith(prefix)}
+    trained = make_student(blocks.model, own, trainable, frozenset(training.what), rescaled)
     # Of all positions: a constant, so that the loss is a share.
-    power = float(np.mean(np.square(wanted[: blocks.num_training], dtype=np.float32), dtype=np.float64))
+    powers = [_read(wanted, slice(n, n + 1)).square().mean(dtype=torch.float64) for n in range(blocks.num_training)]
+    power = float(torch.stack(powers).mean())
 
     def error(part: slice) -> torch.Tensor:
-        inputs = torch.from_numpy(given[part].copy()).to(blocks.device)
+        inputs = _read(given, part).to(blocks.device)
         with autocast(blocks.device):
             found = _output(layer.module(inputs, **layer.arguments))
-        expected = torch.from_numpy(wanted[part].copy()).to(blocks.device)
+        expected = _read(wanted, part).to(blocks.device)
         return (found.float() - expected).square().mean((1, 2)) / power
 
     def backward(batch: slice) -> float:
@@ -119,10 +179,9 @@ def _trained(
         return torch.cat([error(slice(first, min(first + size, end))).cpu() for first in parts])
 
     state_file = blocks.place / f"layer-{number:04d}.pt"
-    course = Course(
+    return Course(
         f"layer {number}", trained, training, blocks.num_training, backward, validate, state_file, blocks.progress
     )
-    return trained, run(course)
 
 
 def _layer_list(blocks: Blocks) -> tuple[str, torch.nn.ModuleList]:
@@ -188,6 +247,7 @@ def _embedded(blocks: Blocks, modules: torch.nn.ModuleList, name: str) -> NDArra
             shape = (len(blocks.token_ids), *given.shape[1:])
             hidden = np.lib.format.open_memmap(blocks.place / f"{name}.npy", "w+", np.float32, shape)
         hidden[number] = given[0].float().numpy()
+        _forget(hidden[number])
     assert hidden is not None
     return hidden
 
@@ -200,9 +260,23 @@ def _handed_on(blocks: Blocks, layer: DecoderLayer, given: NDArray[np.float32], 
     size = blocks.training.batch_size
     with parametrize.cached():
         for first in range(0, len(given), size):
-            inputs = torch.from_numpy(given[first : first + size].copy()).to(blocks.device)
-            into[first : first + size] = _output(layer.module(inputs, **layer.arguments)).cpu().numpy()
+            part = slice(first, first + size)
+            inputs = _read(given, part).to(blocks.device)
+            into[part] = _output(layer.module(inputs, **layer.arguments)).cpu().numpy()
+            _forget(into[part])
     return into
+
+
+def _read(activations: NDArray[np.float32], part: slice) -> torch.Tensor:
+    """Some windows of a mapped file, which takes no memory then."""
+    windows = activations[part]
+    copied = torch.from_numpy(windows.copy())
+    _forget(windows)
+    return copied
+
+
+def _forget(windows: NDArray[np.float32]) -> None:
+    forget_file_pages(windows.ctypes.data, windows.nbytes)
 
 
 def _output(returned: Any) -> torch.Tensor:

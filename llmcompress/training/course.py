@@ -25,6 +25,8 @@ LEAST_RATE = 0.02
 NOISE = 2.0
 """Standard errors that the gain on held-out windows must exceed."""
 BETAS = (0.9, 0.95)
+MEASURED_STEPS = 4
+"""At most, by which the time of a step is measured."""
 
 
 class Course(NamedTuple):
@@ -112,27 +114,35 @@ def run(course: Course) -> TrainingCurve:
     return TrainingCurve(name=course.name, points=tuple(points), kept_step=kept, gain=gain, gain_standard_error=error)
 
 
+def durations_s(course: Course, deadline: float) -> tuple[float, float]:
+    """Seconds of a step and of a validation, by some whose outcome is of no use: the modules are not to be used again.
+
+    Args:
+        course: Of which everything but its numbers of steps counts.
+        deadline: By ``time.monotonic``; the first step is done even after it, and warms up where there are more.
+    """
+    optimizer, took = _optimizer(course.trained, course.training), []
+    started = time.monotonic()
+    course.validate()
+    validation_s = time.monotonic() - started
+    for step in range(MEASURED_STEPS):
+        started = time.monotonic()
+        _gradient(course, optimizer, step)
+        optimizer.step()
+        took.append(time.monotonic() - started)
+        if time.monotonic() > deadline:
+            break
+    later = took[1:] or took
+    return sum(later) / len(later), validation_s
+
+
 def _parameters(trained: Sequence[Trained]) -> list[torch.nn.Parameter]:
-    return [
-        parameter
-        for each in trained
-        for parameter in (each.quantizer.scale, each.quantizer.zero_point, each.quantizer.offset)
-        if parameter.requires_grad
-    ]
+    return [learnable.parameter for each in trained for learnable in each.learnables]
 
 
 def _first(trained: Sequence[Trained]) -> list[torch.Tensor]:
     """The same parameters as they were at the start."""
-    return [
-        first
-        for each in trained
-        for parameter, first in zip(
-            (each.quantizer.scale, each.quantizer.zero_point, each.quantizer.offset),
-            each.quantizer.at_start(),
-            strict=True,
-        )
-        if parameter.requires_grad
-    ]
+    return [learnable.first() for each in trained for learnable in each.learnables]
 
 
 def _optimizer(trained: Sequence[Trained], training: Training) -> torch.optim.Optimizer:
@@ -140,14 +150,15 @@ def _optimizer(trained: Sequence[Trained], training: Training) -> torch.optim.Op
         "scale": training.scale_learning_rate,
         "zero_point": training.zero_point_learning_rate,
         "offset": training.learning_rate,
+        "adapter": training.adapter_learning_rate,
     }
-    groups = []
-    for name, rate in rates.items():
-        members = [getattr(each.quantizer, name) for each in trained]
-        members = [parameter for parameter in members if parameter.requires_grad]
-        if members:
-            groups.append({"params": members, "lr": rate, "first_rate": rate})
-    return torch.optim.Adam(groups, betas=BETAS)
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for kind, rate in rates.items():
+        for learnable in (learnable for each in trained for learnable in each.learnables if learnable.kind == kind):
+            groups.setdefault(rate * learnable.unit, []).append(learnable.parameter)
+    return torch.optim.Adam(
+        [{"params": members, "lr": rate, "first_rate": rate} for rate, members in groups.items()], betas=BETAS
+    )
 
 
 def _gradient(course: Course, optimizer: torch.optim.Optimizer, step: int) -> float:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmcompress.report.training import TrainingCurve
 from llmcompress.spec.training import MAX_LOGITS, Training
 from llmcompress.system.progress import Reporter
-from llmcompress.training.course import Course, run
+from llmcompress.training.course import Course
 from llmcompress.training.devices import autocast
 from llmcompress.training.student import Trained
 from llmcompress.training.teacher import Teacher, kl_divergence
@@ -27,7 +26,7 @@ class Windows:
         self.num_training = len(training)
 
 
-def distill(
+def distillation(
     model: Any,
     trained: Sequence[Trained],
     training: Training,
@@ -35,8 +34,8 @@ def distill(
     teacher: Teacher,
     state_file: Path,
     progress: Reporter,
-) -> TrainingCurve:
-    """Train a student whose weights ``make_student`` has prepared; it holds the kept state then.
+) -> Course:
+    """The course of a student whose weights ``make_student`` has prepared.
 
     Args:
         model: The student.
@@ -73,8 +72,7 @@ def distill(
         held_out = slice(windows.num_training, len(windows.token_ids))
         return torch.cat([divergence(part).mean(-1).cpu() for part in _parts(held_out, at_once)])
 
-    course = Course("model", trained, training, windows.num_training, backward, validate, state_file, progress)
-    return run(course)
+    return Course("model", trained, training, windows.num_training, backward, validate, state_file, progress)
 
 
 def _parts(whole: slice, size: int) -> list[slice]:

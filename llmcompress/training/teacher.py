@@ -20,7 +20,7 @@ LEAST = 1e-9
 
 
 class Teacher(NamedTuple):
-    """Mapped files, a row for each window."""
+    """Mapped files, a row for each window: what memory holds of them the system can take back at any time."""
 
     log_probabilities: NDArray[np.float32]
     """``[num_windows, seq_len, num_top_tokens]``."""
@@ -33,33 +33,34 @@ class Teacher(NamedTuple):
         return values.to(device), torch.from_numpy(np.asarray(self.tokens[windows], np.int64)).to(device)
 
 
-def file_bytes(num_windows: int, seq_len: int, num_top_tokens: int) -> int:
-    """What a teacher takes on disk."""
-    return num_windows * seq_len * num_top_tokens * 8
-
-
 @torch.no_grad()
 def ask(model: Any, token_ids: NDArray[np.int64], num_top_tokens: int, directory: Path, progress: Reporter) -> Teacher:
-    """Run the original over all windows.
+    """Run the original over all windows, unless an earlier run has: its answers are used again.
 
     Args:
         model: In f32.
         token_ids: int64 ``[num_windows, seq_len]``.
         num_top_tokens: Kept of each position; at most the vocabulary's size.
-        directory: Existing one, for two files.
+        directory: Existing one, for the files; of this model and these windows alone.
         progress: Told of every window.
     """
+    files, whole = (directory / "teacher.npy", directory / "teacher-tokens.npy"), directory / "teacher-is-whole"
+    if whole.is_file():
+        return Teacher(*(np.lib.format.open_memmap(file, "r") for file in files))
     num_windows, seq_len = token_ids.shape
     num_kept = min(num_top_tokens, int(model.config.get_text_config().vocab_size))
     shape = (num_windows, seq_len, num_kept)
-    values = np.lib.format.open_memmap(directory / "teacher.npy", "w+", np.float32, shape)
-    tokens = np.lib.format.open_memmap(directory / "teacher-tokens.npy", "w+", np.int32, shape)
+    values = np.lib.format.open_memmap(files[0], "w+", np.float32, shape)
+    tokens = np.lib.format.open_memmap(files[1], "w+", np.int32, shape)
     device = next(model.parameters()).device
     for number, window in enumerate(token_ids):
         progress(Progress("ask the original", number, num_windows, "windows"))
         logits = model(torch.from_numpy(window[None].copy()).to(device), use_cache=False).logits[0].float()
         top = torch.log_softmax(logits, -1).topk(num_kept, -1)
         values[number], tokens[number] = top.values.cpu().numpy(), top.indices.int().cpu().numpy()
+    values.flush()
+    tokens.flush()
+    whole.touch()
     progress(Progress("ask the original", num_windows, num_windows, "windows"))
     return Teacher(values, tokens)
 

@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.data import CalibrationWindows
 from llmcompress.errors import DataError, ModelError
-from llmcompress.graph.integer_weights import INTEGERS, IntegerWeight, integer_weights, replace_integer_weights
+from llmcompress.graph.integer_weights import (
+    FLOATS,
+    INTEGERS,
+    GraphWeights,
+    IntegerWeight,
+    Rescaling,
+    integer_weights,
+    replace_integer_weights,
+)
 from llmcompress.loaders.loaded_model import LoadedModel
-from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.training import TrainingCurve, TrainingRecord
-from llmcompress.spec import Recipe
-from llmcompress.spec.training import Training
+from llmcompress.spec import Recipe, WeightCompression
+from llmcompress.spec.modes import INT8
 from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
+from llmcompress.system.json_file import read_json, write_json
 from llmcompress.system.progress import Reporter
 
-ELEMENTS = {mode: element for element, mode in INTEGERS.items()}
+if TYPE_CHECKING:
+    from llmcompress.training.methods import AddAdapters, TrainingTask
+
+ELEMENTS = {mode: element for element, mode in (INTEGERS | FLOATS).items()}
 """How the codes of each mode are stored."""
 SPARE = 2
 """Times the windows that are to validate are drawn: some may repeat what is trained on."""
@@ -32,9 +46,19 @@ class TrainingWindows(NamedTuple):
     validation: CalibrationWindows
 
 
-def train(
-    loaded: LoadedModel, recipe: Recipe, windows: TrainingWindows, scratch_dir: Path, progress: Reporter
-) -> TrainingRecord:
+class Inputs(NamedTuple):
+    """What a training needs besides the model and the recipe."""
+
+    windows: TrainingWindows
+    scratch_dir: Path
+    """Existing directory for what need not be kept."""
+    rescaled: Mapping[str, Rescaling]
+    """What AWQ did to weights, by their names."""
+    add_adapters: AddAdapters | None = None
+    """For ``fq_lora``."""
+
+
+def train(loaded: LoadedModel, recipe: Recipe, inputs: Inputs, progress: Reporter) -> TrainingRecord:
     """Learn the bits of a compressed graph's weights, and put them into it.
 
     An interrupted training leaves its state in the cache; the same call goes on from there and ends in the same bytes
@@ -43,119 +67,120 @@ def train(
     Args:
         loaded: Its model is compressed by the recipe.
         recipe: With a part ``training``.
-        windows: Its text.
-        scratch_dir: Existing directory for what need not be kept.
+        inputs: Text, place and time.
         progress: Told of every step.
 
     Raises:
         ModelError: No weight can be trained.
-        UsageError: This machine does not have the device.
+        UsageError: This machine does not have the device, or there is no time for a step.
     """
+    from llmcompress.training.devices import training_device
+    from llmcompress.training.methods import TrainingTask, learn
 
-    from llmcompress.training.devices import multiplies_in, training_device
-
-    training = recipe.training
+    training, windows = recipe.training, inputs.windows
     assert training is not None
     assert recipe.weights is not None
     device = training_device(training.device)
     weights = integer_weights(loaded.model)
-    names = trainable(weights, recipe.weights.mode, where=loaded.source.name)
-    state_dir = cache_dir() / "training" / _key(loaded, recipe, windows)
+    names = trainable(weights, recipe.weights, where=loaded.source.name)
+    state_dir = cache_dir() / "training" / _key(loaded, recipe, inputs)
     hold(state_dir)
-    with _writable(state_dir, scratch_dir) as place:
-        task = _Task(loaded, weights, names, training, windows, device, place, progress)
-        learned, curves = (_distill if training.method == "distillation" else _by_blocks)(task)
-    replace_integer_weights(loaded.model, learned)
+    with _writable(state_dir, inputs.scratch_dir) as place:
+        task = TrainingTask(
+            source=loaded.source,
+            weights=weights,
+            names=names,
+            rescaled=inputs.rescaled,
+            add_adapters=inputs.add_adapters,
+            training=training,
+            windows=windows.training,
+            validation=windows.validation,
+            device=device,
+            place=place,
+            progress=progress,
+        )
+        if training.budget_s is not None:
+            num_steps = _num_steps(task, training.budget_s)
+            task = task._replace(training=training.model_copy(update={"num_steps": num_steps, "budget_s": None}))
+        curves, changes = [], CodeChanges()
+        for learned, curve in learn(task):
+            changes = changed_codes(weights, learned, changes)
+            replace_integer_weights(loaded.model, learned)
+            curves.append(curve)
     shutil.rmtree(state_dir, ignore_errors=True)
+    return _record(task, training.budget_s, changes, curves)
+
+
+def _record(
+    task: TrainingTask, budget_s: float | None, changes: CodeChanges, curves: Sequence[TrainingCurve]
+) -> TrainingRecord:
+    from llmcompress.training.devices import multiplies_in
+
     return TrainingRecord(
-        method=training.method,
-        loss="kl_divergence" if training.method == "distillation" else "output_error",
-        windows=windows.training.record,
-        validation=windows.validation.record,
-        num_steps=training.num_steps,
-        num_layers=len(learned),
-        changed_codes=changed_codes(weights, learned),
-        device=device.type,
-        products_in=multiplies_in(device),
+        method=task.training.method,
+        loss="output_error" if task.training.method == "blocks" else "kl_divergence",
+        windows=task.windows.record,
+        validation=task.validation.record,
+        num_steps=task.training.num_steps,
+        budget_s=budget_s,
+        num_layers=changes.num_weights,
+        changed_codes=changes.share,
+        device=task.device.type,
+        products_in=multiplies_in(task.device),
         curves=tuple(curves),
     )
 
 
-def trainable(weights: dict[str, IntegerWeight], mode: str, *, where: str) -> frozenset[str]:
-    """Names of the weights that a mode's integers hold.
+def _num_steps(task: TrainingTask, budget_s: float) -> int:
+    """The steps that a time suffices for; what was found first holds for whoever goes on."""
+    from llmcompress.training.budget import MEASURED_SHARE, num_steps_within
+    from llmcompress.training.methods import durations
+
+    file, started = task.place / "num_steps.json", time.monotonic()
+    if file.is_file():
+        return int(read_json(file)["num_steps"])
+    with tempfile.TemporaryDirectory(dir=task.place) as directory:
+        found = durations(task, Path(directory), started + MEASURED_SHARE * budget_s)
+    left_s = budget_s - (time.monotonic() - started)
+    num_steps = num_steps_within(left_s, task.training, len(task.windows.token_ids), found)
+    write_json(file, {"num_steps": num_steps})
+    return num_steps
+
+
+def trainable(weights: GraphWeights, compression: WeightCompression, *, where: str) -> frozenset[str]:
+    """Names of the weights with codes of a compression's mode, or of a rule's mode of fewer than 8 bits.
 
     Raises:
         ModelError: There are none.
     """
-    names = frozenset(name for name, weight in weights.items() if weight.element == ELEMENTS.get(mode))
+    modes = {compression.mode, *(rule.mode for rule in compression.rules if rule.mode not in INT8)}
+    names = frozenset().union(*(weights.names_of(ELEMENTS.get(mode)) for mode in modes))
     if not names:
         raise ModelError(
-            f"no layer was compressed to integers of {mode}, so that there is nothing to train",
+            f"no layer was compressed to integers of {compression.mode}, so that there is nothing to train",
             where=where,
             hint="take another group_size or ratio, or a recipe without training",
         )
     return names
 
 
-class _Task(NamedTuple):
-    """All that a method needs."""
+def require_apart(windows: CalibrationWindows, validation: CalibrationWindows) -> TrainingWindows:
+    """Windows with those of a validation text of its own.
 
-    loaded: LoadedModel
-    weights: dict[str, IntegerWeight]
-    names: frozenset[str]
-    """Of the weights that are trained."""
-    training: Training
-    windows: TrainingWindows
-    device: Any
-    """torch's."""
-    place: Path
-    """For the state and what goes with it."""
-    progress: Reporter
+    Raises:
+        DataError: The two have a sequence in common.
+    """
+    from llmcompress.data.disjoint import SEQUENCE, sequence_hashes, shares_sequence
 
-
-_Learned = tuple[dict[str, IntegerWeight], list[TrainingCurve]]
-
-
-def _distill(task: _Task) -> _Learned:
-    from llmcompress.training.distillation import Windows, distill
-    from llmcompress.training.student import make_student
-    from llmcompress.training.teacher import ask
-
-    training = task.training
-    model = load_torch_model(task.loaded.source).float().to(task.device)
-    num_used = min(len(task.windows.training.token_ids), training.num_steps * training.batch_size)
-    windows = Windows(task.windows.training.token_ids[:num_used], task.windows.validation.token_ids)
-    teacher = ask(model, windows.token_ids, training.num_top_tokens, task.place, task.progress)
-    trained = make_student(model, task.weights, task.names, frozenset(training.what))
-    curve = distill(model, trained, training, windows, teacher, task.place / "state.pt", task.progress)
-    return {each.name: each.learned() for each in trained}, [curve]
-
-
-def _by_blocks(task: _Task) -> _Learned:
-    import numpy as np
-
-    from llmcompress.training.blocks import Blocks, train_blocks
-
-    given = [task.windows.training.token_ids, task.windows.validation.token_ids]
-    model = load_torch_model(task.loaded.source)
-    blocks = Blocks(
-        model=model,
-        weights=task.weights,
-        names=task.names,
-        training=task.training,
-        token_ids=np.concatenate(given),
-        num_training=len(given[0]),
-        device=task.device,
-        place=task.place,
-        progress=task.progress,
-    )
-    learned: dict[str, IntegerWeight] = {}
-    curves = []
-    for trained, curve in train_blocks(blocks):
-        # Before the layer's weights are given up.
-        learned |= {each.name: each.learned() for each in trained}
-        curves.append(curve)
-    return learned, curves
+    num_shared = int(shares_sequence(validation.token_ids, sequence_hashes(windows.token_ids)).sum())
+    if num_shared:
+        raise DataError(
+            f"{num_shared} of {len(validation.token_ids)} windows to validate on have a sequence of {SEQUENCE} tokens "
+            f"in common with those to train on",
+            where=validation.record.dataset,
+            hint="take another text for training.validation, or leave it out: windows are held out then",
+        )
+    return TrainingWindows(windows, validation)
 
 
 def require_disjoint(windows: CalibrationWindows, num_wanted: int) -> TrainingWindows:
@@ -184,7 +209,7 @@ def require_disjoint(windows: CalibrationWindows, num_wanted: int) -> TrainingWi
     return TrainingWindows(replace(windows, held_out=None), validation)
 
 
-def _key(loaded: LoadedModel, recipe: Recipe, windows: TrainingWindows) -> str:
+def _key(loaded: LoadedModel, recipe: Recipe, inputs: Inputs) -> str:
     """What the state of an interrupted training belongs to."""
     import torch
 
@@ -192,8 +217,8 @@ def _key(loaded: LoadedModel, recipe: Recipe, windows: TrainingWindows) -> str:
         {
             "files": [file.sha256 for file in loaded.provenance.files],
             "recipe": recipe.portable().model_dump(mode="json", exclude={"name", "description", "gate", "runtime"}),
-            "training": windows.training.record.token_ids_sha256,
-            "validation": windows.validation.record.token_ids_sha256,
+            "training": inputs.windows.training.record.token_ids_sha256,
+            "validation": inputs.windows.validation.record.token_ids_sha256,
             "versions": installed_versions(PACKAGES_THAT_DECIDE_BYTES),
             "num_threads": torch.get_num_threads(),
         }
@@ -211,7 +236,25 @@ def _writable(state_dir: Path, scratch_dir: Path) -> Any:
     yield state_dir
 
 
-def changed_codes(start: dict[str, IntegerWeight], learned: dict[str, IntegerWeight]) -> float:
-    """Share of the learned weights' codes that differ from the start's."""
-    different = sum(int((weight.codes != start[name].codes).sum()) for name, weight in learned.items())
-    return different / sum(weight.codes.size for weight in learned.values())
+class CodeChanges(NamedTuple):
+    """What became of codes."""
+
+    num_weights: int = 0
+    num_codes: int = 0
+    num_changed: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the codes."""
+        return self.num_changed / self.num_codes
+
+
+def changed_codes(
+    start: Mapping[str, IntegerWeight], learned: Mapping[str, IntegerWeight], before: CodeChanges
+) -> CodeChanges:
+    """Count the learned weights' codes and those that differ from the start's, on top of those counted before."""
+    return CodeChanges(
+        before.num_weights + len(learned),
+        before.num_codes + sum(weight.codes.size for weight in learned.values()),
+        before.num_changed + sum(int((each.codes != start[name].codes).sum()) for name, each in learned.items()),
+    )

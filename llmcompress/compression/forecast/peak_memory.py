@@ -126,7 +126,7 @@ def training_disk_bytes(inventory: Inventory, recipe: Recipe) -> int:
     training = recipe.training
     if training is None:
         return 0
-    num_windows = min(training.num_samples, training.num_steps * training.batch_size)
+    num_windows = training.num_used_windows
     state = inventory.num_parameters * STATE_BYTES_PER_PARAMETER
     if training.method == "blocks":
         num_windows = training.num_samples
@@ -143,7 +143,7 @@ def _training(inventory: Inventory, training: Training) -> int:
     of_logits = LOGITS_COPIES * 4 * min(num_tokens * inventory.vocab_size, largest_logits)
     matrices = [weight for weight in inventory.weights if weight.kind == "matmul"]
     widths = sum(sum(weight.shape[-2:]) for weight in matrices)
-    if training.method == "distillation":
+    if training.method != "blocks":
         of_model = inventory.num_parameters * TRAINED_BYTES_PER_PARAMETER
         return of_model + of_logits + 4 * num_tokens * widths
     num_layers = max(1, len({match[1] for weight in matrices if (match := re.search(r"\.(\d+)\.", weight.name))}))

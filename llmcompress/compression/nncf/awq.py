@@ -30,6 +30,7 @@ from threadpoolctl import ThreadpoolController
 from llmcompress.compression.kernels.estimation import NotFiniteError, blocks, requantize_scaled
 from llmcompress.compression.nncf.group_codes import FORMATS, is_by_numpy
 from llmcompress.compression.nncf.weight_codes import agrees
+from llmcompress.graph.integer_weights import Rescaling
 from llmcompress.system.patching import replaced
 
 _NAME = "_data_aware_step"
@@ -56,6 +57,49 @@ def awq_search(num_threads: int) -> Iterator[None]:
 
     with ThreadPoolExecutor(num_threads) as pool, replaced(awq.AWQ, _NAME, found):
         yield
+
+
+@contextlib.contextmanager
+def scales_recorded(found: dict[str, Rescaling]) -> Iterator[None]:
+    """Note by what NNCF's AWQ multiplies each weight, by its constant's name."""
+    stock, match = awq.AWQ.apply, awq.AWQ._get_awq_data
+    matched: dict[str, Any] = {}
+
+    def kept(*arguments: Any) -> dict[str, Any]:
+        matched.update(match(*arguments))
+        return matched
+
+    def noted(algorithm: Any, model: Any, graph: Any, *arguments: Any, **options: Any) -> Any:
+        result = stock(algorithm, model, graph, *arguments, **options)
+        for node, scale in algorithm._scale_per_target_node.items():
+            _note(found, algorithm._backend_entity, graph, matched[node], np.asarray(scale.data, np.float32))
+        return result
+
+    with replaced(awq.AWQ, "_get_awq_data", kept), replaced(awq.AWQ, "apply", noted):
+        yield
+
+
+def _note(found: dict[str, Rescaling], backend: Any, graph: Any, match: Any, scale: np.ndarray) -> None:
+    """Note what one scale, that of the activations, was multiplied into, and its inverse."""
+    parameters, before = match.weight_params, match.merge_node
+    (axis,) = parameters.reduction_axes
+    ((name, port),) = backend.get_weight_names_and_port_ids(parameters.node_with_weight, graph)
+    shape = [1] * len(backend.get_weight_shape(parameters.node_with_weight, port, graph))
+    shape[axis] = scale.size
+    merged: list[str] = []
+    if backend.is_node_with_weights(before, graph):
+        ports = backend.get_weight_names_and_port_ids(before, graph)
+        if len(shape) in [len(backend.get_weight_shape(before, each, graph)) for _, each in ports]:
+            merged = [each for each, _ in ports]
+    _add(found, name, Rescaling((np.reciprocal(scale).reshape(shape),), None if merged else scale.reshape(-1)))
+    for each in merged:
+        _add(found, each, Rescaling((scale,)))
+
+
+def _add(found: dict[str, Rescaling], name: str, further: Rescaling) -> None:
+    known = found.get(name, Rescaling())
+    activations = known.activations if further.activations is None else further.activations
+    found[name] = Rescaling((*known.factors, *further.factors), activations)
 
 
 def _is_covered(wp: Any, weight: Tensor) -> bool:

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.compression.nncf.runs import (
     mark_as_optimized,
@@ -18,6 +18,7 @@ from llmcompress.compression.nncf.runs import (
     refusals_explained,
 )
 from llmcompress.compression.nncf.statistics import lean_statistics
+from llmcompress.graph.integer_weights import Rescaling
 from llmcompress.graph.model import keep_alive, memory_owners
 from llmcompress.report.compression import Engine
 from llmcompress.spec import WeightCompression
@@ -40,6 +41,15 @@ RULES = "rules"
 NO_PRIMARY_LAYERS = sys.float_info.min
 
 
+class Compressed(NamedTuple):
+    """What was done to the weights of a graph."""
+
+    by_kernels: frozenset[str]
+    """Names of those that our kernels have made."""
+    rescaled: dict[str, Rescaling]
+    """What AWQ did to weights, by their names."""
+
+
 def compress_weights(
     model: ov.Model,
     weights: WeightCompression,
@@ -49,7 +59,7 @@ def compress_weights(
     engine: Engine = "llmcompress",
     file_memory: FileMemory | None = None,
     progress: Reporter = silent,
-) -> frozenset[str]:
+) -> Compressed:
     """Compress in place, byte for byte as stock NNCF does with the same options; GPTQ up to the rounding of its sums.
 
     Args:
@@ -60,9 +70,6 @@ def compress_weights(
         engine: Whose arithmetic makes the codes: our kernels', where they cover a weight, or NNCF's for every one.
         file_memory: Where our kernels' codes wait for the model to be saved; by default in ordinary memory.
         progress: Told of every step.
-
-    Returns:
-        The names of the weights that our kernels have made.
 
     Raises:
         ModelError: NNCF cannot apply these settings to this graph.
@@ -81,6 +88,7 @@ def compress_weights(
         hint="change the recipe's weights, or name the layers in weights.ignored_scope",
     )
     ours: set[str] = set()
+    rescaled: dict[str, Rescaling] = {}
     is_stock = engine == "nncf" and weights.statistics_precision == "f32"
     collecting = contextlib.nullcontext() if is_stock else lean_statistics(weights.statistics_precision)
     with contextlib.ExitStack() as stack:
@@ -92,13 +100,14 @@ def compress_weights(
             _lowered(ours, engine, file_memory),
             _layers_checked(weights),
             _rules_applied(weights),
+            _scales_recorded(weights, rescaled),
         ):
             stack.enter_context(each)
         nncf.compress_weights(model, dataset=dataset, **arguments)
     if file_memory is not None:
         keep_alive(model, (memory_owners(model), file_memory))
     _correct_record(model, weights, statistics_path)
-    return frozenset(ours)
+    return Compressed(frozenset(ours), rescaled)
 
 
 def nncf_arguments(weights: WeightCompression, *, num_windows: int) -> dict[str, Any]:
@@ -177,6 +186,16 @@ def _rules_applied(weights: WeightCompression) -> contextlib.AbstractContextMana
     from llmcompress.compression.nncf.layer_rules import rules_applied
 
     return rules_applied(weights.rules)
+
+
+def _scales_recorded(
+    weights: WeightCompression, rescaled: dict[str, Rescaling]
+) -> contextlib.AbstractContextManager[None]:
+    if not weights.awq:
+        return contextlib.nullcontext()
+    from llmcompress.compression.nncf.awq import scales_recorded
+
+    return scales_recorded(rescaled)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,10 @@ from typing import Any
 
 from llmcompress.errors import RecipeError, UsageError
 from llmcompress.spec.access import check_repo_id
-from llmcompress.spec.files import TEXTS, absolute_path, make_dataset_absolute, place_in, read_utf8
+from llmcompress.spec.files import TEXTS, absolute_path, make_dataset_absolute, part_of, place_in, read_utf8
 from llmcompress.spec.plan.jobs import planned_jobs
 from llmcompress.spec.plan.records import Plan
-from llmcompress.spec.validation import Location, shown, validated
+from llmcompress.spec.validation import Location, dotted, shown, validated
 from llmcompress.spec.yaml_text import Document, read_document
 
 _SHORT = {"models": "source", "recipes": "recipe"}
@@ -109,10 +109,10 @@ def _records(items: object) -> list[dict[str, Any]]:
 
 
 def _make_texts_absolute(settings: object, folder: Path) -> None:
-    for part in TEXTS:
-        make_dataset_absolute(settings, f"{part}.dataset", folder)
-        if isinstance(settings, dict):
-            make_dataset_absolute(settings.get(part), "dataset", folder)
+    for text in TEXTS:
+        make_dataset_absolute(settings, f"{dotted(text)}.dataset", folder)
+        for depth in range(1, len(text) + 1):
+            make_dataset_absolute(part_of(settings, (dotted(text[:depth]), *text[depth:])), "dataset", folder)
 
 
 def _is_path(source: str) -> bool:

@@ -169,7 +169,7 @@ def _check_gate(job: Job, tuning: Tuning, where: str) -> None:
 
 
 def _check_text(recipe: Recipe, where: str) -> None:
-    for text in recipe.texts.values():
+    for text in recipe.texts:
         path = text.dataset_path()
         if path is None or path.is_file():
             continue

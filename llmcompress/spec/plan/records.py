@@ -13,7 +13,7 @@ from llmcompress.errors import UsageError
 from llmcompress.spec import BenchSpec, EvalSpec, Gate, TuneSpec
 from llmcompress.spec.access import Access
 from llmcompress.spec.recipe import NAME
-from llmcompress.spec.tuning import Scope, parse_duration_s, parse_workload
+from llmcompress.spec.tuning import Scope, parse_workload, with_budget_s
 from llmcompress.spec.validation import MAX_COUNT, Refusal, StrictModel, Text, Texts, did_you_mean, refusal_error, shown
 
 Name = Annotated[Text, Field(pattern=NAME)]
@@ -128,11 +128,7 @@ class Tuning(TuneSpec):
         if isinstance(workloads, (list, tuple)):
             read = [_read(parse_workload, each, f"workloads.{n}") for n, each in enumerate(workloads)]
             fields["workloads"] = tuple(read)
-        if "budget" in fields:
-            if "budget_s" in fields:
-                raise refusal_error(Refusal("budget", "budget_s says the same", "remove one of the two"))
-            fields["budget_s"] = _read(parse_duration_s, str(fields.pop("budget")), "budget")
-        return fields
+        return with_budget_s(fields)
 
     def _refusals(self) -> Iterator[Refusal]:
         yield from super()._refusals()
