@@ -8,6 +8,7 @@ layer in f32 with its gradients and, mapped from disk, the activations between t
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import time
 from collections.abc import Iterator, Mapping
@@ -93,6 +94,8 @@ def _give_up(blocks: Blocks, layers: list[DecoderLayer], number: int) -> None:
     gone = torch.nn.Identity()
     blocks.model.get_submodule(layers[number].name.rpartition(".")[0])[number] = gone
     layers[number] = layers[number]._replace(module=gone)
+    # Optimizers and parametrizations refer to themselves.
+    gc.collect()
 
 
 class LayerDurations(NamedTuple):
