@@ -145,7 +145,8 @@ def test_the_metadata_are_the_hubs_and_hold_the_reports_values(tmp_path: Path) -
 def test_what_is_not_known_or_not_finite_is_left_out_of_the_metadata(tmp_path: Path) -> None:
     def change(manifest: Record, evaluation: Record, benchmark: Record) -> None:
         manifest["provenance"]["card"] = None
-        evaluation["divergence"]["kl_divergence"]["value"] = "NaN"
+        for each in (evaluation, *evaluation["backends"]):
+            each["divergence"]["kl_divergence"]["value"] = "NaN"
 
     data = metadata(render_card(artifact(tmp_path / "x", change)))
     assert not {"base_model", "license", "license_name", "license_link", "language"} & set(data)
@@ -295,10 +296,12 @@ def test_the_pages_numbers_are_those_of_the_reports(name: str) -> None:
     def figures(estimate: Record, scale: float = 1.0) -> Any:
         return pytest.approx([estimate[key] * scale for key in ("value", "low", "high")], rel=5e-4)
 
-    lost = evaluation["divergence"]
+    # Of both graphs the one that loses more is quoted.
+    quoted = max(evaluation["backends"], key=lambda each: each["divergence"]["kl_divergence"]["value"])
+    lost = quoted["divergence"]
     perplexity = rows["Perplexity, per token"]
     assert numbers(perplexity[0]) == figures(evaluation["reference"]["perplexity"]["perplexity"])
-    assert numbers(perplexity[1]) == figures(evaluation["model"]["perplexity"]["perplexity"])
+    assert numbers(perplexity[1]) == figures(quoted["perplexity"]["perplexity"])
     assert numbers(perplexity[2]) == figures(lost["perplexity_ratio"])
     assert numbers(rows["KL divergence, nats per token"][1]) == figures(lost["kl_divergence"])
     assert numbers(rows["Top-1 agreement"][1]) == figures(lost["top1_agreement"], 100)
@@ -326,11 +329,12 @@ def test_the_pages_numbers_are_those_of_the_reports(name: str) -> None:
     steady = benchmark["steadiness"]
     load = page.table("Speed was measured")["while the machine was"][0]
     assert numbers(load)[:2] == pytest.approx([steady["load_before"], steady["load_after"]], abs=0.051)
-    properties = evaluation["model"]["properties"]
+    properties = quoted["properties"]
     assert f"KV_CACHE_PRECISION {properties['KV_CACHE_PRECISION']}" in how["in the precision"][0]
     runtime = page.table("speed, CPU")
-    assert {key: row[0] for key, row in runtime.items()} == properties
-    assert {key: row[2] for key, row in runtime.items()} == benchmark["settings"][0]["properties"]
+    ran = [*evaluation["backends"], evaluation["reference"], benchmark["settings"][0]]
+    for column, each in enumerate(ran):
+        assert {key: row[column] for key, row in runtime.items()} == each["properties"]
     assert page.table("bytes") == {
         **{path: [f"{file['size_bytes']:,}", file["sha256"]] for path, file in files.items()},
         "llmcompress.json": ["", hashlib.sha256((EXAMPLES / name / "llmcompress.json").read_bytes()).hexdigest()],
@@ -415,6 +419,7 @@ def test_what_was_not_measured_is_called_so(
 def test_without_a_reference_nothing_is_compared(tmp_path: Path) -> None:
     def change(manifest: Record, evaluation: Record, benchmark: Record) -> None:
         evaluation |= {"reference": None, "divergence": None, "verdict": None, "property_differences": {}}
+        evaluation |= {"backends": [], "backend_share": None}
 
     card = render_card(artifact(tmp_path / "x", change))
     rows = Page(card).table("this model")
@@ -464,7 +469,8 @@ def test_the_graph_that_loses_more_is_quoted_and_named(tmp_path: Path) -> None:
 
 def test_a_lower_bound_is_called_one(tmp_path: Path) -> None:
     def change(manifest: Record, evaluation: Record, benchmark: Record) -> None:
-        evaluation["divergence"] |= {"exact": False, "top_k": 64, "captured_mass": 0.9}
+        for each in (evaluation, *evaluation["backends"]):
+            each["divergence"] |= {"exact": False, "top_k": 64, "captured_mass": 0.9}
 
     card = render_card(artifact(tmp_path / "x", change))
     assert "KL divergence, nats per token, a lower bound from the top 64" in Page(card).table("this model")
