@@ -277,7 +277,7 @@ def test_the_card_says_what_was_learned_and_from_what(
     card = llmcompress.render_card(distilled[0])
     assert "training.method" in card
     assert "distillation" in card
-    assert f"The bits of its weights were learned from `{calibration_text.name}`" in card
+    assert f"Its bits were learned from `{calibration_text.name}`" in card
     assert "validation" in card
 
 
