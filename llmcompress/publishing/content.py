@@ -134,7 +134,7 @@ def _training(manifest: CompressionReport) -> dict[str, str]:
         return {}
     found = {"method": made.method}
     if asked is not None:
-        given = asked.model_dump(exclude={"method", "validation", *Calibration.model_fields})
+        given = asked.model_dump(exclude={"method", "validation", *Calibration.model_fields}, exclude_none=True)
         found |= {name: _plain_text(value) for name, value in given.items()}
     for name, windows in (("windows", made.windows), ("validation", made.validation)):
         if windows is not None:

@@ -9,6 +9,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from llmcompress.searching.candidates import Candidate
+from llmcompress.system.standard_output import without_lines
 
 TIME_LIMIT_S = 30.0
 GAP = 1e-3
@@ -67,13 +68,15 @@ def _solved(
     )
     costs, sizes = (np.array([function(each) for each in candidates], float) for function in (objective, limited))
     # HiGHS's tolerances are absolute: everything is brought to the order of one.
-    found = milp(
-        costs / max(costs.mean(), 1e-30),
-        integrality=np.ones(num),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes[None] / limit, ub=1)],
-        options={"time_limit": TIME_LIMIT_S, "mip_rel_gap": GAP},
-    )
+    # HiGHS announces a second solve of its own on standard output.
+    with without_lines(b"HighsMipSolverData"):
+        found = milp(
+            costs / max(costs.mean(), 1e-30),
+            integrality=np.ones(num),
+            bounds=Bounds(0, 1),
+            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes[None] / limit, ub=1)],
+            options={"time_limit": TIME_LIMIT_S, "mip_rel_gap": GAP},
+        )
     if found.x is None:
         return None
     return {each.weight: each for each, taken in zip(candidates, found.x, strict=True) if taken > 0.5}
