@@ -90,7 +90,7 @@ def chat(
     _converse(talks, names, start)
 
 
-def _directory(place: str, revision: str | None, access: dict[str, bool], *, verbose: bool) -> Path:
+def _directory(place: str, revision: str | None, access: dict[str, Any], *, verbose: bool) -> Path:
     """An OpenVINO directory of a source; a checkpoint's is made in a process of its own."""
     from llmcompress.cli.progress import run_watched
     from llmcompress.compression.compress import reference_ir

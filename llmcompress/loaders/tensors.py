@@ -20,7 +20,6 @@ _SHOWN = 5
 _WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
 _REMEDIES = (
     ("*-of-*.safetensors", f"the index of these shards is missing: fetch {INDEX} as well"),
-    ("*.gguf", "GGUF files are not read: give the safetensors checkpoint that they were made from"),
     ("adapter_model.*", "it is an adapter: merge it into its base model with `merge_adapter`"),
     ("consolidated*", "it is in its trainer's own layout: give the model as transformers saves it"),
     ("*.safetensors", f"transformers reads {SINGLE} alone: rename the file, if it holds the whole model"),

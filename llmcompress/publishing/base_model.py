@@ -19,7 +19,7 @@ from llmcompress.spec.access import check_repo_id
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_WEIGHTS = (".safetensors", MODEL_BIN)
+_WEIGHTS = (".safetensors", ".gguf", MODEL_BIN)
 
 
 class Stated(NamedTuple):

@@ -70,7 +70,7 @@ class QuantizationRecord(Record):
     """How a source was quantized, as its configuration says it."""
 
     method: str
-    """``quant_method``: gptq, awq, compressed-tensors or fp8."""
+    """``quant_method``: gptq, awq, compressed-tensors, fp8 or gguf."""
     settings: dict[str, Any]
     """All that it says."""
 
@@ -100,7 +100,7 @@ class Provenance(Record):
     @property
     def weight_bytes(self) -> int:
         """Size of the files that hold weights."""
-        return sum(file.size_bytes for file in self.files if file.path.endswith((".safetensors", MODEL_BIN)))
+        return sum(file.size_bytes for file in self.files if file.path.endswith((".safetensors", ".gguf", MODEL_BIN)))
 
 
 class EnvironmentRecord(Record):

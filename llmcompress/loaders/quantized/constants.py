@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, dequantized, packed4
+from llmcompress.loaders.quantized.packed import FLOATS, ORIGINAL, PackedWeight, dequantized, packed4
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -56,15 +56,24 @@ def _replace(constant: ov.Node, name: str, weight: PackedWeight, owners: list[ob
     value = weight_value(constant.get_friendly_name(), weight, owners)
     for port in _consumers(constant):
         node = port.get_node()
-        if node.get_type_name() != "MatMul" or port.get_index() != 1 or not node.get_attributes()["transpose_b"]:
+        if not _takes_weights(port):
             raise ModelError(
-                f"the quantized weight {name} goes into {node.get_type_name()}, not into a linear layer",
+                f"the quantized weight {name} goes into {node.get_type_name()}, not into a linear layer or embedding",
                 where="model",
                 hint=ORIGINAL,
             )
         port.replace_source_output(value.output(0))
         if weight.columns is not None:
             _sort_channels(node.input(0), weight.columns)
+
+
+def _takes_weights(port: Any) -> bool:
+    """Whether a linear layer multiplies by what comes in here, or an embedding takes rows of it."""
+    node = port.get_node()
+    if node.get_type_name() == "Gather":
+        return bool(port.get_index() == 0)
+    is_linear = node.get_type_name() == "MatMul" and port.get_index() == 1
+    return is_linear and bool(node.get_attributes()["transpose_b"])
 
 
 def _consumers(constant: ov.Node) -> list[Any]:
@@ -89,7 +98,7 @@ def _sort_channels(port: Any, columns: NDArray[Any]) -> None:
 def weight_value(name: str, weight: PackedWeight, owners: list[object]) -> ov.Node:
     """``Convert -> Subtract -> Multiply -> Reshape -> Convert`` on the codes.
 
-    Where scales are f32, all is computed in f32, which keeps them exact.
+    Where scales are f32, all is computed in f32, which keeps them exact. 16-bit floats are converted alone.
     """
     import numpy as np
     import openvino as ov
@@ -109,14 +118,20 @@ def weight_value(name: str, weight: PackedWeight, owners: list[object]) -> ov.No
         node.set_friendly_name(name + suffix)
         return node
 
-    value = ops.convert(constant(weight.codes.reshape(-1), shape, weight.element, ""), precision)
+    codes = constant(weight.codes.reshape(-1), shape, weight.element, "")
+    if weight.element in FLOATS:
+        return ops.convert(codes, ov.Type.f32)
+    element = "f16" if precision == ov.Type.f16 else "f32"
+    value = ops.convert(codes, precision)
     if weight.zero_points is not None:
         zeros = weight.zero_points.reshape(-1)
-        if weight.element == "u4":
-            zeros = packed4(np.append(zeros, np.zeros(zeros.size % 2, np.uint8)))
-        zero_point = constant(zeros, per_group, weight.element, "/zero_point")
-        value = ops.subtract(value, ops.convert(zero_point, precision), name=f"{name}/zero_point/subtract")
-    element = "f16" if precision == ov.Type.f16 else "f32"
+        if zeros.dtype != np.uint8:
+            zero_point = constant(zeros, per_group, element, "/zero_point")
+        else:
+            if weight.element == "u4":
+                zeros = packed4(np.append(zeros, np.zeros(zeros.size % 2, np.uint8)))
+            zero_point = ops.convert(constant(zeros, per_group, weight.element, "/zero_point"), precision)
+        value = ops.subtract(value, zero_point, name=f"{name}/zero_point/subtract")
     scale = constant(np.ascontiguousarray(weight.scales).reshape(-1), per_group, element, "/scale")
     value = ops.multiply(value, scale, name=f"{name}/fq_weights_1")
     if grouped:
@@ -141,7 +156,7 @@ def dequantize_constants(model: ov.Model, weights: Mapping[str, PackedWeight]) -
     found = {op.get_friendly_name(): op for op in model.get_ops() if op.get_friendly_name() in weights}
     for name, weight in weights.items():
         node = found[name]
-        while node.get_type_name() != "MatMul":
+        while node.get_type_name() not in ("MatMul", "Gather"):
             ports = list(node.output(0).get_target_inputs())
             last, node = node, ports[0].get_node()
         values = dequantized(weight)

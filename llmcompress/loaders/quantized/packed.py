@@ -11,8 +11,10 @@ from llmcompress.errors import ModelError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Element = Literal["u4", "i4", "u8", "i8", "f8e4m3"]
-"""OpenVINO's names of what codes are."""
+Element = Literal["u4", "i4", "u8", "i8", "f8e4m3", "f4e2m1", "f16", "bf16"]
+"""OpenVINO's names of what codes are; of 16-bit floats the bytes, which no scale multiplies."""
+
+FLOATS = ("f16", "bf16")
 
 MIN_GROUP_SIZE = 8
 """Below it scales would take more room than the codes."""
@@ -31,9 +33,11 @@ class PackedWeight(NamedTuple):
     scales: NDArray[Any]
     """``[rows, groups]``: f16 where that holds every one exactly, else f32."""
     zero_points: NDArray[Any] | None = None
-    """``[rows, groups]``, a byte for each; None: zero."""
+    """``[rows, groups]``, a byte for each, or in floats of the scales' precision; None: zero."""
     columns: NDArray[Any] | None = None
     """The input channel of each stored column, where columns were sorted so that groups lie together."""
+    rounding: float = 0.0
+    """The largest relative rounding of a scale or zero point of the source; of a zero point below 1, of a step."""
 
     @property
     def group_size(self) -> int:
@@ -66,10 +70,23 @@ def _values(weight: PackedWeight, part: slice) -> NDArray[Any]:
         codes = unpacked(codes, 4)
         # The upper half of a signed code's range is negative.
         return codes.astype(np.float32) if weight.element == "u4" else ((codes ^ 8).astype(np.float32) - 8)
-    if weight.element == "f8e4m3":
-        floats: NDArray[Any] = float8_values()[codes]
+    if weight.element in ("f4e2m1", "f8e4m3"):
+        short = weight.element == "f4e2m1"
+        floats: NDArray[Any] = float4_values()[unpacked(codes, 4)] if short else float8_values()[codes]
         return floats
+    if weight.element == "bf16":
+        return (codes.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    if weight.element == "f16":
+        return codes.view("<f2").astype(np.float32)
     return codes.astype(np.float32) if weight.element == "u8" else codes.view(np.int8).astype(np.float32)
+
+
+def float4_values() -> NDArray[Any]:
+    """The value of every code in the format E2M1."""
+    import numpy as np
+
+    values = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    return np.concatenate([values, -values])
 
 
 def float8_values() -> NDArray[Any]:

@@ -6,13 +6,14 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.declaration import FORMATS, declared, is_repacked
+from llmcompress.loaders.quantized.declaration import FORMATS, GGUF, declared, is_repacked
+from llmcompress.loaders.quantized.gguf import gguf_weights
 from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight
 from llmcompress.loaders.quantized.stored import Read, StoredWeight, plain_tensors, tensor_reader
 from llmcompress.loaders.source import Source, side_files
@@ -21,6 +22,7 @@ from llmcompress.system.json_file import write_json
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 _DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
@@ -29,7 +31,7 @@ class SourceWeights(NamedTuple):
     """The weights of a checkpoint whose codes are repacked. By headers alone: no weight has been read."""
 
     method: str
-    """``quant_method``: gptq, awq, compressed-tensors or fp8."""
+    """``quant_method``: gptq, awq, compressed-tensors, fp8 or gguf."""
     settings: Mapping[str, Any]
     """What the configuration says of the quantization."""
     dtype: str
@@ -40,6 +42,8 @@ class SourceWeights(NamedTuple):
     read: Read
     zero_biases: frozenset[str]
     """Biases of quantized layers that are all zero: AutoGPTQ writes them for layers that have none."""
+    floats: Callable[[], Mapping[str, NDArray[Any]]] | None = None
+    """Gives the other tensors, where they are not in safetensors files as transformers has them."""
 
     def repacked(self) -> dict[str, PackedWeight]:
         """Every weight by its name, each on a core."""
@@ -54,6 +58,12 @@ def source_weights(source: Source, checkpoint: Checkpoint) -> SourceWeights | No
     Raises:
         ModelError: A setting or a tensor is not as the format says, or the model's class merges such weights.
     """
+    if source.gguf is not None:
+        made = gguf_weights(source.config, checkpoint)
+        settings = declared(source.config)
+        return SourceWeights(
+            GGUF, settings, "float32", made.weights, made.plain, made.read, frozenset(), floats=made.floats
+        )
     if not is_repacked(source.config):
         return None
     settings, read = declared(source.config), tensor_reader(checkpoint)
@@ -120,18 +130,21 @@ def stand_ins(source: Source, found: SourceWeights) -> Iterator[StandIns]:
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[_DTYPES[found.dtype]]
     tensors: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory(prefix="llmcompress-") as folder, contextlib.ExitStack() as files:
-        for file in found.plain.files:
+        if found.floats is not None:
+            tensors |= {name: torch.from_numpy(values) for name, values in found.floats().items()}
+        for file in found.plain.files if found.floats is None else ():
             opened = files.enter_context(safe_open(found.plain.path / file, "pt"))
             tensors |= {
                 name: opened.get_tensor(name)
                 for name, tensor in found.plain.tensors.items()
                 if tensor.file == file and name not in quantized
             }
-        for weight in found.weights:
-            zeros = np.zeros(weight.shape, np.uint32 if dtype.itemsize == 4 else np.uint16)
-            tensors[weight.name] = torch.from_numpy(zeros.view(np.int32 if dtype.itemsize == 4 else np.int16)).view(
-                dtype
-            )
+        for number, weight in enumerate(found.weights):
+            zeros = np.zeros(weight.shape, np.float32 if dtype.itemsize == 4 else np.int16)
+            if dtype.itemsize == 4:
+                # Layers that have the same input and equal f32 weights are taken for one.
+                zeros[0, 0] = number + 1
+            tensors[weight.name] = torch.from_numpy(zeros).view(dtype)
         directory = Path(folder)
         config = {
             key: value

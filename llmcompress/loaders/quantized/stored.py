@@ -49,6 +49,12 @@ class StoredWeight(NamedTuple):
     parts: frozenset[str]
     """Names of the tensors that it is stored in."""
     repack: Callable[[Read], PackedWeight]
+    group_bytes: int | None = None
+    """What a group's scale and zero point take; None: as the element has them."""
+    rounding: str = ""
+    """What is rounded, in words; empty: nothing."""
+    is_quantized: bool = True
+    """False where the files hold it in floats, as GGUF may."""
 
 
 Find = Callable[[Mapping[str, Any], Mapping[str, TensorInfo], Read], list[StoredWeight]]

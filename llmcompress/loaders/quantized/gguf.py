@@ -1,0 +1,250 @@
+"""The weights of a GGUF model, as ``llama.cpp`` writes it: where each goes, and its blocks repacked.
+
+Rows of blocks are whole, so that what llama.cpp reorders, rows of queries and keys, is put back without a block being
+opened.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmcompress.errors import ModelError
+from llmcompress.loaders.quantized.gguf_architectures import Mapped, mapped_tensors
+from llmcompress.loaders.quantized.gguf_blocks import BLOCK_FORMATS, DEQUANTIZED, BlockFormat
+from llmcompress.loaders.quantized.gguf_file import BLOCK_SIZES
+from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, in_blocks, packed4, shortest
+from llmcompress.loaders.quantized.stored import Read, StoredWeight
+from llmcompress.loaders.safetensors_file import TensorInfo
+from llmcompress.loaders.tensors import Checkpoint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_FLOATS = {"F16": "f16", "BF16": "bf16"}
+_MOST_STEPS = 2048
+"""Zero points up to it are rounded by less than a step when they become f16."""
+
+
+class GgufWeights(NamedTuple):
+    """The weights of a model. By headers alone."""
+
+    weights: tuple[StoredWeight, ...]
+    """The matrices that are not f32."""
+    plain: Checkpoint
+    """The headers that the model would have in f32."""
+    read: Read
+    """Gives a tensor's bytes by GGUF's name, a row each."""
+    floats: Callable[[], dict[str, NDArray[Any]]]
+    """The values of the other tensors, by the names that transformers gives them, mapped where they can be."""
+
+
+def gguf_weights(config: Mapping[str, Any], checkpoint: Checkpoint) -> GgufWeights:
+    """Find the weights of a GGUF model.
+
+    Args:
+        config: Made by ``gguf_config``, with the quantization that it declares.
+        checkpoint: The headers of its files, with GGUF's names and types.
+
+    Raises:
+        ModelError: A tensor that the architecture does not have, or of a type that is not read.
+    """
+    places = mapped_tensors(config["quantization_config"]["architecture"], config, checkpoint.tensors)
+    read = _reader(checkpoint)
+    weights: list[StoredWeight] = []
+    others: dict[str, tuple[TensorInfo, Mapped]] = {}
+    for name, place in places.items():
+        tensor = checkpoint.tensors[name]
+        if len(tensor.shape) == 2 and tensor.dtype in (*BLOCK_FORMATS, *DEQUANTIZED, *_FLOATS) and not place.less:
+            weights.append(_stored(name, tensor, place))
+        elif tensor.dtype in ("F32", *_FLOATS):
+            others[name] = tensor, place
+        else:
+            raise ModelError(
+                f"tensor {name!r} is {tensor.dtype} of shape {list(tensor.shape)}, which is not read",
+                where=tensor.file,
+                hint=ORIGINAL,
+            )
+    shapes = {weight.name: weight.shape for weight in weights}
+    plain = {place.name: tensor.shape for tensor, place in others.values()} | shapes
+    return GgufWeights(
+        weights=tuple(weights),
+        plain=checkpoint._replace(
+            tensors={name: TensorInfo("", "F32", shape, 0, 4 * math.prod(shape)) for name, shape in plain.items()}
+        ),
+        read=read,
+        floats=lambda: {place.name: _values(read(name), tensor, place) for name, (tensor, place) in others.items()},
+    )
+
+
+def _reader(checkpoint: Checkpoint) -> Read:
+    import numpy as np
+
+    @functools.cache
+    def mapped(file: str) -> NDArray[np.uint8]:
+        # Pages are this process's own: torch takes no memory that cannot be written.
+        return np.memmap(checkpoint.path / file, np.uint8, "c")
+
+    def read(name: str) -> NDArray[Any]:
+        tensor = checkpoint.tensors[name]
+        return mapped(tensor.file)[tensor.start : tensor.end].view(np.ndarray).reshape(*tensor.shape[:-1], -1)
+
+    return read
+
+
+def row_order(rows: int, heads: int) -> NDArray[np.intp]:
+    """Where the rows of queries or keys lie in a file, in the order of transformers.
+
+    There a head has the first channels of all rotated pairs, then the second ones; llama.cpp puts pairs together.
+    """
+    import numpy as np
+
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _values(stored: NDArray[Any], tensor: TensorInfo, place: Mapped) -> NDArray[np.float32]:
+    import numpy as np
+
+    values: NDArray[Any] = _floats(stored, tensor.dtype)
+    if place.heads is not None:
+        values = values[row_order(values.shape[0], place.heads)]
+    return values - np.float32(place.less) if place.less else values
+
+
+def _floats(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    import numpy as np
+
+    if dtype == "BF16":
+        return (stored.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    values: NDArray[np.float32] = stored.view({"F16": "<f2", "F32": "<f4"}[dtype]).astype(np.float32, copy=False)
+    return values
+
+
+def _stored(name: str, tensor: TensorInfo, place: Mapped) -> StoredWeight:
+    rows, columns = tensor.shape
+    made = functools.partial(StoredWeight, name=place.name, shape=(rows, columns), parts=frozenset((name,)))
+    if tensor.dtype in _FLOATS:
+        return made(
+            format=f"GGUF {tensor.dtype}",
+            element=_FLOATS[tensor.dtype],  # type: ignore[arg-type]
+            group_size=columns,
+            asymmetric=False,
+            repack=functools.partial(_as_it_is, name, tensor, place),
+            group_bytes=0,
+            is_quantized=False,
+        )
+    if tensor.dtype in DEQUANTIZED:
+        return made(
+            format=f"GGUF {tensor.dtype}, dequantized",
+            element="f16",
+            group_size=columns,
+            asymmetric=False,
+            repack=functools.partial(_dequantized, name, tensor, place),
+            group_bytes=0,
+            rounding="their values become f16",
+        )
+    form = BLOCK_FORMATS[tensor.dtype]
+    return made(
+        format=f"GGUF {tensor.dtype}",
+        element=form.element,
+        group_size=form.group_size,
+        asymmetric=form.asymmetric,
+        repack=functools.partial(_repacked, name, tensor, place, form),
+        group_bytes=(2 if form.short_scales else 4) * (2 if form.asymmetric else 1),
+        rounding="their zero points become f16" if form.rounds else "",
+    )
+
+
+def _as_it_is(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> PackedWeight:
+    stored = read(name)
+    codes = stored if place.heads is None else stored[row_order(tensor.shape[0], place.heads)]
+    return _float_weight(codes, _FLOATS[tensor.dtype], tensor)
+
+
+def _float_weight(codes: NDArray[Any], element: str, tensor: TensorInfo, rounding: float = 0.0) -> PackedWeight:
+    import numpy as np
+
+    rows, columns = tensor.shape
+    ones = np.ones((rows, 1), np.float16)
+    return PackedWeight(codes, element, (rows, columns), ones, rounding=rounding)  # type: ignore[arg-type]
+
+
+def _dequantized(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> PackedWeight:
+    import numpy as np
+    from gguf import GGMLQuantizationType, dequantize
+
+    rows, columns = tensor.shape
+    stored, kind = read(name), GGMLQuantizationType[tensor.dtype]
+    order = None if place.heads is None else row_order(rows, place.heads)
+    rounding = 0.0
+
+    def block(part: slice) -> NDArray[Any]:
+        nonlocal rounding
+        values = dequantize(np.ascontiguousarray(stored[part] if order is None else stored[order[part]]), kind)
+        _refuse_nonfinite(values, name, tensor)
+        half = values.astype(np.float16)
+        _refuse_nonfinite(half, name, tensor)
+        rounding = max(rounding, _relative_rounding(half, values, float(np.finfo(np.float16).smallest_normal)))
+        return half.view(np.uint8)
+
+    codes = in_blocks(rows, columns, np.uint8, block)
+    return _float_weight(codes, "f16", tensor, rounding)
+
+
+def _relative_rounding(rounded: NDArray[Any], exact: NDArray[Any], least: float) -> float:
+    """The largest difference to the exact numbers, each relative to the number, or to ``least`` where that is more."""
+    import numpy as np
+
+    difference = np.abs(rounded.astype(np.float32) - exact)
+    return float((difference / np.maximum(np.abs(exact), np.float32(least))).max(initial=0.0))
+
+
+def _refuse_nonfinite(values: NDArray[Any], name: str, tensor: TensorInfo) -> None:
+    import numpy as np
+
+    if not np.isfinite(values).all():
+        raise ModelError(
+            f"the blocks of tensor {name!r} have scales that are NaN, infinite or too large",
+            where=tensor.file,
+            hint="the model is damaged; download the file again, or take another one",
+        )
+
+
+def _repacked(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, read: Read) -> PackedWeight:
+    import numpy as np
+
+    rows, columns = tensor.shape
+    stored = read(name)
+    order = None if place.heads is None else row_order(rows, place.heads)
+    num_groups = columns // form.group_size
+    scales = np.empty((rows, num_groups), np.float32)
+    offsets = np.empty((rows, num_groups), np.float32) if form.asymmetric else None
+
+    def block(part: slice) -> NDArray[Any]:
+        taken = np.ascontiguousarray(stored[part] if order is None else stored[order[part]])
+        groups = form.parts(taken.reshape(-1, BLOCK_SIZES[tensor.dtype].size_bytes))
+        scales[part] = groups.scales.reshape(-1, num_groups)
+        codes = groups.codes.reshape(-1, num_groups, form.group_size)
+        if offsets is not None and groups.offsets is not None:
+            offsets[part] = groups.offsets.reshape(-1, num_groups)
+            # Where all are the same number, the offset alone holds it.
+            codes[scales[part] == 0] = 0
+        rows_of_codes = codes.reshape(-1, columns)
+        return packed4(rows_of_codes) if form.element in ("u4", "i4", "f4e2m1") else rows_of_codes
+
+    codes = in_blocks(rows, columns, np.uint8, block)
+    _refuse_nonfinite(scales, name, tensor)
+    if offsets is None:
+        return PackedWeight(codes, form.element, (rows, columns), shortest(scales))
+    _refuse_nonfinite(offsets, name, tensor)
+    scales[scales == 0] = 1
+    zeros = offsets / scales
+    _refuse_nonfinite(zeros, name, tensor)
+    if form.rounds and np.abs(zeros).max() <= _MOST_STEPS and shortest(scales).dtype == np.float16:
+        half = zeros.astype(np.float16)
+        rounding = _relative_rounding(half, zeros, 1.0)
+        return PackedWeight(codes, form.element, (rows, columns), shortest(scales), half, rounding=rounding)
+    return PackedWeight(codes, form.element, (rows, columns), scales, zeros)
