@@ -61,7 +61,11 @@ def write_gguf(
         writer = gguf.GGUFWriter(path, architecture)
         writers.append(writer)
         if number == 0:
-            for key, value in {**_settings(config, architecture), **(_tokenizer(checkpoint) if "tokenizer.ggml.model" not in metadata else {}), **metadata}.items():
+            for key, value in {
+                **_settings(config, architecture),
+                **(_tokenizer(checkpoint) if "tokenizer.ggml.model" not in metadata else {}),
+                **metadata,
+            }.items():
                 _add(writer, key, value)
         if num_parts > 1:
             writer.add_uint16("split.no", number)

@@ -19,7 +19,7 @@ from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.layout import IR_FILES
-from llmcompress.loaders.model_card import read_source_card
+from llmcompress.loaders.model_card import gguf_card, read_source_card
 from llmcompress.loaders.quantized.declaration import declared, is_repacked
 from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.scan import check_hashes, scan_constants
@@ -282,6 +282,8 @@ def _quantization(source: Source) -> QuantizationRecord | None:
 
 def _card(source: Source) -> SourceCard | None:
     """What the source's page states; of an artifact of ours that has none, what its own source's page stated."""
+    if source.gguf is not None:
+        return gguf_card(declared(source.config)["general"])
     card = read_source_card(source.path)
     if card is None and source.layout == "ir" and (source.path / MANIFEST).is_file():
         return read_manifest(source.path).provenance.card

@@ -54,7 +54,7 @@ class SourceCard(Record):
     problem: str | None = None
     """Why the front matter could not be read."""
     sha256: str
-    """Of the README."""
+    """Of the README, or of what a GGUF file says of itself."""
 
 
 class AdapterRecord(Record):

@@ -15,7 +15,15 @@ from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.gguf_architectures import Mapped, mapped_tensors
 from llmcompress.loaders.quantized.gguf_blocks import BLOCK_FORMATS, DEQUANTIZED, BlockFormat
 from llmcompress.loaders.quantized.gguf_file import BLOCK_SIZES
-from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, in_blocks, packed4, shortest
+from llmcompress.loaders.quantized.packed import (
+    ORIGINAL,
+    Element,
+    PackedWeight,
+    dequantized,
+    in_blocks,
+    packed4,
+    shortest,
+)
 from llmcompress.loaders.quantized.stored import Read, StoredWeight
 from llmcompress.loaders.safetensors_file import TensorInfo
 from llmcompress.loaders.tensors import Checkpoint
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_FLOATS = {"F16": "f16", "BF16": "bf16"}
+_FLOATS: Mapping[str, Element] = {"F16": "f16", "BF16": "bf16"}
 _MOST_STEPS = 2048
 """Zero points up to it are rounded by less than a step when they become f16."""
 
@@ -129,7 +137,7 @@ def _stored(name: str, tensor: TensorInfo, place: Mapped) -> StoredWeight:
     if tensor.dtype in _FLOATS:
         return made(
             format=f"GGUF {tensor.dtype}",
-            element=_FLOATS[tensor.dtype],  # type: ignore[arg-type]
+            element=_FLOATS[tensor.dtype],
             group_size=columns,
             asymmetric=False,
             repack=functools.partial(_as_it_is, name, tensor, place),
@@ -164,34 +172,55 @@ def _as_it_is(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> Packe
     return _float_weight(codes, _FLOATS[tensor.dtype], tensor)
 
 
-def _float_weight(codes: NDArray[Any], element: str, tensor: TensorInfo, rounding: float = 0.0) -> PackedWeight:
+def _float_weight(codes: NDArray[Any], element: Element, tensor: TensorInfo) -> PackedWeight:
     import numpy as np
 
     rows, columns = tensor.shape
-    ones = np.ones((rows, 1), np.float16)
-    return PackedWeight(codes, element, (rows, columns), ones, rounding=rounding)  # type: ignore[arg-type]
+    return PackedWeight(codes, element, (rows, columns), np.ones((rows, 1), np.float16))
 
 
 def _dequantized(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> PackedWeight:
     import numpy as np
-    from gguf import GGMLQuantizationType, dequantize
 
     rows, columns = tensor.shape
-    stored, kind = read(name), GGMLQuantizationType[tensor.dtype]
-    order = None if place.heads is None else row_order(rows, place.heads)
+    values = _dequantizer(name, tensor, place, read)
     rounding = 0.0
 
     def block(part: slice) -> NDArray[Any]:
         nonlocal rounding
-        values = dequantize(np.ascontiguousarray(stored[part] if order is None else stored[order[part]]), kind)
-        _refuse_nonfinite(values, name, tensor)
-        half = values.astype(np.float16)
+        exact = values(part)
+        half = exact.astype(np.float16)
         _refuse_nonfinite(half, name, tensor)
-        rounding = max(rounding, _relative_rounding(half, values, float(np.finfo(np.float16).smallest_normal)))
+        rounding = max(rounding, _relative_rounding(half, exact, float(np.finfo(np.float16).smallest_normal)))
         return half.view(np.uint8)
 
     codes = in_blocks(rows, columns, np.uint8, block)
-    return _float_weight(codes, "f16", tensor, rounding)
+    unrounded = functools.partial(in_blocks, rows, columns, np.float32, values)
+    return _float_weight(codes, "f16", tensor)._replace(rounding=rounding, unrounded=unrounded)
+
+
+def _dequantizer(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> Callable[[slice], NDArray[Any]]:
+    """Gives rows of a weight in f32, by the package gguf."""
+    from gguf import GGMLQuantizationType, dequantize
+
+    rows_at = _rows(name, tensor, place, read)
+    kind = GGMLQuantizationType[tensor.dtype]
+
+    def values(part: slice) -> NDArray[Any]:
+        found: NDArray[Any] = dequantize(rows_at(part), kind)
+        _refuse_nonfinite(found, name, tensor)
+        return found
+
+    return values
+
+
+def _rows(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> Callable[[slice], NDArray[Any]]:
+    """Gives the bytes of rows, in the order of transformers."""
+    import numpy as np
+
+    stored = read(name)
+    order = None if place.heads is None else row_order(tensor.shape[0], place.heads)
+    return lambda part: np.ascontiguousarray(stored[part] if order is None else stored[order[part]])
 
 
 def _relative_rounding(rounded: NDArray[Any], exact: NDArray[Any], least: float) -> float:
@@ -216,35 +245,47 @@ def _refuse_nonfinite(values: NDArray[Any], name: str, tensor: TensorInfo) -> No
 def _repacked(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, read: Read) -> PackedWeight:
     import numpy as np
 
+    made = functools.partial(_unrounded, name, tensor, place, form, read)
+    exact = made()
+    zeros, scales = exact.zero_points, shortest(exact.scales)
+    if zeros is None:
+        return exact._replace(scales=scales)
+    if not form.rounds or np.abs(zeros).max() > _MOST_STEPS or scales.dtype != np.float16:
+        return exact
+    half = zeros.astype(np.float16)
+    return exact._replace(
+        scales=scales,
+        zero_points=half,
+        rounding=_relative_rounding(half, zeros, 1.0),
+        unrounded=lambda: dequantized(made()),
+    )
+
+
+def _unrounded(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, read: Read) -> PackedWeight:
+    """A weight with scales and zero points in f32."""
+    import numpy as np
+
     rows, columns = tensor.shape
-    stored = read(name)
-    order = None if place.heads is None else row_order(rows, place.heads)
-    num_groups = columns // form.group_size
+    rows_at, num_groups = _rows(name, tensor, place, read), columns // form.group_size
     scales = np.empty((rows, num_groups), np.float32)
     offsets = np.empty((rows, num_groups), np.float32) if form.asymmetric else None
 
     def block(part: slice) -> NDArray[Any]:
-        taken = np.ascontiguousarray(stored[part] if order is None else stored[order[part]])
-        groups = form.parts(taken.reshape(-1, BLOCK_SIZES[tensor.dtype].size_bytes))
+        groups = form.parts(rows_at(part).reshape(-1, BLOCK_SIZES[tensor.dtype].size_bytes))
         scales[part] = groups.scales.reshape(-1, num_groups)
         codes = groups.codes.reshape(-1, num_groups, form.group_size)
         if offsets is not None and groups.offsets is not None:
             offsets[part] = groups.offsets.reshape(-1, num_groups)
             # Where all are the same number, the offset alone holds it.
             codes[scales[part] == 0] = 0
-        rows_of_codes = codes.reshape(-1, columns)
-        return packed4(rows_of_codes) if form.element in ("u4", "i4", "f4e2m1") else rows_of_codes
+        of_rows = codes.reshape(-1, columns)
+        return packed4(of_rows) if form.element in ("u4", "i4", "f4e2m1") else of_rows
 
     codes = in_blocks(rows, columns, np.uint8, block)
     _refuse_nonfinite(scales, name, tensor)
     if offsets is None:
-        return PackedWeight(codes, form.element, (rows, columns), shortest(scales))
-    _refuse_nonfinite(offsets, name, tensor)
+        return PackedWeight(codes, form.element, (rows, columns), scales)
     scales[scales == 0] = 1
     zeros = offsets / scales
     _refuse_nonfinite(zeros, name, tensor)
-    if form.rounds and np.abs(zeros).max() <= _MOST_STEPS and shortest(scales).dtype == np.float16:
-        half = zeros.astype(np.float16)
-        rounding = _relative_rounding(half, zeros, 1.0)
-        return PackedWeight(codes, form.element, (rows, columns), shortest(scales), half, rounding=rounding)
     return PackedWeight(codes, form.element, (rows, columns), scales, zeros)

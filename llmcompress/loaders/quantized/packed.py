@@ -38,6 +38,8 @@ class PackedWeight(NamedTuple):
     """The input channel of each stored column, where columns were sorted so that groups lie together."""
     rounding: float = 0.0
     """The largest relative rounding of a scale or zero point of the source; of a zero point below 1, of a step."""
+    unrounded: Callable[[], NDArray[Any]] | None = None
+    """Gives the weight in f32 as the source has it; None where nothing is rounded."""
 
     @property
     def group_size(self) -> int:
@@ -46,9 +48,14 @@ class PackedWeight(NamedTuple):
 
 
 def dequantized(weight: PackedWeight) -> NDArray[Any]:
-    """The weight in f32, ``[rows, columns]``, columns as they are stored; products are rounded to f32 and no more."""
+    """The weight in f32, ``[rows, columns]``, columns as they are stored; products are rounded to f32 and no more.
+
+    It is the source's: what was rounded to keep it is not rounded here.
+    """
     import numpy as np
 
+    if weight.unrounded is not None:
+        return weight.unrounded()
     rows, columns = weight.shape
 
     def block(part: slice) -> NDArray[Any]:
