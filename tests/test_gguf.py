@@ -11,22 +11,20 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from fake_hub import FakeHub, running, use
 from gguf_fixture import Array, as_transformers, write_gguf
 from test_quantized_sources import EXACT, run, wikitext
-from tiny_models import CHAT_TEMPLATE, build_checkpoint
+from tiny_models import build_checkpoint
 
 import llmcompress
 from llmcompress.artifact import read_manifest
 from llmcompress.cli import run as run_command
 from llmcompress.errors import ModelError, SecurityError, UsageError
-from llmcompress.loaders.quantized.gguf_architectures import gguf_config
 from llmcompress.loaders.quantized.gguf_blocks import BLOCK_FORMATS
-from llmcompress.loaders.quantized.gguf_file import BLOCK_SIZES, read_gguf
 from llmcompress.loaders.quantized.gguf_source import gguf_names
-from llmcompress.loaders.quantized.gguf_tokenizer import gguf_tokenizer, token_ids
 from llmcompress.loaders.quantized.packed import dequantized
 from llmcompress.loaders.quantized.source_weights import source_weights
-from llmcompress.loaders.source import resolve, source_checkpoint
+from llmcompress.loaders.source import fetch_weights, resolve, source_checkpoint
 from llmcompress.spec import Access, EvalSpec
 from llmcompress.spec.plan import load_plan
 
@@ -203,7 +201,7 @@ def test_split_files_directories_and_names(checkpoint: Path, tmp_path: Path) -> 
         resolve(folder)
     assert "name one of these with `file`: other.gguf, tiny-00001-of-00003.gguf" in caught.value.hint
     assert resolve(folder, Access(file="other.gguf")).path.name == "other"
-    with pytest.raises(UsageError, match="there is no GGUF file 'third.gguf'"):
+    with pytest.raises(UsageError, match=r"there is no GGUF file 'third.gguf'"):
         resolve(folder, Access(file="third.gguf"))
     with pytest.raises(UsageError, match="`file` has no effect on a single file"):
         resolve(alone, Access(file="other.gguf"))
@@ -218,6 +216,28 @@ def test_split_files_directories_and_names(checkpoint: Path, tmp_path: Path) -> 
     shutil.copy(folder / "tiny-00002-of-00003.gguf", folder / "tiny-00003-of-00003.gguf")
     with pytest.raises(ModelError, match="it is part 1 of 3, by its name part 2 of 3"):
         resolve(first)
+
+
+def test_one_of_several_files_of_the_hub(
+    checkpoint: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eight = write_gguf(checkpoint, tmp_path / "eight.gguf", blocks("Q8_0"))
+    files = {"tiny.gguf": model.read_bytes(), "eight.gguf": eight.read_bytes(), "README.md": b"# card"}
+    with running(FakeHub(files=files)) as hub:
+        use(hub.url, tmp_path / "cache", monkeypatch)
+        with pytest.raises(UsageError, match="there are 2 GGUF models"):
+            resolve("acme/tiny")
+        source = resolve("acme/tiny", Access(file="eight.gguf"))
+        assert (source.kind, source.id, source.path.name) == ("hub", "acme/tiny", "eight")
+        # Headers alone tell what it is and what it becomes.
+        assert source_checkpoint(source).tensors == source_checkpoint(resolve(eight)).tensors
+        fetched = fetch_weights(source)
+        assert fetched.gguf is not None
+        assert sorted(path.name for path in fetched.gguf.path.iterdir()) == ["eight.gguf"]
+        found = source_weights(fetched, source_checkpoint(fetched))
+        assert found is not None
+        assert {weight.format for weight in found.weights} == {"GGUF Q8_0"}
+        assert resolve("acme/tiny", Access(file="eight.gguf", offline=True)).config == source.config
 
 
 def test_a_projector_is_no_second_model() -> None:
