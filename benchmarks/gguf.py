@@ -55,7 +55,9 @@ def report(name: str, size: int, seconds: float, right: np.ndarray, found: np.nd
     divergence = (np.exp(right[:, :-1]) * (right[:, :-1] - found[:, :-1])).sum(-1).mean()
     agreement = (right[:, :-1].argmax(-1) == found[:, :-1].argmax(-1)).mean()
     perplexity = np.exp(-np.take_along_axis(found[:, :-1], windows[:, 1:, None], -1).mean())
-    print(f"{name:12} {size:>12,} bytes  {seconds:5.1f} s  KL {divergence:.6f}  top-1 {agreement:.2%}  ppl {perplexity:.3f}")
+    print(
+        f"{name:12} {size:>12,} bytes  {seconds:5.1f} s  KL {divergence:.6f}  top-1 {agreement:.2%}  ppl {perplexity:.3f}"
+    )
 
 
 def main(file: Path, text: Path, num_windows: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-SIZE = 288
+SIZE = 600
 CORPUS = (
     "The quick brown fox jumps over the lazy dog, and it's what they'll do; we don't. 12345 1000 2026 3.14159",
     "def f(x): return {'k': x[0] ** 2}  # note",
@@ -15,7 +16,7 @@ CORPUS = (
 )
 
 
-def byte_level() -> dict[str, Any]:
+def byte_level(texts: tuple[str, ...]) -> dict[str, Any]:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     trained = Tokenizer(models.BPE())
@@ -24,9 +25,7 @@ def byte_level() -> dict[str, Any]:
     trainer = trainers.BpeTrainer(
         vocab_size=SIZE - 2, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
-    trained.train_from_iterator(CORPUS * 3, trainer)
-    import json
-
+    trained.train_from_iterator((*CORPUS, *texts) * 3, trainer)
     model = json.loads(trained.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model["merges"]]
@@ -49,7 +48,7 @@ def sentencepiece(scratch: Path) -> dict[str, Any]:
     sp.SentencePieceTrainer.train(
         input=str(scratch / "corpus.txt"),
         model_prefix=str(scratch / "pieces"),
-        vocab_size=SIZE + 90,
+        vocab_size=378,
         model_type="bpe",
         byte_fallback=True,
         normalization_rule_name="identity",

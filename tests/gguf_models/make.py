@@ -131,7 +131,7 @@ def main() -> None:
 def write_tokens(scratch: Path) -> None:
     from gguf_vocabularies import byte_level, sentencepiece
 
-    found = {"texts": TEXTS, "vocabularies": {"gpt2": byte_level(), "llama": sentencepiece(scratch)}, "ids": {}}
+    found = {"texts": TEXTS, "vocabularies": {"gpt2": byte_level(TEXTS), "llama": sentencepiece(scratch)}, "ids": {}}
     told = {pre: ("gpt2", {"tokenizer.ggml.pre": pre}) for pre in PRE}
     told |= {"llama": ("llama", {}), "llama-no-prefix": ("llama", {"tokenizer.ggml.add_space_prefix": False})}
     for name, (kind, more) in told.items():
