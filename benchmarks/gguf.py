@@ -27,6 +27,7 @@ LENGTH = 256
 
 
 def log_probabilities(model: ov.Model, windows: np.ndarray) -> np.ndarray:
+    """Of every token at every position, f32."""
     compiled = ov.Core().compile_model(model, "CPU", properties_of("CPU", "pinned"))
     request, found = compiled.create_infer_request(), []
     for window in windows:
@@ -52,15 +53,16 @@ def by_genai(file: Path, folder: Path) -> Path:
 
 
 def report(name: str, size: int, seconds: float, right: np.ndarray, found: np.ndarray, windows: np.ndarray) -> None:
+    """Print what a graph lost."""
     divergence = (np.exp(right[:, :-1]) * (right[:, :-1] - found[:, :-1])).sum(-1).mean()
     agreement = (right[:, :-1].argmax(-1) == found[:, :-1].argmax(-1)).mean()
     perplexity = np.exp(-np.take_along_axis(found[:, :-1], windows[:, 1:, None], -1).mean())
-    print(
-        f"{name:12} {size:>12,} bytes  {seconds:5.1f} s  KL {divergence:.6f}  top-1 {agreement:.2%}  ppl {perplexity:.3f}"
-    )
+    lost = f"KL {divergence:.6f}  top-1 {agreement:.2%}  perplexity {perplexity:.3f}"
+    print(f"{name:12} {size:>12,} bytes  {seconds:5.1f} s  {lost}", flush=True)
 
 
 def main(file: Path, text: Path, num_windows: int) -> None:
+    """Compare both imports with the floats."""
     loaded: Any = llmcompress.load(file)
     ids = np.array(loaded.tokenizer(text.read_text(encoding="utf-8")[: 8 * LENGTH * num_windows])["input_ids"])
     windows = ids[: LENGTH * num_windows].reshape(num_windows, LENGTH)

@@ -97,7 +97,7 @@ def _directory(place: str, revision: str | None, access: dict[str, Any], *, verb
     from llmcompress.loaders.source import fetch_weights, resolve
     from llmcompress.spec import Access
 
-    absolute = str(Path(place).absolute()) if Path(place).is_dir() else place
+    absolute = str(Path(place).absolute()) if Path(place).exists() else place
     revision = None if Path(place).exists() else revision
     made = run_watched(reference_ir, {"source": absolute, "revision": revision, **access}, verbose=verbose)
     if Path(made).is_dir():

@@ -44,7 +44,7 @@ TYPES = {
         "ffn_gate": ("Q3_K", "Q4_K"),
         "ffn_up": ("Q2_K", "IQ4_XS"),
         "attn_output": ("Q8_0", "Q4_0"),
-        "ffn_down": ("Q8_0", "Q4_1"),
+        "ffn_down": ("Q8_0", "Q5_1"),
     },
     "dequantized": {
         "attn_q": ("IQ2_XXS", "IQ3_XXS"),

@@ -19,7 +19,7 @@ _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 """What the codes of IQ4_NL and IQ4_XS stand for."""
 
 
-class Groups(NamedTuple):
+class BlockGroups(NamedTuple):
     """``codes * scales - offsets``, for blocks."""
 
     codes: NDArray[Any]
@@ -34,7 +34,7 @@ class BlockFormat(NamedTuple):
 
     element: Element
     group_size: int
-    parts: Callable[[NDArray[Any]], Groups]
+    parts: Callable[[NDArray[Any]], BlockGroups]
     """Takes blocks ``[blocks, bytes]`` apart."""
     asymmetric: bool = False
     """Whether there are offsets."""
@@ -65,26 +65,26 @@ def _fifth_bits(blocks: NDArray[Any], start: int) -> NDArray[Any]:
     return np.unpackbits(blocks[:, start : start + 4], axis=-1, bitorder="little") << 4
 
 
-def _q4_0(blocks: NDArray[Any]) -> Groups:
-    return Groups(_nibbles(blocks[:, 2:]) ^ 8, _half(blocks, 0))
+def _q4_0(blocks: NDArray[Any]) -> BlockGroups:
+    return BlockGroups(_nibbles(blocks[:, 2:]) ^ 8, _half(blocks, 0))
 
 
-def _q4_1(blocks: NDArray[Any]) -> Groups:
-    return Groups(_nibbles(blocks[:, 4:]), _half(blocks, 0), -_half(blocks, 2))
+def _q4_1(blocks: NDArray[Any]) -> BlockGroups:
+    return BlockGroups(_nibbles(blocks[:, 4:]), _half(blocks, 0), -_half(blocks, 2))
 
 
-def _q5_0(blocks: NDArray[Any]) -> Groups:
+def _q5_0(blocks: NDArray[Any]) -> BlockGroups:
     import numpy as np
 
-    return Groups((_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)) - np.uint8(16), _half(blocks, 0))
+    return BlockGroups((_nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)) - np.uint8(16), _half(blocks, 0))
 
 
-def _q5_1(blocks: NDArray[Any]) -> Groups:
-    return Groups(_nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4), _half(blocks, 0), -_half(blocks, 2))
+def _q5_1(blocks: NDArray[Any]) -> BlockGroups:
+    return BlockGroups(_nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4), _half(blocks, 0), -_half(blocks, 2))
 
 
-def _q8_0(blocks: NDArray[Any]) -> Groups:
-    return Groups(blocks[:, 2:], _half(blocks, 0))
+def _q8_0(blocks: NDArray[Any]) -> BlockGroups:
+    return BlockGroups(blocks[:, 2:], _half(blocks, 0))
 
 
 def _two_bits(packed: NDArray[Any]) -> NDArray[Any]:
@@ -96,16 +96,16 @@ def _two_bits(packed: NDArray[Any]) -> NDArray[Any]:
     return (halves >> shifts & 3).reshape(-1, 256)
 
 
-def _q2_k(blocks: NDArray[Any]) -> Groups:
+def _q2_k(blocks: NDArray[Any]) -> BlockGroups:
     import numpy as np
 
     small = blocks[:, :16]
     scales = _half(blocks, 80) * (small & 15).astype(np.float32)
     offsets = _half(blocks, 82) * (small >> 4).astype(np.float32)
-    return Groups(_two_bits(blocks[:, 16:80]), scales, offsets)
+    return BlockGroups(_two_bits(blocks[:, 16:80]), scales, offsets)
 
 
-def _q3_k(blocks: NDArray[Any]) -> Groups:
+def _q3_k(blocks: NDArray[Any]) -> BlockGroups:
     import numpy as np
 
     # The third bit of element 32 * i + j is bit i of byte j.
@@ -115,7 +115,7 @@ def _q3_k(blocks: NDArray[Any]) -> Groups:
     pairs = np.concatenate([high >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
     small = (_nibbles(low) | pairs << 4).astype(np.float32) - 32
     codes = (_two_bits(blocks[:, 32:96]) | third) - np.uint8(4)
-    return Groups(codes & 15, _half(blocks, 108) * small)
+    return BlockGroups(codes & 15, _half(blocks, 108) * small)
 
 
 def _small_pairs(packed: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -128,13 +128,13 @@ def _small_pairs(packed: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return scales.astype(np.float32), offsets.astype(np.float32)
 
 
-def _q4_k(blocks: NDArray[Any]) -> Groups:
+def _q4_k(blocks: NDArray[Any]) -> BlockGroups:
     scales, offsets = _small_pairs(blocks[:, 4:16])
     codes = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 256)
-    return Groups(codes, _half(blocks, 0) * scales, _half(blocks, 2) * offsets)
+    return BlockGroups(codes, _half(blocks, 0) * scales, _half(blocks, 2) * offsets)
 
 
-def _q5_k(blocks: NDArray[Any]) -> Groups:
+def _q5_k(blocks: NDArray[Any]) -> BlockGroups:
     import numpy as np
 
     scales, offsets = _small_pairs(blocks[:, 4:16])
@@ -142,17 +142,17 @@ def _q5_k(blocks: NDArray[Any]) -> Groups:
     eighth = np.arange(8, dtype=np.uint8).reshape(1, 8, 1)
     fifth = (blocks[:, None, 16:48] >> eighth & 1).reshape(-1, 256) << 4
     codes = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 256) | fifth
-    return Groups(codes, _half(blocks, 0) * scales, _half(blocks, 2) * offsets)
+    return BlockGroups(codes, _half(blocks, 0) * scales, _half(blocks, 2) * offsets)
 
 
-def _q6_k(blocks: NDArray[Any]) -> Groups:
+def _q6_k(blocks: NDArray[Any]) -> BlockGroups:
     import numpy as np
 
     # Each half of the block: two runs of 32 in the lower halves of 64 bytes, then two in the upper ones.
     low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 256)
     small = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
     codes = (low | _two_bits(blocks[:, 128:192]) << 4) - np.uint8(32)
-    return Groups(codes, _half(blocks, 208) * small)
+    return BlockGroups(codes, _half(blocks, 208) * small)
 
 
 def _iq4(packed: NDArray[Any]) -> NDArray[Any]:
@@ -162,24 +162,24 @@ def _iq4(packed: NDArray[Any]) -> NDArray[Any]:
     return found
 
 
-def _iq4_nl(blocks: NDArray[Any]) -> Groups:
-    return Groups(_iq4(blocks[:, 2:]), _half(blocks, 0))
+def _iq4_nl(blocks: NDArray[Any]) -> BlockGroups:
+    return BlockGroups(_iq4(blocks[:, 2:]), _half(blocks, 0))
 
 
-def _iq4_xs(blocks: NDArray[Any]) -> Groups:
+def _iq4_xs(blocks: NDArray[Any]) -> BlockGroups:
     import numpy as np
 
     high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2")
     upper = high >> np.arange(0, 16, 2, dtype=np.uint16) & 3
     lower = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=-1).reshape(-1, 8)
     small = (lower | upper << 4).astype(np.float32) - 32
-    return Groups(_iq4(blocks[:, 8:].reshape(-1, 8, 16)).reshape(-1, 256), _half(blocks, 0) * small)
+    return BlockGroups(_iq4(blocks[:, 8:].reshape(-1, 8, 16)).reshape(-1, 256), _half(blocks, 0) * small)
 
 
-def _mxfp4(blocks: NDArray[Any]) -> Groups:
+def _mxfp4(blocks: NDArray[Any]) -> BlockGroups:
     import numpy as np
 
-    return Groups(_nibbles(blocks[:, 1:]), np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 127))
+    return BlockGroups(_nibbles(blocks[:, 1:]), np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 127))
 
 
 BLOCK_FORMATS: Mapping[str, BlockFormat] = {
