@@ -86,11 +86,12 @@ class Source(NamedTuple):
 def resolve(source: str | Path, access: Access = Access()) -> Source:
     """Find a model by Hub id or path; of a Hub model only the file list and ``config.json`` are fetched.
 
-    An existing path goes before a Hub id of the same spelling. A directory that holds a checkpoint and an OpenVINO IR
-    is taken as the checkpoint, which is the more exact of the two.
+    Of GGUF files the headers are read, from which the configuration and the tokenizer are made. An existing path goes
+    before a Hub id of the same spelling. A directory that holds a checkpoint and an OpenVINO IR is taken as the
+    checkpoint, which is the more exact of the two.
 
     Raises:
-        UsageError: neither an existing path nor a Hub id, or a revision with a path.
+        UsageError: neither an existing path nor a Hub id, a revision with a path, or several GGUF models.
         ModelError: no readable ``config.json``, or nothing that can be loaded.
         HubError: no such repository, no access, no network, or not cached.
         SecurityError: a file name or link that leaves the model's directory.

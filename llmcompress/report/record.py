@@ -98,6 +98,13 @@ class Provenance(Record):
     """None where the source has no README or it was not at hand offline, and in manifests of earlier versions."""
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether weights of the source are codes; GGUF files may hold floats alone."""
+        types = self.quantization.settings.get("types") if self.quantization else None
+        floats = isinstance(types, dict) and set(types) <= {"F32", "F16", "BF16"}
+        return self.quantization is not None and not (self.quantization.method == "gguf" and floats)
+
+    @property
     def weight_bytes(self) -> int:
         """Size of the files that hold weights."""
         return sum(file.size_bytes for file in self.files if file.path.endswith((".safetensors", ".gguf", MODEL_BIN)))
