@@ -31,7 +31,14 @@ from llmcompress.loaders.layout import (
 )
 from llmcompress.loaders.quantized.gguf_source import GgufModel, gguf_names, hub_gguf, is_gguf, local_gguf
 from llmcompress.loaders.remote_code import check_tokenizer
-from llmcompress.loaders.tensors import INDEX, Checkpoint, choose_weights, read_checkpoint, read_index
+from llmcompress.loaders.tensors import (
+    INDEX,
+    Checkpoint,
+    choose_weights,
+    is_pickled_weight,
+    read_checkpoint,
+    read_index,
+)
 from llmcompress.report.file_names import CARD, MODEL_XML, RECIPE
 from llmcompress.spec.access import Access, check_repo_id
 from llmcompress.system.cache import hold_if_kept
@@ -340,7 +347,8 @@ def _from_directory(path: Path, access: Access) -> Source:
 
 def _holds_gguf(names: Collection[str]) -> bool:
     """Whether GGUF files are the only weights that are there."""
-    return any(map(is_gguf, names)) and not is_whole(names) and MODEL_XML not in names and ADAPTER_CONFIG not in names
+    others = is_whole(names) or MODEL_XML in names or ADAPTER_CONFIG in names or any(map(is_pickled_weight, names))
+    return any(map(is_gguf, names)) and not others
 
 
 def _from_gguf(directory: Path, chosen: str | None, access: Access) -> Source:

@@ -112,7 +112,7 @@ def choose_weights(names: Collection[str], *, where: str) -> str:
     for name in (SINGLE, INDEX):
         if name in names:
             return name
-    if pickles := sorted(name for name in names if _is_pickled_weight(name)):
+    if pickles := sorted(name for name in names if is_pickled_weight(name)):
         raise SecurityError(
             f"the weights are pickle files ({_some(pickles)}), which can run code when opened; safetensors is needed",
             where=where,
@@ -154,7 +154,8 @@ def read_index(path: Path) -> dict[str, str]:
     return stated
 
 
-def _is_pickled_weight(name: str) -> bool:
+def is_pickled_weight(name: str) -> bool:
+    """Whether a file's name is that of weights in a format that can run code."""
     return name.endswith(_PICKLE_SUFFIXES) and not name.rpartition("/")[2].startswith(_NO_WEIGHTS)
 
 
