@@ -8,14 +8,13 @@ alignment, without other gaps.
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.safetensors_file import TensorInfo
+from llmcompress.loaders.safetensors_file import TensorInfo, with_first_bytes
 
 MAGIC = b"GGUF"
 MAX_HEADER_BYTES = 512_000_000
@@ -90,16 +89,7 @@ def read_gguf(path: Path) -> GgufFile:
     Raises:
         ModelError: The file is not a complete GGUF file of known types; names the file and the tensor.
     """
-    try:
-        with path.open("rb") as stream:
-
-            def first(count: int) -> bytes:
-                stream.seek(0)
-                return stream.read(count)
-
-            return gguf_of(path, os.fstat(stream.fileno()).st_size, first)
-    except OSError as error:
-        raise ModelError(f"it cannot be read: {error.strerror}", where=str(path), hint=_FRESH) from error
+    return with_first_bytes(path, gguf_of)
 
 
 def gguf_of(path: Path, size: int, first: Callable[[int], bytes]) -> GgufFile:
