@@ -141,7 +141,7 @@ def write_tokens(scratch: Path) -> None:
         checkpoint = build_checkpoint(scratch / kind, dtype="float32", **fields)
         model = write_gguf(checkpoint, scratch / f"{name}.gguf", **vocabulary, **more)
         found["ids"][name] = token_ids(model, list(TEXTS))
-    (HERE / "tokens.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (HERE / "tokens.json").write_text(json.dumps(found, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
