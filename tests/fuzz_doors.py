@@ -192,6 +192,28 @@ def _repack(folder: Path) -> Any:
     return {name: weight.shape for name, weight in weights.items()}
 
 
+def _gguf(folder: Path) -> None:
+    shutil.copy(Path(__file__).parent / "gguf_models" / "legacy.gguf", folder / "model.gguf")
+
+
+def _repack_gguf(folder: Path) -> Any:
+    """Whatever is read has the sizes that its header gives, each within the file."""
+    from llmcompress.loaders.quantized.packed import dequantized
+    from llmcompress.loaders.quantized.source_weights import source_weights
+    from llmcompress.loaders.source import resolve, source_checkpoint
+
+    source = resolve(folder / "model.gguf")
+    checkpoint = source_checkpoint(source)
+    size = (folder / "model.gguf").stat().st_size
+    assert all(0 < tensor.start < tensor.end <= size for tensor in checkpoint.tensors.values())
+    found = source_weights(source, checkpoint)
+    assert found is not None
+    weights = found.repacked()
+    for weight in weights.values():
+        assert dequantized(weight).shape == weight.shape
+    return {name: weight.shape for name, weight in weights.items()}
+
+
 @cache
 def _demo() -> Path:
     import llmcompress.cli
@@ -367,6 +389,7 @@ def doors() -> tuple[Door, ...]:
             Door(f"quantized{name}", make, ("config.json", "model.safetensors"), _repack, source_errors)
             for name, make in quantized.items()
         ),
+        Door("gguf", _gguf, ("model.gguf",), _repack_gguf, model),
         Door("config", _checkpoint, ("config.json",), _dry_run, source_errors, dry, is_slow=True),
         Door(
             "tokenizer",

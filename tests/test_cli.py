@@ -379,7 +379,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
     arguments = ["some/model", "-r", "int4", "--set", "weights.group_size=64", "-o", str(tmp_path / "out")]
     assert run(["compress", *arguments]) == 0
     flags = ["--revision", "v1", "--trust-remote-code", "--offline", "--overwrite", "--allow-nonfinite"]
-    flags += ["--allow-links", "--merge-adapter", "--max-context", "4096", "--requantize"]
+    flags += ["--allow-links", "--merge-adapter", "--max-context", "4096", "--requantize", "--file", "a.gguf"]
     assert run(["compress", *arguments, *flags, "--no-tokenizer", "--engine", "nncf"]) == 0
     plain, flagged = worker
     assert plain == {
@@ -396,6 +396,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "merge_adapter": False,
         "max_context": None,
         "requantize": False,
+        "file": None,
         "tokenizer": True,
         "engine": "llmcompress",
     }
@@ -410,6 +411,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "merge_adapter": True,
         "max_context": 4096,
         "requantize": True,
+        "file": "a.gguf",
         "tokenizer": False,
         "engine": "nncf",
     }

@@ -198,7 +198,7 @@ def test_an_ir_repository(fake: FakeHub) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("adapter_config.json", "is an adapter"), ("x.gguf", "GGUF"), ("model_index.json", "diffusion pipeline")],
+    [("adapter_config.json", "is an adapter"), ("model_index.json", "diffusion pipeline")],
 )
 def test_a_repository_without_a_config(fake: FakeHub, name: str, reason: str) -> None:
     fake.files.clear()
@@ -254,9 +254,9 @@ def test_a_revision_of_a_directory_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"")
+    (tmp_path / "m.bin").write_bytes(b"")
     with pytest.raises(UsageError, match="a directory is needed, and this is none"):
-        resolve(tmp_path / "m.gguf")
+        resolve(tmp_path / "m.bin")
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="the link leads nowhere"):
         resolve(tmp_path / "gone")
@@ -286,7 +286,6 @@ def test_a_directory_with_nothing_to_load(tmp_path: Path) -> None:
     ("names", "hint"),
     [
         (("model-00001-of-00003.safetensors",), "the index of these shards is missing: fetch model.safetensors.index"),
-        (("tiny-Q8_0.gguf",), "GGUF files are not read: give the safetensors checkpoint"),
         (("adapter_model.safetensors", "adapter_config.json"), "it is an adapter: merge it into its base model"),
         (("consolidated.safetensors",), "it is in its trainer's own layout"),
         (("weights.safetensors",), "transformers reads model.safetensors alone"),

@@ -32,6 +32,7 @@ KINDS = {
     "evaluations": "scores of interrupted evaluations",
     "durations": "how long steps took",
     "kernels": "machine code of our kernels",
+    "gguf": "configurations and tokenizers of GGUF files",
     "matplotlib": "fonts of the page's charts",
 }
 RECENT_S = 60.0

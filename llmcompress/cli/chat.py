@@ -90,14 +90,14 @@ def chat(
     _converse(talks, names, start)
 
 
-def _directory(place: str, revision: str | None, access: dict[str, bool], *, verbose: bool) -> Path:
+def _directory(place: str, revision: str | None, access: dict[str, Any], *, verbose: bool) -> Path:
     """An OpenVINO directory of a source; a checkpoint's is made in a process of its own."""
     from llmcompress.cli.progress import run_watched
     from llmcompress.compression.compress import reference_ir
     from llmcompress.loaders.source import fetch_weights, resolve
     from llmcompress.spec import Access
 
-    absolute = str(Path(place).absolute()) if Path(place).is_dir() else place
+    absolute = str(Path(place).absolute()) if Path(place).exists() else place
     revision = None if Path(place).exists() else revision
     made = run_watched(reference_ir, {"source": absolute, "revision": revision, **access}, verbose=verbose)
     if Path(made).is_dir():

@@ -24,6 +24,7 @@ from llmcompress.cli.next_steps import after_compress
 from llmcompress.cli.options import (
     AllowLinks,
     AllowNonfinite,
+    GgufFile,
     Json,
     MaxContext,
     MergeAdapter,
@@ -109,22 +110,24 @@ def compress(
             "--budget", metavar="TIME", help="Time for the recipe's training, such as 30m: it decides num_steps."
         ),
     ] = None,
+    file: GgufFile = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """SOURCE is a Hub id, a checkpoint directory, an OpenVINO IR directory, or with --merge-adapter a LoRA.
+    """SOURCE is a Hub id, a checkpoint, a GGUF file, an OpenVINO IR directory, or with --merge-adapter a LoRA.
 
     [bold]Examples[/bold]
     llmcompress compress meta-llama/Llama-3.2-1B-Instruct -r int4
     llmcompress compress ./checkpoint -r int4-sym --set weights.group_size=64
     llmcompress compress ./checkpoint -r int4-awq-se -o out --dry-run
     llmcompress compress Qwen/Qwen2.5-1.5B-Instruct -r optimum-default
+    llmcompress compress model.Q4_K_M.gguf -o out
     """
     from llmcompress.artifact.placement import checked_output
     from llmcompress.spec import RECOMMENDED, Access, load_recipe
 
     access = Access(
-        revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context, requantize
+        revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context, requantize, file
     )
     recipe = recipe or _default_recipe(source, access, verbose=verbose)
     if recipe in RECOMMENDED:
@@ -176,13 +179,14 @@ def default_output_name(source: str, recipe_name: str) -> str:
     """Return the name of the output directory, `MODEL-RECIPE-ov`, for a Hub id or a local directory."""
     path = Path(source)
     base = path.resolve().name if path.exists() else source.rstrip("/").rsplit("/", 1)[-1]
+    base = base[: -len(".gguf")] if base.lower().endswith(".gguf") else base
     return f"{base or 'model'}-{recipe_name}-ov"
 
 
 def _default_recipe(source: str, access: Access, *, verbose: bool) -> str:
     """The recipe where none is given: there is one for what is quantized already."""
     path = Path(source)
-    known = path.is_dir() or (not path.exists() and source.count("/") == 1)
+    known = path.exists() or (not path.exists() and source.count("/") == 1)
     stage = "read the configuration"
     if known and run_watched(is_quantized, {"source": source, "access": access}, verbose=verbose, stage=stage):
         return "keep"
@@ -241,6 +245,8 @@ def recommend(source: str, name: str, overrides: list[str], access: Access, prog
 
 EXPANDED = ("f16", "bf16", "f32")
 """Precisions of weights that are held in memory as floats."""
+F32_ROUNDING = 1e-6
+"""Scales that are computed in f32 differ by less."""
 
 _TOKENIZER = {"equal": "converted, compared equal", "none": "left out; GenAI cannot open the output"}
 _CHAT_TEMPLATE = {
@@ -253,7 +259,9 @@ _CHAT_TEMPLATE = {
 def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: bool) -> None:
     """Print what was made, how big it is, what each weight became, what it took, and what to do next."""
     before = sum(
-        record.size_bytes for record in report.provenance.files if record.path.endswith((".safetensors", ".bin"))
+        record.size_bytes
+        for record in report.provenance.files
+        if record.path.endswith((".safetensors", ".gguf", ".bin"))
     )
     sizes = f"{size_text(before)} -> {size_text(report.size_bytes)}"
     if before:
@@ -299,7 +307,8 @@ def _kept_text(kept: KeptRecord, layers: Iterable[LayerRecord]) -> str:
     counts = ", ".join(f"{count:,} of {name}" for name, count in formats.items())
     expanded = {mode: precision for mode, precision in kept.executed.items() if precision in EXPANDED}
     rounding = kept.max_relative_rounding
-    text = f"{counts}; " + (f"scales to within {rounding:.1g}" if rounding else "every weight exactly")
+    exactness = f"every weight at most {rounding:.2g} off" if rounding else "every weight exactly"
+    text = f"{counts}; " + (f"scales to within {rounding:.1g}" if 0 < rounding < F32_ROUNDING else exactness)
     for mode, precision in expanded.items():
         text += f"; this {kept.device} expands {mode} to {precision} in memory: -r int8 --requantize takes less"
     return text if expanded else f"{text}, and compressed in this {kept.device}'s memory"

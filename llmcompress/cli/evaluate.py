@@ -14,6 +14,7 @@ from llmcompress.cli.next_steps import after_eval
 from llmcompress.cli.options import (
     AllowLinks,
     AllowNonfinite,
+    GgufFile,
     Json,
     MaxContext,
     MergeAdapter,
@@ -103,10 +104,11 @@ def evaluate(
     allow_links: AllowLinks = False,
     merge_adapter: MergeAdapter = False,
     max_context: MaxContext = None,
+    file: GgufFile = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """SOURCE and the reference are Hub ids, checkpoint directories, or OpenVINO IR directories.
+    """SOURCE and the reference are Hub ids, checkpoint directories, GGUF files, or OpenVINO IR directories.
 
     An artifact of ours gets the report as its eval.json. Ends with exit code 7 when the gate is not passed.
 
@@ -115,7 +117,9 @@ def evaluate(
     llmcompress eval model-int4-ov --reference ./checkpoint --max-kl 0.02
     llmcompress eval ./checkpoint --check-conversion
     """
-    access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context)
+    access = Access(
+        revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context, file=file
+    )
     if check_conversion:
         hint = "the check has fixed prompts and always runs in f32 on the CPU; leave them out"
         refuse_ignored(context, "--check-conversion", _WITH_CHECK_CONVERSION, hint)
@@ -193,7 +197,8 @@ def _gate_error(gate: GateRecord, asked: Collection[str], source: str) -> GateEr
 
 def _opened_by(access: Access) -> dict[str, Any]:
     """How a source is opened, by the parameters' names; that it may be compressed again is for compress alone."""
-    return {name: value for name, value in access._asdict().items() if name != "requantize"}
+    left_out = {"requantize"} if access.file else {"requantize", "file"}
+    return {name: value for name, value in access._asdict().items() if name not in left_out}
 
 
 def _conversion(source: str, access: Access, *, as_json: bool, verbose: bool) -> None:

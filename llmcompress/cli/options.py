@@ -33,6 +33,9 @@ TrustRemoteCode = Annotated[
 Offline = Annotated[bool, _of_sources("--offline", help="Use only what is on this machine.")]
 AllowNonfinite = Annotated[bool, _of_sources("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")]
 AllowLinks = Annotated[bool, _of_sources("--allow-links", help="Follow links that leave a model's directory.")]
+GgufFile = Annotated[
+    str | None, _of_sources("--file", metavar="NAME", help="The GGUF file that is meant, where there are several.")
+]
 MergeAdapter = Annotated[
     bool, _of_sources("--merge-adapter", help="Merge a LoRA directory into the base model that it names.")
 ]

@@ -10,7 +10,7 @@ from llmcompress.compression.output import inputs, write
 from llmcompress.compression.run import CompressOptions, compress_in_memory
 from llmcompress.errors import UsageError
 from llmcompress.loaders.loaded_model import LoadedModel
-from llmcompress.loaders.quantized.declaration import is_repacked
+from llmcompress.loaders.quantized.declaration import check_quantization, is_repacked
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import identity, resolve
 from llmcompress.report.compression import CompressionReport, Engine
@@ -40,13 +40,14 @@ def compress(
     tokenizer: bool = True,
     engine: Engine = "llmcompress",
     requantize: bool = False,
+    file: str | None = None,
     progress: ProgressOption = "auto",
 ) -> CompressionReport:
     """Compress a model by a recipe into one complete directory for OpenVINO.
 
     Args:
-        source: Hub id, checkpoint directory, OpenVINO IR directory, or what ``load`` returned: its graph is copied,
-            so that one loaded model serves many recipes.
+        source: Hub id, checkpoint directory, GGUF file, OpenVINO IR directory, or what ``load`` returned: its graph is
+            copied, so that one loaded model serves many recipes.
         recipe: A packaged recipe's name, a YAML file, a ``Recipe``, or ``optimum-default`` (``optimum-default-8bit``)
             for what Optimum recommends for this model.
         output_dir: Appears complete, by one rename, or not at all.
@@ -64,6 +65,7 @@ def compress(
             one. The model is the same bytes, by GPTQ up to the rounding of its sums; its manifest says by which each
             layer was made.
         requantize: Compress a checkpoint that is quantized already again: its floats are computed from its codes.
+        file: The GGUF file that is meant, of a directory or repository that holds several.
         progress: Told of every stage.
 
     Returns:
@@ -92,7 +94,7 @@ def compress(
     if not isinstance(recipe, Recipe) and recipe not in RECOMMENDED:
         recipe = load_recipe(recipe)
     access = Access(
-        revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context, requantize
+        revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context, requantize, file
     )
     if isinstance(source, LoadedModel):
         _refuse_loading_options(source, access)
@@ -111,7 +113,7 @@ def compress(
 def _refuse_loading_options(loaded: LoadedModel, access: Access) -> None:
     given = [
         name
-        for name in ("revision", "trust_remote_code", "allow_nonfinite", "allow_links", "merge_adapter")
+        for name in ("revision", "trust_remote_code", "allow_nonfinite", "allow_links", "merge_adapter", "file")
         if getattr(access, name)
     ]
     if given:
@@ -145,7 +147,8 @@ def reference_ir(
     if found.layout == "ir":
         return found.id or str(found.path)
     key = content_key({"source": identity(found), "versions": installed_versions(PACKAGES_THAT_DECIDE_SCORES)})
-    recipe = "keep" if is_repacked(found.config) else "none"
+    keeps = is_repacked(found.config) and check_quantization(found.config)[0] == "keep"
+    recipe = "keep" if keeps else "none"
     # The last part is what reports call the model.
     name = short_name((found.adapter or found).name.rsplit("/", 1)[-1])
     output = cache_dir() / "reference-ir" / key / f"{name}-{recipe}-ov"

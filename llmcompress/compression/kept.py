@@ -16,7 +16,7 @@ from llmcompress.report.compression import KeptRecord, LayerRecord
 if TYPE_CHECKING:
     import openvino as ov
 
-    from llmcompress.loaders.quantized.conversion import KeptWeights
+    from llmcompress.loaders.quantized.conversion import KeptWeight, KeptWeights
 
 _SAMPLE_ROWS = 64
 
@@ -47,11 +47,14 @@ def kept_record(model: ov.Model, kept: KeptWeights | None) -> KeptRecord | None:
 
 def kept_layers(layers: Iterable[LayerRecord], kept: KeptWeights | None) -> tuple[LayerRecord, ...]:
     """The records of a graph's layers, with what each was stored as; no arithmetic made their codes."""
-    formats = {} if kept is None else {name: weight.format for name, weight in kept.weights.items()}
-    return tuple(
-        layer.model_copy(update={"stored_as": formats[layer.name], "engine": None}) if layer.name in formats else layer
-        for layer in layers
-    )
+    weights = {} if kept is None else kept.weights
+    return tuple(_kept_layer(layer, weights[layer.name]) if layer.name in weights else layer for layer in layers)
+
+
+def _kept_layer(layer: LayerRecord, weight: KeptWeight) -> LayerRecord:
+    # Below a whole, all digits of a share are noise.
+    rounding = float(f"{weight.packed.rounding:.3g}")
+    return layer.model_copy(update={"stored_as": weight.format, "relative_rounding": rounding, "engine": None})
 
 
 def _executed(packed: PackedWeight) -> set[str]:

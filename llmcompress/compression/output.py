@@ -70,7 +70,8 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
 def inputs(found: Source, recipe: Recipe) -> list[Path]:
     """The files and directories that an output is made from, and must not touch."""
     texts = (text.dataset_path() for text in recipe.texts)
-    return [found.path, *(path for path in texts if path)]
+    places = [found.path] if found.gguf is None else [found.gguf.path / name for name in found.gguf.files]
+    return [*places, *(path for path in texts if path)]
 
 
 def _save_model(model: ov.Model, stage: Staging, progress: Reporter) -> None:

@@ -160,9 +160,11 @@ def _properties(request: EvalRequest) -> dict[str, str]:
 def _sources(request: EvalRequest) -> tuple[Source, Source | None]:
     """Find the model and its reference; nothing large is fetched."""
     diagnostics, reference = request.diagnostics, request.reference
-    # An adapter is the reference's, where there is one: the model that is measured against it has it merged already.
-    merges = request.access.merge_adapter and reference.source is None
-    found = resolve(request.source, request.access._replace(merge_adapter=merges))
+    # An adapter and a file are the reference's, where there is one: the model that is measured was made of them.
+    access = request.access
+    if reference.source is not None:
+        access = access._replace(merge_adapter=False, file=None)
+    found = resolve(request.source, access)
     other = None if reference.source is None else resolve(reference.source, reference.access)
     if diagnostics.tasks.names:
         if found.layout != "ir":

@@ -250,6 +250,7 @@ class LoadingOptions:
             allow_links=bool(given.pop("allow_links", False)),
             merge_adapter=bool(given.pop("merge_adapter", False)),
             max_context=given.pop("max_context", None),
+            file=given.pop("file", None),
         )
         self.config = given.pop("config", None)
         self.tokenizer = bool(given.pop("tokenizer", True))

@@ -9,8 +9,8 @@ from threading import Event
 from typing import NamedTuple
 
 from llmcompress.loaders.scan import scan
-from llmcompress.loaders.source import Source
-from llmcompress.loaders.tensors import Checkpoint, read_checkpoint, refuse_empty
+from llmcompress.loaders.source import Source, source_checkpoint
+from llmcompress.loaders.tensors import Checkpoint, refuse_empty
 from llmcompress.report.record import FileRecord
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -45,7 +45,7 @@ def weights_checked(*, allow_nonfinite: bool = False, progress: Reporter = silen
         progress(step)
 
     def start(source: Source) -> CheckedWeights:
-        checkpoint = read_checkpoint(source.path)
+        checkpoint = source_checkpoint(source)
         refuse_empty(checkpoint)
         records = pool.submit(
             scan,

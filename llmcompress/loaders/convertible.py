@@ -9,9 +9,9 @@ from llmcompress.loaders.context import warn_of_frozen_positions
 from llmcompress.loaders.hub_headers import read_hub_checkpoint
 from llmcompress.loaders.other_libraries import refuse_other_libraries
 from llmcompress.loaders.quantized.source_weights import source_weights
-from llmcompress.loaders.source import Source, check_code, fetch_listed, file_names
+from llmcompress.loaders.source import Source, check_code, fetch_listed, file_names, source_checkpoint
 from llmcompress.loaders.tensor_names import require_same_tensors
-from llmcompress.loaders.tensors import Checkpoint, choose_weights, read_checkpoint, refuse_empty
+from llmcompress.loaders.tensors import Checkpoint, choose_weights, refuse_empty
 
 
 def require_convertible(source: Source) -> Architecture | None:
@@ -31,12 +31,15 @@ def require_convertible(source: Source) -> Architecture | None:
     if source.layout == "ir":
         check_code(fetch_listed(source))
         return None
-    choose_weights(file_names(source), where=source.id or str(source.path))
+    if source.gguf is None:
+        choose_weights(file_names(source), where=source.id or str(source.path))
     source = fetch_listed(source)
     check_code(source)
     # The headers come first, as in a real run, whose check of all bytes takes the time of the libraries' import.
-    checkpoint = _not_empty(read_checkpoint(source.path)) if source.files is None else None
-    refuse_other_libraries(source)
+    is_here = source.files is None or source.gguf is not None
+    checkpoint = _not_empty(source_checkpoint(source)) if is_here else None
+    if source.gguf is None:
+        refuse_other_libraries(source)
     architecture = check_architecture(source.config, trust_remote_code=source.trust_remote_code)
     # Of the Hub, they are asked for where nothing smaller refuses it.
     headers = checkpoint or _not_empty(read_hub_checkpoint(source))
@@ -50,9 +53,9 @@ def require_convertible(source: Source) -> Architecture | None:
     plain = headers if found is None else found.plain
     if (found or architecture.quantization == "none") and not architecture.remote_code:
         require_same_tensors(source, plain, frozenset() if found is None else found.zero_biases)
-    if source.adapter is None:
+    if source.adapter is None and source.gguf is None:
         warn_of_adapter(file_names(source), source.name)
-    else:
+    elif source.adapter is not None:
         require_mergeable(source.adapter, quantized=architecture.quantization != "none")
     warn_of_frozen_positions(source)
     return architecture

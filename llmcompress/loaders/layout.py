@@ -82,7 +82,6 @@ def _instead(names: Collection[str]) -> str:
     for pattern, found in (
         (ADAPTER_CONFIG, "it is an adapter, to be merged into its base model first"),
         ("model_index.json", "it is a diffusion pipeline"),
-        ("*.gguf", "it holds GGUF files, which are not read"),
         ("openvino_language_model.xml", "it is an OpenVINO vision-language model"),
         ("consolidated*", "it is a checkpoint in its trainer's own layout"),
     ):
@@ -112,7 +111,16 @@ def check_links(directory: Path, *, allow_links: bool = False) -> None:
     """
     root = directory.resolve()
     blobs = root.parent.parent / "blobs"
-    patterns = (*_SIDE_FILES, *IR_SIDE_FILES, *IR_FILES, CARD, "*.safetensors", "*.py", "additional_chat_templates")
+    patterns = (
+        *_SIDE_FILES,
+        *IR_SIDE_FILES,
+        *IR_FILES,
+        CARD,
+        "*.safetensors",
+        "*.gguf",
+        "*.py",
+        "additional_chat_templates",
+    )
     for entry in [*root.iterdir(), *(root / "additional_chat_templates").glob("*")]:
         if not entry.is_symlink() or not any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in patterns):
             continue

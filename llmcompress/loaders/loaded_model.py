@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Collection
 from contextlib import ExitStack
@@ -11,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.artifact import MANIFEST, file_records, read_manifest, require_verified
-from llmcompress.artifact.manifest import entries
+from llmcompress.artifact.manifest import entries, file_record
 from llmcompress.graph.model import check_decoder, count_parameters, is_compressed, mapped_share
 from llmcompress.loaders.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.layout import IR_FILES
-from llmcompress.loaders.model_card import read_source_card
+from llmcompress.loaders.model_card import gguf_card, read_source_card
 from llmcompress.loaders.quantized.declaration import declared, is_repacked, quantization_method
 from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.scan import check_hashes, scan_constants
@@ -84,12 +85,13 @@ def load(
     allow_nonfinite: bool = False,
     allow_links: bool = False,
     merge_adapter: bool = False,
+    file: str | None = None,
     tokenizer: bool = True,
     scratch_dir: Path | None = None,
     checked: CheckedWeights | None = None,
     progress: ProgressOption = "auto",
 ) -> LoadedModel:
-    """Load a Hub id, a checkpoint directory or an OpenVINO IR directory.
+    """Load a Hub id, a checkpoint directory, a GGUF file or an OpenVINO IR directory.
 
     Args:
         source: What to load, or what ``resolve`` made of it.
@@ -99,6 +101,7 @@ def load(
         allow_nonfinite: Go on when a weight is NaN or infinite.
         allow_links: Follow links that leave the source's directory.
         merge_adapter: Load the base model of an adapter's directory and merge the adapter into it.
+        file: The GGUF file that is meant, of a directory or repository that holds several.
         tokenizer: Load the tokenizer, and fail where there is none.
         scratch_dir: Existing empty directory for the exporter's configuration files, and for its staged IR should
             the in-memory way be closed; by default a temporary one.
@@ -114,7 +117,7 @@ def load(
     progress = reporter(progress)
     quiet_libraries()
     if not isinstance(source, Source):
-        access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter)
+        access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, file=file)
         source = resolve(source, access)
     return load_source(
         source,
@@ -160,6 +163,8 @@ def source_files(source: Source) -> tuple[FileRecord, ...]:
     adapter = _adapter_files(source) if source.adapter is not None and source.adapter.id is None else ()
     if source.id is not None:
         return adapter
+    if source.gguf is not None:
+        return _gguf_records(source)
     if source.layout == "ir":
         weights = list(IR_FILES)
     else:
@@ -187,7 +192,9 @@ def _load_checkpoint(
         )
     else:
         model, kept = convert_quantized(source, found, scratch_dir)
-    files = (*checked.records.result(), *_records(source, side_files(source)), *_adapter_files(source))
+    # What is made of GGUF's metadata is no file of the source.
+    others = () if source.gguf is not None else (*_records(source, side_files(source)), *_adapter_files(source))
+    files = (*checked.records.result(), *others)
     progress(Progress("load and trace", 1, 1))
     check_decoder(model, where=source.id or source.path.name)
     return LoadedModel(
@@ -233,6 +240,12 @@ def _records(source: Source, names: Collection[str]) -> tuple[FileRecord, ...]:
     return file_records(source.path, exclude=others)
 
 
+def _gguf_records(source: Source) -> tuple[FileRecord, ...]:
+    assert source.gguf is not None
+    with os.scandir(source.gguf.path) as found:
+        return tuple(file_record(entry.name, entry) for entry in found if entry.name in source.gguf.files)
+
+
 def _adapter_files(source: Source) -> tuple[FileRecord, ...]:
     """The files of an adapter, as in a folder of its own: what it is merged into depends on them."""
     if source.adapter is None:
@@ -269,6 +282,8 @@ def _quantization(source: Source) -> QuantizationRecord | None:
 
 def _card(source: Source) -> SourceCard | None:
     """What the source's page states; of an artifact of ours that has none, what its own source's page stated."""
+    if source.gguf is not None:
+        return gguf_card(declared(source.config)["general"])
     card = read_source_card(source.path)
     if card is None and source.layout == "ir" and (source.path / MANIFEST).is_file():
         return read_manifest(source.path).provenance.card

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -56,6 +58,22 @@ def read_source_card(directory: Path) -> SourceCard | None:
         license_link=next(iter(stated.get("license_link", ())), None),
         language=stated.get("language", ()),
         sha256=digest,
+    )
+
+
+def gguf_card(general: Mapping[str, Any]) -> SourceCard:
+    """What a GGUF file states of the same, in its metadata's ``general`` part."""
+
+    def texts(value: object) -> tuple[str, ...]:
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        return tuple(text for text in values if isinstance(text, str) and 0 < len(text) <= MAX_VALUE_CHARS)
+
+    return SourceCard(
+        license=texts(general.get("license")),
+        license_name=next(iter(texts(general.get("license.name"))), None),
+        license_link=next(iter(texts(general.get("license.link"))), None),
+        language=texts(general.get("languages")),
+        sha256=hashlib.sha256(json.dumps(general, sort_keys=True).encode()).hexdigest(),
     )
 
 

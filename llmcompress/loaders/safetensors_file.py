@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from llmcompress.errors import ModelError
 
@@ -31,6 +31,8 @@ BITS = {
 _LFS_POINTER = b"version https://git-lfs"
 _FRESH = "download the file again"
 
+_Header = TypeVar("_Header")
+
 
 class TensorInfo(NamedTuple):
     """Where one tensor lies: bytes ``start`` up to ``end`` of ``file``, counted from the file's beginning."""
@@ -48,6 +50,15 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         ModelError: the file is not a complete safetensors file of known dtypes; names the file and the tensor.
     """
+    return with_first_bytes(path, header_of)
+
+
+def with_first_bytes(path: Path, read: Callable[[Path, int, Callable[[int], bytes]], _Header]) -> _Header:
+    """Call ``read`` with a file's size and a function that gives so many of its first bytes.
+
+    Raises:
+        ModelError: The file is missing or cannot be read.
+    """
     try:
         if not path.is_file():
             raise ModelError("the file is missing", where=str(path), hint=_FRESH)
@@ -57,7 +68,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 stream.seek(0)
                 return stream.read(count)
 
-            return header_of(path, os.fstat(stream.fileno()).st_size, first)
+            return read(path, os.fstat(stream.fileno()).st_size, first)
     except OSError as error:
         raise ModelError(f"it cannot be read: {error.strerror}", where=str(path), hint=_FRESH) from error
 

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from llmcompress.errors import HubError, ModelError
 from llmcompress.graph.model import is_weight
 from llmcompress.loaders.nonfinite import Nonfinite, Search, Span, judge
+from llmcompress.loaders.quantized.gguf_source import is_gguf
 from llmcompress.loaders.safetensors_file import TensorInfo
 from llmcompress.loaders.tensors import Checkpoint
 from llmcompress.report.record import FileRecord
@@ -136,7 +137,7 @@ def _scan_file(
     hashed: list[Future[None] | None] = [None, None]
     with path.open("rb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher:
         size = os.fstat(stream.fileno()).st_size
-        if tensors and size != tensors[-1][1].end:
+        if tensors and not _ends_at(size, tensors[-1][1].end, path):
             raise _changed(path)
         for turn, (start, end, spans) in enumerate(_blocks(tensors, size)):
             if waiting := hashed[turn % 2]:
@@ -149,6 +150,11 @@ def _scan_file(
                 search.look(block, start, span)
             advance(end - start)
     return FileRecord(path=path.name, size_bytes=size, sha256=digest.hexdigest()), search.found()
+
+
+def _ends_at(size: int, end: int, path: Path) -> bool:
+    """Whether a file ends with its last tensor; GGUF may fill it up behind that."""
+    return size >= end if is_gguf(path.name) else size == end
 
 
 def _changed(path: Path) -> ModelError:

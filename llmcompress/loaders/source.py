@@ -1,4 +1,4 @@
-"""What a person names as a model: a Hub id or a directory, pinned and checked before any weight is read."""
+"""What a person names as a model: a Hub id, a directory or a GGUF file, checked before any weight is read."""
 
 from __future__ import annotations
 
@@ -29,8 +29,16 @@ from llmcompress.loaders.layout import (
     names_in,
     refuse_cache_folder,
 )
+from llmcompress.loaders.quantized.gguf_source import GgufModel, gguf_names, hub_gguf, is_gguf, local_gguf
 from llmcompress.loaders.remote_code import check_tokenizer
-from llmcompress.loaders.tensors import INDEX, choose_weights, read_index
+from llmcompress.loaders.tensors import (
+    INDEX,
+    Checkpoint,
+    choose_weights,
+    is_pickled_weight,
+    read_checkpoint,
+    read_index,
+)
 from llmcompress.report.file_names import CARD, MODEL_XML, RECIPE
 from llmcompress.spec.access import Access, check_repo_id
 from llmcompress.system.cache import hold_if_kept
@@ -67,6 +75,8 @@ class Source(NamedTuple):
     """As in ``Access``."""
     adapter: Adapter | None = None
     """What is merged into the model when it is loaded."""
+    gguf: Checkpoint | None = None
+    """The headers of GGUF files that hold the model; then ``path`` is a directory made of their metadata."""
 
     @property
     def name(self) -> str:
@@ -83,11 +93,12 @@ class Source(NamedTuple):
 def resolve(source: str | Path, access: Access = Access()) -> Source:
     """Find a model by Hub id or path; of a Hub model only the file list and ``config.json`` are fetched.
 
-    An existing path goes before a Hub id of the same spelling. A directory that holds a checkpoint and an OpenVINO IR
-    is taken as the checkpoint, which is the more exact of the two.
+    Of GGUF files the headers are read, from which the configuration and the tokenizer are made. An existing path goes
+    before a Hub id of the same spelling. A directory that holds a checkpoint and an OpenVINO IR is taken as the
+    checkpoint, which is the more exact of the two.
 
     Raises:
-        UsageError: neither an existing path nor a Hub id, or a revision with a path.
+        UsageError: neither an existing path nor a Hub id, a revision with a path, or several GGUF models.
         ModelError: no readable ``config.json``, or nothing that can be loaded.
         HubError: no such repository, no access, no network, or not cached.
         SecurityError: a file name or link that leaves the model's directory.
@@ -115,6 +126,10 @@ def resolve(source: str | Path, access: Access = Access()) -> Source:
             where=text,
             hint="leave it out, or give the Hub id; a local path of the same spelling goes first",
         )
+    if path.is_file() and is_gguf(path.name):
+        if access.file is not None:
+            raise UsageError("`file` has no effect on a single file", where=text, hint="leave it out")
+        return _from_gguf(path.parent, path.name, access)
     return _from_directory(path, access)
 
 
@@ -131,7 +146,7 @@ def fetch_listed(source: Source) -> Source:
     """
     from llmcompress.hub.download import fetch
 
-    if source.files is None:
+    if source.files is None or source.gguf is not None:
         return source
     wanted = [name for name in file_names(source) if name in (*_CODE_CONFIGS, *SENTENCE_TRANSFORMERS)]
     return source._replace(path=fetch(source.files, ["config.json", *wanted]).path)
@@ -163,7 +178,7 @@ def fetch_side_files(source: Source) -> Source:
     from llmcompress.hub.download import fetch
 
     source = source._replace(adapter=_fetch_adapter(source))
-    if source.files is not None:
+    if source.files is not None and source.gguf is None:
         source = source._replace(path=fetch(source.files, _side_files(source, file_names(source))).path)
     check_code(source)
     return source
@@ -182,6 +197,11 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     from llmcompress.hub.download import fetch
 
     where = source.id or str(source.path)
+    if source.gguf is not None:
+        if source.files is None:
+            return source
+        fetched = fetch(source.files, source.gguf.files, progress=progress)
+        return source._replace(gguf=source.gguf._replace(path=fetched.path), expected_sha256=fetched.sha256)
     source = source._replace(adapter=_fetch_adapter(source, with_weights=True))
     listed = file_names(source)
     main = MODEL_XML if source.layout == "ir" else choose_weights(listed, where=where)
@@ -222,6 +242,10 @@ def identity(source: Source) -> list[object]:
     Of the files of a directory: names, sizes and times of change.
     """
     adapter = source.adapter
+    if source.gguf is not None:
+        stats = [(source.gguf.path / name).stat() for name in source.gguf.files if source.id is None]
+        files = [*source.gguf.files, *([stat.st_size, stat.st_mtime_ns] for stat in stats)]
+        return [source.id, source.revision, str(source.gguf.path) if source.id is None else None, files]
     merged = [] if adapter is None else _identity(adapter.id, adapter.revision, adapter.path)
     return [*_identity(source.id, source.revision, source.path), *merged]
 
@@ -258,6 +282,10 @@ def _from_hub(repo_id: str, access: Access) -> Source:
     check_repo_id(repo_id)
     files = listing(repo_id, access.revision, offline=access.offline)
     names = [file.path for file in files.files]
+    if access.file is not None or _holds_gguf(names):
+        chosen = gguf_names(names, access.file, repo_id)
+        source = _of_gguf(hub_gguf(files, chosen), access, where=repo_id)
+        return source._replace(kind="hub", id=repo_id, revision=files.commit, files=files)
     adapter = None
     if access.merge_adapter:
         require_adapter(names, repo_id)
@@ -289,6 +317,10 @@ def _from_directory(path: Path, access: Access) -> Source:
             hint="give the directory that holds config.json and the weights",
         )
     names = names_in(path)
+    if access.file is not None or _holds_gguf(names):
+        hold_if_kept(path)
+        check_links(path, allow_links=access.allow_links)
+        return _from_gguf(path, access.file, access)
     if "config.json" not in names:
         refuse_cache_folder(path)
     hold_if_kept(path)
@@ -311,6 +343,40 @@ def _from_directory(path: Path, access: Access) -> Source:
         max_context=access.max_context,
         adapter=adapter,
     )
+
+
+def _holds_gguf(names: Collection[str]) -> bool:
+    """Whether GGUF files are the only weights that are there."""
+    others = is_whole(names) or MODEL_XML in names or ADAPTER_CONFIG in names or any(map(is_pickled_weight, names))
+    return any(map(is_gguf, names)) and not others
+
+
+def _from_gguf(directory: Path, chosen: str | None, access: Access) -> Source:
+    directory = directory.resolve()
+    names = gguf_names(names_in(directory), chosen, str(directory))
+    return _of_gguf(local_gguf(directory, names), access, where=str(directory))
+
+
+def _of_gguf(found: GgufModel, access: Access, *, where: str) -> Source:
+    if access.merge_adapter:
+        raise UsageError(
+            "`merge_adapter` has no effect on a GGUF file",
+            where=where,
+            hint="give the adapter's directory, and its base model as transformers saves it",
+        )
+    return Source(
+        kind="checkpoint",
+        layout="checkpoint",
+        path=found.directory,
+        config=found.config,
+        max_context=access.max_context,
+        gguf=found.checkpoint,
+    )
+
+
+def source_checkpoint(source: Source) -> Checkpoint:
+    """The headers of a source's weights, which are here: as ``read_checkpoint``, or those of its GGUF files."""
+    return read_checkpoint(source.path) if source.gguf is None else source.gguf
 
 
 def _base_of(adapter: Adapter, access: Access) -> Source:

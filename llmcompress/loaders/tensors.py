@@ -20,7 +20,6 @@ _SHOWN = 5
 _WEIGHT_DTYPES = ("BF16", "F16", "F32", "F64")
 _REMEDIES = (
     ("*-of-*.safetensors", f"the index of these shards is missing: fetch {INDEX} as well"),
-    ("*.gguf", "GGUF files are not read: give the safetensors checkpoint that they were made from"),
     ("adapter_model.*", "it is an adapter: merge it into its base model with `merge_adapter`"),
     ("consolidated*", "it is in its trainer's own layout: give the model as transformers saves it"),
     ("*.safetensors", f"transformers reads {SINGLE} alone: rename the file, if it holds the whole model"),
@@ -113,7 +112,7 @@ def choose_weights(names: Collection[str], *, where: str) -> str:
     for name in (SINGLE, INDEX):
         if name in names:
             return name
-    if pickles := sorted(name for name in names if _is_pickled_weight(name)):
+    if pickles := sorted(name for name in names if is_pickled_weight(name)):
         raise SecurityError(
             f"the weights are pickle files ({_some(pickles)}), which can run code when opened; safetensors is needed",
             where=where,
@@ -155,7 +154,8 @@ def read_index(path: Path) -> dict[str, str]:
     return stated
 
 
-def _is_pickled_weight(name: str) -> bool:
+def is_pickled_weight(name: str) -> bool:
+    """Whether a file's name is that of weights in a format that can run code."""
     return name.endswith(_PICKLE_SUFFIXES) and not name.rpartition("/")[2].startswith(_NO_WEIGHTS)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmcompress.errors import ModelError, SecurityError, one_line
 from llmcompress.graph.model import number_nodes
+from llmcompress.loaders.quantized.gguf_source import require_gguf_tokenizer
 from llmcompress.loaders.source import Source
 from llmcompress.loaders.token_ids import check_token_ids
 from llmcompress.loaders.tokenizer_files import (
@@ -65,6 +66,8 @@ CHECK_TEXTS = (
 
 def source_tokenizer(source: Source) -> Any:
     """Load the tokenizer of a source whose files are there; raises as ``load_tokenizer`` and ``check_token_ids``."""
+    if source.gguf is not None:
+        require_gguf_tokenizer(source.path)
     tokenizer = load_tokenizer(source.text_path, trust_remote_code=source.trust_remote_code)
     check_token_ids(source, tokenizer)
     return tokenizer

@@ -19,7 +19,8 @@ from llmcompress.spec.access import check_repo_id
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
-_WEIGHTS = (".safetensors", MODEL_BIN)
+_HUB_PAGE = re.compile(r"https://huggingface\.co/([^/]+/[^/]+)/?")
+_WEIGHTS = (".safetensors", ".gguf", MODEL_BIN)
 
 
 class Stated(NamedTuple):
@@ -75,7 +76,7 @@ def hub_name(provenance: Provenance) -> tuple[str | None, str | None]:
 def find_base(manifest: CompressionReport, stated: Stated, directory: Path) -> BaseModel:
     """Take from a person, a manifest and the config.json next to it what the source is and states."""
     hub_id, revision = hub_name(manifest.provenance)
-    name = stated.base_model or hub_id or _recorded_name(directory)
+    name = stated.base_model or hub_id or _recorded_name(directory) or _base_of_gguf(manifest.provenance)
     card = manifest.provenance.card if stated.license is None else None
     link = card.license_link if card else None
     return BaseModel(
@@ -111,6 +112,16 @@ def _recorded_name(directory: Path) -> str | None:
     except (OSError, ValueError, AttributeError):
         return None
     return name if isinstance(name, str) and name.count("/") == 1 and _is_id(name) else None
+
+
+def _base_of_gguf(provenance: Provenance) -> str | None:
+    """What a GGUF file says that it was made from."""
+    told = provenance.quantization.settings.get("general") if provenance.quantization else None
+    if not isinstance(told, dict):
+        return None
+    url = told.get("base_model.0.repo_url") or told.get("source.repo_url")
+    found = _HUB_PAGE.fullmatch(url) if isinstance(url, str) else None
+    return found[1] if found and _is_id(found[1]) else None
 
 
 def _is_id(text: str) -> bool:

@@ -9,6 +9,7 @@ from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import RECIPE
 from llmcompress.report.options import eval_options, spec_options
+from llmcompress.report.record import Provenance
 from llmcompress.system.command_line import command_line
 
 CHECKPOINT = "PATH_TO_THE_BASE"
@@ -31,7 +32,7 @@ def commands(found: Measurements, base: BaseModel, directory: str) -> str:
     """One command a line: compress, and as far as it was done evaluate and benchmark."""
     lines = [_compress(found.manifest, base, directory)]
     if found.evaluation is not None:
-        lines.append(_evaluate(found.manifest, found.evaluation, directory))
+        lines.append(_evaluate(found.manifest, found.evaluation, base, directory))
     if found.benchmark is not None:
         lines.append(_bench(found.benchmark, directory))
     return "\n".join(lines)
@@ -45,13 +46,20 @@ def _compress(manifest: CompressionReport, base: BaseModel, directory: str) -> s
     words = ["--revision", revision] if revision else []
     words += ["--recipe", RECIPE, "-o", directory]
     words += ["--merge-adapter"] if adapter is not None else []
-    words += ["--requantize"] if manifest.provenance.quantization and manifest.recipe.weight_passes else []
+    words += ["--requantize"] if manifest.provenance.is_quantized and manifest.recipe.weight_passes else []
+    words += _file(base, manifest.provenance)
     words += ["--trust-remote-code"] if manifest.provenance.trust_remote_code else []
     words += ["--no-tokenizer"] if manifest.tokenizer == "none" else []
     return command_line(["llmcompress", "compress"], [source], words)
 
 
-def _evaluate(manifest: CompressionReport, report: EvalReport, directory: str) -> str:
+def _file(base: BaseModel, provenance: Provenance) -> list[str]:
+    """The GGUF file of a repository, which may hold several."""
+    names = [file.path for file in provenance.files if file.path.endswith(".gguf")]
+    return ["--file", names[0]] if names and base.id else []
+
+
+def _evaluate(manifest: CompressionReport, report: EvalReport, base: BaseModel, directory: str) -> str:
     words: list[str] = []
     if report.reference is not None:
         same = is_base(manifest, report)
@@ -63,6 +71,7 @@ def _evaluate(manifest: CompressionReport, report: EvalReport, directory: str) -
         words += ["--reference", source]
         words += ["--reference-revision", revision] if revision else []
         words += ["--merge-adapter"] if adapter is not None else []
+        words += _file(base, report.reference.provenance) if same else []
         words += ["--trust-remote-code"] if report.reference.provenance.trust_remote_code else []
     words += eval_options(report, manifest.recipe.gate)
     words += ["--reference-scores", "cached"] if report.divergence and not report.divergence.exact else []

@@ -37,6 +37,8 @@ class LayerRecord(Record):
 
     stored_as: str | None = None
     """The format of a source that is quantized already, whose codes are kept here; None where none are."""
+    relative_rounding: float | None = None
+    """The largest of its scales and zero points; 0: the weight is exactly that of the source. None as above."""
 
     @property
     def is_integer(self) -> bool:

@@ -54,7 +54,7 @@ class SourceCard(Record):
     problem: str | None = None
     """Why the front matter could not be read."""
     sha256: str
-    """Of the README."""
+    """Of the README, or of what a GGUF file says of itself."""
 
 
 class AdapterRecord(Record):
@@ -70,7 +70,7 @@ class QuantizationRecord(Record):
     """How a source was quantized, as its configuration says it."""
 
     method: str
-    """``quant_method``: gptq, awq, compressed-tensors or fp8."""
+    """``quant_method``: gptq, awq, compressed-tensors, fp8 or gguf."""
     settings: dict[str, Any]
     """All that it says."""
 
@@ -98,9 +98,16 @@ class Provenance(Record):
     """None where the source has no README or it was not at hand offline, and in manifests of earlier versions."""
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether weights of the source are codes; GGUF files may hold floats alone."""
+        types = self.quantization.settings.get("types") if self.quantization else None
+        floats = isinstance(types, dict) and set(types) <= {"F32", "F16", "BF16"}
+        return self.quantization is not None and not (self.quantization.method == "gguf" and floats)
+
+    @property
     def weight_bytes(self) -> int:
         """Size of the files that hold weights."""
-        return sum(file.size_bytes for file in self.files if file.path.endswith((".safetensors", MODEL_BIN)))
+        return sum(file.size_bytes for file in self.files if file.path.endswith((".safetensors", ".gguf", MODEL_BIN)))
 
 
 class EnvironmentRecord(Record):

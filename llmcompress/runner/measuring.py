@@ -65,6 +65,7 @@ def evaluate_artifact(
             "allow_links": access.allow_links,
             "merge_adapter": access.merge_adapter,
             "max_context": access.max_context,
+            "file": access.file,
             "reference_scores": evaluation.reference_scores,
             "keep_logits_in": keep_logits_in,
             "gate": gate,

@@ -130,7 +130,7 @@ def _with_absolute_paths(plan: Plan) -> Plan:
     """What a plan made in Python names from the working directory, which workers may not share."""
     models = tuple(
         model.model_copy(update={"source": str(Path(model.source).absolute())})
-        if Path(model.source).is_dir()
+        if Path(model.source).exists()
         else model
         for model in plan.models
     )

@@ -121,6 +121,7 @@ def tune_artifact(
                 "allow_links": access.allow_links,
                 "merge_adapter": access.merge_adapter and not itself,
                 "max_context": access.max_context,
+                "file": None if itself else access.file,
                 "offline": access.offline,
                 "gate": gate,
             },

@@ -29,6 +29,8 @@ class Access(NamedTuple):
     """Tokens that the model's positions reach, in place of what its configuration states."""
     requantize: bool = False
     """Compress a checkpoint again that is quantized already."""
+    file: str | None = None
+    """The GGUF file that is meant, of a directory or repository that holds several; of a split one any part."""
 
     def of_candidate(self) -> Access:
         """Return how the model is opened whose reference is opened so: the rest is for checkpoints."""

@@ -82,6 +82,7 @@ def tune(
     allow_links: bool = False,
     merge_adapter: bool = False,
     max_context: int | None = None,
+    file: str | None = None,
     offline: bool = False,
     gate: Gate | None = None,
     progress: ProgressOption = "auto",
@@ -104,6 +105,7 @@ def tune(
         merge_adapter: Load the base model of an adapter's directory and merge the adapter into it (the extra
             ``adapters``).
         max_context: Tokens that the model's positions reach, where its configuration states another context.
+        file: The GGUF file that is meant, of a reference that holds several.
         offline: Use local files and caches only.
         gate: Thresholds, each instead of the artifact's own.
         progress: Told of every step.
@@ -121,7 +123,14 @@ def tune(
     quiet_libraries()
     stages, deadline = Stages(), time.monotonic() + spec.budget_s
     access = Access(
-        reference_revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context
+        reference_revision,
+        trust_remote_code,
+        offline,
+        allow_nonfinite,
+        allow_links,
+        merge_adapter,
+        max_context,
+        file=file,
     )
     target = prepare(TuneRequest(Path(directory).absolute(), spec, reference, access, gate or Gate()))
     directory = target.request.directory

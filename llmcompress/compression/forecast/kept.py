@@ -17,8 +17,8 @@ from llmcompress.loaders.quantized.packed import NF4
 from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.quantized.stored import Read, StoredWeight
 from llmcompress.loaders.safetensors_file import BITS
-from llmcompress.loaders.source import Source
-from llmcompress.loaders.tensors import Checkpoint, read_checkpoint
+from llmcompress.loaders.source import Source, source_checkpoint
+from llmcompress.loaders.tensors import Checkpoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,8 +44,8 @@ def with_quantized(source: Source, inventory: Inventory, *, keep: bool) -> Inven
     """
     if source.layout != "checkpoint" or not is_repacked(source.config):
         return inventory
-    if any(source.path.glob("*.safetensors")):
-        checkpoint = read_checkpoint(source.path)
+    if source.gguf is not None or any(source.path.glob("*.safetensors")):
+        checkpoint = source_checkpoint(source)
         found = source_weights(source, checkpoint)
     elif source.files is not None:
         checkpoint = read_hub_checkpoint(source)
@@ -56,15 +56,19 @@ def with_quantized(source: Source, inventory: Inventory, *, keep: bool) -> Inven
     weights = _by_names_of(inventory, found.weights)
     names = {weight.name for weight in weights}
     plain = [tensor for tensor in found.plain.tensors.values() if tensor.file]
-    formats = Counter(weight.format for weight in found.weights)
+    formats = Counter((weight.format, weight.rounding) for weight in found.weights)
     return inventory._replace(
         weights=tuple(w._replace(dtype="f32") if w.name in names else w for w in inventory.weights),
         checkpoint_bytes=sum(tensor.end - tensor.start for tensor in checkpoint.tensors.values()),
         mapped_bytes=sum(math.prod(tensor.shape) * BITS[tensor.dtype] // 8 for tensor in plain),
         cast_bytes=0 if keep else 4 * sum(math.prod(weight.shape) for weight in found.weights),
-        notes=(*inventory.notes, *(f"{count:,} weights are {name}; taken exactly" for name, count in formats.items())),
+        notes=(
+            *inventory.notes,
+            *(f"{n:,} weights are {name}; {rounding or 'taken exactly'}" for (name, rounding), n in formats.items()),
+        ),
         stored=weights,
-        keeps_codes=keep,
+        # Floats are no codes, and stay what they are before any recipe.
+        keeps_codes=keep or not any(weight.is_quantized for weight in found.weights),
     )
 
 
@@ -125,7 +129,7 @@ def kept_layer(weight: StoredWeight) -> PlannedLayer:
         if weight.group_size == weight.columns
         else weight.group_size,
         size_bytes=_bytes(weight),
-        stored_as=weight.format,
+        stored_as=weight.format if weight.is_quantized else None,
     )
 
 
@@ -138,4 +142,5 @@ def _bytes(weight: StoredWeight) -> int:
     if len(weight.shape) == 3 and weight.scale == "f8e4m3":
         # Every expert has a global scale of its own.
         scales += 4 * math.prod(weight.shape[:-1])
-    return elements * bits // 8 + scales + (-(-num_groups * bits // 8) if weight.asymmetric else 0)
+    zero_bits = _BITS[weight.zero_point or weight.element] if weight.asymmetric else 0
+    return elements * bits // 8 + scales - (-num_groups * zero_bits // 8)

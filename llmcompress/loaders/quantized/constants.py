@@ -108,7 +108,9 @@ def _replace(constant: ov.Node, name: str, weight: PackedWeight, owners: list[ob
             port.replace_source_output(value.output(0))
         else:
             raise ModelError(
-                f"the quantized weight {name} goes into {kind}, not into a linear layer", where="model", hint=ORIGINAL
+                f"the quantized weight {name} goes into {kind}, not into a linear layer or embedding",
+                where="model",
+                hint=ORIGINAL,
             )
     return own_name
 

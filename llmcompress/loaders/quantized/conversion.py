@@ -37,7 +37,7 @@ class KeptWeights(NamedTuple):
     """By the names of their constants."""
 
 
-def convert_quantized(source: Source, found: SourceWeights, scratch_dir: Path) -> tuple[ov.Model, KeptWeights]:
+def convert_quantized(source: Source, found: SourceWeights, scratch_dir: Path) -> tuple[ov.Model, KeptWeights | None]:
     """Convert a quantized checkpoint, its codes kept as they are.
 
     The plain model's class is traced with untouched memory in place of the quantized weights; then their constants are
@@ -47,6 +47,9 @@ def convert_quantized(source: Source, found: SourceWeights, scratch_dir: Path) -
         source: A checkpoint whose files are there.
         found: Its quantized weights.
         scratch_dir: As of ``convert_checkpoint``.
+
+    Returns:
+        The graph, and what it keeps of the source's codes; None where all of them are floats.
 
     Raises:
         ModelError: As ``convert_checkpoint``, or a weight is not in the graph as a linear layer's.
@@ -65,9 +68,13 @@ def convert_quantized(source: Source, found: SourceWeights, scratch_dir: Path) -
         packed = found.repacked()
         placed = put_constants(model, packed, given.names, slimmed[-1])
     keep_alive(model, (memory_owners(model), placed.owners))
-    formats = {weight.name: weight.format for weight in found.weights}
-    kept = {constant: KeptWeight(formats[name], weight) for constant, (name, weight) in placed.weights.items()}
-    return clone_model(model), KeptWeights(found.method, found.settings, kept)
+    formats = {weight.name: weight.format for weight in found.weights if weight.is_quantized}
+    kept = {
+        constant: KeptWeight(formats[name], weight)
+        for constant, (name, weight) in placed.weights.items()
+        if name in formats
+    }
+    return clone_model(model), KeptWeights(found.method, found.settings, kept) if kept else None
 
 
 def dequantized_model(model: ov.Model, kept: KeptWeights) -> ov.Model:

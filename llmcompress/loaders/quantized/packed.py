@@ -63,7 +63,12 @@ class PackedWeight(NamedTuple):
     factors: NDArray[Any] | None = None
     """What scales that are bytes are multiplied by in f32: one number, or one for each row; None: nothing."""
     rounding: float = 0.0
-    """The largest relative difference between a value and what the source says; 0: there is none."""
+    """The largest relative difference between a scale or zero point and what the source says; 0: there is none.
+
+    Of a zero point below 1: the difference, in steps.
+    """
+    unrounded: Callable[[], NDArray[Any]] | None = None
+    """Gives the weight in f32 as the source has it; None: as the codes say."""
 
     @property
     def group_size(self) -> int:
@@ -82,8 +87,14 @@ class PackedWeight(NamedTuple):
 
 
 def dequantized(weight: PackedWeight) -> NDArray[Any]:
-    """The weight in f32, columns as they are stored; products are rounded to f32 and no more."""
+    """The weight in f32, columns as they are stored; products are rounded to f32 and no more.
+
+    It is the source's: zero points and values that were rounded to f16 to keep them are not rounded here.
+    """
     import numpy as np
+
+    if weight.unrounded is not None:
+        return weight.unrounded()
 
     columns = weight.shape[-1]
 

@@ -7,14 +7,15 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.declaration import FORMATS, declared, is_repacked, quantization_method
+from llmcompress.loaders.quantized.declaration import FORMATS, GGUF, declared, is_repacked, quantization_method
 from llmcompress.loaders.quantized.experts import stacked
+from llmcompress.loaders.quantized.gguf import gguf_weights
 from llmcompress.loaders.quantized.packed import PackedWeight
 from llmcompress.loaders.quantized.slim_stacks import StackParameter, stack_parameters
 from llmcompress.loaders.quantized.stored import MappedTensors, Read, StoredWeight, mapped_tensors, plain_tensors
@@ -24,6 +25,7 @@ from llmcompress.system.json_file import write_json
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 _DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
@@ -32,7 +34,7 @@ class SourceWeights(NamedTuple):
     """The weights of a checkpoint whose codes are repacked. By headers alone: no weight has been read."""
 
     method: str
-    """``quant_method``: gptq, awq, compressed-tensors, fp8 and so on."""
+    """``quant_method``: gptq, awq, compressed-tensors, fp8, gguf and so on."""
     settings: Mapping[str, Any]
     """What the configuration says of the quantization."""
     dtype: str
@@ -44,6 +46,8 @@ class SourceWeights(NamedTuple):
     mapped: MappedTensors
     zero_biases: frozenset[str]
     """Biases of quantized layers that are all zero: AutoGPTQ writes them for layers that have none."""
+    floats: Callable[[], Mapping[str, NDArray[Any]]] | None = None
+    """Gives the other tensors, where they are not in safetensors files as transformers has them."""
 
     def repacked(self) -> dict[str, PackedWeight]:
         """Every weight by its name, each on a core."""
@@ -70,6 +74,12 @@ def source_weights(source: Source, checkpoint: Checkpoint, read: Read | None = N
     Raises:
         ModelError: A setting or a tensor is not as the format says, or the model's class merges such weights.
     """
+    if source.gguf is not None:
+        made = gguf_weights(source.config, checkpoint)
+        settings = declared(source.config)
+        return SourceWeights(
+            GGUF, settings, "float32", made.weights, made.plain, made.mapped, frozenset(), floats=made.floats
+        )
     if not is_repacked(source.config):
         return None
     settings, mapped = declared(source.config), mapped_tensors(checkpoint)
@@ -141,7 +151,9 @@ def stand_ins(source: Source, found: SourceWeights) -> Iterator[StandIns]:
         return torch.from_numpy(zeros.view(np.int32 if dtype.itemsize == 4 else np.int16)).view(dtype)
 
     with tempfile.TemporaryDirectory(prefix="llmcompress-") as folder, contextlib.ExitStack() as files:
-        for file in found.plain.files:
+        if found.floats is not None:
+            tensors |= {name: torch.from_numpy(values) for name, values in found.floats().items()}
+        for file in found.plain.files if found.floats is None else ():
             opened = files.enter_context(safe_open(found.plain.path / file, "pt"))
             tensors |= {
                 name: opened.get_tensor(name) for name, tensor in found.plain.tensors.items() if tensor.file == file

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import mmap
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.packed import ORIGINAL, Element, PackedWeight, Scale
@@ -55,8 +55,14 @@ class StoredWeight(NamedTuple):
     """Whether the configuration says that there are zero points."""
     scale: Scale = "f16"
     """What its scales are most likely."""
+    zero_point: Scale | None = None
+    """What its zero points are, where they are numbers; None: codes."""
     transposed: bool = False
     """Whether the model's class has input channels before output channels."""
+    rounding: str = ""
+    """What is rounded, in words; empty: nothing, or scales in f32."""
+    is_quantized: bool = True
+    """False where the files hold it in floats, as GGUF may."""
 
     @property
     def columns(self) -> int:
@@ -81,13 +87,13 @@ class MappedTensors(NamedTuple):
     """Lets the pages of a tensor leave memory; what is read of it again comes from the file."""
 
 
-def mapped_tensors(checkpoint: Checkpoint) -> MappedTensors:
-    """Map a checkpoint's files."""
+def mapped_bytes(checkpoint: Checkpoint, mode: Literal["r", "c"] = "r") -> MappedTensors:
+    """Map a checkpoint's files; tensors are bytes, in ``mode`` ``c`` memory of this process's own."""
     import numpy as np
 
     @functools.cache
     def mapped(file: str) -> NDArray[np.uint8]:
-        return np.memmap(checkpoint.path / file, np.uint8, "r")
+        return np.memmap(checkpoint.path / file, np.uint8, mode)
 
     def release(name: str) -> None:
         tensor = checkpoint.tensors[name]
@@ -98,13 +104,25 @@ def mapped_tensors(checkpoint: Checkpoint) -> MappedTensors:
 
     def read(name: str) -> NDArray[Any]:
         tensor = checkpoint.tensors[name]
-        if tensor.dtype not in _ELEMENTS:
-            raise ModelError(f"tensor {name!r} is {tensor.dtype}, which is not read", where=tensor.file, hint=ORIGINAL)
-        stored = mapped(tensor.file)[tensor.start : tensor.end].view(np.ndarray)
-        values = stored.view(_ELEMENTS[tensor.dtype]).reshape(tensor.shape)
-        return (values.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else values
+        return mapped(tensor.file)[tensor.start : tensor.end].view(np.ndarray)
 
     return MappedTensors(read, release)
+
+
+def mapped_tensors(checkpoint: Checkpoint) -> MappedTensors:
+    """Map a checkpoint's files, of safetensors."""
+    import numpy as np
+
+    mapped = mapped_bytes(checkpoint)
+
+    def read(name: str) -> NDArray[Any]:
+        tensor = checkpoint.tensors[name]
+        if tensor.dtype not in _ELEMENTS:
+            raise ModelError(f"tensor {name!r} is {tensor.dtype}, which is not read", where=tensor.file, hint=ORIGINAL)
+        values = mapped.read(name).view(_ELEMENTS[tensor.dtype]).reshape(tensor.shape)
+        return (values.astype(np.uint32) << 16).view(np.float32) if tensor.dtype == "BF16" else values
+
+    return mapped._replace(read=read)
 
 
 def require_tensor(

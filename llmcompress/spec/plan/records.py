@@ -27,7 +27,8 @@ class PlanModel(StrictModel):
     """One model."""
 
     source: Text
-    """Hub id, checkpoint directory or OpenVINO IR directory. A relative path in a file starts at its folder."""
+    """Hub id, checkpoint directory, GGUF file or OpenVINO IR directory. A relative path in a file starts at its
+    folder."""
     name: Name | None = None
     """Of the directory below the output. None: the last part of ``source``."""
     revision: Text | None = None
@@ -40,6 +41,8 @@ class PlanModel(StrictModel):
     max_context: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
     requantize: bool = False
     """The source is quantized already: recipes that quantize may do so again."""
+    file: Text | None = None
+    """The GGUF file that is meant, of a directory or repository that holds several."""
     exclude: Texts = ()
     """Names of recipes that are not for this model."""
     overrides: dict[str, Settings] = Field(default_factory=dict)
@@ -56,12 +59,13 @@ class PlanModel(StrictModel):
             self.merge_adapter,
             self.max_context,
             self.requantize,
+            file=self.file,
         )
 
     @property
     def short_name(self) -> str:
         """``name``, or the last part of ``source``."""
-        return self.name or self.source.rstrip("/").rsplit("/", 1)[-1]
+        return self.name or self.source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
 class PlanRecipe(StrictModel):

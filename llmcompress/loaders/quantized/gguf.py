@@ -1,0 +1,280 @@
+"""The weights of a GGUF model, as ``llama.cpp`` writes it: where each goes, and its blocks repacked.
+
+Rows of blocks are whole, so that what llama.cpp reorders, rows of queries and keys, is put back without a block being
+opened.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llmcompress.errors import ModelError
+from llmcompress.loaders.quantized.gguf_architectures import Mapped, named_tensors
+from llmcompress.loaders.quantized.gguf_blocks import BLOCK_FORMATS, DEQUANTIZED, BlockFormat
+from llmcompress.loaders.quantized.gguf_file import BLOCK_SIZES
+from llmcompress.loaders.quantized.packed import (
+    ORIGINAL,
+    Element,
+    PackedWeight,
+    Scale,
+    dequantized,
+    in_blocks,
+    packed4,
+    shortest,
+)
+from llmcompress.loaders.quantized.stored import MappedTensors, Read, StoredWeight, mapped_bytes
+from llmcompress.loaders.safetensors_file import TensorInfo
+from llmcompress.loaders.tensors import Checkpoint
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_FLOATS: Mapping[str, Element] = {"F16": "f16", "BF16": "bf16"}
+_MOST_STEPS = 2048
+"""Zero points up to it are rounded by less than a step when they become f16."""
+
+
+class GgufWeights(NamedTuple):
+    """The weights of a model. By headers alone."""
+
+    weights: tuple[StoredWeight, ...]
+    """The matrices that are not f32."""
+    plain: Checkpoint
+    """The headers that the model would have in f32."""
+    mapped: MappedTensors
+    """Gives a tensor's bytes by GGUF's name, a row each."""
+    floats: Callable[[], dict[str, NDArray[Any]]]
+    """The values of the other tensors, by the names that transformers gives them, mapped where they can be."""
+
+
+def gguf_weights(config: Mapping[str, Any], checkpoint: Checkpoint) -> GgufWeights:
+    """Find the weights of a GGUF model.
+
+    Args:
+        config: Made by ``gguf_config``, with the quantization that it declares.
+        checkpoint: The headers of its files, with GGUF's names and types.
+
+    Raises:
+        ModelError: A tensor that the architecture does not have, or of a type that is not read.
+    """
+    places = named_tensors(config["quantization_config"]["architecture"], config, checkpoint.tensors)
+    mapped = _mapped(checkpoint)
+    weights: list[StoredWeight] = []
+    others: dict[str, tuple[TensorInfo, Mapped]] = {}
+    for name, place in places.items():
+        tensor = checkpoint.tensors[name]
+        if len(tensor.shape) == 2 and tensor.dtype in (*BLOCK_FORMATS, *DEQUANTIZED, *_FLOATS) and not place.less:
+            weights.append(_stored(name, tensor, place))
+        elif tensor.dtype in ("F32", *_FLOATS):
+            others[name] = tensor, place
+        else:
+            raise ModelError(
+                f"tensor {name!r} is {tensor.dtype} of shape {list(tensor.shape)}, which is not read",
+                where=tensor.file,
+                hint=ORIGINAL,
+            )
+    plain = {weight.name: TensorInfo("", "F32", weight.shape, 0, 0) for weight in weights}
+    plain |= {place.name: tensor._replace(dtype="F32") for tensor, place in others.values()}
+    return GgufWeights(
+        weights=tuple(weights),
+        plain=checkpoint._replace(tensors=plain),
+        mapped=mapped,
+        floats=lambda: {
+            place.name: _values(mapped.read(name), tensor, place) for name, (tensor, place) in others.items()
+        },
+    )
+
+
+def _mapped(checkpoint: Checkpoint) -> MappedTensors:
+    # Torch takes no memory that cannot be written.
+    mapped = mapped_bytes(checkpoint, "c")
+    return mapped._replace(read=lambda name: mapped.read(name).reshape(*checkpoint.tensors[name].shape[:-1], -1))
+
+
+def row_order(rows: int, heads: int) -> NDArray[np.intp]:
+    """Where the rows of queries or keys lie in a file, in the order of transformers.
+
+    There a head has the first channels of all rotated pairs, then the second ones; llama.cpp puts pairs together.
+    """
+    import numpy as np
+
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _values(stored: NDArray[Any], tensor: TensorInfo, place: Mapped) -> NDArray[np.float32]:
+    import numpy as np
+
+    values: NDArray[Any] = _floats(stored, tensor.dtype)
+    if place.heads is not None:
+        values = values[row_order(values.shape[0], place.heads)]
+    return values - np.float32(place.less) if place.less else values
+
+
+def _floats(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    import numpy as np
+
+    if dtype == "BF16":
+        return (stored.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    values: NDArray[np.float32] = stored.view({"F16": "<f2", "F32": "<f4"}[dtype]).astype(np.float32, copy=False)
+    return values
+
+
+def _stored(name: str, tensor: TensorInfo, place: Mapped) -> StoredWeight:
+    rows, columns = tensor.shape
+    made = functools.partial(StoredWeight, name=place.name, shape=(rows, columns), parts=frozenset((name,)))
+    if tensor.dtype in _FLOATS:
+        return made(
+            format=f"GGUF {tensor.dtype}",
+            element=_FLOATS[tensor.dtype],
+            group_size=columns,
+            repack=functools.partial(_as_it_is, name, tensor, place),
+            is_quantized=False,
+        )
+    if tensor.dtype in DEQUANTIZED:
+        return made(
+            format=f"GGUF {tensor.dtype}, dequantized",
+            element="f16",
+            group_size=columns,
+            repack=functools.partial(_dequantized, name, tensor, place),
+            rounding="their values become f16",
+        )
+    form = BLOCK_FORMATS[tensor.dtype]
+    numbers: Scale = "f16" if form.short_scales else "f32"
+    return made(
+        format=f"GGUF {tensor.dtype}",
+        element=form.element,
+        group_size=form.group_size,
+        asymmetric=form.asymmetric,
+        repack=functools.partial(_repacked, name, tensor, place, form),
+        scale=numbers,
+        zero_point=numbers,
+        rounding="their zero points become f16" if form.rounds else "",
+    )
+
+
+def _as_it_is(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> PackedWeight:
+    stored = read(name)
+    codes = stored if place.heads is None else stored[row_order(tensor.shape[0], place.heads)]
+    return _float_weight(codes, _FLOATS[tensor.dtype], tensor)
+
+
+def _float_weight(codes: NDArray[Any], element: Element, tensor: TensorInfo) -> PackedWeight:
+    import numpy as np
+
+    rows, columns = tensor.shape
+    return PackedWeight(codes, element, (rows, columns), np.ones((rows, 1), np.float16))
+
+
+def _dequantized(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> PackedWeight:
+    import numpy as np
+
+    rows, columns = tensor.shape
+    values = _dequantizer(name, tensor, place, read)
+    rounding = 0.0
+
+    def block(part: slice) -> NDArray[Any]:
+        nonlocal rounding
+        exact = values(part)
+        half = exact.astype(np.float16)
+        _refuse_nonfinite(half, name, tensor)
+        rounding = max(rounding, _relative_rounding(half, exact, float(np.finfo(np.float16).smallest_normal)))
+        return half.view(np.uint8)
+
+    codes = in_blocks(rows, columns, np.uint8, block)
+    unrounded = functools.partial(in_blocks, rows, columns, np.float32, values)
+    return _float_weight(codes, "f16", tensor)._replace(rounding=rounding, unrounded=unrounded)
+
+
+def _dequantizer(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> Callable[[slice], NDArray[Any]]:
+    """Gives rows of a weight in f32, by the package gguf."""
+    from gguf import GGMLQuantizationType, dequantize
+
+    rows_at = _rows(name, tensor, place, read)
+    kind = GGMLQuantizationType[tensor.dtype]
+
+    def values(part: slice) -> NDArray[Any]:
+        found: NDArray[Any] = dequantize(rows_at(part), kind)
+        _refuse_nonfinite(found, name, tensor)
+        return found
+
+    return values
+
+
+def _rows(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> Callable[[slice], NDArray[Any]]:
+    """Gives the bytes of rows, in the order of transformers."""
+    import numpy as np
+
+    stored = read(name)
+    order = None if place.heads is None else row_order(tensor.shape[0], place.heads)
+    return lambda part: np.ascontiguousarray(stored[part] if order is None else stored[order[part]])
+
+
+def _relative_rounding(rounded: NDArray[Any], exact: NDArray[Any], least: float) -> float:
+    """The largest difference to the exact numbers, each relative to the number, or to ``least`` where that is more."""
+    import numpy as np
+
+    difference = np.abs(rounded.astype(np.float32) - exact)
+    return float((difference / np.maximum(np.abs(exact), np.float32(least))).max(initial=0.0))
+
+
+def _refuse_nonfinite(values: NDArray[Any], name: str, tensor: TensorInfo) -> None:
+    import numpy as np
+
+    if not np.isfinite(values).all():
+        raise ModelError(
+            f"the blocks of tensor {name!r} have scales that are NaN, infinite or too large",
+            where=tensor.file,
+            hint="the model is damaged; download the file again, or take another one",
+        )
+
+
+def _repacked(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, read: Read) -> PackedWeight:
+    import numpy as np
+
+    made = functools.partial(_unrounded, name, tensor, place, form, read)
+    exact = made()
+    zeros, scales = exact.zero_points, shortest(exact.scales)
+    if zeros is None:
+        return exact._replace(scales=scales)
+    if not form.rounds or np.abs(zeros).max() > _MOST_STEPS or scales.dtype != np.float16:
+        return exact
+    half = zeros.astype(np.float16)
+    return exact._replace(
+        scales=scales,
+        zero_points=half,
+        rounding=_relative_rounding(half, zeros, 1.0),
+        unrounded=lambda: dequantized(made()),
+    )
+
+
+def _unrounded(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, read: Read) -> PackedWeight:
+    """A weight with scales and zero points in f32."""
+    import numpy as np
+
+    rows, columns = tensor.shape
+    rows_at, num_groups = _rows(name, tensor, place, read), columns // form.group_size
+    scales = np.empty((rows, num_groups), np.float32)
+    offsets = np.empty((rows, num_groups), np.float32) if form.asymmetric else None
+
+    def block(part: slice) -> NDArray[Any]:
+        groups = form.parts(rows_at(part).reshape(-1, BLOCK_SIZES[tensor.dtype].size_bytes))
+        scales[part] = groups.scales.reshape(-1, num_groups)
+        codes = groups.codes.reshape(-1, num_groups, form.group_size)
+        if offsets is not None and groups.offsets is not None:
+            offsets[part] = groups.offsets.reshape(-1, num_groups)
+            # Where all are the same number, the offset alone holds it.
+            codes[scales[part] == 0] = 0
+        of_rows = codes.reshape(-1, columns)
+        return packed4(of_rows) if form.element in ("u4", "i4", "f4e2m1") else of_rows
+
+    codes = in_blocks(rows, columns, np.uint8, block)
+    _refuse_nonfinite(scales, name, tensor)
+    if offsets is None:
+        return PackedWeight(codes, form.element, (rows, columns), scales)
+    scales[scales == 0] = 1
+    zeros = offsets / scales
+    _refuse_nonfinite(zeros, name, tensor)
+    return PackedWeight(codes, form.element, (rows, columns), scales, zeros)

@@ -1,0 +1,219 @@
+"""GGUF files of tiny checkpoints, with the names, orders and metadata that llama.cpp gives them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Blocks = tuple[Array, gguf.GGMLQuantizationType]
+Store = Callable[[str, Array], Blocks | None]
+"""Makes blocks of a matrix, by GGUF's name; None leaves it in f32."""
+
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
+
+
+def write_gguf(
+    checkpoint: Path, path: Path, store: Store = lambda name, values: None, *, num_parts: int = 1, **metadata: Any
+) -> Path:
+    """Write a checkpoint of transformers as one GGUF file, or as the parts of one; ``metadata`` by GGUF's keys."""
+    from safetensors.numpy import load_file
+
+    config = json.loads((checkpoint / "config.json").read_text())
+    kind = config["model_type"]
+    architecture = ARCHITECTURES.get(kind, kind)
+    tensors = {}
+    for name, values in load_file(checkpoint / "model.safetensors").items():
+        to, values = _as_stored(name, values.astype(np.float32), config)
+        tensors[to] = values
+    tensors |= {f"rope_{name}.weight": values for name, values in _rope_tensors(config).items()}
+    writers = []
+    names = list(tensors)
+    for number in range(num_parts):
+        writer = gguf.GGUFWriter(path, architecture)
+        writers.append(writer)
+        if number == 0:
+            for key, value in {
+                **_settings(config, architecture),
+                **(_tokenizer(checkpoint) if "tokenizer.ggml.model" not in metadata else {}),
+                **metadata,
+            }.items():
+                _add(writer, key, value)
+        if num_parts > 1:
+            writer.add_uint16("split.no", number)
+            writer.add_uint16("split.count", num_parts)
+            writer.add_int32("split.tensors.count", len(tensors))
+        for name in names[number::num_parts]:
+            blocks = store(name, tensors[name]) if tensors[name].ndim == 2 else None
+            if blocks is None:
+                writer.add_tensor(name, np.ascontiguousarray(tensors[name]))
+            else:
+                writer.add_tensor(name, blocks[0], raw_dtype=blocks[1])
+    for number, writer in enumerate(writers, 1):
+        part = path if num_parts == 1 else path.with_name(f"{path.stem}-{number:05}-of-{num_parts:05}.gguf")
+        writer.write_header_to_file(part)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return path if num_parts == 1 else path.with_name(f"{path.stem}-00001-of-{num_parts:05}.gguf")
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)
+
+
+def _as_stored(name: str, values: Array, config: Mapping[str, Any]) -> tuple[str, Array]:
+    stem, part = name.rsplit(".", 1)
+    kind = config["model_type"]
+    names = dict(NAMES)
+    if kind.startswith(("gemma2", "gemma3")):
+        names["post_attention_layernorm"] = "post_attention_norm"
+    block = ""
+    if stem.startswith("model.layers."):
+        number, stem = stem.removeprefix("model.layers.").split(".", 1)
+        block = f"blk.{number}."
+    if kind in ("llama", "mistral") and stem in ("self_attn.q_proj", "self_attn.k_proj"):
+        heads = config["num_attention_heads" if "q_proj" in stem else "num_key_value_heads"]
+        # The two channels that are rotated together come next to each other.
+        values = values.reshape(heads, 2, values.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
+    if kind.startswith("gemma") and stem.endswith("norm"):
+        values = values + 1
+    return f"{block}{names[stem]}.{part}", values
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+
+
+def _rope_tensors(config: Mapping[str, Any]) -> dict[str, Array]:
+    rope = _rope(config)
+    if rope.get("rope_type") == "llama3":
+        from transformers import AutoConfig
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        made = AutoConfig.for_model(config["model_type"], **{k: v for k, v in config.items() if k != "model_type"})
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](made, "cpu")
+        size = 2 * len(scaled)
+        plain = rope["rope_theta"] ** -(np.arange(0, size, 2) / size)
+        return {"freqs": (plain / scaled.numpy()).astype(np.float32)}
+    if rope.get("rope_type") == "longrope":
+        return {f"factors_{name}": np.array(rope[f"{name}_factor"], np.float32) for name in ("long", "short")}
+    return {}
+
+
+def _settings(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    rope, heads = _rope(config), config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    theta = rope.get("full_attention", rope).get("rope_theta", config.get("rope_theta", 10_000.0))
+    found: dict[str, Any] = {
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "block_count": config["num_hidden_layers"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": heads,
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1)),
+        "rope.freq_base": float(theta),
+    }
+    if head_dim != config["hidden_size"] // heads or config["model_type"].startswith("gemma"):
+        found |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
+    for key, name in (
+        ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+        ("attention.layer_norm_epsilon", "norm_epsilon"),
+        ("attention.layer_norm_epsilon", "layer_norm_eps"),
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+    ):
+        if config.get(name) is not None:
+            found[key] = float(config[name])
+    if config.get("sliding_window"):
+        found["attention.sliding_window"] = config["sliding_window"]
+    if "use_parallel_residual" in config:
+        found["use_parallel_residual"] = config["use_parallel_residual"]
+    scaling = rope.get("rope_type", "default")
+    if scaling in ("linear", "yarn"):
+        found |= {"rope.scaling.type": scaling, "rope.scaling.factor": float(rope["factor"])}
+    if "original_max_position_embeddings" in rope and scaling != "llama3":
+        found["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+    if scaling == "longrope":
+        ratio = config["max_position_embeddings"] / rope["original_max_position_embeddings"]
+        attention = (1 + np.log(ratio) / np.log(rope["original_max_position_embeddings"])) ** 0.5
+        found["rope.scaling.attn_factor"] = float(attention)
+    return {f"{architecture}.{key}": value for key, value in found.items()}
+
+
+def _tokenizer(checkpoint: Path) -> dict[str, Any]:
+    stated = json.loads((checkpoint / "tokenizer.json").read_text())
+    special = {token["id"]: token for token in stated["added_tokens"]}
+    ids = stated["model"]["vocab"] | {token["content"]: number for number, token in special.items()}
+    size = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
+    tokens = [f"[PAD{number}]" for number in range(size)]
+    for token, number in ids.items():
+        tokens[number] = token
+    config = json.loads((checkpoint / "config.json").read_text())
+    found: dict[str, Any] = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3 if n in special else 1 if n in ids.values() else 5 for n in range(size)],
+        "tokenizer.ggml.merges": [" ".join(m) if isinstance(m, list) else m for m in stated["model"]["merges"]],
+        "tokenizer.ggml.bos_token_id": config["bos_token_id"],
+        "tokenizer.ggml.eos_token_id": config["eos_token_id"],
+        "tokenizer.ggml.padding_token_id": config["pad_token_id"],
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    template = checkpoint / "chat_template.jinja"
+    return found | ({"tokenizer.chat_template": template.read_text()} if template.is_file() else {})
+
+
+def as_transformers(path: Path, config: Any) -> dict[str, Array]:
+    """The tensors of a Llama model by transformers' names, in f32, as the package gguf dequantizes them."""
+    names = {to: name for name, to in NAMES.items()}
+    names |= {"ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "ffn_norm": "post_attention_layernorm"}
+    found = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        *block, stem, part = tensor.name.split(".")
+        if stem in ("attn_q", "attn_k"):
+            heads = config.num_attention_heads if stem == "attn_q" else config.num_key_value_heads
+            values = values.reshape(heads, values.shape[0] // heads // 2, 2, -1).swapaxes(1, 2).reshape(values.shape)
+        prefix = f"model.layers.{block[1]}." if block else ""
+        found[f"{prefix}{names[stem]}.{part}"] = np.ascontiguousarray(values)
+    return found
