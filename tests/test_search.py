@@ -102,7 +102,10 @@ def test_the_front_falls_from_the_smallest_to_the_best(found: tuple[Path, Search
 def test_a_limit_of_quality_gives_the_smallest_that_keeps_it(
     demo_checkpoint: Path, text: Path, tmp_path: Path, found: tuple[Path, SearchReport]
 ) -> None:
-    report = llmcompress.search(demo_checkpoint, _spec(text, max_kl=0.05), tmp_path / "out")
+    # What a search that was killed has left goes.
+    (tmp_path / "new" / ".out.search" / "searched").mkdir(parents=True)
+    report = llmcompress.search(demo_checkpoint, _spec(text, max_kl=0.05), tmp_path / "new" / "out")
+    assert [each.name for each in (tmp_path / "new").iterdir()] == ["out"]
     plan = report.contenders[0]
     # The limit is held on the windows of the sensitivity; the verdict is on others.
     assert plan.kl_divergence.value == pytest.approx(0.05, rel=0.25)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from llmcompress.artifact import manifest_sha256, write_report
+from llmcompress.artifact import manifest_sha256, write_errors, write_report
 from llmcompress.artifact.placement import checked_output
 from llmcompress.compression.compress import compress
 from llmcompress.compression.forecast import forecast
@@ -170,8 +171,8 @@ def search(
         loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
     with stages.stage("candidates"):
         table = _table(loaded, spec, looked_at, progress)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.search-") as place:
-        shop = Workshop(loaded, spec, Path(place), looked_at, held_out, progress)
+    with _place_next_to(output) as place:
+        shop = Workshop(loaded, spec, place, looked_at, held_out, progress)
         with stages.stage("plan"):
             planned = _planned(shop, table)
         with stages.stage("verify"):
@@ -237,6 +238,19 @@ def _checked(found: Source) -> Source:
             hint="close other programs, or take a machine with more memory",
         )
     return found
+
+
+@contextlib.contextmanager
+def _place_next_to(output: Path) -> Iterator[Path]:
+    """A directory for the contenders, on the output's disk; what a killed search left there goes first."""
+    place = output.with_name(f".{output.name}.search")
+    shutil.rmtree(place, ignore_errors=True)
+    try:
+        with write_errors(output):
+            place.mkdir(parents=True)
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _windows(found: Source, spec: SearchSpec, *, offline: bool) -> tuple[EvaluationWindows, EvaluationWindows]:
