@@ -528,7 +528,7 @@ def test_how_bits_were_learned_is_among_the_parameters(tmp_path: Path) -> None:
         f"| `training.windows` | `their.txt: 1024 windows of 64 tokens, seed 3, tokens sha256 {'5' * 64}` |",
         "| `training.changed_codes` | `12.34% of 28 weights` |",
         "| `training.kept` | `what was learned, in 1 of 1 trainings` |",
-        "- The bits of its weights were learned from `their.txt`; texts that are unlike it can lose more.",
+        "- Its bits were learned from `their.txt`; texts that are unlike it can lose more.",
     ):
         assert row in text.splitlines()
     assert "training." not in render_card(artifact(tmp_path / "without"))

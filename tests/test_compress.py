@@ -142,7 +142,7 @@ def test_data_free_equals_nncf(
         ("scale_estimation", {"scale_estimation": True}),
         ("awq", {"awq": True}),
         ("gptq", {"gptq": True}),
-        ("lora_correction", {"lora_correction": True}),
+        pytest.param("lora_correction", {"lora_correction": True}, marks=pytest.mark.slow),
         *((metric, {"ratio": 0.5, "sensitivity_metric": metric}) for metric in DATA_AWARE_METRICS),
     ],
 )

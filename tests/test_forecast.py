@@ -102,7 +102,9 @@ def test_size_of_a_llama(llama: Path, llama_ir: Path, tmp_path: Path, arguments:
     assert predicted.size_bytes == pytest.approx(stock_size(llama_ir, tmp_path, **arguments), rel=tolerance)
 
 
-@pytest.mark.parametrize(("model_type", "dtype"), [("gpt2", "float32"), ("mixtral", "bfloat16")])
+@pytest.mark.parametrize(
+    ("model_type", "dtype"), [("gpt2", "float32"), pytest.param("mixtral", "bfloat16", marks=pytest.mark.slow)]
+)
 def test_size_of_odd_layouts(model_type: str, dtype: str, tmp_path: Path) -> None:
     checkpoint = build_checkpoint(tmp_path / "checkpoint", model_type, dtype=dtype)
     ir = stock_ir(checkpoint, tmp_path / "ir")

@@ -17,7 +17,7 @@ from llmcompress.compression.layers import layer_table
 from llmcompress.compression.nncf import layer_rules
 from llmcompress.compression.nncf.weights import compress_weights, model_inputs
 from llmcompress.errors import ModelError, RecipeError
-from llmcompress.graph.integer_weights import GraphWeights
+from llmcompress.graph.integer_weights import integer_weights
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.publishing.content import _weights
@@ -247,7 +247,7 @@ def test_an_nncf_that_has_moved_is_named(monkeypatch: pytest.MonkeyPatch, loaded
 def test_bits_of_fewer_than_8_are_trained_with_those_of_the_recipe(loaded: LoadedModel) -> None:
     model, weights = loaded.clone().model, _compression(rules=RULES)
     compress_weights(model, weights)
-    names = trainable(GraphWeights(model), weights, where="demo")
+    names = trainable(integer_weights(model), weights, where="demo")
     of_four_bits = {layer.name for layer in layer_table(model) if layer.mode in ("int4_sym", "int4_asym")}
     assert names == of_four_bits
     assert len(of_four_bits) < len(layer_table(model)) - 1

@@ -83,7 +83,7 @@ def stock_and_ours(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.parametrize(
     "name",
-    ["awq-se", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "int4", "int3", "nvfp4", "ratio"))],
+    ["int4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int8", "awq-se", "int3", "nvfp4", "ratio"))],
 )
 def test_the_same_bytes_by_the_stock_class_and_by_ours(name: str, stock_and_ours: Callable[[str], Path]) -> None:
     assert _same(stock_and_ours(name) / "ours", stock_and_ours(name) / "stock")

@@ -74,10 +74,7 @@ WEIGHTS: list[dict[str, Any]] = [
     {"mode": "int8_asym"},
     {"mode": "int8_sym", "ignored_scope": {"types": ["Gather"]}},
     INT4,
-    {**INT4, "ratio": 0.5, "all_layers": True, "backup_mode": "int8_sym"},
-    {**INT4, "ratio": 0.5, "sensitivity_metric": "mean_activation_variance"},
     {**INT4, "ratio": 0.5, "scale_estimation": True},
-    {**INT4, "awq": True, "advanced": {"awq_params": {"steps": 7}}},
     {"mode": "int4_asym", "group_size": 96, "group_size_fallback": "adjust"},
     {
         **INT4,
@@ -85,13 +82,22 @@ WEIGHTS: list[dict[str, Any]] = [
         "ignored_scope": {"names": ["__module.lm_head/ov_ext::linear/MatMul"], "patterns": [".*q_"]},
     },
     {"mode": "nf4", "group_size": -1},
-    {"mode": "mxfp4"},
-    {"mode": "nvfp4"},
     {"mode": "int3_sym", "group_size": 32, "backup_mode": "none"},
 ]
 
 
-@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+MORE_WEIGHTS: list[dict[str, Any]] = [
+    {**INT4, "ratio": 0.5, "all_layers": True, "backup_mode": "int8_sym"},
+    {**INT4, "ratio": 0.5, "sensitivity_metric": "mean_activation_variance"},
+    {**INT4, "awq": True, "advanced": {"awq_params": {"steps": 7}}},
+    {"mode": "mxfp4"},
+    {"mode": "nvfp4"},
+]
+
+
+@pytest.mark.parametrize(
+    "weights", [*WEIGHTS, *(pytest.param(each, marks=pytest.mark.slow) for each in MORE_WEIGHTS)], ids=str
+)
 def test_what_nncf_recorded(weights: dict[str, Any], stock_ir: Path, text: Path, tmp_path: Path) -> None:
     needs_data = weights.get("scale_estimation") or weights.get("gptq") or "sensitivity_metric" in weights
     data_aware = needs_data or weights.get("advanced")

@@ -581,4 +581,4 @@ def test_the_windows_compared_are_those_of_the_run_where_many_are_held_out(tmp_p
     plan = load_plan(tmp_path / "plan.yaml")
     model = PlannedModel(plan, offline=True)
     model.find(planned_jobs(plan, tmp_path)[0])
-    assert [model.texts(recipe)[0] for recipe in recipes] == [window.record for window in windows if window]
+    assert [model.texts(recipe)["calibration"] for recipe in recipes] == [window.record for window in windows if window]

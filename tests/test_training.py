@@ -121,7 +121,11 @@ def test_codes_are_packed_and_read_again(num_bits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "mode", ["int8_asym", "int8_sym", "int4_asym", "int4_sym", "int3_sym", "int2_sym", "nf4", "fp4"]
+    "mode",
+    [
+        *("int8_asym", "int4_asym", "int4_sym", "int2_sym", "nf4"),
+        *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("int8_sym", "int3_sym", "fp4")),
+    ],
 )
 def test_a_graphs_codes_are_those_that_the_runtime_unpacks(loaded: LoadedModel, mode: str) -> None:
     import nncf
@@ -335,7 +339,9 @@ def test_training_ends_early_where_validation_gets_no_better(train: Train) -> No
     assert report.training.curves[0].points[-1].step < 40
 
 
-@pytest.mark.parametrize("mode", ["int4_sym", "int2_sym", "int8_asym"])
+@pytest.mark.parametrize(
+    "mode", ["int4_sym", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("int2_sym", "int8_asym"))]
+)
 def test_layers_are_trained_one_after_another(train: Train, mode: str) -> None:
     output, report = train(mode, method="blocks", num_steps=8)
     training = report.training
@@ -788,7 +794,7 @@ def test_a_model_whose_layers_are_no_chain_is_named(loaded: LoadedModel, recipe:
 
 
 @pytest.mark.parametrize(
-    "architecture", ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("phi3", "gpt_neox", "qwen3"))]
+    "architecture", [pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "phi3", "gpt_neox", "qwen3")]
 )
 def test_other_architectures_are_trained(architecture: str, calibration_text: Path, tmp_path: Path) -> None:
     checkpoint = build_checkpoint(tmp_path / "model", architecture)
