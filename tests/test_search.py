@@ -220,8 +220,8 @@ def test_sources_without_floats_and_too_little_memory_are_refused(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "got none of max_bytes, bits_per_weight and max_kl; exactly one is accepted"),
-        ({"max_kl": 0.1, "bits_per_weight": 4.0}, "got bits_per_weight and max_kl of max_bytes"),
+        ({}, "got none of `max_bytes`, `bits_per_weight` and `max_kl`; exactly one is accepted"),
+        ({"max_kl": 0.1, "bits_per_weight": 4.0}, "got `bits_per_weight` and `max_kl` of `max_bytes`"),
         ({"max_kl": 0.1, "candidates": ("int4_sym", "int4_sym")}, "one is named twice"),
         ({"max_kl": 0.1, "candidates": ("int4 sym",)}, "got 'int4 sym': MODE or MODE:GROUP_SIZE is accepted"),
         ({"max_kl": 0.1, "candidates": ("nf4:64",)}, "got 'nf4:64': modes with integers are accepted"),

@@ -63,8 +63,8 @@ class SearchSpec(ScoredText):
         yield from super()._refusals()
         limits = [name for name in ("max_bytes", "bits_per_weight", "max_kl") if getattr(self, name) is not None]
         if len(limits) != 1:
-            got = " and ".join(limits) if limits else "none"
-            problem = f"got {got} of max_bytes, bits_per_weight and max_kl; exactly one is accepted"
+            got = " and ".join(f"`{name}`" for name in limits) or "none"
+            problem = f"got {got} of `max_bytes`, `bits_per_weight` and `max_kl`; exactly one is accepted"
             yield Refusal("max_bytes", problem, "give one limit")
         if len(set(self.candidates)) < len(self.candidates):
             yield Refusal("candidates", "one is named twice", "name each once")
