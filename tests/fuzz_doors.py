@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import struct
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from llmcompress.errors import (
     ArtifactError,
@@ -202,8 +204,10 @@ def _repack_gguf(folder: Path) -> Any:
     from llmcompress.loaders.quantized.source_weights import source_weights
     from llmcompress.loaders.source import resolve, source_checkpoint
 
-    source = resolve(folder / "model.gguf")
-    checkpoint = source_checkpoint(source)
+    # Its configuration and tokenizer go to the cache, which the door may write to.
+    with mock.patch.dict(os.environ, {"LLMCOMPRESS_CACHE": str(folder / "out")}):
+        source = resolve(folder / "model.gguf")
+        checkpoint = source_checkpoint(source)
     size = (folder / "model.gguf").stat().st_size
     assert all(0 < tensor.start < tensor.end <= size for tensor in checkpoint.tensors.values())
     found = source_weights(source, checkpoint)
