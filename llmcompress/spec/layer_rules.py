@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from llmcompress.errors import RecipeError
 from llmcompress.spec.modes import FIXED_GROUP_SIZE, INT8, default_group_size
-from llmcompress.spec.validation import MAX_COUNT, Refusal, StrictModel, Text
+from llmcompress.spec.validation import GroupSize, Refusal, StrictModel, Text, is_pattern
 
 RuleMode = Literal[
     "none",
@@ -39,7 +39,7 @@ class LayerRule(StrictModel):
     (``model.layers.0.mlp.down_proj.weight``), or the type of the operation that takes the weight: ``MatMul``,
     ``Gather`` (embeddings), ``Convolution``."""
     mode: RuleMode
-    group_size: Annotated[int, Field(ge=-1, le=MAX_COUNT)] | None = None
+    group_size: GroupSize | None = None
     """Has to divide the input channels; -1: all of an output channel; None: the mode's default."""
     method: Literal["data_free"] | None = None
     """None: AWQ, scale estimation and GPTQ, where the recipe asks for them; ``data_free``: none of them."""
@@ -47,17 +47,8 @@ class LayerRule(StrictModel):
     @field_validator("match")
     @classmethod
     def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except (re.error, OverflowError, RecursionError):
-            raise PydanticCustomError("pattern", "a Python regular expression is accepted") from None
-        return value
-
-    @field_validator("group_size")
-    @classmethod
-    def _not_zero(cls, value: int | None) -> int | None:
-        if value == 0:
-            raise PydanticCustomError("group_size", "a positive number or -1 (one group per channel) is accepted")
+        if not is_pattern(value):
+            raise PydanticCustomError("pattern", "a Python regular expression is accepted")
         return value
 
     def _refusals(self) -> Iterator[Refusal]:

@@ -127,6 +127,26 @@ def _count_or_all(value: object) -> object:
 
 CountOrAll = Annotated[int | Literal["all"], BeforeValidator(_count_or_all)]
 
+
+def _checked_group_size(value: int) -> int:
+    if value == 0:
+        raise PydanticCustomError("group_size", "a positive number or -1 (one group per channel) is accepted")
+    return value
+
+
+GroupSize = Annotated[int, Field(ge=-1, le=MAX_COUNT), AfterValidator(_checked_group_size)]
+"""Weights along the input channels that share a scale; -1: all of an output channel."""
+
+
+def is_pattern(text: str) -> bool:
+    """Whether it is a Python regular expression."""
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return True
+
+
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 """A list of texts in the file, a tuple in the record."""
 

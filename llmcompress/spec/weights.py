@@ -20,7 +20,7 @@ from llmcompress.spec.modes import (
     StatisticsPrecision,
     default_group_size,
 )
-from llmcompress.spec.validation import MAX_COUNT, Refusal, StrictModel, Texts
+from llmcompress.spec.validation import GroupSize, Refusal, StrictModel, Texts, is_pattern
 from llmcompress.spec.weight_refusals import weight_refusals
 
 
@@ -44,11 +44,8 @@ class IgnoredScope(StrictModel):
     @field_validator("patterns")
     @classmethod
     def _compile(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        for value in values:
-            try:
-                re.compile(value)
-            except (re.error, OverflowError, RecursionError):
-                raise PydanticCustomError("pattern", "Python regular expressions are accepted") from None
+        if not all(map(is_pattern, values)):
+            raise PydanticCustomError("pattern", "Python regular expressions are accepted")
         return values
 
     @property
@@ -69,7 +66,7 @@ class WeightCompression(StrictModel):
     """
 
     mode: Mode
-    group_size: Annotated[int, Field(ge=-1, le=MAX_COUNT)] | None = None
+    group_size: GroupSize | None = None
     """Weights along the input channels that share a scale; -1: all of an output channel; None: the mode's default."""
     ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the linear layers' weights that takes ``mode``; 0.0 means no layer."""
@@ -91,13 +88,6 @@ class WeightCompression(StrictModel):
     statistics_precision: StatisticsPrecision = "f32"
     """In what the activations are computed that AWQ, scale estimation and others go by; f32 is what NNCF takes."""
     advanced: AdvancedCompression = AdvancedCompression()
-
-    @field_validator("group_size")
-    @classmethod
-    def _not_zero(cls, value: int | None) -> int | None:
-        if value == 0:
-            raise PydanticCustomError("group_size", "a positive number or -1 (one group per channel) is accepted")
-        return value
 
     def _refusals(self) -> Iterator[Refusal]:
         yield from weight_refusals(self)
