@@ -37,6 +37,7 @@ from llmcompress.cli.options import (
     Verbose,
     check_choice,
     chosen_format,
+    place_of,
 )
 from llmcompress.cli.progress import watching
 from llmcompress.cli.spec_options import Flag, with_fields
@@ -115,7 +116,7 @@ def bench(
         spec = _by_its_old_name(spec, old_runtime)
     for name in spec.devices:
         check_device(name)
-    places = [str(Path(source).absolute()) if Path(source).exists() else source for source in sources]
+    places = [place_of(source) for source in sources]
     merged = _merged(places) if merge_adapter else set()
     access = {"trust_remote_code": trust_remote_code, "offline": offline, "allow_links": allow_links}
     with watching(verbose=verbose) as watch:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmcompress.cli.console import is_quiet, print_json, print_text, stdout, tell, write_text
-from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose, in_panels
+from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose, in_panels, place_of
 from llmcompress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,9 +97,8 @@ def _directory(place: str, revision: str | None, access: dict[str, Any], *, verb
     from llmcompress.loaders.source import fetch_weights, resolve
     from llmcompress.spec import Access
 
-    absolute = str(Path(place).absolute()) if Path(place).exists() else place
     revision = None if Path(place).exists() else revision
-    made = run_watched(reference_ir, {"source": absolute, "revision": revision, **access}, verbose=verbose)
+    made = run_watched(reference_ir, {"source": place_of(place), "revision": revision, **access}, verbose=verbose)
     if Path(made).is_dir():
         return Path(made)
     return fetch_weights(resolve(made, Access(revision, **access))).path

@@ -186,7 +186,7 @@ def default_output_name(source: str, recipe_name: str) -> str:
 def _default_recipe(source: str, access: Access, *, verbose: bool) -> str:
     """The recipe where none is given: there is one for what is quantized already."""
     path = Path(source)
-    known = path.exists() or (not path.exists() and source.count("/") == 1)
+    known = path.exists() or source.count("/") == 1
     stage = "read the configuration"
     if known and run_watched(is_quantized, {"source": source, "access": access}, verbose=verbose, stage=stage):
         return "keep"

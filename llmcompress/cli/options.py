@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from copy import copy
+from pathlib import Path
 from typing import Annotated, TypeVar, get_args
 
 import typer
@@ -30,6 +31,13 @@ Revision = Annotated[str | None, _of_sources("--revision", help="Branch, tag or 
 TrustRemoteCode = Annotated[
     bool, _of_sources("--trust-remote-code", help="Run Python code that comes with the model. Read it first.")
 ]
+
+
+def place_of(source: str) -> str:
+    """A source as another process finds it: a path made absolute, a Hub id as it is."""
+    return str(Path(source).absolute()) if Path(source).exists() else source
+
+
 Offline = Annotated[bool, _of_sources("--offline", help="Use only what is on this machine.")]
 AllowNonfinite = Annotated[bool, _of_sources("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")]
 AllowLinks = Annotated[bool, _of_sources("--allow-links", help="Follow links that leave a model's directory.")]

@@ -19,6 +19,7 @@ from llmcompress.cli.options import (
     Revision,
     TrustRemoteCode,
     Verbose,
+    place_of,
 )
 from llmcompress.cli.progress import run_watched
 from llmcompress.cli.spec_options import DATASET, Flag, with_fields
@@ -71,11 +72,10 @@ def search(
     """
     from llmcompress.searching.search import search as search_formats
 
-    given, target = Path(source).absolute() if Path(source).exists() else source, output_dir.absolute()
     options: dict[str, Any] = {
-        "source": given,
+        "source": place_of(source),
         "spec": spec,
-        "output_dir": target,
+        "output_dir": output_dir.absolute(),
         "revision": revision,
         "trust_remote_code": trust_remote_code,
         "offline": offline,
