@@ -20,7 +20,7 @@ from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
 from llmcompress.evaluation.statistics import TokenScores
 from llmcompress.searching import search as search_module
 from llmcompress.searching.candidates import Candidate
-from llmcompress.searching.search import Entrant, decide
+from llmcompress.searching.contest import Entrant, decide
 from llmcompress.searching.sensitivity import fisher
 from llmcompress.searching.solver import front, least_bytes, least_damage, total_bytes, total_kl
 from llmcompress.spec.search import CANDIDATES, Format, parse_size

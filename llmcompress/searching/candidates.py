@@ -31,6 +31,22 @@ class Candidate(NamedTuple):
     """Predicted, in nats per token."""
 
 
+class Table(NamedTuple):
+    """What weights cost in formats."""
+
+    candidates: list[Candidate]
+    """Of the spec's formats, and ``BACKUP``."""
+    formats: tuple[Format, ...]
+    special: frozenset[str]
+    """Embeddings and the head."""
+    num_tokens: int
+
+    @property
+    def permitted(self) -> list[Candidate]:
+        """Of the formats that the spec names."""
+        return [each for each in self.candidates if each.format in self.formats]
+
+
 def uniform(wanted: Format, *, all_layers: bool = False) -> WeightCompression:
     """One format for all layers; embeddings and the head take NNCF's backup precision unless ``all_layers``."""
     if wanted.mode in INT8:

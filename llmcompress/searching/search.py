@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from llmcompress.artifact import manifest_sha256, write_errors, write_report
 from llmcompress.artifact.placement import checked_output
@@ -16,21 +16,18 @@ from llmcompress.data.documents import read_documents, texts_for
 from llmcompress.data.protocols import EvaluationWindows, evaluation_windows
 from llmcompress.data.tokens import text_encoder
 from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
-from llmcompress.evaluation.measurement import ModelOnDevice, score_at_once
-from llmcompress.evaluation.scoring import Feed, recurrent_chunk
-from llmcompress.evaluation.statistics import TokenScores, divergence
-from llmcompress.graph.device import properties_of
+from llmcompress.evaluation.statistics import divergence
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.loaders.torch_model import load_torch_model
-from llmcompress.report.evaluation import DivergenceRecord, Estimate
-from llmcompress.report.file_names import MODEL_BIN, SEARCH_REPORT
+from llmcompress.report.file_names import SEARCH_REPORT
 from llmcompress.report.record import Stages, environment_record
 from llmcompress.report.search import Contender, FrontPoint, SearchReport, WeightChoice
-from llmcompress.searching.candidates import Candidate, candidates, uniform
-from llmcompress.searching.plans import BACKUP, Rival, plan_recipe, rivals
-from llmcompress.searching.solver import Plan, front, least_bytes, least_damage, total_bytes, total_kl
+from llmcompress.searching.candidates import Table, candidates, uniform
+from llmcompress.searching.contest import Entrant, Planned, Workshop, contenders, decide
+from llmcompress.searching.plans import BACKUP, plan_recipe
+from llmcompress.searching.solver import Plan, front, least_bytes, least_damage, smallest, total_bytes, total_kl
 from llmcompress.spec import Access, Recipe
 from llmcompress.spec.search import Format, SearchSpec
 from llmcompress.system.environment import installed_versions, quiet_libraries
@@ -39,83 +36,15 @@ from llmcompress.system.memory import memory
 from llmcompress.system.progress import Reporter
 
 if TYPE_CHECKING:
-    from llmcompress.evaluation.measurement import Scored
+    pass
 
-DEVICE = "CPU"
 NUM_FRONT_POINTS = 16
 MAX_TRIES = 5
 """Of plans until one keeps the limit as measured."""
 CAUTION = 0.98
 """Of the limit of KL divergence, after a plan that missed it."""
-ROOM_BYTES = 64
-"""For each weight, that a file's shapes and padding may differ by."""
 BYTES_PER_PARAMETER = 18
 """In f32 the weight, its gradient and its sensitivity; and codes of one format with the values they stand for."""
-
-
-class Table(NamedTuple):
-    """What weights cost in formats."""
-
-    candidates: list[Candidate]
-    """Of the spec's formats, and ``BACKUP``."""
-    formats: tuple[Format, ...]
-    special: frozenset[str]
-    """Embeddings and the head."""
-    num_tokens: int
-
-    @property
-    def permitted(self) -> list[Candidate]:
-        """Of the formats that the spec names."""
-        return [each for each in self.candidates if each.format in self.formats]
-
-
-class Entrant(NamedTuple):
-    """A way to compress the model, on disk and scored."""
-
-    name: str
-    recipe: Recipe
-    size_bytes: int
-    scored: Scored
-
-    def lost(self, confidence: float) -> DivergenceRecord:
-        """Against the original."""
-        return divergence(self.scored.scores, confidence)
-
-
-class Planned(NamedTuple):
-    """A plan, and the whole file that it makes."""
-
-    plan: Plan
-    recipe: Recipe
-    directory: Path
-    size_bytes: int
-    max_bytes: int
-    """What a rival's file may take: the limit, or as much as the plan's."""
-
-
-class Workshop(NamedTuple):
-    """The original, and where contenders are made and scored."""
-
-    loaded: LoadedModel
-    spec: SearchSpec
-    place: Path
-    looked_at: EvaluationWindows
-    held_out: EvaluationWindows
-    progress: Reporter
-
-    def make(self, name: str, recipe: Recipe) -> tuple[Path, int]:
-        """Write a contender; returns its directory and the size of its weights' file."""
-        output = self.place / name
-        compress(self.loaded, recipe, output, tokenizer=False, overwrite=True, progress=self.progress)
-        return output, (output / MODEL_BIN).stat().st_size
-
-    def score(self, directories: Sequence[Path], windows: EvaluationWindows) -> tuple[Scored, ...]:
-        """Score contenders against the original in exact execution, which runs once for all."""
-        exact = properties_of(DEVICE, "pinned")
-        models = [ModelOnDevice(load(each, tokenizer=False), DEVICE, exact) for each in directories]
-        reference = ModelOnDevice(self.loaded, DEVICE, exact)
-        chunk = recurrent_chunk(None, [self.loaded]) or self.spec.evaluation().effective_chunk
-        return score_at_once(models, reference, Feed(windows, chunk), self.progress)
 
 
 @library_call
@@ -176,7 +105,7 @@ def search(
         with stages.stage("plan"):
             planned = _planned(shop, table)
         with stages.stage("verify"):
-            plan, others = _contenders(shop, table, planned)
+            plan, others = contenders(shop, table, planned)
     chosen, gain, reason = decide(plan, [each for each, _ in others], spec.confidence)
     with stages.stage("write"):
         manifest = compress(loaded, chosen.recipe, output, overwrite=overwrite, offline=offline, progress=progress)
@@ -201,23 +130,6 @@ def search(
     )
     write_report(output, SEARCH_REPORT, report)
     return report
-
-
-def decide(plan: Entrant, others: Sequence[Entrant], confidence: float) -> tuple[Entrant, Estimate | None, str]:
-    """The plan where it beats every other of no more bytes beyond noise, else the best of these.
-
-    Returns:
-        What is written, the gain over the best other, window by window, and why.
-    """
-    if not others:
-        return plan, None, "no uniform format is as small"
-    rival = min(others, key=lambda each: each.lost(confidence).kl_divergence.value)
-    ours, theirs = (each.scored.scores.values["kl"] for each in (plan, rival))
-    paired = TokenScores({"gain": theirs - ours}, plan.scored.scores.clusters)
-    gain = paired.mean("gain", confidence)
-    if gain.low is not None and gain.low > 0:
-        return plan, gain, f"it loses less than {rival.name} beyond noise"
-    return rival, gain, f"the plan does not lose less than {rival.name} beyond noise"
 
 
 def _checked(found: Source) -> Source:
@@ -272,9 +184,6 @@ def _windows(found: Source, spec: SearchSpec, *, offline: bool) -> tuple[Evaluat
 def _table(loaded: LoadedModel, spec: SearchSpec, windows: EvaluationWindows, progress: Reporter) -> Table:
     import numpy as np
 
-    from llmcompress.compression.layers import layer_table
-    from llmcompress.compression.nncf.weights import compress_weights
-    from llmcompress.graph.model import parameter_name
     from llmcompress.searching.sensitivity import fisher
 
     model = load_torch_model(loaded.source).float()
@@ -284,9 +193,8 @@ def _table(loaded: LoadedModel, spec: SearchSpec, windows: EvaluationWindows, pr
     formats = tuple(dict.fromkeys((*spec.formats, BACKUP)))
     found = candidates(loaded, parameters, sensitivity, token_ids.size, formats, progress)
     # What NNCF gives its backup precision beside a format of fewer bits.
-    graph = loaded.clone().model
-    compress_weights(graph, uniform(Format("int4_sym", -1)))
-    special = {parameter_name(layer.name) for layer in layer_table(graph) if layer.mode == BACKUP.mode}
+    predicted = forecast(loaded.source, Recipe(name="uniform", weights=uniform(Format("int4_sym", -1))))
+    special = {layer.name for layer in predicted.layers if layer.mode == BACKUP.mode}
     return Table(found, spec.formats, frozenset(special), token_ids.size)
 
 
@@ -301,22 +209,19 @@ def _planned(shop: Workshop, table: Table) -> Planned:
     if spec.max_kl is not None:
         return _of_quality(shop, table, spec.max_kl)
     max_bytes = spec.max_bytes or int(shop.loaded.num_parameters * (spec.bits_per_weight or 0) / 8)
-    smallest, others = 0, 0
+    others = 0
     for _ in range(MAX_TRIES):
         plan = least_damage(permitted, max_bytes - others) if max_bytes > others else None
         if plan is None:
-            smallest = others + sum(
-                min(each.size_bytes for each in permitted if each.weight == name)
-                for name in {each.weight for each in permitted}
-            )
             break
         made = _made(shop, table, plan)
         if made.size_bytes <= max_bytes:
             return made._replace(max_bytes=max_bytes)
         # Norms, tables and shapes are no weights of the plan's.
         others = max(made.size_bytes - total_bytes(plan), others + 1)
+    least = total_bytes(smallest(permitted)) + others
     raise UsageError(
-        f"no plan of these formats takes at most {max_bytes:,} bytes; the smallest takes about {smallest:,}",
+        f"no plan of these formats takes at most {max_bytes:,} bytes; the smallest takes about {least:,}",
         where="`max_bytes`" if spec.max_bytes else "`bits_per_weight`",
         hint="give more bytes, or `candidates` of fewer bits",
     )
@@ -345,29 +250,6 @@ def _made(shop: Workshop, table: Table, plan: Plan) -> Planned:
     recipe = plan_recipe(plan, table.special)
     directory, size_bytes = shop.make("searched", recipe)
     return Planned(plan, recipe, directory, size_bytes, size_bytes)
-
-
-def _contenders(shop: Workshop, table: Table, planned: Planned) -> tuple[Entrant, list[tuple[Entrant, Rival]]]:
-    """The plan and its rivals of no more bytes, scored on the held-out windows together."""
-    made = list(_fitting(shop, table, planned))
-    scored = shop.score([planned.directory, *(directory for _, directory, _ in made)], shop.held_out)
-    plan = Entrant("searched", planned.recipe, planned.size_bytes, scored[0])
-    others = [
-        (Entrant(rival.name, rival.recipe, size, found), rival)
-        for (rival, _, size), found in zip(made, scored[1:], strict=True)
-    ]
-    for each in scored:
-        each.cache.forget()
-    return plan, others
-
-
-def _fitting(shop: Workshop, table: Table, planned: Planned) -> Iterator[tuple[Rival, Path, int]]:
-    # The file's rest is a little different for each; what is larger after all is left out.
-    others = planned.size_bytes - total_bytes(planned.plan) - ROOM_BYTES * len(planned.plan)
-    for number, rival in enumerate(rivals(table.candidates, table.special, planned.max_bytes - others)):
-        directory, size_bytes = shop.make(f"rival-{number}", rival.recipe)
-        if size_bytes <= planned.max_bytes:
-            yield rival, directory, size_bytes
 
 
 def _contender(

@@ -39,11 +39,15 @@ def least_bytes(candidates: Sequence[Candidate], max_kl: float) -> Plan | None:
     return _solved(candidates, lambda each: each.size_bytes, lambda each: each.kl_divergence, max_kl)
 
 
+def smallest(candidates: Sequence[Candidate]) -> Plan:
+    """The plan of fewest bytes."""
+    return _each(candidates, lambda each: (each.size_bytes, each.kl_divergence))
+
+
 def front(candidates: Sequence[Candidate], num_points: int) -> list[Plan]:
     """Plans of least damage at sizes from the smallest that is possible to that of the best formats."""
-    smallest = _each(candidates, lambda each: (each.size_bytes, each.kl_divergence))
     best = _each(candidates, lambda each: (each.kl_divergence, each.size_bytes))
-    sizes = np.geomspace(total_bytes(smallest), total_bytes(best), num_points)
+    sizes = np.geomspace(total_bytes(smallest(candidates)), total_bytes(best), num_points)
     return [plan for size in sizes if (plan := least_damage(candidates, int(np.ceil(size)))) is not None]
 
 

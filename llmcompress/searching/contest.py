@@ -1,0 +1,119 @@
+"""The plan and what is as small, made and scored on the same windows, and which of them is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmcompress.compression.compress import compress
+from llmcompress.data.protocols import EvaluationWindows
+from llmcompress.evaluation.measurement import ModelOnDevice, score_at_once
+from llmcompress.evaluation.scoring import Feed, recurrent_chunk
+from llmcompress.evaluation.statistics import TokenScores, divergence
+from llmcompress.graph.device import properties_of
+from llmcompress.loaders.loaded_model import LoadedModel, load
+from llmcompress.report.evaluation import DivergenceRecord, Estimate
+from llmcompress.report.file_names import MODEL_BIN
+from llmcompress.searching.candidates import Table
+from llmcompress.searching.plans import Rival, rivals
+from llmcompress.searching.solver import Plan, total_bytes
+from llmcompress.spec import Recipe
+from llmcompress.spec.search import SearchSpec
+from llmcompress.system.progress import Reporter
+
+if TYPE_CHECKING:
+    from llmcompress.evaluation.measurement import Scored
+
+DEVICE = "CPU"
+ROOM_BYTES = 64
+"""For each weight, that a file's shapes and padding may differ by."""
+
+
+class Entrant(NamedTuple):
+    """A way to compress the model, on disk and scored."""
+
+    name: str
+    recipe: Recipe
+    size_bytes: int
+    scored: Scored
+
+    def lost(self, confidence: float) -> DivergenceRecord:
+        """Against the original."""
+        return divergence(self.scored.scores, confidence)
+
+
+class Planned(NamedTuple):
+    """A plan, and the whole file that it makes."""
+
+    plan: Plan
+    recipe: Recipe
+    directory: Path
+    size_bytes: int
+    max_bytes: int
+    """What a rival's file may take: the limit, or as much as the plan's."""
+
+
+class Workshop(NamedTuple):
+    """The original, and where contenders are made and scored."""
+
+    loaded: LoadedModel
+    spec: SearchSpec
+    place: Path
+    looked_at: EvaluationWindows
+    held_out: EvaluationWindows
+    progress: Reporter
+
+    def make(self, name: str, recipe: Recipe) -> tuple[Path, int]:
+        """Write a contender; returns its directory and the size of its weights' file."""
+        output = self.place / name
+        compress(self.loaded, recipe, output, tokenizer=False, overwrite=True, progress=self.progress)
+        return output, (output / MODEL_BIN).stat().st_size
+
+    def score(self, directories: Sequence[Path], windows: EvaluationWindows) -> tuple[Scored, ...]:
+        """Score contenders against the original in exact execution, which runs once for all."""
+        exact = properties_of(DEVICE, "pinned")
+        models = [ModelOnDevice(load(each, tokenizer=False), DEVICE, exact) for each in directories]
+        reference = ModelOnDevice(self.loaded, DEVICE, exact)
+        chunk = recurrent_chunk(None, [self.loaded]) or self.spec.evaluation().effective_chunk
+        return score_at_once(models, reference, Feed(windows, chunk), self.progress)
+
+
+def contenders(shop: Workshop, table: Table, planned: Planned) -> tuple[Entrant, list[tuple[Entrant, Rival]]]:
+    """The plan and its rivals of no more bytes, scored on the held-out windows together."""
+    made = list(_fitting(shop, table, planned))
+    scored = shop.score([planned.directory, *(directory for _, directory, _ in made)], shop.held_out)
+    plan = Entrant("searched", planned.recipe, planned.size_bytes, scored[0])
+    others = [
+        (Entrant(rival.name, rival.recipe, size, found), rival)
+        for (rival, _, size), found in zip(made, scored[1:], strict=True)
+    ]
+    for each in scored:
+        each.cache.forget()
+    return plan, others
+
+
+def _fitting(shop: Workshop, table: Table, planned: Planned) -> Iterator[tuple[Rival, Path, int]]:
+    # The file's rest is a little different for each; what is larger after all is left out.
+    others = planned.size_bytes - total_bytes(planned.plan) - ROOM_BYTES * len(planned.plan)
+    for number, rival in enumerate(rivals(table.candidates, table.special, planned.max_bytes - others)):
+        directory, size_bytes = shop.make(f"rival-{number}", rival.recipe)
+        if size_bytes <= planned.max_bytes:
+            yield rival, directory, size_bytes
+
+
+def decide(plan: Entrant, others: Sequence[Entrant], confidence: float) -> tuple[Entrant, Estimate | None, str]:
+    """The plan where it beats every other of no more bytes beyond noise, else the best of these.
+
+    Returns:
+        What is written, the gain over the best other, window by window, and why.
+    """
+    if not others:
+        return plan, None, "no uniform format is as small"
+    rival = min(others, key=lambda each: each.lost(confidence).kl_divergence.value)
+    ours, theirs = (each.scored.scores.values["kl"] for each in (plan, rival))
+    paired = TokenScores({"gain": theirs - ours}, plan.scored.scores.clusters)
+    gain = paired.mean("gain", confidence)
+    if gain.low is not None and gain.low > 0:
+        return plan, gain, f"it loses less than {rival.name} beyond noise"
+    return rival, gain, f"the plan does not lose less than {rival.name} beyond noise"
