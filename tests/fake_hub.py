@@ -140,7 +140,7 @@ class FakeHub:
     authorizations: list[str | None] = field(default_factory=list)
     hosts: list[str] = field(default_factory=list)
     num_sent: dict[str, int] = field(default_factory=dict)
-    """Bytes of files that went out, by path."""
+    """Bytes of files that were sent, by path."""
     mistakes: list[BaseException | None] = field(default_factory=list)
     url: str = ""
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -338,11 +338,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(path, body)
 
     def _write(self, path: str, body: bytes) -> None:
-        self.wfile.write(body)
-        self.wfile.flush()
+        # Counted first: a client that has read the last byte may look at once.
         if "/resolve/" in path or "/cdn/" in path:
             with self.fake.lock:
                 self.fake.num_sent[path] = self.fake.num_sent.get(path, 0) + len(body)
+        self.wfile.write(body)
+        self.wfile.flush()
 
     def _answer(self, path: str) -> Answer:
         for pattern, respond in (
