@@ -15,6 +15,7 @@ from llmcompress.spec.dataset import Calibration, Dataset
 from llmcompress.spec.evaluation import EvalSpec
 from llmcompress.spec.files import RECOMMENDED, dump_recipe, load_recipe, override_recipe, packaged_recipes
 from llmcompress.spec.modes import StatisticsPrecision
+from llmcompress.spec.pruning import Pruning
 from llmcompress.spec.recipe import Recipe
 from llmcompress.spec.runtime import Gate, Runtime, RuntimeProfile, load_profile
 from llmcompress.spec.search import SearchSpec
@@ -37,6 +38,7 @@ __all__ = [
     "GptqParameters",
     "IgnoredScope",
     "LoraCorrectionParameters",
+    "Pruning",
     "Quantization",
     "Recipe",
     "Runtime",

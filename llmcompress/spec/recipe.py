@@ -11,6 +11,7 @@ from pydantic import Field
 import llmcompress
 from llmcompress.spec.activations import Quantization
 from llmcompress.spec.dataset import Calibration, Dataset
+from llmcompress.spec.pruning import Pruning, pruning_refusals
 from llmcompress.spec.runtime import Gate, Runtime
 from llmcompress.spec.training import Training, training_refusals
 from llmcompress.spec.validation import Refusal, StrictModel, Text
@@ -45,8 +46,10 @@ class Recipe(StrictModel):
     """More passes after ``weights``, in order; each compresses what the passes before left in floating point."""
     activations: Quantization | None = None
     calibration: Calibration | None = None
+    pruning: Pruning | None = None
+    """What is taken away before anything is compressed."""
     training: Training | None = None
-    """Learn the bits of the weights that ``weights`` has compressed."""
+    """Learn the bits of the weights that ``weights`` has compressed, or heal what ``pruning`` has left."""
     runtime: Runtime = Runtime()
     gate: Gate = Gate()
 
@@ -57,6 +60,7 @@ class Recipe(StrictModel):
             for refusal in data_refusals(weights, has_data=self.calibration is not None):
                 yield refusal._replace(field=f"{place}.{refusal.field}" if refusal.field else "calibration")
         yield from training_refusals(self)
+        yield from pruning_refusals(self)
         if self.target == "npu":
             yield from _npu(self)
         if self.runtime.follows_weights and not any(weights.integer_group_sizes for weights in self.weight_passes):
@@ -116,7 +120,8 @@ def _parts(recipe: Recipe) -> Iterator[Refusal]:
     if recipe.activations is not None and recipe.calibration is None:
         yield Refusal("calibration", "is missing; activations need data", "add calibration: {dataset: FILE.txt}")
     weights_use_data = any(weights.uses_data for weights in recipe.weight_passes)
-    if recipe.calibration is not None and recipe.activations is None and not weights_use_data:
+    prunes_by_data = recipe.pruning is not None and recipe.pruning.uses_data
+    if recipe.calibration is not None and recipe.activations is None and not weights_use_data and not prunes_by_data:
         hint = "remove it (`overrides` calibration=null), or switch on a method that looks at data, such as weights.awq"
         yield Refusal("calibration", "has no effect: nothing in this recipe looks at data", hint)
 

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from llmcompress.spec.recipe import Recipe
     from llmcompress.spec.weights import WeightCompression
 
-Learned = Literal["scales", "zero_points", "rounding"]
+Learned = Literal["scales", "zero_points", "rounding", "weights", "adapters"]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 
 
+HEALED: frozenset[Learned] = frozenset({"weights", "adapters"})
+"""What heals a pruned model, before its weights are compressed."""
 LEARNABLE: frozenset[Mode] = INTEGER | {"nf4", "fp4"}
 """Modes whose bits can be learned."""
 _POWERS, _CODEBOOK = "its scales are powers of two", "its values are a codebook's"
@@ -56,7 +58,9 @@ class Training(Calibration):
 
     method: Literal["distillation", "blocks", "fq_lora"]
     what: Annotated[tuple[Learned, ...], Field(strict=False, min_length=1)] = ("scales", "zero_points", "rounding")
-    """zero_points have an effect only where codes have some of their own (int4_asym, int8_asym)."""
+    """zero_points have an effect only where codes have some of their own (int4_asym, int8_asym). After a pruning,
+    ``weights`` trains the floats of all decoder layers before they are compressed, and ``adapters`` low-rank ones that
+    are merged into them (LoRA, arXiv:2106.09685): what is left is healed, and zeros stay."""
     num_samples: Count = 1024
     """Windows to train on; after the last one training begins with the first again."""
     num_validation_samples: Count = 32
@@ -76,8 +80,10 @@ class Training(Calibration):
     """Relative to a scale."""
     zero_point_learning_rate: LearningRate = 5e-2
     """In steps between two codes."""
+    weight_learning_rate: LearningRate = 3e-3
+    """Of ``weights``, relative to the root mean square of each."""
     adapter_rank: Count = 32
-    """Of NNCF's adapters by ``fq_lora``; at most the smallest side of a weight."""
+    """Of NNCF's adapters by ``fq_lora`` and of those that heal; at most the smallest side of a weight."""
     adapter_learning_rate: LearningRate = 1e-3
     num_warmup_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 10
     """Over which the learning rates rise; then they fall in a straight line."""
@@ -96,6 +102,11 @@ class Training(Calibration):
     @classmethod
     def _read_budget(cls, fields: Any) -> Any:
         return with_budget_s(fields)
+
+    @property
+    def heals(self) -> bool:
+        """Whether floats are trained, not bits."""
+        return not HEALED.isdisjoint(self.what)
 
     @property
     def num_used_windows(self) -> int:
@@ -122,6 +133,11 @@ def training_refusals(recipe: Recipe) -> Iterator[Refusal]:
     training, weights = recipe.training, recipe.weights
     if training is None:
         return
+    if len(set(training.what)) < len(training.what):
+        yield Refusal("training.what", "names something twice", "every entry once is accepted")
+    if training.heals:
+        yield from _healing_refusals(training)
+        return
     if recipe.method != "weights" or weights is None:
         problem = f"has no effect with method {recipe.method}: the bits of compressed weights are learned"
         yield Refusal("training", problem, "remove it, or write method: weights")
@@ -137,24 +153,42 @@ def training_refusals(recipe: Recipe) -> Iterator[Refusal]:
     is_default = training.what == Training.model_fields["what"].default
     if "zero_points" in training.what and not is_default and not weights.mode.endswith("_asym"):
         yield Refusal("training.what", f"zero_points has no effect: {weights.mode} has none", "leave it out")
-    if len(set(training.what)) < len(training.what):
-        yield Refusal("training.what", "names something twice", "every entry once is accepted")
     yield from _method_refusals(training)
     if training.method == "fq_lora":
         yield from _adapter_refusals(weights)
 
 
+_OF_ADAPTERS = ("adapter_rank", "adapter_learning_rate")
+_OF_BITS = ("learning_rate", "scale_learning_rate", "zero_point_learning_rate")
 _WITHOUT_EFFECT = {
-    "distillation": ("adapter_rank", "adapter_learning_rate"),
-    "blocks": ("num_top_tokens", "gradient_checkpointing", "adapter_rank", "adapter_learning_rate"),
-    "fq_lora": ("what", "learning_rate", "zero_point_learning_rate"),
+    "distillation": ("weight_learning_rate", *_OF_ADAPTERS),
+    "blocks": ("num_top_tokens", "gradient_checkpointing", "weight_learning_rate", *_OF_ADAPTERS),
+    "fq_lora": ("what", "weight_learning_rate", "learning_rate", "zero_point_learning_rate"),
 }
 
 
-def _method_refusals(training: Training) -> Iterator[Refusal]:
+def _healing_refusals(training: Training) -> Iterator[Refusal]:
+    if len(training.what) > 1:
+        problem = f"{' and '.join(training.what)} are not trained together"
+        yield Refusal("training.what", problem, "write weights or adapters alone")
+    if training.method != "distillation":
+        problem = f"{training.what[0]} are trained by distillation, not by {training.method}"
+        yield Refusal("training.method", problem, "write distillation")
+    yield from _budget_refusals(training)
+    of_others = _OF_ADAPTERS if "weights" in training.what else ("weight_learning_rate",)
+    for name in (*_OF_BITS, *of_others):
+        if getattr(training, name) != Training.model_fields[name].default:
+            yield Refusal(f"training.{name}", f"has no effect on {training.what[0]}", "remove it")
+
+
+def _budget_refusals(training: Training) -> Iterator[Refusal]:
     if training.budget_s is not None and training.num_steps != Training.model_fields["num_steps"].default:
         problem = "has no effect with budget_s, which decides the number of steps"
         yield Refusal("training.num_steps", problem, "write training.num_steps: null, or remove budget_s")
+
+
+def _method_refusals(training: Training) -> Iterator[Refusal]:
+    yield from _budget_refusals(training)
     for name in _WITHOUT_EFFECT[training.method]:
         if getattr(training, name) != Training.model_fields[name].default:
             yield Refusal(f"training.{name}", f"has no effect with method {training.method}", "remove it")

@@ -17,7 +17,7 @@ from llmcompress.report.training import CurvePoint, TrainingCurve
 from llmcompress.spec.training import Training
 from llmcompress.system.files import replacing
 from llmcompress.system.progress import Progress, Reporter
-from llmcompress.training.student import Trained
+from llmcompress.training.student import Learnable
 
 SAVE_EVERY_S = 60.0
 LEAST_RATE = 0.02
@@ -33,7 +33,7 @@ class Course(NamedTuple):
     """What is trained, by what, and where its state is kept."""
 
     name: str
-    trained: Sequence[Trained]
+    learnables: Sequence[Learnable]
     training: Training
     num_windows: int
     backward: Callable[[slice], float]
@@ -67,8 +67,8 @@ def run(course: Course) -> TrainingCurve:
 
     After an interruption the same call goes on from the last state that was kept, and ends in the same numbers.
     """
-    training, parameters = course.training, _parameters(course.trained)
-    optimizer = _optimizer(course.trained, training)
+    training, parameters = course.training, [learnable.parameter for learnable in course.learnables]
+    optimizer = _optimizer(course.learnables, training)
     state = _restored(course, parameters, optimizer) or _begun(course, parameters, optimizer)
     points, best, best_step = state.points, state.best, state.best_step
     best_parameters, losses, step = state.best_parameters, state.losses, state.step
@@ -109,7 +109,7 @@ def run(course: Course) -> TrainingCurve:
     gain, error = _gain(state.first, best)
     kept = best_step if gain > NOISE * error else 0
     with torch.no_grad():
-        for parameter, value in zip(parameters, best_parameters if kept else _first(course.trained), strict=True):
+        for parameter, value in zip(parameters, best_parameters if kept else _first(course.learnables), strict=True):
             parameter.copy_(value)
     return TrainingCurve(name=course.name, points=tuple(points), kept_step=kept, gain=gain, gain_standard_error=error)
 
@@ -121,7 +121,7 @@ def durations_s(course: Course, deadline: float) -> tuple[float, float]:
         course: Of which everything but its numbers of steps counts.
         deadline: By ``time.monotonic``; the first step is done even after it, and warms up where there are more.
     """
-    optimizer, took = _optimizer(course.trained, course.training), []
+    optimizer, took = _optimizer(course.learnables, course.training), []
     started = time.monotonic()
     course.validate()
     validation_s = time.monotonic() - started
@@ -136,25 +136,22 @@ def durations_s(course: Course, deadline: float) -> tuple[float, float]:
     return sum(later) / len(later), validation_s
 
 
-def _parameters(trained: Sequence[Trained]) -> list[torch.nn.Parameter]:
-    return [learnable.parameter for each in trained for learnable in each.learnables]
+def _first(learnables: Sequence[Learnable]) -> list[torch.Tensor]:
+    """The parameters as they were at the start."""
+    return [learnable.first() for learnable in learnables]
 
 
-def _first(trained: Sequence[Trained]) -> list[torch.Tensor]:
-    """The same parameters as they were at the start."""
-    return [learnable.first() for each in trained for learnable in each.learnables]
-
-
-def _optimizer(trained: Sequence[Trained], training: Training) -> torch.optim.Optimizer:
+def _optimizer(learnables: Sequence[Learnable], training: Training) -> torch.optim.Optimizer:
     rates = {
         "scale": training.scale_learning_rate,
         "zero_point": training.zero_point_learning_rate,
         "offset": training.learning_rate,
         "adapter": training.adapter_learning_rate,
+        "weight": training.weight_learning_rate,
     }
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for kind, rate in rates.items():
-        for learnable in (learnable for each in trained for learnable in each.learnables if learnable.kind == kind):
+        for learnable in (learnable for learnable in learnables if learnable.kind == kind):
             groups.setdefault(rate * learnable.unit, []).append(learnable.parameter)
     return torch.optim.Adam(
         [{"params": members, "lr": rate, "first_rate": rate} for rate, members in groups.items()], betas=BETAS

@@ -14,7 +14,7 @@ from llmcompress.spec.training import MAX_LOGITS, Training
 from llmcompress.system.progress import Reporter
 from llmcompress.training.course import Course
 from llmcompress.training.devices import autocast
-from llmcompress.training.student import Trained
+from llmcompress.training.student import Learnable
 from llmcompress.training.teacher import Teacher, kl_divergence
 
 
@@ -28,18 +28,18 @@ class Windows:
 
 def distillation(
     model: Any,
-    trained: Sequence[Trained],
+    learnables: Sequence[Learnable],
     training: Training,
     windows: Windows,
     teacher: Teacher,
     state_file: Path,
     progress: Reporter,
 ) -> Course:
-    """The course of a student whose weights ``make_student`` has prepared.
+    """The course of a student that has been prepared.
 
     Args:
         model: The student.
-        trained: Its weights.
+        learnables: What is trained of it.
         training: How.
         windows: What the teacher was asked.
         teacher: What it said.
@@ -72,7 +72,7 @@ def distillation(
         held_out = slice(windows.num_training, len(windows.token_ids))
         return torch.cat([divergence(part).mean(-1).cpu() for part in _parts(held_out, at_once)])
 
-    return Course("model", trained, training, windows.num_training, backward, validate, state_file, progress)
+    return Course("model", learnables, training, windows.num_training, backward, validate, state_file, progress)
 
 
 def _parts(whole: slice, size: int) -> list[slice]:

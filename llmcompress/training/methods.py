@@ -123,7 +123,8 @@ def _student(task: TrainingTask, model: Any, asked: _Asked) -> tuple[list[Traine
     else:
         trained = make_student(model, task.weights, task.names, frozenset(training.what), task.rescaled)
     state_file = task.place / "state.pt"
-    return trained, distillation(model, trained, training, *asked, state_file, task.progress)
+    learnables = [learnable for each in trained for learnable in each.learnables]
+    return trained, distillation(model, learnables, training, *asked, state_file, task.progress)
 
 
 def _blocks(task: TrainingTask) -> Blocks:

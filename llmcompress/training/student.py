@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 class Learnable(NamedTuple):
     """Numbers that are trained."""
 
-    kind: Literal["scale", "zero_point", "offset", "adapter"]
+    kind: Literal["scale", "zero_point", "offset", "adapter", "weight"]
     """Whose learning rate they have."""
     parameter: torch.nn.Parameter
     first: Callable[[], torch.Tensor]

@@ -1,0 +1,50 @@
+"""What a pruning took away, and what that cost."""
+
+from __future__ import annotations
+
+from llmcompress.report.record import Record
+
+
+class PrunedLayer(Record):
+    """What one decoder layer lost."""
+
+    name: str
+    """In the checkpoint's class."""
+    dropped: tuple[int, ...]
+    """Numbers of its experts, channels or groups of heads."""
+    coverage: float | None = None
+    """Of experts: share of the text's choices that fell on those that are kept."""
+
+
+class SparseSpeed(Record):
+    """Whether this device computes faster with zeros: the largest layer alone, dense against sparse, runs in turn."""
+
+    device: str
+    shape: tuple[int, int]
+    ratio: float
+    """Time of the dense layer to that of the sparse one, for one token; medians."""
+    option: str | None = None
+    """The plugin's property that was set for it, where it has one."""
+
+
+class PruningRecord(Record):
+    """What was taken away."""
+
+    method: str
+    num_parameters_before: int
+    num_parameters: int
+    layers: tuple[int, ...] = ()
+    """Decoder layers that were dropped, by their numbers in the original."""
+    layer_scores: tuple[float, ...] = ()
+    """KL divergence of dropping each decoder layer alone, in nats a token on the text."""
+    parts: tuple[PrunedLayer, ...] = ()
+    """What single layers lost."""
+    density: float | None = None
+    """Share of the weights of decoder layers that are not zero; None: whole parts were taken away."""
+    kl_divergence: float | None = None
+    """To the original on the text, in torch, before any healing; None: no text was needed."""
+    kl_divergence_healed: float | None = None
+    """After it, on the same windows."""
+    sparse_speed: SparseSpeed | None = None
+    archive_share: float | None = None
+    """Size of the weights in a compressed archive (zlib), as a share of their size, where zeros were set."""

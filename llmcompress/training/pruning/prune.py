@@ -1,0 +1,201 @@
+"""A checkpoint in, a smaller one out: what goes is chosen, taken away and healed in torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llmcompress.loaders.source import Source
+from llmcompress.loaders.torch_model import load_torch_model
+from llmcompress.report.pruning import PrunedLayer, PruningRecord
+from llmcompress.report.training import TrainingCurve
+from llmcompress.spec.pruning import UNSTRUCTURED, Pruning
+from llmcompress.spec.training import Training
+from llmcompress.system.progress import Progress, Reporter
+from llmcompress.training.course import run
+from llmcompress.training.devices import training_device
+from llmcompress.training.distillation import Windows, distillation
+from llmcompress.training.layers import Walk, decoder_layers, embedded, handed_on, layer_list
+from llmcompress.training.pruning.checkpoint import save_checkpoint
+from llmcompress.training.pruning.configuration import require_prunable, shrink
+from llmcompress.training.pruning.depth import choose_layers, drop_layers
+from llmcompress.training.pruning.experts import drop_experts
+from llmcompress.training.pruning.healing import learnables, merged
+from llmcompress.training.pruning.inputs import hessians, linears_of
+from llmcompress.training.pruning.masks import by_magnitude, by_wanda
+from llmcompress.training.pruning.sparsegpt import sparsegpt
+from llmcompress.training.pruning.width import narrow
+from llmcompress.training.teacher import Teacher, ask, kl_divergence
+
+NUM_TOP_TOKENS = 256
+"""Of the original's distribution at each position of the text; the others count as one."""
+BATCH_SIZE = 8
+"""Windows that a decoder layer is given at once."""
+
+
+class Healing(NamedTuple):
+    """How, and on what."""
+
+    training: Training
+    windows: Windows
+    state_dir: Path
+    """Existing directory, for the state of an interrupted training and the original's answers."""
+
+
+class PruneTask(NamedTuple):
+    """All that a pruning needs."""
+
+    source: Source
+    """A checkpoint whose files are there."""
+    pruning: Pruning
+    token_ids: NDArray[np.int64] | None
+    """Windows of the text that decides; None: none is needed."""
+    healing: Healing | None
+    place: Path
+    """Existing directory for what need not be kept."""
+    progress: Reporter
+
+
+class Pruned(NamedTuple):
+    """What became of a checkpoint."""
+
+    path: Path
+    """A directory with a checkpoint as transformers saves it, and the original's tokenizer."""
+    record: PruningRecord
+    curve: TrainingCurve | None
+    """Of the healing."""
+
+
+def prune(task: PruneTask) -> Pruned:
+    """Prune a checkpoint into one of its own.
+
+    Raises:
+        RecipeError: The model has not what is to go, or nothing would be left of it.
+        ModelError: Its parts have other names, or what is left does not open as a checkpoint.
+    """
+    healing = task.healing
+    device = training_device(healing.training.device if healing else "cpu")
+    model = load_torch_model(task.source)
+    require_prunable(model.config, task.pruning)
+    dtype, num_before = model.dtype, _num_parameters(model)
+    model = model.float().to(device)
+    text = _asked(model, task.token_ids, task.place, task.progress)
+    teacher = None
+    if healing is not None:
+        token_ids, num_top_tokens = healing.windows.token_ids, healing.training.num_top_tokens
+        teacher = ask(model, token_ids, num_top_tokens, healing.state_dir, task.progress)
+    record = _taken_away(model, task, text)
+    before = text() if text else None
+    curve = None if healing is None or teacher is None else _healed(model, task.pruning, healing, teacher, task)
+    model = model.to("cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(dtype))
+    record = record.model_copy(
+        update={
+            "num_parameters_before": num_before,
+            "num_parameters": _num_parameters(model),
+            "kl_divergence": before,
+            "kl_divergence_healed": text() if text and curve is not None else None,
+            "density": _density(model) if task.pruning.method in UNSTRUCTURED else None,
+        }
+    )
+    return Pruned(save_checkpoint(model, dtype, task.source, task.place), record, curve)
+
+
+def _asked(
+    model: Any, token_ids: NDArray[np.int64] | None, place: Path, progress: Reporter
+) -> Callable[[], float] | None:
+    """How far a model is from what it is now, in nats a token, on a text."""
+    if token_ids is None:
+        return None
+    place = place / "text"
+    place.mkdir()
+    teacher = ask(model, token_ids, NUM_TOP_TOKENS, place, progress)
+
+    @torch.no_grad()
+    def divergence() -> float:
+        found = []
+        for number, window in enumerate(token_ids):
+            ids = torch.from_numpy(window[None].copy()).to(model.device)
+            logits = model(ids, use_cache=False).logits.float()
+            of_window = teacher.of(slice(number, number + 1), logits.device)
+            found.append(float(kl_divergence(logits, of_window).mean()))
+        return math.fsum(found) / len(found)
+
+    return divergence
+
+
+def _taken_away(model: Any, task: PruneTask, divergence: Callable[[], float] | None) -> PruningRecord:
+    pruning, record = task.pruning, PruningRecord(method=task.pruning.method, num_parameters_before=0, num_parameters=0)
+    token_ids = task.token_ids if task.token_ids is not None else np.zeros((0, 0), np.int64)
+    if pruning.method == "depth":
+        dropped = choose_layers(model, pruning, token_ids, divergence or (lambda: 0.0), task.progress)
+        drop_layers(model, pruning, dropped.layers)
+        return record.model_copy(update={"layers": dropped.layers, "layer_scores": dropped.scores})
+    if pruning.method == "experts":
+        return record.model_copy(update={"parts": drop_experts(model, pruning, token_ids, task.progress)})
+    if pruning.method == "magnitude":
+        for module in layer_list(model)[1]:
+            for linear in linears_of(module).values():
+                linear.weight.data.mul_(by_magnitude(linear.weight.data, pruning))
+        return record
+    return record.model_copy(update={"parts": _layer_by_layer(model, task, token_ids)})
+
+
+@torch.no_grad()
+def _layer_by_layer(model: Any, task: PruneTask, token_ids: NDArray[np.int64]) -> tuple[PrunedLayer, ...]:
+    """Prune one decoder layer after another, each by what the pruned ones before it hand on."""
+    pruning, lost = task.pruning, []
+    walk = Walk(model, token_ids, model.device, task.place, BATCH_SIZE)
+    name, modules = layer_list(model)
+    hidden = embedded(walk, modules, "hidden")
+    layers = decoder_layers(walk, name, modules, hidden)
+    for number, layer in enumerate(layers):
+        task.progress(Progress("prune layers", number, len(layers), "layers"))
+        if pruning.method == "width":
+            lost += narrow(walk, layer, hidden, pruning)
+        else:
+            linears = linears_of(layer.module)
+            # What is given to a layer that no token reaches, such as an expert, is unknown.
+            for each, hessian in hessians(walk, layer, hidden, linears).items():
+                weight = linears[each].weight.data
+                if pruning.method == "wanda":
+                    weight.mul_(by_wanda(weight, hessian, pruning))
+                else:
+                    weight.copy_(sparsegpt(weight, hessian, pruning))
+        handed_on(walk, layer, hidden, hidden)
+    if pruning.method == "width":
+        shrink(model.config, pruning)
+    task.progress(Progress("prune layers", len(layers), len(layers), "layers"))
+    return tuple(lost)
+
+
+def _healed(model: Any, pruning: Pruning, healing: Healing, teacher: Teacher, task: PruneTask) -> TrainingCurve:
+    training = healing.training
+    # Not of what wants no gradient, such as the text's answers.
+    with torch.enable_grad():
+        parts = learnables(model, training, keep_zeros=pruning.method in UNSTRUCTURED)
+        state_file = healing.state_dir / "healing.pt"
+        course = distillation(model, parts, training, healing.windows, teacher, state_file, task.progress)
+        curve = run(course)
+    model.gradient_checkpointing_disable()
+    model.eval()
+    merged(model)
+    return curve
+
+
+def _num_parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _density(model: Any) -> float:
+    linears = [linear for module in layer_list(model)[1] for linear in linears_of(module).values()]
+    total = sum(linear.weight.numel() for linear in linears)
+    return sum(int(linear.weight.count_nonzero()) for linear in linears) / total
