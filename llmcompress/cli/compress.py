@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         KeptRecord,
         LayerRecord,
     )
+    from llmcompress.report.pruning import PruningRecord
     from llmcompress.report.training import TrainingRecord
     from llmcompress.spec import Access, Recipe
     from llmcompress.system.progress import Reporter
@@ -283,6 +284,8 @@ def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: 
         facts["Activations"] = _activations_text(report.activations)
     if accuracy is not None:
         facts["Accuracy control"] = _accuracy_text(accuracy)
+    if report.pruning is not None:
+        facts["Pruning"] = _pruning_text(report.pruning)
     if report.training is not None:
         facts["Training"] = _training_text(report.training)
     facts |= {
@@ -326,18 +329,32 @@ def _activations_text(activations: ActivationRecord) -> str:
 
 def _training_text(training: TrainingRecord) -> str:
     """How it went, and by how much the held-out text got nearer to the original."""
+    changed = "" if training.changed_codes is None else f"{training.changed_codes:.1%} of the codes changed"
     if not training.curves:
-        return f"{training.method}: {training.changed_codes:.1%} of the codes changed"
+        return f"{training.method}: {changed}"
     before = sum(curve.points[0].validation for curve in training.curves) / len(training.curves)
     gained = sum(curve.gain for curve in training.curves if curve.kept_step) / len(training.curves)
     loss = "KL divergence" if training.loss == "kl_divergence" else "output error of a layer"
     if not training.num_improved:
         return f"{training.method}: held-out {loss} {before:.4g}, no gain beyond noise; the start was written"
     share = "" if training.method != "blocks" else f"{training.num_improved} of {len(training.curves)} layers, "
-    return (
-        f"{training.method}: held-out {loss} {before:.4g} -> {before - gained:.4g} ({share}"
-        f"{training.changed_codes:.1%} of the codes changed)"
-    )
+    more = f" ({share}{changed})" if changed else ""
+    return f"{training.method}: held-out {loss} {before:.4g} -> {before - gained:.4g}{more}"
+
+
+def _pruning_text(pruning: PruningRecord) -> str:
+    """What went, and how far that alone took the model from the original."""
+    share = 1 - pruning.num_parameters / pruning.num_parameters_before
+    if pruning.density is not None:
+        what = f"{1 - pruning.density:.0%} of the decoder layers' weights are zero"
+    elif pruning.layers:
+        what = f"decoder layers {', '.join(map(str, pruning.layers))} dropped, {share:.1%} of the parameters"
+    else:
+        what = f"{share:.1%} of the parameters dropped"
+    if pruning.kl_divergence is None:
+        return f"{pruning.method}: {what}"
+    healed = "" if pruning.kl_divergence_healed is None else f" -> {pruning.kl_divergence_healed:.4g} healed"
+    return f"{pruning.method}: {what}; KL divergence {pruning.kl_divergence:.4g}{healed}, before compression"
 
 
 def _accuracy_text(accuracy: AccuracyRecord) -> str:

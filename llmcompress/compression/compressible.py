@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmcompress.compression.layers import EXECUTED_AS, LOW_PRECISIONS
 from llmcompress.compression.nncf.statistics import check_statistics_precision
+from llmcompress.compression.pruned import require_prunable_source
 from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.graph.device import compile_model, executed_precisions
 from llmcompress.graph.model import is_compressed, read_ir
@@ -117,6 +118,7 @@ def require_compressible(source: Source, recipe: Recipe, *, requantize: bool = F
     """
     require_convertible(source)
     require_trainable(source, recipe)
+    require_prunable_source(source, recipe)
     require_kept_or_allowed(source, recipe, requantize=requantize)
     if source.layout == "ir" and (source.path / MODEL_XML).is_file():
         refuse_compressed(read_ir(source.path), source, recipe)

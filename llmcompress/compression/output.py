@@ -58,6 +58,7 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         chat_template=chat_template,
         layers=compressed.layers,
         activations=compressed.activations,
+        pruning=compressed.pruning,
         training=compressed.training,
         kept=compressed.kept,
         files=files,

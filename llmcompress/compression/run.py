@@ -23,11 +23,12 @@ from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.kept import kept_layers, kept_record
 from llmcompress.compression.layers import CODEBOOKS, activation_record, layer_table
 from llmcompress.compression.nncf.statistics import statistics
+from llmcompress.compression.pruned import PrunedSource, PruningInputs, prune_source, require_prunable_source
 from llmcompress.graph.integer_weights import Rescaling
 from llmcompress.graph.model import mark_quantized_source, set_runtime_options, unpin_cache
 from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
 from llmcompress.loaders.context import longest_context
-from llmcompress.loaders.loaded_model import LoadedModel, load_source
+from llmcompress.loaders.loaded_model import LoadedModel, checkpoint_provenance, load_source
 from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.loaders.tokenizer import require_tokenizer
@@ -39,7 +40,8 @@ from llmcompress.report.compression import (
     LayerRecord,
     runtime_options,
 )
-from llmcompress.report.record import CalibrationRecord, Stages
+from llmcompress.report.pruning import PruningRecord
+from llmcompress.report.record import CalibrationRecord, Provenance, Stages
 from llmcompress.spec import Access, Calibration, Recipe
 from llmcompress.spec.training import with_num_steps
 from llmcompress.system.file_memory import FileMemory
@@ -115,6 +117,7 @@ class CompressedModel:
     calibration: CalibrationRecord | None
     layers: tuple[LayerRecord, ...]
     activations: ActivationRecord | None
+    pruning: PruningRecord | None
     training: TrainingRecord | None
     training_windows: TrainingWindows | None
     rescaled: Mapping[str, Rescaling]
@@ -166,31 +169,32 @@ def compress_in_memory(
             require_kept_or_allowed(source.source, recipe, requantize=options.access.requantize)
             require_executable(recipe)
             require_trainable(source.source, recipe)
+            require_prunable_source(source.source, recipe)
             with stages.stage("forecast"):
                 predicted = _forecast(source.source, recipe, options, progress)
             texts = _tokenize(source.source, recipe, options, stages)
             ready = _Ready(source.source, None, texts, predicted.codes_on_disk)
         else:
             ready = _make_ready(source, recipe, options, check, stages, progress)
+        pruned = None
+        if recipe.pruning is not None:
+            with stages.stage("prune"):
+                pruned, provenance = _prune(source, ready, recipe, options, progress)
         with stages.stage("load and trace"), write_errors(options.target or options.scratch_dir):
-            if isinstance(source, LoadedModel):
+            if pruned is not None:
+                loaded = replace(_load(pruned.source, None, options, progress), provenance=provenance)
+            elif isinstance(source, LoadedModel):
                 loaded = source.clone()
             else:
-                loaded = load_source(
-                    ready.source,
-                    allow_nonfinite=options.access.allow_nonfinite,
-                    tokenizer=False,
-                    scratch_dir=options.scratch_dir,
-                    checked=ready.checked,
-                    progress=progress,
-                )
+                loaded = _load(ready.source, ready.checked, options, progress)
     with stages.stage("compress"):
         file_memory = FileMemory(options.scratch_dir) if ready.codes_on_disk else None
         applied = apply_recipe(loaded, recipe, ready.texts.windows, options.engine, file_memory, progress)
-    trained = None
-    if ready.texts.training is not None:
+    trained = pruned.healing if pruned else None
+    if ready.texts.training is not None and trained is None:
         with stages.stage("train"):
-            trained, recipe = _train(applied, recipe, ready.texts.training, options, progress)
+            original = ready.source if pruned else None
+            trained, recipe = _train(applied, recipe, ready.texts.training, original, options, progress)
     with stages.stage("read the layers"):
         layers, activations = _inspect(applied, recipe)
     return CompressedModel(
@@ -200,6 +204,7 @@ def compress_in_memory(
         calibration=ready.texts.windows.record if ready.texts.windows else None,
         layers=layers,
         activations=activations,
+        pruning=pruned.record if pruned else None,
         training=trained,
         training_windows=ready.texts.training,
         rescaled=applied.rescaled,
@@ -208,8 +213,38 @@ def compress_in_memory(
     )
 
 
+def _load(source: Source, checked: CheckedWeights | None, options: CompressOptions, progress: Reporter) -> LoadedModel:
+    return load_source(
+        source,
+        allow_nonfinite=options.access.allow_nonfinite,
+        tokenizer=False,
+        scratch_dir=options.scratch_dir,
+        checked=checked,
+        progress=progress,
+    )
+
+
+def _prune(
+    given: Source | LoadedModel, ready: _Ready, recipe: Recipe, options: CompressOptions, progress: Reporter
+) -> tuple[PrunedSource, Provenance]:
+    """The pruned checkpoint that takes the source's place, and where that came from."""
+    if isinstance(given, LoadedModel):
+        provenance = given.provenance
+    else:
+        assert ready.checked is not None
+        provenance = checkpoint_provenance(ready.source, ready.checked)
+    target = options.target or options.scratch_dir
+    inputs = PruningInputs(provenance, ready.texts.windows, ready.texts.training, options.scratch_dir, target)
+    return prune_source(ready.source, recipe, inputs, progress), provenance
+
+
 def _train(
-    applied: Applied, recipe: Recipe, windows: TrainingWindows, options: CompressOptions, progress: Reporter
+    applied: Applied,
+    recipe: Recipe,
+    windows: TrainingWindows,
+    original: Source | None,
+    options: CompressOptions,
+    progress: Reporter,
 ) -> tuple[TrainingRecord, Recipe]:
     """Learn the bits of the compressed graph; with the record the recipe that says how many steps that took."""
     from llmcompress.training.train import Inputs, train
@@ -219,7 +254,7 @@ def _train(
         from llmcompress.compression.nncf import fq_lora
 
         add_adapters = functools.partial(fq_lora.add_adapters, recipe)
-    inputs = Inputs(windows, options.scratch_dir, applied.rescaled, add_adapters)
+    inputs = Inputs(windows, options.scratch_dir, applied.rescaled, add_adapters, original)
     trained = train(applied.loaded, recipe, inputs, progress)
     assert trained.num_steps is not None
     return trained, with_num_steps(recipe, trained.num_steps)
@@ -323,8 +358,9 @@ def apply_recipe(
     for weights in recipe.weight_passes:
         with contextlib.ExitStack() as stack:
             path = None
-            # Of a graph that an earlier pass changed the statistics are others.
-            if windows is not None and weights is recipe.weights and weights.collects_statistics:
+            # Of a graph that an earlier pass or a pruning changed the statistics are others.
+            is_first = weights is recipe.weights and recipe.pruning is None
+            if windows is not None and is_first and weights.collects_statistics:
                 collected = statistics(loaded.provenance, windows.record, weights.statistics_precision)
                 path = stack.enter_context(collected)
             done = compress_weights(

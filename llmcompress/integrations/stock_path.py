@@ -102,6 +102,7 @@ def refuse_uncarried(recipe: Recipe) -> None:
             "remove it",
         ),
         ("training", recipe.training is not None, "learns no bits", _TO_OURS),
+        ("pruning", recipe.pruning is not None, "takes nothing away", _TO_OURS),
         *((f"runtime.{name}", True, "does not write this hint into the model", instead) for name in hints),
         ("target", recipe.target == "npu", "does not check that the device takes every layer", instead),
         ("gate", recipe.gate != Gate(), "keeps no thresholds with the model", instead),

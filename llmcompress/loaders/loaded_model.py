@@ -192,9 +192,7 @@ def _load_checkpoint(
         )
     else:
         model, kept = convert_quantized(source, found, scratch_dir)
-    # What is made of GGUF's metadata is no file of the source.
-    others = () if source.gguf is not None else (*_records(source, side_files(source)), *_adapter_files(source))
-    files = (*checked.records.result(), *others)
+    provenance = checkpoint_provenance(source, checked, None if kept is None else kept.method)
     progress(Progress("load and trace", 1, 1))
     check_decoder(model, where=source.id or source.path.name)
     return LoadedModel(
@@ -202,12 +200,27 @@ def _load_checkpoint(
         tokenizer=tokenizer,
         config=read_json(scratch_dir / "config.json"),
         generation_config=read_generation_config(source.path),
-        provenance=_provenance(source, _dtype(checked.checkpoint) if kept is None else kept.method, files),
+        provenance=provenance,
         source=source,
         num_parameters=sum(math.prod(tensor.shape) for tensor in plain.tensors.values()),
         mapped_share=mapped_share(model),
         kept=kept,
     )
+
+
+def checkpoint_provenance(source: Source, checked: CheckedWeights, method: str | None = None) -> Provenance:
+    """Where a checkpoint came from, when all of its files have been checked.
+
+    Args:
+        source: What was resolved; its files are there.
+        checked: The check of its weights, which is waited for.
+        method: How its weights are quantized, where they are.
+
+    Raises: what the check found wrong.
+    """
+    # What is made of GGUF's metadata is no file of the source.
+    others = () if source.gguf is not None else (*_records(source, side_files(source)), *_adapter_files(source))
+    return _provenance(source, method or _dtype(checked.checkpoint), (*checked.records.result(), *others))
 
 
 def _load_ir(source: Source, with_tokenizer: bool, allow_nonfinite: bool, progress: Reporter) -> LoadedModel:

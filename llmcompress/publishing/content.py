@@ -116,6 +116,7 @@ def _parameters(manifest: CompressionReport) -> list[dict[str, str]]:
     found |= {f"runtime.{name.lower()}": value for name, value in manifest.runtime_options.items()}
     if recipe.calibration is not None and manifest.calibration is not None:
         found["calibration"] = _windows_text(manifest.calibration)
+    found |= {f"pruning.{name}": value for name, value in _pruning(manifest).items()}
     found |= {f"training.{name}": value for name, value in _training(manifest).items()}
     return [{"name": name, "value": value} for name, value in found.items()]
 
@@ -125,6 +126,24 @@ def _windows_text(used: CalibrationRecord) -> str:
         f"{used.dataset}: {used.num_windows} windows of {used.seq_len} tokens, seed {used.seed}, "
         f"tokens sha256 {used.token_ids_sha256}"
     )
+
+
+def _pruning(manifest: CompressionReport) -> dict[str, str]:
+    """What was taken away, and what that cost before anything was compressed."""
+    made, asked = manifest.pruning, manifest.recipe.pruning
+    if made is None or asked is None:
+        return {}
+    given = asked.model_dump(exclude_none=True)
+    found = {name: _plain_text(value) for name, value in given.items()}
+    found["parameters"] = f"{made.num_parameters:,} of {made.num_parameters_before:,}"
+    if made.layers:
+        found["layers"] = ", ".join(map(str, made.layers))
+    if made.density is not None:
+        found["density"] = f"{made.density:.2%} of the decoder layers' weights are not zero"
+    for name, value in (("kl_divergence", made.kl_divergence), ("kl_divergence_healed", made.kl_divergence_healed)):
+        if value is not None:
+            found[name] = f"{value:.4g} nats a token on the text that decided, in torch"
+    return found
 
 
 def _training(manifest: CompressionReport) -> dict[str, str]:
@@ -139,7 +158,8 @@ def _training(manifest: CompressionReport) -> dict[str, str]:
     for name, windows in (("windows", made.windows), ("validation", made.validation)):
         if windows is not None:
             found[name] = _windows_text(windows)
-    found["changed_codes"] = f"{made.changed_codes:.2%} of {made.num_layers} weights"
+    if made.changed_codes is not None:
+        found["changed_codes"] = f"{made.changed_codes:.2%} of {made.num_layers} weights"
     if made.curves:
         found["kept"] = f"what was learned, in {made.num_improved} of {len(made.curves)} trainings"
     return found

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, Protocol
 
+from llmcompress.report.pruning import PruningRecord
 from llmcompress.report.readable import Readable
 from llmcompress.report.record import CalibrationRecord, EnvironmentRecord, FileRecord, Measured, Provenance, Record
 from llmcompress.report.text import count_text, duration_text, size_text
@@ -155,8 +156,10 @@ class CompressionReport(Readable):
     layers: tuple[LayerRecord, ...]
     activations: ActivationRecord | None = None
     """None where activations are not quantized."""
+    pruning: PruningRecord | None = None
+    """None where nothing was taken away."""
     training: TrainingRecord | None = None
-    """None where the bits are those that the compression made."""
+    """None where the bits are those that the compression made, and nothing was healed."""
     kept: KeptRecord | None = None
     """None where the source was not quantized already, or is not kept so."""
     tuning: TuningOrigin | None = None

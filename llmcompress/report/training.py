@@ -44,10 +44,10 @@ class TrainingRecord(Record):
     """Of each curve."""
     budget_s: float | None = None
     """The time that decided them."""
-    num_layers: int
-    """Weights whose bits were trained."""
-    changed_codes: float
-    """Share of the trained weights' codes that differ from the start's."""
+    num_layers: int | None = None
+    """Weights whose bits were trained; None: floats were, before they were compressed."""
+    changed_codes: float | None = None
+    """Share of the trained weights' codes that differ from the start's; None likewise."""
     device: str | None = None
     products_in: str | None = None
     """Precision of the products in a step: f32 or bf16."""

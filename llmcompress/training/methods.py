@@ -34,6 +34,8 @@ class TrainingTask(NamedTuple):
     """All that a method needs."""
 
     source: Source
+    original: Source
+    """What answers for ``distillation``: the source, or what was pruned to it."""
     weights: Mapping[str, IntegerWeight]
     names: frozenset[str]
     """Of the weights that are trained."""
@@ -102,8 +104,8 @@ def durations(task: TrainingTask, directory: Path, deadline: float) -> Durations
     return found
 
 
-def _in_f32(task: TrainingTask) -> Any:
-    return load_torch_model(task.source).float().to(task.device)
+def _in_f32(task: TrainingTask, source: Source | None = None) -> Any:
+    return load_torch_model(source or task.source).float().to(task.device)
 
 
 class _Asked(NamedTuple):
@@ -113,6 +115,8 @@ class _Asked(NamedTuple):
 
 def _asked(task: TrainingTask, model: Any) -> _Asked:
     windows = Windows(task.windows.token_ids[: task.training.num_used_windows], task.validation.token_ids)
+    if task.original is not task.source:
+        model = _in_f32(task, task.original)
     return _Asked(windows, ask(model, windows.token_ids, task.training.num_top_tokens, task.place, task.progress))
 
 

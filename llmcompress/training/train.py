@@ -6,9 +6,9 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.data import CalibrationWindows
 from llmcompress.errors import DataError, ModelError
@@ -22,6 +22,8 @@ from llmcompress.graph.integer_weights import (
     replace_integer_weights,
 )
 from llmcompress.loaders.loaded_model import LoadedModel
+from llmcompress.loaders.source import Source
+from llmcompress.report.record import Provenance
 from llmcompress.report.training import TrainingCurve, TrainingRecord
 from llmcompress.spec import Recipe, WeightCompression
 from llmcompress.spec.modes import INT8
@@ -56,6 +58,8 @@ class Inputs(NamedTuple):
     """What AWQ did to weights, by their names."""
     add_adapters: AddAdapters | None = None
     """For ``fq_lora``."""
+    original: Source | None = None
+    """What answers for ``distillation`` where the loaded model was pruned."""
 
 
 def train(loaded: LoadedModel, recipe: Recipe, inputs: Inputs, progress: Reporter) -> TrainingRecord:
@@ -83,11 +87,11 @@ def train(loaded: LoadedModel, recipe: Recipe, inputs: Inputs, progress: Reporte
     device = training_device(training.device)
     weights = integer_weights(loaded.model)
     names = trainable(weights, recipe.weights, where=loaded.source.name)
-    state_dir = cache_dir() / "training" / _key(loaded, recipe, inputs)
-    hold(state_dir)
-    with _writable(state_dir, inputs.scratch_dir) as place:
+    state_dir = state_directory(loaded.provenance, recipe, windows)
+    with writable(state_dir, inputs.scratch_dir) as place:
         task = TrainingTask(
             source=loaded.source,
+            original=inputs.original or loaded.source,
             weights=weights,
             names=names,
             rescaled=inputs.rescaled,
@@ -209,24 +213,27 @@ def require_disjoint(windows: CalibrationWindows, num_wanted: int) -> TrainingWi
     return TrainingWindows(replace(windows, held_out=None), validation)
 
 
-def _key(loaded: LoadedModel, recipe: Recipe, inputs: Inputs) -> str:
-    """What the state of an interrupted training belongs to."""
+def state_directory(provenance: Provenance, recipe: Recipe, windows: TrainingWindows) -> Path:
+    """Where the state of an interrupted training is kept; it is held from now on."""
     import torch
 
-    return content_key(
+    key = content_key(
         {
-            "files": [file.sha256 for file in loaded.provenance.files],
+            "files": [file.sha256 for file in provenance.files],
             "recipe": recipe.portable().model_dump(mode="json", exclude={"name", "description", "gate", "runtime"}),
-            "training": inputs.windows.training.record.token_ids_sha256,
-            "validation": inputs.windows.validation.record.token_ids_sha256,
+            "training": windows.training.record.token_ids_sha256,
+            "validation": windows.validation.record.token_ids_sha256,
             "versions": installed_versions(PACKAGES_THAT_DECIDE_BYTES),
             "num_threads": torch.get_num_threads(),
         }
     )
+    state_dir = cache_dir() / "training" / key
+    hold(state_dir)
+    return state_dir
 
 
 @contextlib.contextmanager
-def _writable(state_dir: Path, scratch_dir: Path) -> Any:
+def writable(state_dir: Path, scratch_dir: Path) -> Iterator[Path]:
     """The state's directory, or where the cache cannot be written the scratch one: nothing is kept then."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.compression.forecast.records import Inventory, Kind, Weight
 from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES
-from llmcompress.errors import ModelError
+from llmcompress.errors import ModelError, RecipeError
 from llmcompress.loaders.adapter import Adapter
 from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.safetensors_file import read_header
 from llmcompress.loaders.source import Source
+from llmcompress.spec.pruning import Pruning
+from llmcompress.training.pruning.configuration import shrink
 
 if TYPE_CHECKING:
     import torch
@@ -28,19 +30,24 @@ class _Use(NamedTuple):
     name: str
 
 
-def checkpoint_inventory(source: Source) -> Inventory:
+def checkpoint_inventory(source: Source, pruning: Pruning | None = None) -> Inventory:
     """List what the exporter will make of a checkpoint's weights.
 
     Where a module is exactly ``Linear``, ``Embedding`` or ``Conv1D``, its 16-bit weight stays as it is stored; all
     other 16-bit parameters are cast to f32. Expert weights are three-dimensional; a fused gate and up projection is
     cut in two. An f32 ``Conv1D`` is transposed. Tied weights are one constant.
 
+    Args:
+        source: As resolved.
+        pruning: What is taken away before.
+
     Raises:
+        RecipeError: The model does not have what is to go.
         ModelError: transformers cannot build the model from this configuration.
     """
     # Of what is quantized the codes are most of the elements, and say nothing of the rest.
     stored = None if is_repacked(source.config) else _stored_dtype(source)
-    model, dtype = _meta_model(source, stored)
+    model, dtype = _meta_model(source, stored, pruning)
     in_place = stored is None or stored == dtype
     head = model.get_output_embeddings()
     head_weight = None if head is None else getattr(head, "weight", None)
@@ -144,7 +151,7 @@ def _adapted(share: _Share) -> _Share:
     return share._replace(mapped=0, merged=share.merged + share.mapped)
 
 
-def _meta_model(source: Source, stored: str | None) -> tuple[Any, str]:
+def _meta_model(source: Source, stored: str | None, pruning: Pruning | None) -> tuple[Any, str]:
     import torch
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -161,11 +168,15 @@ def _meta_model(source: Source, stored: str | None) -> tuple[Any, str]:
         config = AutoConfig.from_pretrained(
             source.path, trust_remote_code=source.trust_remote_code, local_files_only=True
         )
+        if pruning is not None:
+            shrink(config, pruning)
         with init_empty_weights(include_buffers=True):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=torch_dtype, trust_remote_code=source.trust_remote_code
             )
         model.tie_weights()
+    except RecipeError:
+        raise
     except Exception as error:  # the model's own classes may raise anything
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(

@@ -68,7 +68,12 @@ class _Moment(NamedTuple):
 
 
 def peak_memory(
-    inventory: Inventory, recipe: Recipe, size_bytes: int, codes_bytes: int, by_nncf: Sequence[Weight]
+    inventory: Inventory,
+    recipe: Recipe,
+    size_bytes: int,
+    codes_bytes: int,
+    by_nncf: Sequence[Weight],
+    whole: Inventory | None = None,
 ) -> PeakMemory:
     """Predict the peak of loading, converting and compressing.
 
@@ -83,6 +88,7 @@ def peak_memory(
         size_bytes: Of the output.
         codes_bytes: Part of it that our kernels will make.
         by_nncf: The weights that they will not make.
+        whole: The model before a pruning; None: nothing is taken away.
     """
     traced = INTERPRETER_BYTES + inventory.num_modules * GRAPH_BYTES_PER_MODULE
     kept = INTERPRETER_BYTES + inventory.num_modules * KEPT_GRAPH_BYTES_PER_MODULE
@@ -112,8 +118,10 @@ def peak_memory(
         # Where our engine takes no part, pages stay.
         left = pages - inventory.mapped_bytes if codes_bytes else pages
         moments.append(_Moment(kept + copies + size_bytes, left, codes_bytes))
-        if recipe.training is not None:
+        if recipe.training is not None and not recipe.training.heals:
             moments.append(_Moment(kept + copies + size_bytes + _training(inventory, recipe.training), pages))
+    if whole is not None:
+        moments.append(_Moment(INTERPRETER_BYTES + _pruning(whole, recipe), whole.checkpoint_bytes))
     return PeakMemory(
         total=max(moment.own_bytes + moment.page_bytes for moment in moments) + LIBRARY_PAGES,
         in_memory=max(moment.own_bytes for moment in moments) + HOT_LIBRARY_PAGES,
@@ -134,6 +142,23 @@ def training_disk_bytes(inventory: Inventory, recipe: Recipe) -> int:
         return state + 3 * 4 * (num_windows + training.num_validation_samples) * training.seq_len * hidden
     num_positions = (num_windows + training.num_validation_samples) * training.seq_len
     return state + num_positions * min(training.num_top_tokens, inventory.vocab_size) * 8
+
+
+def _pruning(whole: Inventory, recipe: Recipe) -> int:
+    """The model in torch in f32, with the sums over one layer's inputs, or with what heals it."""
+    pruning, calibration, training = recipe.pruning, recipe.calibration, recipe.training
+    assert pruning is not None
+    own = 4 * whole.num_parameters
+    if calibration is not None and pruning.uses_data:
+        own += LOGITS_COPIES * 4 * calibration.seq_len * whole.vocab_size
+        if pruning.method in ("width", "wanda", "sparsegpt"):
+            matrices = [weight for weight in whole.weights if weight.kind == "matmul" and not weight.is_head]
+            num_layers = max(1, len({match[1] for w in matrices if (match := re.search(r"\.(\d+)\.", w.name))}))
+            # Of all its linear layers at once, and those of the widest once more to be inverted.
+            sums = sum(4 * weight.in_channels**2 for weight in matrices) // num_layers
+            own += sums + 3 * 4 * max((weight.in_channels for weight in matrices), default=0) ** 2
+    heals = training is not None and training.heals
+    return max(own, _training(whole, training)) if heals and training is not None else own
 
 
 def _training(inventory: Inventory, training: Training) -> int:

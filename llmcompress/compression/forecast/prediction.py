@@ -59,16 +59,20 @@ def forecast(
     else:
         inventory = with_quantized(source, checkpoint_inventory(source), keep=recipe.method == "keep")
     passes = [*recipe.weight_passes, *_by_activations(recipe)]
+    whole = None
+    if recipe.pruning is not None:
+        whole, inventory = inventory, checkpoint_inventory(source, recipe.pruning)
     notes = [*inventory.notes, *_notes(source, recipe, passes, inventory)]
     layers, size_bytes, warned, remarks = _layers(inventory, passes)
     ours = [engine == "llmcompress" and layer.mode in BY_KERNELS and layer.stored_as is None for layer in layers]
     codes_bytes = sum(layer.size_bytes for layer, is_ours in zip(layers, ours, strict=True) if is_ours)
     by_nncf = [weight for weight, is_ours in zip(inventory.weights, ours, strict=True) if not is_ours]
-    peak = peak_memory(inventory, recipe, size_bytes, codes_bytes, by_nncf)
+    peak = peak_memory(inventory, recipe, size_bytes, codes_bytes, by_nncf, whole)
     # The libraries, which the peak counts, have been imported in part.
     available = memory().available + own_bytes()
     codes_on_disk = available < peak.in_memory and peak.required < peak.in_memory
     disk_bytes = size_bytes + SIDE_FILES_BYTES + (codes_bytes + SEGMENT_BYTES if codes_on_disk else 0)
+    disk_bytes += inventory.checkpoint_bytes if whole else 0
     free = free_bytes(output_dir or Path())
     training_bytes, free_cache_bytes = training_disk_bytes(inventory, recipe), free_bytes(cache_dir())
     if codes_on_disk:
@@ -218,6 +222,11 @@ def _notes(source: Source, recipe: Recipe, passes: Sequence[WeightCompression], 
         notes.append("the OpenVINO model is not fetched yet: predicted from its config.json as for a checkpoint")
     if from_config and source.config.get("quantization_config") and not inventory.stored:
         notes.append("the checkpoint is quantized already: the prediction is that of its unquantized model")
+    if recipe.pruning is not None:
+        size = _gigabytes(inventory.checkpoint_bytes)
+        notes.append(f"the pruned checkpoint of {size} lies next to the output while the run lasts")
+        if recipe.pruning.max_kl is not None:
+            notes.append("how many layers pruning.max_kl drops is not predicted: this is the size without a drop")
     if recipe.training is not None:
         kept = _gigabytes(training_disk_bytes(inventory, recipe))
         notes.append(f"training keeps about {kept} in the cache while it runs")

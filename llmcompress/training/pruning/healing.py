@@ -38,7 +38,7 @@ def _weights(model: Any, keep_zeros: bool) -> Iterator[Learnable]:
     for parameter in layer_list(model)[1].parameters():
         parameter.requires_grad_(True)
         if keep_zeros and parameter.ndim == 2:
-            parameter.register_hook(_masked(parameter.detach() == 0))
+            parameter.register_hook(_masked(parameter.detach() == 0))  # type: ignore[no-untyped-call]
         # A vector of zeros, as a bias may be, has no size of its own.
         size = float(parameter.detach().square().mean().sqrt()) or 1.0
         yield Learnable("weight", parameter, parameter.detach().clone().clone, unit=size)
@@ -72,6 +72,7 @@ def _adapters(model: Any, training: Training, keep_zeros: bool) -> Iterator[Lear
                 continue
             low_rank = _LowRank(module.weight, training.adapter_rank, keep_zeros).to(module.weight.device)
             parametrize.register_parametrization(module, "weight", low_rank)
-            module.parametrizations.weight.original.requires_grad_(False)
+            originals: Any = module.parametrizations["weight"]
+            originals.original.requires_grad_(False)
             for parameter in (low_rank.down, low_rank.up):
                 yield Learnable("adapter", parameter, parameter.detach().clone().clone)

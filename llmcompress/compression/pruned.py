@@ -1,0 +1,132 @@
+"""A checkpoint that a recipe prunes: what stands in its place from then on."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmcompress.artifact import write_errors
+from llmcompress.errors import RecipeError
+from llmcompress.loaders.quantized.declaration import is_repacked
+from llmcompress.loaders.source import Source
+from llmcompress.report.pruning import PruningRecord
+from llmcompress.report.record import Provenance
+from llmcompress.report.training import TrainingCurve, TrainingRecord
+from llmcompress.spec import Recipe
+from llmcompress.system.json_file import read_json
+from llmcompress.system.progress import Reporter
+
+if TYPE_CHECKING:
+    from llmcompress.data import CalibrationWindows
+    from llmcompress.training.pruning.prune import Healing
+    from llmcompress.training.train import TrainingWindows
+
+
+class PrunedSource(NamedTuple):
+    """A checkpoint of our own making."""
+
+    source: Source
+    record: PruningRecord
+    healing: TrainingRecord | None
+    """How what was left was healed."""
+
+
+class PruningInputs(NamedTuple):
+    """What a pruning needs besides the source and the recipe."""
+
+    provenance: Provenance
+    """Of the source."""
+    windows: CalibrationWindows | None
+    training: TrainingWindows | None
+    scratch_dir: Path
+    """Existing directory, in which the checkpoint is written."""
+    target: Path
+    """Named where the disk refuses something."""
+
+
+def require_prunable_source(source: Source, recipe: Recipe) -> None:
+    """Refuse to prune what is no checkpoint of floats in classes of transformers.
+
+    Raises:
+        RecipeError: Says so.
+    """
+    if recipe.pruning is None:
+        return
+    problem = None
+    if source.layout == "ir":
+        problem = "an OpenVINO model has no layers in torch that could be taken out"
+    elif is_repacked(source.config):
+        problem = "the weights of this checkpoint are quantized already"
+    elif source.config.get("auto_map") and source.trust_remote_code:
+        problem = "the model's classes are code of its repository, which a pruned checkpoint would not carry"
+    if problem is not None:
+        where, hint = f"recipe {recipe.name}: pruning", "give a checkpoint in floats, or a recipe without pruning"
+        raise RecipeError(problem, where=where, hint=hint)
+
+
+def prune_source(source: Source, recipe: Recipe, inputs: PruningInputs, progress: Reporter) -> PrunedSource:
+    """Prune a checkpoint whose files are there, and heal it where the recipe says so.
+
+    Raises:
+        RecipeError, ModelError: As ``prune``.
+        WriteError: The disk does not hold the pruned checkpoint.
+    """
+    from llmcompress.training.pruning.prune import PruneTask, prune
+    from llmcompress.training.train import state_directory, writable
+
+    assert recipe.pruning is not None
+    place = inputs.scratch_dir / "pruning"
+    with ExitStack() as stack:
+        healing, state_dir = None, None
+        if inputs.training is not None and recipe.training is not None and recipe.training.heals:
+            state_dir = state_directory(inputs.provenance, recipe, inputs.training)
+            healing = _healing(recipe, inputs.training, stack.enter_context(writable(state_dir, inputs.scratch_dir)))
+        with write_errors(inputs.target):
+            place.mkdir()
+            token_ids = inputs.windows.token_ids if inputs.windows and recipe.pruning.uses_data else None
+            pruned = prune(PruneTask(source, recipe.pruning, token_ids, healing, place, progress))
+    if state_dir is not None:
+        shutil.rmtree(state_dir, ignore_errors=True)
+    own = source._replace(
+        kind="checkpoint",
+        path=pruned.path,
+        config=read_json(pruned.path / "config.json"),
+        id=None,
+        revision=None,
+        files=None,
+        expected_sha256={},
+        adapter=None,
+    )
+    healed = None
+    if pruned.curve is not None and inputs.training is not None:
+        healed = _healing_record(recipe, inputs.training, pruned.curve)
+    return PrunedSource(own, pruned.record, healed)
+
+
+def _healing(recipe: Recipe, windows: TrainingWindows, place: Path) -> Healing:
+    from llmcompress.training.distillation import Windows
+    from llmcompress.training.pruning.prune import Healing
+
+    assert recipe.training is not None
+    used = windows.training.token_ids[: recipe.training.num_used_windows]
+    return Healing(recipe.training, Windows(used, windows.validation.token_ids), place)
+
+
+def _healing_record(recipe: Recipe, windows: TrainingWindows, curve: TrainingCurve) -> TrainingRecord:
+    from llmcompress.training.devices import multiplies_in, training_device
+
+    training = recipe.training
+    assert training is not None
+    device = training_device(training.device)
+    return TrainingRecord(
+        method=training.method,
+        loss="kl_divergence",
+        windows=windows.training.record,
+        validation=windows.validation.record,
+        num_steps=training.num_steps,
+        device=device.type,
+        products_in=multiplies_in(device),
+        curves=(curve,),
+    )
