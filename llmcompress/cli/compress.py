@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         LayerRecord,
     )
     from llmcompress.report.pruning import PruningRecord
+    from llmcompress.report.record import Measured
     from llmcompress.report.training import TrainingRecord
     from llmcompress.spec import Access, Recipe
     from llmcompress.system.progress import Reporter
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
 _PANELS = {
     "Recipe": "recipe overrides budget engine requantize",
-    "Output": "output_dir overwrite no_tokenizer dry_run",
+    "Output": "output_dir overwrite no_tokenizer save_checkpoint dry_run",
 }
 
 
@@ -111,6 +112,12 @@ def compress(
             "--budget", metavar="TIME", help="Time for the recipe's training, such as 30m: it decides num_steps."
         ),
     ] = None,
+    save_checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-checkpoint", metavar="DIR", help="Keep what the recipe's pruning leaves, as transformers saves it."
+        ),
+    ] = None,
     file: GgufFile = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -158,6 +165,7 @@ def compress(
         "overwrite": overwrite,
         "tokenizer": not no_tokenizer,
         "engine": engine,
+        "save_checkpoint": None if save_checkpoint is None else save_checkpoint.absolute(),
         **access._asdict(),
     }
     try:
@@ -285,7 +293,7 @@ def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: 
     if accuracy is not None:
         facts["Accuracy control"] = _accuracy_text(accuracy)
     if report.pruning is not None:
-        facts["Pruning"] = _pruning_text(report.pruning)
+        facts["Pruning"] = _pruning_text(report.pruning, report.measured)
     if report.training is not None:
         facts["Training"] = _training_text(report.training)
     facts |= {
@@ -342,11 +350,19 @@ def _training_text(training: TrainingRecord) -> str:
     return f"{training.method}: held-out {loss} {before:.4g} -> {before - gained:.4g}{more}"
 
 
-def _pruning_text(pruning: PruningRecord) -> str:
+def _zeros_text(pruning: PruningRecord, measured: Measured) -> str:
+    """What zeros are good for here, as it was measured."""
+    archive = "" if pruning.archive_share is None else f", {pruning.archive_share:.0%} of the size in an archive"
+    if measured.sparse_speed is None:
+        return archive
+    return f" (one layer alone runs {measured.sparse_speed.ratio:.2f} times as fast here{archive})"
+
+
+def _pruning_text(pruning: PruningRecord, measured: Measured) -> str:
     """What went, and how far that alone took the model from the original."""
     share = 1 - pruning.num_parameters / pruning.num_parameters_before
     if pruning.density is not None:
-        what = f"{1 - pruning.density:.0%} of the decoder layers' weights are zero"
+        what = f"{1 - pruning.density:.0%} of the decoder layers' weights are zero{_zeros_text(pruning, measured)}"
     elif pruning.layers:
         what = f"decoder layers {', '.join(map(str, pruning.layers))} dropped, {share:.1%} of the parameters"
     else:

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import get_args
 
 from llmcompress.artifact import staging
+from llmcompress.artifact.placement import checked_output
 from llmcompress.compression.output import inputs, write
+from llmcompress.compression.pruned import save_pruned
 from llmcompress.compression.run import CompressOptions, compress_in_memory
 from llmcompress.errors import UsageError
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.loaders.quantized.declaration import check_quantization, is_repacked
 from llmcompress.loaders.recommended import recommended_recipe
-from llmcompress.loaders.source import identity, resolve
+from llmcompress.loaders.source import Source, identity, resolve
 from llmcompress.report.compression import CompressionReport, Engine
 from llmcompress.report.record import Stages
 from llmcompress.spec import RECOMMENDED, Access, Recipe, load_recipe
@@ -41,6 +43,7 @@ def compress(
     engine: Engine = "llmcompress",
     requantize: bool = False,
     file: str | None = None,
+    save_checkpoint: str | Path | None = None,
     progress: ProgressOption = "auto",
 ) -> CompressionReport:
     """Compress a model by a recipe into one complete directory for OpenVINO.
@@ -66,6 +69,8 @@ def compress(
             layer was made.
         requantize: Compress a checkpoint that is quantized already again: its floats are computed from its codes.
         file: The GGUF file that is meant, of a directory or repository that holds several.
+        save_checkpoint: Where the pruned checkpoint is kept too, as transformers saves it, before its weights are
+            compressed; nothing may be there.
         progress: Told of every stage.
 
     Returns:
@@ -103,11 +108,25 @@ def compress(
         found = resolve(source, access)
     if not isinstance(recipe, Recipe):
         recipe = recommended_recipe(found, str(recipe))
+    kept = None if save_checkpoint is None else _checkpoint_place(save_checkpoint, recipe, found)
     with staging(output_dir, overwrite=overwrite, inputs=inputs(found, recipe)) as stage:
         options = CompressOptions(stage.scratch_dir(), stage.target, access, tokenizer, engine)
         given = source if isinstance(source, LoadedModel) else found
         compressed = compress_in_memory(given, recipe, options, stages, progress)
-        return write(compressed, stage, progress=progress)
+        report = write(compressed, stage, progress=progress)
+        if kept is not None:
+            save_pruned(compressed.loaded.source.path, kept)
+        return report
+
+
+def _checkpoint_place(directory: str | Path, recipe: Recipe, found: Source) -> Path:
+    if recipe.pruning is None:
+        raise UsageError(
+            f"`save_checkpoint` keeps what a pruning leaves, and recipe {recipe.name} has none",
+            where=str(directory),
+            hint="leave it out, or take a recipe with pruning",
+        )
+    return checked_output(directory, inputs(found, recipe), overwrite=False)
 
 
 def _refuse_loading_options(loaded: LoadedModel, access: Access) -> None:

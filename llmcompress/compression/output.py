@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from llmcompress.artifact import Staging, file_records, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED, file_record
 from llmcompress.compression.run import CompressedModel
+from llmcompress.compression.zeros import archive_share, sparse_speed
 from llmcompress.data.disjoint import write_sequences
 from llmcompress.loaders.source import Source
 from llmcompress.report.compression import CompressionReport
@@ -43,6 +45,12 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         side_files = file_records(stage.path, exclude=NOT_LISTED | MODEL_FILES)
         files = tuple(sorted((*model_files.result(), *side_files), key=lambda file: file.path))
     bin_bytes = next(file.size_bytes for file in files if file.path == MODEL_BIN)
+    pruning, measured = compressed.pruning, stages.measured()
+    if pruning is not None and (density := pruning.density) is not None:
+        pruning = pruning.model_copy(update={"archive_share": archive_share(stage.path / MODEL_BIN)})
+        largest = max((layer.shape for layer in compressed.layers if len(layer.shape) == 2), key=math.prod)
+        speed = sparse_speed((largest[0], largest[1]), density)
+        measured = measured.model_copy(update={"sparse_speed": speed})
     environment = environment_record(torch.get_num_threads())
     report = CompressionReport(
         llmcompress_version=environment.versions["llmcompress"],
@@ -58,11 +66,11 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         chat_template=chat_template,
         layers=compressed.layers,
         activations=compressed.activations,
-        pruning=compressed.pruning,
+        pruning=pruning,
         training=compressed.training,
         kept=compressed.kept,
         files=files,
-        measured=stages.measured(),
+        measured=measured,
     )
     stage.publish(report)
     return report

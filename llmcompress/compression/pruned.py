@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from llmcompress.report.pruning import PruningRecord
 from llmcompress.report.record import Provenance
 from llmcompress.report.training import TrainingCurve, TrainingRecord
 from llmcompress.spec import Recipe
+from llmcompress.system.files import sync_tree
 from llmcompress.system.json_file import read_json
 from llmcompress.system.progress import Reporter
 
@@ -103,6 +105,23 @@ def prune_source(source: Source, recipe: Recipe, inputs: PruningInputs, progress
     if pruned.curve is not None and inputs.training is not None:
         healed = _healing_record(recipe, inputs.training, pruned.curve)
     return PrunedSource(own, pruned.record, healed)
+
+
+def save_pruned(checkpoint: Path, target: Path) -> None:
+    """Copy a pruned checkpoint to where it is to stay; it appears there complete, or not at all.
+
+    Raises:
+        WriteError: The disk refuses it.
+    """
+    copy = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    with write_errors(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(checkpoint, copy)
+            sync_tree(copy)
+            copy.rename(target)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
 
 
 def _healing(recipe: Recipe, windows: TrainingWindows, place: Path) -> Healing:

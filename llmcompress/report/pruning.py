@@ -16,17 +16,6 @@ class PrunedLayer(Record):
     """Of experts: share of the text's choices that fell on those that are kept."""
 
 
-class SparseSpeed(Record):
-    """Whether this device computes faster with zeros: the largest layer alone, dense against sparse, runs in turn."""
-
-    device: str
-    shape: tuple[int, int]
-    ratio: float
-    """Time of the dense layer to that of the sparse one, for one token; medians."""
-    option: str | None = None
-    """The plugin's property that was set for it, where it has one."""
-
-
 class PruningRecord(Record):
     """What was taken away."""
 
@@ -45,6 +34,5 @@ class PruningRecord(Record):
     """To the original on the text, in torch, before any healing; None: no text was needed."""
     kl_divergence_healed: float | None = None
     """After it, on the same windows."""
-    sparse_speed: SparseSpeed | None = None
     archive_share: float | None = None
     """Size of the weights in a compressed archive (zlib), as a share of their size, where zeros were set."""

@@ -127,6 +127,18 @@ class StageTime(Record):
     peak_rss_bytes: int
 
 
+class SparseSpeed(Record):
+    """Whether a device computes faster with zeros: a layer alone, dense against sparse, runs in turn."""
+
+    device: str
+    shape: tuple[int, int]
+    """``(out, in)``, of the model's largest layer; weights of 8 bits."""
+    ratio: float
+    """Time of the dense layer to that of the sparse one, for one token; medians."""
+    option: str | None = None
+    """The plugin's property that was set for the sparse one, where it has one."""
+
+
 class Measured(Record):
     """What differs from run to run."""
 
@@ -135,6 +147,8 @@ class Measured(Record):
     duration_s: float
     peak_rss_bytes: int
     stages: tuple[StageTime, ...]
+    sparse_speed: SparseSpeed | None = None
+    """Where a pruning has set weights to zero."""
 
 
 def environment_record(num_threads: int) -> EnvironmentRecord:

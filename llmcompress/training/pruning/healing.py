@@ -72,7 +72,7 @@ def _adapters(model: Any, training: Training, keep_zeros: bool) -> Iterator[Lear
                 continue
             low_rank = _LowRank(module.weight, training.adapter_rank, keep_zeros).to(module.weight.device)
             parametrize.register_parametrization(module, "weight", low_rank)
-            originals: Any = module.parametrizations["weight"]
-            originals.original.requires_grad_(False)
+            parametrized: Any = module
+            parametrized.parametrizations.weight.original.requires_grad_(False)
             for parameter in (low_rank.down, low_rank.up):
                 yield Learnable("adapter", parameter, parameter.detach().clone().clone)
