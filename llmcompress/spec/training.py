@@ -174,21 +174,20 @@ def _healing_refusals(training: Training) -> Iterator[Refusal]:
     if training.method != "distillation":
         problem = f"{training.what[0]} are trained by distillation, not by {training.method}"
         yield Refusal("training.method", problem, "write distillation")
-    yield from _budget_refusals(training)
+    if training.budget_s is not None:
+        problem = "is not measured for healing: a validation decides when it ends"
+        yield Refusal("training.budget_s", problem, "write training.num_steps")
     of_others = _OF_ADAPTERS if "weights" in training.what else ("weight_learning_rate",)
     for name in (*_OF_BITS, *of_others):
         if getattr(training, name) != Training.model_fields[name].default:
             yield Refusal(f"training.{name}", f"has no effect on {training.what[0]}", "remove it")
 
 
-def _budget_refusals(training: Training) -> Iterator[Refusal]:
+def _method_refusals(training: Training) -> Iterator[Refusal]:
     if training.budget_s is not None and training.num_steps != Training.model_fields["num_steps"].default:
         problem = "has no effect with budget_s, which decides the number of steps"
         yield Refusal("training.num_steps", problem, "write training.num_steps: null, or remove budget_s")
 
-
-def _method_refusals(training: Training) -> Iterator[Refusal]:
-    yield from _budget_refusals(training)
     for name in _WITHOUT_EFFECT[training.method]:
         if getattr(training, name) != Training.model_fields[name].default:
             yield Refusal(f"training.{name}", f"has no effect with method {training.method}", "remove it")

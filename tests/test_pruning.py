@@ -1,0 +1,709 @@
+"""Pruning: what goes is what the papers' formulas say, what is left opens everywhere, zeros stay zeros."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluation_fixture import all_logits
+from numpy.typing import NDArray
+from tiny_models import build_checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import llmcompress
+from llmcompress import Recipe
+from llmcompress.compression.forecast import forecast
+from llmcompress.errors import LlmcompressError, ModelError, RecipeError, UsageError
+from llmcompress.graph.integer_weights import integer_weights
+from llmcompress.graph.model import parameter_name, read_ir
+from llmcompress.loaders.source import resolve
+from llmcompress.spec import Pruning, load_recipe
+from llmcompress.training.layers import layer_list
+from llmcompress.training.pruning import checkpoint as checkpoint_module
+from llmcompress.training.pruning.configuration import shrink
+from llmcompress.training.pruning.masks import by_wanda
+from llmcompress.training.pruning.prune import Pruned, PruneTask, prune
+from llmcompress.training.pruning.sparsegpt import sparsegpt
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+NONE = {"name": "p", "method": "none"}
+INT4 = {"name": "p", "weights": {"mode": "int4_asym", "group_size": 32}}
+
+Run = Callable[..., Pruned]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On a busy machine threads that wait for each other at every small operation take many times as long."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module")
+def token_ids(demo_checkpoint: Path, calibration_text: Path) -> NDArray[np.int64]:
+    tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint)
+    ids = tokenizer(calibration_text.read_text()[:20_000], add_special_tokens=False)["input_ids"]
+    return np.array(ids[: 4 * 64]).reshape(4, 64)
+
+
+@pytest.fixture
+def run(tmp_path: Path, token_ids: NDArray[np.int64]) -> Run:
+    def pruned(source: Path, *, windows: NDArray[np.int64] | None = token_ids, **pruning: Any) -> Pruned:
+        place = tmp_path / "pruning"
+        place.mkdir()
+        task = PruneTask(resolve(source), Pruning(**pruning), windows, None, place, lambda progress: None)
+        return prune(task)
+
+    return pruned
+
+
+def opened(path: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def logits(model: Any, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = model(torch.from_numpy(token_ids), use_cache=False).logits.double().numpy()
+    return found
+
+
+def kl(original: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+    log_p, log_q = (each - np.logaddexp.reduce(each, -1, keepdims=True) for each in (original, found))
+    return float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
+
+
+def kl_of_classes(original: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+    """The original's 256 most likely tokens at each position, and all others as one."""
+    p, q = (np.exp(each - np.logaddexp.reduce(each, -1, keepdims=True)) for each in (original, found))
+    top = np.argsort(-p, -1)[..., :256]
+    p, q = (np.take_along_axis(each, top, -1) for each in (p, q))
+    p, q = (np.concatenate([each, 1 - each.sum(-1, keepdims=True)], -1) for each in (p, q))
+    return float((p * np.log(p / q)).sum(-1).mean())
+
+
+def without(model: Any, layers: tuple[int, ...]) -> Any:
+    """By hand, as one does in a notebook."""
+    model = copy.deepcopy(model)
+    kept = [layer for number, layer in enumerate(model.model.layers) if number not in layers]
+    model.model.layers = torch.nn.ModuleList(kept)
+    model.config.num_hidden_layers = len(kept)
+    for number, layer in enumerate(kept):
+        layer.self_attn.layer_idx = number
+    return model
+
+
+# --- single weights
+
+
+def weights_and_inputs(rows: int = 12, columns: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(rows, columns, generator=generator)
+    mixing = torch.randn(columns, columns, generator=generator) / 4 + torch.eye(columns)
+    inputs = torch.randn(400, columns, generator=generator) @ mixing
+    return weight, inputs
+
+
+def test_wanda_keeps_the_largest_of_each_row_by_weight_times_norm() -> None:
+    weight, inputs = weights_and_inputs()
+    hessian = inputs.T @ inputs
+    scores = weight.abs().numpy() * np.linalg.norm(inputs.numpy(), axis=0)
+    kept = by_wanda(weight, hessian, Pruning(method="wanda", sparsity=0.5)).numpy()
+    assert (kept.sum(1) == 16).all()
+    for row, score in zip(kept, scores, strict=True):
+        assert score[row].min() > score[~row].max()
+    of_groups = by_wanda(weight, hessian, Pruning(method="wanda", pattern="2:4")).numpy().reshape(12, 8, 4)
+    assert (of_groups.sum(-1) == 2).all()
+    groups = scores.reshape(12, 8, 4)
+    assert (np.where(of_groups, groups, np.inf).min(-1) > np.where(of_groups, -np.inf, groups).max(-1)).all()
+
+
+@pytest.mark.parametrize("pattern", [None, "2:4", "1:4"])
+def test_sparsegpt_is_the_papers_optimal_brain_surgeon(pattern: str | None) -> None:
+    """Column after column, by the inverse of what is left of the Hessian, in f64: equations 3 to 5 of the paper."""
+    weight, inputs = weights_and_inputs()
+    hessian = (inputs.T @ inputs).double().numpy()
+    asked = {"pattern": pattern} if pattern else {"sparsity": 0.5}
+    found = sparsegpt(weight, inputs.T @ inputs, Pruning(method="sparsegpt", **asked)).numpy()
+
+    damped = hessian + 0.01 * hessian.diagonal().mean() * np.eye(len(hessian))
+    inverses = [np.linalg.inv(damped[column:, column:]) for column in range(len(damped))]
+    diagonal = np.array([inverse[0, 0] for inverse in inverses])
+    expected = weight.double().numpy().copy()
+    kept = np.ones(expected.shape, bool)
+    if pattern is None:
+        scores = expected**2 / diagonal
+        kept = scores > np.sort(scores, axis=None)[scores.size // 2 - 1]
+    zeros, of = map(int, (pattern or "0:1").split(":"))
+    for column, inverse in enumerate(inverses):
+        if pattern is not None and column % of == 0:
+            scores = expected[:, column : column + of] ** 2 / diagonal[column : column + of]
+            smallest = np.argsort(scores, 1)[:, :zeros] + column
+            np.put_along_axis(kept, smallest, False, 1)
+        error = np.where(kept[:, column], 0, expected[:, column])
+        expected[:, column:] -= np.outer(error / inverse[0, 0], inverse[0])
+        expected[:, column] = np.where(kept[:, column], expected[:, column], 0)
+    assert ((found == 0) == (expected == 0)).all()
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    # And that is what it is for.
+    left_out = weight.numpy() * kept
+    errors = [np.square((each - weight.numpy()) @ inputs.numpy().T).sum() for each in (found, left_out)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_sparsegpt_takes_what_no_token_reaches() -> None:
+    weight, inputs = weights_and_inputs()
+    inputs[:, 3] = 0
+    found = sparsegpt(weight, inputs.T @ inputs, Pruning(method="sparsegpt", sparsity=0.5))
+    assert found.isfinite().all()
+    assert (found[:, 3] == 0).all()
+    assert (sparsegpt(weight, inputs.T @ inputs, Pruning(method="sparsegpt", sparsity=0.001))[:, 4] != 0).all()
+
+
+def test_magnitude_is_that_of_nncf(run: Run, demo_checkpoint: Path) -> None:
+    import nncf
+    from nncf.torch.function_hook.wrapper import get_hook_storage
+
+    pruned = run(demo_checkpoint, windows=None, method="magnitude", sparsity=0.5)
+    # Weights of the same size as the threshold go with it.
+    assert pruned.record.density == pytest.approx(0.5, abs=3e-3)
+    assert pruned.record.kl_divergence is None
+    model, found = opened(demo_checkpoint), opened(pruned.path)
+    before = {name: module.weight.clone() for name, module in model.named_modules() if hasattr(module, "weight")}
+    ignored = nncf.IgnoredScope(patterns=[".*embed_tokens.*", ".*lm_head.*"])
+    mode = nncf.PruneMode.UNSTRUCTURED_MAGNITUDE_LOCAL
+    stock = nncf.prune(
+        model, mode=mode, ratio=0.5, ignored_scope=ignored, examples_inputs={"input_ids": torch.arange(8)[None]}
+    )
+    masks = {
+        name.partition("post_hooks.")[2].partition("__0")[0].replace(":", "."): hook.binary_mask
+        for name, hook in get_hook_storage(stock).named_hooks()
+    }
+    assert len(masks) == 7 * found.config.num_hidden_layers
+    for name, mask in masks.items():
+        module = name.removesuffix(".weight")
+        assert torch.equal(found.get_submodule(module).weight, before[module] * mask), name
+    for name in ("model.embed_tokens", "lm_head"):
+        assert torch.equal(found.get_submodule(name).weight, before[name])
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude"])
+def test_a_pattern_holds_exactly_after_int4(
+    method: str, demo_checkpoint: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    calibration = {"dataset": str(calibration_text), "num_samples": 4, "seq_len": 64}
+    made = {**INT4, "pruning": {"method": method, "pattern": "2:4"}}
+    made |= {} if method == "magnitude" else {"calibration": calibration}
+    report = llmcompress.compress(demo_checkpoint, Recipe.model_validate(made), tmp_path / "out")
+    weights = integer_weights(read_ir(tmp_path / "out"))
+    names = [name for name in weights if ".layers." in parameter_name(name)]
+    assert len(names) == 7 * 5
+    for name in names:
+        values = weights[name].values().reshape(-1, 4)
+        assert ((values == 0).sum(1) >= 2).all(), name
+    assert report.pruning is not None
+    assert report.pruning.density == pytest.approx(0.5, abs=3e-3)
+    assert report.pruning.archive_share is not None
+    assert 0.3 < report.pruning.archive_share < 1
+    assert report.measured.sparse_speed is not None
+    assert report.measured.sparse_speed.ratio > 0
+
+
+# --- layers
+
+
+def test_layers_are_dropped_by_what_each_drop_costs(
+    run: Run, demo_checkpoint: Path, token_ids: NDArray[np.int64]
+) -> None:
+    original = opened(demo_checkpoint)
+    wanted = logits(original, token_ids)
+    first = [kl_of_classes(wanted, logits(without(original, (number,)), token_ids)) for number in range(5)]
+    one = int(np.argmin(first))
+    second = {
+        number: kl_of_classes(wanted, logits(without(original, (one, number)), token_ids))
+        for number in range(5)
+        if number != one
+    }
+    pruned = run(demo_checkpoint, method="depth", num_layers=2)
+    np.testing.assert_allclose(pruned.record.layer_scores, first, rtol=1e-3)
+    assert set(pruned.record.layers) == {one, min(second, key=lambda number: second[number])}
+    assert pruned.record.kl_divergence == pytest.approx(min(second.values()), rel=1e-3)
+    found = opened(pruned.path)
+    assert found.config.num_hidden_layers == 3
+    np.testing.assert_allclose(
+        logits(found, token_ids), logits(without(original, pruned.record.layers), token_ids), atol=1e-4
+    )
+    assert pruned.record.num_parameters == sum(each.numel() for each in found.parameters())
+
+
+def test_layers_are_dropped_up_to_a_divergence(run: Run, demo_checkpoint: Path, token_ids: NDArray[np.int64]) -> None:
+    original = opened(demo_checkpoint)
+    wanted = logits(original, token_ids)
+    scores = [kl_of_classes(wanted, logits(without(original, (number,)), token_ids)) for number in range(5)]
+    pruned = run(demo_checkpoint, method="depth", max_kl=min(scores) * 1.1)
+    assert pruned.record.layers == (int(np.argmin(scores)),)
+
+
+def test_a_contiguous_block_is_the_nearest_in_angle(
+    run: Run, demo_checkpoint: Path, token_ids: NDArray[np.int64]
+) -> None:
+    original = opened(demo_checkpoint)
+    states: list[torch.Tensor] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args: states.append(args[0][:, -1]))
+        for layer in original.model.layers
+    ]
+    hooks.append(original.model.norm.register_forward_pre_hook(lambda _, args: states.append(args[0][:, -1])))
+    logits(original, token_ids)
+    for hook in hooks:
+        hook.remove()
+    angles = [
+        float(torch.arccos(torch.cosine_similarity(states[n].double(), states[n + 2].double())).mean())
+        for n in range(4)
+    ]
+    best = int(np.argmin(angles))
+    pruned = run(demo_checkpoint, method="depth", num_layers=2, selection="contiguous")
+    assert pruned.record.layers == (best, best + 1)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen3", "gpt_neox", "qwen3_moe"])
+def test_other_architectures_lose_layers(model_type: str, run: Run, tmp_path: Path) -> None:
+    source = build_checkpoint(tmp_path / "model", model_type)
+    before = layer_list(opened(source))[1]
+    pruned = run(source, windows=None, method="depth", layers=(0,))
+    after = layer_list(opened(pruned.path))[1]
+    assert len(after) == len(before) - 1
+    for number, layer in enumerate(after):
+        wanted = before[number + 1].state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in layer.state_dict().items())
+
+
+def test_lists_with_an_entry_for_each_layer_follow() -> None:
+    config = AutoConfig.for_model(
+        "qwen3",
+        num_hidden_layers=4,
+        layer_types=["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        use_sliding_window=True,
+        eos_token_id=[1, 2, 3, 4],
+    )
+    shrink(config, Pruning(method="depth", layers=(0, 3)), (0, 3))
+    assert config.layer_types == ["sliding_attention", "full_attention"]
+    assert config.num_hidden_layers == 2
+    assert config.eos_token_id == [1, 2, 3, 4]
+    config = AutoConfig.for_model("qwen3_moe", num_hidden_layers=4, mlp_only_layers=[1, 3])
+    shrink(config, Pruning(method="depth", layers=(0, 1)), (0, 1))
+    assert config.mlp_only_layers == [1]
+
+
+def test_a_model_that_its_configuration_cannot_say_is_refused(
+    run: Run, demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = build_checkpoint(tmp_path / "model", "qwen3_moe", decoder_sparse_step=2)
+    # Every second layer has experts, by its number.
+    with pytest.raises(ModelError, match="does not open as a qwen3_moe checkpoint: ") as caught:
+        run(source, windows=None, method="depth", layers=(0,))
+    assert "decides by a layer's number" in (caught.value.hint or "")
+    monkeypatch.setattr(checkpoint_module, "CHECK_TOKENS", 8)
+    saved = AutoModelForCausalLM.from_pretrained
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        model = saved(*args, **kwargs)
+        model.lm_head.weight.data += 1
+        return model
+
+    model = opened(demo_checkpoint)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", changed)
+    with pytest.raises(ModelError, match=r"logits differ by up to \d"):
+        checkpoint_module.save_checkpoint(model, torch.bfloat16, resolve(demo_checkpoint), tmp_path)
+
+
+# --- width
+
+
+def test_channels_are_chosen_by_what_they_add_and_the_rest_is_refitted(
+    run: Run, demo_checkpoint: Path, token_ids: NDArray[np.int64]
+) -> None:
+    original = opened(demo_checkpoint)
+    size = original.config.intermediate_size
+    pruned = run(demo_checkpoint, method="width", intermediate_size=size - 64)
+    found = opened(pruned.path)
+    assert found.config.intermediate_size == size - 64
+    # The first layer is given the same as in the original.
+    given: list[torch.Tensor] = []
+    mlp = original.model.layers[0].mlp
+    hook = mlp.down_proj.register_forward_pre_hook(lambda _, args: given.append(args[0].flatten(0, 1)))
+    wanted = logits(original, token_ids)
+    hook.remove()
+    inputs = torch.cat(given).double().numpy()
+    weight = mlp.down_proj.weight.detach().double().numpy()
+    norms = np.linalg.norm(inputs, axis=0) * np.linalg.norm(weight, axis=0)
+    kept = np.sort(np.argsort(-norms)[: size - 64])
+    assert pruned.record.parts[0].name == "model.layers.0.mlp"
+    assert pruned.record.parts[0].dropped == tuple(sorted(set(range(size)) - set(kept.tolist())))
+    hessian = inputs.T @ inputs
+    damped = hessian[np.ix_(kept, kept)] + 0.01 * hessian.diagonal()[kept].mean() * np.eye(len(kept))
+    expected = weight @ hessian[:, kept] @ np.linalg.inv(damped)
+    own = found.model.layers[0].mlp
+    np.testing.assert_allclose(own.down_proj.weight.detach().numpy(), expected, atol=2e-3, rtol=0.01)
+    assert torch.equal(own.gate_proj.weight, mlp.gate_proj.weight[torch.from_numpy(kept)])
+    # Refitted it is nearer to the original than merely cut.
+    cut = copy.deepcopy(original)
+    for layer, part in zip(cut.model.layers, pruned.record.parts, strict=True):
+        layer.mlp.down_proj.weight.data[:, list(part.dropped)] = 0
+    assert kl(wanted, logits(found, token_ids)) < 0.8 * kl(wanted, logits(cut, token_ids))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+def test_heads_that_share_keys_go_together(model_type: str, run: Run, tmp_path: Path) -> None:
+    source = build_checkpoint(tmp_path / "model", model_type)
+    before, windows = opened(source), np.arange(64)[None]
+    pruned = run(source, windows=windows, method="width", num_key_value_heads=1)
+    after = opened(pruned.path)
+    config = after.config
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (2, 1, 32)
+    (dropped,) = pruned.record.parts[0].dropped
+    kept = 1 - dropped
+    was, now = (model.model.layers[0].self_attn for model in (before, after))
+    assert torch.equal(now.q_proj.weight, was.q_proj.weight[kept * 64 : kept * 64 + 64])
+    assert torch.equal(now.v_proj.weight, was.v_proj.weight[kept * 32 : kept * 32 + 32])
+    if was.k_proj.bias is not None:
+        assert torch.equal(now.k_proj.bias, was.k_proj.bias[kept * 32 : kept * 32 + 32])
+
+
+def test_other_projections_are_named(run: Run, tmp_path: Path) -> None:
+    source = build_checkpoint(tmp_path / "model", "gpt_neox")
+    with pytest.raises(ModelError, match=r"gpt_neox.layers.0 has no part with the linear layers gate_proj, up_proj"):
+        run(source, windows=np.arange(64)[None], method="width", intermediate_size=256)
+
+
+# --- experts
+
+
+@pytest.mark.parametrize(("model_type", "name"), [("mixtral", "num_local_experts"), ("qwen3_moe", "num_experts")])
+def test_experts_that_matter_least_go(model_type: str, name: str, run: Run, tmp_path: Path) -> None:
+    source = build_checkpoint(tmp_path / "model", model_type)
+    original, windows = opened(source), np.random.default_rng(0).integers(0, 512, (3, 48))
+    num_experts = getattr(original.config, name)
+    saliency, calls = np.zeros((2, num_experts)), np.zeros((2, num_experts))
+
+    def counted(number: int) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+            hidden, chosen, weights = (*args, *kwargs.values())[:3]
+            gate_up, down = module.gate_up_proj, module.down_proj
+            for token, (experts, gates) in enumerate(zip(chosen.tolist(), weights.tolist(), strict=True)):
+                for expert, gate in zip(experts, gates, strict=True):
+                    both = gate_up[expert] @ hidden[token]
+                    half = len(both) // 2
+                    found = down[expert] @ (torch.nn.functional.silu(both[:half]) * both[half:])
+                    saliency[number, expert] += gate * float(found.norm())
+                    calls[number, expert] += 1
+
+        return hook
+
+    hooks = [
+        layer.mlp.experts.register_forward_pre_hook(counted(number), with_kwargs=True)
+        for number, layer in enumerate(original.model.layers)
+    ]
+    for window in windows:
+        logits(original, window[None])
+    for hook in hooks:
+        hook.remove()
+    pruned = run(source, windows=windows, method="experts", ratio=0.25)
+    after = opened(pruned.path)
+    num_kept = num_experts * 3 // 4
+    assert getattr(after.config, name) == num_kept
+    for number, (part, layer) in enumerate(zip(pruned.record.parts, after.model.layers, strict=True)):
+        kept = np.sort(np.argsort(-saliency[number])[:num_kept])
+        assert part.dropped == tuple(sorted(set(range(num_experts)) - set(kept.tolist())))
+        assert part.coverage == pytest.approx(calls[number][kept].sum() / calls[number].sum())
+        was = original.model.layers[number].mlp
+        assert torch.equal(layer.mlp.gate.weight, was.gate.weight[torch.from_numpy(kept)])
+        assert torch.equal(layer.mlp.experts.down_proj, was.experts.down_proj[torch.from_numpy(kept)])
+
+
+# --- through compress
+
+
+def test_a_pruned_artifact_computes_what_its_checkpoint_does(
+    demo_checkpoint: Path, token_ids: NDArray[np.int64], tmp_path: Path
+) -> None:
+    recipe = Recipe.model_validate({**NONE, "pruning": {"method": "depth", "layers": [1, 3]}})
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    report = llmcompress.compress(demo_checkpoint, recipe, out, save_checkpoint=kept)
+    found = opened(kept)
+    window = token_ids[0]
+    np.testing.assert_allclose(all_logits(out, window, EXACT), logits(found, window[None])[0], atol=2e-3)
+    assert AutoTokenizer.from_pretrained(kept)("def f")["input_ids"]
+    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 3
+    assert report.pruning is not None
+    assert report.pruning.layers == (1, 3)
+    # It is the original that it came from, and is compared with.
+    weights = {file.path: file.sha256 for file in report.provenance.files}
+    assert weights == {file.path: file.sha256 for file in llmcompress.load(demo_checkpoint).provenance.files}
+    assert load_recipe(out / "recipe.yaml") == recipe
+    assert not list(tmp_path.glob(".*"))
+    # A model that was loaded serves, too, and stays whole.
+    loaded = llmcompress.load(demo_checkpoint)
+    again = llmcompress.compress(loaded, recipe, tmp_path / "again")
+    assert again.files == report.files
+    assert again.provenance == report.provenance
+    assert len([op for op in loaded.model.get_ops() if op.get_type_name() == "ScaledDotProductAttention"]) == 5
+
+
+def test_what_is_left_is_healed_and_zeros_stay(demo_checkpoint: Path, calibration_text: Path, tmp_path: Path) -> None:
+    text = {"dataset": str(calibration_text), "seq_len": 64}
+    training = {
+        "method": "distillation", "what": ["weights"], **text, "num_samples": 32, "num_validation_samples": 8,
+        "batch_size": 4, "num_steps": 16, "num_validations": 2,
+    }  # fmt: skip
+    pruning = {"method": "wanda", "sparsity": 0.6}
+    made = {**INT4, "pruning": pruning, "calibration": {**text, "num_samples": 4}, "training": training}
+    for what in ("weights", "adapters"):
+        recipe = Recipe.model_validate({**made, "training": {**training, "what": [what]}})
+        report = llmcompress.compress(
+            demo_checkpoint, recipe, tmp_path / what, save_checkpoint=tmp_path / f"{what}-checkpoint"
+        )
+        assert report.pruning is not None
+        assert report.training is not None
+        assert report.pruning.density == pytest.approx(0.4, abs=2e-3)
+        (curve,) = report.training.curves
+        assert curve.kept_step > 0
+        assert curve.points[-1].validation < 0.9 * curve.points[0].validation
+        before, after = report.pruning.kl_divergence, report.pruning.kl_divergence_healed
+        assert before is not None
+        assert after is not None
+        assert after < 0.9 * before
+        assert report.training.changed_codes is None
+        assert report.texts.keys() == {"calibration", "training", "validation"}
+        # Single weights that would round to zero by chance are few.
+        zeros = [
+            (weight.values() == 0).mean()
+            for name, weight in integer_weights(read_ir(tmp_path / what)).items()
+            if ".layers." in parameter_name(name)
+        ]
+        # Of each row a whole number goes.
+        assert min(zeros) >= 0.597
+        layers = layer_list(opened(tmp_path / f"{what}-checkpoint"))[1]
+        linears = [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]
+        assert all(abs(float((linear.weight == 0).float().mean()) - 0.6) < 0.01 for linear in linears)
+
+
+def test_bits_are_learned_against_the_whole_original(
+    demo_checkpoint: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    training = {
+        "method": "distillation", "dataset": str(calibration_text), "seq_len": 64, "num_samples": 16,
+        "num_validation_samples": 8, "batch_size": 4, "num_steps": 1, "num_validations": 1,
+    }  # fmt: skip
+    made = {**INT4, "training": training}
+    whole = llmcompress.compress(demo_checkpoint, Recipe.model_validate(made), tmp_path / "whole")
+    made |= {"pruning": {"method": "depth", "layers": [2]}}
+    pruned = llmcompress.compress(demo_checkpoint, Recipe.model_validate(made), tmp_path / "pruned")
+    starts = [report.training.curves[0].points[0].validation for report in (whole, pruned) if report.training]
+    assert starts[1] > 5 * starts[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pruning",
+    [{"method": "depth", "layers": [1]}, {"method": "width", "intermediate_size": 256}],
+    ids=["depth", "width"],
+)
+def test_pruned_checkpoints_open_in_stock_optimum_and_genai(
+    pruning: dict[str, Any], demo_checkpoint: Path, calibration_text: Path, token_ids: NDArray[np.int64], tmp_path: Path
+) -> None:
+    genai = pytest.importorskip("openvino_genai")
+    from optimum.intel import OVModelForCausalLM
+
+    calibration = {"dataset": str(calibration_text), "num_samples": 4, "seq_len": 64}
+    recipe = {**INT4, "pruning": pruning, **({"calibration": calibration} if pruning["method"] == "width" else {})}
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    llmcompress.compress(demo_checkpoint, Recipe.model_validate(recipe), out, save_checkpoint=kept)
+    stock = OVModelForCausalLM.from_pretrained(kept, export=True, load_in_8bit=False, ov_config=EXACT)
+    ids = torch.from_numpy(token_ids[:1])
+    found = stock(ids, attention_mask=torch.ones_like(ids)).logits.double().numpy()
+    np.testing.assert_allclose(found, logits(opened(kept), token_ids[:1]), atol=2e-3)
+    config = genai.GenerationConfig(max_new_tokens=8, ignore_eos=True)
+    assert genai.LLMPipeline(str(out), "CPU").generate("def f(x):", config)
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"method": "depth"}, r"num_layers: is missing; method depth needs num_layers or max_kl or layers"),
+        ({"method": "width"}, r"intermediate_size: is missing; method width needs intermediate_size or num_key_value"),
+        ({"method": "wanda", "ratio": 0.5}, r"ratio: has no effect with method wanda"),
+        ({"method": "wanda", "sparsity": 0.5, "pattern": "2:4"}, r"pattern: has no effect beside sparsity"),
+        ({"method": "wanda", "pattern": "4:4"}, r"pattern: 4:4 leaves nothing"),
+        ({"method": "depth", "max_kl": 0.1, "selection": "contiguous"}, r"selection: contiguous needs num_layers"),
+        ({"method": "depth", "layers": [1, 1]}, r"layers: names a layer twice"),
+    ],
+)
+def test_what_a_pruning_would_ignore_is_refused(recipe: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps({**NONE, "calibration": {"dataset": "a.txt"}, "pruning": recipe}))
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(file)
+
+
+HEAL = {"method": "distillation", "dataset": "a.txt", "what": ["weights"]}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({**NONE, "training": HEAL}, r"training.what: float weights are healed after a pruning, and there is none"),
+        (
+            {"name": "p", "method": "keep", "pruning": {"method": "magnitude", "sparsity": 0.5}},
+            r"pruning: has no effect with method keep, which changes no weight",
+        ),
+        (
+            {**NONE, "pruning": {"method": "wanda", "sparsity": 0.5}},
+            r"calibration: is missing; pruning.method wanda looks at data",
+        ),
+        (
+            {
+                "name": "p",
+                "weights": {"mode": "int4_asym", "gptq": True},
+                "calibration": {"dataset": "a.txt"},
+                "pruning": {"method": "wanda", "sparsity": 0.5},
+            },
+            r"weights.gptq: moves weights that pruning.method wanda has set to zero",
+        ),
+        (
+            {
+                **INT4,
+                "training": {"method": "distillation", "dataset": "a.txt"},
+                "pruning": {"method": "magnitude", "sparsity": 0.5},
+            },
+            r"training: learns codes, and those of zeros by pruning.method magnitude must stay",
+        ),
+        (
+            {**NONE, "pruning": {"method": "magnitude", "sparsity": 0.5}, "calibration": {"dataset": "a.txt"}},
+            r"calibration: has no effect: nothing in this recipe looks at data",
+        ),
+        *(
+            ({**NONE, "pruning": {"method": "depth", "layers": [1]}, "training": {**HEAL, **training}}, message)
+            for training, message in (
+                ({"what": ["weights", "adapters"]}, r"training.what: weights and adapters are not trained together"),
+                ({"method": "blocks"}, r"training.method: weights are trained by distillation, not by blocks"),
+                ({"learning_rate": 0.1}, r"training.learning_rate: has no effect on weights"),
+                ({"adapter_rank": 4}, r"training.adapter_rank: has no effect on weights"),
+                ({"what": ["adapters"], "weight_learning_rate": 0.1}, r"weight_learning_rate: has no effect on adapt"),
+                ({"budget_s": 60.0}, r"training.budget_s: is not measured for healing"),
+                ({"what": ["weights", "weights"]}, r"training.what: names something twice"),
+            )
+        ),
+        (
+            {**INT4, "training": {"method": "distillation", "dataset": "a.txt", "weight_learning_rate": 0.1}},
+            r"training.weight_learning_rate: has no effect with method distillation",
+        ),
+    ],
+)
+def test_what_contradicts_a_pruning_is_refused(recipe: dict[str, Any], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "pruning", "message"),
+    [
+        ("llama", {"method": "depth", "layers": (4,)}, r"pruning.layers: 4 names no layer: the model has 4"),
+        ("llama", {"method": "depth", "num_layers": 4}, r"has 4 decoder layers, and none would be left"),
+        ("llama", {"method": "experts", "ratio": 0.5}, r"a model of type llama has no experts"),
+        ("qwen3_moe", {"method": "experts", "ratio": 0.9}, r"1 of 8 experts would be left, and the router chooses 2"),
+        ("qwen3_moe", {"method": "experts", "ratio": 0.01}, r"0.01 of 8 experts is none"),
+        ("llama", {"method": "width", "intermediate_size": 384}, r"384 is not fewer than the model's 384"),
+        ("llama", {"method": "width", "num_key_value_heads": 3}, r"num_key_value_heads: 3 is not fewer"),
+    ],
+)
+def test_what_a_model_does_not_have_is_refused_before_the_work(
+    model_type: str, pruning: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    source = build_checkpoint(tmp_path / "model", model_type)
+    (tmp_path / "a.txt").write_text("text " * 4000)
+    asked = Pruning(**pruning)
+    calibration = {"dataset": str(tmp_path / "a.txt")} if asked.uses_data else None
+    recipe = Recipe.model_validate({**NONE, "pruning": pruning, "calibration": calibration})
+    with pytest.raises(RecipeError, match=message) as caught:
+        forecast(resolve(source), recipe)
+    assert caught.value.hint
+    with pytest.raises(RecipeError, match=message):
+        llmcompress.compress(source, recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_that_transformers_refuses_is_refused_with_its_reason() -> None:
+    config = AutoConfig.for_model(
+        "llama", hidden_size=256, num_attention_heads=8, num_key_value_heads=4, intermediate_size=64
+    )
+    with pytest.raises(RecipeError, match=r"configuration of what is left: The hidden size .256. is not a multiple"):
+        shrink(config, Pruning(method="width", num_key_value_heads=3))
+
+
+def test_experts_in_groups_are_refused() -> None:
+    config = AutoConfig.for_model("deepseek_v3", n_routed_experts=8, n_group=2)
+    with pytest.raises(RecipeError, match="the router chooses experts by groups, which must stay whole"):
+        shrink(config, Pruning(method="experts", ratio=0.5))
+
+
+def test_experts_that_are_no_stack_are_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcompress.training.pruning import experts
+
+    source = build_checkpoint(tmp_path / "model", "mixtral")
+    monkeypatch.setattr(experts, "_mixtures", lambda model, num_experts: iter(()))
+    with pytest.raises(ModelError, match="has no layer with 4 experts stacked in one tensor"):
+        run(source, windows=np.arange(64)[None], method="experts", ratio=0.25)
+
+
+def test_sources_that_cannot_be_pruned_are_refused(demo_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({**NONE, "pruning": {"method": "magnitude", "sparsity": 0.5}})
+    llmcompress.compress(demo_checkpoint, "none", tmp_path / "ir")
+    with pytest.raises(RecipeError, match="an OpenVINO model has no layers in torch that could be taken out"):
+        llmcompress.compress(tmp_path / "ir", recipe, tmp_path / "out")
+    found = resolve(demo_checkpoint)
+    from llmcompress.compression.pruned import require_prunable_source
+
+    quantized = found._replace(config=found.config | {"quantization_config": {"quant_method": "fp8"}})
+    with pytest.raises(RecipeError, match="the weights of this checkpoint are quantized already"):
+        require_prunable_source(quantized, recipe)
+    remote = found._replace(config=found.config | {"auto_map": {"AutoModel": "a.B"}}, trust_remote_code=True)
+    with pytest.raises(RecipeError, match="the model's classes are code of its repository"):
+        require_prunable_source(remote, recipe)
+
+
+def test_a_place_for_the_checkpoint_needs_a_pruning_and_must_be_free(demo_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="`save_checkpoint` keeps what a pruning leaves, and recipe int8 has none"):
+        llmcompress.compress(demo_checkpoint, "int8", tmp_path / "out", save_checkpoint=tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    recipe = Recipe.model_validate({**NONE, "pruning": {"method": "depth", "layers": [0]}})
+    with pytest.raises(LlmcompressError, match="exists"):
+        llmcompress.compress(demo_checkpoint, recipe, tmp_path / "out", save_checkpoint=tmp_path / "kept")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_forecast_knows_what_is_left(demo_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({**INT4, "pruning": {"method": "depth", "layers": [1, 3]}})
+    predicted = forecast(resolve(demo_checkpoint), recipe)
+    made = llmcompress.compress(demo_checkpoint, recipe, tmp_path / "out")
+    assert predicted.num_parameters == made.num_parameters
+    size = (tmp_path / "out" / "openvino_model.bin").stat().st_size
+    assert predicted.size_bytes == pytest.approx(size, rel=0.01)
+    assert any("the pruned checkpoint of" in note for note in predicted.notes)
+    by_kl = Recipe.model_validate(
+        {**INT4, "pruning": {"method": "depth", "max_kl": 0.1}, "calibration": {"dataset": "a.txt"}}
+    )
+    notes = forecast(resolve(demo_checkpoint), by_kl).notes
+    assert any("how many layers pruning.max_kl drops is not predicted" in note for note in notes)
