@@ -118,6 +118,10 @@ def _words(part: str) -> str:
 
 def _weights(recipe: Recipe) -> Iterator[Remedy]:
     int8 = Remedy("int8", None, "8-bit weights")
+    if recipe.pruning is not None:
+        yield Remedy("int4-mixed", None, "nothing is taken away; 4-bit weights, the most sensitive layers in 8 bits")
+        yield int8
+        return
     if recipe.activations is not None:
         if recipe.activations.mode == "int8" and recipe.activations.accuracy_control is None:
             yield Remedy("int8-ptq-accuracy", None, "what costs most goes back to floating point")

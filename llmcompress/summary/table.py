@@ -21,6 +21,7 @@ from llmcompress.report.text import (
 )
 from llmcompress.summary.comparability import Kind
 from llmcompress.summary.comparison import Comparison, Row
+from llmcompress.summary.trade_offs import pruned_and_beaten
 
 Group = Literal["size", "quality", "speed", "memory", "runtime"]
 NOT_MEASURED = "not measured"
@@ -129,6 +130,11 @@ def notes(comparison: Comparison) -> tuple[str, ...]:
             found.append(f"{words} are of {len(bases)} kinds that cannot be compared with each other: {kinds}.")
     if quoted := quoted_text({row.name: row.evaluation for row in comparison.rows if row.evaluation}):
         found.append(quoted)
+    found += [
+        f"{pruned.name} is pruned, and {other.name}, which is not, is no larger and loses less: prefer it where speed "
+        "is not what was pruned for."
+        for pruned, other in pruned_and_beaten(comparison.rows, comparison.trade_offs)
+    ]
     for row in comparison.rows:
         if row.kept_defaults:
             found.append(f"{row.name}: tuning put nothing into the model: {row.kept_defaults}.")

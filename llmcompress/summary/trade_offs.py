@@ -79,6 +79,30 @@ def pareto_front(costs: Sequence[tuple[float, float]]) -> list[bool]:
     return on_front
 
 
+def pruned_and_beaten(rows: Sequence[Row], trade_offs: Sequence[TradeOff]) -> list[tuple[Row, Row]]:
+    """Pruned models, each with the one that loses least of those that are whole and no larger, if it loses less."""
+    found = []
+    for trade_off in trade_offs:
+        if (trade_off.x, trade_off.y) != ("size_bytes", "kl_divergence"):
+            continue
+        whole = [point for point in trade_off.points if rows[point.row].manifest.pruning is None]
+        for point in trade_off.points:
+            if rows[point.row].manifest.pruning is None:
+                continue
+            better = [each for each in whole if each.x <= SAME_SIZE * point.x and _high(each) < _low(point)]
+            if better:
+                found.append((rows[point.row], rows[min(better, key=lambda each: each.y).row]))
+    return found
+
+
+def _high(point: Point) -> float:
+    return point.y if point.y_high is None else point.y_high
+
+
+def _low(point: Point) -> float:
+    return point.y if point.y_low is None else point.y_low
+
+
 def _trade_off(
     x: Cost, y: Loss, bases: tuple[Basis, ...], across: dict[int, Estimate], up: dict[int, Estimate]
 ) -> TradeOff:
