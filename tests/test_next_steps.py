@@ -58,6 +58,7 @@ def words(given: Advice) -> list[str]:
     ("recipe", "settings", "expected"),
     [
         ("int4", [], ["int4-awq-se", "int4-distilled", "weights.group_size=32", "int4-mixed", "int8"]),
+        ("int4", ["pruning.method=depth", "pruning.layers=[0]"], ["int4-mixed", "int8"]),
         ("int4-awq-se", [], ["int4-distilled", "weights.group_size=32", "int4-mixed", "int8"]),
         ("int4-gptq", [], ["int4-distilled", "weights.group_size=32", "int4-mixed", "int8"]),
         ("int4-distilled", [], ["weights.group_size=32", "int4-mixed", "int8"]),

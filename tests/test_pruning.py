@@ -13,17 +13,22 @@ import pytest
 import torch
 from evaluation_fixture import all_logits
 from numpy.typing import NDArray
+from summary_fixture import write_evaluation, write_model
 from tiny_models import build_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import llmcompress
-from llmcompress import Recipe
+from llmcompress import Recipe, compare
+from llmcompress.cli.compress import _pruning_text
 from llmcompress.compression.forecast import forecast
 from llmcompress.errors import LlmcompressError, ModelError, RecipeError, UsageError
 from llmcompress.graph.integer_weights import integer_weights
 from llmcompress.graph.model import parameter_name, read_ir
 from llmcompress.loaders.source import resolve
+from llmcompress.report.pruning import PruningRecord
+from llmcompress.report.record import Measured, SparseSpeed
 from llmcompress.spec import Pruning, load_recipe
+from llmcompress.summary.table import notes
 from llmcompress.training.layers import layer_list
 from llmcompress.training.pruning import checkpoint as checkpoint_module
 from llmcompress.training.pruning.configuration import shrink
@@ -510,6 +515,47 @@ def test_bits_are_learned_against_the_whole_original(
     assert starts[1] > 5 * starts[0]
 
 
+@pytest.mark.parametrize("method", ["distillation", pytest.param("blocks", marks=pytest.mark.slow)])
+def test_zeros_stay_where_bits_are_learned(
+    method: str, demo_checkpoint: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    training = {
+        "method": method, "dataset": str(calibration_text), "seq_len": 64, "num_samples": 16,
+        "num_validation_samples": 8, "batch_size": 4, "num_steps": 6, "num_validations": 2, "learning_rate": 0.1,
+    }  # fmt: skip
+    made = {**INT4, "training": training, "pruning": {"method": "magnitude", "pattern": "2:4"}}
+    report = llmcompress.compress(demo_checkpoint, Recipe.model_validate(made), tmp_path / "out")
+    assert report.training is not None
+    assert report.training.changed_codes
+    for name, weight in integer_weights(read_ir(tmp_path / "out")).items():
+        if ".layers." in parameter_name(name):
+            assert ((weight.values().reshape(-1, 4) == 0).sum(1) >= 2).all(), name
+
+
+def test_zeros_stay_in_a_loop_of_ones_own(demo_checkpoint: Path, tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({**INT4, "pruning": {"method": "magnitude", "pattern": "2:4"}})
+    model = llmcompress.prepare_for_training(demo_checkpoint, recipe)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=10.0)
+    ids = torch.arange(64)[None]
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+    report = llmcompress.export_trained(model, recipe, tmp_path / "out")
+    assert report.training is not None
+    assert report.training.changed_codes
+    assert report.pruning is not None
+    assert report.pruning.density == pytest.approx(0.5, abs=3e-3)
+    for name, weight in integer_weights(read_ir(tmp_path / "out")).items():
+        if ".layers." in parameter_name(name):
+            assert ((weight.values().reshape(-1, 4) == 0).sum(1) >= 2).all(), name
+    healing = {"method": "distillation", "dataset": "a.txt", "what": ["weights"]}
+    recipe = Recipe.model_validate({**INT4, "pruning": {"method": "depth", "layers": [1]}, "training": healing})
+    with pytest.raises(RecipeError, match=r"in a loop of your own, and training.what asks for weights"):
+        llmcompress.prepare_for_training(demo_checkpoint, recipe)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "pruning",
@@ -583,10 +629,10 @@ HEAL = {"method": "distillation", "dataset": "a.txt", "what": ["weights"]}
         (
             {
                 **INT4,
-                "training": {"method": "distillation", "dataset": "a.txt"},
+                "training": {"method": "fq_lora", "dataset": "a.txt"},
                 "pruning": {"method": "magnitude", "sparsity": 0.5},
             },
-            r"training: learns codes, and those of zeros by pruning.method magnitude must stay",
+            r"training.method: moves zeros, which pruning.method magnitude has set",
         ),
         (
             {**NONE, "pruning": {"method": "magnitude", "sparsity": 0.5}, "calibration": {"dataset": "a.txt"}},
@@ -707,3 +753,59 @@ def test_the_forecast_knows_what_is_left(demo_checkpoint: Path, tmp_path: Path) 
     )
     notes = forecast(resolve(demo_checkpoint), by_kl).notes
     assert any("how many layers pruning.max_kl drops is not predicted" in note for note in notes)
+
+
+# --- what people read
+
+
+def record(**changes: Any) -> PruningRecord:
+    return PruningRecord(method="depth", num_parameters_before=1000, num_parameters=800, **changes)
+
+
+def test_what_went_is_said_in_a_line() -> None:
+    measured = Measured(created="now", duration_s=1.0, peak_rss_bytes=1, stages=())
+    by_text = record(layers=(3, 5), kl_divergence=0.11, kl_divergence_healed=0.04)
+    assert _pruning_text(by_text, measured) == (
+        "depth: decoder layers 3, 5 dropped, 20.0% of the parameters; "
+        "KL divergence 0.11 -> 0.04 healed, before compression"
+    )
+    assert _pruning_text(record(), measured) == "depth: 20.0% of the parameters dropped"
+    sparse = record(density=0.5, archive_share=0.8)
+    assert _pruning_text(sparse, measured) == (
+        "depth: 50% of the decoder layers' weights are zero, 80% of the size in an archive"
+    )
+    speed = SparseSpeed(device="CPU", shape=(8, 8), ratio=0.987)
+    assert "zero (one layer alone runs 0.99 times as fast here, 80% of the size in an archive)" in _pruning_text(
+        sparse, measured.model_copy(update={"sparse_speed": speed})
+    )
+
+
+def test_a_pruned_model_that_a_whole_one_beats_is_named(tmp_path: Path) -> None:
+    reference = write_model(tmp_path / "none", size_bytes=4000, recipe="none")
+    figures = {"pruned": (2000, 0.1), "whole": (1900, 0.01), "small": (1000, 0.05), "large": (3000, 0.001)}
+    for name, (size_bytes, kl_divergence) in figures.items():
+        directory = write_model(tmp_path / name, size_bytes=size_bytes)
+        if name == "pruned":
+            file = directory / "llmcompress.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), "pruning": record().model_dump(mode="json")}))
+        write_evaluation(directory, 11.0, kl=kl_divergence, reference=reference)
+    found = notes(compare([tmp_path / name for name in figures]))
+    assert found == (
+        "pruned is pruned, and whole, which is not, is no larger and loses less: prefer it where speed is not what was "
+        "pruned for.",
+    )
+    assert notes(compare([tmp_path / "pruned", tmp_path / "large"])) == ()
+
+
+def test_a_card_tells_what_was_taken_away(demo_checkpoint: Path, calibration_text: Path, tmp_path: Path) -> None:
+    calibration = {"dataset": str(calibration_text), "num_samples": 2, "seq_len": 32}
+    pruning = {"method": "depth", "max_kl": 0.5}
+    recipe = Recipe.model_validate({**NONE, "pruning": pruning, "calibration": calibration})
+    report = llmcompress.compress(demo_checkpoint, recipe, tmp_path / "out")
+    assert report.pruning is not None
+    llmcompress.write_card(tmp_path / "out")
+    rows = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert "| `pruning.method` | `depth` |" in rows
+    assert "| `pruning.max_kl` | `0.5` |" in rows
+    assert f"| `pruning.layers` | `{', '.join(map(str, report.pruning.layers))}` |" in rows
+    assert any(row.startswith("| `pruning.kl_divergence` | `0.") for row in rows)

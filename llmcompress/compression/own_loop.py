@@ -15,7 +15,7 @@ from llmcompress.loaders.source import resolve
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.record import Stages
 from llmcompress.report.training import TrainingRecord
-from llmcompress.spec import Access, Recipe, Training, load_recipe
+from llmcompress.spec import Access, Recipe, Training, WeightCompression, load_recipe
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
 
@@ -27,6 +27,8 @@ class _Prepared(NamedTuple):
     compressed: CompressedModel
     trained: list[Any]
     """Of ``training.student.Trained``."""
+    scratch: tempfile.TemporaryDirectory[str]
+    """Where a pruned checkpoint lies; it goes with the model."""
 
 
 _prepared: weakref.WeakKeyDictionary[Any, _Prepared] = weakref.WeakKeyDictionary()
@@ -49,7 +51,8 @@ def prepare_for_training(
 
     Args:
         source: Hub id or checkpoint directory.
-        recipe: Its ``weights`` make the start; of ``training``, where it has one, only ``what`` is used.
+        recipe: Its ``weights`` make the start, after its ``pruning``; weights that this sets to zero stay so. Of
+            ``training``, where it has one, only ``what`` is used.
         revision: Branch, tag or commit of a Hub source.
         trust_remote_code: Run Python code that the repository brings.
         offline: Use local files and caches only.
@@ -65,29 +68,45 @@ def prepare_for_training(
     from llmcompress.graph.integer_weights import integer_weights
     from llmcompress.loaders.torch_model import load_torch_model
     from llmcompress.training.student import make_student
-    from llmcompress.training.train import ELEMENTS, trainable
+    from llmcompress.training.train import trainable
 
     quiet_libraries()
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    weights = chosen.weights
-    corrects = weights is not None and weights.lora_correction
-    if weights is None or weights.mode not in ELEMENTS or chosen.activations is not None or corrects:
-        raise RecipeError(
-            "only integer weights without LoRA correction can be trained, and no activations",
-            where=f"recipe {chosen.name}",
-            hint=f"take method: weights with weights.mode {', '.join(sorted(ELEMENTS))}",
-        )
+    weights = _required_weights(chosen)
     found = resolve(source, Access(revision, trust_remote_code, offline))
-    with tempfile.TemporaryDirectory(prefix="llmcompress-") as scratch:
-        options = CompressOptions(Path(scratch), access=Access(revision, trust_remote_code, offline))
-        start = chosen.model_copy(update={"training": None})
-        compressed = compress_in_memory(found, start, options, Stages(), reporter(progress))
+    scratch = tempfile.TemporaryDirectory(prefix="llmcompress-")
+    options = CompressOptions(Path(scratch.name), access=Access(revision, trust_remote_code, offline))
+    start = chosen.model_copy(update={"training": None})
+    compressed = compress_in_memory(found, start, options, Stages(), reporter(progress))
     in_graph = integer_weights(compressed.model)
     what = frozenset(chosen.training.what if chosen.training else Training.model_fields["what"].default)
     model = load_torch_model(compressed.loaded.source).float()
     names = trainable(in_graph, weights, where=found.name)
-    _prepared[model] = _Prepared(start, compressed, make_student(model, in_graph, names, what, compressed.rescaled))
+    zeros = start.keeps_zeros
+    trained = make_student(model, in_graph, names, what, compressed.rescaled, keep_zeros=zeros)
+    _prepared[model] = _Prepared(start, compressed, trained, scratch)
     return model
+
+
+def _required_weights(recipe: Recipe) -> WeightCompression:
+    """The weights whose bits a loop of one's own can train; raises RecipeError."""
+    from llmcompress.training.train import ELEMENTS
+
+    weights, training = recipe.weights, recipe.training
+    corrects = weights is not None and weights.lora_correction
+    if weights is None or weights.mode not in ELEMENTS or recipe.activations is not None or corrects:
+        raise RecipeError(
+            "only integer weights without LoRA correction can be trained, and no activations",
+            where=f"recipe {recipe.name}",
+            hint=f"take method: weights with weights.mode {', '.join(sorted(ELEMENTS))}",
+        )
+    if training is not None and training.heals:
+        raise RecipeError(
+            f"bits are trained in a loop of your own, and training.what asks for {training.what[0]}",
+            where=f"recipe {recipe.name}",
+            hint="heal with `compress` and `save_checkpoint`, and prepare what that leaves",
+        )
+    return weights
 
 
 @library_call

@@ -166,14 +166,7 @@ def compress_in_memory(
     """
     with weights_checked(allow_nonfinite=options.access.allow_nonfinite, progress=progress) as check:
         if isinstance(source, LoadedModel):
-            require_kept_or_allowed(source.source, recipe, requantize=options.access.requantize)
-            require_executable(recipe)
-            require_trainable(source.source, recipe)
-            require_prunable_source(source.source, recipe)
-            with stages.stage("forecast"):
-                predicted = _forecast(source.source, recipe, options, progress)
-            texts = _tokenize(source.source, recipe, options, stages)
-            ready = _Ready(source.source, None, texts, predicted.codes_on_disk)
+            ready = _of_loaded(source.source, recipe, options, stages, progress)
         else:
             ready = _make_ready(source, recipe, options, check, stages, progress)
         pruned = None
@@ -276,6 +269,17 @@ class _Ready(NamedTuple):
     """The check of a checkpoint's weights, which may still be running."""
     texts: _Texts
     codes_on_disk: bool
+
+
+def _of_loaded(source: Source, recipe: Recipe, options: CompressOptions, stages: Stages, progress: Reporter) -> _Ready:
+    """Refuse what cannot be done with a model that is loaded already."""
+    require_kept_or_allowed(source, recipe, requantize=options.access.requantize)
+    require_executable(recipe)
+    require_trainable(source, recipe)
+    require_prunable_source(source, recipe)
+    with stages.stage("forecast"):
+        predicted = _forecast(source, recipe, options, progress)
+    return _Ready(source, None, _tokenize(source, recipe, options, stages), predicted.codes_on_disk)
 
 
 def _make_ready(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from llmcompress.spec.modes import INTEGER
 from llmcompress.spec.validation import Count, Refusal, StrictModel
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def pruning_refusals(recipe: Recipe) -> Iterator[Refusal]:
                     place = "weights" if number == 0 else f"further_weights.{number - 1}"
                     problem = f"moves weights that pruning.method {pruning.method} has set to zero"
                     yield Refusal(f"{place}.{name}", problem, "remove it; data-free codes keep every zero exactly")
-        if training is not None and not training.heals:
-            problem = f"learns codes, and those of zeros by pruning.method {pruning.method} must stay"
-            yield Refusal("training", problem, "write training.what: [weights], which heals and keeps zeros")
+        mode = recipe.weights.mode if recipe.weights else None
+        if training is not None and not training.heals and (training.method == "fq_lora" or mode not in INTEGER):
+            problem = f"moves zeros, which pruning.method {pruning.method} has set"
+            yield Refusal("training.method", problem, "take distillation or blocks, of weights in integers")

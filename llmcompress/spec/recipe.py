@@ -11,7 +11,7 @@ from pydantic import Field
 import llmcompress
 from llmcompress.spec.activations import Quantization
 from llmcompress.spec.dataset import Calibration, Dataset
-from llmcompress.spec.pruning import Pruning, pruning_refusals
+from llmcompress.spec.pruning import UNSTRUCTURED, Pruning, pruning_refusals
 from llmcompress.spec.runtime import Gate, Runtime
 from llmcompress.spec.training import Training, training_refusals
 from llmcompress.spec.validation import Refusal, StrictModel, Text
@@ -89,6 +89,11 @@ class Recipe(StrictModel):
     def weight_passes(self) -> tuple[WeightCompression, ...]:
         """``weights`` and ``further_weights``, in the order in which they are carried out."""
         return (*([self.weights] if self.weights else []), *self.further_weights)
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether weights that are zero were set so by a pruning, and stay so."""
+        return self.pruning is not None and self.pruning.method in UNSTRUCTURED
 
     @property
     def quantizes(self) -> bool:

@@ -57,6 +57,8 @@ class Blocks(NamedTuple):
     progress: Reporter
     rescaled: Mapping[str, Rescaling] = MappingProxyType({})
     """What AWQ did to weights, by their names."""
+    keep_zeros: bool = False
+    """Weights that a pruning has set to zero stay so."""
 
     @property
     def walk(self) -> Walk:
@@ -169,7 +171,8 @@ def _course(
         fill(blocks.model, own, own)
         return [], None
     rescaled = {name: each for name, each in blocks.rescaled.items() if parameter_name(name).startswith(prefix)}
-    trained = make_student(blocks.model, own, trainable, frozenset(training.what), rescaled)
+    what, zeros = frozenset(training.what), blocks.keep_zeros
+    trained = make_student(blocks.model, own, trainable, what, rescaled, keep_zeros=zeros)
     # Of all positions: a constant, so that the loss is a share.
     powers = [read(wanted, slice(n, n + 1)).square().mean(dtype=torch.float64) for n in range(blocks.num_training)]
     power = float(torch.stack(powers).mean())

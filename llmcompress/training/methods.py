@@ -48,6 +48,8 @@ class TrainingTask(NamedTuple):
     place: Path
     """For the state and what goes with it."""
     progress: Reporter
+    keep_zeros: bool = False
+    """Weights that a pruning has set to zero stay so."""
 
 
 def learn(task: TrainingTask) -> Iterator[tuple[dict[str, IntegerWeight], TrainingCurve]]:
@@ -125,7 +127,8 @@ def _student(task: TrainingTask, model: Any, asked: _Asked) -> tuple[list[Traine
     if task.add_adapters is not None:
         trained = task.add_adapters(model, task.weights, task.names, asked.windows.token_ids)
     else:
-        trained = make_student(model, task.weights, task.names, frozenset(training.what), task.rescaled)
+        what, zeros = frozenset(training.what), task.keep_zeros
+        trained = make_student(model, task.weights, task.names, what, task.rescaled, keep_zeros=zeros)
     state_file = task.place / "state.pt"
     learnables = [learnable for each in trained for learnable in each.learnables]
     return trained, distillation(model, learnables, training, *asked, state_file, task.progress)
@@ -144,4 +147,5 @@ def _blocks(task: TrainingTask) -> Blocks:
         device=task.device,
         place=task.place,
         progress=task.progress,
+        keep_zeros=task.keep_zeros,
     )

@@ -28,14 +28,16 @@ MAX_CHANGE = 4.0
 class WeightQuantizer(torch.nn.Module):
     """Takes a float weight, returns the values of its codes; for ``torch.nn.utils.parametrize``."""
 
-    def __init__(self, start: IntegerWeight, learned: frozenset[Learned]) -> None:
+    def __init__(self, start: IntegerWeight, learned: frozenset[Learned], *, keep_zeros: bool = False) -> None:
         """Begin at the codes, scales and zero points of a compressed graph.
 
         Args:
             start: What a weight's constants hold.
             learned: Which of scales, zero points and rounding are trained; zero points only where there are some.
+            keep_zeros: A weight that is zero keeps the code of its zero point, wherever that goes.
         """
         super().__init__()
+        self.keep_zeros = keep_zeros
         self.first_scale: torch.Tensor
         self.low, self.high = float(start.low), float(start.high)
         self.start = start
@@ -63,7 +65,7 @@ class WeightQuantizer(torch.nn.Module):
         """The values of the codes, in the weight's shape."""
         codes_of = weight.reshape(self.offset.shape)
         grid = (self._scale(), self._zero_point(), self.offset.clamp(-MAX_OFFSET, MAX_OFFSET))
-        values: torch.Tensor = _Values.apply(codes_of, *grid, self.low, self.high)
+        values: torch.Tensor = _Values.apply(codes_of, *grid, (self.low, self.high), self.keep_zeros)
         return values.reshape(weight.shape)
 
     def learned(self, weight: torch.Tensor) -> IntegerWeight:
@@ -119,12 +121,12 @@ class _Values(torch.autograd.Function):
         scale: torch.Tensor,
         zero_point: torch.Tensor,
         offset: torch.Tensor,
-        low: float,
-        high: float,
+        limits: tuple[float, float],
+        keep_zeros: bool,
     ) -> torch.Tensor:
         ctx.save_for_backward(weight, scale, zero_point, offset)
-        ctx.range = low, high
-        return _codes(weight, scale, zero_point, offset, low, high).sub_(zero_point).mul_(scale)
+        ctx.range, ctx.keep_zeros = limits, keep_zeros
+        return _codes(weight, scale, zero_point, offset, *limits).sub_(zero_point).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -135,7 +137,7 @@ class _Values(torch.autograd.Function):
         by_scale = by_zero_point = by_offset = None
         scaled = gradient * scale
         if ctx.needs_input_grad[3]:
-            by_offset = scaled * inside
+            by_offset = scaled * (inside & (weight != 0) if ctx.keep_zeros else inside)
         if ctx.needs_input_grad[2]:
             by_zero_point = _summed(scaled.masked_fill_(inside, 0), scale).neg_()
         if ctx.needs_input_grad[1]:

@@ -62,6 +62,8 @@ def make_student(
     trained: Iterable[str],
     learned: frozenset[Learned],
     rescaled: Mapping[str, Rescaling] = MappingProxyType({}),
+    *,
+    keep_zeros: bool = False,
 ) -> list[Trained]:
     """Give a float model the weights of a compressed graph, in place; nothing but their bits requires a gradient.
 
@@ -72,6 +74,7 @@ def make_student(
             is, with a warning, what is not the weight of a module, such as experts in one tensor.
         learned: What of them.
         rescaled: What AWQ did to weights before they were compressed, by name.
+        keep_zeros: Weights that a pruning has set to zero stay so; of integers only.
 
     Raises:
         ModelError: Nothing is left to train.
@@ -94,8 +97,7 @@ def make_student(
         if parameter is None or module is None or not is_whole or not name.endswith(".weight"):
             left.append(constant)
             continue
-        kind = WeightQuantizer if weight.levels is None else LevelQuantizer
-        quantizer = kind(weight, learned).to(parameter.device)
+        quantizer = _quantizer(weight, learned, keep_zeros=keep_zeros).to(parameter.device)
         parametrize.register_parametrization(module, "weight", quantizer)
         original = module.parametrizations.weight.original.requires_grad_(False)
         found.append(Trained(constant, _learnables(quantizer), functools.partial(quantizer.learned, original)))
@@ -115,6 +117,14 @@ def make_student(
             hint="write more into training.what, or remove training from the recipe",
         )
     return found
+
+
+def _quantizer(
+    weight: IntegerWeight, learned: frozenset[Learned], *, keep_zeros: bool
+) -> WeightQuantizer | LevelQuantizer:
+    if weight.levels is not None:
+        return LevelQuantizer(weight, learned)
+    return WeightQuantizer(weight, learned, keep_zeros=keep_zeros)
 
 
 def _learnables(quantizer: WeightQuantizer | LevelQuantizer) -> tuple[Learnable, ...]:

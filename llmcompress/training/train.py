@@ -102,6 +102,7 @@ def train(loaded: LoadedModel, recipe: Recipe, inputs: Inputs, progress: Reporte
             device=device,
             place=place,
             progress=progress,
+            keep_zeros=recipe.keeps_zeros,
         )
         if training.budget_s is not None:
             num_steps = _num_steps(task, training.budget_s)

@@ -52,12 +52,7 @@ def forecast(
         RecipeError: the group size does not divide the input channels of layers that will get it, or GPTQ does not take
             these.
     """
-    if source.layout == "ir" and (source.path / MODEL_XML).is_file():
-        from llmcompress.compression.forecast.graph_inventory import graph_inventory
-
-        inventory = graph_inventory(source, recipe)
-    else:
-        inventory = with_quantized(source, checkpoint_inventory(source), keep=recipe.method == "keep")
+    inventory = _inventory(source, recipe)
     passes = [*recipe.weight_passes, *_by_activations(recipe)]
     whole = None
     if recipe.pruning is not None:
@@ -97,6 +92,14 @@ def forecast(
         notes=tuple(notes + warned + remarks),
         warnings=tuple(warned),
     )
+
+
+def _inventory(source: Source, recipe: Recipe) -> Inventory:
+    if source.layout == "ir" and (source.path / MODEL_XML).is_file():
+        from llmcompress.compression.forecast.graph_inventory import graph_inventory
+
+        return graph_inventory(source, recipe)
+    return with_quantized(source, checkpoint_inventory(source), keep=recipe.method == "keep")
 
 
 def require_fits(predicted: Forecast) -> None:
