@@ -110,13 +110,17 @@ def make_student(
             type(model).__name__,
             left[0],
         )
+    _require_trainable(model)
+    return found
+
+
+def _require_trainable(model: Any) -> None:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
             "no weight has bits to train",
             where=type(model).__name__,
             hint="write more into training.what, or remove training from the recipe",
         )
-    return found
 
 
 def _quantizer(
