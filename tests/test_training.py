@@ -32,14 +32,14 @@ from llmcompress.loaders import LoadedModel
 from llmcompress.runner.state import Original, compress_reason
 from llmcompress.spec import dump_recipe, load_recipe, override_recipe
 from llmcompress.spec.plan import planned_jobs
-from llmcompress.spec.training import Learned
+from llmcompress.spec.training import Learned, Training
 from llmcompress.training import blocks as blocks_module
 from llmcompress.training import course, methods
 from llmcompress.training.budget import Durations, num_steps_within
 from llmcompress.training.devices import training_device
 from llmcompress.training.level_quantizer import LevelQuantizer
 from llmcompress.training.quantizer import WeightQuantizer
-from llmcompress.training.student import make_student
+from llmcompress.training.student import Learnable, make_student
 from llmcompress.training.teacher import ask, kl_divergence
 from llmcompress.training.train import require_apart
 
@@ -875,3 +875,16 @@ def test_the_example_trains_on_a_task(demo_checkpoint: Path, calibration_text: P
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"Next: llmcompress eval {tmp_path / 'out'} --reference {demo_checkpoint}\n")
     assert llmcompress.verify(tmp_path / "out").ok
+
+
+def test_long_trainings_begin_with_smaller_steps() -> None:
+    def rates(**given: Any) -> list[float]:
+        training = Training.model_validate({"method": "distillation", "dataset": "a.txt", **given})
+        model = torch.nn.Linear(2, 2)
+        kinds: tuple[Any, ...] = ("scale", "zero_point", "offset")
+        learnables = [Learnable(kind, torch.nn.Parameter(model.weight.detach().clone()), list) for kind in kinds]  # type: ignore[arg-type]
+        return [float(group["first_rate"]) for group in course._optimizer(learnables, training).param_groups]
+
+    assert rates(num_steps=100) == rates(num_steps=500) == [1e-3, 5e-2, 5e-3]
+    assert rates(num_steps=2000) == pytest.approx([1e-3 / 4, 5e-2 / 4, 5e-3 / 4])
+    assert rates(num_steps=2000, learning_rate=0.01) == pytest.approx([1e-3 / 4, 5e-2 / 4, 0.01])

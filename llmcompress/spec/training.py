@@ -20,6 +20,22 @@ Learned = Literal["scales", "zero_points", "rounding", "weights", "adapters"]
 LearningRate = Annotated[float, Field(gt=0, le=1)]
 
 
+RateName = Literal[
+    "learning_rate",
+    "scale_learning_rate",
+    "zero_point_learning_rate",
+    "weight_learning_rate",
+    "adapter_learning_rate",
+]
+_RATES: dict[RateName, float] = {
+    "learning_rate": 5e-3,
+    "scale_learning_rate": 1e-3,
+    "zero_point_learning_rate": 5e-2,
+    "weight_learning_rate": 3e-3,
+    "adapter_learning_rate": 1e-3,
+}
+FULL_RATE_STEPS = 500
+"""Up to so many steps the default rates are these."""
 HEALED: frozenset[Learned] = frozenset({"weights", "adapters"})
 """What heals a pruned model, before its weights are compressed."""
 LEARNABLE: frozenset[Mode] = INTEGER | {"nf4", "fp4"}
@@ -74,17 +90,19 @@ class Training(Calibration):
     what a few measured steps show to fit then, and stands in the manifest's recipe, which gives the same bytes."""
     batch_size: Count = 8
     """Windows in a step."""
-    learning_rate: LearningRate = 5e-3
-    """Of the rounding, in steps between two codes."""
-    scale_learning_rate: LearningRate = 1e-3
-    """Relative to a scale."""
-    zero_point_learning_rate: LearningRate = 5e-2
-    """In steps between two codes."""
-    weight_learning_rate: LearningRate = 3e-3
-    """Of ``weights``, relative to the root mean square of each."""
+    learning_rate: LearningRate | None = None
+    """Of the rounding, in steps between two codes. None: 0.005, and beyond 500 steps less in proportion, as for the other
+    rates: the noise of large steps would hide what many small ones gain."""
+    scale_learning_rate: LearningRate | None = None
+    """Relative to a scale. None: 0.001."""
+    zero_point_learning_rate: LearningRate | None = None
+    """In steps between two codes. None: 0.05."""
+    weight_learning_rate: LearningRate | None = None
+    """Of ``weights``, relative to the root mean square of each. None: 0.003."""
     adapter_rank: Count = 32
     """Of NNCF's adapters by ``fq_lora`` and of those that heal; at most the smallest side of a weight."""
-    adapter_learning_rate: LearningRate = 1e-3
+    adapter_learning_rate: LearningRate | None = None
+    """None: 0.001."""
     num_warmup_steps: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 10
     """Over which the learning rates rise; then they fall in a straight line."""
     num_validations: Count = 20
@@ -102,6 +120,11 @@ class Training(Calibration):
     @classmethod
     def _read_budget(cls, fields: Any) -> Any:
         return with_budget_s(fields)
+
+    def rate(self, name: RateName) -> float:
+        """A learning rate at its highest: as it is given, or its default for this number of steps."""
+        given: float | None = getattr(self, name)
+        return _RATES[name] * min(1.0, FULL_RATE_STEPS / self.num_steps) if given is None else given
 
     @property
     def heals(self) -> bool:

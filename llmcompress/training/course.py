@@ -143,11 +143,11 @@ def _first(learnables: Sequence[Learnable]) -> list[torch.Tensor]:
 
 def _optimizer(learnables: Sequence[Learnable], training: Training) -> torch.optim.Optimizer:
     rates = {
-        "scale": training.scale_learning_rate,
-        "zero_point": training.zero_point_learning_rate,
-        "offset": training.learning_rate,
-        "adapter": training.adapter_learning_rate,
-        "weight": training.weight_learning_rate,
+        "scale": training.rate("scale_learning_rate"),
+        "zero_point": training.rate("zero_point_learning_rate"),
+        "offset": training.rate("learning_rate"),
+        "adapter": training.rate("adapter_learning_rate"),
+        "weight": training.rate("weight_learning_rate"),
     }
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for kind, rate in rates.items():
