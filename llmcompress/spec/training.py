@@ -91,8 +91,8 @@ class Training(Calibration):
     batch_size: Count = 8
     """Windows in a step."""
     learning_rate: LearningRate | None = None
-    """Of the rounding, in steps between two codes. None: 0.005, and beyond 500 steps less in proportion, as for the other
-    rates: the noise of large steps would hide what many small ones gain."""
+    """Of the rounding, in steps between two codes. None: 0.005, and beyond 500 steps less in proportion, as of the
+    other rates: the noise of large steps would hide what many small ones gain."""
     scale_learning_rate: LearningRate | None = None
     """Relative to a scale. None: 0.001."""
     zero_point_learning_rate: LearningRate | None = None
