@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nncf.quantization.algorithms.layerwise.engine import LayerwiseEngine
 
 import llmcompress
 from llmcompress import Recipe
@@ -154,6 +155,42 @@ def test_methods_leave_out_what_a_rule_says(loaded: LoadedModel, text: Path) -> 
     assert differing
 
 
+def test_what_the_original_computes_decides_on_one_weight_alone(loaded: LoadedModel) -> None:
+    """Against stock NNCF's GPTQ of a late layer while all others are out of its scope."""
+    import nncf
+    import numpy as np
+
+    name = "model.layers.3.mlp.down_proj.weight"
+    windows = np.random.default_rng(0).integers(3, 400, (3, 24))
+
+    def made(*rules: dict[str, Any]) -> Any:
+        model = loaded.clone().model
+        weights = _compression(mode="int4_asym", gptq=True, statistics="original", rules=rules)
+        compress_weights(model, weights, windows)
+        return model
+
+    early = {"match": r".*layers\.[012]\..*", "mode": "int2_sym", "group_size": 64, "method": "gptq"}
+    rounded = {"match": r".*layers\.3\.self_attn.*", "mode": "int4_sym", "group_size": 32, "method": "data_free"}
+    alone, among = made({"match": f"(?!{name}).*", "mode": "int8_asym"}), made(early, rounded)
+    (constant,) = (each for each in integer_weights(alone) if parameter_name(each) == name)
+    assert _of(_constants(alone), constant) == _of(_constants(among), constant)
+
+    stock, mode = loaded.clone().model, nncf.CompressWeightsMode.INT4_ASYM
+    scope = nncf.IgnoredScope(patterns=[r"^(?!.*layers\.3\.mlp\.down_proj).*"], validate=False)
+    data = {"dataset": nncf.Dataset(list(model_inputs(stock, windows))), "ignored_scope": scope}
+    nncf.compress_weights(stock, mode=mode, group_size=64, all_layers=True, gptq=True, **data)
+    expected, found = (integer_weights(model)[constant] for model in (stock, among))
+    # The first group of a row knows no errors of others. In those behind, sums are rounded otherwise, and what has
+    # another code is one code off.
+    assert np.array_equal(expected.scales[:, 0], found.scales[:, 0])
+    code = float(np.abs(expected.scales.astype(np.float32)).mean())
+    assert float(np.abs(expected.values() - found.values()).mean()) < 0.1 * code
+
+    data_free, query = loaded.clone().model, constant.replace("mlp.down_proj", "self_attn.q_proj")
+    compress_weights(data_free, _compression(group_size=32))
+    assert _of(_constants(among), query) == _of(_constants(data_free), query)
+
+
 def test_the_forecast_the_manifest_and_the_recipe_know_them(demo_checkpoint: Path, tmp_path: Path) -> None:
     recipe = Recipe(name="by-rule", weights=_compression(rules=RULES))
     manifest = llmcompress.compress(demo_checkpoint, recipe, tmp_path / "out", tokenizer=False)
@@ -207,6 +244,10 @@ def test_a_rule_without_a_weight_is_refused_before_and_within_the_work(
         ({"rules": [DOWN, DOWN]}, "an earlier rule takes the same weights"),
         ({"rules": [{**DOWN, "method": "data_free"}]}, "has no effect: the recipe asks for no method"),
         ({"rules": [{"match": "a", "mode": "mxfp4"}], "awq": True}, "NNCF has no awq for mode mxfp4"),
+        ({"rules": [{**HEAD, "method": "gptq"}]}, "the recipe asks for no GPTQ"),
+        ({"rules": [{**DOWN, "method": "gptq"}], "gptq": True}, "GPTQ leaves mode int8_asym as it is"),
+        ({"statistics": "original"}, "statistics.*has no effect without gptq"),
+        ({"mode": "int8_sym", "statistics": "original"}, "statistics.*has no effect with mode int8_sym"),
         ({"rules": [DOWN], "lora_correction": True}, "cannot be combined with lora_correction"),
         ({"rules": [DOWN], "mode": "adaptive_codebook", "group_size": -1}, "with mode adaptive_codebook"),
     ],
@@ -233,6 +274,9 @@ def test_the_npu_takes_few(rule: dict[str, Any], message: str) -> None:
 
 
 def test_stock_optimum_has_none() -> None:
+    weights, calibration = _compression(gptq=True, statistics="original"), Calibration(dataset="text.txt")
+    with pytest.raises(RecipeError, match=r"weights\.statistics.*activations of the compressed model"):
+        llmcompress.to_quantization_config(Recipe(name="original", weights=weights, calibration=calibration))
     recipe = Recipe(name="by-rule", weights=_compression(rules=RULES))
     with pytest.raises(RecipeError, match=r"weights\.rules.*has one format for all layers"):
         llmcompress.to_quantization_config(recipe)
@@ -242,6 +286,9 @@ def test_an_nncf_that_has_moved_is_named(monkeypatch: pytest.MonkeyPatch, loaded
     monkeypatch.setattr(layer_rules, "_DECIDED", "_moved")
     with pytest.raises(ModelError, match="the installed NNCF has no _moved"):
         compress_weights(loaded.clone().model, _compression(rules=RULES))
+    monkeypatch.delattr(LayerwiseEngine, "create_iterator_through_target_nodes")
+    with pytest.raises(ModelError, match="has no create_iterator_through_target_nodes, where GPTQ gets"):
+        compress_weights(loaded.clone().model, _compression(gptq=True, statistics="original"))
 
 
 def test_bits_of_fewer_than_8_are_trained_with_those_of_the_recipe(loaded: LoadedModel) -> None:

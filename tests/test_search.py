@@ -21,7 +21,7 @@ from llmcompress.evaluation.statistics import TokenScores
 from llmcompress.searching import search as search_module
 from llmcompress.searching.candidates import Candidate
 from llmcompress.searching.contest import Entrant, decide
-from llmcompress.searching.sensitivity import fisher
+from llmcompress.searching.sensitivity import sensitivity
 from llmcompress.searching.solver import front, least_bytes, least_damage, total_bytes, total_kl
 from llmcompress.spec.search import CANDIDATES, Format, parse_size
 from llmcompress.spec.validation import from_options
@@ -162,12 +162,12 @@ def test_sensitivity_is_the_fisher_information() -> None:
 
     torch.manual_seed(1)
     model, windows = Bigrams(), np.tile(np.arange(5), (4000, 1))
-    found = fisher(model, windows, 0, silent)["table.weight"] / len(windows)
+    found = sensitivity(model, windows, 0, silent).diagonal["table.weight"] / len(windows)
     probabilities = model.table.weight.detach().softmax(-1)
     expected = probabilities * (1 - probabilities)
     assert torch.allclose(found[:5], expected[:5], atol=0.02)
     assert float(found[5].abs().max()) == 0.0
-    assert torch.equal(found, fisher(model, windows, 0, silent)["table.weight"] / len(windows))
+    assert torch.equal(found, sensitivity(model, windows, 0, silent).diagonal["table.weight"] / len(windows))
 
 
 def _measured(name: str, kl: np.ndarray) -> Entrant:

@@ -28,6 +28,7 @@ cache = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode
 KINDS = {
     "reference-ir": "uncompressed models that are measured",
     "statistics": "activation statistics of NNCF",
+    "candidates": "weights that searches made by GPTQ",
     "reference-scores": "likeliest tokens of originals",
     "evaluations": "scores of interrupted evaluations",
     "durations": "how long steps took",

@@ -23,7 +23,7 @@ from llmcompress.cli.options import (
 )
 from llmcompress.cli.progress import run_watched
 from llmcompress.cli.spec_options import DATASET, Flag, with_fields
-from llmcompress.report.text import interval_text, size_text
+from llmcompress.report.text import duration_text, interval_text, size_text
 from llmcompress.spec.search import SearchSpec, parse_size
 
 if TYPE_CHECKING:
@@ -33,18 +33,23 @@ if TYPE_CHECKING:
 
 _PANELS = {
     "Limit, exactly one": "max_bytes bits_per_weight max_kl",
-    "Search": "candidates seed num_samples",
+    "Search": "candidates calibration seed num_samples",
     "Text and verdict": "dataset subset split text_field chat_template seq_len num_windows confidence",
-    "Outcome": "output_dir overwrite",
+    "Outcome": "output_dir overwrite front",
 }
+
+
+def _sizes(texts: list[str]) -> tuple[int, ...]:
+    return tuple(map(parse_size, texts))
 
 
 @with_fields(
     _PANELS,
     dataset=DATASET,
     max_bytes=Flag(metavar="SIZE", read=parse_size),
+    front=Flag(metavar="SIZE", read=_sizes),
     bits_per_weight=Flag(metavar="BITS"),
-    candidates=Flag(metavar="MODE:GROUP_SIZE"),
+    candidates=Flag(metavar="MODE:GROUP_SIZE[+gptq]"),
 )
 def search(
     source: Annotated[str, typer.Argument(metavar="SOURCE")],
@@ -69,6 +74,7 @@ def search(
     llmcompress search meta-llama/Llama-3.2-1B --size 800MB -o llama-800mb-ov
     llmcompress search ./checkpoint --bits 4.25 --dataset my-text.txt -o model-ov
     llmcompress search ./checkpoint --max-kl 0.02 -o model-ov
+    llmcompress search ./checkpoint --size 4GB --front 3GB --front 5GB --calibration train.txt -o model-ov
     """
     from llmcompress.searching.search import search as search_formats
 
@@ -92,6 +98,8 @@ def search(
 def print_search(report: SearchReport) -> None:
     """Print what was compared, where the bytes went, and the choice with its reason."""
     print_blocks(facts_table(_facts(report)), _contenders_table(report), _formats_table(report))
+    if report.further:
+        print_blocks(_further_table(report))
     write_line("")
     print_note("Choice: ", _choice_text(report))
 
@@ -131,6 +139,20 @@ def _contenders_table(report: SearchReport) -> Table:
             "" if each.predicted_kl is None else f"{each.predicted_kl:.3g}",
             interval_text(each.kl_divergence, ".3g"),
             f"{each.top1_agreement.value:.2%}",
+        )
+    return found
+
+
+def _further_table(report: SearchReport) -> Table:
+    found = table(["next to it"], ["size", "KL predicted", "KL measured", "top-1", "written in"])
+    for each in report.further:
+        found.add_row(
+            each.directory,
+            size_text(each.size_bytes),
+            f"{each.predicted_kl:.3g}",
+            interval_text(each.kl_divergence, ".3g"),
+            f"{each.top1_agreement.value:.2%}",
+            duration_text(each.write_s),
         )
     return found
 

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from llmcompress.cli.options import put_into_panels, take_options
 from llmcompress.errors import UsageError
 from llmcompress.report.options import option_name
-from llmcompress.spec import RuntimeProfile, load_profile
+from llmcompress.spec import Calibration, RuntimeProfile, load_profile
 from llmcompress.spec.validation import DescribedModel, StrictModel, from_options
 
 Reader = Callable[[Any], Any]
@@ -104,6 +104,8 @@ def _implied(name: str, field: FieldInfo) -> tuple[Any, Flag]:
     if get_origin(kind) is Union:
         words = [word for each in get_args(kind) for word in get_args(each)]
         return str, Flag(metavar="|".join(["N", *words]), default=default, read=number_or_word)
+    if kind is Calibration:
+        return str, Flag(metavar="FILE", read=_text_of_file)
     if kind is RuntimeProfile:
         return Path, Flag(metavar="FILE", read=load_profile)
     if get_origin(kind) is tuple:
@@ -133,6 +135,10 @@ def _numbers(name: str, text: str) -> list[int]:
 def absolute_file(text: str) -> str:
     """Return a file's absolute path, since a worker may not share the working directory; any other text as it is."""
     return str(Path(text).absolute()) if Path(text).is_file() else text
+
+
+def _text_of_file(text: str) -> Calibration:
+    return from_options(Calibration, {"dataset": absolute_file(text)})
 
 
 def number_or_word(text: str) -> int | str:

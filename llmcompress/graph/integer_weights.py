@@ -69,6 +69,13 @@ class IntegerWeight(NamedTuple):
     """OpenVINO's name of the codes' type."""
 
     @property
+    def size_bytes(self) -> int:
+        """Of its constants as they are stored."""
+        num_bits = num_bits_of(self.element)
+        num_zeros = 0 if self.zero_points is None else self.zero_points.size
+        return sum(-(-count * num_bits // 8) for count in (self.codes.size, num_zeros)) + self.scales.nbytes
+
+    @property
     def low(self) -> int:
         """The least code."""
         return RANGES[self.element][0]
@@ -155,7 +162,7 @@ def integer_weights(model: ov.Model) -> GraphWeights:
     return GraphWeights(found)
 
 
-def replace_integer_weights(model: ov.Model, weights: dict[str, IntegerWeight]) -> None:
+def replace_integer_weights(model: ov.Model, weights: Mapping[str, IntegerWeight]) -> None:
     """Put other codes, scales and zero points in place of a graph's, by the names that ``integer_weights`` gave."""
     import numpy as np
     import openvino as ov
@@ -178,6 +185,11 @@ def replace_integer_weights(model: ov.Model, weights: dict[str, IntegerWeight]) 
             old.output(0).replace(new.output(0))
             owners.append(tensor)
     keep_alive(model, (memory_owners(model), owners))
+
+
+def num_bits_of(element: str) -> int:
+    """The bits of one code of an element type."""
+    return 4 if element in FLOATS else int(element[1:])
 
 
 def packed(codes: NDArray[Any], num_bits: int) -> NDArray[Any]:
@@ -237,13 +249,19 @@ def _element(constant: ov.Node) -> str:
 
 
 def _integers(constant: ov.Node) -> NDArray[Any]:
+    import numpy as np
+
+    return codes_of(constant.data.reshape(-1).view(np.uint8), _element(constant), tuple(constant.get_output_shape(0)))
+
+
+def codes_of(stored: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The codes of a shape that are stored as an element type, as int16."""
     import math
 
     import numpy as np
 
-    element, shape = constant.get_element_type(), tuple(constant.get_output_shape(0))
-    num_bits, name = element.get_bitwidth(), element.get_type_name()
-    codes = unpacked(constant.data.reshape(-1).view(np.uint8), num_bits, math.prod(shape)).astype(np.int16)
+    num_bits = num_bits_of(name)
+    codes = unpacked(stored, num_bits, math.prod(shape)).astype(np.int16)
     if name == "f4e2m1":
         codes = np.array(_BY_SIGN, np.int16)[codes]
     if name.startswith("i"):

@@ -90,6 +90,12 @@ def refuse_uncarried(recipe: Recipe) -> None:
         ("further_weights", bool(recipe.further_weights), "compresses weights in one pass", _TO_OURS),
         ("weights.rules", weights is not None and bool(weights.rules), "has one format for all layers", _TO_OURS),
         (
+            "weights.statistics",
+            weights is not None and weights.statistics != "compressed",
+            "has GPTQ go by the activations of the compressed model",
+            "write compressed, or " + _TO_OURS,
+        ),
+        (
             "weights.statistics_precision",
             weights is not None and weights.statistics_precision != "f32",
             "collects statistics in f32",

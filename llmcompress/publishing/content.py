@@ -182,6 +182,8 @@ def _weights(weights: WeightCompression) -> dict[str, str]:
         found["sensitivity_metric"] = weights.sensitivity_metric
     methods = [name for name in ("awq", "scale_estimation", "gptq", "lora_correction") if getattr(weights, name)]
     found["methods"] = ", ".join(methods) or "none"
+    if weights.statistics != "compressed":
+        found["statistics"] = weights.statistics
     if weights.statistics_precision != "f32":
         found["statistics_precision"] = weights.statistics_precision
     found |= {f"ignored_scope.{name}": ", ".join(values) for name, values in weights.ignored_scope if values}

@@ -42,6 +42,20 @@ class Contender(Record):
     top1_agreement: Estimate
 
 
+class FurtherSize(Record):
+    """Another plan of the same search, written next to it and measured with the contenders."""
+
+    directory: str
+    """Its name."""
+    size_bytes: int
+    """Of ``openvino_model.bin``."""
+    predicted_kl: float
+    kl_divergence: Estimate
+    top1_agreement: Estimate
+    write_s: float
+    """Seconds that putting it together took."""
+
+
 class SearchReport(Readable):
     """``search.json``: the choice, what was predicted and measured, and against what."""
 
@@ -63,5 +77,7 @@ class SearchReport(Readable):
     weights: tuple[WeightChoice, ...]
     """Of the searched plan."""
     front: tuple[FrontPoint, ...]
+    further: tuple[FurtherSize, ...] = ()
+    """The sizes that were asked for beside the limit."""
     environment: EnvironmentRecord
     measured: Measured

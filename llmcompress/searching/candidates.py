@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.compression.layers import layer_table
@@ -10,6 +10,7 @@ from llmcompress.compression.nncf.weights import compress_weights
 from llmcompress.graph.integer_weights import integer_weights
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel
+from llmcompress.searching.shelf import Shelf
 from llmcompress.spec import WeightCompression
 from llmcompress.spec.modes import INT8
 from llmcompress.spec.search import Format
@@ -17,6 +18,10 @@ from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
     import torch
+
+    from llmcompress.compression.nncf.gptq_formats import Made
+    from llmcompress.data import CalibrationWindows
+    from llmcompress.searching.sensitivity import Sensitivity
 
 
 class Candidate(NamedTuple):
@@ -47,6 +52,16 @@ class Table(NamedTuple):
         return [each for each in self.candidates if each.format in self.formats]
 
 
+class Uncompressed(NamedTuple):
+    """The model that errors are taken from."""
+
+    loaded: LoadedModel
+    """Uncompressed."""
+    parameters: Mapping[str, torch.Tensor]
+    """By name, f32."""
+    sensitivity: Sensitivity
+
+
 def uniform(wanted: Format, *, all_layers: bool = False) -> WeightCompression:
     """One format for all layers; embeddings and the head take NNCF's backup precision unless ``all_layers``."""
     if wanted.mode in INT8:
@@ -54,42 +69,77 @@ def uniform(wanted: Format, *, all_layers: bool = False) -> WeightCompression:
     fields = {"mode": wanted.mode, "group_size": wanted.group_size, "all_layers": all_layers}
     if wanted.group_size != -1:
         fields["group_size_fallback"] = "ignore"
+    if wanted.method == "gptq":
+        fields["gptq"] = True
     return WeightCompression.model_validate(fields)
 
 
-def candidates(
-    loaded: LoadedModel,
-    parameters: Mapping[str, torch.Tensor],
-    sensitivity: Mapping[str, torch.Tensor],
-    num_tokens: int,
-    formats: Sequence[Format],
-    progress: Reporter,
-) -> list[Candidate]:
+def data_free(original: Uncompressed, formats: Sequence[Format], progress: Reporter) -> Iterator[Candidate]:
     """Compress a copy of the graph in each format, and weigh each weight's error by its sensitivity.
 
     Args:
-        loaded: Uncompressed.
-        parameters: Of the original, by name, f32.
-        sensitivity: What ``fisher`` gave for them.
-        num_tokens: That it saw.
+        original: The model.
         formats: To try; weights whose channels a group size does not divide go without that one.
         progress: Told of every format.
     """
     import torch
 
-    found = []
     for number, wanted in enumerate(formats):
         progress(Progress("candidates", number, len(formats), "formats"))
-        model = loaded.clone().model
+        model = original.loaded.clone().model
         compress_weights(model, uniform(wanted, all_layers=True))
         records = {layer.name: layer for layer in layer_table(model)}
         for constant, weight in integer_weights(model).items():
             name, record = parameter_name(constant), records.get(constant)
-            if record is None or name not in sensitivity or (record.mode, record.group_size) != tuple(wanted):
+            if name not in original.sensitivity.diagonal or record is None:
                 continue
-            original = parameters[name]
-            error = torch.from_numpy(weight.values()).reshape(original.shape).sub_(original)
-            cost = float(error.square_().mul_(sensitivity[name]).sum()) / (2 * num_tokens)
-            found.append(Candidate(name, wanted, record.num_parameters, record.size_bytes, cost))
+            if (record.mode, record.group_size) != (wanted.mode, wanted.group_size):
+                continue
+            before = original.parameters[name]
+            error = torch.from_numpy(weight.values()).reshape(before.shape).sub_(before)
+            cost = original.sensitivity.cost(name, error)
+            yield Candidate(name, wanted, record.num_parameters, record.size_bytes, cost)
     progress(Progress("candidates", len(formats), len(formats), "formats"))
-    return found
+
+
+def by_gptq(
+    original: Uncompressed, formats: Sequence[Format], windows: CalibrationWindows, shelf: Shelf, progress: Reporter
+) -> Iterator[Candidate]:
+    """The same by GPTQ, whose errors make up for each other; what is not on the shelf is made and put there.
+
+    Args:
+        original: The model.
+        formats: To try, all by GPTQ.
+        windows: What it goes by.
+        shelf: For weights that are finished.
+        progress: Told of every layer.
+    """
+    import torch
+
+    if not all(map(shelf.is_whole, formats)):
+        _fill(original.loaded, formats, windows, shelf, progress)
+    for name in original.sensitivity.inputs:
+        for wanted in formats:
+            if (weight := shelf.get(name, wanted)) is not None:
+                before = original.parameters[name]
+                error = torch.from_numpy(weight.values()).reshape(before.shape).sub_(before)
+                cost = original.sensitivity.joint_cost(name, error)
+                yield Candidate(name, wanted, weight.codes.size, weight.size_bytes, cost)
+
+
+def _fill(
+    loaded: LoadedModel, formats: Sequence[Format], windows: CalibrationWindows, shelf: Shelf, progress: Reporter
+) -> None:
+    """Make what a killed search has not come to."""
+    from llmcompress.compression.nncf.gptq_formats import gptq_in_formats
+
+    def missing(constant: str) -> list[tuple[str, int]]:
+        name = parameter_name(constant)
+        return [(each.mode, each.group_size) for each in formats if not shelf.has(name, each)]
+
+    def keep(made: Made) -> None:
+        shelf.keep(parameter_name(made.name), Format(made.mode, made.group_size, "gptq"), made.weight)
+
+    gptq_in_formats(loaded.clone().model, windows.token_ids, missing, keep, progress)
+    for each in formats:
+        shelf.note_whole(each)

@@ -6,23 +6,32 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from llmcompress.artifact import staging
+from llmcompress.compression.assembly import Finished, assemble
 from llmcompress.compression.compress import compress
+from llmcompress.compression.layers import layer_table
+from llmcompress.compression.output import inputs
+from llmcompress.compression.run import CompressOptions
 from llmcompress.data.protocols import EvaluationWindows
 from llmcompress.evaluation.measurement import ModelOnDevice, score_at_once
 from llmcompress.evaluation.scoring import Feed, recurrent_chunk
 from llmcompress.evaluation.statistics import TokenScores, divergence
 from llmcompress.graph.device import properties_of
+from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel, load
+from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import DivergenceRecord, Estimate
 from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.searching.candidates import Table
 from llmcompress.searching.plans import Rival, rivals
+from llmcompress.searching.shelf import OnShelf, Shelf
 from llmcompress.searching.solver import Plan, total_bytes
-from llmcompress.spec import Recipe
+from llmcompress.spec import Access, Recipe
 from llmcompress.spec.search import SearchSpec
 from llmcompress.system.progress import Reporter
 
 if TYPE_CHECKING:
+    from llmcompress.data import CalibrationWindows
     from llmcompress.evaluation.measurement import Scored
 
 DEVICE = "CPU"
@@ -54,6 +63,22 @@ class Planned(NamedTuple):
     """What a rival's file may take: the limit, or as much as the plan's."""
 
 
+class Calibrated(NamedTuple):
+    """What candidates by GPTQ are made by, and where they are kept."""
+
+    windows: CalibrationWindows
+    shelf: Shelf
+
+
+class Output(NamedTuple):
+    """Where a model goes, and with what."""
+
+    directory: Path
+    overwrite: bool = True
+    tokenizer: bool = False
+    offline: bool = False
+
+
 class Workshop(NamedTuple):
     """The original, and where contenders are made and scored."""
 
@@ -62,13 +87,37 @@ class Workshop(NamedTuple):
     place: Path
     looked_at: EvaluationWindows
     held_out: EvaluationWindows
+    calibrated: Calibrated | None
     progress: Reporter
 
     def make(self, name: str, recipe: Recipe) -> tuple[Path, int]:
         """Write a contender; returns its directory and the size of its weights' file."""
-        output = self.place / name
-        compress(self.loaded, recipe, output, tokenizer=False, overwrite=True, progress=self.progress)
-        return output, (output / MODEL_BIN).stat().st_size
+        output = Output(self.place / name)
+        self.write({}, recipe, output)
+        return output.directory, (output.directory / MODEL_BIN).stat().st_size
+
+    def write(self, plan: Plan, recipe: Recipe, output: Output) -> CompressionReport:
+        """Write what a recipe makes; where it is a plan's, what GPTQ made of its weights comes from the shelf."""
+        by_gptq = {name: each.format for name, each in plan.items() if each.format.method == "gptq"}
+        if self.calibrated is None or not by_gptq:
+            return compress(
+                self.loaded,
+                recipe,
+                output.directory,
+                offline=output.offline,
+                tokenizer=output.tokenizer,
+                overwrite=output.overwrite,
+                progress=self.progress,
+            )
+        constants = [layer.name for layer in layer_table(self.loaded.model) if parameter_name(layer.name) in by_gptq]
+        names = {each: (parameter_name(each), by_gptq[parameter_name(each)]) for each in constants}
+        weights = OnShelf(self.calibrated.shelf, names)
+        sources = inputs(self.loaded.source, recipe)
+        with staging(output.directory, overwrite=output.overwrite, inputs=sources) as stage:
+            access = Access(offline=output.offline)
+            options = CompressOptions(stage.scratch_dir(), stage.target, access, output.tokenizer)
+            finished = Finished(weights, self.calibrated.windows.record)
+            return assemble(self.loaded, recipe, finished, stage, options, self.progress)
 
     def score(self, directories: Sequence[Path], windows: EvaluationWindows) -> tuple[Scored, ...]:
         """Score contenders against the original in exact execution, which runs once for all."""
@@ -96,7 +145,8 @@ def contenders(shop: Workshop, table: Table, planned: Planned) -> tuple[Entrant,
 def _fitting(shop: Workshop, table: Table, planned: Planned) -> Iterator[tuple[Rival, Path, int]]:
     # The file's rest is a little different for each; what is larger after all is left out.
     others = planned.size_bytes - total_bytes(planned.plan) - ROOM_BYTES * len(planned.plan)
-    for number, rival in enumerate(rivals(table.candidates, table.special, planned.max_bytes - others)):
+    fitting = rivals(table.candidates, table.special, planned.max_bytes - others, shop.spec.calibration)
+    for number, rival in enumerate(fitting):
         directory, size_bytes = shop.make(f"rival-{number}", rival.recipe)
         if size_bytes <= planned.max_bytes:
             yield rival, directory, size_bytes

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from llmcompress.searching.candidates import Candidate, uniform
 from llmcompress.searching.solver import Plan
-from llmcompress.spec import Recipe, WeightCompression
+from llmcompress.spec import Calibration, Recipe, WeightCompression
 from llmcompress.spec.modes import INT8
 from llmcompress.spec.search import Format
 
@@ -26,36 +26,46 @@ class Rival(NamedTuple):
     predicted_kl: float | None
 
 
-def plan_recipe(plan: Plan, special: frozenset[str]) -> Recipe:
+def plan_recipe(plan: Plan, special: frozenset[str], calibration: Calibration | None = None) -> Recipe:
     """The recipe that makes a plan's bytes.
 
     Args:
         plan: What each weight takes.
         special: Embeddings and the head, which always have a rule: the format of the others is not for them.
+        calibration: What weights by GPTQ are made by.
     """
-    counts = Counter({each.format: 0 for each in plan.values()})
+    uses_gptq = any(each.format.method == "gptq" for each in plan.values())
+    counts = Counter({each.format: 0 for each in plan.values() if not uses_gptq or each.format.method == "gptq"})
     for name, each in plan.items():
-        if name not in special:
+        if name not in special and each.format in counts:
             counts[each.format] += each.num_parameters
     base = max(counts, key=lambda each: (counts[each], str(each)))
     fields: dict[str, Any] = _format_fields(base)
+    if uses_gptq:
+        fields |= {"gptq": True, "statistics": "original"}
     if base.mode not in INT8 and base.group_size != -1:
         fields["group_size_fallback"] = "adjust"
     fields["rules"] = [
-        {"match": re.escape(name), **_format_fields(each.format)}
+        {"match": re.escape(name), **_format_fields(each.format), **_method_fields(each.format, uses_gptq=uses_gptq)}
         for name, each in sorted(plan.items(), key=lambda item: _natural(item[0]))
         if each.format != base or (name in special and base.mode not in INT8)
     ]
-    return _recipe("searched", fields)
+    return _recipe("searched", fields, calibration if uses_gptq else None)
 
 
-def rivals(candidates: Sequence[Candidate], special: frozenset[str], max_bytes: int) -> Iterator[Rival]:
+def rivals(
+    candidates: Sequence[Candidate],
+    special: frozenset[str],
+    max_bytes: int,
+    calibration: Calibration | None = None,
+) -> Iterator[Rival]:
     """The best uniform format by prediction whose weights fit, and NNCF's mixtures of 4 and 8 bits that should.
 
     Args:
         candidates: Of all weights, ``BACKUP`` among their formats.
         special: What NNCF gives ``BACKUP``.
         max_bytes: Of the weights.
+        calibration: What those by GPTQ are made by.
     """
     table: dict[Format, dict[str, Candidate]] = {}
     for each in candidates:
@@ -71,12 +81,19 @@ def rivals(candidates: Sequence[Candidate], special: frozenset[str], max_bytes: 
     if not fitting:
         return
     damage, _, best = min(fitting)
-    yield Rival(str(best), "uniform", _recipe("uniform", uniform(best).model_dump(exclude_defaults=True)), damage)
+    yield Rival(str(best), "uniform", uniform_recipe("uniform", best, calibration), damage)
     for wanted in dict.fromkeys((best, min(fitting, key=lambda each: each[1])[2])):
         ratio = _ratio(table[wanted], backup, special, max_bytes)
         if wanted.mode.startswith("int4") and 0 < ratio < 1:
-            fields = uniform(wanted).model_dump(exclude_defaults=True) | {"ratio": ratio}
-            yield Rival(f"{wanted}, ratio {ratio}", "mixed", _recipe("mixed", fields), None)
+            yield Rival(f"{wanted}, ratio {ratio}", "mixed", uniform_recipe("mixed", wanted, calibration, ratio), None)
+
+
+def uniform_recipe(name: str, wanted: Format, calibration: Calibration | None, ratio: float = 1.0) -> Recipe:
+    """One format for a share of all layers; by GPTQ as NNCF has it, later layers after what became of earlier ones."""
+    fields = uniform(wanted).model_dump(exclude_defaults=True)
+    if ratio < 1:
+        fields["ratio"] = ratio
+    return _recipe(name, fields, calibration if wanted.method == "gptq" else None)
 
 
 def _ratio(
@@ -93,13 +110,18 @@ def _ratio(
 
 
 def _format_fields(wanted: Format) -> dict[str, Any]:
-    return {"mode": wanted.mode} if wanted.mode in INT8 else wanted._asdict()
+    return {"mode": wanted.mode} if wanted.mode in INT8 else {"mode": wanted.mode, "group_size": wanted.group_size}
 
 
-def _recipe(name: str, weights: dict[str, Any]) -> Recipe:
+def _method_fields(wanted: Format, *, uses_gptq: bool) -> dict[str, Any]:
+    # GPTQ leaves 8 bits alone by itself.
+    return {"method": wanted.method} if uses_gptq and wanted.mode not in INT8 else {}
+
+
+def _recipe(name: str, weights: dict[str, Any], calibration: Calibration | None) -> Recipe:
     compression = WeightCompression.model_validate(weights)
     runtime = {"dynamic_quantization_group_size": "weights"} if compression.integer_group_sizes else {}
-    return Recipe.model_validate({"name": name, "weights": compression, "runtime": runtime})
+    return Recipe.model_validate({"name": name, "weights": compression, "calibration": calibration, "runtime": runtime})
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

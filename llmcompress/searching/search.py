@@ -6,45 +6,41 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from llmcompress.artifact import manifest_sha256, write_errors, write_report
 from llmcompress.artifact.placement import checked_output
-from llmcompress.compression.compress import compress
 from llmcompress.compression.forecast import forecast
+from llmcompress.compression.run import recipe_windows
 from llmcompress.data.documents import read_documents, texts_for
 from llmcompress.data.protocols import EvaluationWindows, evaluation_windows
 from llmcompress.data.tokens import text_encoder
-from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
-from llmcompress.evaluation.statistics import divergence
+from llmcompress.errors import DataError, ModelError, ResourceError
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.quantized.declaration import is_repacked
-from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights, resolve
+from llmcompress.loaders.tokenizer import require_tokenizer
 from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.file_names import SEARCH_REPORT
 from llmcompress.report.record import Stages, environment_record
 from llmcompress.report.search import Contender, FrontPoint, SearchReport, WeightChoice
-from llmcompress.searching.candidates import Table, candidates, uniform
-from llmcompress.searching.contest import Entrant, Planned, Workshop, contenders, decide
-from llmcompress.searching.plans import BACKUP, plan_recipe
-from llmcompress.searching.solver import Plan, front, least_bytes, least_damage, smallest, total_bytes, total_kl
+from llmcompress.searching.candidates import Table, Uncompressed, by_gptq, data_free, uniform
+from llmcompress.searching.contest import Calibrated, Entrant, Output, Planned, Workshop, contenders, decide
+from llmcompress.searching.planning import further_directory, further_sizes, planned_for
+from llmcompress.searching.plans import BACKUP, uniform_recipe
+from llmcompress.searching.shelf import shelf_of
+from llmcompress.searching.solver import Plan, front, total_bytes, total_kl
 from llmcompress.spec import Access, Recipe
 from llmcompress.spec.search import Format, SearchSpec
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
 from llmcompress.system.memory import memory
-from llmcompress.system.progress import Reporter
-
-if TYPE_CHECKING:
-    pass
 
 NUM_FRONT_POINTS = 16
-MAX_TRIES = 5
-"""Of plans until one keeps the limit as measured."""
-CAUTION = 0.98
-"""Of the limit of KL divergence, after a plan that missed it."""
 BYTES_PER_PARAMETER = 18
 """In f32 the weight, its gradient and its sensitivity; and codes of one format with the values they stand for."""
+JOINT_BYTES_PER_PARAMETER = 5
+"""Further ones where errors make up for each other: products of a layer's inputs, as a llama's layers have them."""
 
 
 @library_call
@@ -71,7 +67,7 @@ def search(
     Args:
         source: Hub id or checkpoint directory.
         spec: The limit, the formats, and the text.
-        output_dir: Appears complete, by one rename, or not at all.
+        output_dir: Appears complete, by one rename, or not at all; further sizes of the spec appear next to it.
         revision: Branch, tag or commit of a Hub source.
         trust_remote_code: Run Python code that the repository brings.
         offline: Use local files and caches only.
@@ -91,27 +87,39 @@ def search(
     quiet_libraries()
     stages = Stages()
     access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links)
-    found = _checked(resolve(source, access))
-    output = checked_output(output_dir, [found.path] if found.id is None else [], overwrite=overwrite)
+    found = _checked(resolve(source, access), spec)
+    inputs = [found.path] if found.id is None else []
+    output = checked_output(output_dir, inputs, overwrite=overwrite)
+    for size in spec.front:
+        checked_output(further_directory(output, size), inputs, overwrite=overwrite)
     with stages.stage("read the text"):
         looked_at, held_out = _windows(found, spec, offline=offline)
     found = fetch_weights(found, progress=progress)
     with stages.stage("load"):
         loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
-    with stages.stage("candidates"):
-        table = _table(loaded, spec, looked_at, progress)
     with _place_next_to(output) as place:
-        shop = Workshop(loaded, spec, place, looked_at, held_out, progress)
+        calibrated = _calibrated(loaded, spec, place, offline=offline)
+        shop = Workshop(loaded, spec, place, looked_at, held_out, calibrated, progress)
+        with stages.stage("candidates"):
+            table = _table(shop)
         with stages.stage("plan"):
-            planned = _planned(shop, table)
+            planned = planned_for(shop, table)
         with stages.stage("verify"):
             plan, others = contenders(shop, table, planned)
-    chosen, gain, reason = decide(plan, [each for each, _ in others], spec.confidence)
-    with stages.stage("write"):
-        manifest = compress(loaded, chosen.recipe, output, overwrite=overwrite, offline=offline, progress=progress)
+        chosen, gain, reason = decide(plan, [each for each, _ in others], spec.confidence)
+        with stages.stage("write"):
+            place_of_output = Output(output, overwrite=overwrite, tokenizer=True, offline=offline)
+            manifest = shop.write(planned.plan if chosen is plan else {}, chosen.recipe, place_of_output)
+        with stages.stage("further sizes"):
+            further = further_sizes(shop, table, planned, place_of_output)
     report = SearchReport(
         llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
-        spec=spec.model_copy(update={"dataset": held_out.record.dataset}),
+        spec=spec.model_copy(
+            update={
+                "dataset": held_out.record.dataset,
+                "calibration": spec.calibration and spec.calibration.portable(),
+            }
+        ),
         manifest_sha256=manifest_sha256(output),
         text=held_out.record,
         num_sensitivity_tokens=table.num_tokens,
@@ -125,6 +133,7 @@ def search(
         reason=reason,
         weights=_choices(planned.plan),
         front=_front(table, planned),
+        further=further,
         environment=environment_record(int(plan.scored.properties.get("INFERENCE_NUM_THREADS", 0))),
         measured=stages.measured(),
     )
@@ -132,7 +141,7 @@ def search(
     return report
 
 
-def _checked(found: Source) -> Source:
+def _checked(found: Source, spec: SearchSpec) -> Source:
     """Refuse what has no floats in torch, and what does not fit."""
     if found.layout == "ir" or is_repacked(found.config):
         kind = "an OpenVINO model" if found.layout == "ir" else "quantized already"
@@ -142,7 +151,8 @@ def _checked(found: Source) -> Source:
             hint="give the original checkpoint",
         )
     predicted = forecast(found, Recipe(name="original", method="none"))
-    needed, available = predicted.num_parameters * BYTES_PER_PARAMETER, memory().available
+    of_each = BYTES_PER_PARAMETER + (JOINT_BYTES_PER_PARAMETER if spec.is_calibrated else 0)
+    needed, available = predicted.num_parameters * of_each, memory().available
     if needed > available:
         raise ResourceError(
             f"a search needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",
@@ -181,75 +191,37 @@ def _windows(found: Source, spec: SearchSpec, *, offline: bool) -> tuple[Evaluat
     return windows.part(0, spec.num_samples), windows.part(spec.num_samples, wanted)
 
 
-def _table(loaded: LoadedModel, spec: SearchSpec, windows: EvaluationWindows, progress: Reporter) -> Table:
+def _calibrated(loaded: LoadedModel, spec: SearchSpec, place: Path, *, offline: bool) -> Calibrated | None:
+    """The windows that GPTQ goes by, and the shelf of what it made by them before."""
+    if spec.calibration is None:
+        return None
+    source = fetch_side_files(loaded.source)
+    recipe = uniform_recipe("calibration", Format("int4_sym", -1, "gptq"), spec.calibration)
+    windows = recipe_windows(source, recipe, require_tokenizer(source, needed=True), offline=offline)
+    assert windows is not None
+    return Calibrated(windows, shelf_of(loaded, windows.record, place / "candidates"))
+
+
+def _table(shop: Workshop) -> Table:
     import numpy as np
 
-    from llmcompress.searching.sensitivity import fisher
+    from llmcompress.searching.sensitivity import sensitivity
 
+    loaded, spec, calibrated = shop.loaded, shop.spec, shop.calibrated
     model = load_torch_model(loaded.source).float()
-    token_ids = np.stack([np.asarray(window.token_ids, np.int64) for window in windows.windows])
-    sensitivity = fisher(model, token_ids, spec.seed, progress)
+    token_ids = np.stack([np.asarray(window.token_ids, np.int64) for window in shop.looked_at.windows])
+    sensitive = sensitivity(model, token_ids, spec.seed, shop.progress, jointly=calibrated is not None)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    original = Uncompressed(loaded, parameters, sensitive)
     formats = tuple(dict.fromkeys((*spec.formats, BACKUP)))
-    found = candidates(loaded, parameters, sensitivity, token_ids.size, formats, progress)
+    found = list(data_free(original, [each for each in formats if each.method == "data_free"], shop.progress))
+    if calibrated is not None:
+        of_text = [each for each in formats if each.method == "gptq"]
+        found += by_gptq(original, of_text, calibrated.windows, calibrated.shelf, shop.progress)
     # What NNCF gives its backup precision beside a format of fewer bits.
     predicted = forecast(loaded.source, Recipe(name="uniform", weights=uniform(Format("int4_sym", -1))))
     special = {layer.name for layer in predicted.layers if layer.mode == BACKUP.mode}
     return Table(found, spec.formats, frozenset(special), token_ids.size)
-
-
-def _planned(shop: Workshop, table: Table) -> Planned:
-    """The best plan that keeps the limit as it comes out: of bytes in the file, of KL divergence on the windows
-    that the sensitivity was taken from.
-
-    Raises:
-        UsageError: No plan does.
-    """
-    spec, permitted = shop.spec, table.permitted
-    if spec.max_kl is not None:
-        return _of_quality(shop, table, spec.max_kl)
-    max_bytes = spec.max_bytes or int(shop.loaded.num_parameters * (spec.bits_per_weight or 0) / 8)
-    others = 0
-    for _ in range(MAX_TRIES):
-        plan = least_damage(permitted, max_bytes - others) if max_bytes > others else None
-        if plan is None:
-            break
-        made = _made(shop, table, plan)
-        if made.size_bytes <= max_bytes:
-            return made._replace(max_bytes=max_bytes)
-        # Norms, tables and shapes are no weights of the plan's.
-        others = max(made.size_bytes - total_bytes(plan), others + 1)
-    least = total_bytes(smallest(permitted)) + others
-    raise UsageError(
-        f"no plan of these formats takes at most {max_bytes:,} bytes; the smallest takes about {least:,}",
-        where="`max_bytes`" if spec.max_bytes else "`bits_per_weight`",
-        hint="give more bytes, or `candidates` of fewer bits",
-    )
-
-
-def _of_quality(shop: Workshop, table: Table, max_kl: float) -> Planned:
-    limit = max_kl
-    for _ in range(MAX_TRIES):
-        plan = least_bytes(table.permitted, limit)
-        if plan is None:
-            break
-        made = _made(shop, table, plan)
-        (scored,) = shop.score([made.directory], shop.looked_at)
-        lost = divergence(scored.scores, shop.spec.confidence).kl_divergence.value
-        if lost <= max_kl:
-            return made
-        limit *= CAUTION * max_kl / lost
-    raise UsageError(
-        f"no plan of these formats keeps the KL divergence at {max_kl:g} nats per token",
-        where="`max_kl`",
-        hint="permit more, or give `candidates` of more bits",
-    )
-
-
-def _made(shop: Workshop, table: Table, plan: Plan) -> Planned:
-    recipe = plan_recipe(plan, table.special)
-    directory, size_bytes = shop.make("searched", recipe)
-    return Planned(plan, recipe, directory, size_bytes, size_bytes)
 
 
 def _contender(

@@ -41,8 +41,9 @@ class LayerRule(StrictModel):
     mode: RuleMode
     group_size: GroupSize | None = None
     """Has to divide the input channels; -1: all of an output channel; None: the mode's default."""
-    method: Literal["data_free"] | None = None
-    """None: AWQ, scale estimation and GPTQ, where the recipe asks for them; ``data_free``: none of them."""
+    method: Literal["data_free", "gptq"] | None = None
+    """None: AWQ, scale estimation and GPTQ, where the recipe asks for them; ``data_free``: none of them; ``gptq``: GPTQ
+    without AWQ."""
 
     @field_validator("match")
     @classmethod

@@ -38,6 +38,8 @@ SensitivityMetric = Literal[
 GroupSizeFallback = Literal["error", "ignore", "adjust"]
 """The values of ``nncf.GroupSizeFallbackMode``."""
 
+Statistics = Literal["compressed", "original"]
+
 StatisticsPrecision = Literal["f32", "bf16"]
 
 INT8: frozenset[Mode] = frozenset({"int8_sym", "int8_asym"})

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
 from llmcompress.errors import UsageError
-from llmcompress.spec.dataset import ScoredText
+from llmcompress.spec.dataset import Calibration, ScoredText
 from llmcompress.spec.evaluation import EvalSpec
 from llmcompress.spec.layer_rules import LayerRule, RuleMode
+from llmcompress.spec.modes import INT8
 from llmcompress.spec.validation import MAX_COUNT, Count, Refusal, Texts
 
-_FORMAT = re.compile(r"(?P<mode>[a-z0-9_]+)(?::(?P<group_size>-1|[1-9]\d{0,8}))?")
+_FORMAT = re.compile(r"(?P<mode>[a-z0-9_]+)(?::(?P<group_size>-1|[1-9]\d{0,8}))?(?:\+(?P<method>gptq))?")
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>B|kB|MB|GB|TB)?", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
@@ -25,6 +26,9 @@ CANDIDATES = (
 )
 """Formats that the CPU plugin keeps compressed; of int3 it makes bf16."""
 
+CALIBRATED = tuple(f"{each}+gptq" for each in CANDIDATES if not each.startswith("int8"))
+"""The same by GPTQ, which leaves 8 bits alone."""
+
 
 class Format(NamedTuple):
     """What a weight may become."""
@@ -32,9 +36,11 @@ class Format(NamedTuple):
     mode: str
     group_size: int
     """-1: one group per output channel."""
+    method: Literal["data_free", "gptq"] = "data_free"
 
     def __str__(self) -> str:
-        return self.mode if self.group_size == -1 else f"{self.mode}:{self.group_size}"
+        size = "" if self.group_size == -1 else f":{self.group_size}"
+        return f"{self.mode}{size}{'+gptq' if self.method == 'gptq' else ''}"
 
 
 class SearchSpec(ScoredText):
@@ -46,8 +52,14 @@ class SearchSpec(ScoredText):
     """The smallest KL divergence at no more bits for each parameter, embeddings included."""
     max_kl: Annotated[float, Field(gt=0)] | None = None
     """The smallest model of no more KL divergence, in nats per token."""
-    candidates: Annotated[Texts, Field(min_length=1)] = CANDIDATES
-    """A format that weights may take, as MODE:GROUP_SIZE, or MODE for one group per channel."""
+    front: Annotated[tuple[Count, ...], Field(strict=False)] = ()
+    """A further size, in bytes of openvino_model.bin: its best plan goes to DIR-SIZE next to DIR."""
+    candidates: Annotated[Texts, Field(min_length=1)] | None = None
+    """A format that weights may take, as MODE:GROUP_SIZE, or MODE for one group per channel, with +gptq behind it for
+    codes by GPTQ. Default: integers of 2, 4 and 8 bits, and where there is a calibration text all but those of 8 bits
+    by GPTQ as well."""
+    calibration: Calibration | None = None
+    """The text that GPTQ goes by; none of it should be in the text of the verdict."""
     seq_len: Annotated[int, Field(ge=4, le=MAX_COUNT)] = 256
     """Tokens per window."""
     num_samples: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 16
@@ -66,17 +78,31 @@ class SearchSpec(ScoredText):
             got = " and ".join(f"`{name}`" for name in limits) or "none"
             problem = f"got {got} of `max_bytes`, `bits_per_weight` and `max_kl`; exactly one is accepted"
             yield Refusal("max_bytes", problem, "give one limit")
-        if len(set(self.candidates)) < len(self.candidates):
+        if len(set(self.front)) < len(self.front):
+            yield Refusal("front", "one size is named twice", "name each once")
+        given = self.candidates or ()
+        if len(set(given)) < len(given):
             yield Refusal("candidates", "one is named twice", "name each once")
-        for candidate in self.candidates:
+        for candidate in given:
             refused = _format_problem(candidate)
             if refused:
                 yield Refusal("candidates", f"got {candidate!r}: {refused}", "write for example int4_sym:64")
+                return
+        if self.calibration is None and self.is_calibrated:
+            yield Refusal("calibration", "candidates with +gptq need a text", "give a file with text")
+        if self.calibration is not None and not self.is_calibrated:
+            yield Refusal("calibration", "has no effect: no candidate has +gptq", "remove it, or add int4_sym:64+gptq")
 
     @property
     def formats(self) -> tuple[Format, ...]:
         """The candidates."""
-        return tuple(map(_format, self.candidates))
+        default = CANDIDATES if self.calibration is None else (*CANDIDATES, *CALIBRATED)
+        return tuple(map(parse_format, self.candidates or default))
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether one of them is made by data."""
+        return any(each.method == "gptq" for each in self.formats)
 
     def evaluation(self) -> EvalSpec:
         """How the text is cut for sensitivity and verdict together."""
@@ -90,19 +116,24 @@ class SearchSpec(ScoredText):
         )
 
 
-def _format(text: str) -> Format:
-    mode, _, group_size = text.partition(":")
-    return Format(mode, int(group_size) if group_size else -1)
+def parse_format(text: str) -> Format:
+    """The format that a text such as ``int4_sym:64+gptq`` names, which has been checked."""
+    rest, _, method = text.partition("+")
+    mode, _, group_size = rest.partition(":")
+    return Format(mode, int(group_size) if group_size else -1, "gptq" if method else "data_free")
 
 
 def _format_problem(text: str) -> str | None:
     found = _FORMAT.fullmatch(text)
     if found is None:
-        return "MODE or MODE:GROUP_SIZE is accepted"
+        return "MODE or MODE:GROUP_SIZE is accepted, with or without +gptq"
     accepted = [mode for mode in get_args(RuleMode) if mode.startswith("int")]
     if found["mode"] not in accepted:
         return f"modes with integers are accepted: {', '.join(accepted)}"
-    refusals = list(LayerRule.model_construct(match="x", **_format(text)._asdict())._refusals())
+    if found["method"] and found["mode"] in INT8:
+        return f"GPTQ leaves mode {found['mode']} as it is"
+    wanted = parse_format(text)
+    refusals = list(LayerRule.model_construct(match="x", mode=wanted.mode, group_size=wanted.group_size)._refusals())
     return refusals[0].problem if refusals else None
 
 

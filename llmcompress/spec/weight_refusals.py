@@ -18,6 +18,7 @@ INT8_REFUSES = (
     "backup_mode",
     "sensitivity_metric",
     "group_size_fallback",
+    "statistics",
     "statistics_precision",
     *METHODS,
     "advanced",
@@ -70,12 +71,21 @@ def _rules(weights: WeightCompression) -> Iterator[Refusal]:
         if rule.match in first:
             yield Refusal(f"rules.{number}.match", "an earlier rule takes the same weights", "remove one of the two")
         first.add(rule.match)
-        if rule.method is not None and not any(getattr(weights, name) for name in METHODS):
+        if rule.method == "gptq" and (not weights.gptq or rule.mode in (*INT8, *DATA_FREE_ONLY, "none")):
+            yield _rule_without_gptq(weights, number)
+        elif rule.method is not None and not any(getattr(weights, name) for name in METHODS):
             yield Refusal(f"rules.{number}.method", "has no effect: the recipe asks for no method", REMOVE)
         refused = [name for name in METHODS if getattr(weights, name)] if rule.mode in DATA_FREE_ONLY else []
         if refused and rule.method is None:
             hint = "write method: data_free into the rule, or take mode int4_sym"
             yield Refusal(f"rules.{number}.mode", f"NNCF has no {refused[0]} for mode {rule.mode}", hint)
+
+
+def _rule_without_gptq(weights: WeightCompression, number: int) -> Refusal:
+    if weights.gptq:
+        return Refusal(f"rules.{number}.method", f"GPTQ leaves mode {weights.rules[number].mode} as it is", REMOVE)
+    hint = "write weights.gptq: true, or remove the method"
+    return Refusal(f"rules.{number}.method", "the recipe asks for no GPTQ", hint)
 
 
 def _int8(weights: WeightCompression) -> Iterator[Refusal]:
@@ -109,6 +119,8 @@ def _methods(weights: WeightCompression) -> Iterator[Refusal]:
             yield Refusal(name, f"NNCF has no {name} for mode {weights.mode}", "write false, or take mode int4_sym")
         if weights.ratio == 0.0:
             yield Refusal(name, f"has no effect at ratio 0.0: no layer takes mode {weights.mode}", "write false")
+    if weights.statistics != "compressed" and not weights.gptq:
+        yield Refusal("statistics", "has no effect without gptq: others go by the original model anyway", REMOVE)
     if weights.gptq and weights.lora_correction:
         yield Refusal("lora_correction", "cannot be combined with gptq", "keep one of the two")
     if weights.lora_correction and weights.mode in CODEBOOKS:

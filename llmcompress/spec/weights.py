@@ -17,6 +17,7 @@ from llmcompress.spec.modes import (
     GroupSizeFallback,
     Mode,
     SensitivityMetric,
+    Statistics,
     StatisticsPrecision,
     default_group_size,
 )
@@ -85,6 +86,9 @@ class WeightCompression(StrictModel):
     lora_correction: bool = False
     rules: Annotated[tuple[LayerRule, ...], Field(strict=False)] = ()
     """Formats of single weights; the first rule that takes a weight decides, and ``ratio`` does not count it."""
+    statistics: Statistics = "compressed"
+    """Whose activations GPTQ goes by: ``compressed``, of the model whose earlier layers are compressed, as NNCF does;
+    ``original``, so that a weight's codes depend on that weight alone."""
     statistics_precision: StatisticsPrecision = "f32"
     """In what the activations are computed that AWQ, scale estimation and others go by; f32 is what NNCF takes."""
     advanced: AdvancedCompression = AdvancedCompression()

@@ -5,7 +5,8 @@ factor, a block of columns becomes NNCF's bytes. The factor itself is found by a
 BLAS adds in another order. So it differs from NNCF's in the last bits, as NNCF's own does with another number of BLAS
 threads: a weight that lies all but half way between two codes may take the other one, and those behind make up for it.
 
-Which layers, their order, their inputs from the layers quantized before, and the scales stay NNCF's.
+Which layers, their order, their inputs from the layers quantized before, and the scales stay NNCF's; with
+``statistics: original`` the inputs are those of the model as it was.
 
 Source: Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers,
 arXiv:2210.17323.
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from nncf import CompressWeightsMode as Mode
+from nncf.quantization.algorithms.layerwise.engine import LayerwiseEngine
 from nncf.quantization.algorithms.weight_compression import algorithm as weight_compression
 from nncf.quantization.algorithms.weight_compression import gptq
 from nncf.quantization.algorithms.weight_compression.config import WeightCompressionConfig
@@ -34,6 +36,7 @@ from llmcompress.compression.kernels.gptq import inverse_factor, second_moments
 from llmcompress.compression.nncf.error_feedback import propagated
 from llmcompress.compression.nncf.group_codes import FORMATS
 from llmcompress.compression.nncf.statistics import without_unread_statistics
+from llmcompress.errors import ModelError
 from llmcompress.system.patching import replaced
 
 _TAKEN_OVER = ("_calculate_hessian", "_quantize_weights")
@@ -71,6 +74,29 @@ def layers_checked() -> Iterator[None]:
         replaced(weight_compression.WeightCompression, _COLLECT, collect_checked),
         replaced(gptq.GPTQ, "apply", apply_checked),
     ):
+        yield
+
+
+@contextlib.contextmanager
+def of_the_original() -> Iterator[None]:
+    """Have NNCF's GPTQ see the activations of the model as it was, whatever became of earlier layers.
+
+    Raises:
+        ModelError: The installed NNCF has moved what is taken over.
+    """
+    name = "create_iterator_through_target_nodes"
+    stock = vars(LayerwiseEngine).get(name)
+    if stock is None:
+        raise ModelError(
+            f"the installed NNCF has no {name}, where GPTQ gets its activations from",
+            where="weights.statistics",
+            hint="install the tested version of NNCF: llmcompress doctor names it",
+        )
+
+    def of_a_copy(engine: Any, model: Any, *arguments: Any, **named: Any) -> Any:
+        return stock(engine, model.clone(), *arguments, **named)
+
+    with replaced(LayerwiseEngine, name, of_a_copy):
         yield
 
 

@@ -8,7 +8,7 @@ format.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nncf import CompressWeightsMode
@@ -20,7 +20,8 @@ from llmcompress.graph.model import parameter_name
 from llmcompress.spec.layer_rules import LayerRule, first_rule, require_used, undivided
 from llmcompress.system.patching import replaced
 
-_METHODS = ("awq_algo", "_scale_estimation_algo", "_gptq_algo")
+_METHODS = {"awq_algo": ("data_free", "gptq"), "_scale_estimation_algo": ("data_free",)}
+"""Of NNCF's objects, and the methods of rules whose weights they are to leave alone."""
 _DECIDED = "_get_ratio_defining_params"
 
 
@@ -60,10 +61,11 @@ def rules_applied(rules: Sequence[LayerRule]) -> Iterator[None]:
         return stock_collected(self, *others, [*deciding, *with_rule], weights)
 
     def applied(self: Any, *arguments: Any) -> Any:
-        without = {name for name, rule in rule_of.items() if rule.method == "data_free"}
-        for algorithm in (getattr(self, name, None) for name in _METHODS):
-            if algorithm is not None:
-                algorithm.apply = _leaving_out(algorithm.apply, without)
+        for name, methods in _METHODS.items():
+            if (algorithm := getattr(self, name, None)) is not None:
+                algorithm.apply = _leaving_out(algorithm.apply, _by_method(rule_of, methods))
+        if (algorithm := getattr(self, "_gptq_algo", None)) is not None:
+            algorithm.apply = _passing_over(algorithm.apply, _by_method(rule_of, ("data_free",)))
         return stock_applied(self, *arguments)
 
     with (
@@ -86,6 +88,30 @@ def _config(weight: WeightCompressionParameters, rule: LayerRule) -> WeightCompr
     if size != -1 and (len(channels) != 1 or channels[0] % size):
         raise undivided(rule, parameter_name(weight.weight_name), channels[0])
     return WeightCompressionConfig(CompressWeightsMode(rule.mode), size)
+
+
+def _by_method(rule_of: Mapping[str, LayerRule], methods: Sequence[str]) -> set[str]:
+    return {name for name, rule in rule_of.items() if rule.method in methods}
+
+
+def _passing_over(apply: Callable[..., Any], names: set[str]) -> Callable[..., Any]:
+    """GPTQ that leaves some weights alone as it does those of 8 bits.
+
+    It goes through the same layers, whatever the rules: between others the activations would be rounded otherwise.
+    """
+
+    def applied(**named: Any) -> Any:
+        weights = named["weight_compression_parameters"]
+        configs = {each.weight_name: each.compression_config for each in weights if each.weight_name in names}
+        for each in weights:
+            if each.weight_name in names:
+                each.compression_config = WeightCompressionConfig(CompressWeightsMode.INT8_ASYM)
+        found = apply(**named)
+        for each in weights:
+            each.compression_config = configs.get(each.weight_name, each.compression_config)
+        return found
+
+    return applied
 
 
 def _leaving_out(apply: Callable[..., Any], names: set[str]) -> Callable[..., Any]:

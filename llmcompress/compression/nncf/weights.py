@@ -37,6 +37,8 @@ PLAIN_OPTIONS = {"group_size", "ratio", "all_layers", "awq", "scale_estimation",
 RECORD = ["nncf", "weight_compression"]
 RULES = "rules"
 """Where the graph says the rules for single weights, next to what NNCF records."""
+STATISTICS = "statistics"
+"""The same for whose activations GPTQ went by."""
 # NNCF reads a ratio of 0 as "not given"; the smallest positive number keeps every layer at the backup precision.
 NO_PRIMARY_LAYERS = sys.float_info.min
 
@@ -98,7 +100,7 @@ def compress_weights(
             _compiled_once(),
             collecting,
             _lowered(ours, engine, file_memory),
-            _layers_checked(weights),
+            _gptq_changed(weights),
             _rules_applied(weights),
             _scales_recorded(weights, rescaled),
         ):
@@ -167,17 +169,36 @@ def _correct_record(model: ov.Model, weights: WeightCompression, statistics_path
         model.set_rt_info(advanced.replace(repr(str(statistics_path)), "None"), [*RECORD, "advanced_parameters"])
     if weights.ratio == 0:
         model.set_rt_info("0.0", [*RECORD, "ratio"])
+    if weights.statistics != "compressed":
+        model.set_rt_info(weights.statistics, [*RECORD, STATISTICS])
     if weights.rules:
-        rules = json.dumps([rule.model_dump(exclude_none=True) for rule in weights.rules])
-        model.set_rt_info(rules, [*RECORD, RULES])
+        _record_rules(model, weights)
 
 
-def _layers_checked(weights: WeightCompression) -> contextlib.AbstractContextManager[None]:
+def record_methods(model: ov.Model, weights: WeightCompression) -> None:
+    """Record GPTQ of the original model's activations, where weights that it has made were put into the graph."""
+    model.set_rt_info("True", [*RECORD, "gptq"])
+    # What NNCF notes where there is data and no layers are to be chosen.
+    model.set_rt_info("max_activation_variance", [*RECORD, "sensitivity_metric"])
+    model.set_rt_info(weights.statistics, [*RECORD, STATISTICS])
+    if weights.rules:
+        _record_rules(model, weights)
+
+
+def _record_rules(model: ov.Model, weights: WeightCompression) -> None:
+    rules = json.dumps([rule.model_dump(exclude_none=True) for rule in weights.rules])
+    model.set_rt_info(rules, [*RECORD, RULES])
+
+
+@contextlib.contextmanager
+def _gptq_changed(weights: WeightCompression) -> Iterator[None]:
     if not weights.gptq:
-        return contextlib.nullcontext()
-    from llmcompress.compression.nncf.gptq import layers_checked
+        yield
+        return
+    from llmcompress.compression.nncf.gptq import layers_checked, of_the_original
 
-    return layers_checked()
+    with layers_checked(), of_the_original() if weights.statistics == "original" else contextlib.nullcontext():
+        yield
 
 
 def _rules_applied(weights: WeightCompression) -> contextlib.AbstractContextManager[None]:
