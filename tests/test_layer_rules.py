@@ -13,6 +13,7 @@ from nncf.quantization.algorithms.layerwise.engine import LayerwiseEngine
 
 import llmcompress
 from llmcompress import Recipe
+from llmcompress.compression.compressible import require_engine
 from llmcompress.compression.forecast import forecast
 from llmcompress.compression.layers import layer_table
 from llmcompress.compression.nncf import layer_rules
@@ -246,6 +247,7 @@ def test_a_rule_without_a_weight_is_refused_before_and_within_the_work(
         ({"rules": [{"match": "a", "mode": "mxfp4"}], "awq": True}, "NNCF has no awq for mode mxfp4"),
         ({"rules": [{**HEAD, "method": "gptq"}]}, "the recipe asks for no GPTQ"),
         ({"rules": [{**DOWN, "method": "gptq"}], "gptq": True}, "GPTQ leaves mode int8_asym as it is"),
+        ({"gptq_order": "activations"}, "gptq_order.*has no effect without gptq"),
         ({"statistics": "original"}, "statistics.*has no effect without gptq"),
         ({"mode": "int8_sym", "statistics": "original"}, "statistics.*has no effect with mode int8_sym"),
         ({"rules": [DOWN], "lora_correction": True}, "cannot be combined with lora_correction"),
@@ -274,9 +276,18 @@ def test_the_npu_takes_few(rule: dict[str, Any], message: str) -> None:
 
 
 def test_stock_optimum_has_none() -> None:
-    weights, calibration = _compression(gptq=True, statistics="original"), Calibration(dataset="text.txt")
-    with pytest.raises(RecipeError, match=r"weights\.statistics.*activations of the compressed model"):
-        llmcompress.to_quantization_config(Recipe(name="original", weights=weights, calibration=calibration))
+    calibration = Calibration(dataset="text.txt")
+    for given, message in (
+        ({"statistics": "original"}, r"weights\.statistics.*activations of the compressed model"),
+        ({"gptq_order": "activations"}, r"weights\.gptq_order.*has GPTQ go by columns"),
+    ):
+        recipe = Recipe(name="own", weights=_compression(gptq=True, **given), calibration=calibration)
+        with pytest.raises(RecipeError, match=message):
+            llmcompress.to_quantization_config(recipe)
+        if "gptq_order" in given:
+            with pytest.raises(RecipeError, match=r"weights\.gptq_order.*NNCF's GPTQ goes by columns"):
+                require_engine(recipe, "nncf")
+        require_engine(recipe, "llmcompress")
     recipe = Recipe(name="by-rule", weights=_compression(rules=RULES))
     with pytest.raises(RecipeError, match=r"weights\.rules.*has one format for all layers"):
         llmcompress.to_quantization_config(recipe)

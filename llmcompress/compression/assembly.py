@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.artifact import Staging
-from llmcompress.compression.nncf.weights import record_methods
+from llmcompress.compression.nncf.weights import OWN_SETTINGS, record_methods
 from llmcompress.compression.output import write
 from llmcompress.compression.run import CompressOptions, compress_in_memory
 from llmcompress.graph.integer_weights import replace_integer_weights
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from llmcompress.graph.integer_weights import IntegerWeight
 
 
-class Finished(NamedTuple):
+class FinishedWeights(NamedTuple):
     """Weights that GPTQ has made."""
 
     weights: Mapping[str, IntegerWeight]
@@ -33,7 +33,7 @@ class Finished(NamedTuple):
 def assemble(
     loaded: LoadedModel,
     recipe: Recipe,
-    finished: Finished,
+    finished: FinishedWeights,
     stage: Staging,
     options: CompressOptions,
     progress: Reporter,
@@ -54,7 +54,7 @@ def assemble(
     plain = recipe.weights.model_copy(
         update={
             "gptq": False,
-            "statistics": "compressed",
+            **OWN_SETTINGS,
             "rules": tuple(rule.model_copy(update={"method": None}) for rule in recipe.weights.rules),
         }
     )

@@ -13,7 +13,7 @@ from llmcompress.graph.model import is_compressed, read_ir
 from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.quantized.declaration import check_quantization, is_repacked
 from llmcompress.loaders.source import Source
-from llmcompress.report.compression import LayerRecord
+from llmcompress.report.compression import Engine, LayerRecord
 from llmcompress.report.file_names import MODEL_XML
 from llmcompress.spec import Recipe
 from llmcompress.spec.recipe import NPU_GROUP_SIZES
@@ -124,6 +124,20 @@ def require_compressible(source: Source, recipe: Recipe, *, requantize: bool = F
         refuse_compressed(read_ir(source.path), source, recipe)
     if here:
         require_executable(recipe)
+
+
+def require_engine(recipe: Recipe, engine: Engine) -> None:
+    """Refuse what only our kernels do where all arithmetic is to be NNCF's.
+
+    Raises:
+        RecipeError: Names the setting.
+    """
+    if engine == "nncf" and any(weights.gptq_order != "columns" for weights in recipe.weight_passes):
+        raise RecipeError(
+            "NNCF's GPTQ goes by columns",
+            where=f"recipe {recipe.name}: weights.gptq_order",
+            hint="write columns, or leave out `engine`",
+        )
 
 
 def require_trainable(source: Source, recipe: Recipe) -> None:

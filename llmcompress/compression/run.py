@@ -15,6 +15,7 @@ from llmcompress.compression.compressible import (
     check_target,
     refuse_compressed,
     require_compressible,
+    require_engine,
     require_executable,
     require_kept_or_allowed,
     require_trainable,
@@ -164,6 +165,7 @@ def compress_in_memory(
 
     Raises: as ``compress``, apart from what concerns the output directory.
     """
+    require_engine(recipe, options.engine)
     with weights_checked(allow_nonfinite=options.access.allow_nonfinite, progress=progress) as check:
         if isinstance(source, LoadedModel):
             ready = _of_loaded(source.source, recipe, options, stages, progress)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmcompress.artifact import MANIFEST, read_manifest
 from llmcompress.compression.nncf.activations import quantize_arguments
-from llmcompress.compression.nncf.weights import NO_PRIMARY_LAYERS, RULES, STATISTICS
+from llmcompress.compression.nncf.weights import NO_PRIMARY_LAYERS, OWN_SETTINGS, RULES
 from llmcompress.errors import RecipeError
 from llmcompress.graph.model import nncf_records, num_elements, read_ir
 from llmcompress.report.file_names import MODEL_XML
@@ -137,8 +137,7 @@ def _weights(recorded: Fields) -> Fields:
     for switch in ("all_layers", "awq", "scale_estimation", "gptq", "lora_correction"):
         if recorded.get(switch) == "True":
             weights[switch] = True
-    if STATISTICS in recorded:
-        weights["statistics"] = recorded[STATISTICS]
+    weights |= {name: recorded[name] for name in OWN_SETTINGS if name in recorded}
     # Without layers to choose there is nothing for it to choose by.
     metric = _said(recorded, "sensitivity_metric", WEIGHTS)
     if 0 < ratio < 1 and metric not in (NO_DATA_METRIC, "max_activation_variance"):

@@ -96,6 +96,12 @@ def refuse_uncarried(recipe: Recipe) -> None:
             "write compressed, or " + _TO_OURS,
         ),
         (
+            "weights.gptq_order",
+            weights is not None and weights.gptq_order != "columns",
+            "has GPTQ go by columns",
+            "write columns, or " + _TO_OURS,
+        ),
+        (
             "weights.statistics_precision",
             weights is not None and weights.statistics_precision != "f32",
             "collects statistics in f32",

@@ -184,6 +184,8 @@ def _weights(weights: WeightCompression) -> dict[str, str]:
     found["methods"] = ", ".join(methods) or "none"
     if weights.statistics != "compressed":
         found["statistics"] = weights.statistics
+    if weights.gptq_order != "columns":
+        found["gptq_order"] = weights.gptq_order
     if weights.statistics_precision != "f32":
         found["statistics_precision"] = weights.statistics_precision
     found |= {f"ignored_scope.{name}": ", ".join(values) for name, values in weights.ignored_scope if values}

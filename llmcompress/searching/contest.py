@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.artifact import staging
-from llmcompress.compression.assembly import Finished, assemble
+from llmcompress.compression.assembly import FinishedWeights, assemble
 from llmcompress.compression.compress import compress
 from llmcompress.compression.layers import layer_table
 from llmcompress.compression.output import inputs
@@ -116,7 +116,7 @@ class Workshop(NamedTuple):
         with staging(output.directory, overwrite=output.overwrite, inputs=sources) as stage:
             access = Access(offline=output.offline)
             options = CompressOptions(stage.scratch_dir(), stage.target, access, output.tokenizer)
-            finished = Finished(weights, self.calibrated.windows.record)
+            finished = FinishedWeights(weights, self.calibrated.windows.record)
             return assemble(self.loaded, recipe, finished, stage, options, self.progress)
 
     def score(self, directories: Sequence[Path], windows: EvaluationWindows) -> tuple[Scored, ...]:

@@ -42,7 +42,7 @@ def plan_recipe(plan: Plan, special: frozenset[str], calibration: Calibration | 
     base = max(counts, key=lambda each: (counts[each], str(each)))
     fields: dict[str, Any] = _format_fields(base)
     if uses_gptq:
-        fields |= {"gptq": True, "statistics": "original"}
+        fields |= {"gptq": True, "statistics": "original", "gptq_order": "activations"}
     if base.mode not in INT8 and base.group_size != -1:
         fields["group_size_fallback"] = "adjust"
     fields["rules"] = [

@@ -93,7 +93,7 @@ def search(
     for size in spec.front:
         checked_output(further_directory(output, size), inputs, overwrite=overwrite)
     with stages.stage("read the text"):
-        looked_at, held_out = _windows(found, spec, offline=offline)
+        looked_at, held_out = verdict_windows(found, spec, offline=offline)
     found = fetch_weights(found, progress=progress)
     with stages.stage("load"):
         loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
@@ -175,7 +175,7 @@ def _place_next_to(output: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _windows(found: Source, spec: SearchSpec, *, offline: bool) -> tuple[EvaluationWindows, EvaluationWindows]:
+def verdict_windows(found: Source, spec: SearchSpec, *, offline: bool) -> tuple[EvaluationWindows, EvaluationWindows]:
     """For the sensitivity, and for the verdict."""
     documents = read_documents(spec.evaluation(), offline=offline)
     windows = evaluation_windows(texts_for(documents, found), documents.spec, text_encoder(found))

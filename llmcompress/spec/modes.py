@@ -39,6 +39,7 @@ GroupSizeFallback = Literal["error", "ignore", "adjust"]
 """The values of ``nncf.GroupSizeFallbackMode``."""
 
 Statistics = Literal["compressed", "original"]
+GptqOrder = Literal["columns", "activations"]
 
 StatisticsPrecision = Literal["f32", "bf16"]
 

@@ -19,6 +19,7 @@ INT8_REFUSES = (
     "sensitivity_metric",
     "group_size_fallback",
     "statistics",
+    "gptq_order",
     "statistics_precision",
     *METHODS,
     "advanced",
@@ -121,6 +122,8 @@ def _methods(weights: WeightCompression) -> Iterator[Refusal]:
             yield Refusal(name, f"has no effect at ratio 0.0: no layer takes mode {weights.mode}", "write false")
     if weights.statistics != "compressed" and not weights.gptq:
         yield Refusal("statistics", "has no effect without gptq: others go by the original model anyway", REMOVE)
+    if weights.gptq_order != "columns" and not weights.gptq:
+        yield Refusal("gptq_order", "has no effect without gptq", REMOVE)
     if weights.gptq and weights.lora_correction:
         yield Refusal("lora_correction", "cannot be combined with gptq", "keep one of the two")
     if weights.lora_correction and weights.mode in CODEBOOKS:

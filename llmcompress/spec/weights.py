@@ -14,6 +14,7 @@ from llmcompress.spec.layer_rules import LayerRule
 from llmcompress.spec.modes import (
     DEFAULT_BACKUP,
     BackupMode,
+    GptqOrder,
     GroupSizeFallback,
     Mode,
     SensitivityMetric,
@@ -89,6 +90,10 @@ class WeightCompression(StrictModel):
     statistics: Statistics = "compressed"
     """Whose activations GPTQ goes by: ``compressed``, of the model whose earlier layers are compressed, as NNCF does;
     ``original``, so that a weight's codes depend on that weight alone."""
+    gptq_order: GptqOrder = "columns"
+    """In which GPTQ rounds the input channels: ``columns``, as they lie, as NNCF does; ``activations``, those of the
+    largest activations first, with scales of the weights as they were. Experts and modes without integers, which are
+    left to NNCF, keep its order."""
     statistics_precision: StatisticsPrecision = "f32"
     """In what the activations are computed that AWQ, scale estimation and others go by; f32 is what NNCF takes."""
     advanced: AdvancedCompression = AdvancedCompression()

@@ -44,8 +44,8 @@ class Block(NamedTuple):
 class Scales(NamedTuple):
     """The scales and zero points of the whole weight."""
 
-    group_size: int
-    """Columns that share a scale."""
+    groups: np.ndarray
+    """int64 ``[num_columns]``: the number of each column's group."""
     scales: np.ndarray
     """float32 ``[num_groups, num_rows]``."""
     zero_points: np.ndarray
@@ -75,7 +75,7 @@ def quantize_with_feedback(block: Any, given: Any, integers: Any, first: int, la
                 held[i, k] = weights[i, start + k]
         for i in range(num_columns):
             diagonal = factor[i, i]
-            group = (block.column + i) // given.group_size
+            group = given.groups[block.column + i]
             own, zeros = scales[group, start : start + width], zero_points[group, start : start + width]
             for k in range(width):
                 code = np.rint(held[i, k] / own[k] + zeros[k])

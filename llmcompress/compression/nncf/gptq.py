@@ -33,10 +33,11 @@ from nncf.tensor.definitions import TensorBackend, TensorDataType
 
 from llmcompress.compression.gptq_layers import gptq_refusal
 from llmcompress.compression.kernels.gptq import inverse_factor, second_moments
-from llmcompress.compression.nncf.error_feedback import propagated
+from llmcompress.compression.nncf.error_feedback import Feedback, propagated
 from llmcompress.compression.nncf.group_codes import FORMATS
 from llmcompress.compression.nncf.statistics import without_unread_statistics
 from llmcompress.errors import ModelError
+from llmcompress.spec.modes import GptqOrder
 from llmcompress.system.patching import replaced
 
 _TAKEN_OVER = ("_calculate_hessian", "_quantize_weights")
@@ -140,12 +141,13 @@ class _Shared(NamedTuple):
 class Gptq:
     """Takes over the arithmetic of NNCF's GPTQ for the time of a compression."""
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int, order: GptqOrder = "columns") -> None:
         self.chosen: set[str] = set()
         """Names of the weights whose codes we chose, in part or whole."""
         self.left: set[str] = set()
         """Names of the weights whose codes NNCF's own GPTQ chose, in part or whole."""
         self._num_threads = num_threads
+        self._order = order
         self._pool = ThreadPoolExecutor(num_threads)
         self._shared: _Shared | None = None
         self._stock: dict[str, Any] = {}
@@ -204,7 +206,7 @@ class Gptq:
         """NNCF's method of this name, with the same arguments and results; ``hessian`` is not changed."""
         found, mode = None, wc_params.compression_config.mode
         if _is_covered(algorithm, wc_params, hessian, weight_tensor) and self._agrees(mode):
-            found = self._quantized(algorithm, wc_params, hessian, weight_tensor, inputs)
+            found = self._quantized(algorithm, wc_params, hessian, weight_tensor, inputs, self._order)
         (self.left if found is None else self.chosen).add(wc_params.weight_name)
         if found is None:
             copied = Tensor(hessian.data.copy()) if hessian.backend == TensorBackend.numpy else hessian
@@ -224,7 +226,7 @@ class Gptq:
         moments = second_moments([x.data for x in inputs], 2 / inputs[0].shape[0])
         if not np.allclose(moments, hessian[0].data, rtol=1e-4, atol=1e-4):
             return False
-        ours = self._quantized(algorithm, wc_params, hessian[0], Tensor(weight), inputs)
+        ours = self._quantized(algorithm, wc_params, hessian[0], Tensor(weight), inputs, "columns")
         stock = self._stock["_quantize_weights"](algorithm, wc_params, hessian[0], Tensor(weight.copy()), inputs)
         if ours is None or any((mine is None) != (other is None) for mine, other in zip(ours, stock, strict=True)):
             return False
@@ -232,31 +234,39 @@ class Gptq:
         return all(a.shape == b.shape and a.dtype == b.dtype and np.allclose(a, b, rtol=1e-4) for a, b in pairs)
 
     def _quantized(
-        self, algorithm: gptq.GPTQ, wc_params: Any, hessian: Tensor, weight_tensor: Tensor, inputs: list[Tensor]
+        self,
+        algorithm: gptq.GPTQ,
+        wc_params: Any,
+        hessian: Tensor,
+        weight_tensor: Tensor,
+        inputs: list[Tensor],
+        order: GptqOrder,
     ) -> tuple[Tensor, Tensor, Tensor | None] | None:
         """None where a number is not finite, or the Hessian not positive definite."""
         diagonal = np.diag(hessian.data)
         if not (np.isfinite(diagonal).all() and np.isfinite(weight_tensor.data).all()):
             return None
-        factor = self._factor(hessian.data, algorithm._damp_percent)
+        columns = None if order == "columns" else np.argsort(-diagonal, kind="stable")
+        factor = self._factor(hessian.data, algorithm._damp_percent, columns)
         if factor is None:
             return None
         weights = np.array(weight_tensor.data.T, np.float32, order="C")
         weights[diagonal == 0] = 0
         config = wc_params.compression_config
         threads = (self._pool, self._num_threads)
-        values, scales, zero_points = propagated(algorithm, config, weights, factor, inputs, *threads)
+        given = Feedback(algorithm, config, inputs, columns)
+        values, scales, zero_points = propagated(given, weights, factor, *threads)
         stacked = [fns.stack(parts, axis=1) if parts else None for parts in (scales, zero_points)]
         if config.group_size == -1:
             stacked = [part if part is None else fns.squeeze(part, axis=-1) for part in stacked]
         return Tensor(np.ascontiguousarray(values.T)), stacked[0], stacked[1]
 
-    def _factor(self, hessian: np.ndarray, damp_percent: float) -> np.ndarray | None:
+    def _factor(self, hessian: np.ndarray, damp_percent: float, columns: np.ndarray | None) -> np.ndarray | None:
         shared = self._shared
         if shared is None or not np.may_share_memory(hessian, shared.hessian.data):
-            return _damped_factor(hessian, damp_percent)
+            return _damped_factor(hessian, damp_percent, columns)
         if damp_percent not in shared.factors:
-            shared.factors[damp_percent] = _damped_factor(hessian, damp_percent)
+            shared.factors[damp_percent] = _damped_factor(hessian, damp_percent, columns)
         return shared.factors[damp_percent]
 
 
@@ -278,8 +288,10 @@ def _is_covered(algorithm: gptq.GPTQ, wc_params: Any, hessian: Tensor, weight: T
     )
 
 
-def _damped_factor(hessian: np.ndarray, damp_percent: float) -> np.ndarray | None:
+def _damped_factor(hessian: np.ndarray, damp_percent: float, columns: np.ndarray | None) -> np.ndarray | None:
     """The factor that spreads errors; an input channel that is always 0 has no part in it."""
+    if columns is not None:
+        hessian = hessian[np.ix_(columns, columns)]
     diagonal = np.diag(hessian).copy()
     diagonal[diagonal == 0] = 1
     return inverse_factor(hessian, diagonal + damp_percent * diagonal.mean())

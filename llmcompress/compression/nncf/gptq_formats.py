@@ -26,7 +26,9 @@ from llmcompress.spec import WeightCompression
 from llmcompress.system.patching import replaced
 from llmcompress.system.progress import Reporter
 
-_CARRIER = {"mode": "int4_sym", "group_size": -1, "all_layers": True, "gptq": True, "statistics": "original"}
+OF_THE_ORIGINAL = {"statistics": "original", "gptq_order": "activations"}
+"""Settings of the recipes that make the same."""
+_CARRIER = {"mode": "int4_sym", "group_size": -1, "all_layers": True, "gptq": True, **OF_THE_ORIGINAL}
 """A compression that has GPTQ see every matrix; its own codes are thrown away."""
 
 

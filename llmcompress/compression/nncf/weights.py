@@ -22,6 +22,7 @@ from llmcompress.graph.integer_weights import Rescaling
 from llmcompress.graph.model import keep_alive, memory_owners
 from llmcompress.report.compression import Engine
 from llmcompress.spec import WeightCompression
+from llmcompress.spec.modes import GptqOrder
 from llmcompress.system.memory import return_large_blocks
 from llmcompress.system.patching import replaced
 from llmcompress.system.progress import Reporter, silent
@@ -37,8 +38,8 @@ PLAIN_OPTIONS = {"group_size", "ratio", "all_layers", "awq", "scale_estimation",
 RECORD = ["nncf", "weight_compression"]
 RULES = "rules"
 """Where the graph says the rules for single weights, next to what NNCF records."""
-STATISTICS = "statistics"
-"""The same for whose activations GPTQ went by."""
+OWN_SETTINGS = {"statistics": "compressed", "gptq_order": "columns"}
+"""The same for what NNCF's GPTQ has no choice of, with what it does."""
 # NNCF reads a ratio of 0 as "not given"; the smallest positive number keeps every layer at the backup precision.
 NO_PRIMARY_LAYERS = sys.float_info.min
 
@@ -99,7 +100,7 @@ def compress_weights(
             progress_reported(progress),
             _compiled_once(),
             collecting,
-            _lowered(ours, engine, file_memory),
+            _lowered(ours, engine, file_memory, weights.gptq_order),
             _gptq_changed(weights),
             _rules_applied(weights),
             _scales_recorded(weights, rescaled),
@@ -169,10 +170,7 @@ def _correct_record(model: ov.Model, weights: WeightCompression, statistics_path
         model.set_rt_info(advanced.replace(repr(str(statistics_path)), "None"), [*RECORD, "advanced_parameters"])
     if weights.ratio == 0:
         model.set_rt_info("0.0", [*RECORD, "ratio"])
-    if weights.statistics != "compressed":
-        model.set_rt_info(weights.statistics, [*RECORD, STATISTICS])
-    if weights.rules:
-        _record_rules(model, weights)
+    _record_own(model, weights)
 
 
 def record_methods(model: ov.Model, weights: WeightCompression) -> None:
@@ -180,14 +178,16 @@ def record_methods(model: ov.Model, weights: WeightCompression) -> None:
     model.set_rt_info("True", [*RECORD, "gptq"])
     # What NNCF notes where there is data and no layers are to be chosen.
     model.set_rt_info("max_activation_variance", [*RECORD, "sensitivity_metric"])
-    model.set_rt_info(weights.statistics, [*RECORD, STATISTICS])
+    _record_own(model, weights)
+
+
+def _record_own(model: ov.Model, weights: WeightCompression) -> None:
+    for name, by_nncf in OWN_SETTINGS.items():
+        if (value := getattr(weights, name)) != by_nncf:
+            model.set_rt_info(value, [*RECORD, name])
     if weights.rules:
-        _record_rules(model, weights)
-
-
-def _record_rules(model: ov.Model, weights: WeightCompression) -> None:
-    rules = json.dumps([rule.model_dump(exclude_none=True) for rule in weights.rules])
-    model.set_rt_info(rules, [*RECORD, RULES])
+        rules = json.dumps([rule.model_dump(exclude_none=True) for rule in weights.rules])
+        model.set_rt_info(rules, [*RECORD, RULES])
 
 
 @contextlib.contextmanager
@@ -220,7 +220,7 @@ def _scales_recorded(
 
 
 @contextlib.contextmanager
-def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None) -> Iterator[None]:
+def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None, gptq_order: GptqOrder) -> Iterator[None]:
     """Let our kernels make the scales and codes; the names of the weights that they made are added to ``ours``."""
     if engine == "nncf":
         yield
@@ -233,7 +233,7 @@ def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None) -> 
     from llmcompress.compression.nncf.weight_codes import Lowering, bf16_constants
 
     num_threads = torch.get_num_threads()
-    lowering, gptq = Lowering(num_threads, file_memory), Gptq(num_threads)
+    lowering, gptq = Lowering(num_threads, file_memory), Gptq(num_threads, gptq_order)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lowering.installed())
         stack.enter_context(ScaleEstimation(num_threads).installed())
