@@ -51,7 +51,7 @@ def _spec(text: Path, **given: Any) -> SearchSpec:
 @pytest.fixture(scope="module")
 def found(demo_checkpoint: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SearchReport]:
     directory = tmp_path_factory.mktemp("search") / "out"
-    return directory, llmcompress.search(demo_checkpoint, _spec(text, bits_per_weight=5), directory)
+    return directory, llmcompress.search(demo_checkpoint, _spec(text, bits_per_weight=5.6), directory)
 
 
 def _digests(directory: Path) -> list[str]:
