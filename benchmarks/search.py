@@ -50,12 +50,15 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="text for GPTQ, of candidates and of the grid")
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="uniform formats whose bytes are the limits")
     parser.add_argument("--grid", type=Path, help="file of what NNCF's recipes lose, made where it is not there")
+    parser.add_argument("--candidates", nargs="+", help="formats that weights may take; the default of a search")
     parser.add_argument("--num-windows", type=int, default=32)
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     table = Table("bytes of", "MB", "best other", "its KL", "searched KL", "ratio", "predicted", "s")
     text = Calibration(dataset=str(args.calibration)) if args.calibration else None
     given = {"dataset": str(args.text), "num_windows": args.num_windows, "calibration": text}
+    if args.candidates:
+        given["candidates"] = tuple(args.candidates)
     with tempfile.TemporaryDirectory(prefix="llmcompress-bench-") as folder:
         points = grid(args.source, SearchSpec(max_bytes=1, **given), args.grid, Path(folder)) if args.grid else []
         for name in args.sizes:

@@ -195,6 +195,7 @@ def test_what_does_not_win_beyond_noise_is_not_written() -> None:
     ("given", "error", "message"),
     [
         ({"max_bytes": 1000}, UsageError, "no plan of these formats takes at most 1,000 bytes; the smallest takes"),
+        ({"max_bytes": 10**7, "front": (2000,)}, UsageError, "no plan of these formats takes at most 2,000 bytes"),
         ({"max_kl": 1e-9}, UsageError, "no plan of these formats keeps the KL divergence at 1e-09"),
         ({"max_bytes": 10**7, "num_windows": 5000}, DataError, "12 show the sensitivity and 5000 more the verdict"),
     ],

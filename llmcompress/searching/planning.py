@@ -82,18 +82,22 @@ def _of_size(shop: Workshop, table: Table, limit: tuple[int, str], rest: int, ou
             return made._replace(max_bytes=max_bytes)
         # Norms, tables and shapes are no weights of the plan's.
         rest, output = max(_rest(made), rest + 1), output._replace(overwrite=True)
-    return made
+    raise _too_small(table, limit, rest)
 
 
 def _require_possible(table: Table, limit: tuple[int, str], rest: int) -> None:
+    if total_bytes(smallest(table.permitted)) + rest > limit[0]:
+        raise _too_small(table, limit, rest)
+
+
+def _too_small(table: Table, limit: tuple[int, str], rest: int) -> UsageError:
     max_bytes, where = limit
     least = total_bytes(smallest(table.permitted)) + rest
-    if least > max_bytes:
-        raise UsageError(
-            f"no plan of these formats takes at most {max_bytes:,} bytes; the smallest takes about {least:,}",
-            where=where,
-            hint="give more bytes, or `candidates` of fewer bits",
-        )
+    return UsageError(
+        f"no plan of these formats takes at most {max_bytes:,} bytes; the smallest takes about {least:,}",
+        where=where,
+        hint="give more bytes, or `candidates` of fewer bits",
+    )
 
 
 def _of_quality(shop: Workshop, table: Table, max_kl: float, output: Output) -> Planned:

@@ -21,7 +21,7 @@ _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 CANDIDATES = (
     *("int2_sym:32", "int2_sym:64", "int2_sym:128"),
-    *("int4_sym:128", "int4_sym:64", "int4_sym:32", "int4_asym:128", "int4_asym:64", "int4_asym:32", "int4_asym:16"),
+    *("int4_sym:128", "int4_sym:64", "int4_sym:32", "int4_asym:128", "int4_asym:64", "int4_asym:32"),
     "int8_asym",
 )
 """Formats that the CPU plugin keeps compressed; of int3 it makes bf16."""
