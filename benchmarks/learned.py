@@ -26,7 +26,7 @@ from rich.table import Table
 
 import llmcompress
 from llmcompress.report.text import interval_text
-from llmcompress.spec import Calibration, Recipe, Training, WeightCompression
+from llmcompress.spec import Calibration, Recipe, Training, WeightCompression, override_recipe
 
 SIDES = ("data-free", "awq+se", "gptq", "blocks", "distillation", "gptq, then distillation")
 
@@ -48,7 +48,8 @@ def recipe_of(side: str, mode: str, group_size: int, args: argparse.Namespace) -
             batch_size=args.batch_size,
         )
     needs_text = gptq or side == "awq+se"
-    return Recipe(name="side", weights=weights, calibration=calibration if needs_text else None, training=training)
+    recipe = Recipe(name="side", weights=weights, calibration=calibration if needs_text else None, training=training)
+    return override_recipe(recipe, [f"training.{each}" for each in args.set]) if training else recipe
 
 
 def measured(directory: Path, text: Path, args: argparse.Namespace) -> dict[str, object]:
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--num-block-steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--num-training-samples", type=int, default=4096)
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of training, such as patience=20")
     parser.add_argument("--num-samples", type=int, default=128, help="windows of NNCF's calibration, and of blocks")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--num-windows", type=int, default=64)
