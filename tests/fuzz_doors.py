@@ -198,18 +198,30 @@ def _gguf(folder: Path) -> None:
     shutil.copy(Path(__file__).parent / "gguf_models" / "legacy.gguf", folder / "model.gguf")
 
 
-def _repack_gguf(folder: Path) -> Any:
-    """Whatever is read has the sizes that its header gives, each within the file."""
+def _onnx(folder: Path) -> None:
+    for name in ("model.onnx", "model.onnx.data", "config.json"):
+        shutil.copy(Path(__file__).parent / "onnx_models" / "genai-int4" / name, folder / name)
+
+
+def _onnx_alone(folder: Path) -> None:
+    for name in ("model.onnx", "config.json"):
+        shutil.copy(Path(__file__).parent / "onnx_models" / "optimum-int8" / name, folder / name)
+
+
+def _repack_container(folder: Path) -> Any:
+    """Whatever is read of a GGUF or ONNX file has the sizes that its header gives, each within the file."""
     from llmcompress.loaders.quantized.packed import dequantized
     from llmcompress.loaders.quantized.source_weights import source_weights
     from llmcompress.loaders.source import resolve, source_checkpoint
 
-    # Its configuration and tokenizer go to the cache, which the door may write to.
+    # The configuration and tokenizer of GGUF go to the cache, which the door may write to.
     with mock.patch.dict(os.environ, {"LLMCOMPRESS_CACHE": str(folder / "out")}):
-        source = resolve(folder / "model.gguf")
+        source = resolve(next(path for path in folder.iterdir() if path.suffix in (".gguf", ".onnx")))
         checkpoint = source_checkpoint(source)
-    size = (folder / "model.gguf").stat().st_size
-    assert all(0 < tensor.start < tensor.end <= size for tensor in checkpoint.tensors.values())
+    sizes = {name: (folder / name).stat().st_size for name in checkpoint.files}
+    assert all(0 <= tensor.start < tensor.end <= sizes[tensor.file] for tensor in checkpoint.tensors.values())
+    # What lies in the file with the header lies behind it.
+    assert all(tensor.start or tensor.file != checkpoint.files[0] for tensor in checkpoint.tensors.values())
     found = source_weights(source, checkpoint)
     assert found is not None
     weights = found.repacked()
@@ -393,7 +405,9 @@ def doors() -> tuple[Door, ...]:
             Door(f"quantized{name}", make, ("config.json", "model.safetensors"), _repack, source_errors)
             for name, make in quantized.items()
         ),
-        Door("gguf", _gguf, ("model.gguf",), _repack_gguf, model),
+        Door("gguf", _gguf, ("model.gguf",), _repack_container, model),
+        Door("onnx", _onnx, ("model.onnx", "config.json"), _repack_container, source_errors),
+        Door("onnx-alone", _onnx_alone, ("model.onnx",), _repack_container, model),
         Door("config", _checkpoint, ("config.json",), _dry_run, source_errors, dry, is_slow=True),
         Door(
             "tokenizer",

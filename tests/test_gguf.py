@@ -18,6 +18,7 @@ from tiny_models import build_checkpoint
 
 import llmcompress
 from llmcompress.artifact import read_manifest
+from llmcompress.cli import run as run_command
 from llmcompress.cli.compress import _kept_text, default_output_name, is_quantized
 from llmcompress.cli.dry_run import forecast_source
 from llmcompress.errors import ModelError, SecurityError, UsageError
@@ -192,9 +193,9 @@ def test_split_files_directories_and_names(checkpoint: Path, tmp_path: Path) -> 
     expected = source_checkpoint(resolve(alone)).tensors
     for place in (folder, first, folder / "tiny-00002-of-00003.gguf"):
         source = resolve(place)
-        assert source.gguf is not None
-        assert len(source.gguf.files) == 3
-        assert {name: tensor.shape for name, tensor in source.gguf.tensors.items()} == {
+        assert source.container is not None
+        assert len(source.container.files) == 3
+        assert {name: tensor.shape for name, tensor in source.container.tensors.items()} == {
             name: tensor.shape for name, tensor in expected.items()
         }
     logits, _ = run(llmcompress.load(folder, tokenizer=False).model, IDS)
@@ -235,12 +236,37 @@ def test_one_of_several_files_of_the_hub(
         # Headers alone tell what it is and what it becomes.
         assert source_checkpoint(source).tensors == source_checkpoint(resolve(eight)).tensors
         fetched = fetch_weights(source)
-        assert fetched.gguf is not None
-        assert sorted(path.name for path in fetched.gguf.path.iterdir()) == ["eight.gguf"]
+        assert fetched.container is not None
+        assert sorted(path.name for path in fetched.container.path.iterdir()) == ["eight.gguf"]
         found = source_weights(fetched, source_checkpoint(fetched))
         assert found is not None
         assert {weight.format for weight in found.weights} == {"GGUF Q8_0"}
         assert resolve("acme/tiny", Access(file="eight.gguf", offline=True)).config == source.config
+
+
+@pytest.mark.slow
+def test_bench_and_chat_take_one_of_several_files(
+    checkpoint: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "several"
+    folder.mkdir()
+    shutil.copy(model, folder)
+    write_gguf(checkpoint, folder / "eight.gguf", blocks("Q8_0"))
+    assert run_command(["chat", str(folder), "--file", "eight.gguf", "-p", "a", "-n", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["num_tokens"] <= 2
+    options = ["-p", "4", "-n", "2", "-r", "1", "--file", "eight.gguf", "--json"]
+    assert run_command(["bench", str(folder), *options]) == 0
+    # What chat has made.
+    assert json.loads(capsys.readouterr().out)[0]["source"].endswith("eight-keep-ov")
+    kept = [path.name for path in (tmp_path / "cache" / "reference-ir").glob("*/*")]
+    assert kept == ["eight-keep-ov"]
+
+
+@pytest.mark.parametrize("command", ["bench", "chat"])
+def test_a_file_that_no_source_has_is_refused(command: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([command, str(model.parent), "--file", "third.gguf"]) == 2
+    assert "--file has no effect: no source is a directory with 'third.gguf', or a Hub id" in capsys.readouterr().err
 
 
 def test_a_projector_is_no_second_model() -> None:

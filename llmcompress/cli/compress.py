@@ -24,10 +24,10 @@ from llmcompress.cli.next_steps import after_compress
 from llmcompress.cli.options import (
     AllowLinks,
     AllowNonfinite,
-    GgufFile,
     Json,
     MaxContext,
     MergeAdapter,
+    ModelFile,
     Offline,
     Overrides,
     Overwrite,
@@ -118,11 +118,11 @@ def compress(
             "--save-checkpoint", metavar="DIR", help="Keep what the recipe's pruning leaves, as transformers saves it."
         ),
     ] = None,
-    file: GgufFile = None,
+    file: ModelFile = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """SOURCE is a Hub id, a checkpoint, a GGUF file, an OpenVINO IR directory, or with --merge-adapter a LoRA.
+    """SOURCE is a Hub id, a checkpoint, a GGUF or ONNX file, an OpenVINO IR directory, or with --merge-adapter a LoRA.
 
     [bold]Examples[/bold]
     llmcompress compress meta-llama/Llama-3.2-1B-Instruct -r int4
@@ -188,7 +188,7 @@ def default_output_name(source: str, recipe_name: str) -> str:
     """Return the name of the output directory, `MODEL-RECIPE-ov`, for a Hub id or a local directory."""
     path = Path(source)
     base = path.resolve().name if path.exists() else source.rstrip("/").rsplit("/", 1)[-1]
-    base = base[: -len(".gguf")] if base.lower().endswith(".gguf") else base
+    base = base.rpartition(".")[0] if base.lower().endswith((".gguf", ".onnx")) else base
     return f"{base or 'model'}-{recipe_name}-ov"
 
 
@@ -267,11 +267,7 @@ _CHAT_TEMPLATE = {
 
 def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: bool) -> None:
     """Print what was made, how big it is, what each weight became, what it took, and what to do next."""
-    before = sum(
-        record.size_bytes
-        for record in report.provenance.files
-        if record.path.endswith((".safetensors", ".gguf", ".bin"))
-    )
+    before = report.provenance.weight_bytes
     sizes = f"{size_text(before)} -> {size_text(report.size_bytes)}"
     if before:
         sizes += f" ({report.size_bytes / before:.0%})"

@@ -14,10 +14,10 @@ from llmcompress.cli.next_steps import after_eval
 from llmcompress.cli.options import (
     AllowLinks,
     AllowNonfinite,
-    GgufFile,
     Json,
     MaxContext,
     MergeAdapter,
+    ModelFile,
     Offline,
     ReferenceRevision,
     Revision,
@@ -104,7 +104,7 @@ def evaluate(
     allow_links: AllowLinks = False,
     merge_adapter: MergeAdapter = False,
     max_context: MaxContext = None,
-    file: GgufFile = None,
+    file: ModelFile = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:

@@ -41,9 +41,33 @@ def place_of(source: str) -> str:
 Offline = Annotated[bool, _of_sources("--offline", help="Use only what is on this machine.")]
 AllowNonfinite = Annotated[bool, _of_sources("--allow-nonfinite", help="Go on when weights hold NaN or infinity.")]
 AllowLinks = Annotated[bool, _of_sources("--allow-links", help="Follow links that leave a model's directory.")]
-GgufFile = Annotated[
-    str | None, _of_sources("--file", metavar="NAME", help="The GGUF file that is meant, where there are several.")
+ModelFile = Annotated[
+    str | None,
+    _of_sources("--file", metavar="NAME", help="The GGUF or ONNX file that is meant, where there are several."),
 ]
+
+
+def places_of_file(file: str | None, places: Collection[str]) -> set[str]:
+    """The sources that have a file of this name: directories with it, and Hub ids, which may.
+
+    Raises:
+        UsageError: None has.
+    """
+    if file is None:
+        return set()
+    folders = {place: Path(place) for place in places}
+    found = {
+        place
+        for place, path in folders.items()
+        if not path.exists() or (path / file).is_file() or (path / "onnx" / file).is_file()
+    }
+    if not found:
+        raise UsageError(
+            f"`file` has no effect: no source is a directory with {file!r}, or a Hub id", hint="leave it out"
+        )
+    return found
+
+
 MergeAdapter = Annotated[
     bool, _of_sources("--merge-adapter", help="Merge a LoRA directory into the base model that it names.")
 ]

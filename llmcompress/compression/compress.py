@@ -49,8 +49,8 @@ def compress(
     """Compress a model by a recipe into one complete directory for OpenVINO.
 
     Args:
-        source: Hub id, checkpoint directory, GGUF file, OpenVINO IR directory, or what ``load`` returned: its graph is
-            copied, so that one loaded model serves many recipes.
+        source: Hub id, checkpoint directory, GGUF or ONNX file, OpenVINO IR directory, or what ``load`` returned: its
+            graph is copied, so that one loaded model serves many recipes.
         recipe: A packaged recipe's name, a YAML file, a ``Recipe``, or ``optimum-default`` (``optimum-default-8bit``)
             for what Optimum recommends for this model.
         output_dir: Appears complete, by one rename, or not at all.
@@ -68,7 +68,7 @@ def compress(
             one. The model is the same bytes, by GPTQ up to the rounding of its sums; its manifest says by which each
             layer was made.
         requantize: Compress a checkpoint that is quantized already again: its floats are computed from its codes.
-        file: The GGUF file that is meant, of a directory or repository that holds several.
+        file: The GGUF or ONNX file that is meant, of a directory or repository that holds several.
         save_checkpoint: Where the pruned checkpoint is kept too, as transformers saves it, before its weights are
             compressed; nothing may be there.
         progress: Told of every stage.
@@ -151,6 +151,7 @@ def reference_ir(
     offline: bool = False,
     allow_links: bool = False,
     merge_adapter: bool = False,
+    file: str | None = None,
     progress: Reporter = silent,
 ) -> str:
     """Return what to run in place of a source: itself where it is an OpenVINO IR, else the directory of one.
@@ -161,7 +162,9 @@ def reference_ir(
     Raises: what ``resolve`` and ``compress`` raise.
     """
     quiet_libraries()
-    access = Access(revision, trust_remote_code, offline, allow_links=allow_links, merge_adapter=merge_adapter)
+    access = Access(
+        revision, trust_remote_code, offline, allow_links=allow_links, merge_adapter=merge_adapter, file=file
+    )
     found = resolve(source, access)
     if found.layout == "ir":
         return found.id or str(found.path)
@@ -182,6 +185,7 @@ def reference_ir(
             offline=offline,
             allow_links=allow_links,
             merge_adapter=merge_adapter,
+            file=file,
             progress=progress,
         )
     return str(output)

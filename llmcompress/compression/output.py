@@ -79,7 +79,9 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
 def inputs(found: Source, recipe: Recipe) -> list[Path]:
     """The files and directories that an output is made from, and must not touch."""
     texts = (text.dataset_path() for text in recipe.texts)
-    places = [found.path] if found.gguf is None else [found.gguf.path / name for name in found.gguf.files]
+    places = [] if found.is_gguf else [found.path]
+    if found.container is not None:
+        places += [found.container.path / name for name in found.container.files]
     return [*places, *(path for path in texts if path)]
 
 

@@ -83,7 +83,7 @@ def evaluate(
         merge_adapter: Load the base model of an adapter's directory and merge the adapter into it (the extra
             ``adapters``).
         max_context: Tokens that the model's positions reach, where its configuration states another context.
-        file: The GGUF file that is meant, of the reference where there is one, that has several.
+        file: The GGUF or ONNX file that is meant, of the reference where there is one, that has several.
         reference_scores: ``exact``: both models at once, over the full vocabulary. ``cached``: one after the other, the
             reference's likeliest tokens kept for later runs, a lower bound. ``auto``: exact where memory suffices.
         keep_logits_in: Directory for the reference's logits, where both models run at once: the next candidates find

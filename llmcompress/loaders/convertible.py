@@ -31,14 +31,14 @@ def require_convertible(source: Source) -> Architecture | None:
     if source.layout == "ir":
         check_code(fetch_listed(source))
         return None
-    if source.gguf is None:
+    if source.container is None:
         choose_weights(file_names(source), where=source.id or str(source.path))
     source = fetch_listed(source)
     check_code(source)
     # The headers come first, as in a real run, whose check of all bytes takes the time of the libraries' import.
-    is_here = source.files is None or source.gguf is not None
+    is_here = source.files is None or source.container is not None
     checkpoint = _not_empty(source_checkpoint(source)) if is_here else None
-    if source.gguf is None:
+    if source.container is None:
         refuse_other_libraries(source)
     architecture = check_architecture(source.config, trust_remote_code=source.trust_remote_code)
     # Of the Hub, they are asked for where nothing smaller refuses it.
@@ -53,7 +53,7 @@ def require_convertible(source: Source) -> Architecture | None:
     plain = headers if found is None else found.plain
     if (found or architecture.quantization == "none") and not architecture.remote_code:
         require_same_tensors(source, plain, frozenset() if found is None else found.zero_biases)
-    if source.adapter is None and source.gguf is None:
+    if source.adapter is None and source.container is None:
         warn_of_adapter(file_names(source), source.name)
     elif source.adapter is not None:
         require_mergeable(source.adapter, quantized=architecture.quantization != "none")

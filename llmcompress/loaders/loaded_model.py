@@ -91,7 +91,7 @@ def load(
     checked: CheckedWeights | None = None,
     progress: ProgressOption = "auto",
 ) -> LoadedModel:
-    """Load a Hub id, a checkpoint directory, a GGUF file or an OpenVINO IR directory.
+    """Load a Hub id, a checkpoint directory, a GGUF or ONNX file, or an OpenVINO IR directory.
 
     Args:
         source: What to load, or what ``resolve`` made of it.
@@ -101,7 +101,7 @@ def load(
         allow_nonfinite: Go on when a weight is NaN or infinite.
         allow_links: Follow links that leave the source's directory.
         merge_adapter: Load the base model of an adapter's directory and merge the adapter into it.
-        file: The GGUF file that is meant, of a directory or repository that holds several.
+        file: The GGUF or ONNX file that is meant, of a directory or repository that holds several.
         tokenizer: Load the tokenizer, and fail where there is none.
         scratch_dir: Existing empty directory for the exporter's configuration files, and for its staged IR should
             the in-memory way be closed; by default a temporary one.
@@ -163,8 +163,9 @@ def source_files(source: Source) -> tuple[FileRecord, ...]:
     adapter = _adapter_files(source) if source.adapter is not None and source.adapter.id is None else ()
     if source.id is not None:
         return adapter
-    if source.gguf is not None:
-        return _gguf_records(source)
+    if source.container is not None:
+        others = () if source.is_gguf else _records(source, side_files(source))
+        return tuple(sorted((*_container_records(source.container), *others), key=lambda file: file.path))
     if source.layout == "ir":
         weights = list(IR_FILES)
     else:
@@ -219,7 +220,7 @@ def checkpoint_provenance(source: Source, checked: CheckedWeights, method: str |
     Raises: what the check found wrong.
     """
     # What is made of GGUF's metadata is no file of the source.
-    others = () if source.gguf is not None else (*_records(source, side_files(source)), *_adapter_files(source))
+    others = () if source.is_gguf else (*_records(source, side_files(source)), *_adapter_files(source))
     return _provenance(source, method or _dtype(checked.checkpoint), (*checked.records.result(), *others))
 
 
@@ -253,10 +254,9 @@ def _records(source: Source, names: Collection[str]) -> tuple[FileRecord, ...]:
     return file_records(source.path, exclude=others)
 
 
-def _gguf_records(source: Source) -> tuple[FileRecord, ...]:
-    assert source.gguf is not None
-    with os.scandir(source.gguf.path) as found:
-        return tuple(file_record(entry.name, entry) for entry in found if entry.name in source.gguf.files)
+def _container_records(container: Checkpoint) -> tuple[FileRecord, ...]:
+    with os.scandir(container.path) as found:
+        return tuple(file_record(entry.name, entry) for entry in found if entry.name in container.files)
 
 
 def _adapter_files(source: Source) -> tuple[FileRecord, ...]:
@@ -295,7 +295,7 @@ def _quantization(source: Source) -> QuantizationRecord | None:
 
 def _card(source: Source) -> SourceCard | None:
     """What the source's page states; of an artifact of ours that has none, what its own source's page stated."""
-    if source.gguf is not None:
+    if source.is_gguf:
         return gguf_card(declared(source.config)["general"])
     card = read_source_card(source.path)
     if card is None and source.layout == "ir" and (source.path / MANIFEST).is_file():

@@ -17,7 +17,6 @@ from typing import IO, TYPE_CHECKING, Any
 from llmcompress.errors import HubError, ModelError
 from llmcompress.graph.model import is_weight
 from llmcompress.loaders.nonfinite import Nonfinite, Search, Span, judge
-from llmcompress.loaders.quantized.gguf_source import is_gguf
 from llmcompress.loaders.safetensors_file import TensorInfo
 from llmcompress.loaders.tensors import Checkpoint
 from llmcompress.report.record import FileRecord
@@ -153,8 +152,8 @@ def _scan_file(
 
 
 def _ends_at(size: int, end: int, path: Path) -> bool:
-    """Whether a file ends with its last tensor; GGUF may fill it up behind that."""
-    return size >= end if is_gguf(path.name) else size == end
+    """Whether a file ends with its last tensor, as safetensors does; GGUF and ONNX may have more behind that."""
+    return size == end if path.name.endswith(".safetensors") else size >= end
 
 
 def _changed(path: Path) -> ModelError:
@@ -167,9 +166,9 @@ def _blocks(tensors: list[tuple[str, TensorInfo]], size: int) -> Iterator[tuple[
     for number, (_, tensor) in enumerate(tensors):
         position = tensor.start
         while start + _BLOCK_BYTES < position:
-            # Only the header can be that far ahead of the first part.
-            yield start, start + _BLOCK_BYTES, []
-            start += _BLOCK_BYTES
+            # A header, or tensors that are no weights.
+            yield start, start + _BLOCK_BYTES, spans
+            start, spans = start + _BLOCK_BYTES, []
         while position < tensor.end:
             # No element has more than 16 bytes, and a part starts at the tensor's beginning or 16 bytes times n later.
             room = (start + _BLOCK_BYTES - position) // 16 * 16

@@ -1,10 +1,10 @@
-"""What a person names as a model: a Hub id, a directory or a GGUF file, checked before any weight is read."""
+"""What a person names as a model: a Hub id, a directory, a GGUF or ONNX file, checked before any weight is read."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -30,6 +30,14 @@ from llmcompress.loaders.layout import (
     refuse_cache_folder,
 )
 from llmcompress.loaders.quantized.gguf_source import GgufModel, gguf_names, hub_gguf, is_gguf, local_gguf
+from llmcompress.loaders.quantized.onnx_source import (
+    ONNX_FOLDER,
+    config_folder,
+    hub_onnx,
+    is_onnx,
+    local_onnx,
+    onnx_name,
+)
 from llmcompress.loaders.remote_code import check_tokenizer
 from llmcompress.loaders.tensors import (
     INDEX,
@@ -75,13 +83,20 @@ class Source(NamedTuple):
     """As in ``Access``."""
     adapter: Adapter | None = None
     """What is merged into the model when it is loaded."""
-    gguf: Checkpoint | None = None
-    """The headers of GGUF files that hold the model; then ``path`` is a directory made of their metadata."""
+    container: Checkpoint | None = None
+    """The headers of GGUF or ONNX files that hold the model; of GGUF ``path`` is a directory made of their metadata."""
+    folder: str = ""
+    """Of a Hub source: the folder of its repository that ``path`` is; empty: all of it."""
 
     @property
     def name(self) -> str:
         """For people: the Hub id, or the directory's name."""
         return self.id or self.path.name
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether GGUF files hold the model."""
+        return self.container is not None and is_gguf(self.container.files[0])
 
     @property
     def text_path(self) -> Path:
@@ -93,12 +108,12 @@ class Source(NamedTuple):
 def resolve(source: str | Path, access: Access = Access()) -> Source:
     """Find a model by Hub id or path; of a Hub model only the file list and ``config.json`` are fetched.
 
-    Of GGUF files the headers are read, from which the configuration and the tokenizer are made. An existing path goes
-    before a Hub id of the same spelling. A directory that holds a checkpoint and an OpenVINO IR is taken as the
-    checkpoint, which is the more exact of the two.
+    Of GGUF files the headers are read, from which the configuration and the tokenizer are made, of ONNX files the
+    graph, to which the ``config.json`` next to it belongs. An existing path goes before a Hub id of the same spelling.
+    A directory that holds a checkpoint and an OpenVINO IR is taken as the checkpoint, which is the more exact of both.
 
     Raises:
-        UsageError: neither an existing path nor a Hub id, a revision with a path, or several GGUF models.
+        UsageError: neither an existing path nor a Hub id, a revision with a path, or several GGUF or ONNX models.
         ModelError: no readable ``config.json``, or nothing that can be loaded.
         HubError: no such repository, no access, no network, or not cached.
         SecurityError: a file name or link that leaves the model's directory.
@@ -126,16 +141,26 @@ def resolve(source: str | Path, access: Access = Access()) -> Source:
             where=text,
             hint="leave it out, or give the Hub id; a local path of the same spelling goes first",
         )
-    if path.is_file() and is_gguf(path.name):
+    if path.is_file() and (is_gguf(path.name) or is_onnx(path.name)):
         if access.file is not None:
             raise UsageError("`file` has no effect on a single file", where=text, hint="leave it out")
-        return _from_gguf(path.parent, path.name, access)
+        found = _from_gguf if is_gguf(path.name) else _from_onnx
+        return found(path.parent, path.name, access)
     return _from_directory(path, access)
 
 
 def file_names(source: Source) -> list[str]:
     """Names of a directory's files, or of those that the Hub lists."""
-    return names_in(source.path) if source.files is None else [file.path for file in source.files.files]
+    if source.files is None:
+        return names_in(source.path)
+    return [name for file in source.files.files if (name := _below(file.path, source.folder)) is not None]
+
+
+def _below(name: str, folder: str) -> str | None:
+    """A file's name within a folder; None: it is not in it."""
+    if not folder:
+        return name
+    return name.removeprefix(f"{folder}/") if name.startswith(f"{folder}/") else None
 
 
 def fetch_listed(source: Source) -> Source:
@@ -146,10 +171,11 @@ def fetch_listed(source: Source) -> Source:
     """
     from llmcompress.hub.download import fetch
 
-    if source.files is None or source.gguf is not None:
+    if source.files is None or source.is_gguf:
         return source
     wanted = [name for name in file_names(source) if name in (*_CODE_CONFIGS, *SENTENCE_TRANSFORMERS)]
-    return source._replace(path=fetch(source.files, ["config.json", *wanted]).path)
+    names = [f"{source.folder}/{name}".lstrip("/") for name in ("config.json", *wanted)]
+    return source._replace(path=fetch(source.files, names).path / source.folder)
 
 
 def check_code(source: Source) -> None:
@@ -178,8 +204,9 @@ def fetch_side_files(source: Source) -> Source:
     from llmcompress.hub.download import fetch
 
     source = source._replace(adapter=_fetch_adapter(source))
-    if source.files is not None and source.gguf is None:
-        source = source._replace(path=fetch(source.files, _side_files(source, file_names(source))).path)
+    if source.files is not None and not source.is_gguf:
+        names = [f"{source.folder}/{name}".lstrip("/") for name in _side_files(source, file_names(source))]
+        source = source._replace(path=fetch(source.files, names).path / source.folder)
     check_code(source)
     return source
 
@@ -197,11 +224,8 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     from llmcompress.hub.download import fetch
 
     where = source.id or str(source.path)
-    if source.gguf is not None:
-        if source.files is None:
-            return source
-        fetched = fetch(source.files, source.gguf.files, progress=progress)
-        return source._replace(gguf=source.gguf._replace(path=fetched.path), expected_sha256=fetched.sha256)
+    if source.container is not None:
+        return _fetch_container(source, source.container, progress)
     source = source._replace(adapter=_fetch_adapter(source, with_weights=True))
     listed = file_names(source)
     main = MODEL_XML if source.layout == "ir" else choose_weights(listed, where=where)
@@ -217,6 +241,25 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     weighed = fetch(source.files, weights, progress=progress)
     check_links(snapshot.path)
     return source._replace(path=snapshot.path, expected_sha256={**snapshot.sha256, **weighed.sha256})
+
+
+def _fetch_container(source: Source, container: Checkpoint, progress: Reporter) -> Source:
+    from llmcompress.hub.download import fetch
+
+    if not source.is_gguf:
+        source = fetch_side_files(source)
+    if source.files is None:
+        return source
+    folder = "" if source.is_gguf else container.path.relative_to(_root(source)).as_posix() + "/"
+    folder = folder.removeprefix("./")
+    fetched = fetch(source.files, [folder + name for name in container.files], progress=progress)
+    expected = {name.removeprefix(folder): digest for name, digest in fetched.sha256.items()}
+    return source._replace(container=container._replace(path=fetched.path / folder), expected_sha256=expected)
+
+
+def _root(source: Source) -> Path:
+    """The directory that the repository's names start from."""
+    return source.path.parents[source.folder.count("/")] if source.folder else source.path
 
 
 def _side_files(source: Source, listed: Collection[str]) -> list[str]:
@@ -242,10 +285,12 @@ def identity(source: Source) -> list[object]:
     Of the files of a directory: names, sizes and times of change.
     """
     adapter = source.adapter
-    if source.gguf is not None:
-        stats = [(source.gguf.path / name).stat() for name in source.gguf.files if source.id is None]
-        files = [*source.gguf.files, *([stat.st_size, stat.st_mtime_ns] for stat in stats)]
-        return [source.id, source.revision, str(source.gguf.path) if source.id is None else None, files]
+    if source.container is not None:
+        held = source.container
+        stats = [(held.path / name).stat() for name in held.files if source.id is None]
+        files = [*held.files, *([stat.st_size, stat.st_mtime_ns] for stat in stats)]
+        others = [] if source.is_gguf else _identity(source.id, source.revision, source.path)
+        return [source.id, source.revision, str(held.path) if source.id is None else None, files, *others]
     merged = [] if adapter is None else _identity(adapter.id, adapter.revision, adapter.path)
     return [*_identity(source.id, source.revision, source.path), *merged]
 
@@ -282,7 +327,9 @@ def _from_hub(repo_id: str, access: Access) -> Source:
     check_repo_id(repo_id)
     files = listing(repo_id, access.revision, offline=access.offline)
     names = [file.path for file in files.files]
-    if access.file is not None or _holds_gguf(names):
+    if _is_meant(is_onnx, names, access):
+        return _of_hub_onnx(files, names, access)
+    if access.file is not None or _is_meant(is_gguf, names, access):
         chosen = gguf_names(names, access.file, repo_id)
         source = _of_gguf(hub_gguf(files, chosen), access, where=repo_id)
         return source._replace(kind="hub", id=repo_id, revision=files.commit, files=files)
@@ -317,7 +364,11 @@ def _from_directory(path: Path, access: Access) -> Source:
             hint="give the directory that holds config.json and the weights",
         )
     names = names_in(path)
-    if access.file is not None or _holds_gguf(names):
+    with_onnx = [*names, *_onnx_below(path, access.file)]
+    if _is_meant(is_onnx, with_onnx, access):
+        hold_if_kept(path)
+        return _from_onnx(path, onnx_name(with_onnx, access.file, str(path)), access)
+    if access.file is not None or _is_meant(is_gguf, names, access):
         hold_if_kept(path)
         check_links(path, allow_links=access.allow_links)
         return _from_gguf(path, access.file, access)
@@ -345,10 +396,78 @@ def _from_directory(path: Path, access: Access) -> Source:
     )
 
 
-def _holds_gguf(names: Collection[str]) -> bool:
-    """Whether GGUF files are the only weights that are there."""
+def _is_meant(is_such: Callable[[str], bool], names: Collection[str], access: Access) -> bool:
+    """Whether a file of a kind is asked for, or such files are the only weights that are there."""
+    if access.file is not None:
+        return is_such(access.file)
     others = is_whole(names) or MODEL_XML in names or ADAPTER_CONFIG in names or any(map(is_pickled_weight, names))
-    return any(map(is_gguf, names)) and not others
+    return (
+        not others
+        and not access.merge_adapter
+        and any(map(is_such, names))
+        and not (is_such is is_onnx and any(map(is_gguf, names)))
+    )
+
+
+def _onnx_below(directory: Path, chosen: str | None) -> list[str]:
+    """Names of ONNX files in the folder for them, and what is chosen in another one."""
+    folder = directory / ONNX_FOLDER
+    names = [f"{ONNX_FOLDER}/{name}" for name in names_in(folder)] if folder.is_dir() else []
+    if chosen is not None and "/" in chosen and ".." not in chosen.split("/") and not chosen.startswith("/"):
+        names += [chosen] if chosen not in names and (directory / chosen).is_file() else []
+    return [name for name in names if is_onnx(name)]
+
+
+def _from_onnx(directory: Path, name: str, access: Access) -> Source:
+    """A model in an ONNX file of a directory, or in a folder of it."""
+    _refuse_adapter("an ONNX file", access, str(directory))
+    directory = directory.resolve()
+    place = directory / name
+    # Where the folder for such files is given, the configuration may lie above it.
+    whole = f"{directory.name}/{name}" if "/" not in name else name
+    root = directory.parent if "/" not in name else directory
+    folder = root / config_folder(whole, lambda each: (root / each / "config.json").is_file())
+    check_links(folder, allow_links=access.allow_links)
+    found = local_onnx(place, read_json(folder / "config.json"), allow_links=access.allow_links)
+    return Source(
+        kind="checkpoint",
+        layout="checkpoint",
+        path=folder,
+        config=found.config,
+        max_context=access.max_context,
+        container=found.checkpoint,
+    )
+
+
+def _of_hub_onnx(files: HubListing, names: Collection[str], access: Access) -> Source:
+    from llmcompress.hub.download import fetch
+
+    _refuse_adapter("an ONNX file", access, files.repo_id)
+    name = onnx_name(names, access.file, files.repo_id)
+    folder = config_folder(name, lambda each: f"{each}/config.json".lstrip("/") in names)
+    path = fetch(files, [f"{folder}/config.json".lstrip("/")]).path / folder
+    found = hub_onnx(files, name, read_json(path / "config.json"))
+    return Source(
+        kind="hub",
+        layout="checkpoint",
+        path=path,
+        config=found.config,
+        id=files.repo_id,
+        revision=files.commit,
+        files=files,
+        max_context=access.max_context,
+        container=found.checkpoint,
+        folder=folder,
+    )
+
+
+def _refuse_adapter(kind: str, access: Access, where: str) -> None:
+    if access.merge_adapter:
+        raise UsageError(
+            f"`merge_adapter` has no effect on {kind}",
+            where=where,
+            hint="give the adapter's directory, and its base model as transformers saves it",
+        )
 
 
 def _from_gguf(directory: Path, chosen: str | None, access: Access) -> Source:
@@ -358,25 +477,20 @@ def _from_gguf(directory: Path, chosen: str | None, access: Access) -> Source:
 
 
 def _of_gguf(found: GgufModel, access: Access, *, where: str) -> Source:
-    if access.merge_adapter:
-        raise UsageError(
-            "`merge_adapter` has no effect on a GGUF file",
-            where=where,
-            hint="give the adapter's directory, and its base model as transformers saves it",
-        )
+    _refuse_adapter("a GGUF file", access, where)
     return Source(
         kind="checkpoint",
         layout="checkpoint",
         path=found.directory,
         config=found.config,
         max_context=access.max_context,
-        gguf=found.checkpoint,
+        container=found.checkpoint,
     )
 
 
 def source_checkpoint(source: Source) -> Checkpoint:
-    """The headers of a source's weights, which are here: as ``read_checkpoint``, or those of its GGUF files."""
-    return read_checkpoint(source.path) if source.gguf is None else source.gguf
+    """The headers of a source's weights, which are here: as ``read_checkpoint``, or those of its GGUF or ONNX files."""
+    return read_checkpoint(source.path) if source.container is None else source.container
 
 
 def _base_of(adapter: Adapter, access: Access) -> Source:

@@ -66,7 +66,7 @@ CHECK_TEXTS = (
 
 def source_tokenizer(source: Source) -> Any:
     """Load the tokenizer of a source whose files are there; raises as ``load_tokenizer`` and ``check_token_ids``."""
-    if source.gguf is not None:
+    if source.is_gguf:
         require_gguf_tokenizer(source.path)
     tokenizer = load_tokenizer(source.text_path, trust_remote_code=source.trust_remote_code)
     check_token_ids(source, tokenizer)

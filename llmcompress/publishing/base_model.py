@@ -12,7 +12,6 @@ from markupsafe import Markup
 from llmcompress.errors import UsageError
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
-from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.report.record import Provenance
 from llmcompress.spec.access import check_repo_id
 
@@ -20,7 +19,6 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _HUB_PAGE = re.compile(r"https://huggingface\.co/([^/]+/[^/]+)/?")
-_WEIGHTS = (".safetensors", ".gguf", MODEL_BIN)
 
 
 class Stated(NamedTuple):
@@ -99,8 +97,8 @@ def is_base(manifest: CompressionReport, evaluation: EvalReport) -> bool:
     if evaluation.reference is None:
         return False
     ours, theirs = (
-        {file.sha256 for file in files if file.path.endswith(_WEIGHTS)}
-        for files in (manifest.provenance.files, evaluation.reference.provenance.files)
+        {file.sha256 for file in provenance.weight_files}
+        for provenance in (manifest.provenance, evaluation.reference.provenance)
     )
     return bool(ours) and ours == theirs
 

@@ -54,8 +54,8 @@ def _compress(manifest: CompressionReport, base: BaseModel, directory: str) -> s
 
 
 def _file(base: BaseModel, provenance: Provenance) -> list[str]:
-    """The GGUF file of a repository, which may hold several."""
-    names = [file.path for file in provenance.files if file.path.endswith(".gguf")]
+    """The GGUF or ONNX file of a repository, which may hold several."""
+    names = [file.path for file in provenance.files if file.path.endswith((".gguf", ".onnx"))]
     return ["--file", names[0]] if names and base.id else []
 
 

@@ -70,7 +70,7 @@ class QuantizationRecord(Record):
     """How a source was quantized, as its configuration says it."""
 
     method: str
-    """``quant_method``: gptq, awq, compressed-tensors, fp8 or gguf."""
+    """``quant_method``: gptq, awq, compressed-tensors, fp8, gguf, onnx and so on."""
     settings: dict[str, Any]
     """All that it says."""
 
@@ -99,15 +99,21 @@ class Provenance(Record):
 
     @property
     def is_quantized(self) -> bool:
-        """Whether weights of the source are codes; GGUF files may hold floats alone."""
+        """Whether weights of the source are codes; GGUF and ONNX files may hold floats alone."""
         types = self.quantization.settings.get("types") if self.quantization else None
         floats = isinstance(types, dict) and set(types) <= {"F32", "F16", "BF16"}
-        return self.quantization is not None and not (self.quantization.method == "gguf" and floats)
+        return self.quantization is not None and not (self.quantization.method in ("gguf", "onnx") and floats)
+
+    @property
+    def weight_files(self) -> tuple[FileRecord, ...]:
+        """The files that hold weights; those next to an ONNX file are named after it."""
+        ends = (".safetensors", ".gguf", MODEL_BIN)
+        return tuple(file for file in self.files if file.path.endswith(ends) or ".onnx" in file.path)
 
     @property
     def weight_bytes(self) -> int:
-        """Size of the files that hold weights."""
-        return sum(file.size_bytes for file in self.files if file.path.endswith((".safetensors", ".gguf", MODEL_BIN)))
+        """Their size."""
+        return sum(file.size_bytes for file in self.weight_files)
 
 
 class EnvironmentRecord(Record):

@@ -30,7 +30,7 @@ class Access(NamedTuple):
     requantize: bool = False
     """Compress a checkpoint again that is quantized already."""
     file: str | None = None
-    """The GGUF file that is meant, of a directory or repository that holds several; of a split one any part."""
+    """The GGUF or ONNX file that is meant, of a directory or repository that holds several; of a split one any part."""
 
     def of_candidate(self) -> Access:
         """Return how the model is opened whose reference is opened so: the rest is for checkpoints."""

@@ -105,7 +105,7 @@ def tune(
         merge_adapter: Load the base model of an adapter's directory and merge the adapter into it (the extra
             ``adapters``).
         max_context: Tokens that the model's positions reach, where its configuration states another context.
-        file: The GGUF file that is meant, of a reference that holds several.
+        file: The GGUF or ONNX file that is meant, of a reference that holds several.
         offline: Use local files and caches only.
         gate: Thresholds, each instead of the artifact's own.
         progress: Told of every step.

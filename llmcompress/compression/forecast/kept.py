@@ -44,7 +44,7 @@ def with_quantized(source: Source, inventory: Inventory, *, keep: bool) -> Inven
     """
     if source.layout != "checkpoint" or not is_repacked(source.config):
         return inventory
-    if source.gguf is not None or any(source.path.glob("*.safetensors")):
+    if source.container is not None or any(source.path.glob("*.safetensors")):
         checkpoint = source_checkpoint(source)
         found = source_weights(source, checkpoint)
     elif source.files is not None:

@@ -32,9 +32,9 @@ FORMATS: Mapping[str, Find] = {
 }
 """The formats whose codes are repacked, by ``quant_method``."""
 
-GGUF = "gguf"
-"""The method of GGUF files, whose weights are found by their headers."""
-_GGUF_FLOATS = frozenset(("F32", "F16", "BF16"))
+GGUF, ONNX = "gguf", "onnx"
+"""The methods of files whose weights are found by their headers alone."""
+_FLOATS = frozenset(("F32", "F16", "BF16"))
 
 _NAMES = {
     "awq": "AWQ 4-bit",
@@ -65,7 +65,7 @@ def is_repacked(config: Mapping[str, Any]) -> bool:
     """Whether a configuration declares a format whose codes are repacked."""
     settings = declared(config)
     method = quantization_method(settings) if isinstance(settings, Mapping) else None
-    return isinstance(method, str) and (method in FORMATS or method == GGUF)
+    return isinstance(method, str) and method in (*FORMATS, GGUF, ONNX)
 
 
 def check_quantization(config: Mapping[str, Any], where: str = "config.json") -> tuple[Quantization, str]:
@@ -80,8 +80,8 @@ def check_quantization(config: Mapping[str, Any], where: str = "config.json") ->
     if not isinstance(settings, Mapping):
         raise ModelError(f"quantization_config is {settings!r}; an object is needed", where=where, hint=ORIGINAL)
     method = quantization_method(settings)
-    if method == GGUF and isinstance(settings.get("types"), Mapping):
-        types = [name for name in settings["types"] if name not in _GGUF_FLOATS]
+    if method in (GGUF, ONNX) and isinstance(settings.get("types"), Mapping):
+        types = [name for name in settings["types"] if name not in _FLOATS]
         return ("keep", f"The file's {', '.join(types)} weights are kept as they are.") if types else ("none", "")
     if isinstance(method, str) and method in FORMATS:
         name = f"GPTQ {setting(settings, 'bits', BITS)}-bit" if method == "gptq" else _NAMES[method]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.declaration import FORMATS, GGUF, declared, is_repacked, quantization_method
+from llmcompress.loaders.quantized.declaration import FORMATS, GGUF, ONNX, declared, is_repacked, quantization_method
 from llmcompress.loaders.quantized.experts import stacked
 from llmcompress.loaders.quantized.gguf import gguf_weights
+from llmcompress.loaders.quantized.onnx import onnx_weights
 from llmcompress.loaders.quantized.packed import PackedWeight
 from llmcompress.loaders.quantized.slim_stacks import StackParameter, stack_parameters
 from llmcompress.loaders.quantized.stored import MappedTensors, Read, StoredWeight, mapped_tensors, plain_tensors
@@ -74,11 +75,18 @@ def source_weights(source: Source, checkpoint: Checkpoint, read: Read | None = N
     Raises:
         ModelError: A setting or a tensor is not as the format says, or the model's class merges such weights.
     """
-    if source.gguf is not None:
-        made = gguf_weights(source.config, checkpoint)
-        settings = declared(source.config)
+    if source.container is not None:
+        made = (gguf_weights if source.is_gguf else onnx_weights)(source.config, checkpoint)
+        method = GGUF if source.is_gguf else ONNX
         return SourceWeights(
-            GGUF, settings, "float32", made.weights, made.plain, made.mapped, frozenset(), floats=made.floats
+            method=method,
+            settings=declared(source.config),
+            dtype="float32",
+            weights=made.weights,
+            plain=made.plain,
+            mapped=made.mapped,
+            zero_biases=frozenset(),
+            floats=made.floats,
         )
     if not is_repacked(source.config):
         return None

@@ -91,7 +91,7 @@ def _check_sources(plan: Plan, document: Document, label: str) -> None:
     for index, model in enumerate(plan.models):
         where = place_in(label, document, ("models", index, "source"))
         if _is_path(model.source):
-            is_file = model.source.lower().endswith(".gguf") and Path(model.source).is_file()
+            is_file = model.source.lower().endswith((".gguf", ".onnx")) and Path(model.source).is_file()
             if not is_file and not Path(model.source).is_dir():
                 hint = "give an existing directory, or a Hub id in the form namespace/name"
                 raise RecipeError(f"there is no directory {model.source}", where=where, hint=hint)

@@ -65,7 +65,7 @@ class PlanModel(StrictModel):
     @property
     def short_name(self) -> str:
         """``name``, or the last part of ``source``."""
-        return self.name or self.source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+        return self.name or self.source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf").removesuffix(".onnx")
 
 
 class PlanRecipe(StrictModel):
