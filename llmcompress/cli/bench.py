@@ -31,6 +31,7 @@ from llmcompress.cli.options import (
     Json,
     MaxContext,
     MergeAdapter,
+    ModelFile,
     Offline,
     Revision,
     TrustRemoteCode,
@@ -38,6 +39,7 @@ from llmcompress.cli.options import (
     check_choice,
     chosen_format,
     place_of,
+    places_of_file,
 )
 from llmcompress.cli.progress import watching
 from llmcompress.cli.spec_options import Flag, with_fields
@@ -90,11 +92,12 @@ def bench(
     allow_links: AllowLinks = False,
     merge_adapter: MergeAdapter = False,
     max_context: MaxContext = None,
+    file: ModelFile = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """SOURCE is a Hub id, a checkpoint directory, or an OpenVINO IR directory.
-    A checkpoint is converted once, without compression.
+    """SOURCE is a Hub id, a checkpoint directory, a GGUF or ONNX file, or an OpenVINO IR directory.
+    A checkpoint is converted once, without compression; what is quantized already keeps its codes.
     Runs of several are interleaved, and each is compared with the first.
 
     Lists are combined: -p 128,1024 -b 1,4 measures four shapes.
@@ -118,6 +121,7 @@ def bench(
         check_device(name)
     places = [place_of(source) for source in sources]
     merged = _merged(places) if merge_adapter else set()
+    with_file = places_of_file(file, places)
     access = {"trust_remote_code": trust_remote_code, "offline": offline, "allow_links": allow_links}
     with watching(verbose=verbose) as watch:
         watch.report(Progress("read the configuration", 0, 0))
@@ -130,6 +134,7 @@ def bench(
                     "source": place,
                     "revision": None if Path(place).exists() else revision,
                     "merge_adapter": place in merged,
+                    "file": file if place in with_file else None,
                     **access,
                 },
                 progress=watch.report,

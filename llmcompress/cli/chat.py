@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmcompress.cli.console import is_quiet, print_json, print_text, stdout, tell, write_text
-from llmcompress.cli.options import Json, Offline, Revision, TrustRemoteCode, Verbose, in_panels, place_of
+from llmcompress.cli.options import (
+    Json,
+    ModelFile,
+    Offline,
+    Revision,
+    TrustRemoteCode,
+    Verbose,
+    in_panels,
+    place_of,
+    places_of_file,
+)
 from llmcompress.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,11 +65,12 @@ def chat(
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     offline: Offline = False,
+    file: ModelFile = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """SOURCE is an OpenVINO directory, a checkpoint directory, or a Hub id.
-    A checkpoint is converted once, without compression.
+    """SOURCE is an OpenVINO directory, a checkpoint directory, a GGUF or ONNX file, or a Hub id.
+    A checkpoint is converted once, without compression; what is quantized already keeps its codes.
     Answers come through OpenVINO GenAI where it is installed, sampled as generation_config.json says.
 
     [bold]Examples[/bold]
@@ -77,7 +88,11 @@ def chat(
     check_device(device)
     access = {"trust_remote_code": trust_remote_code, "offline": offline}
     places = [(source, revision), *([(other, other_revision)] if other is not None else [])]
-    directories = [_directory(place, at, access, verbose=verbose) for place, at in places]
+    with_file = places_of_file(file, [place for place, _ in places])
+    directories = [
+        _directory(place, at, {**access, "file": file if place in with_file else None}, verbose=verbose)
+        for place, at in places
+    ]
     spec = TalkSpec(device, max_new_tokens, seed)
     talks = [open_model(directory, spec) for directory in directories]
     names = _names(directories)
