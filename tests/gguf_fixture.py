@@ -38,7 +38,17 @@ NAMES = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
-ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
+NAMES |= {
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+}
+ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
 
 
 def write_gguf(
@@ -51,7 +61,7 @@ def write_gguf(
     kind = config["model_type"]
     architecture = ARCHITECTURES.get(kind, kind)
     tensors = {}
-    for name, values in load_file(checkpoint / "model.safetensors").items():
+    for name, values in _stacked(load_file(checkpoint / "model.safetensors")).items():
         to, values = _as_stored(name, values.astype(np.float32), config)
         tensors[to] = values
     tensors |= {f"rope_{name}.weight": values for name, values in _rope_tensors(config).items()}
@@ -72,7 +82,7 @@ def write_gguf(
             writer.add_uint16("split.count", num_parts)
             writer.add_int32("split.tensors.count", len(tensors))
         for name in names[number::num_parts]:
-            blocks = store(name, tensors[name]) if tensors[name].ndim == 2 else None
+            blocks = store(name, tensors[name]) if tensors[name].ndim > 1 else None
             if blocks is None:
                 writer.add_tensor(name, np.ascontiguousarray(tensors[name]))
             else:
@@ -99,20 +109,34 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_array(key, value)
 
 
+def _stacked(tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """Each expert's layer in one stack."""
+    found: dict[str, Any] = {}
+    for name in sorted(tensors, key=lambda each: [int(part) if part.isdigit() else part for part in each.split(".")]):
+        module, expert, rest = name.partition(".experts.")
+        if not expert:
+            found[name] = tensors[name]
+        else:
+            found.setdefault(f"{module}.experts.{rest.partition('.')[2]}", []).append(tensors[name])
+    return {name: np.stack(values) if isinstance(values, list) else values for name, values in found.items()}
+
+
 def _as_stored(name: str, values: Array, config: Mapping[str, Any]) -> tuple[str, Array]:
     stem, part = name.rsplit(".", 1)
     kind = config["model_type"]
     names = dict(NAMES)
-    if kind.startswith(("gemma2", "gemma3")):
+    if kind.startswith(("gemma2", "gemma3", "olmo2")):
         names["post_attention_layernorm"] = "post_attention_norm"
     block = ""
     if stem.startswith("model.layers."):
         number, stem = stem.removeprefix("model.layers.").split(".", 1)
         block = f"blk.{number}."
-    if kind in ("llama", "mistral") and stem in ("self_attn.q_proj", "self_attn.k_proj"):
+    if kind in ("llama", "mistral", "granite", "smollm3") and stem in ("self_attn.q_proj", "self_attn.k_proj"):
         heads = config["num_attention_heads" if "q_proj" in stem else "num_key_value_heads"]
         # The two channels that are rotated together come next to each other.
         values = values.reshape(heads, 2, values.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
+    if stem == "mlp.shared_expert_gate":
+        values = values[0]
     if kind.startswith("gemma") and stem.endswith("norm"):
         values = values + 1
     return f"{block}{names[stem]}.{part}", values
@@ -160,9 +184,21 @@ def _settings(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         ("attention.layer_norm_epsilon", "layer_norm_eps"),
         ("attn_logit_softcapping", "attn_logit_softcapping"),
         ("final_logit_softcapping", "final_logit_softcapping"),
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("attention.scale", "attention_multiplier"),
+        ("logit_scale", "logits_scaling"),
     ):
         if config.get(name) is not None:
             found[key] = float(config[name])
+    if config["model_type"].endswith("_moe"):
+        found |= {
+            "expert_count": config.get("num_experts", config.get("num_local_experts")),
+            "expert_used_count": config["num_experts_per_tok"],
+            "expert_feed_forward_length": config["moe_intermediate_size"],
+        }
+    if "shared_expert_intermediate_size" in config:
+        found["expert_shared_feed_forward_length"] = config["shared_expert_intermediate_size"]
     if config.get("sliding_window"):
         found["attention.sliding_window"] = config["sliding_window"]
     if "use_parallel_residual" in config:
@@ -201,6 +237,23 @@ def _tokenizer(checkpoint: Path) -> dict[str, Any]:
     }
     template = checkpoint / "chat_template.jinja"
     return found | ({"tokenizer.chat_template": template.read_text()} if template.is_file() else {})
+
+
+def experts_as_transformers(path: Path) -> dict[str, Array]:
+    """As ``as_transformers``, of a Qwen-MoE model with biases or norms on queries and keys."""
+    names = {to: name for name, to in NAMES.items()}
+    names |= {"ffn_norm": "post_attention_layernorm"}
+    found = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        *block, stem, part = tensor.name.split(".")
+        prefix = f"model.layers.{block[1]}." if block else ""
+        found[f"{prefix}{names[stem]}.{part}"] = values[None] if stem == "ffn_gate_inp_shexp" else values
+    for name in [name for name in found if name.endswith("experts.gate_proj.weight")]:
+        module = name.removesuffix(".gate_proj.weight")
+        gate, up, down = (found.pop(f"{module}.{part}_proj.weight") for part in ("gate", "up", "down"))
+        found |= {f"{module}.gate_up_proj": np.concatenate([gate, up], axis=1), f"{module}.down_proj": down}
+    return found
 
 
 def as_transformers(path: Path, config: Any) -> dict[str, Array]:

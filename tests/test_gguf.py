@@ -12,9 +12,9 @@ import gguf
 import numpy as np
 import pytest
 from fake_hub import FakeHub, running, use
-from gguf_fixture import Array, as_transformers, write_gguf
+from gguf_fixture import Array, as_transformers, experts_as_transformers, write_gguf
 from test_quantized_sources import EXACT, run, wikitext
-from tiny_models import build_checkpoint
+from tiny_models import ARCHITECTURES, build_checkpoint
 
 import llmcompress
 from llmcompress.artifact import read_manifest
@@ -136,6 +136,48 @@ def test_what_is_exact_gives_the_logits_of_its_floats(checkpoint: Path, tmp_path
         expected = torch_model(torch.from_numpy(IDS)).logits.numpy()
     logits, _ = run(llmcompress.load(path, tokenizer=False).model, IDS)
     assert np.abs(logits - expected).max() <= EXACT * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("kind", "types", "modes"),
+    [("qwen3_moe", ("Q4_0", "Q8_0"), {"int4_sym"}), ("qwen2_moe", ("Q5_1", "F16"), {"int8_asym"})],
+)
+def test_experts_are_the_stacks_of_their_class(
+    kind: str, types: tuple[str, str], modes: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setitem(ARCHITECTURES, "qwen2_moe", ARCHITECTURES["qwen3_moe"])
+    sizes = {"num_hidden_layers": 1, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+    sizes |= {"shared_expert_intermediate_size": 96} if kind == "qwen2_moe" else {"norm_topk_prob": True}
+    checkpoint = build_checkpoint(tmp_path / "model", kind, **{**SMALL, **sizes, "head_dim": 16})
+
+    def store(name: str, values: Array) -> Any:
+        if "gate_inp" in name:
+            return None
+        return blocks(types[0] if "exps" in name else types[1])(name, values)
+
+    path = write_gguf(checkpoint, tmp_path / "model.gguf", store)
+    torch_model = AutoModelForCausalLM.from_pretrained(checkpoint, experts_implementation="eager").eval()
+    tensors = {name: torch.from_numpy(values.copy()) for name, values in experts_as_transformers(path).items()}
+    torch_model.load_state_dict(tensors)
+    with torch.no_grad():
+        expected = torch_model(torch.from_numpy(IDS)).logits.numpy()
+    loaded = llmcompress.load(path, tokenizer=False)
+    for model in (loaded.model, loaded.dequantized().model):
+        assert np.abs(run(model, IDS)[0] - expected).max() <= EXACT * np.abs(expected).max()
+    report = llmcompress.compress(loaded, "keep", tmp_path / "out", tokenizer=False)
+    stacks = [layer for layer in report.layers if ".experts." in layer.name]
+    assert {layer.name.partition(".experts.")[2] for layer in stacks} == {
+        "gate_up_proj.0", "gate_up_proj.1", "down_proj"
+    }  # fmt: skip
+    assert {layer.mode for layer in stacks} == modes
+    predicted = forecast_source(
+        str(path), load_recipe("keep"), tmp_path / "no", Access(), "llmcompress", silent, tokenizer=False
+    )
+    actual = (tmp_path / "out" / "openvino_model.bin").stat().st_size
+    assert predicted.size_bytes == pytest.approx(actual, rel=0.02)
 
 
 def test_a_file_needs_no_recipe_and_says_what_is_rounded(model: Path, tmp_path: Path) -> None:

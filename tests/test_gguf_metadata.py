@@ -18,7 +18,8 @@ from llmcompress.loaders.quantized.gguf_architectures import gguf_config
 from llmcompress.loaders.quantized.gguf_file import gguf_of, read_gguf
 from llmcompress.loaders.quantized.gguf_source import require_gguf_tokenizer
 from llmcompress.loaders.quantized.gguf_tokenizer import gguf_tokenizer, token_ids
-from llmcompress.loaders.quantized.source_weights import source_weights
+from llmcompress.loaders.quantized.packed import dequantized
+from llmcompress.loaders.quantized.source_weights import SourceWeights, source_weights
 from llmcompress.loaders.source import resolve, source_checkpoint
 from llmcompress.loaders.tokenizer import source_tokenizer
 
@@ -72,6 +73,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "starcoder2": ("starcoder2", {"sliding_window": None}),
     "stablelm": ("stablelm", {"use_qkv_bias": True}),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.25,
+            "attention_multiplier": 0.125,
+            "logits_scaling": 6.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo2": ("olmo2", {}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5}),
 }
 
 
@@ -257,14 +270,30 @@ def test_tensors_that_the_architecture_does_not_have_are_refused(tmp_path: Path)
             source_weights(source, checkpoint._replace(tensors=changed))
 
 
+def source_weights_of(name: str) -> SourceWeights:
+    source = resolve(MODELS / f"{name}.gguf")
+    found = source_weights(source, source_checkpoint(source))
+    assert found is not None
+    return found
+
+
 def test_blocks_that_are_not_finite_are_refused() -> None:
     source = resolve(MODELS / "legacy.gguf")
     found = source_weights(source, source_checkpoint(source))
     assert found is not None
     weight = next(weight for weight in found.weights if weight.format == "GGUF Q4_0")
     broken = np.full_like(found.mapped.read(next(iter(weight.parts))), 255)
+    found = found._replace(weights=(weight,), mapped=found.mapped._replace(read=lambda name: broken))
+    with pytest.raises(ModelError, match="have scales that are NaN, infinite or too large") as caught:
+        found.repacked()
+    assert "`allow_nonfinite` goes on" in caught.value.hint
+    # As for scales that are tensors of their own.
+    (packed,) = found.repacked(allow_nonfinite=True).values()
+    assert np.isnan(dequantized(packed)).all()
+    short = next(weight for weight in source_weights_of("dequantized").weights if "IQ2_XXS" in weight.format)
+    found = found._replace(weights=(short,))
     with pytest.raises(ModelError, match="have scales that are NaN, infinite or too large"):
-        weight.repack(lambda name: broken)
+        found._replace(mapped=found.mapped._replace(read=lambda name: np.full((256, 66), 255, np.uint8))).repacked()
 
 
 def test_blocks_of_one_number_are_that_number() -> None:
@@ -272,7 +301,6 @@ def test_blocks_of_one_number_are_that_number() -> None:
     from llmcompress.loaders.quantized.gguf import _repacked
     from llmcompress.loaders.quantized.gguf_architectures import Mapped
     from llmcompress.loaders.quantized.gguf_blocks import BLOCK_FORMATS
-    from llmcompress.loaders.quantized.packed import dequantized
     from llmcompress.loaders.safetensors_file import TensorInfo
 
     stored = np.full((2, 20), 0x5A, np.uint8)

@@ -21,6 +21,8 @@ class CheckedWeights(NamedTuple):
     checkpoint: Checkpoint
     records: Future[tuple[FileRecord, ...]]
     """Raises what ``scan`` raises."""
+    allow_nonfinite: bool = False
+    """Whether weights that are NaN or infinite are gone on with."""
 
 
 StartCheck = Callable[[Source], CheckedWeights]
@@ -54,7 +56,7 @@ def weights_checked(*, allow_nonfinite: bool = False, progress: Reporter = silen
             expected_sha256=source.expected_sha256,
             progress=told,
         )
-        return CheckedWeights(checkpoint, records)
+        return CheckedWeights(checkpoint, records, allow_nonfinite)
 
     with ThreadPoolExecutor(1) as pool:
         try:

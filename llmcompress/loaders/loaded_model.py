@@ -192,7 +192,7 @@ def _load_checkpoint(
             source.path, scratch_dir, trust_remote_code=source.trust_remote_code, given=Given(source.adapter)
         )
     else:
-        model, kept = convert_quantized(source, found, scratch_dir)
+        model, kept = convert_quantized(source, found, scratch_dir, allow_nonfinite=checked.allow_nonfinite)
     provenance = checkpoint_provenance(source, checked, None if kept is None else kept.method)
     progress(Progress("load and trace", 1, 1))
     check_decoder(model, where=source.id or source.path.name)

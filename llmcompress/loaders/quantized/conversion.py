@@ -37,7 +37,9 @@ class KeptWeights(NamedTuple):
     """By the names of their constants."""
 
 
-def convert_quantized(source: Source, found: SourceWeights, scratch_dir: Path) -> tuple[ov.Model, KeptWeights | None]:
+def convert_quantized(
+    source: Source, found: SourceWeights, scratch_dir: Path, *, allow_nonfinite: bool = False
+) -> tuple[ov.Model, KeptWeights | None]:
     """Convert a quantized checkpoint, its codes kept as they are.
 
     The plain model's class is traced with untouched memory in place of the quantized weights; then their constants are
@@ -47,12 +49,14 @@ def convert_quantized(source: Source, found: SourceWeights, scratch_dir: Path) -
         source: A checkpoint whose files are there.
         found: Its quantized weights.
         scratch_dir: As of ``convert_checkpoint``.
+        allow_nonfinite: As of ``SourceWeights.repacked``.
 
     Returns:
         The graph, and what it keeps of the source's codes; None where all of them are floats.
 
     Raises:
         ModelError: As ``convert_checkpoint``, or a weight is not in the graph as a linear layer's.
+            Or one is NaN or infinite, which is not allowed.
     """
     with stand_ins(source, found) as given:
         slimmed: list[SlimStacks] = []
@@ -65,7 +69,7 @@ def convert_quantized(source: Source, found: SourceWeights, scratch_dir: Path) -
             scratch_dir,
             given=Given(None, given.tensors, found.zero_biases, after_load),
         )
-        packed = found.repacked()
+        packed = found.repacked(allow_nonfinite=allow_nonfinite)
         placed = put_constants(model, packed, given.names, slimmed[-1])
     keep_alive(model, (memory_owners(model), placed.owners))
     formats = {weight.name: weight.format for weight in found.weights if weight.is_quantized}

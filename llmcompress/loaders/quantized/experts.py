@@ -94,6 +94,7 @@ def joined(weights: Sequence[PackedWeight], shape: tuple[int, ...]) -> PackedWei
         zero_points=np.concatenate(zeros) if zeros else None,
         factors=np.concatenate(factors) if factors else None,
         rounding=max(weight.rounding for weight in weights),
+        nonfinite="; ".join(weight.nonfinite for weight in weights if weight.nonfinite),
     )
 
 

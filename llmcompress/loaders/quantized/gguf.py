@@ -7,6 +7,7 @@ opened.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,6 +25,7 @@ from llmcompress.loaders.quantized.packed import (
     packed4,
     shortest,
 )
+from llmcompress.loaders.quantized.slim_stacks import stack_parameters
 from llmcompress.loaders.quantized.stored import MappedTensors, Read, StoredWeight, mapped_bytes
 from llmcompress.loaders.safetensors_file import TensorInfo
 from llmcompress.loaders.tensors import Checkpoint
@@ -66,9 +68,11 @@ def gguf_weights(config: Mapping[str, Any], checkpoint: Checkpoint) -> GgufWeigh
     others: dict[str, tuple[TensorInfo, Mapped]] = {}
     for name, place in places.items():
         tensor = checkpoint.tensors[name]
-        if len(tensor.shape) == 2 and tensor.dtype in (*BLOCK_FORMATS, *DEQUANTIZED, *_FLOATS) and not place.less:
+        is_stack = len(tensor.shape) == 3 and ".experts." in place.name
+        kept = (*BLOCK_FORMATS, *DEQUANTIZED, *_FLOATS, *(("F32",) if is_stack else ()))
+        if (is_stack or len(tensor.shape) == 2) and tensor.dtype in kept and not place.less:
             weights.append(_stored(name, tensor, place))
-        elif tensor.dtype in ("F32", *_FLOATS):
+        elif tensor.dtype in ("F32", *_FLOATS) and ".experts." not in place.name:
             others[name] = tensor, place
         else:
             raise ModelError(
@@ -76,8 +80,10 @@ def gguf_weights(config: Mapping[str, Any], checkpoint: Checkpoint) -> GgufWeigh
                 where=tensor.file,
                 hint=ORIGINAL,
             )
-    plain = {weight.name: TensorInfo("", "F32", weight.shape, 0, 0) for weight in weights}
-    plain |= {place.name: tensor._replace(dtype="F32") for tensor, place in others.values()}
+    plain = {weight.name: TensorInfo("", "F32", weight.shape, 0, 0) for weight in weights if len(weight.shape) == 2}
+    plain |= {stack.name: TensorInfo("", "F32", stack.shape, 0, 0) for stack in stack_parameters(weights)}
+    for tensor, place in others.values():
+        plain[place.name] = tensor._replace(dtype="F32", shape=(1, *tensor.shape) if place.is_row else tensor.shape)
     return GgufWeights(
         weights=tuple(weights),
         plain=checkpoint._replace(tensors=plain),
@@ -91,7 +97,12 @@ def gguf_weights(config: Mapping[str, Any], checkpoint: Checkpoint) -> GgufWeigh
 def _mapped(checkpoint: Checkpoint) -> MappedTensors:
     # Torch takes no memory that cannot be written.
     mapped = mapped_bytes(checkpoint, "c")
-    return mapped._replace(read=lambda name: mapped.read(name).reshape(*checkpoint.tensors[name].shape[:-1], -1))
+
+    def read(name: str) -> NDArray[Any]:
+        shape = checkpoint.tensors[name].shape
+        return mapped.read(name).reshape(math.prod(shape[:-1]), -1) if len(shape) > 1 else mapped.read(name)
+
+    return mapped._replace(read=read)
 
 
 def row_order(rows: int, heads: int) -> NDArray[np.intp]:
@@ -110,6 +121,8 @@ def _values(stored: NDArray[Any], tensor: TensorInfo, place: Mapped) -> NDArray[
     values: NDArray[Any] = _floats(stored, tensor.dtype)
     if place.heads is not None:
         values = values[row_order(values.shape[0], place.heads)]
+    if place.is_row:
+        values = values[None]
     return values - np.float32(place.less) if place.less else values
 
 
@@ -123,12 +136,12 @@ def _floats(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
 
 
 def _stored(name: str, tensor: TensorInfo, place: Mapped) -> StoredWeight:
-    rows, columns = tensor.shape
-    made = functools.partial(StoredWeight, name=place.name, shape=(rows, columns), parts=frozenset((name,)))
-    if tensor.dtype in _FLOATS:
+    columns = tensor.shape[-1]
+    made = functools.partial(StoredWeight, name=place.name, shape=tensor.shape, parts=frozenset((name,)))
+    if tensor.dtype in ("F32", *_FLOATS):
         return made(
             format=f"GGUF {tensor.dtype}",
-            element=_FLOATS[tensor.dtype],
+            element=_FLOATS.get(tensor.dtype, "f32"),
             group_size=columns,
             repack=functools.partial(_as_it_is, name, tensor, place),
             is_quantized=False,
@@ -158,34 +171,36 @@ def _stored(name: str, tensor: TensorInfo, place: Mapped) -> StoredWeight:
 def _as_it_is(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> PackedWeight:
     stored = read(name)
     codes = stored if place.heads is None else stored[row_order(tensor.shape[0], place.heads)]
-    return _float_weight(codes, _FLOATS[tensor.dtype], tensor)
+    return _float_weight(codes, _FLOATS.get(tensor.dtype, "f32"), tensor)
 
 
 def _float_weight(codes: NDArray[Any], element: Element, tensor: TensorInfo) -> PackedWeight:
     import numpy as np
 
-    rows, columns = tensor.shape
-    return PackedWeight(codes, element, (rows, columns), np.ones((rows, 1), np.float16))
+    return PackedWeight(codes, element, tensor.shape, np.ones((len(codes), 1), np.float16))
 
 
 def _dequantized(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> PackedWeight:
     import numpy as np
 
-    rows, columns = tensor.shape
+    rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
     values = _dequantizer(name, tensor, place, read)
-    rounding = 0.0
+    rounding, nonfinite = 0.0, ""
 
     def block(part: slice) -> NDArray[Any]:
-        nonlocal rounding
+        nonlocal rounding, nonfinite
         exact = values(part)
-        half = exact.astype(np.float16)
-        _refuse_nonfinite(half, name, tensor)
+        with np.errstate(over="ignore"):
+            half = exact.astype(np.float16)
+        if found := _nonfinite(half, name, tensor):
+            nonfinite = found
+            return half.view(np.uint8)
         rounding = max(rounding, _relative_rounding(half, exact, float(np.finfo(np.float16).smallest_normal)))
         return half.view(np.uint8)
 
     codes = in_blocks(rows, columns, np.uint8, block)
     unrounded = functools.partial(in_blocks, rows, columns, np.float32, values)
-    return _float_weight(codes, "f16", tensor)._replace(rounding=rounding, unrounded=unrounded)
+    return _float_weight(codes, "f16", tensor)._replace(rounding=rounding, unrounded=unrounded, nonfinite=nonfinite)
 
 
 def _dequantizer(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> Callable[[slice], NDArray[Any]]:
@@ -197,7 +212,6 @@ def _dequantizer(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> Ca
 
     def values(part: slice) -> NDArray[Any]:
         found: NDArray[Any] = dequantize(rows_at(part), kind)
-        _refuse_nonfinite(found, name, tensor)
         return found
 
     return values
@@ -220,15 +234,12 @@ def _relative_rounding(rounded: NDArray[Any], exact: NDArray[Any], least: float)
     return float((difference / np.maximum(np.abs(exact), np.float32(least))).max(initial=0.0))
 
 
-def _refuse_nonfinite(values: NDArray[Any], name: str, tensor: TensorInfo) -> None:
+def _nonfinite(values: NDArray[Any], name: str, tensor: TensorInfo) -> str:
+    """What is wrong with numbers that are not all finite; empty: nothing."""
     import numpy as np
 
-    if not np.isfinite(values).all():
-        raise ModelError(
-            f"the blocks of tensor {name!r} have scales that are NaN, infinite or too large",
-            where=tensor.file,
-            hint="the model is damaged; download the file again, or take another one",
-        )
+    problem = f"{tensor.file}: the blocks of tensor {name!r} have scales that are NaN, infinite or too large"
+    return "" if np.isfinite(values).all() else problem
 
 
 def _repacked(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, read: Read) -> PackedWeight:
@@ -236,6 +247,8 @@ def _repacked(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, r
 
     made = functools.partial(_unrounded, name, tensor, place, form, read)
     exact = made()
+    if exact.nonfinite:
+        return exact
     zeros, scales = exact.zero_points, shortest(exact.scales)
     if zeros is None:
         return exact._replace(scales=scales)
@@ -254,7 +267,7 @@ def _unrounded(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, 
     """A weight with scales and zero points in f32."""
     import numpy as np
 
-    rows, columns = tensor.shape
+    rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
     rows_at, num_groups = _rows(name, tensor, place, read), columns // form.group_size
     scales = np.empty((rows, num_groups), np.float32)
     offsets = np.empty((rows, num_groups), np.float32) if form.asymmetric else None
@@ -271,10 +284,11 @@ def _unrounded(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, 
         return packed4(of_rows) if form.element in ("u4", "i4", "f4e2m1") else of_rows
 
     codes = in_blocks(rows, columns, np.uint8, block)
-    _refuse_nonfinite(scales, name, tensor)
+    problem = _nonfinite(scales, name, tensor)
     if offsets is None:
-        return PackedWeight(codes, form.element, (rows, columns), scales)
+        return PackedWeight(codes, form.element, tensor.shape, scales, nonfinite=problem)
     scales[scales == 0] = 1
-    zeros = offsets / scales
-    _refuse_nonfinite(zeros, name, tensor)
-    return PackedWeight(codes, form.element, (rows, columns), scales, zeros)
+    with np.errstate(over="ignore", invalid="ignore"):
+        zeros = offsets / scales
+    problem = problem or _nonfinite(zeros, name, tensor)
+    return PackedWeight(codes, form.element, tensor.shape, scales, zeros, nonfinite=problem)

@@ -44,6 +44,24 @@ _FOUR_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_AFTER = {
+    **{key: name for key, name in _NORMED.items() if key not in ("attn_norm", "ffn_norm")},
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_up_proj.0",
+    "ffn_up_exps": "mlp.experts.gate_up_proj.1",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
+"""Stacks are parameters of the class themselves, gate and up the halves of one."""
+_SHARED_EXPERT = {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
 _FUSED = {
     **_GATED,
     "attn_qkv": "self_attn.qkv_proj",
@@ -64,6 +82,8 @@ class Mapped(NamedTuple):
     """Heads whose rows llama.cpp has put in another order: pairs that are rotated together lie together."""
     less: float = 0.0
     """What is subtracted: norms of Gemma are stored with the 1 that its class adds."""
+    is_row: bool = False
+    """Whether a vector is a matrix of one row in the class."""
 
 
 class _Kind(NamedTuple):
@@ -74,6 +94,7 @@ class _Kind(NamedTuple):
     pairs: bool = False
     """Rows of queries and keys are in llama.cpp's order."""
     norms_plus_one: bool = False
+    has_experts: bool = False
 
 
 class _Facts:
@@ -167,6 +188,48 @@ def _qwen3(facts: _Facts) -> dict[str, Any]:
     return {**_qwen2(facts), "head_dim": facts.head_dim, "attention_bias": "blk.0.attn_q.bias" in facts.tensors}
 
 
+def _experts(facts: _Facts) -> dict[str, Any]:
+    stack = facts.tensors.get("blk.0.ffn_down_exps.weight")
+    width = stack.shape[-1] if stack is not None and len(stack.shape) == 3 else None
+    return {
+        "num_experts": facts.count("expert_count"),
+        "num_experts_per_tok": facts.count("expert_used_count"),
+        "moe_intermediate_size": facts.count("expert_feed_forward_length", width),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+
+
+def _qwen2moe(facts: _Facts) -> dict[str, Any]:
+    shared = facts.tensors.get("blk.0.ffn_down_shexp.weight")
+    width = shared.shape[-1] if shared is not None else None
+    return {
+        **_qwen2(facts),
+        **_experts(facts),
+        "shared_expert_intermediate_size": facts.count("expert_shared_feed_forward_length", width),
+        "norm_topk_prob": False,
+    }
+
+
+def _qwen3moe(facts: _Facts) -> dict[str, Any]:
+    return {**_qwen3(facts), **_experts(facts), "norm_topk_prob": True}
+
+
+def _granite(facts: _Facts) -> dict[str, Any]:
+    return {
+        **_llama(facts),
+        "embedding_multiplier": facts.number("embedding_scale", 1.0),
+        "residual_multiplier": facts.number("residual_scale", 1.0),
+        "attention_multiplier": facts.number("attention.scale", facts.head_dim**-0.5),
+        "logits_scaling": facts.number("logit_scale", 1.0),
+    }
+
+
+def _smollm3(facts: _Facts) -> dict[str, Any]:
+    # llama.cpp rotates nothing in every fourth layer.
+    return {**_llama(facts), "no_rope_layer_interval": 4, "use_sliding_window": False, "layer_types": None}
+
+
 def _gemma(facts: _Facts) -> dict[str, Any]:
     return {**_rms(facts), "head_dim": facts.head_dim, "hidden_activation": "gelu_pytorch_tanh"}
 
@@ -236,6 +299,13 @@ _KINDS: Mapping[str, _Kind] = {
     "llama": _Kind("llama", "LlamaForCausalLM", _GATED, _llama, pairs=True),
     "qwen2": _Kind("qwen2", "Qwen2ForCausalLM", _GATED, _qwen2),
     "qwen3": _Kind("qwen3", "Qwen3ForCausalLM", _NORMED, _qwen3),
+    "qwen2moe": _Kind(
+        "qwen2_moe", "Qwen2MoeForCausalLM", {**_GATED, **_EXPERTS, **_SHARED_EXPERT}, _qwen2moe, has_experts=True
+    ),
+    "qwen3moe": _Kind("qwen3_moe", "Qwen3MoeForCausalLM", {**_NORMED, **_EXPERTS}, _qwen3moe, has_experts=True),
+    "granite": _Kind("granite", "GraniteForCausalLM", _GATED, _granite, pairs=True),
+    "olmo2": _Kind("olmo2", "Olmo2ForCausalLM", _AFTER, _rms),
+    "smollm3": _Kind("smollm3", "SmolLM3ForCausalLM", _GATED, _smollm3, pairs=True),
     "gemma": _Kind("gemma", "GemmaForCausalLM", _GATED, _gemma, norms_plus_one=True),
     "gemma2": _Kind("gemma2", "Gemma2ForCausalLM", _FOUR_NORMS, _gemma2, norms_plus_one=True),
     "gemma3": _Kind("gemma3_text", "Gemma3ForCausalLM", _FOUR_NORMS, _gemma3, norms_plus_one=True),
@@ -259,8 +329,13 @@ def architecture_of(metadata: Mapping[str, Any]) -> str:
             where="metadata",
             hint=ORIGINAL,
         )
-    if metadata.get(f"{name}.expert_count"):
-        raise ModelError("the experts of a GGUF file are not read", where="metadata", hint=ORIGINAL)
+    if metadata.get(f"{name}.expert_count") and not _KINDS[name].has_experts:
+        raise ModelError(
+            f"the experts of a GGUF file are not read in the architecture {name}; accepted: "
+            + ", ".join(each for each, kind in _KINDS.items() if kind.has_experts),
+            where="metadata",
+            hint=ORIGINAL,
+        )
     return name
 
 
@@ -433,5 +508,6 @@ def named_tensors(architecture: str, config: Mapping[str, Any], names: Mapping[s
             )
         less = 1.0 if kind.norms_plus_one and stem.endswith("norm") else 0.0
         prefix = f"model.layers.{int(block[1])}." if block else ""
-        found[name] = Mapped(f"{prefix}{to}.{part}", ordered, less)
+        is_row = to.endswith("shared_expert_gate") and len(tensor.shape) == 1
+        found[name] = Mapped(f"{prefix}{to}" + ("" if ".experts." in to else f".{part}"), ordered, less, is_row)
     return found

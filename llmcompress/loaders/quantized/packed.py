@@ -70,6 +70,9 @@ class PackedWeight(NamedTuple):
     unrounded: Callable[[], NDArray[Any]] | None = None
     """Gives the weight in f32 as the source has it; None: as the codes say."""
 
+    nonfinite: str = ""
+    """What of it is NaN or infinite, for people; empty: nothing."""
+
     @property
     def group_size(self) -> int:
         """Columns that share a scale."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+_log = logging.getLogger(__name__)
+
 _DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 
@@ -50,8 +53,16 @@ class SourceWeights(NamedTuple):
     floats: Callable[[], Mapping[str, NDArray[Any]]] | None = None
     """Gives the other tensors, where they are not in safetensors files as transformers has them."""
 
-    def repacked(self) -> dict[str, PackedWeight]:
-        """Every weight by its name, each on a core."""
+    def repacked(self, *, allow_nonfinite: bool = False) -> dict[str, PackedWeight]:
+        """Every weight by its name, each on a core.
+
+        Args:
+            allow_nonfinite: Go on where blocks of a weight have scales that are NaN or infinite. Those that are tensors
+                of their own were searched before.
+
+        Raises:
+            ModelError: There are such, and they are not allowed.
+        """
 
         def repack(weight: StoredWeight) -> PackedWeight:
             packed = weight.repack(self.mapped.read)
@@ -60,8 +71,17 @@ class SourceWeights(NamedTuple):
             return packed
 
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            made = pool.map(repack, self.weights)
-            return dict(zip((weight.name for weight in self.weights), made, strict=True))
+            made = dict(zip((weight.name for weight in self.weights), pool.map(repack, self.weights), strict=True))
+        problem = "; ".join(weight.nonfinite for weight in made.values() if weight.nonfinite)
+        if problem and not allow_nonfinite:
+            raise ModelError(
+                problem,
+                where=self.method,
+                hint="the model is damaged; download the file again, or take another one; `allow_nonfinite` goes on",
+            )
+        if problem:
+            _log.warning("%s; compressed as they are", problem)
+        return made
 
 
 def source_weights(source: Source, checkpoint: Checkpoint, read: Read | None = None) -> SourceWeights | None:
