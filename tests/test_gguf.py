@@ -119,6 +119,27 @@ def test_the_logits_are_those_of_the_package_gguf(name: str, executed: set[str])
     assert found <= {"f16", "f32", "bf16"}
 
 
+def test_k_quants_take_little_more_than_in_their_file(tmp_path: Path) -> None:
+    report = llmcompress.compress(MODELS / "k-quants.gguf", "keep", tmp_path / "out", tokenizer=False)
+    # Codes, a byte for each group's scale and zero point, and two for each block's.
+    expected = {"Q2_K": 5.125, "Q3_K": 4.5625, "Q4_K": 4.625, "Q5_K": 8.625, "Q6_K": 8.5625, "IQ4_XS": 8.3125}
+    found = {
+        layer.stored_as.split()[1]: (8 * layer.size_bytes / layer.num_parameters, layer.group_size)
+        for layer in report.layers
+        if layer.stored_as
+    }
+    for name, bits in expected.items():
+        # The shapes of groups take some bytes more.
+        assert bits <= found[name][0] <= bits + 0.25, name
+        assert found[name][1] == (16 if name in ("Q2_K", "Q3_K", "Q6_K") else 32)
+    predicted = forecast_source(
+        str(MODELS / "k-quants.gguf"), load_recipe("keep"), tmp_path / "no", Access(), "llmcompress", silent,
+        tokenizer=False,
+    )  # fmt: skip
+    actual = (tmp_path / "out" / "openvino_model.bin").stat().st_size
+    assert predicted.size_bytes == pytest.approx(actual, rel=0.02)
+
+
 def exact_types(name: str, values: Array) -> Any:
     kinds = {"attn_q": "Q4_0", "attn_k": "Q5_0", "attn_v": "Q5_1", "ffn_gate": "BF16", "ffn_up": "F16"}
     return blocks(kinds.get(name.split(".")[-2], "Q8_0"))(name, values)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 CONSUMERS = {"MatMul": (1, 0), "Gather": (0,), "Convolution": (1,), "GroupConvolution": (1,)}
-DECOMPRESSION = {"Convert", "Multiply", "Subtract", "Reshape", "Transpose", "Broadcast"}
+DECOMPRESSION = {"Convert", "Multiply", "Divide", "Subtract", "Reshape", "Transpose", "Broadcast"}
 FLOATS = {"bf16", "f16", "f32", "f64"}
 SCALED_FLOATS = {("f4e2m1", "f8e8m0"): "mxfp4", ("f4e2m1", "f8e4m3"): "nvfp4", ("f8e4m3", "f8e8m0"): "mxfp8_e4m3"}
 PLAIN_FLOATS = {"nf4": "nf4", "f4e2m1": "fp4", "f8e4m3": "fp8_e4m3", "f8e5m2": "fp8_e5m2"}

@@ -138,6 +138,10 @@ def _bytes(weight: StoredWeight) -> int:
     if weight.element in FLOATS:
         return elements * bits // 8
     num_groups = elements // weight.group_size
+    if weight.level_groups:
+        # A byte for each group and 16 bits for each block.
+        products = num_groups + 2 * (num_groups // weight.level_groups)
+        return elements * bits // 8 + products * (2 if weight.asymmetric else 1)
     scales = num_groups * _BITS[weight.scale] // 8
     if len(weight.shape) == 3 and weight.scale == "f8e4m3":
         # Every expert has a global scale of its own.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.experts import joined
-from llmcompress.loaders.quantized.packed import FLOATS, ORIGINAL, PackedWeight, dequantized, packed4
+from llmcompress.loaders.quantized.packed import FLOATS, ORIGINAL, Levels, PackedWeight, dequantized, packed4
 from llmcompress.loaders.quantized.slim_stacks import SlimStacks
 
 if TYPE_CHECKING:
@@ -188,11 +188,14 @@ def weight_value(name: str, weight: PackedWeight, owners: list[object]) -> ov.No
     precision = ov.Type.f16 if scale_element == "f16" else ov.Type.f32
 
     value = ops.convert(constant(weight.codes, shape, weight.element, ""), precision)
-    if weight.zero_points is not None:
-        zero_point = _zero_point(weight, per_group, precision, constant)
+    if weight.levels is not None:
+        scale, zero_point = _of_levels(weight.levels, per_group, constant)
+    else:
+        scale = constant(weight.scales, per_group, scale_element, "/scale")
+        zero_point = None if weight.zero_points is None else _zero_point(weight, per_group, precision, constant)
+    if zero_point is not None:
         value = ops.subtract(value, zero_point, name=f"{name}/zero_point/subtract")
-    scale = constant(weight.scales, per_group, scale_element, "/scale")
-    if weight.scales.itemsize == 1:
+    if weight.levels is None and weight.scales.itemsize == 1:
         scale = ops.convert(scale, precision)
     if weight.factors is not None:
         of_all = weight.factors.size == 1
@@ -202,6 +205,28 @@ def weight_value(name: str, weight: PackedWeight, owners: list[object]) -> ov.No
     if grouped:
         value = ops.reshape(value, ops.constant(np.array(weight.shape)), special_zero=False)
     return value if precision == ov.Type.f32 else ops.convert(value, ov.Type.f32)
+
+
+def _of_levels(
+    levels: Levels, per_group: list[int], constant: Callable[..., ov.Node]
+) -> tuple[ov.Node, ov.Node | None]:
+    """Scales and zero points, computed in f32 of what they are products of."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    rows, num_blocks = levels.scale_steps.shape
+
+    def product(small: NDArray[Any], steps: NDArray[Any], suffix: str) -> ov.Node:
+        element = "i8" if small.dtype.kind == "i" else "u8"
+        grouped = ops.convert(constant(small.view("u1"), per_group, element, suffix), ov.Type.f32)
+        in_blocks = ops.reshape(grouped, ops.constant([rows, num_blocks, -1, 1]), special_zero=False)
+        of_blocks = ops.convert(constant(steps, [rows, num_blocks, 1, 1], "f16", f"{suffix}/step"), ov.Type.f32)
+        return ops.reshape(ops.multiply(in_blocks, of_blocks), ops.constant(per_group), special_zero=False)
+
+    scale = product(levels.scales, levels.scale_steps, "/scale")
+    if levels.offsets is None or levels.offset_steps is None:
+        return scale, None
+    return scale, ops.divide(product(levels.offsets, levels.offset_steps, "/zero_point"), scale)
 
 
 def _zero_point(

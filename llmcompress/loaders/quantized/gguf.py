@@ -13,11 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.gguf_architectures import Mapped, named_tensors
-from llmcompress.loaders.quantized.gguf_blocks import BLOCK_FORMATS, DEQUANTIZED, BlockFormat
+from llmcompress.loaders.quantized.gguf_blocks import (
+    BLOCK_FORMATS,
+    DEQUANTIZED,
+    BlockFormat,
+    BlockLevels,
+    without_zero_scales,
+)
 from llmcompress.loaders.quantized.gguf_file import BLOCK_SIZES
 from llmcompress.loaders.quantized.packed import (
     ORIGINAL,
     Element,
+    Levels,
     PackedWeight,
     Scale,
     dequantized,
@@ -164,6 +171,7 @@ def _stored(name: str, tensor: TensorInfo, place: Mapped) -> StoredWeight:
         repack=functools.partial(_repacked, name, tensor, place, form),
         scale=numbers,
         zero_point=numbers,
+        level_groups=form.level_groups if len(tensor.shape) == 2 else 0,
         rounding="their zero points become f16" if form.rounds else "",
     )
 
@@ -247,7 +255,7 @@ def _repacked(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, r
 
     made = functools.partial(_unrounded, name, tensor, place, form, read)
     exact = made()
-    if exact.nonfinite:
+    if exact.nonfinite or exact.levels is not None:
         return exact
     zeros, scales = exact.zero_points, shortest(exact.scales)
     if zeros is None:
@@ -263,6 +271,21 @@ def _repacked(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, r
     )
 
 
+def _levels(found: list[BlockLevels] | None, rows: int) -> Levels | None:
+    """Those of all blocks, row by row."""
+    import numpy as np
+
+    if not found:
+        return None
+    scales, steps, offsets, offset_steps = (
+        None if parts[0] is None else np.concatenate(parts).reshape(rows, -1) for parts in zip(*found, strict=True)
+    )
+    assert scales is not None and steps is not None  # noqa: PT018
+    return Levels(
+        scales, steps.astype(np.float16), offsets, None if offset_steps is None else offset_steps.astype(np.float16)
+    )
+
+
 def _unrounded(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, read: Read) -> PackedWeight:
     """A weight with scales and zero points in f32."""
     import numpy as np
@@ -271,24 +294,29 @@ def _unrounded(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, 
     rows_at, num_groups = _rows(name, tensor, place, read), columns // form.group_size
     scales = np.empty((rows, num_groups), np.float32)
     offsets = np.empty((rows, num_groups), np.float32) if form.asymmetric else None
+    # The operation that the CPU makes of a stack and its routing reads scales as they are.
+    levels: list[BlockLevels] | None = [] if form.level_groups and len(tensor.shape) == 2 else None
 
     def block(part: slice) -> NDArray[Any]:
         groups = form.parts(rows_at(part).reshape(-1, BLOCK_SIZES[tensor.dtype].size_bytes))
+        if offsets is not None:
+            groups = without_zero_scales(groups)
+        if levels is not None and groups.levels is not None:
+            levels.append(groups.levels)
         scales[part] = groups.scales.reshape(-1, num_groups)
         codes = groups.codes.reshape(-1, num_groups, form.group_size)
         if offsets is not None and groups.offsets is not None:
             offsets[part] = groups.offsets.reshape(-1, num_groups)
-            # Where all are the same number, the offset alone holds it.
-            codes[scales[part] == 0] = 0
         of_rows = codes.reshape(-1, columns)
         return packed4(of_rows) if form.element in ("u4", "i4", "f4e2m1") else of_rows
 
     codes = in_blocks(rows, columns, np.uint8, block)
     problem = _nonfinite(scales, name, tensor)
     if offsets is None:
-        return PackedWeight(codes, form.element, tensor.shape, scales, nonfinite=problem)
-    scales[scales == 0] = 1
+        return PackedWeight(codes, form.element, tensor.shape, scales, levels=_levels(levels, rows), nonfinite=problem)
     with np.errstate(over="ignore", invalid="ignore"):
         zeros = offsets / scales
     problem = problem or _nonfinite(zeros, name, tensor)
-    return PackedWeight(codes, form.element, tensor.shape, scales, zeros, nonfinite=problem)
+    return PackedWeight(
+        codes, form.element, tensor.shape, scales, zeros, levels=_levels(levels, rows), nonfinite=problem
+    )

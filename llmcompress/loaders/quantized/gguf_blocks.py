@@ -19,6 +19,17 @@ _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 """What the codes of IQ4_NL and IQ4_XS stand for."""
 
 
+class BlockLevels(NamedTuple):
+    """What the scales and offsets of blocks of groups are products of."""
+
+    scales: NDArray[Any]
+    """``[blocks, groups]``: int8 or uint8."""
+    scale_steps: NDArray[Any]
+    """float32 ``[blocks, 1]``, exact in 16 bits."""
+    offsets: NDArray[Any] | None = None
+    offset_steps: NDArray[Any] | None = None
+
+
 class BlockGroups(NamedTuple):
     """``codes * scales - offsets``, for blocks."""
 
@@ -27,6 +38,7 @@ class BlockGroups(NamedTuple):
     scales: NDArray[Any]
     """float32 ``[blocks, groups]``."""
     offsets: NDArray[Any] | None = None
+    levels: BlockLevels | None = None
 
 
 class BlockFormat(NamedTuple):
@@ -42,6 +54,26 @@ class BlockFormat(NamedTuple):
     """Zero points become f16; else what f16 does not hold exactly is f32."""
     short_scales: bool = False
     """Whether f16 holds every scale."""
+    level_groups: int = 0
+    """Groups of a block whose scales are small integers times a number of the block; 0: they are no such products."""
+
+
+def without_zero_scales(groups: BlockGroups) -> BlockGroups:
+    """The same numbers where no scale is zero: of a group whose elements are all its offset the codes are."""
+    import numpy as np
+
+    zero = groups.scales == 0
+    if groups.offsets is None or not zero.any():
+        return groups
+    size = groups.codes.shape[1] // zero.shape[1]
+    codes = np.where(np.repeat(zero, size, axis=1), np.uint8(0), groups.codes)
+    if groups.levels is None:
+        return groups._replace(codes=codes, scales=np.where(zero, np.float32(1), groups.scales))
+    steps = groups.levels.scale_steps
+    levels = groups.levels._replace(
+        scales=np.where(zero, np.uint8(1), groups.levels.scales), scale_steps=np.where(steps == 0, np.float32(1), steps)
+    )
+    return _of_levels(codes, levels)
 
 
 def _half(blocks: NDArray[Any], start: int) -> NDArray[Any]:
@@ -87,6 +119,15 @@ def _q8_0(blocks: NDArray[Any]) -> BlockGroups:
     return BlockGroups(blocks[:, 2:], _half(blocks, 0))
 
 
+def _of_levels(codes: NDArray[Any], levels: BlockLevels) -> BlockGroups:
+    import numpy as np
+
+    scales = levels.scale_steps * levels.scales.astype(np.float32)
+    if levels.offsets is None or levels.offset_steps is None:
+        return BlockGroups(codes, scales, levels=levels)
+    return BlockGroups(codes, scales, levels.offset_steps * levels.offsets.astype(np.float32), levels)
+
+
 def _two_bits(packed: NDArray[Any]) -> NDArray[Any]:
     """Codes of 2 bits of 64 bytes: each half of them holds four runs of 32, in its bytes' pairs of bits."""
     import numpy as np
@@ -97,12 +138,10 @@ def _two_bits(packed: NDArray[Any]) -> NDArray[Any]:
 
 
 def _q2_k(blocks: NDArray[Any]) -> BlockGroups:
-    import numpy as np
 
     small = blocks[:, :16]
-    scales = _half(blocks, 80) * (small & 15).astype(np.float32)
-    offsets = _half(blocks, 82) * (small >> 4).astype(np.float32)
-    return BlockGroups(_two_bits(blocks[:, 16:80]), scales, offsets)
+    levels = BlockLevels(small & 15, _half(blocks, 80), small >> 4, _half(blocks, 82))
+    return _of_levels(_two_bits(blocks[:, 16:80]), levels)
 
 
 def _q3_k(blocks: NDArray[Any]) -> BlockGroups:
@@ -113,9 +152,9 @@ def _q3_k(blocks: NDArray[Any]) -> BlockGroups:
     third = (blocks[:, None, :32] >> eighth & 1).reshape(-1, 256) << 2
     low, high = blocks[:, 96:104], blocks[:, 104:108]
     pairs = np.concatenate([high >> shift & 3 for shift in (0, 2, 4, 6)], axis=-1)
-    small = (_nibbles(low) | pairs << 4).astype(np.float32) - 32
+    small = (_nibbles(low) | pairs << 4).astype(np.int8) - np.int8(32)
     codes = (_two_bits(blocks[:, 32:96]) | third) - np.uint8(4)
-    return BlockGroups(codes & 15, _half(blocks, 108) * small)
+    return _of_levels(codes & 15, BlockLevels(small, _half(blocks, 108)))
 
 
 def _small_pairs(packed: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -125,13 +164,13 @@ def _small_pairs(packed: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     first, second, rest = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = np.concatenate([first & 63, rest & 15 | first >> 6 << 4], axis=-1)
     offsets = np.concatenate([second & 63, rest >> 4 | second >> 6 << 4], axis=-1)
-    return scales.astype(np.float32), offsets.astype(np.float32)
+    return scales, offsets
 
 
 def _q4_k(blocks: NDArray[Any]) -> BlockGroups:
     scales, offsets = _small_pairs(blocks[:, 4:16])
     codes = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 256)
-    return BlockGroups(codes, _half(blocks, 0) * scales, _half(blocks, 2) * offsets)
+    return _of_levels(codes, BlockLevels(scales, _half(blocks, 0), offsets, _half(blocks, 2)))
 
 
 def _q5_k(blocks: NDArray[Any]) -> BlockGroups:
@@ -142,7 +181,7 @@ def _q5_k(blocks: NDArray[Any]) -> BlockGroups:
     eighth = np.arange(8, dtype=np.uint8).reshape(1, 8, 1)
     fifth = (blocks[:, None, 16:48] >> eighth & 1).reshape(-1, 256) << 4
     codes = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 256) | fifth
-    return BlockGroups(codes, _half(blocks, 0) * scales, _half(blocks, 2) * offsets)
+    return _of_levels(codes, BlockLevels(scales, _half(blocks, 0), offsets, _half(blocks, 2)))
 
 
 def _q6_k(blocks: NDArray[Any]) -> BlockGroups:
@@ -150,9 +189,9 @@ def _q6_k(blocks: NDArray[Any]) -> BlockGroups:
 
     # Each half of the block: two runs of 32 in the lower halves of 64 bytes, then two in the upper ones.
     low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 256)
-    small = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8).astype(np.float32)
+    small = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
     codes = (low | _two_bits(blocks[:, 128:192]) << 4) - np.uint8(32)
-    return BlockGroups(codes, _half(blocks, 208) * small)
+    return _of_levels(codes, BlockLevels(small, _half(blocks, 208)))
 
 
 def _iq4(packed: NDArray[Any]) -> NDArray[Any]:
@@ -172,8 +211,8 @@ def _iq4_xs(blocks: NDArray[Any]) -> BlockGroups:
     high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2")
     upper = high >> np.arange(0, 16, 2, dtype=np.uint16) & 3
     lower = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=-1).reshape(-1, 8)
-    small = (lower | upper << 4).astype(np.float32) - 32
-    return BlockGroups(_iq4(blocks[:, 8:].reshape(-1, 8, 16)).reshape(-1, 256), _half(blocks, 0) * small)
+    small = (lower | upper << 4).astype(np.int8) - np.int8(32)
+    return _of_levels(_iq4(blocks[:, 8:].reshape(-1, 8, 16)).reshape(-1, 256), BlockLevels(small, _half(blocks, 0)))
 
 
 def _mxfp4(blocks: NDArray[Any]) -> BlockGroups:
@@ -188,13 +227,13 @@ BLOCK_FORMATS: Mapping[str, BlockFormat] = {
     "Q5_0": BlockFormat("i8", 32, _q5_0, short_scales=True),
     "Q5_1": BlockFormat("u8", 32, _q5_1, asymmetric=True),
     "Q8_0": BlockFormat("i8", 32, _q8_0, short_scales=True),
-    "Q2_K": BlockFormat("u4", 16, _q2_k, asymmetric=True),
-    "Q3_K": BlockFormat("i4", 16, _q3_k),
-    "Q4_K": BlockFormat("u4", 32, _q4_k, asymmetric=True),
-    "Q5_K": BlockFormat("u8", 32, _q5_k, asymmetric=True),
-    "Q6_K": BlockFormat("i8", 16, _q6_k),
+    "Q2_K": BlockFormat("u4", 16, _q2_k, asymmetric=True, level_groups=16),
+    "Q3_K": BlockFormat("i4", 16, _q3_k, level_groups=16),
+    "Q4_K": BlockFormat("u4", 32, _q4_k, asymmetric=True, level_groups=8),
+    "Q5_K": BlockFormat("u8", 32, _q5_k, asymmetric=True, level_groups=8),
+    "Q6_K": BlockFormat("i8", 16, _q6_k, level_groups=16),
     "IQ4_NL": BlockFormat("i8", 32, _iq4_nl, short_scales=True),
-    "IQ4_XS": BlockFormat("i8", 32, _iq4_xs),
+    "IQ4_XS": BlockFormat("i8", 32, _iq4_xs, level_groups=8),
     "MXFP4": BlockFormat("f4e2m1", 32, _mxfp4, short_scales=True),
 }
 """The types whose codes are kept."""

@@ -44,6 +44,22 @@ MIN_GROUP_SIZE = 8
 _BLOCK_ELEMENTS = 1 << 22
 
 
+class Levels(NamedTuple):
+    """Scales, and zero points, as small integers of a group times numbers of the blocks that groups make.
+
+    The runtime multiplies them when it compiles, and has the same numbers; a file has a byte for each.
+    """
+
+    scales: NDArray[Any]
+    """``[rows, groups]``: bytes, with sign or without."""
+    scale_steps: NDArray[Any]
+    """``[rows, blocks]`` in f16: what a scale is times its byte."""
+    offsets: NDArray[Any] | None = None
+    """``[rows, groups]``: bytes; None: there are no zero points."""
+    offset_steps: NDArray[Any] | None = None
+    """``[rows, blocks]`` in f16: a zero point is the byte times it, divided by the scale."""
+
+
 class PackedWeight(NamedTuple):
     """``(codes - zero points) * scales``, a zero point and a scale for each group of columns in a row."""
 
@@ -70,6 +86,8 @@ class PackedWeight(NamedTuple):
     unrounded: Callable[[], NDArray[Any]] | None = None
     """Gives the weight in f32 as the source has it; None: as the codes say."""
 
+    levels: Levels | None = None
+    """What the scales and zero points, in f32, are products of."""
     nonfinite: str = ""
     """What of it is NaN or infinite, for people; empty: nothing."""
 

@@ -57,6 +57,8 @@ class StoredWeight(NamedTuple):
     """What its scales are most likely."""
     zero_point: Scale | None = None
     """What its zero points are, where they are numbers; None: codes."""
+    level_groups: int = 0
+    """Groups of a block, where scales and zero points are bytes times numbers in f16 of blocks; 0: they are not."""
     transposed: bool = False
     """Whether the model's class has input channels before output channels."""
     rounding: str = ""
