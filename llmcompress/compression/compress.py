@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from llmcompress.artifact import staging
 from llmcompress.artifact.placement import checked_output
@@ -146,26 +146,23 @@ def _refuse_loading_options(loaded: LoadedModel, access: Access) -> None:
 def reference_ir(
     source: str,
     *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    offline: bool = False,
-    allow_links: bool = False,
-    merge_adapter: bool = False,
-    file: str | None = None,
     progress: Reporter = silent,
+    **access: Any,
 ) -> str:
     """Return what to run in place of a source: itself where it is an OpenVINO IR, else the directory of one.
 
     A checkpoint is converted without compression, once; one that is quantized already keeps its codes. A Hub source is
     known by its commit, a directory by its files' names, sizes and times of change.
 
+    Args:
+        source: Hub id or path.
+        progress: Told of every stage.
+        access: Fields of ``Access``.
+
     Raises: what ``resolve`` and ``compress`` raise.
     """
     quiet_libraries()
-    access = Access(
-        revision, trust_remote_code, offline, allow_links=allow_links, merge_adapter=merge_adapter, file=file
-    )
-    found = resolve(source, access)
+    found = resolve(source, Access(**access))
     if found.layout == "ir":
         return found.id or str(found.path)
     key = content_key({"source": identity(found), "versions": installed_versions(PACKAGES_THAT_DECIDE_SCORES)})
@@ -176,16 +173,5 @@ def reference_ir(
     output = cache_dir() / "reference-ir" / key / f"{name}-{recipe}-ov"
     hold(output.parent)
     if not output.exists():
-        compress(
-            source,
-            recipe,
-            output,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            offline=offline,
-            allow_links=allow_links,
-            merge_adapter=merge_adapter,
-            file=file,
-            progress=progress,
-        )
+        compress(source, recipe, output, progress=progress, **access)
     return str(output)

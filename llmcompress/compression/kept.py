@@ -32,7 +32,8 @@ def kept_record(model: ov.Model, kept: KeptWeights | None) -> KeptRecord | None:
     for name, weight in kept.weights.items():
         packed = weight.packed
         zeros = None if packed.zero_points is None else packed.zero_points.itemsize
-        kind = (packed.element, packed.group_size, packed.scale_element, zeros, len(packed.shape))
+        levels = packed.levels is not None
+        kind = (packed.element, packed.group_size, packed.scale_element, zeros, levels, len(packed.shape))
         kinds.setdefault(kind, (name, packed))
     executed: dict[str, set[str]] = defaultdict(set)
     for name, packed in kinds.values():
@@ -68,6 +69,7 @@ def _executed(packed: PackedWeight) -> set[str]:
         shape=(rows, columns),
         scales=packed.scales[:rows],
         zero_points=None if packed.zero_points is None else packed.zero_points[:rows],
+        levels=None if packed.levels is None else packed.levels.first(rows),
     )
     owners: list[object] = []
     activations = ops.parameter(ov.PartialShape([-1, columns]), ov.Type.f32)

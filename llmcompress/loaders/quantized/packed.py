@@ -59,6 +59,15 @@ class Levels(NamedTuple):
     offset_steps: NDArray[Any] | None = None
     """``[rows, blocks]`` in f16: a zero point is the byte times it, divided by the scale."""
 
+    def first(self, rows: int) -> Levels:
+        """Those of the first rows."""
+        return Levels(
+            self.scales[:rows],
+            self.scale_steps[:rows],
+            None if self.offsets is None else self.offsets[:rows],
+            None if self.offset_steps is None else self.offset_steps[:rows],
+        )
+
 
 class PackedWeight(NamedTuple):
     """``(codes - zero points) * scales``, a zero point and a scale for each group of columns in a row."""
