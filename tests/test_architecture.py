@@ -173,7 +173,7 @@ def test_a_model_of_a_newer_transformers_says_so() -> None:
 
 
 def test_a_type_the_exporter_knows_and_transformers_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcompress.loaders.architecture.not_convertible", lambda model_type: "")
+    monkeypatch.setattr("llmcompress.loaders.architecture.not_convertible", lambda model_type, transformers: "")
     with pytest.raises(ModelError, match="does not know the model type 'tiny', and the model brings no code for it"):
         check_architecture({"model_type": "tiny"})
     allowed = check_architecture({"model_type": "tiny", "auto_map": {"AutoConfig": "a.B"}}, trust_remote_code=True)
@@ -297,3 +297,7 @@ def test_quantized_checkpoints_that_do_not(declared: object, message: str) -> No
     with pytest.raises(ModelError, match=message) as caught:
         check_architecture({**LLAMA, "quantization_config": declared})
     assert "before quantization" in caught.value.hint
+
+
+def test_the_windows_read_without_an_import_are_the_exporters_own() -> None:
+    assert exporter.declared_windows() == {name: exporter._window(name) for name in exporter._exporters()}

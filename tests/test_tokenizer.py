@@ -14,7 +14,7 @@ import pytest
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.loaders import chat, chat_template, tokenizer
 from llmcompress.loaders.generation import read_generation_config, reconcile_eos, save_generation_config
-from tests import tokenizer_fixture
+from tests import tiny_models, tokenizer_fixture
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "models" / "ref-llama-8m"
 QUESTION = [{"role": "user", "content": "Hi"}]
@@ -379,3 +379,27 @@ def test_generation_config_absent_or_broken(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("[1]")
     with pytest.raises(ModelError, match="not a JSON object"):
         read_generation_config(tmp_path)
+
+
+def test_a_tokenizer_that_transformers_5_saved_opens_in_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    given: dict[str, Any] = {}
+    opened_by = PreTrainedTokenizerFast.from_pretrained
+
+    def from_pretrained(path: str, **settings: Any) -> Any:
+        given.update(settings)
+        return opened_by(path, local_files_only=True)
+
+    tiny_models.write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = {**json.loads(path.read_text()), "tokenizer_class": "TokenizersBackend"}
+    path.write_text(json.dumps({**config, "extra_special_tokens": ["<|end|>"]}))
+    before = path.read_bytes()
+    expected = tokenizer.load_tokenizer(tmp_path)("the thin <|end|>")["input_ids"]
+    monkeypatch.setattr(tokenizer, "installed_transformers", lambda: "4.57.6")
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", from_pretrained)
+    assert tokenizer.load_tokenizer(tmp_path)("the thin <|end|>")["input_ids"] == expected
+    # 4 has no list of that name.
+    assert (given["additional_special_tokens"], given["extra_special_tokens"]) == (["<|end|>"], {})
+    assert path.read_bytes() == before

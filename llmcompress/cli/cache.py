@@ -33,6 +33,7 @@ KINDS = {
     "evaluations": "scores of interrupted evaluations",
     "durations": "how long steps took",
     "kernels": "machine code of our kernels",
+    "layers": "versions of transformers that some architectures need",
     "gguf": "configurations and tokenizers of GGUF files",
     "matplotlib": "fonts of the page's charts",
 }

@@ -58,17 +58,18 @@ def forecast_source(
 
     The tokenizer is looked at where it is at hand: of a Hub model it is not fetched for this.
     """
+    from llmcompress.compression.compress import predict
     from llmcompress.compression.compressible import require_compressible
-    from llmcompress.compression.forecast import forecast
+    from llmcompress.loaders.environments import is_known, needed_layer
     from llmcompress.loaders.source import resolve
     from llmcompress.loaders.tokenizer import require_tokenizer
     from llmcompress.system.environment import quiet_libraries
 
     quiet_libraries()
     found = resolve(source, access)
-    require_compressible(found, recipe, requantize=access.requantize)
-    predicted = forecast(found, recipe, output_dir, engine=engine)
-    if found.files is None:
+    require_compressible(found, recipe, requantize=access.requantize, offline=access.offline)
+    predicted = predict(found, recipe, output_dir, engine=engine, offline=access.offline)
+    if found.files is None and (needed_layer(found) is None or is_known(found)):
         require_tokenizer(found, needed=tokenizer or recipe.calibration is not None)
     return predicted
 

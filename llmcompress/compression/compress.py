@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from llmcompress.artifact import staging
 from llmcompress.artifact.placement import checked_output
+from llmcompress.compression.compressible import require_compressible
+from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.output import inputs, write
 from llmcompress.compression.pruned import save_pruned
 from llmcompress.compression.run import CompressOptions, compress_in_memory
+from llmcompress.data.texts import fetch_text
 from llmcompress.errors import UsageError
+from llmcompress.loaders.environments import (
+    TransformersLayer,
+    is_at_hand,
+    is_known,
+    needed_layer,
+    on_layer,
+    versions_for,
+)
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.loaders.quantized.declaration import check_quantization, is_repacked
 from llmcompress.loaders.recommended import recommended_recipe
-from llmcompress.loaders.source import Source, identity, resolve
+from llmcompress.loaders.source import Source, fetch_listed, identity, resolve
 from llmcompress.report.compression import CompressionReport, Engine
 from llmcompress.report.record import Stages
 from llmcompress.spec import RECOMMENDED, Access, Recipe, load_recipe
 from llmcompress.system.cache import cache_dir, content_key, hold
-from llmcompress.system.environment import PACKAGES_THAT_DECIDE_SCORES, installed_versions, quiet_libraries
+from llmcompress.system.environment import PACKAGES_THAT_DECIDE_SCORES, quiet_libraries
 from llmcompress.system.files import short_name
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
-from llmcompress.system.progress import Reporter, silent
+from llmcompress.system.progress import Progress, Reporter, silent
 
 
 @library_call
@@ -109,13 +121,66 @@ def compress(
     if not isinstance(recipe, Recipe):
         recipe = recommended_recipe(found, str(recipe))
     kept = None if save_checkpoint is None else _checkpoint_place(save_checkpoint, recipe, found)
-    with staging(output_dir, overwrite=overwrite, inputs=inputs(found, recipe)) as stage:
-        options = CompressOptions(stage.scratch_dir(), stage.target, access, tokenizer, engine)
-        given = source if isinstance(source, LoadedModel) else found
-        compressed = compress_in_memory(given, recipe, options, stages, progress)
+    output = Output(Path(output_dir), overwrite, tokenizer, engine, kept)
+    if isinstance(source, LoadedModel):
+        return compress_found(source, recipe, output, access, stages=stages, progress=progress)
+    layer = needed_layer(found)
+    if layer is None:
+        return compress_found(found, recipe, output, access, stages=stages, progress=progress)
+    access = prepare_for_layer(layer, found, [recipe], output, access, progress)
+    how = {"recipe": recipe, "output": output, "access": access}
+    return on_layer(layer, compress_found, found, how, offline=offline, progress=progress)
+
+
+def predict(
+    source: Source, recipe: Recipe, output_dir: Path | None, *, engine: Engine = "llmcompress", offline: bool = False
+) -> Forecast:
+    """As ``forecast``; of a model that only another version of transformers can build, on the layer that has it.
+
+    Raises: as ``forecast`` and ``on_layer``.
+    """
+    layer = needed_layer(source)
+    if layer is None or is_known(source):
+        return forecast(source, recipe, output_dir, engine=engine)
+    how = {"recipe": recipe, "output_dir": output_dir, "engine": engine}
+    return on_layer(layer, forecast_found, source, how, offline=offline, fetch=fetch_listed)
+
+
+def forecast_found(
+    source: Source, recipe: Recipe, output_dir: Path | None, engine: Engine, *, progress: Reporter
+) -> Forecast:
+    """As ``forecast``, for a worker."""
+    return forecast(source, recipe, output_dir, engine=engine)
+
+
+class Output(NamedTuple):
+    """Where the output goes, and how it is made."""
+
+    directory: Path
+    overwrite: bool = False
+    tokenizer: bool = True
+    engine: Engine = "llmcompress"
+    checkpoint: Path | None = None
+    """Where what a pruning leaves is kept."""
+
+
+def compress_found(
+    source: Source | LoadedModel,
+    recipe: Recipe,
+    output: Output,
+    access: Access,
+    *,
+    stages: Stages | None = None,
+    progress: Reporter = silent,
+) -> CompressionReport:
+    """Compress what was found or loaded, by the transformers of this process; raises as ``compress``."""
+    found = source.source if isinstance(source, LoadedModel) else source
+    with staging(output.directory, overwrite=output.overwrite, inputs=inputs(found, recipe)) as stage:
+        options = CompressOptions(stage.scratch_dir(), stage.target, access, output.tokenizer, output.engine)
+        compressed = compress_in_memory(source, recipe, options, stages or Stages(), progress)
         report = write(compressed, stage, progress=progress)
-        if kept is not None:
-            save_pruned(compressed.loaded.source.path, kept)
+        if output.checkpoint is not None:
+            save_pruned(compressed.loaded.source.path, output.checkpoint)
         return report
 
 
@@ -127,6 +192,43 @@ def _checkpoint_place(directory: str | Path, recipe: Recipe, found: Source) -> P
             hint="leave it out, or take a recipe with pruning",
         )
     return checked_output(directory, inputs(found, recipe), overwrite=False)
+
+
+def prepare_for_layer(
+    layer: TransformersLayer,
+    found: Source,
+    recipes: Sequence[Recipe],
+    output: Output | None,
+    access: Access,
+    progress: Reporter,
+) -> Access:
+    """Do what takes the Hub, which is out of reach on a layer, and refuse before anything large is fetched.
+
+    Args:
+        layer: What converts it.
+        found: The source, whose weights ``on_layer`` fetches.
+        recipes: What it will be compressed by: their texts are fetched.
+        output: Where it will go; None: its place is looked at later.
+        access: How the source was found.
+        progress: Told of the stages.
+
+    Returns:
+        How the files that are here by then are to be read.
+
+    Raises: as ``compress``.
+    """
+    # A directory is looked at on the layer, by its own transformers.
+    if found.files is not None or found.config.get("auto_map") or not is_at_hand(layer, offline=access.offline):
+        for recipe in recipes:
+            require_compressible(found, recipe, requantize=access.requantize, offline=access.offline)
+            if output is not None:
+                predicted = predict(found, recipe, output.directory, engine=output.engine, offline=access.offline)
+                require_fits(predicted)
+    for recipe in recipes:
+        for text in recipe.texts:
+            progress(Progress("read the texts", 0, 0))
+            fetch_text(text, offline=access.offline)
+    return access._replace(offline=True)
 
 
 def _refuse_loading_options(loaded: LoadedModel, access: Access) -> None:
@@ -165,7 +267,7 @@ def reference_ir(
     found = resolve(source, Access(**access))
     if found.layout == "ir":
         return found.id or str(found.path)
-    key = content_key({"source": identity(found), "versions": installed_versions(PACKAGES_THAT_DECIDE_SCORES)})
+    key = content_key({"source": identity(found), "versions": versions_for(found, PACKAGES_THAT_DECIDE_SCORES)})
     keeps = is_repacked(found.config) and check_quantization(found.config)[0] == "keep"
     recipe = "keep" if keeps else "none"
     # The last part is what reports call the model.

@@ -100,7 +100,9 @@ def check_target(recipe: Recipe, layers: tuple[LayerRecord, ...]) -> None:
         )
 
 
-def require_compressible(source: Source, recipe: Recipe, *, requantize: bool = False, here: bool = True) -> None:
+def require_compressible(
+    source: Source, recipe: Recipe, *, requantize: bool = False, here: bool = True, offline: bool = False
+) -> None:
     """Refuse what compressing ``source`` by ``recipe`` would refuse later. A run and its prediction both begin here.
 
     Args:
@@ -108,15 +110,17 @@ def require_compressible(source: Source, recipe: Recipe, *, requantize: bool = F
         recipe: What to do.
         requantize: A checkpoint that is quantized already may be quantized again.
         here: The work is done on this machine.
+        offline: Nothing may be installed for it.
 
     Raises:
+        LayerMissingError: As ``require_convertible``.
         ModelError: No causal language model, none that the exporter converts, compressed already, or damaged.
         SecurityError: It would need pickle files or foreign code.
         HubError: A small file could not be had.
         RecipeError: This machine does not execute the recipe, or it keeps codes and there are none.
         UsageError: ``requantize`` where nothing would be quantized again.
     """
-    require_convertible(source)
+    require_convertible(source, offline=offline)
     require_trainable(source, recipe)
     require_prunable_source(source, recipe)
     require_kept_or_allowed(source, recipe, requantize=requantize)

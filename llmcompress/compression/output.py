@@ -13,6 +13,7 @@ from llmcompress.artifact.manifest import NOT_LISTED, file_record
 from llmcompress.compression.run import CompressedModel
 from llmcompress.compression.zeros import archive_share, sparse_speed
 from llmcompress.data.disjoint import write_sequences
+from llmcompress.loaders.environments import transformers_needed
 from llmcompress.loaders.source import Source
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE
@@ -51,7 +52,7 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         largest = max((layer.shape for layer in compressed.layers if len(layer.shape) == 2), key=math.prod)
         speed = sparse_speed((largest[0], largest[1]), density)
         measured = measured.model_copy(update={"sparse_speed": speed})
-    environment = environment_record(torch.get_num_threads())
+    environment = environment_record(torch.get_num_threads(), loaded.versions)
     report = CompressionReport(
         llmcompress_version=environment.versions["llmcompress"],
         provenance=loaded.provenance,
@@ -69,6 +70,7 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         pruning=pruning,
         training=compressed.training,
         kept=compressed.kept,
+        transformers=transformers_needed(loaded.source),
         files=files,
         measured=measured,
     )

@@ -72,8 +72,6 @@ def load_table(pinned: KnownDataset, where: str, offline: bool) -> Any:
     import datasets
     import httpx
 
-    from llmcompress.hub.failures import unreachable_reason, unwritable_cache
-
     try:
         with replaced(datasets.config, "HF_HUB_OFFLINE", offline or datasets.config.HF_HUB_OFFLINE):
             builder = datasets.load_dataset_builder(
@@ -86,12 +84,16 @@ def load_table(pinned: KnownDataset, where: str, offline: bool) -> Any:
         hint = f"see https://huggingface.co/datasets/{pinned.repo_id}"
         raise HubError(str(error), where=where, hint=hint) from None
     except OSError as error:
+        from llmcompress.hub.failures import unwritable_cache
+
         if refused := unwritable_cache(error, datasets.config.HF_DATASETS_CACHE, where):
             raise refused from error
         reason = "it is not in the local cache" if offline else _UNREACHABLE
         raise HubError(f"{reason}: {error}", where=where, hint=_WITHOUT_THE_HUB) from None
     except (ValueError, RuntimeError, httpx.HTTPError, datasets.exceptions.DatasetsError) as error:
         # huggingface_hub closes its client after a failed connection and then tells of the closed client alone.
+        from llmcompress.hub.failures import unreachable_reason
+
         if isinstance(error, httpx.HTTPError) or "client has been closed" in str(error):
             reason = unreachable_reason() or str(error)
             raise HubError(f"{_UNREACHABLE}: {reason}", where=where, hint=_WITHOUT_THE_HUB) from None

@@ -116,6 +116,13 @@ def read_texts(
     yield from texts_of(read_rows(dataset, Columns((text_field,)), subset=subset, split=split, offline=offline))
 
 
+def fetch_text(dataset: Dataset, *, offline: bool = False) -> None:
+    """Bring the Hub dataset that ``dataset`` names into the local cache; errors as in :func:`read_texts`."""
+    if dataset.dataset_path() is None and dataset.dataset != BUNDLED:
+        pinned = pinned_dataset(dataset.dataset, dataset.subset, dataset.split)
+        load_table(pinned, f"{pinned.repo_id}@{pinned.revision}", offline)
+
+
 def require_text(dataset: Dataset) -> None:
     """Raise DataError now if the local file that ``dataset`` names is not there; nothing is read."""
     path = dataset.dataset_path()

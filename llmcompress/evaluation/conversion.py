@@ -13,9 +13,11 @@ from llmcompress.graph.decoding import Decoder
 from llmcompress.graph.device import compile_model, properties_of
 from llmcompress.loaders.adapter import adapters_left_out, merge
 from llmcompress.loaders.context import ChangingRope, changing_rope
+from llmcompress.loaders.environments import needed_layer, on_layer
+from llmcompress.loaders.exporter import dtype_argument
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.quantized.declaration import is_repacked
-from llmcompress.loaders.source import fetch_weights, resolve
+from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.report.evaluation import ConversionRecord
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import quiet_libraries
@@ -85,9 +87,18 @@ def check_conversion(
             where=found.id or str(found.path),
             hint="compare the output with the floats that its codes stand for: llmcompress eval DIR --reference SOURCE",
         )
-    found = fetch_weights(found, progress=progress)
-    loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
-    return compare_with_torch(loaded, text_encoder(found), progress)
+    layer = needed_layer(found)
+    if layer is not None:
+        how = {"allow_nonfinite": allow_nonfinite}
+        return on_layer(layer, check_source, found, how, offline=offline, progress=progress)
+    return check_source(found, allow_nonfinite=allow_nonfinite, progress=progress)
+
+
+def check_source(source: Source, *, allow_nonfinite: bool, progress: Reporter) -> ConversionRecord:
+    """The check of a checkpoint that was found; raises as ``check_conversion``."""
+    source = fetch_weights(source, progress=progress)
+    loaded = load(source, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
+    return compare_with_torch(loaded, text_encoder(source), progress)
 
 
 def compare_with_torch(loaded: LoadedModel, encoder: TextEncoder, progress: Reporter) -> ConversionRecord:
@@ -103,7 +114,7 @@ def compare_with_torch(loaded: LoadedModel, encoder: TextEncoder, progress: Repo
     with adapters_left_out():
         module = AutoModelForCausalLM.from_pretrained(
             source.path,
-            dtype=torch.float32,
+            **{dtype_argument(): torch.float32},
             trust_remote_code=source.trust_remote_code,
             local_files_only=True,
             use_safetensors=True,

@@ -58,9 +58,19 @@ class Architecture(NamedTuple):
 
 
 def check_architecture(
-    config: Mapping[str, Any], *, trust_remote_code: bool = False, where: str = "config.json"
+    config: Mapping[str, Any],
+    *,
+    trust_remote_code: bool = False,
+    where: str = "config.json",
+    transformers: str | None = None,
 ) -> Architecture:
     """Say what the model is, or why it cannot be converted. Reads no weight and runs nothing of the model's.
+
+    Args:
+        config: The content of ``config.json``.
+        trust_remote_code: Code of the model's repository may run.
+        where: The file, for people.
+        transformers: The version that converts the model, where that is another than the installed one.
 
     Raises:
         ModelError: no causal language model, unknown to transformers or to the exporter at the installed versions,
@@ -68,21 +78,9 @@ def check_architecture(
         SecurityError: it needs code from its repository and ``trust_remote_code`` is off, or it carries a field
             that would make the exporter run such code whatever the flag says.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or not model_type:
-        raise ModelError(
-            f"model_type is {model_type!r}; the name of an architecture such as 'llama' is needed",
-            where=where,
-            hint="take the config.json that was published with the model",
-        )
+    model_type = _stated_type(config, where)
     refuse_hidden_code(config, trust_remote_code, where)
-    names = config.get("architectures") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ModelError(
-            f"architectures is {names!r}; a list of class names is needed",
-            where=where,
-            hint="take the config.json that was published with the model",
-        )
+    names = _stated_classes(config, where)
 
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -90,16 +88,16 @@ def check_architecture(
     native = model_type in CONFIG_MAPPING_NAMES
     auto_map = bool(config.get("auto_map"))
     if not native and auto_map and not trust_remote_code:
-        reason = f"it is no causal language model but {kind}" if kind else not_convertible(model_type)
+        reason = f"it is no causal language model but {kind}" if kind else not_convertible(model_type, transformers)
         raise SecurityError(
             f"model type {model_type!r} is not part of transformers: loading it runs Python code from its repository",
             where=where,
             hint=f"`trust_remote_code` would not help: {reason}" if reason else ALLOW,
         )
     _refuse_kind(kind, names[0] if names else model_type, where)
-    if reason := not_convertible(model_type):
+    if reason := not_convertible(model_type, transformers):
         raise ModelError(reason, where=where, hint=_hint(config, model_type))
-    if not native and not auto_map:
+    if not native and not auto_map and transformers is None:
         raise ModelError(
             f"transformers {installed_transformers()} does not know the model type {model_type!r}, "
             "and the model brings no code for it",
@@ -115,6 +113,28 @@ def check_architecture(
         quantization_note=note,
         remote_code=trust_remote_code and auto_map,
     )
+
+
+def _stated_type(config: Mapping[str, Any], where: str) -> str:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise ModelError(
+            f"model_type is {model_type!r}; the name of an architecture such as 'llama' is needed",
+            where=where,
+            hint="take the config.json that was published with the model",
+        )
+    return model_type
+
+
+def _stated_classes(config: Mapping[str, Any], where: str) -> list[str]:
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ModelError(
+            f"architectures is {names!r}; a list of class names is needed",
+            where=where,
+            hint="take the config.json that was published with the model",
+        )
+    return names
 
 
 def _refuse_kind(kind: str, name: str, where: str) -> None:

@@ -6,6 +6,7 @@ from llmcompress.errors import ModelError
 from llmcompress.loaders.adapter import require_mergeable, warn_of_adapter
 from llmcompress.loaders.architecture import Architecture, check_architecture
 from llmcompress.loaders.context import warn_of_frozen_positions
+from llmcompress.loaders.environments import needed_layer, require_layer
 from llmcompress.loaders.hub_headers import read_hub_checkpoint
 from llmcompress.loaders.other_libraries import refuse_other_libraries
 from llmcompress.loaders.quantized.source_weights import source_weights
@@ -14,15 +15,20 @@ from llmcompress.loaders.tensor_names import require_same_tensors
 from llmcompress.loaders.tensors import Checkpoint, choose_weights, refuse_empty
 
 
-def require_convertible(source: Source) -> Architecture | None:
+def require_convertible(source: Source, *, offline: bool = False) -> Architecture | None:
     """Refuse what loading would refuse, by the names of files, their small JSON files and the headers of weights.
 
     Of a Hub source only small files and the first bytes of its weights are fetched.
+
+    Args:
+        source: As resolved.
+        offline: Nothing may be installed for it.
 
     Returns:
         What the model is; None for an IR, which was converted before.
 
     Raises:
+        LayerMissingError: It is converted by a version of transformers that may not be installed now.
         ModelError: No causal language model, none that the exporter converts, or damaged or incomplete.
         ResourceError: An adapter is to be merged, and peft is not installed.
         SecurityError: It would need pickle files or foreign code.
@@ -40,7 +46,12 @@ def require_convertible(source: Source) -> Architecture | None:
     checkpoint = _not_empty(source_checkpoint(source)) if is_here else None
     if source.container is None:
         refuse_other_libraries(source)
-    architecture = check_architecture(source.config, trust_remote_code=source.trust_remote_code)
+    layer = needed_layer(source)
+    architecture = check_architecture(
+        source.config, trust_remote_code=source.trust_remote_code, transformers=layer and layer.version
+    )
+    if layer is not None:
+        require_layer(layer, architecture.model_type, offline=offline)
     # Of the Hub, they are asked for where nothing smaller refuses it.
     headers = checkpoint or _not_empty(read_hub_checkpoint(source))
     found = None if checkpoint is None else source_weights(source, checkpoint)

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 TASK = "text-generation-with-past"
+
+_TABLES = ("base.py", "config.py", "model_configs.py")
+_LINES = re.compile(
+    r'^@register_in_tasks_manager\(\s*"(?P<type>[^"]+)",(?P<tasks>[^)]*)\)'
+    r"|^class (?P<name>\w+)\((?P<bases>[^)]*)\):"
+    r'|^    (?P<end>MIN|MAX)_TRANSFORMERS_VERSION = (?:None|"(?P<version>[^"]*)")'
+    r"|^(?P<list>[A-Z_]+) = \[(?P<items>[^\]]*)\]",
+    re.MULTILINE,
+)
 
 
 def _exporters() -> dict[str, Any]:
@@ -17,38 +30,99 @@ def _exporters() -> dict[str, Any]:
     return {name: tasks["openvino"][TASK] for name, tasks in types.items() if TASK in tasks.get("openvino", {})}
 
 
-class _Window(NamedTuple):
+class VersionWindow(NamedTuple):
     """The versions of transformers that an export works with; None: no bound."""
 
     low: str | None
     high: str | None
 
+    def takes(self, transformers: str) -> bool:
+        """Whether a version lies in it."""
+        from packaging.version import Version
 
-def _window(model_type: str) -> _Window | None:
+        version = Version(Version(transformers).base_version)
+        return (self.low is None or version >= Version(self.low)) and (
+            self.high is None or version <= Version(self.high)
+        )
+
+    @property
+    def specifier(self) -> str:
+        """As pip reads it."""
+        low, high = self
+        return ",".join(([f">={low}"] if low else []) + ([f"<={high}"] if high else []))
+
+    def __str__(self) -> str:
+        low, high = self
+        return " and ".join(([f"at least {low}"] if low else []) + ([f"at most {high}"] if high else []))
+
+
+@functools.cache
+def declared_windows() -> Mapping[str, VersionWindow]:
+    """The window of each model type, read from the text of the exporter's tables: they take seconds to import.
+
+    Empty where optimum-intel is not installed or keeps them elsewhere.
+    """
+    from importlib import metadata
+
+    found: dict[str, str] = {}
+    lists: dict[str, str] = {}
+    classes: dict[str, tuple[list[str], dict[str, str | None]]] = {}
+    waiting: list[str] = []
+    name = ""
+    try:
+        folder = Path(str(metadata.distribution("optimum-intel").locate_file("optimum/exporters/openvino")))
+        texts = [(folder / table).read_text(encoding="utf-8") for table in _TABLES]
+    except (metadata.PackageNotFoundError, OSError):
+        return {}
+    for line in _LINES.finditer("\n".join(texts)):
+        if line["list"]:
+            lists[line["list"]] = line["items"]
+        elif line["type"]:
+            tasks = re.sub(r"\*([A-Z_]+)", lambda part: lists.get(part[1], ""), line["tasks"])
+            waiting += [line["type"]] if f'"{TASK}"' in tasks else []
+        elif line["name"]:
+            name = line["name"]
+            classes[name] = re.findall(r"\w+", line["bases"]), {}
+            found |= dict.fromkeys(waiting, name)
+            waiting = []
+        elif name:
+            classes[name][1][line["end"]] = line["version"]
+
+    def inherited(name: str, end: str) -> str | None:
+        bases, own = classes.get(name, ([], {}))
+        return own[end] if end in own else next(filter(None, (inherited(base, end) for base in bases)), None)
+
+    return {each: VersionWindow(inherited(of, "MIN"), inherited(of, "MAX")) for each, of in found.items()}
+
+
+def _window(model_type: str) -> VersionWindow | None:
     """None where there is no export."""
     found = _exporters().get(model_type)
     if found is None:
         return None
     exporter = getattr(found, "func", found)
-    return _Window(*(_version(getattr(exporter, f"{end}_TRANSFORMERS_VERSION", None)) for end in ("MIN", "MAX")))
+    return VersionWindow(*(_version(getattr(exporter, f"{end}_TRANSFORMERS_VERSION", None)) for end in ("MIN", "MAX")))
 
 
-def not_convertible(model_type: str) -> str:
-    """Why the installed exporter cannot convert this type; empty when it can."""
+def not_convertible(model_type: str, transformers: str | None = None) -> str:
+    """Why the installed exporter cannot convert this type; empty when it can.
+
+    Args:
+        model_type: As in ``config.json``.
+        transformers: The version that it will be converted with; None: the installed one.
+    """
     from packaging.version import Version
 
     window = _window(model_type)
     if window is None:
         return f"optimum-intel has no export of model type {model_type!r} for text generation"
-    low, high = window
-    installed = Version(Version(installed_transformers()).base_version)
-    if (low is None or installed >= Version(low)) and (high is None or installed <= Version(high)):
+    has = transformers or installed_transformers()
+    if window.takes(has):
         return ""
+    low, high = window
     if low and high and Version(low) > Version(high):
         return f"optimum-intel's export of {model_type!r} works with no transformers version (from {low} up to {high})"
-    wanted = " and ".join(([f"at least {low}"] if low else []) + ([f"at most {high}"] if high else []))
-    has = installed_transformers()
-    return f"optimum-intel converts {model_type!r} only with transformers {wanted}; {has} is installed"
+    return f"optimum-intel converts {model_type!r} only with transformers {window}; {has} is installed"
 
 
 def remedy(model_type: str) -> str:
@@ -61,8 +135,10 @@ def remedy(model_type: str) -> str:
     low, high = window
     if low and high and Version(low) > Version(high):
         return "another version of optimum-intel is needed: pip install -U optimum-intel"
-    wanted = ",".join(([f">={low}"] if low else []) + ([f"<={high}"] if high else []))
-    return f"in an environment of its own: pip install 'transformers{wanted}' optimum-intel, and llmcompress again"
+    return (
+        f"in an environment of its own: pip install 'transformers{window.specifier}' optimum-intel, "
+        "and llmcompress again"
+    )
 
 
 def _version(value: Any) -> str | None:
@@ -74,6 +150,13 @@ def installed_transformers() -> str:
     import transformers
 
     return str(transformers.__version__)
+
+
+def dtype_argument() -> str:
+    """What ``from_pretrained`` of the installed transformers calls the precision of weights."""
+    from packaging.version import Version
+
+    return "dtype" if Version(installed_transformers()) >= Version("4.56") else "torch_dtype"
 
 
 def _neighbours(model_type: str) -> list[str]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.artifact import MANIFEST, file_records, read_manifest, require_verified
 from llmcompress.artifact.manifest import entries, file_record
-from llmcompress.graph.model import check_decoder, count_parameters, is_compressed, mapped_share
+from llmcompress.graph.model import check_decoder, count_parameters, is_compressed, mapped_share, read_ir
 from llmcompress.loaders.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.convertible import require_convertible
+from llmcompress.loaders.environments import needed_layer, on_layer
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.layout import IR_FILES
 from llmcompress.loaders.model_card import gguf_card, read_source_card
@@ -26,10 +27,10 @@ from llmcompress.loaders.scan import check_hashes, scan_constants
 from llmcompress.loaders.source import Source, fetch_weights, resolve, side_files, text_files
 from llmcompress.loaders.tensors import INDEX, Checkpoint, choose_weights, read_index
 from llmcompress.loaders.tokenizer import source_tokenizer
-from llmcompress.report.file_names import MODEL_BIN
+from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
 from llmcompress.report.record import AdapterRecord, FileRecord, Provenance, QuantizationRecord, SourceCard
 from llmcompress.spec.access import Access
-from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions, quiet_libraries
 from llmcompress.system.json_file import read_json
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
 from llmcompress.system.progress import Progress, Reporter, silent
@@ -61,6 +62,8 @@ class LoadedModel:
     """Share of the weights that are views of the source's files instead of copies in memory."""
     kept: KeptWeights | None = None
     """What ``model`` keeps of a source that is quantized already."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the libraries that converted it, where that was done on a layer."""
 
     def clone(self) -> LoadedModel:
         """The same with a copy of the graph; the weights stay shared."""
@@ -144,6 +147,12 @@ def load_source(
     with ExitStack() as stack:
         if scratch_dir is None:
             scratch_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmcompress-")))
+        layer = needed_layer(source)
+        if layer is not None:
+            how = {"allow_nonfinite": allow_nonfinite, "directory": scratch_dir}
+            found = on_layer(layer, save_loaded, source, how, progress=progress)
+            opened = source_tokenizer(found["source"]) if tokenizer else None
+            return LoadedModel(model=read_ir(scratch_dir), tokenizer=opened, **found)
         if source.layout == "ir":
             return _load_ir(fetch_weights(source, progress=progress), tokenizer, allow_nonfinite, progress)
         if checked is None:
@@ -151,6 +160,24 @@ def load_source(
             source = fetch_weights(source, progress=progress)
             checked = start(source)
         return _load_checkpoint(source, checked, scratch_dir, tokenizer, progress)
+
+
+def save_loaded(source: Source, *, allow_nonfinite: bool, directory: Path, progress: Reporter) -> dict[str, Any]:
+    """Load a checkpoint by the transformers of this process and save its graph as it is, for another process.
+
+    Returns:
+        What else there is of the LoadedModel, without a tokenizer.
+
+    Raises: as ``load``.
+    """
+    import openvino as ov
+
+    loaded = load_source(source, allow_nonfinite=allow_nonfinite, tokenizer=False, progress=progress)
+    ov.save_model(loaded.model, directory / MODEL_XML, compress_to_fp16=False)
+    names = {each.name for each in fields(loaded)} - {"model", "tokenizer"}
+    return {name: getattr(loaded, name) for name in names} | {
+        "versions": installed_versions(PACKAGES_THAT_DECIDE_BYTES)
+    }
 
 
 def source_files(source: Source) -> tuple[FileRecord, ...]:
@@ -225,8 +252,6 @@ def checkpoint_provenance(source: Source, checked: CheckedWeights, method: str |
 
 
 def _load_ir(source: Source, with_tokenizer: bool, allow_nonfinite: bool, progress: Reporter) -> LoadedModel:
-    from llmcompress.graph.model import read_ir
-
     progress(Progress("read the model", 0, 1))
     tokenizer = source_tokenizer(source) if with_tokenizer else None
     if (source.path / MANIFEST).is_file():

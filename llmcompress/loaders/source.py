@@ -169,10 +169,10 @@ def fetch_listed(source: Source) -> Source:
     Raises:
         HubError: A download failed or is not what the Hub states.
     """
-    from llmcompress.hub.download import fetch
-
     if source.files is None or source.is_gguf:
         return source
+    from llmcompress.hub.download import fetch
+
     wanted = [name for name in file_names(source) if name in (*_CODE_CONFIGS, *SENTENCE_TRANSFORMERS)]
     names = [f"{source.folder}/{name}".lstrip("/") for name in ("config.json", *wanted)]
     return source._replace(path=fetch(source.files, names).path / source.folder)
@@ -201,10 +201,10 @@ def fetch_side_files(source: Source) -> Source:
         SecurityError: the tokenizer needs code.
         HubError: a download failed or is not what the Hub states.
     """
-    from llmcompress.hub.download import fetch
-
     source = source._replace(adapter=_fetch_adapter(source))
     if source.files is not None and not source.is_gguf:
+        from llmcompress.hub.download import fetch
+
         names = [f"{source.folder}/{name}".lstrip("/") for name in _side_files(source, file_names(source))]
         source = source._replace(path=fetch(source.files, names).path / source.folder)
     check_code(source)
@@ -221,8 +221,6 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
         ModelError: there are no weights.
         HubError: a download failed or is not what the Hub states.
     """
-    from llmcompress.hub.download import fetch
-
     where = source.id or str(source.path)
     if source.container is not None:
         return _fetch_container(source, source.container, progress)
@@ -232,6 +230,8 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     if source.files is None:
         check_code(source)
         return source
+    from llmcompress.hub.download import fetch
+
     snapshot = fetch(source.files, [*_side_files(source, listed), *([main] if main == INDEX else [])])
     check_code(source._replace(path=snapshot.path))
     weights = sorted(set(read_index(snapshot.path / INDEX).values())) if main == INDEX else [main]
@@ -244,12 +244,12 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
 
 
 def _fetch_container(source: Source, container: Checkpoint, progress: Reporter) -> Source:
-    from llmcompress.hub.download import fetch
-
     if not source.is_gguf:
         source = fetch_side_files(source)
     if source.files is None:
         return source
+    from llmcompress.hub.download import fetch
+
     folder = "" if source.is_gguf else container.path.relative_to(_root(source)).as_posix() + "/"
     folder = folder.removeprefix("./")
     fetched = fetch(source.files, [folder + name for name in container.files], progress=progress)
@@ -269,11 +269,11 @@ def _side_files(source: Source, listed: Collection[str]) -> list[str]:
 
 def _fetch_adapter(source: Source, *, with_weights: bool = False) -> Adapter | None:
     """Bring a Hub adapter's tokenizer and, if asked for, its weights into the user's cache."""
-    from llmcompress.hub.download import fetch
-
     adapter = source.adapter
     if adapter is None or adapter.files is None:
         return adapter
+    from llmcompress.hub.download import fetch
+
     listed = [file.path for file in adapter.files.files]
     names = [ADAPTER_CONFIG, *_side_files(source, listed), *([ADAPTER_WEIGHTS] if with_weights else [])]
     return adapter._replace(path=fetch(adapter.files, names).path)

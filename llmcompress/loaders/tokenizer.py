@@ -10,6 +10,7 @@ from typing import Any
 
 from llmcompress.errors import ModelError, SecurityError, one_line
 from llmcompress.graph.model import number_nodes
+from llmcompress.loaders.exporter import installed_transformers
 from llmcompress.loaders.quantized.gguf_source import require_gguf_tokenizer
 from llmcompress.loaders.source import Source
 from llmcompress.loaders.token_ids import check_token_ids
@@ -22,6 +23,7 @@ from llmcompress.loaders.tokenizer_files import (
 )
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
 from llmcompress.system.environment import allow_sklearn
+from llmcompress.system.json_file import read_json
 from llmcompress.system.patching import replaced
 from llmcompress.system.standard_output import without_lines
 
@@ -97,8 +99,6 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     """
     if trust_remote_code:
         allow_sklearn()
-    from transformers import AutoTokenizer
-
     where = path.name
     if not trust_remote_code and not any(any(path.glob(name)) for name in VOCABULARIES):
         raise ModelError(
@@ -109,8 +109,9 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     require_readers(path, has_code=trust_remote_code)
     try:
         with without_tiktoken_cache(), without_lines(_GAPS):
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(path), trust_remote_code=trust_remote_code, local_files_only=True
+            opener, settings = _opener(path)
+            tokenizer = opener.from_pretrained(
+                str(path), trust_remote_code=trust_remote_code, local_files_only=True, **settings
             )
             # What a setting breaks shows with the first text only.
             tokenizer("a")
@@ -125,6 +126,22 @@ def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> Any:
     if len(tokenizer) == 0:
         raise ModelError("the tokenizer's vocabulary is empty", where=where, hint=_HINT)
     return tokenizer
+
+
+def _opener(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The class that opens a tokenizer, and what it is told in place of what the files say.
+
+    transformers 4 does not know the class that transformers 5 names where no other one is needed.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    config = read_json(path / TOKENIZER_CONFIG) if (path / TOKENIZER_CONFIG).is_file() else {}
+    if config.get("tokenizer_class") != "TokenizersBackend" or not installed_transformers().startswith("4."):
+        return AutoTokenizer, {}
+    others = config.get("extra_special_tokens")
+    if not isinstance(others, list):
+        return PreTrainedTokenizerFast, {}
+    return PreTrainedTokenizerFast, {"additional_special_tokens": others, "extra_special_tokens": {}}
 
 
 def save_tokenizer(tokenizer: Any, output_dir: Path, source: Source | None = None) -> None:

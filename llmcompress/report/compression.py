@@ -164,6 +164,9 @@ class CompressionReport(Readable):
     """None where the source was not quantized already, or is not kept so."""
     tuning: TuningOrigin | None = None
     """None where the runtime options are the recipe's own."""
+    transformers: str | None = None
+    """The versions of transformers with which Optimum's own classes convert and run it, as pip reads them; OpenVINO
+    GenAI needs none. None where a newer version is no hindrance, and of a model that came as an IR."""
     files: tuple[FileRecord, ...]
     measured: Measured
 

@@ -6,8 +6,9 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -157,13 +158,15 @@ class Measured(Record):
     """Where a pruning has set weights to zero."""
 
 
-def environment_record(num_threads: int) -> EnvironmentRecord:
+def environment_record(num_threads: int, others: Mapping[str, str] = MappingProxyType({})) -> EnvironmentRecord:
     """Record what the result's bytes depend on besides its inputs; no host name, user or time.
 
-    `num_threads` is the number of threads it was computed with: sums split over threads round differently.
+    `num_threads` is the number of threads it was computed with: sums split over threads round differently. `others` are
+    versions that a part of it was made with in place of those of this process.
     """
+    python = {"python": platform.python_version()}
     return EnvironmentRecord(
-        versions=installed_versions(PACKAGES_THAT_DECIDE_BYTES) | {"python": platform.python_version()},
+        versions=installed_versions(PACKAGES_THAT_DECIDE_BYTES) | dict(others) | python,
         cpu=cpu_name(),
         num_threads=num_threads,
         platform=platform_name(),

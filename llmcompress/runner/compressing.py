@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, manifest_sha256, remove_leftovers
-from llmcompress.compression.compress import compress
+from llmcompress.compression.compress import compress, prepare_for_layer
 from llmcompress.compression.forecast import Forecast, require_fits
 from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError
 from llmcompress.loaders import load
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.environments import needed_layer, on_layer
+from llmcompress.loaders.source import Source, resolve
 from llmcompress.runner.durations import remember
 from llmcompress.runner.state import Original, compress_reason
 from llmcompress.spec import Access, Recipe
@@ -54,6 +55,19 @@ def compress_loaded(
     quiet_libraries()
     started = time.perf_counter()
     found = resolve(source, access)
+    layer = needed_layer(found)
+    if layer is None:
+        return compress_by_all(found, access, jobs, started=started, progress=progress)
+    read = prepare_for_layer(layer, found, [job.recipe for job in jobs], None, access, progress)
+    how = {"access": read, "jobs": jobs}
+    return on_layer(layer, compress_by_all, found, how, offline=access.offline, progress=progress)
+
+
+def compress_by_all(
+    source: Source, access: Access, jobs: Sequence[CompressJob], *, started: float | None = None, progress: Reporter
+) -> dict[str, LlmcompressError | None]:
+    """Do what ``compress_loaded`` does, with a source that was found."""
+    started, found = started or time.perf_counter(), source
 
     def of_model(step: Progress) -> None:
         progress(step._replace(stage=step.stage.replace(": ", " ")))

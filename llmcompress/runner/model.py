@@ -23,7 +23,7 @@ class PlannedModel:
     """A model that is found when its first job is looked at."""
 
     def __init__(self, plan: Plan, offline: bool) -> None:
-        self._plan, self._offline = plan, offline
+        self._plan, self.offline = plan, offline
         self._found: Source | Exception | None = None
         self._loads = False
 
@@ -31,7 +31,7 @@ class PlannedModel:
         """Find it; raises what was found wrong with it, for each of its jobs again."""
         if self._found is None:
             try:
-                self._found = resolve(job.model.source, job.model.access(offline=self._offline))
+                self._found = resolve(job.model.source, job.model.access(offline=self.offline))
                 _check_context(self._found, self._plan)
             except Exception as error:  # noqa: BLE001 - kept for each of its jobs
                 self._found = error
@@ -54,14 +54,14 @@ class PlannedModel:
         """Of the text that the plan evaluates on, as this model's tokenizer reads it; also shows that it can be had."""
         assert self._plan.evaluation is not None
         spec = self._plan.evaluation.spec()
-        return scored_text(fetch_side_files(self.source), spec, offline=self._offline).token_ids_sha256
+        return scored_text(fetch_side_files(self.source), spec, offline=self.offline).token_ids_sha256
 
     @cached_property
     def tuning_token_ids_sha256(self) -> str:
         """As ``token_ids_sha256``, of the text that the plan tunes on."""
         assert self._plan.tune is not None
         spec = self._plan.tune.spec()
-        return searched_text(fetch_side_files(self.source), spec, offline=self._offline).token_ids_sha256
+        return searched_text(fetch_side_files(self.source), spec, offline=self.offline).token_ids_sha256
 
     def durations_s(self, recipe: Recipe, steps: tuple[Step, ...]) -> dict[Step, float]:
         """What the steps took last time; with the first artifact to be made comes loading the model."""
@@ -88,8 +88,8 @@ class PlannedModel:
 
         found = fetch_side_files(self.source)
         tokenizer = source_tokenizer(found)
-        windows = recipe_windows(found, recipe, tokenizer, offline=self._offline)
-        trained_on = training_windows(found, recipe, tokenizer, offline=self._offline)
+        windows = recipe_windows(found, recipe, tokenizer, offline=self.offline)
+        trained_on = training_windows(found, recipe, tokenizer, offline=self.offline)
         records = {} if windows is None else {"calibration": windows.record}
         if trained_on is not None:
             records |= {"training": trained_on.training.record, "validation": trained_on.validation.record}

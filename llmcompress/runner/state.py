@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, verify, write_errors
 from llmcompress.errors import ArtifactError
+from llmcompress.loaders.environments import versions_for
 from llmcompress.loaders.loaded_model import ADAPTER_FOLDER, source_files
 from llmcompress.loaders.source import Source
 from llmcompress.report.benchmark import BenchReport
@@ -25,7 +26,7 @@ from llmcompress.spec.dataset import AUTO, BUNDLED, WIKITEXT
 from llmcompress.spec.plan import Evaluation, Tracker
 from llmcompress.spec.training import with_num_steps
 from llmcompress.system.cache import content_key
-from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
+from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES
 from llmcompress.system.files import replace_file, short_name
 
 SpecT = TypeVar("SpecT", EvalSpec, TuneSpec)
@@ -35,15 +36,15 @@ class Original:
     """A source, to be compared with what artifacts say of theirs; its files are hashed when first asked for."""
 
     def __init__(self, found: Source) -> None:
-        self._found = found
+        self.source = found
 
     @cached_property
     def _files(self) -> tuple[FileRecord, ...]:
-        return source_files(self._found)
+        return source_files(self.source)
 
     def is_of(self, provenance: Provenance) -> bool:
         """Whether the provenance is of these bytes; a Hub source is known by its commit."""
-        found, adapter, stated = self._found, self._found.adapter, provenance.adapter
+        found, adapter, stated = self.source, self.source.adapter, provenance.adapter
         if provenance.trust_remote_code != found.trust_remote_code:
             return False
         if (provenance.id, provenance.revision) != (found.id, found.revision):
@@ -83,7 +84,7 @@ def compress_reason(
         wanted = with_num_steps(wanted, manifest.training.num_steps or 0)
     if manifest.recipe != wanted:
         return "the recipe changed"
-    versions = installed_versions(PACKAGES_THAT_DECIDE_BYTES)
+    versions = versions_for(original.source, PACKAGES_THAT_DECIDE_BYTES)
     changed = sorted(name for name in versions if manifest.environment.versions.get(name) != versions[name])
     if changed:
         return f"another version of {changed[0]}"

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from llmcompress.artifact import read_measurements
 from llmcompress.benchmarking.benchmark import require_engine
+from llmcompress.compression.compress import predict
 from llmcompress.compression.compressible import require_compressible
-from llmcompress.compression.forecast import Forecast, forecast
+from llmcompress.compression.forecast import Forecast
 from llmcompress.errors import GateError, UsageError
 from llmcompress.graph.device import check_device
 from llmcompress.loaders.source import Source
@@ -105,7 +106,7 @@ def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, here: bool, base_is_
     if "compress" in steps:
         # Next to recipes that keep codes or give their floats.
         again = job.model.requantize and recipe.quantizes
-        require_compressible(found, recipe, requantize=again, here=here)
+        require_compressible(found, recipe, requantize=again, here=here, offline=model.offline)
     if "tune" in steps:
         _ = model.tuning_token_ids_sha256
     if "evaluate" in steps and plan.evaluation is not None:
@@ -113,7 +114,7 @@ def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, here: bool, base_is_
     predicted = None
     if "compress" in steps:
         # The layers are many, and nobody asks a plan for them.
-        predicted = forecast(found, recipe, job.directory).model_copy(update={"layers": ()})
+        predicted = predict(found, recipe, job.directory, offline=model.offline).model_copy(update={"layers": ()})
     names = ("size_bytes", "peak_rss_bytes", "min_memory_bytes", "disk_bytes", "fits")
     outlook = Outlook(
         name=job.name,

@@ -40,6 +40,11 @@ def let_libraries_speak() -> None:
     _speaking = True
 
 
+def libraries_speak() -> bool:
+    """Whether this is such a process."""
+    return _speaking
+
+
 def library_call(verb: Callable[ParametersT, ResultT]) -> Callable[ParametersT, ResultT]:
     """Keep other libraries' bars, tables and warnings from the terminal while a verb works."""
 

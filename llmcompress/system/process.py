@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NamedTuple, TypeVar, cast
 
@@ -41,6 +42,7 @@ def run_supervised(
     progress: Reporter = silent,
     logs: Callable[[str], None] | None = None,
     grace_s: float = 10.0,
+    search_path: Sequence[Path] = (),
 ) -> ResultT:
     """Call `function(**kwargs, progress=...)` in a fresh Python process and return what it returns.
 
@@ -52,6 +54,7 @@ def run_supervised(
             the last lines of a worker that crashed are shown, in the error.
         grace_s: seconds from Ctrl-C, SIGTERM or SIGHUP until a worker that does not stop is killed. A second signal
             kills it at once.
+        search_path: Where the worker looks for modules before it looks where this process does.
 
     Raises:
         Whatever the function raised, its traceback added as a note; of a foreign exception its name and message, as a
@@ -60,7 +63,7 @@ def run_supervised(
         InterruptedRunError: this process was told to stop; `exit_code` is 128 plus the signal's number.
         LlmcompressError: the worker crashed.
     """
-    started = start(stderr=subprocess.PIPE)
+    started = start(stderr=subprocess.PIPE, search_path=search_path)
     worker = started.process
     assert worker.stdin is not None
     assert worker.stdout is not None

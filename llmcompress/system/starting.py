@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.errors import KilledForMemoryError, LlmcompressError
@@ -59,11 +60,17 @@ class Started(NamedTuple):
         return explain(Death(returncode, stage, peak, memory(), kills, last_lines))
 
 
-def start(*, stderr: int | None = None) -> Started:
-    """Start a worker; ``stderr`` as ``subprocess`` takes it, None: it writes where this process writes."""
+def start(*, stderr: int | None = None, search_path: Sequence[Path] = ()) -> Started:
+    """Start a worker.
+
+    Args:
+        stderr: As ``subprocess`` takes it; None: it writes where this process writes.
+        search_path: Where it looks for modules before it looks where this process does.
+    """
     # The worker imports from where this process imports; -P keeps it from adding the working directory to that.
     serve = f"from llmcompress.system.worker import serve; serve({os.getpid()})"
-    command = [sys.executable, "-P", "-c", f"import sys; sys.path = {sys.path!r}; {serve}"]
+    path = [*map(str, search_path), *sys.path]
+    command = [sys.executable, "-P", "-c", f"import sys; sys.path = {path!r}; {serve}"]
     kills, reaped = kill_count(), reaped_peak_rss_bytes()
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
     return Started(process, kills, reaped)

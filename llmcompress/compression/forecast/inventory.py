@@ -9,6 +9,7 @@ from llmcompress.compression.forecast.records import Inventory, Kind, Weight
 from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES
 from llmcompress.errors import ModelError, RecipeError
 from llmcompress.loaders.adapter import Adapter
+from llmcompress.loaders.exporter import dtype_argument
 from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.safetensors_file import read_header
 from llmcompress.loaders.source import Source
@@ -172,7 +173,7 @@ def _meta_model(source: Source, stored: str | None, pruning: Pruning | None) -> 
             shrink(config, pruning)
         with init_empty_weights(include_buffers=True):
             model = AutoModelForCausalLM.from_config(
-                config, dtype=torch_dtype, trust_remote_code=source.trust_remote_code
+                config, **{dtype_argument(): torch_dtype}, trust_remote_code=source.trust_remote_code
             )
         model.tie_weights()
     except RecipeError:
