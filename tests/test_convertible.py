@@ -16,6 +16,7 @@ from llmcompress.compression.compressible import require_compressible
 from llmcompress.errors import HubError, LlmcompressError, ModelError, RecipeError, SecurityError
 from llmcompress.loaders import hub_headers, other_libraries, tensor_names
 from llmcompress.loaders.convertible import require_convertible
+from llmcompress.loaders.environments import LayerMissingError
 from llmcompress.loaders.safetensors_file import read_header
 from llmcompress.loaders.source import resolve
 from llmcompress.loaders.tensors import read_checkpoint
@@ -135,8 +136,36 @@ def test_a_dry_run_refuses_as_the_run_does(
     message: str,
     untied: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_LAYERS", "off")
     source = copied(untied, tmp_path / "model", **config)
+    if change is not None:
+        change(source)
+    dry, wet = refusals(source, load_recipe("int8"), tmp_path)
+    assert type(dry) is kind
+    assert message in dry.message
+    assert str(dry) == str(wet)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (None, LayerMissingError, "'mamba' only with transformers at least 4.57 and at most 5.3.0; "),
+        (_with_code, SecurityError, "auto_map: loading it runs Python code"),
+    ],
+)
+def test_a_dry_run_asks_for_a_layer_where_the_run_does(
+    change: Callable[[Path], None] | None,
+    kind: type[LlmcompressError],
+    message: str,
+    untied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("LLMCOMPRESS_LAYERS", raising=False)
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    source = copied(untied, tmp_path / "model", model_type="mamba", architectures=["MambaForCausalLM"])
     if change is not None:
         change(source)
     dry, wet = refusals(source, load_recipe("int8"), tmp_path)

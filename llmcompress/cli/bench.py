@@ -41,7 +41,7 @@ from llmcompress.cli.options import (
     place_of,
     places_of_file,
 )
-from llmcompress.cli.progress import watching
+from llmcompress.cli.progress import run_watched, watching
 from llmcompress.cli.spec_options import Flag, with_fields
 from llmcompress.errors import UsageError
 from llmcompress.report.file_names import MODEL_XML
@@ -49,7 +49,6 @@ from llmcompress.report.text import duration_text, property_text, rate_text, sha
 from llmcompress.spec import BenchSpec
 from llmcompress.spec.benchmark import RuntimeName
 from llmcompress.spec.validation import from_options
-from llmcompress.system.progress import Progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,25 +122,23 @@ def bench(
     merged = _merged(places) if merge_adapter else set()
     with_file = places_of_file(file, places)
     access = {"trust_remote_code": trust_remote_code, "offline": offline, "allow_links": allow_links}
+    # A checkpoint is measured as its uncompressed IR; made in processes of their own, which end before the runs.
+    found = [
+        run_watched(
+            reference_ir,
+            # A revision is for Hub sources only.
+            {
+                "source": place,
+                "revision": None if Path(place).exists() else revision,
+                "merge_adapter": place in merged,
+                "file": file if place in with_file else None,
+                **access,
+            },
+            verbose=verbose,
+        )
+        for place in places
+    ]
     with watching(verbose=verbose) as watch:
-        watch.report(Progress("read the configuration", 0, 0))
-        # A checkpoint is measured as its uncompressed IR; made in processes of their own, which end before the runs.
-        found = [
-            run_supervised(
-                reference_ir,
-                # A revision is for Hub sources only.
-                {
-                    "source": place,
-                    "revision": None if Path(place).exists() else revision,
-                    "merge_adapter": place in merged,
-                    "file": file if place in with_file else None,
-                    **access,
-                },
-                progress=watch.report,
-                logs=watch.log,
-            )
-            for place in places
-        ]
         options = {
             "sources": found,
             "spec": spec,

@@ -6,10 +6,13 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+import typer
 
 from llmcompress.cli.console import facts_table, print_blocks, print_note, print_report, table, write_line
+from llmcompress.cli.layers import manage_layers
 from llmcompress.cli.libraries import (
     IMPORTS,
     SAME_RELEASE,
@@ -26,7 +29,7 @@ from llmcompress.cli.libraries import (
 )
 from llmcompress.cli.options import Json, Verbose
 from llmcompress.cli.progress import watching
-from llmcompress.errors import LlmcompressError, ResourceError
+from llmcompress.errors import LlmcompressError, ResourceError, UsageError
 from llmcompress.report.text import size_text
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, cpu_name, installed_versions, platform_name
 from llmcompress.system.files import free_bytes
@@ -78,11 +81,31 @@ class Diagnosis(DiagnosisPart):
         return not any(finding.broken for finding in self.findings)
 
 
-def doctor(as_json: Json = False, verbose: Verbose = False) -> None:
+def doctor(
+    layers: Annotated[
+        bool, typer.Option("--layers", help="List the versions of transformers that some architectures need.")
+    ] = False,
+    install: Annotated[
+        list[str] | None,
+        typer.Option("--install", metavar="VERSION", help="With --layers: install one; may be repeated."),
+    ] = None,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option("--remove", metavar="VERSION", help="With --layers: remove one; may be repeated."),
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
     """[bold]Examples[/bold]
     llmcompress doctor
     llmcompress doctor --json > doctor.json
+    llmcompress doctor --layers --install 5.0.0
     """
+    if layers:
+        manage_layers(install or (), remove or (), as_json=as_json, verbose=verbose)
+        return
+    if install or remove:
+        raise UsageError("`install` and `remove` are of layers", where="llmcompress doctor", hint="write --layers too")
     with watching(verbose=verbose) as watch:
         diagnosis = diagnose(watch.report)
     print_report(diagnosis, _print, as_json=as_json, brief=lambda _: "")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import Task, TaskID
 
+    from llmcompress.loaders.environments import TransformersLayer
+
 ResultT = TypeVar("ResultT")
 
 WIDE = 100
@@ -227,9 +229,53 @@ def run_watched(
     """Run a function in a worker and show its stages; ``stage`` is what goes before its own, seconds of imports."""
     from llmcompress.system.process import run_supervised
 
+    def run() -> ResultT:
+        with watching(verbose=verbose) as watch:
+            watch.report(Progress(stage, 0, 0))
+            return run_supervised(function, options, progress=watch.report, logs=watch.log)
+
+    return with_layers(run)
+
+
+def with_layers(call: Callable[[], ResultT]) -> ResultT:
+    """Call a function, again where it lacked a layer of transformers and the person at the terminal lets it in.
+
+    Raises:
+        LayerMissingError: Nobody can be asked, or the answer was no.
+    """
+    try:
+        return call()
+    except UsageError as error:
+        from llmcompress.loaders.environments import LayerMissingError, layer_of, mode
+
+        if not (isinstance(error, LayerMissingError) and error.version and mode() == "ask" and _can_ask()):
+            raise
+        tell(error.message)
+        if not _confirmed(f"Install transformers {error.version} in the cache, for such models alone?"):
+            raise
+        install_watched(layer_of(error.version))
+    return call()
+
+
+def install_watched(layer: TransformersLayer, *, verbose: bool = False) -> None:
+    """Install a layer and show that it is going on."""
+    from llmcompress.loaders.layer_folders import install
+
     with watching(verbose=verbose) as watch:
-        watch.report(Progress(stage, 0, 0))
-        return run_supervised(function, options, progress=watch.report, logs=watch.log)
+        install(layer.requirements, progress=watch.report)
+
+
+def _confirmed(question: str) -> bool:
+    import typer
+
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        return False
+
+
+def _can_ask() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def _amount(done: int, total: int, unit: str) -> str:

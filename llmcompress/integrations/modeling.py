@@ -21,6 +21,7 @@ from llmcompress.compression.run import CompressedModel, CompressOptions, compre
 from llmcompress.errors import UsageError
 from llmcompress.graph.model import nncf_records
 from llmcompress.integrations.quantization_config import OVRecipeConfig
+from llmcompress.loaders.environments import needed_layer, transformers_needed
 from llmcompress.loaders.generation import save_generation_config
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import Source, resolve
@@ -95,6 +96,13 @@ class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
         recipe = recipe or recommended_recipe(found, quantization_config)
         if not options.stateless:
             return _in_memory(cls, found, str(model_id), recipe, options)
+        if layer := needed_layer(found):
+            raise UsageError(
+                f"without a cache inside it is converted by Optimum's own path, which takes "
+                f"{found.config['model_type']!r} only with transformers{transformers_needed(found)}",
+                where=str(model_id),
+                hint=f"leave use_cache and stateful out, or do it with transformers {layer.version}",
+            )
         if found.layout == "ir":
             problem = "an OpenVINO model with its cache inside cannot be opened without it"
             raise UsageError(problem, where=str(model_id), hint="give the original checkpoint")
