@@ -19,6 +19,7 @@ import argparse
 import filecmp
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -192,7 +193,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "qwen3_5_text": _LINEAR,
     "qwen3_moe": {**_EXPERTS, "head_dim": 16, "decoder_sparse_step": 1, "mlp_only_layers": []},
     "qwen3_next": {**_LINEAR, **_EXPERTS, "shared_expert_intermediate_size": 64},
-    "xglm": {"d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96, "init_std": 0.08},
+    "xglm": {"d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96, "init_std": 0.08, "pad_token_id": 1},
     "zamba2": {
         "layers_block_type": ["mamba", "hybrid"],
         "n_mamba_heads": 4,
@@ -204,7 +205,14 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
 }
 """What the configuration of a type needs besides COMMON."""
+_PART = "the language model of a multimodal one, without a causal class of its own"
 OTHERS: dict[str, str] = {
+    "llava-qwen2": _PART,
+    "maira2": _PART,
+    "muse_glimmer_text": _PART,
+    "qwen3_omni_moe_talker_text": _PART,
+    "qwen3_omni_moe_text": _PART,
+    "qwen3_vl_text": _PART,
     "llama4": "its configuration is of a vision-language model, whose language model is llama4_text",
 }
 """Types that are no causal language models by themselves."""
@@ -286,7 +294,9 @@ def generated(directory: Path) -> str:
         config = openvino_genai.GenerationConfig(max_new_tokens=4)
         openvino_genai.LLMPipeline(str(directory), "CPU").generate("The quick brown", config)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        # The last words are the cause, after the places that it came through.
+        said = re.split(r"failed at \S+:\d+:|Exception from \S+:\d+:", " ".join(str(error).split()))[-1].strip()
+        return said[:120] or type(error).__name__
     return ""
 
 
@@ -338,7 +348,7 @@ def run_apart(model_type: str) -> dict[str, Any]:
     if model_type in OTHERS:
         return {"state": "other", "transformers": version, "reason": OTHERS[model_type]}
     if not has_class(place, model_type):
-        reason = "transformers has no class for it: it needs its repository's code"
+        reason = "not run: its class is code of its repository"
         return {"state": "code", "transformers": version, "reason": reason}
     path = [str(place)] if layer else []
     path += [str(Path(__file__).parent.parent / "tests"), *filter(None, sys.path)]
@@ -387,8 +397,8 @@ def write_page(results: dict[str, dict[str, Any]], path: Path) -> None:
     counts = (
         f"Of {len(declared_windows())} types {len(run)} were run: {passed} pass in everything but GenAI, which runs "
         f"{sum(not found['genai'] for found in run)} of them. {states.count('failed')} failed, {states.count('code')} "
-        f"need code of their repositories and were not run, {states.count('other')} are no language models by "
-        f"themselves, {states.count('never')} have no version of transformers."
+        f"are code of their repositories and were not run, {states.count('other')} are parts of multimodal models, "
+        f"{states.count('never')} has no version of transformers."
     )
     before, _, rest = path.read_text(encoding="utf-8").partition("<!-- table -->")
     after = rest.partition("<!-- end -->")[2]
