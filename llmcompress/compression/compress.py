@@ -121,7 +121,7 @@ def compress(
     if not isinstance(recipe, Recipe):
         recipe = recommended_recipe(found, str(recipe))
     kept = None if save_checkpoint is None else _checkpoint_place(save_checkpoint, recipe, found)
-    output = Output(Path(output_dir), overwrite, tokenizer, engine, kept)
+    output = OutputOptions(Path(output_dir), overwrite, tokenizer, engine, kept)
     if isinstance(source, LoadedModel):
         return compress_found(source, recipe, output, access, stages=stages, progress=progress)
     layer = needed_layer(found)
@@ -153,7 +153,7 @@ def forecast_found(
     return forecast(source, recipe, output_dir, engine=engine)
 
 
-class Output(NamedTuple):
+class OutputOptions(NamedTuple):
     """Where the output goes, and how it is made."""
 
     directory: Path
@@ -167,7 +167,7 @@ class Output(NamedTuple):
 def compress_found(
     source: Source | LoadedModel,
     recipe: Recipe,
-    output: Output,
+    output: OutputOptions,
     access: Access,
     *,
     stages: Stages | None = None,
@@ -198,7 +198,7 @@ def prepare_for_layer(
     layer: TransformersLayer,
     found: Source,
     recipes: Sequence[Recipe],
-    output: Output | None,
+    output: OutputOptions | None,
     access: Access,
     progress: Reporter,
 ) -> Access:
