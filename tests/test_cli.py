@@ -380,7 +380,8 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
     assert run(["compress", *arguments]) == 0
     flags = ["--revision", "v1", "--trust-remote-code", "--offline", "--overwrite", "--allow-nonfinite"]
     flags += ["--allow-links", "--merge-adapter", "--max-context", "4096", "--requantize", "--file", "a.gguf"]
-    assert run(["compress", *arguments, *flags, "--no-tokenizer", "--engine", "nncf"]) == 0
+    flags += ["--save-checkpoint", str(tmp_path / "pruned"), "--no-tokenizer", "--engine", "nncf"]
+    assert run(["compress", *arguments, *flags]) == 0
     plain, flagged = worker
     assert plain == {
         "function": compress,
@@ -399,6 +400,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "file": None,
         "tokenizer": True,
         "engine": "llmcompress",
+        "save_checkpoint": None,
     }
     assert isinstance(plain["recipe"], Recipe)
     assert flagged == plain | {
@@ -414,6 +416,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "file": "a.gguf",
         "tokenizer": False,
         "engine": "nncf",
+        "save_checkpoint": tmp_path / "pruned",
     }
 
 
