@@ -29,6 +29,8 @@ from llmcompress.report.text import interval_text
 from llmcompress.spec import Calibration, Recipe, Training, WeightCompression, override_recipe
 
 SIDES = ("data-free", "awq+se", "gptq", "blocks", "distillation", "gptq, then distillation")
+SEARCHED = ("searched", "searched, then distillation")
+"""A format for each weight at no more bytes than the data-free side has, among what GPTQ makes; learned from there."""
 
 
 def recipe_of(side: str, mode: str, group_size: int, args: argparse.Namespace) -> Recipe:
@@ -37,19 +39,33 @@ def recipe_of(side: str, mode: str, group_size: int, args: argparse.Namespace) -
     methods = {"awq": True, "scale_estimation": True} if side == "awq+se" else {"gptq": gptq}
     weights = WeightCompression(mode=mode, group_size=group_size, group_size_fallback="adjust", **methods)
     calibration = Calibration(dataset=str(args.train), num_samples=args.num_samples, seq_len=args.seq_len)
-    training = None
-    if side.endswith(("blocks", "distillation")):
-        training = Training(
-            method="blocks" if side == "blocks" else "distillation",
-            dataset=str(args.train),
-            num_samples=args.num_training_samples if side != "blocks" else args.num_samples,
-            seq_len=args.seq_len,
-            num_steps=args.num_steps if side != "blocks" else args.num_block_steps,
-            batch_size=args.batch_size,
-        )
     needs_text = gptq or side == "awq+se"
-    recipe = Recipe(name="side", weights=weights, calibration=calibration if needs_text else None, training=training)
-    return override_recipe(recipe, [f"training.{each}" for each in args.set]) if training else recipe
+    recipe = Recipe(name="side", weights=weights, calibration=calibration if needs_text else None)
+    return with_training(recipe, side, args) if side.endswith(("blocks", "distillation")) else recipe
+
+
+def with_training(recipe: Recipe, side: str, args: argparse.Namespace) -> Recipe:
+    """A recipe that learns its bits."""
+    training = Training(
+        method="blocks" if side == "blocks" else "distillation",
+        dataset=str(args.train),
+        num_samples=args.num_training_samples if side != "blocks" else args.num_samples,
+        seq_len=args.seq_len,
+        num_steps=args.num_steps if side != "blocks" else args.num_block_steps,
+        batch_size=args.batch_size,
+    )
+    fields = {name: value for name, value in recipe if name in recipe.model_fields_set}
+    return override_recipe(Recipe(**fields, training=training), [f"training.{each}" for each in args.set])
+
+
+def searched(directory: Path, max_bytes: int, args: argparse.Namespace) -> Recipe:
+    """The recipe that a search finds at a size, from the text to train on alone."""
+    text = {"dataset": str(args.train), "seq_len": args.seq_len}
+    calibration = Calibration(**text, num_samples=args.num_samples)
+    spec = llmcompress.SearchSpec(max_bytes=max_bytes, calibration=calibration, **text)
+    if not directory.exists():
+        llmcompress.search(args.source, spec, directory)
+    return llmcompress.load_recipe(directory / "recipe.yaml", [f"calibration.dataset={args.train}"])
 
 
 def measured(directory: Path, text: Path, args: argparse.Namespace) -> dict[str, object]:
@@ -89,7 +105,7 @@ def main() -> None:
     parser.add_argument("--other-text", type=Path, help="held-out text of another kind")
     parser.add_argument("--modes", nargs="+", default=["int4_asym", "int4_sym", "int3_sym", "int2_sym"])
     parser.add_argument("--group-sizes", nargs="+", type=int, default=[64, 128])
-    parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=(*SIDES, *SEARCHED))
     parser.add_argument("--num-steps", type=int, default=500)
     parser.add_argument("--num-block-steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -120,7 +136,12 @@ def main() -> None:
                 best = float("inf")
                 for side in args.sides:
                     output, started = Path(folder) / f"{mode}-{group_size}-{side}", time.perf_counter()
-                    recipe = recipe_of(side, mode, group_size, args)
+                    if side in SEARCHED:
+                        free = Path(folder) / f"{mode}-{group_size}-data-free" / "openvino_model.bin"
+                        recipe = searched(Path(folder) / f"{mode}-{group_size}-plan", free.stat().st_size, args)
+                        recipe = with_training(recipe, side, args) if side != "searched" else recipe
+                    else:
+                        recipe = recipe_of(side, mode, group_size, args)
                     engine = "nncf" if side in ("awq+se", "gptq") else "llmcompress"
                     made = llmcompress.compress(args.source, recipe, output, engine=engine)
                     line = {"mode": mode, "group_size": group_size, "side": side}

@@ -12,6 +12,7 @@ from tiny_models import ARCHITECTURES, build_checkpoint
 import llmcompress
 from llmcompress import load_recipe
 from llmcompress.errors import ModelError
+from llmcompress.loaders.environments import LayerMissingError
 
 PROMPT = "the quick brown fox and the lazy dog"
 
@@ -92,17 +93,22 @@ def _check_layers(report: llmcompress.CompressionReport, model_type: str, mode: 
         assert sum(layer.num_parameters for layer in experts) > 0.5 * counted
 
 
+@pytest.mark.parametrize("layers", ["off", "ask"])
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
-def test_a_class_that_the_exporter_refuses_for_its_transformers_version(model_type: str, tmp_path: Path) -> None:
+def test_a_class_that_the_exporter_refuses_for_its_transformers_version(
+    model_type: str, layers: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 16}
     config = AutoConfig.for_model(model_type, **sizes, num_attention_heads=2, num_key_value_heads=1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "gemma")
+    monkeypatch.setenv("LLMCOMPRESS_LAYERS", layers)
+    kind = ModelError if layers == "off" else LayerMissingError
     for refusing in (
         lambda: llmcompress.compress(tmp_path / "gemma", "int8", tmp_path / "out"),
         lambda: llmcompress.OVModelForCausalLM.from_pretrained(tmp_path / "gemma", quantization_config="int8"),
     ):
-        with pytest.raises(ModelError, match=rf"converts '{model_type}' only with transformers .*; \S+ is installed"):
+        with pytest.raises(kind, match=rf"converts '{model_type}' only with transformers .*; \S+ is installed"):
             refusing()
     assert not (tmp_path / "out").exists()

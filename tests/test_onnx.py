@@ -63,6 +63,7 @@ def test_the_logits_are_those_of_onnxruntime(name: str, executed: set[str]) -> N
     assert found <= {"f16", "f32", "bf16"}
 
 
+@pytest.mark.slow
 def test_one_command_makes_an_artifact_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, output = MODELS / "genai-int4", tmp_path / "out"
     predicted = forecast_source(str(source), load_recipe("keep"), tmp_path / "no", Access(), "llmcompress", silent)

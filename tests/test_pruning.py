@@ -199,7 +199,9 @@ def test_magnitude_is_that_of_nncf(run: Run, demo_checkpoint: Path) -> None:
         assert torch.equal(found.get_submodule(name).weight, before[name])
 
 
-@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "magnitude"])
+@pytest.mark.parametrize(
+    "method", ["sparsegpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wanda", "magnitude"))]
+)
 def test_a_pattern_holds_exactly_after_int4(
     method: str, demo_checkpoint: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
@@ -462,44 +464,47 @@ def test_a_pruned_artifact_computes_what_its_checkpoint_does(
     assert len([op for op in loaded.model.get_ops() if op.get_type_name() == "ScaledDotProductAttention"]) == 5
 
 
-def test_what_is_left_is_healed_and_zeros_stay(demo_checkpoint: Path, calibration_text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["weights", pytest.param("adapters", marks=pytest.mark.slow)])
+def test_what_is_left_is_healed_and_zeros_stay(
+    what: str, demo_checkpoint: Path, calibration_text: Path, tmp_path: Path
+) -> None:
     text = {"dataset": str(calibration_text), "seq_len": 64}
     training = {
-        "method": "distillation", "what": ["weights"], **text, "num_samples": 32, "num_validation_samples": 8,
+        "method": "distillation", "what": [what], **text, "num_samples": 32, "num_validation_samples": 8,
         "batch_size": 4, "num_steps": 16, "num_validations": 2,
     }  # fmt: skip
     pruning = {"method": "wanda", "sparsity": 0.6}
     made = {**INT4, "pruning": pruning, "calibration": {**text, "num_samples": 4}, "training": training}
-    for what in ("weights", "adapters"):
-        recipe = Recipe.model_validate({**made, "training": {**training, "what": [what]}})
-        report = llmcompress.compress(
-            demo_checkpoint, recipe, tmp_path / what, save_checkpoint=tmp_path / f"{what}-checkpoint"
-        )
-        assert report.pruning is not None
-        assert report.training is not None
-        assert report.pruning.density == pytest.approx(0.4, abs=2e-3)
-        (curve,) = report.training.curves
-        assert curve.kept_step > 0
-        assert curve.points[-1].validation < 0.9 * curve.points[0].validation
-        before, after = report.pruning.kl_divergence, report.pruning.kl_divergence_healed
-        assert before is not None
-        assert after is not None
-        assert after < 0.9 * before
-        assert report.training.changed_codes is None
-        assert report.texts.keys() == {"calibration", "training", "validation"}
-        # Single weights that would round to zero by chance are few.
-        zeros = [
-            (weight.values() == 0).mean()
-            for name, weight in integer_weights(read_ir(tmp_path / what)).items()
-            if ".layers." in parameter_name(name)
-        ]
-        # Of each row a whole number goes.
-        assert min(zeros) >= 0.597
-        layers = layer_list(opened(tmp_path / f"{what}-checkpoint"))[1]
-        linears = [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]
-        assert all(abs(float((linear.weight == 0).float().mean()) - 0.6) < 0.01 for linear in linears)
+    recipe = Recipe.model_validate(made)
+    report = llmcompress.compress(
+        demo_checkpoint, recipe, tmp_path / what, save_checkpoint=tmp_path / f"{what}-checkpoint"
+    )
+    assert report.pruning is not None
+    assert report.training is not None
+    assert report.pruning.density == pytest.approx(0.4, abs=2e-3)
+    (curve,) = report.training.curves
+    assert curve.kept_step > 0
+    assert curve.points[-1].validation < 0.9 * curve.points[0].validation
+    before, after = report.pruning.kl_divergence, report.pruning.kl_divergence_healed
+    assert before is not None
+    assert after is not None
+    assert after < 0.9 * before
+    assert report.training.changed_codes is None
+    assert report.texts.keys() == {"calibration", "training", "validation"}
+    # Single weights that would round to zero by chance are few.
+    zeros = [
+        (weight.values() == 0).mean()
+        for name, weight in integer_weights(read_ir(tmp_path / what)).items()
+        if ".layers." in parameter_name(name)
+    ]
+    # Of each row a whole number goes.
+    assert min(zeros) >= 0.597
+    layers = layer_list(opened(tmp_path / f"{what}-checkpoint"))[1]
+    linears = [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]
+    assert all(abs(float((linear.weight == 0).float().mean()) - 0.6) < 0.01 for linear in linears)
 
 
+@pytest.mark.slow
 def test_bits_are_learned_against_the_whole_original(
     demo_checkpoint: Path, calibration_text: Path, tmp_path: Path
 ) -> None:

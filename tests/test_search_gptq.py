@@ -87,6 +87,7 @@ def test_the_plan_is_held_against_others_and_predicted(
     assert plan.predicted_kl == pytest.approx(divergence.kl_divergence.value, rel=0.4)
 
 
+@pytest.mark.slow
 def test_a_further_search_makes_nothing_again(
     found: tuple[Path, SearchReport],
     demo_checkpoint: Path,
