@@ -143,7 +143,8 @@ def _as_stored(name: str, values: Array, config: Mapping[str, Any]) -> tuple[str
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return rope.get("full_attention", rope)
 
 
 def _rope_tensors(config: Mapping[str, Any]) -> dict[str, Array]:
@@ -165,7 +166,7 @@ def _rope_tensors(config: Mapping[str, Any]) -> dict[str, Array]:
 def _settings(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
     rope, heads = _rope(config), config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    theta = rope.get("full_attention", rope).get("rope_theta", config.get("rope_theta", 10_000.0))
+    theta = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
     found: dict[str, Any] = {
         "context_length": config["max_position_embeddings"],
         "embedding_length": config["hidden_size"],
@@ -253,6 +254,22 @@ def experts_as_transformers(path: Path) -> dict[str, Array]:
         module = name.removesuffix(".gate_proj.weight")
         gate, up, down = (found.pop(f"{module}.{part}_proj.weight") for part in ("gate", "up", "down"))
         found |= {f"{module}.gate_up_proj": np.concatenate([gate, up], axis=1), f"{module}.down_proj": down}
+    return found
+
+
+def gemma_as_transformers(path: Path) -> dict[str, Array]:
+    """As ``as_transformers``, of a model of Gemma's family, whose norms are stored with the 1 that its class adds."""
+    names = {to: name for name, to in NAMES.items()}
+    names |= {"ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "post_attention_norm": "post_attention_layernorm"}
+    reader = gguf.GGUFReader(path)
+    has_four_norms = any(tensor.name == "blk.0.post_ffw_norm.weight" for tensor in reader.tensors)
+    names["ffn_norm"] = "pre_feedforward_layernorm" if has_four_norms else "post_attention_layernorm"
+    found = {}
+    for tensor in reader.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        *block, stem, part = tensor.name.split(".")
+        prefix = f"model.layers.{block[1]}." if block else ""
+        found[f"{prefix}{names[stem]}.{part}"] = values - 1 if stem.endswith("norm") else values
     return found
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
 from llmcompress.errors import ResourceError
 from llmcompress.loaders.environments import TransformersLayer
 from llmcompress.loaders.layer_folders import install
 from llmcompress.loaders.source import Source
 from llmcompress.system.progress import Reporter
+
+Array = NDArray[Any]
 
 
 def look_around(source: Source, more: int = 0, *, progress: Reporter) -> dict[str, Any]:
@@ -62,3 +65,19 @@ def make_and_compress_by_stock(model_type: str, fields: dict[str, Any], director
         compile=False,
         quantization_config=OVWeightQuantizationConfig(bits=8, sym=False),
     ).save_pretrained(directory / "stock")
+
+
+def logits_of_gemma(checkpoint: Path, path: Path, ids: Array, *, progress: Reporter) -> Array:
+    """What torch computes with the floats of a GGUF file that was made of a checkpoint."""
+    import torch
+    from gguf_fixture import gemma_as_transformers
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager").to(torch.float32).eval()
+    tensors = {name: torch.from_numpy(values.copy()) for name, values in gemma_as_transformers(path).items()}
+    loaded = model.load_state_dict(tensors, strict=False)
+    assert loaded.missing_keys == ["lm_head.weight"]
+    assert not loaded.unexpected_keys
+    with torch.no_grad():
+        found: Array = model(torch.from_numpy(ids)).logits.numpy()
+    return found

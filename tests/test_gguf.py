@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from fake_hub import FakeHub, running, use
 from gguf_fixture import Array, as_transformers, experts_as_transformers, write_gguf
+from layers_fixture import folder_with, logits_of_gemma
 from test_quantized_sources import EXACT, run, wikitext
 from tiny_models import ARCHITECTURES, build_checkpoint
 
@@ -22,6 +24,8 @@ from llmcompress.cli import run as run_command
 from llmcompress.cli.compress import _kept_text, default_output_name, is_quantized
 from llmcompress.cli.dry_run import forecast_source
 from llmcompress.errors import ModelError, SecurityError, UsageError
+from llmcompress.graph.model import read_ir
+from llmcompress.loaders.environments import fitting_layer
 from llmcompress.loaders.quantized.gguf_blocks import BLOCK_FORMATS
 from llmcompress.loaders.quantized.gguf_source import gguf_names
 from llmcompress.loaders.quantized.packed import dequantized
@@ -29,9 +33,11 @@ from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.source import fetch_weights, resolve, source_checkpoint
 from llmcompress.spec import Access, EvalSpec, load_recipe
 from llmcompress.spec.plan import load_plan
+from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import silent
 
 MODELS = Path(__file__).parent / "gguf_models"
+TOKENS = json.loads((MODELS / "tokens.json").read_text(encoding="utf-8"))
 IDS = np.arange(1, 33).reshape(2, 16)
 SMALL: dict[str, Any] = {
     "dtype": "float32",
@@ -96,6 +102,18 @@ def test_blocks_become_what_the_package_gguf_makes_of_them() -> None:
     assert seen >= {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "F16", "BF16"}
 
 
+@pytest.mark.parametrize("name", ["legacy", "dequantized"])
+def test_what_was_rounded_goes_to_another_process_with_its_source(name: str) -> None:
+    source = resolve(MODELS / f"{name}.gguf")
+    found = source_weights(source, source_checkpoint(source))
+    assert found is not None
+    rounded = [each for weight in found.weights if (each := weight.repack(found.mapped.read)).unrounded]
+    assert rounded
+    for packed in rounded:
+        there = pickle.loads(pickle.dumps(packed))
+        assert np.array_equal(dequantized(there), dequantized(packed))
+
+
 def llmcompress_config(source: Any) -> Any:
     from transformers import AutoConfig
 
@@ -157,6 +175,43 @@ def test_what_is_exact_gives_the_logits_of_its_floats(checkpoint: Path, tmp_path
         expected = torch_model(torch.from_numpy(IDS)).logits.numpy()
     logits, _ = run(llmcompress.load(path, tokenizer=False).model, IDS)
     assert np.abs(logits - expected).max() <= EXACT * np.abs(expected).max()
+
+
+GEMMA: dict[str, dict[str, Any]] = {
+    "gemma": {},
+    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 32},
+    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 32, "num_hidden_layers": 7},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", GEMMA)
+def test_gemma_is_converted_on_a_layer(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = fitting_layer(kind)
+    assert layer is not None
+    folder = folder_with(layer)
+    monkeypatch.setenv("LLMCOMPRESS_LAYERS", "auto")
+    monkeypatch.setitem(ARCHITECTURES, kind, ARCHITECTURES["llama"])
+    vocabulary = TOKENS["vocabularies"]["llama"] | {"tokenizer.ggml.add_space_prefix": False}
+    num_tokens = len(vocabulary["tokenizer.ggml.tokens"])
+    sizes = {**SMALL, "head_dim": 32, "vocab_size": num_tokens, "tie_word_embeddings": True, **GEMMA[kind]}
+    checkpoint = build_checkpoint(tmp_path / "model", kind, **sizes)
+    for name, store in (("exact", exact_types), ("rounded", blocks("Q4_1"))):
+        path = write_gguf(checkpoint, tmp_path / f"{name}.gguf", store, **vocabulary)
+        given = {"checkpoint": checkpoint, "path": path, "ids": IDS}
+        expected = run_supervised(logits_of_gemma, given, search_path=(folder,))
+        if name == "exact":
+            assert run_command(["compress", str(path), "-o", str(tmp_path / "out")]) == 0
+            logits, executed = run(read_ir(tmp_path / "out"), IDS)
+            assert executed - {"f16", "f32", "bf16"} == {"i4", "i8", "u8"}
+            manifest = read_manifest(tmp_path / "out")
+            assert manifest.environment.versions["transformers"] == layer.version
+            assert manifest.kept is not None
+        else:
+            loaded = llmcompress.load(path)
+            assert kl_divergence(expected, run(loaded.model, IDS)[0]) <= 2e-5
+            logits, _ = run(loaded.dequantized().model, IDS)
+        assert np.abs(logits - expected).max() <= EXACT * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,27 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", {"head_dim": 16, "tie_word_embeddings": True}),
     "gemma2": ("gemma2", WINDOW),
     "gemma3": ("gemma3_text", {**WINDOW, "num_hidden_layers": 7}),
+    "gemma3-period": (
+        "gemma3_text",
+        {
+            **WINDOW,
+            "num_hidden_layers": 2,
+            "final_logit_softcapping": 30.0,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 1_000_000.0, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20_000.0},
+            },
+        },
+    ),
+    "gemma3-flags": (
+        "gemma3_text",
+        {**WINDOW, "num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "gemma3-whole": (
+        "gemma3_text",
+        {**WINDOW, "num_hidden_layers": 2, "layer_types": ["full_attention", "full_attention"]},
+    ),
     "phi3": ("phi3", {"sliding_window": None}),
     "phi3-long": (
         "phi3",
@@ -87,6 +108,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {"num_hidden_layers": 5}),
 }
 
+METADATA: dict[str, dict[str, Any]] = {
+    "gemma3-period": {"gemma3.attention.sliding_window_pattern": 2, "gemma3.rope.freq_base_swa": 20_000.0},
+    "gemma3-flags": {"gemma3.attention.sliding_window_pattern": [False, True]},
+    "gemma3-whole": {"gemma3.attention.sliding_window": 0},
+}
+"""What files say besides."""
+
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_file_describes_the_model_that_it_was_made_of(
@@ -104,7 +132,7 @@ def test_a_file_describes_the_model_that_it_was_made_of(
     monkeypatch.setitem(ARCHITECTURES, kind, ARCHITECTURES.get(kind, ARCHITECTURES["llama"]))
     checkpoint = build_checkpoint(tmp_path / "model", kind, **{**SIZES, **fields})
     original = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
-    source = resolve(write_gguf(checkpoint, tmp_path / "model.gguf"))
+    source = resolve(write_gguf(checkpoint, tmp_path / "model.gguf", **METADATA.get(case, {})))
     found = source_weights(source, source_checkpoint(source))
     assert found is not None
     assert found.floats is not None
@@ -242,6 +270,30 @@ def test_metadata_that_contradicts_the_tensors_is_refused(change: dict[str, Any]
         gguf_config(found["metadata"] | change, found["tensors"], lambda name: np.zeros(8))
 
 
+def test_windows_and_scales_of_gemma_are_those_of_llama_cpp() -> None:
+    """https://github.com/ggml-org/llama.cpp, the hyperparameters of each architecture."""
+    found = header()
+    said = {key.replace("llama.", "gemma3."): value for key, value in found["metadata"].items()}
+    said |= {"general.architecture": "gemma3", "gemma3.attention.sliding_window": 8}
+    for pattern, message in (
+        ([1], "is a list of 1; a number, or yes or no for each of 2 layers, is needed"),
+        ([0, 2], "is a list of 2; a number, or yes or no for each of 2 layers, is needed"),
+        (0, "is 0; a positive whole number"),
+    ):
+        with pytest.raises(ModelError, match=f"gemma3.attention.sliding_window_pattern {message}"):
+            gguf_config(
+                said | {"gemma3.attention.sliding_window_pattern": pattern}, found["tensors"], lambda name: np.zeros(8)
+            )
+    # Heads of 32 channels, four times which is more than the hidden size.
+    said |= {f"gemma3.{key}": 32 for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")}
+    query = found["tensors"]["blk.0.attn_q.weight"]
+    for layers, expected in ((61, 32), (62, 16)):
+        tensors = found["tensors"] | {f"blk.{n}.attn_q.weight": query._replace(shape=(128, 64)) for n in range(layers)}
+        made = gguf_config(said | {"gemma3.block_count": layers}, tensors, lambda name: np.zeros(8))
+        assert made["query_pre_attn_scalar"] == expected
+        assert [n for n, kind in enumerate(made["layer_types"]) if kind == "full_attention"] == [*range(5, layers, 6)]
+
+
 def test_tensors_that_the_architecture_does_not_have_are_refused(tmp_path: Path) -> None:
     found = header()
     tensors = found["tensors"]
@@ -305,9 +357,8 @@ def test_blocks_of_one_number_are_that_number() -> None:
 
     stored = np.full((2, 20), 0x5A, np.uint8)
     stored[:, :4].view("<f2")[:] = [[0, -0.5], [1e-7, 0.25]]
-    packed = _repacked(
-        "a", TensorInfo("f", "Q4_1", (2, 32), 0, 0), Mapped("a"), BLOCK_FORMATS["Q4_1"], lambda n: stored
-    )
+    tensor = TensorInfo("f", "Q4_1", (2, 32), 0, 0)
+    packed = _repacked("a", tensor, Mapped("a"), Path(), BLOCK_FORMATS["Q4_1"], lambda n: stored)
     values = dequantized(packed)
     assert (values[0] == -0.5).all()
     # A zero point that f16 would move by steps stays in f32.

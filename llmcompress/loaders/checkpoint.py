@@ -173,7 +173,9 @@ class _StrictLoader:
         from transformers import AutoConfig
 
         config = kwargs.pop("config", None) or AutoConfig.from_pretrained(directory, local_files_only=True)
-        # Of the automatic classes none takes tensors without files.
+        # The exporter names it as the automatic classes take it; of them none takes tensors without files.
+        if "_attn_implementation" in kwargs:
+            kwargs["attn_implementation"] = kwargs.pop("_attn_implementation")
         mapping = getattr(self._model_class, "_model_mapping", None)
         model_class = self._model_class if mapping is None else mapping[type(config)]
         return model_class.from_pretrained(

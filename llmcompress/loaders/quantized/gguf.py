@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
@@ -78,7 +79,7 @@ def gguf_weights(config: Mapping[str, Any], checkpoint: Checkpoint) -> GgufWeigh
         is_stack = len(tensor.shape) == 3 and ".experts." in place.name
         kept = (*BLOCK_FORMATS, *DEQUANTIZED, *_FLOATS, *(("F32",) if is_stack else ()))
         if (is_stack or len(tensor.shape) == 2) and tensor.dtype in kept and not place.less:
-            weights.append(_stored(name, tensor, place))
+            weights.append(_stored(name, tensor, place, checkpoint.path))
         elif tensor.dtype in ("F32", *_FLOATS) and ".experts." not in place.name:
             others[name] = tensor, place
         else:
@@ -142,7 +143,7 @@ def _floats(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     return values
 
 
-def _stored(name: str, tensor: TensorInfo, place: Mapped) -> StoredWeight:
+def _stored(name: str, tensor: TensorInfo, place: Mapped, directory: Path) -> StoredWeight:
     columns = tensor.shape[-1]
     made = functools.partial(StoredWeight, name=place.name, shape=tensor.shape, parts=frozenset((name,)))
     if tensor.dtype in ("F32", *_FLOATS):
@@ -158,7 +159,7 @@ def _stored(name: str, tensor: TensorInfo, place: Mapped) -> StoredWeight:
             format=f"GGUF {tensor.dtype}, dequantized",
             element="f16",
             group_size=columns,
-            repack=functools.partial(_dequantized, name, tensor, place),
+            repack=functools.partial(_dequantized, name, tensor, place, directory),
             rounding="their values become f16",
         )
     form = BLOCK_FORMATS[tensor.dtype]
@@ -168,7 +169,7 @@ def _stored(name: str, tensor: TensorInfo, place: Mapped) -> StoredWeight:
         element=form.element,
         group_size=form.group_size,
         asymmetric=form.asymmetric,
-        repack=functools.partial(_repacked, name, tensor, place, form),
+        repack=functools.partial(_repacked, name, tensor, place, directory, form),
         scale=numbers,
         zero_point=numbers,
         level_groups=form.level_groups if len(tensor.shape) == 2 else 0,
@@ -188,7 +189,7 @@ def _float_weight(codes: NDArray[Any], element: Element, tensor: TensorInfo) -> 
     return PackedWeight(codes, element, tensor.shape, np.ones((len(codes), 1), np.float16))
 
 
-def _dequantized(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> PackedWeight:
+def _dequantized(name: str, tensor: TensorInfo, place: Mapped, directory: Path, read: Read) -> PackedWeight:
     import numpy as np
 
     rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
@@ -207,8 +208,21 @@ def _dequantized(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> Pa
         return half.view(np.uint8)
 
     codes = in_blocks(rows, columns, np.uint8, block)
-    unrounded = functools.partial(in_blocks, rows, columns, np.float32, values)
+    unrounded = functools.partial(_read_again, name, tensor, place, directory)
     return _float_weight(codes, "f16", tensor)._replace(rounding=rounding, unrounded=unrounded, nonfinite=nonfinite)
+
+
+def _read_again(
+    name: str, tensor: TensorInfo, place: Mapped, directory: Path, form: BlockFormat | None = None
+) -> NDArray[Any]:
+    """A weight in f32 as its file has it, which a process opens for itself: weights are handed to others."""
+    import numpy as np
+
+    read = _mapped(Checkpoint(directory, (tensor.file,), None, {name: tensor})).read
+    if form is not None:
+        return dequantized(_unrounded(name, tensor, place, form, read))
+    rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1]
+    return in_blocks(rows, columns, np.float32, _dequantizer(name, tensor, place, read))
 
 
 def _dequantizer(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> Callable[[slice], NDArray[Any]]:
@@ -250,11 +264,12 @@ def _nonfinite(values: NDArray[Any], name: str, tensor: TensorInfo) -> str:
     return "" if np.isfinite(values).all() else problem
 
 
-def _repacked(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, read: Read) -> PackedWeight:
+def _repacked(
+    name: str, tensor: TensorInfo, place: Mapped, directory: Path, form: BlockFormat, read: Read
+) -> PackedWeight:
     import numpy as np
 
-    made = functools.partial(_unrounded, name, tensor, place, form, read)
-    exact = made()
+    exact = _unrounded(name, tensor, place, form, read)
     if exact.nonfinite or exact.levels is not None:
         return exact
     zeros, scales = exact.zero_points, shortest(exact.scales)
@@ -267,7 +282,7 @@ def _repacked(name: str, tensor: TensorInfo, place: Mapped, form: BlockFormat, r
         scales=scales,
         zero_points=half,
         rounding=_relative_rounding(half, zeros, 1.0),
-        unrounded=lambda: dequantized(made()),
+        unrounded=functools.partial(_read_again, name, tensor, place, directory, form),
     )
 
 

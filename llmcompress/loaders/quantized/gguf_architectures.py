@@ -135,6 +135,11 @@ class _Facts:
         return _short(float(value))
 
     @property
+    def num_layers(self) -> int:
+        """Those that there are tensors of."""
+        return max((int(found[1]) for name in self.tensors if (found := _BLOCK.fullmatch(name))), default=-1) + 1
+
+    @property
     def head_dim(self) -> int:
         """Channels of a head."""
         return self.count("attention.key_length", self.count("embedding_length") // self.count("attention.head_count"))
@@ -245,17 +250,29 @@ def _gemma2(facts: _Facts) -> dict[str, Any]:
 
 
 def _gemma3(facts: _Facts) -> dict[str, Any]:
-    # Every sixth layer sees the whole text.
-    kinds = ["full_attention" if layer % 6 == 5 else "sliding_attention" for layer in range(facts.count("block_count"))]
+    sees_all = _sees_all(facts)
+    cap = facts.get("final_logit_softcapping")
     return {
         **_gemma(facts),
         "query_pre_attn_scalar": _query_scale(facts, layers_of_largest=62),
-        "sliding_window": facts.count("attention.sliding_window", 1024),
+        "sliding_window": 4096 if all(sees_all) else facts.count("attention.sliding_window"),
         "rope_local_base_freq": facts.number("rope.freq_base_swa", 10_000.0),
-        "layer_types": kinds,
+        "layer_types": ["full_attention" if whole else "sliding_attention" for whole in sees_all],
         "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
+        "final_logit_softcapping": facts.number("final_logit_softcapping") if cap else None,
     }
+
+
+def _sees_all(facts: _Facts) -> list[bool]:
+    """Whether each layer sees the whole text: every sixth, all where there is no window, or as the file says."""
+    key = "attention.sliding_window_pattern"
+    stated = facts.get(key) if facts.get("attention.sliding_window") else 1
+    if isinstance(stated, list):
+        if len(stated) != facts.num_layers or not all(each in (0, 1) for each in stated):
+            raise facts.wrong(key, f"a number, or yes or no for each of {facts.num_layers} layers,")
+        return [not each for each in stated]
+    period = 1 if stated == 1 else facts.count(key, 6)
+    return [layer % period == period - 1 for layer in range(facts.num_layers)]
 
 
 def _query_scale(facts: _Facts, layers_of_largest: int) -> int:
@@ -376,11 +393,10 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], 
 
 def _refuse_other_sizes(facts: _Facts, config: Mapping[str, Any], embedding: TensorInfo) -> None:
     """Hold what the metadata says against the tensors, so that no size is made up."""
-    layers = {int(found[1]) for name in facts.tensors if (found := _BLOCK.fullmatch(name))}
     query = facts.tensors.get("blk.0.attn_q.weight")
     for key, stated, there in (
         ("embedding_length", config["hidden_size"], embedding.shape[1]),
-        ("block_count", config["num_hidden_layers"], max(layers, default=-1) + 1),
+        ("block_count", config["num_hidden_layers"], facts.num_layers),
         ("attention.value_length", facts.count("attention.value_length", facts.head_dim), facts.head_dim),
         (
             "attention.head_count",
