@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.float8 import float8_weight
 from llmcompress.loaders.quantized.gptq import channel_order
-from llmcompress.loaders.quantized.mxfp4 import exponents
+from llmcompress.loaders.quantized.mxfp4 import with_exponents
 from llmcompress.loaders.quantized.packed import (
     ORIGINAL,
     PackedWeight,
@@ -229,7 +229,7 @@ def _repack_float4(module: str, shape: tuple[int, int], is_nvfp4: bool, read: Re
 
     codes, scales = read(f"{module}.weight_packed"), f"{module}.weight_scale"
     if not is_nvfp4:
-        return PackedWeight(codes, "f4e2m1", shape, exponents(scales, read), scale="f8e8m0")
+        return with_exponents(scales, codes, shape, read(scales))
     divisor = read(f"{module}.weight_global_scale").astype(np.float64)
     if not divisor.all():
         raise ModelError(f"weight_global_scale of {module} is 0", where="safetensors", hint=ORIGINAL)

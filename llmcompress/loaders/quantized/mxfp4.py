@@ -59,18 +59,19 @@ def find_mxfp4(settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo], r
     return found
 
 
-def exponents(name: str, read: Read) -> NDArray[Any]:
-    """Scales that are powers of two, as bytes.
+def with_exponents(name: str, codes: NDArray[Any], shape: tuple[int, ...], scales: NDArray[Any]) -> PackedWeight:
+    """A weight whose scales are powers of two.
 
-    Raises:
-        ModelError: One of them is NaN.
+    Args:
+        name: Of the tensor of scales, for people.
+        codes: As of ``PackedWeight``.
+        shape: The same.
+        scales: ``[rows, groups]``, a byte each.
     """
-    scales = read(name)
-    if (scales == _NAN).any():
-        raise ModelError(f"tensor {name!r} has scales that are NaN", where="safetensors", hint=ORIGINAL)
-    return scales
+    problem = f"tensor {name!r} has scales that are NaN" if (scales == _NAN).any() else ""
+    return PackedWeight(codes, "f4e2m1", shape, scales, scale="f8e8m0", nonfinite=problem)
 
 
 def _repack(name: str, shape: tuple[int, int, int], read: Read) -> PackedWeight:
-    scales = exponents(name + _SCALES, read).reshape(shape[0] * shape[1], -1)
-    return PackedWeight(read(name + _BLOCKS), "f4e2m1", shape, scales, scale="f8e8m0")
+    scales = read(name + _SCALES).reshape(shape[0] * shape[1], -1)
+    return with_exponents(name + _SCALES, read(name + _BLOCKS), shape, scales)

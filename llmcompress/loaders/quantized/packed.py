@@ -147,7 +147,8 @@ def _scales(weight: PackedWeight, part: slice) -> NDArray[Any]:
 
     scales: NDArray[Any] = weight.scales[part]
     if weight.scale_element == "f8e8m0":
-        scales = np.exp2(scales.astype(np.float32) - 127)
+        # The last byte is the format's NaN.
+        scales = np.exp2(np.where(scales == 255, np.float32(np.nan), scales.astype(np.float32) - 127))
     elif weight.scale_element == "f8e4m3":
         scales = float8_values()[scales]
     if weight.factors is not None:

@@ -57,8 +57,8 @@ class SourceWeights(NamedTuple):
         """Every weight by its name, each on a core.
 
         Args:
-            allow_nonfinite: Go on where blocks of a weight have scales that are NaN or infinite. Those that are tensors
-                of their own were searched before.
+            allow_nonfinite: Go on where scales in blocks or in bytes are NaN or infinite. Those that are floats in
+                tensors of their own were searched before.
 
         Raises:
             ModelError: There are such, and they are not allowed.
