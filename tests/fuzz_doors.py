@@ -147,6 +147,7 @@ QUANTIZED_BY_TOOLS = (
     "bitsandbytes-fp4",
     "bitsandbytes-int8",
     "torchao-4",
+    "torchao-int4",
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from quantized_fixture import LAYOUTS, Array
 
 from llmcompress.errors import ModelError
@@ -34,8 +35,6 @@ def of_tool(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def of_layout(name: str, shape: tuple[int, int] = (64, 128)) -> tuple[dict[str, Any], dict[str, Any]]:
-    import torch
-
     weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     parts = LAYOUTS[name].make(weight)[0]
     tensors = {
@@ -44,14 +43,16 @@ def of_layout(name: str, shape: tuple[int, int] = (64, 128)) -> tuple[dict[str, 
     return tensors, LAYOUTS[name].settings
 
 
-def repacked(folder: Path, tensors: dict[str, Any], settings: dict[str, Any]) -> dict[str, PackedWeight]:
+def repacked(
+    folder: Path, tensors: dict[str, Any], settings: dict[str, Any], *, allow_nonfinite: bool = False
+) -> dict[str, PackedWeight]:
     from safetensors.torch import save_file
 
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "model.safetensors")
     config = {"model_type": "llama", "dtype": "float16", "quantization_config": settings}
     (folder / "config.json").write_text(json.dumps(config))
     found = source_weights(resolve(folder), read_checkpoint(folder))
-    return {} if found is None else found.repacked()
+    return {} if found is None else found.repacked(allow_nonfinite=allow_nonfinite)
 
 
 def named(parts: dict[str, Any], module: str = MODULE) -> dict[str, Any]:
@@ -64,7 +65,6 @@ def instead(part: str, change: Callable[[Any], Any]) -> Change:
 
 def said(**fields: Any) -> Change:
     """Another quant_state."""
-    import torch
 
     def change(parts: dict[str, Any]) -> dict[str, Any]:
         name = "weight.quant_state.bitsandbytes__nf4"
@@ -76,6 +76,10 @@ def said(**fields: Any) -> Change:
 
 def under(name: str) -> Change:
     return lambda parts: parts | {name: next(iter(parts.values())).clone()}
+
+
+def of_half_the_rows(parts: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor if name == "_weight_qdata" else tensor[:, :64] for name, tensor in parts.items()}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,28 @@ def under(name: str) -> Change:
         ("bitsandbytes-nf4", said(blocksize=128), r"absmax' has the shape \[256\]; the format needs \[128\]"),
         ("bitsandbytes-nf4-double", instead("weight.absmax", lambda t: t.float()), "absmax' is F32; U8 is needed"),
         ("bitsandbytes-int8", instead("SCB", lambda t: t[1:]), r"SCB' has the shape \[127\]; the format needs \[128\]"),
-        ("torchao-4", under("_weight_scale_and_zero"), "_weight_scale_and_zero is of a layout for other devices"),
+        (
+            "torchao-4",
+            under("_weight_scale_and_zero"),
+            f"the weight of {MODULE} is an Int4TilePackedTo4dTensor, whose tiles are those of CUDA's kernels",
+        ),
+        (
+            "torchao-int4",
+            instead("_weight_qdata", lambda t: t.view(torch.int32)),
+            f"the weight of {MODULE} is an Int4PlainInt32Tensor, whose words are those of Intel GPUs or Ascend NPUs",
+        ),
+        (
+            "torchao-int4",
+            under("_weight_act_pre_scale"),
+            f"the weight of {MODULE} is multiplied with _weight_act_pre_scale, which scales activations",
+        ),
+        ("torchao-int4", of_half_the_rows, r"\[4, 64\]; \[groups that divide 128, 128\]"),
+        ("torchao-int4", instead("_weight_zero_point", lambda t: t[1:]), r"\[3, 128\]; the format needs \[4, 128\]"),
+        (
+            "torchao-int4",
+            instead("_weight_scale", lambda t: t * 0),
+            f"a scale of {MODULE} is 0, by which what is added",
+        ),
         ("torchao-4", instead("_weight_scale", lambda t: t[:, :3]), r"\[128, 3\]; \[128, groups that divide 128\]"),
         ("torchao-4", instead("_weight_qdata", lambda t: t * 0 + 8), f"codes of {MODULE} are no 4 bits"),
         ("torchao-4", instead("_weight_zero_point", lambda t: t * 0 - 9), f"zero points of {MODULE} are no 4 bits"),
@@ -113,9 +138,46 @@ def test_what_the_format_does_not_have_is_refused(name: str, change: Change, mes
         repacked(tmp_path, named(change(parts)), settings)
 
 
-def test_stacks_that_the_format_does_not_have_are_refused(tmp_path: Path) -> None:
-    import torch
+def test_a_layout_for_one_device_comes_with_what_to_do(tmp_path: Path) -> None:
+    parts, settings = of_tool("torchao-4")
+    with pytest.raises(ModelError) as caught:
+        repacked(tmp_path, named(under("_weight_scale_and_zero")(parts)), settings)
+    assert "Int4WeightOnlyConfig and int4_packing_format='plain'" in caught.value.hint
 
+
+def test_nothing_is_added_to_symmetric_int4(tmp_path: Path) -> None:
+    """As Float8DynamicActivationInt4WeightConfig makes it."""
+    parts, settings = of_tool("torchao-int4")
+    settings = json.loads(json.dumps(settings).replace("Int4WeightOnly", "Float8DynamicActivationInt4Weight"))
+    parts = instead("_weight_zero_point", lambda t: t * 0)(parts)
+    (weight,) = repacked(tmp_path, named(parts), settings).values()
+    bytes_ = parts["_weight_qdata"].numpy()
+    codes = np.stack([bytes_ << 4 >> 4, bytes_ >> 4], axis=-1).reshape(len(bytes_), -1)
+    assert (weight.element, weight.zero_points, weight.rounding) == ("i4", None, 0)
+    assert (dequantized(weight) == codes * np.repeat(parts["_weight_scale"].float().numpy().T, 32, axis=1)).all()
+
+
+def test_scales_that_are_nan_go_on_where_that_is_allowed(tmp_path: Path) -> None:
+    parts, settings = of_tool("compressed-tensors-mxfp4")
+    parts["weight_scale"][3, 1] = 255
+    with pytest.raises(ModelError, match="has scales that are NaN") as caught:
+        repacked(tmp_path, named(parts), settings)
+    assert "`allow_nonfinite` goes on" in caught.value.hint
+    (weight,) = repacked(tmp_path, named(parts), settings, allow_nonfinite=True).values()
+    assert np.argwhere(np.isnan(dequantized(weight))).tolist() == [[3, column] for column in range(32, 64)]
+
+
+def test_a_stack_whose_scales_are_nan_goes_on_where_that_is_allowed(tmp_path: Path) -> None:
+    scales = torch.full((2, 3, 4), 127, dtype=torch.uint8)
+    scales[1, 2, 3] = 255
+    tensors = {"a_blocks": torch.zeros((2, 3, 4, 16), dtype=torch.uint8), "a_scales": scales}
+    with pytest.raises(ModelError, match="tensor 'a_scales' has scales that are NaN"):
+        repacked(tmp_path, tensors, {"quant_method": "mxfp4"})
+    (weight,) = repacked(tmp_path, tensors, {"quant_method": "mxfp4"}, allow_nonfinite=True).values()
+    assert np.isnan(dequantized(weight)).sum() == 32
+
+
+def test_stacks_that_the_format_does_not_have_are_refused(tmp_path: Path) -> None:
     blocks = torch.zeros((2, 3, 4, 16), dtype=torch.uint8)
     for shape, message in (
         ((2, 12, 16), r"\[2, 12, 16\]; experts, rows, groups and 16 bytes are needed"),
@@ -161,8 +223,6 @@ def test_experts_with_scales_of_different_precision_make_one_stack(tmp_path: Pat
 @pytest.mark.parametrize("rows", [3, 64])
 def test_blocks_that_cross_rows_are_dequantized(rows: int, tmp_path: Path) -> None:
     """As bitsandbytes computes it: blocks of 64 in a weight of 96 columns."""
-    import torch
-
     generator = np.random.default_rng(0)
     parts, settings = of_tool("bitsandbytes-nf4")
     codes = generator.integers(0, 16, rows * 96).astype(np.uint8)
@@ -180,8 +240,6 @@ def test_blocks_that_cross_rows_are_dequantized(rows: int, tmp_path: Path) -> No
 
 
 def test_floats_are_rounded_as_torch_does() -> None:
-    import torch
-
     values = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     for element, dtype in (("f16", torch.float16), ("bf16", torch.bfloat16), ("f32", torch.float32)):
         found = float_bytes(values, element)  # type: ignore[arg-type]

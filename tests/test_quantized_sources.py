@@ -290,7 +290,7 @@ def test_checkpoints_of_a_tool_give_the_logits_of_its_own_dequantization(checkpo
     ids, expected = np.arange(1, 33).reshape(2, 16), np.load(checkpoint / "logits.npy")
     logits, executed = run(llmcompress.load(checkpoint, tokenizer=False).model, ids)
     assert np.abs(logits - expected).max() <= EXACT * np.abs(expected).max()
-    low = {"awq": "u4", "compressed-tensors-mxfp4": "f4e2m1"}
+    low = {"awq": "u4", "torchao-int4": "u4", "compressed-tensors-mxfp4": "f4e2m1"}
     low |= dict.fromkeys(("bitsandbytes-nf4", "bitsandbytes-nf4-double"), "nf4")
     low |= dict.fromkeys(("gptq-8", "compressed-tensors-int8", "bitsandbytes-int8", "torchao-8"), "i8")
     expanded = ("compressed-tensors-fp8", "bitsandbytes-fp4")

@@ -215,6 +215,41 @@ def make_mixed() -> None:
     save_logits("compressed-tensors-mixed", floats)
 
 
+def make_int4() -> None:
+    """By torchao's class and writer; of its quantizers for Int4Tensor by those that need no GPU."""
+    from safetensors.torch import save_file
+    from torchao.prototype.gptq import api
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int4Tensor, Int4WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    model, group = tiny()[0], 32
+    stored, floats = {}, {}
+    for key, tensor in model.state_dict().items():
+        if "_proj" not in key:
+            floats[key] = tensor.float()
+            stored |= {} if key == "lm_head.weight" else {key: tensor}
+            continue
+        grouped = tensor.float().reshape(len(tensor), -1, group)
+        scale = ((grouped.amax(-1) - grouped.amin(-1)).clamp(min=1e-6) / 15).bfloat16()
+        zero_point = (grouped.amin(-1) + scale.float() * 8).bfloat16()
+        scale, zero_point = scale.T.contiguous(), zero_point.T.contiguous()
+        codes = api._int4_row_quantize_zp_precomputed_qparams(tensor, scale.float(), zero_point.float(), group)
+        # As pack_int4 of fbgemm_gpu.experimental.gen_ai.quantize does it.
+        packed = codes[:, ::2] & 15 | codes[:, 1::2] << 4
+        stored[key] = Int4Tensor(packed.contiguous(), scale, zero_point, [1, group], tensor.shape)
+        floats[key] = api._int4_row_dequantize_zp(codes, scale.float(), zero_point.float(), group)
+    folder = HERE / "torchao-int4"
+    shutil.rmtree(folder, ignore_errors=True)
+    model.config.save_pretrained(folder)
+    tensors, metadata = flatten_tensor_state_dict(stored)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"} | metadata)
+    settings = TorchAoConfig(Int4WeightOnlyConfig(group_size=group)).to_dict()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}, indent=1))
+    save_logits("torchao-int4", floats)
+
+
 def make(name: str) -> None:
     from auto_round import AutoRound
 
@@ -258,8 +293,9 @@ def save_logits(name: str, floats: dict[str, torch.Tensor]) -> None:
 
 
 if __name__ == "__main__":
-    for each in sys.argv[1:] or [*SCHEMES, *BITSANDBYTES, *TORCHAO, "compressed-tensors-mixed"]:
-        if each == "compressed-tensors-mixed":
-            make_mixed()
+    own = {"compressed-tensors-mixed": make_mixed, "torchao-int4": make_int4}
+    for each in sys.argv[1:] or [*SCHEMES, *BITSANDBYTES, *TORCHAO, *own]:
+        if each in own:
+            own[each]()
         else:
             make(each) if each in SCHEMES else make_by_transformers(each)

@@ -1,7 +1,9 @@
-"""torchao, as transformers writes its tensors into safetensors: 8-bit integers, and such that hold fewer bits.
+"""torchao, as transformers writes its tensors into safetensors: 8-bit integers, such that hold fewer bits, and 4 bits.
 
 ``_weight_qdata`` int8 ``[N, K]``, ``_weight_scale`` ``[N, groups]`` and, of ``IntxUnpackedToInt8Tensor``,
-``_weight_zero_point`` int8. Layouts that are made for one kind of device (``Int4Tensor``, tiles) are not read.
+``_weight_zero_point`` int8. ``Int4Tensor``: ``_weight_qdata`` int8 ``[N, K / 2]``, two signed codes in a byte, the low
+half first; ``_weight_scale`` and ``_weight_zero_point`` ``[groups, N]`` in floats, of which the second is added:
+``code * scale + zero_point``. Layouts that are made for one kind of device (tiles, words of 32 bits) are not read.
 What a checkpoint says of its activations is left out: the runtime quantizes them in its own way.
 Source: https://github.com/pytorch/ao, ``torchao/quantization/quantize_/workflows``.
 """
@@ -13,7 +15,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, in_blocks, packed4, shortest, signed
+from llmcompress.loaders.quantized.packed import (
+    ORIGINAL,
+    PackedWeight,
+    in_blocks,
+    packed4,
+    rounded,
+    shortest,
+    signed,
+)
 from llmcompress.loaders.quantized.stored import (
     FLOATS,
     Read,
@@ -28,7 +38,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _QDATA, _SCALE, _ZERO_POINT = "_weight_qdata", "_weight_scale", "_weight_zero_point"
-_OTHER_PARTS = ("_weight_act_pre_scale", "_weight_scale_and_zero")
+_TILES, _OF_ACTIVATIONS = "_weight_scale_and_zero", "_weight_act_pre_scale"
+_INT4_CONFIGS = ("Int4WeightOnlyConfig", "Float8DynamicActivationInt4WeightConfig")
+_PLAIN_FORMAT = (
+    "quantize the original again with IntxWeightOnlyConfig, or with Int4WeightOnlyConfig and "
+    "int4_packing_format='plain'; or take another format of the model"
+)
 _FEW_BITS = ("int1", "int2", "int3", "int4")
 
 
@@ -39,8 +54,26 @@ def find_torchao(settings: Mapping[str, Any], tensors: Mapping[str, TensorInfo],
         ModelError: A layout that is not read, or a tensor that is missing or of another type or shape.
     """
     said = set(_strings(settings.get("quant_type"), 0))
-    few_bits = bool(said & set(_FEW_BITS))
-    return [_integers(module, few_bits, tensors) for module in modules_with(tensors, _QDATA)]
+    few_bits, has_int4 = bool(said & set(_FEW_BITS)), bool(said & set(_INT4_CONFIGS))
+    found = []
+    for module in modules_with(tensors, _QDATA):
+        _refuse_other_layouts(module, tensors)
+        zero_point = tensors.get(f"{module}.{_ZERO_POINT}")
+        is_int4 = has_int4 and zero_point is not None and zero_point.dtype in FLOATS
+        found.append(_int4(module, tensors) if is_int4 else _integers(module, few_bits, tensors))
+    return found
+
+
+def _refuse_other_layouts(module: str, tensors: Mapping[str, TensorInfo]) -> None:
+    qdata, problem, hint = tensors[f"{module}.{_QDATA}"], "", _PLAIN_FORMAT
+    if f"{module}.{_TILES}" in tensors:
+        problem = "an Int4TilePackedTo4dTensor, whose tiles are those of CUDA's kernels"
+    elif qdata.dtype == "I32":
+        problem = "an Int4PlainInt32Tensor, whose words are those of Intel GPUs or Ascend NPUs"
+    elif f"{module}.{_OF_ACTIVATIONS}" in tensors:
+        problem, hint = f"multiplied with {_OF_ACTIVATIONS}, which scales activations", ORIGINAL
+    if problem:
+        raise ModelError(f"the weight of {module} is {problem}; that is not read", where=qdata.file, hint=hint)
 
 
 def _strings(value: object, depth: int) -> Iterator[str]:
@@ -53,13 +86,6 @@ def _strings(value: object, depth: int) -> Iterator[str]:
 
 
 def _integers(module: str, few_bits: bool, tensors: Mapping[str, TensorInfo]) -> StoredWeight:
-    for part in _OTHER_PARTS:
-        if f"{module}.{part}" in tensors:
-            raise ModelError(
-                f"{module}.{part} is of a layout for other devices, which is not read",
-                where=tensors[f"{module}.{part}"].file,
-                hint=ORIGINAL,
-            )
     rows, columns = require_matrix(tensors, f"{module}.{_QDATA}", ("I8",))
     scale = require_tensor(tensors, f"{module}.{_SCALE}", FLOATS)
     shape = (rows, 1) if scale.shape in ((), (1,), (1, 1), (rows,)) else scale.shape
@@ -118,3 +144,52 @@ def _repack(
         zero_points=zeros,
     )
     return signed(weight, int(middle))
+
+
+def _int4(module: str, tensors: Mapping[str, TensorInfo]) -> StoredWeight:
+    rows, half = require_matrix(tensors, f"{module}.{_QDATA}", ("I8", "U8"))
+    groups, of_rows = require_matrix(tensors, f"{module}.{_SCALE}", FLOATS)
+    require_tensor(tensors, f"{module}.{_ZERO_POINT}", FLOATS, (groups, of_rows))
+    if of_rows != rows or 2 * half % groups:
+        raise ModelError(
+            f"tensor {module}.{_SCALE} has the shape {[groups, of_rows]}; [groups that divide {2 * half}, {rows}] is "
+            "needed",
+            where=tensors[f"{module}.{_SCALE}"].file,
+            hint=ORIGINAL,
+        )
+    return StoredWeight(
+        name=f"{module}.weight",
+        shape=(rows, 2 * half),
+        format="torchao Int4Tensor",
+        element="u4",
+        group_size=2 * half // groups,
+        parts=frozenset(f"{module}.{part}" for part in (_QDATA, _SCALE, _ZERO_POINT)),
+        repack=functools.partial(_repack_int4, module, (rows, 2 * half)),
+        asymmetric=True,
+        scale="f32",
+        zero_point="f32",
+    )
+
+
+def _repack_int4(module: str, shape: tuple[int, int], read: Read) -> PackedWeight:
+    import numpy as np
+
+    stored = read(f"{module}.{_QDATA}").view(np.uint8)
+    scales, added = (read(f"{module}.{part}").T for part in (_SCALE, _ZERO_POINT))
+    if not added.any():
+        return PackedWeight(stored, "i4", shape, shortest(scales))
+    if (scales == 0).any():
+        raise ModelError(
+            f"a scale of {module} is 0, by which what is added is divided", where="safetensors", hint=ORIGINAL
+        )
+    # Without sign a code is 8 more.
+    exact = 8 - added.astype(np.float64) / scales
+    zeros = np.ascontiguousarray(exact, np.float32)
+    return PackedWeight(
+        codes=in_blocks(shape[0], shape[1], np.uint8, lambda part: stored[part] ^ np.uint8(0x88)),
+        element="u4",
+        shape=shape,
+        scales=np.ascontiguousarray(scales, np.float32),
+        zero_points=zeros,
+        rounding=rounded(zeros, exact),
+    )
