@@ -350,6 +350,7 @@ def test_a_graph_without_a_paged_form_is_refused_in_words(tmp_path: Path) -> Non
         llmcompress.benchmark([tmp_path / "int8"], spec)
 
 
+@pytest.mark.slow
 def test_the_old_name_of_the_runtime_works_and_says_so(artifact: Artifacts) -> None:
     done = cli("bench", artifact("int8"), "--engine", "openvino", "--backend", "paged", *SHORT[:4], "-r", 1)
     assert done.returncode == 0, done.stderr

@@ -356,6 +356,7 @@ def test_layers_are_trained_one_after_another(train: Train, mode: str) -> None:
     assert training.num_layers == 35
 
 
+@pytest.mark.slow
 def test_blocks_go_on_after_an_interruption(
     loaded: LoadedModel, recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

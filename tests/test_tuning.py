@@ -601,6 +601,7 @@ def test_a_report_of_the_whole_search(tuned: Path, wikitext: Path) -> None:
     assert str(wikitext.parent) not in (tuned / "tune.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_new_artifact_is_run_so_by_stock_libraries(tuned: Path, ref_model: Path, tmp_path: Path) -> None:
     from optimum.intel import OVModelForCausalLM
 
