@@ -14,7 +14,7 @@ from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.source import Source
 from llmcompress.report.pruning import PruningRecord
 from llmcompress.report.record import Provenance
-from llmcompress.report.training import TrainingCurve, TrainingRecord
+from llmcompress.report.training import TrainingRecord
 from llmcompress.spec import Recipe
 from llmcompress.system.files import sync_tree
 from llmcompress.system.json_file import read_json
@@ -75,8 +75,9 @@ def prune_source(source: Source, recipe: Recipe, inputs: PruningInputs, progress
         RecipeError, ModelError: As ``prune``.
         WriteError: The disk does not hold the pruned checkpoint.
     """
+    from llmcompress.training.devices import training_device
     from llmcompress.training.pruning.prune import PruneTask, prune
-    from llmcompress.training.train import state_directory, writable
+    from llmcompress.training.train import state_directory, training_record, writable
 
     assert recipe.pruning is not None
     place = inputs.scratch_dir / "pruning"
@@ -102,8 +103,9 @@ def prune_source(source: Source, recipe: Recipe, inputs: PruningInputs, progress
         adapter=None,
     )
     healed = None
-    if pruned.curve is not None and inputs.training is not None:
-        healed = _healing_record(recipe, inputs.training, pruned.curve)
+    if pruned.curve is not None and inputs.training is not None and recipe.training is not None:
+        device = training_device(recipe.training.device)
+        healed = training_record(recipe.training, inputs.training, device, [pruned.curve])
     return PrunedSource(own, pruned.record, healed)
 
 
@@ -131,21 +133,3 @@ def _healing(recipe: Recipe, windows: TrainingWindows, place: Path) -> Healing:
     assert recipe.training is not None
     used = windows.training.token_ids[: recipe.training.num_used_windows]
     return Healing(recipe.training, Windows(used, windows.validation.token_ids), place)
-
-
-def _healing_record(recipe: Recipe, windows: TrainingWindows, curve: TrainingCurve) -> TrainingRecord:
-    from llmcompress.training.devices import multiplies_in, training_device
-
-    training = recipe.training
-    assert training is not None
-    device = training_device(training.device)
-    return TrainingRecord(
-        method=training.method,
-        loss="kl_divergence",
-        windows=windows.training.record,
-        validation=windows.validation.record,
-        num_steps=training.num_steps,
-        device=device.type,
-        products_in=multiplies_in(device),
-        curves=(curve,),
-    )

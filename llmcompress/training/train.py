@@ -25,7 +25,7 @@ from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.loaders.source import Source
 from llmcompress.report.record import Provenance
 from llmcompress.report.training import TrainingCurve, TrainingRecord
-from llmcompress.spec import Recipe, WeightCompression
+from llmcompress.spec import Recipe, Training, WeightCompression
 from llmcompress.spec.modes import INT8
 from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
@@ -33,6 +33,8 @@ from llmcompress.system.json_file import read_json, write_json
 from llmcompress.system.progress import Reporter
 
 if TYPE_CHECKING:
+    import torch
+
     from llmcompress.training.methods import AddAdapters, TrainingTask
 
 ELEMENTS = {mode: element for element, mode in (INTEGERS | FLOATS).items()}
@@ -116,24 +118,30 @@ def train(loaded: LoadedModel, recipe: Recipe, inputs: Inputs, progress: Reporte
     return _record(task, training.budget_s, changes, curves)
 
 
-def _record(
-    task: TrainingTask, budget_s: float | None, changes: CodeChanges, curves: Sequence[TrainingCurve]
+def training_record(
+    training: Training, windows: TrainingWindows, device: torch.device, curves: Sequence[TrainingCurve]
 ) -> TrainingRecord:
+    """What every method's record holds."""
     from llmcompress.training.devices import multiplies_in
 
     return TrainingRecord(
-        method=task.training.method,
-        loss="output_error" if task.training.method == "blocks" else "kl_divergence",
-        windows=task.windows.record,
-        validation=task.validation.record,
-        num_steps=task.training.num_steps,
-        budget_s=budget_s,
-        num_layers=changes.num_weights,
-        changed_codes=changes.share,
-        device=task.device.type,
-        products_in=multiplies_in(task.device),
+        method=training.method,
+        loss="output_error" if training.method == "blocks" else "kl_divergence",
+        windows=windows.training.record,
+        validation=windows.validation.record,
+        num_steps=training.num_steps,
+        device=device.type,
+        products_in=multiplies_in(device),
         curves=tuple(curves),
     )
+
+
+def _record(
+    task: TrainingTask, budget_s: float | None, changes: CodeChanges, curves: Sequence[TrainingCurve]
+) -> TrainingRecord:
+    record = training_record(task.training, TrainingWindows(task.windows, task.validation), task.device, curves)
+    bits = {"budget_s": budget_s, "num_layers": changes.num_weights, "changed_codes": changes.share}
+    return record.model_copy(update=bits)
 
 
 def _num_steps(task: TrainingTask, budget_s: float) -> int:

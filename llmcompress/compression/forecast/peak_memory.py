@@ -153,12 +153,16 @@ def _pruning(whole: Inventory, recipe: Recipe) -> int:
         own += LOGITS_COPIES * 4 * calibration.seq_len * whole.vocab_size
         if pruning.method in ("width", "wanda", "sparsegpt"):
             matrices = [weight for weight in whole.weights if weight.kind == "matmul" and not weight.is_head]
-            num_layers = max(1, len({match[1] for w in matrices if (match := re.search(r"\.(\d+)\.", w.name))}))
             # Of all its linear layers at once, and those of the widest once more to be inverted.
-            sums = sum(4 * weight.in_channels**2 for weight in matrices) // num_layers
+            sums = sum(4 * weight.in_channels**2 for weight in matrices) // _num_layers(matrices)
             own += sums + 3 * 4 * max((weight.in_channels for weight in matrices), default=0) ** 2
     heals = training is not None and training.heals
     return max(own, _training(whole, training)) if heals and training is not None else own
+
+
+def _num_layers(matrices: Sequence[Weight]) -> int:
+    """Decoder layers, by the numbers in the weights' names; at least one."""
+    return max(1, len({match[1] for weight in matrices if (match := re.search(r"\.(\d+)\.", weight.name))}))
 
 
 def _training(inventory: Inventory, training: Training) -> int:
@@ -171,7 +175,7 @@ def _training(inventory: Inventory, training: Training) -> int:
     if training.method != "blocks":
         of_model = inventory.num_parameters * TRAINED_BYTES_PER_PARAMETER
         return of_model + of_logits + 4 * num_tokens * widths
-    num_layers = max(1, len({match[1] for weight in matrices if (match := re.search(r"\.(\d+)\.", weight.name))}))
+    num_layers = _num_layers(matrices)
     of_layer = sum(weight.num_parameters for weight in matrices) // num_layers * TRAINED_BYTES_PER_PARAMETER
     embeddings = sum(weight.num_parameters for weight in inventory.weights if weight.kind == "embedding")
     return of_layer + 4 * num_tokens * widths // num_layers + 4 * embeddings

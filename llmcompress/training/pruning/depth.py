@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,8 @@ class DroppedLayers(NamedTuple):
 
 def drop_layers(model: Any, pruning: Pruning, layers: Collection[int]) -> None:
     """Take layers out of a model, and say so in its configuration."""
-    _put(model, [module for number, module in enumerate(layer_list(model)[1]) if number not in layers])
+    name, modules = layer_list(model)
+    _put(model, name, [module for number, module in enumerate(modules) if number not in layers])
     shrink(model.config, pruning, layers)
 
 
@@ -77,33 +78,25 @@ def _greedy(model: Any, pruning: Pruning, divergence: Callable[[], float], progr
 
 @contextlib.contextmanager
 def _without(model: Any, pruning: Pruning, layers: Collection[int]) -> Iterator[None]:
-    modules, text = list(layer_list(model)[1]), model.config.get_text_config()
+    (name, modules), text = layer_list(model), model.config.get_text_config()
     before = dict(vars(text))
     drop_layers(model, pruning, layers)
     try:
         yield
     finally:
         vars(text).update(before)
-        _put(model, modules, of=len(modules) - len(layers))
+        _put(model, name, modules)
 
 
-def _put(model: Any, modules: list[torch.nn.Module], *, of: int | None = None) -> None:
+def _put(model: Any, name: str, modules: Iterable[torch.nn.Module]) -> None:
     """Make these the decoder layers, each with its place in the cache."""
-    name, _ = layer_list(model) if of is None else _list_of(model, of)
+    modules = list(modules)
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, torch.nn.ModuleList(modules))
     for number, module in enumerate(modules):
         for each in module.modules():
             if isinstance(getattr(each, "layer_idx", None), int):
                 each.layer_idx = number  # type: ignore[assignment]
-
-
-def _list_of(model: Any, length: int) -> tuple[str, torch.nn.ModuleList]:
-    return next(
-        (name, each)
-        for name, each in model.named_modules()
-        if isinstance(each, torch.nn.ModuleList) and len(each) == length
-    )
 
 
 def _nearest_in_angle(model: Any, token_ids: NDArray[np.int64], num_dropped: int) -> tuple[int, ...]:

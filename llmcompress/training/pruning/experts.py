@@ -72,9 +72,7 @@ def _mixtures(model: Any, num_experts: int) -> Iterator[_Mixture]:
     for name, block in model.named_modules():
         children = dict(block.named_children())
         stacks = [each for each in children.values() if _stacks(each, num_experts, 3)]
-        routers = [
-            each for each in children.values() if not _stacks(each, num_experts, 3) and _stacks(each, num_experts, 2)
-        ]
+        routers = [each for each in children.values() if each not in stacks and _stacks(each, num_experts, 2)]
         if len(stacks) == 1 and len(routers) == 1:
             zeros = torch.zeros(num_experts, dtype=torch.float64)
             yield _Mixture(name, routers[0], stacks[0], zeros, zeros.clone())
