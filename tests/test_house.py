@@ -178,8 +178,9 @@ def test_no_function_is_called_by_a_string() -> None:
     for path, tree in sources():
         if path in LATE_IMPORTS:
             continue
+        modules = modules_of(tree)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and is_late(node, modules_of(tree)):
+            if isinstance(node, ast.Call) and is_late(node, modules):
                 found.append(f"{path}:{node.lineno} {called(node)}")
             if isinstance(node, ast.Constant) and re.fullmatch(r"[a-z_]\w*(\.\w+)+:\w+", str(node.value)):
                 found.append(f"{path}:{node.lineno} {node.value}")

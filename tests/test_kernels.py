@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -37,6 +38,11 @@ def tensor_of(values: np.ndarray, dtype: str) -> Any:
     return Tensor(ov.Tensor(np.ascontiguousarray(stored), ov.Shape(stored.shape), getattr(ov.Type, dtype)))
 
 
+def without_rest(raw: bytes, num_values: int) -> bytes:
+    """Values of 4 bits; what NNCF leaves in the half byte behind an odd number of them is what was in memory."""
+    return raw[:-1] + bytes([raw[-1] & 15]) if num_values % 2 else raw
+
+
 def stored_bytes(compressed: Any, config: Any) -> dict[str, bytes]:
     """The constants that NNCF's backend makes of a compressed weight, as it makes them."""
     from nncf.openvino.graph.node_utils import create_ov_const_from_tensor
@@ -45,6 +51,7 @@ def stored_bytes(compressed: Any, config: Any) -> dict[str, bytes]:
     if not config.is_integer:
         codes, scale = compressed.tensor.data, np.asarray(compressed.scale.data)
         raw = codes.data.reshape(-1).view(np.uint8).tobytes()
+        raw = without_rest(raw, codes.get_size()) if config.num_bits == 4 else raw
         shapes = str((codes.get_element_type(), tuple(codes.shape), scale.shape)).encode()
         return {"codes": raw, "scales": scale.tobytes(), "shapes": shapes}
     element = DTYPE_MAP[config.compression_dtype]
@@ -56,9 +63,8 @@ def stored_bytes(compressed: Any, config: Any) -> dict[str, bytes]:
     if compressed.zero_point is not None:
         constants["zero points"] = create_ov_const_from_tensor(compressed.zero_point, element)
     found = {name: constant.data.tobytes() for name, constant in constants.items()}
-    if "zero points" in found and config.num_bits == 4 and scale.size % 2:
-        # What NNCF leaves in the half byte behind an odd number is what was in memory.
-        found["zero points"] = found["zero points"][:-1] + bytes([found["zero points"][-1] & 15])
+    if config.num_bits == 4:
+        found = {name: without_rest(raw, math.prod(constants[name].get_output_shape(0))) for name, raw in found.items()}
     shapes = {f"shape of {name}": str(constant.get_output_shape(0)).encode() for name, constant in constants.items()}
     return {**found, **shapes, "scales": scale.tobytes(), "shape of scales": str(scale.shape).encode()}
 
