@@ -27,10 +27,11 @@ from llmcompress.graph.model import parameter_name, read_ir
 from llmcompress.loaders.source import resolve
 from llmcompress.report.pruning import PruningRecord
 from llmcompress.report.record import Measured, SparseSpeed
-from llmcompress.spec import Pruning, load_recipe
+from llmcompress.spec import Pruning, load_recipe, override_recipe
 from llmcompress.summary.table import notes
 from llmcompress.training.layers import layer_list
 from llmcompress.training.pruning import checkpoint as checkpoint_module
+from llmcompress.training.pruning import prune as prune_module
 from llmcompress.training.pruning.configuration import shrink
 from llmcompress.training.pruning.masks import by_wanda
 from llmcompress.training.pruning.prune import Pruned, PruneTask, prune
@@ -505,6 +506,38 @@ def test_what_is_left_is_healed_and_zeros_stay(
 
 
 @pytest.mark.slow
+def test_a_time_decides_the_steps_of_a_healing(
+    demo_checkpoint: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, measured = prune_module.durations_s, []
+
+    def known(*arguments: Any) -> tuple[float, float]:
+        measured.append(measure(*arguments))
+        return 80.0, 0.0
+
+    monkeypatch.setattr(prune_module, "durations_s", known)
+    training = {
+        "method": "distillation", "what": ["weights"], "dataset": str(calibration_text), "seq_len": 64,
+        "num_samples": 16, "num_validation_samples": 4, "batch_size": 4, "num_validations": 2, "budget": "500s",
+    }  # fmt: skip
+    recipe = Recipe.model_validate({**NONE, "pruning": {"method": "depth", "layers": [1]}, "training": training})
+    by_time = llmcompress.compress(demo_checkpoint, recipe, tmp_path / "time")
+    ((step_s, validation_s),) = measured
+    assert step_s > 0
+    assert validation_s > 0
+    assert by_time.training is not None
+    # 6 steps of 80 s, and the rest for the answers of the original.
+    assert (by_time.training.num_steps, by_time.training.budget_s) == (6, 500)
+    by_steps = llmcompress.compress(demo_checkpoint, by_time.recipe, tmp_path / "steps")
+    assert len(measured) == 1
+    assert by_steps.training == by_time.training.model_copy(update={"budget_s": None})
+    assert by_steps.files == by_time.files
+    short = override_recipe(recipe, ["training.budget=70s"])
+    with pytest.raises(UsageError, match="training with a single step takes about 1 min 20 s"):
+        llmcompress.compress(demo_checkpoint, short, tmp_path / "short")
+    assert not (tmp_path / "short").exists()
+
+
 def test_bits_are_learned_against_the_whole_original(
     demo_checkpoint: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
@@ -651,7 +684,7 @@ HEAL = {"method": "distillation", "dataset": "a.txt", "what": ["weights"]}
                 ({"learning_rate": 0.1}, r"training.learning_rate: has no effect on weights"),
                 ({"adapter_rank": 4}, r"training.adapter_rank: has no effect on weights"),
                 ({"what": ["adapters"], "weight_learning_rate": 0.1}, r"weight_learning_rate: has no effect on adapt"),
-                ({"budget_s": 60.0}, r"training.budget_s: is not measured for healing"),
+                ({"budget_s": 60.0, "num_steps": 3}, r"training.num_steps: has no effect with budget_s"),
                 ({"what": ["weights", "weights"]}, r"training.what: names something twice"),
             )
         ),

@@ -72,7 +72,7 @@ def prune_source(source: Source, recipe: Recipe, inputs: PruningInputs, progress
     """Prune a checkpoint whose files are there, and heal it where the recipe says so.
 
     Raises:
-        RecipeError, ModelError: As ``prune``.
+        RecipeError, ModelError, UsageError: As ``prune``.
         WriteError: The disk does not hold the pruned checkpoint.
     """
     from llmcompress.training.devices import training_device
@@ -103,9 +103,10 @@ def prune_source(source: Source, recipe: Recipe, inputs: PruningInputs, progress
         adapter=None,
     )
     healed = None
-    if pruned.curve is not None and inputs.training is not None and recipe.training is not None:
-        device = training_device(recipe.training.device)
-        healed = training_record(recipe.training, inputs.training, device, [pruned.curve])
+    if pruned.healed is not None and inputs.training is not None and recipe.training is not None:
+        training, curve = pruned.healed
+        healed = training_record(training, inputs.training, training_device(training.device), [curve])
+        healed = healed.model_copy(update={"budget_s": recipe.training.budget_s})
     return PrunedSource(own, pruned.record, healed)
 
 

@@ -186,6 +186,8 @@ def compress_in_memory(
         file_memory = FileMemory(options.scratch_dir) if ready.codes_on_disk else None
         applied = apply_recipe(loaded, recipe, ready.texts.windows, options.engine, file_memory, progress)
     trained = pruned.healing if pruned else None
+    if trained is not None and trained.num_steps is not None:
+        recipe = with_num_steps(recipe, trained.num_steps)
     if ready.texts.training is not None and trained is None:
         with stages.stage("train"):
             original = ready.source if pruned else None

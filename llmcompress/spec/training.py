@@ -136,6 +136,10 @@ class Training(Calibration):
         """Windows that ``distillation`` trains on, at most."""
         return self.num_samples if self.budget_s else min(self.num_samples, self.num_steps * self.batch_size)
 
+    def with_num_steps(self, num_steps: int) -> Training:
+        """The same with a number of steps in place of a time."""
+        return self.model_copy(update={"num_steps": num_steps, "budget_s": None})
+
     def validation_windows(self) -> Calibration | None:
         """What is to be drawn of a validation text of its own; None: there is none."""
         if self.validation is None:
@@ -147,8 +151,7 @@ class Training(Calibration):
 def with_num_steps(recipe: Recipe, num_steps: int) -> Recipe:
     """A recipe that trains, with a number of steps in place of a time."""
     assert recipe.training is not None
-    steps = {"num_steps": num_steps, "budget_s": None}
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update=steps)})
+    return recipe.model_copy(update={"training": recipe.training.with_num_steps(num_steps)})
 
 
 def training_refusals(recipe: Recipe) -> Iterator[Refusal]:
@@ -158,6 +161,9 @@ def training_refusals(recipe: Recipe) -> Iterator[Refusal]:
         return
     if len(set(training.what)) < len(training.what):
         yield Refusal("training.what", "names something twice", "every entry once is accepted")
+    if training.budget_s is not None and training.num_steps != Training.model_fields["num_steps"].default:
+        problem = "has no effect with budget_s, which decides the number of steps"
+        yield Refusal("training.num_steps", problem, "write training.num_steps: null, or remove budget_s")
     if training.heals:
         yield from _healing_refusals(training)
         return
@@ -197,9 +203,6 @@ def _healing_refusals(training: Training) -> Iterator[Refusal]:
     if training.method != "distillation":
         problem = f"{training.what[0]} are trained by distillation, not by {training.method}"
         yield Refusal("training.method", problem, "write distillation")
-    if training.budget_s is not None:
-        problem = "is not measured for healing: a validation decides when it ends"
-        yield Refusal("training.budget_s", problem, "write training.num_steps")
     of_others = _OF_ADAPTERS if "weights" in training.what else ("weight_learning_rate",)
     for name in (*_OF_BITS, *of_others):
         if getattr(training, name) != Training.model_fields[name].default:
@@ -207,10 +210,6 @@ def _healing_refusals(training: Training) -> Iterator[Refusal]:
 
 
 def _method_refusals(training: Training) -> Iterator[Refusal]:
-    if training.budget_s is not None and training.num_steps != Training.model_fields["num_steps"].default:
-        problem = "has no effect with budget_s, which decides the number of steps"
-        yield Refusal("training.num_steps", problem, "write training.num_steps: null, or remove budget_s")
-
     for name in _WITHOUT_EFFECT[training.method]:
         if getattr(training, name) != Training.model_fields[name].default:
             yield Refusal(f"training.{name}", f"has no effect with method {training.method}", "remove it")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.errors import UsageError
 from llmcompress.report.text import duration_text
 from llmcompress.spec.training import Training
 from llmcompress.spec.validation import MAX_COUNT
+from llmcompress.system.json_file import read_json, write_json
 
 MEASURED_SHARE = 0.05
 """Of the time, after which no further step is measured."""
@@ -32,6 +37,32 @@ class Durations(NamedTuple):
         num_validations = 1 + min(num_steps, training.num_validations)
         steps_s = num_steps * self.step_s + num_validations * self.validation_s
         return self.fixed_s + num_asked * self.window_s + steps_s
+
+
+def kept_num_steps(
+    place: Path, budget_s: float, training: Training, num_windows: int, measure: Callable[[Path, float], Durations]
+) -> int:
+    """The steps that a time suffices for; what was found first holds for whoever goes on with the same state.
+
+    Args:
+        place: Directory of the state.
+        budget_s: Time that is left, from now on.
+        training: What is done in it.
+        num_windows: There are to train on.
+        measure: Given a directory for what is not kept and a deadline by ``time.monotonic``.
+
+    Raises:
+        UsageError: There is no time for one step.
+    """
+    file, started = place / "num_steps.json", time.monotonic()
+    if file.is_file():
+        return int(read_json(file)["num_steps"])
+    with tempfile.TemporaryDirectory(dir=place) as directory:
+        found = measure(Path(directory), started + MEASURED_SHARE * budget_s)
+    left_s = budget_s - (time.monotonic() - started)
+    num_steps = num_steps_within(left_s, training, num_windows, found)
+    write_json(file, {"num_steps": num_steps})
+    return num_steps
 
 
 def num_steps_within(budget_s: float, training: Training, num_windows: int, durations: Durations) -> int:

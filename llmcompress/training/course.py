@@ -108,14 +108,18 @@ def run(course: Course) -> TrainingCurve:
     _tell(course, step, points)
     gain, error = _gain(state.first, best)
     kept = best_step if gain > NOISE * error else 0
-    with torch.no_grad():
-        for parameter, value in zip(parameters, best_parameters if kept else _first(course.learnables), strict=True):
-            parameter.copy_(value)
+    if kept:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, best_parameters, strict=True):
+                parameter.copy_(value)
+    else:
+        put_back(course.learnables)
     return TrainingCurve(name=course.name, points=tuple(points), kept_step=kept, gain=gain, gain_standard_error=error)
 
 
 def durations_s(course: Course, deadline: float) -> tuple[float, float]:
-    """Seconds of a step and of a validation, by some whose outcome is of no use: the modules are not to be used again.
+    """Seconds of a step and of a validation, by some whose outcome is of no use: ``put_back`` before
+    the modules are used again.
 
     Args:
         course: Of which everything but its numbers of steps counts.
@@ -136,9 +140,11 @@ def durations_s(course: Course, deadline: float) -> tuple[float, float]:
     return sum(later) / len(later), validation_s
 
 
-def _first(learnables: Sequence[Learnable]) -> list[torch.Tensor]:
-    """The parameters as they were at the start."""
-    return [learnable.first() for learnable in learnables]
+@torch.no_grad()
+def put_back(learnables: Sequence[Learnable]) -> None:
+    """Make the parameters what they were at the start."""
+    for learnable in learnables:
+        learnable.parameter.copy_(learnable.first())
 
 
 def _optimizer(learnables: Sequence[Learnable], training: Training) -> torch.optim.Optimizer:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,7 +28,6 @@ from llmcompress.spec import Recipe, Training, WeightCompression
 from llmcompress.spec.modes import INT8
 from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions
-from llmcompress.system.json_file import read_json, write_json
 from llmcompress.system.progress import Reporter
 
 if TYPE_CHECKING:
@@ -107,8 +105,7 @@ def train(loaded: LoadedModel, recipe: Recipe, inputs: Inputs, progress: Reporte
             keep_zeros=recipe.keeps_zeros,
         )
         if training.budget_s is not None:
-            num_steps = _num_steps(task, training.budget_s)
-            task = task._replace(training=training.model_copy(update={"num_steps": num_steps, "budget_s": None}))
+            task = task._replace(training=_within(task, training.budget_s))
         curves, changes = [], CodeChanges()
         for learned, curve in learn(task):
             changes = changed_codes(weights, learned, changes)
@@ -116,6 +113,15 @@ def train(loaded: LoadedModel, recipe: Recipe, inputs: Inputs, progress: Reporte
             curves.append(curve)
     shutil.rmtree(state_dir, ignore_errors=True)
     return _record(task, training.budget_s, changes, curves)
+
+
+def _within(task: TrainingTask, budget_s: float) -> Training:
+    from llmcompress.training.budget import kept_num_steps
+    from llmcompress.training.methods import durations
+
+    measure = functools.partial(durations, task)
+    num_windows = len(task.windows.token_ids)
+    return task.training.with_num_steps(kept_num_steps(task.place, budget_s, task.training, num_windows, measure))
 
 
 def training_record(
@@ -142,22 +148,6 @@ def _record(
     record = training_record(task.training, TrainingWindows(task.windows, task.validation), task.device, curves)
     bits = {"budget_s": budget_s, "num_layers": changes.num_weights, "changed_codes": changes.share}
     return record.model_copy(update=bits)
-
-
-def _num_steps(task: TrainingTask, budget_s: float) -> int:
-    """The steps that a time suffices for; what was found first holds for whoever goes on."""
-    from llmcompress.training.budget import MEASURED_SHARE, num_steps_within
-    from llmcompress.training.methods import durations
-
-    file, started = task.place / "num_steps.json", time.monotonic()
-    if file.is_file():
-        return int(read_json(file)["num_steps"])
-    with tempfile.TemporaryDirectory(dir=task.place) as directory:
-        found = durations(task, Path(directory), started + MEASURED_SHARE * budget_s)
-    left_s = budget_s - (time.monotonic() - started)
-    num_steps = num_steps_within(left_s, task.training, len(task.windows.token_ids), found)
-    write_json(file, {"num_steps": num_steps})
-    return num_steps
 
 
 def trainable(weights: GraphWeights, compression: WeightCompression, *, where: str) -> frozenset[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from llmcompress.report.training import TrainingCurve
 from llmcompress.spec.pruning import UNSTRUCTURED, Pruning
 from llmcompress.spec.training import Training
 from llmcompress.system.progress import Progress, Reporter
-from llmcompress.training.course import run
+from llmcompress.training.budget import Durations, kept_num_steps
+from llmcompress.training.course import Course, durations_s, put_back, run
 from llmcompress.training.devices import training_device
 from llmcompress.training.distillation import Windows, distillation
 from llmcompress.training.layers import Walk, decoder_layers, embedded, handed_on, layer_list
@@ -62,14 +64,21 @@ class PruneTask(NamedTuple):
     progress: Reporter
 
 
+class Healed(NamedTuple):
+    """How a healing went."""
+
+    training: Training
+    """With the steps that its time sufficed for."""
+    curve: TrainingCurve
+
+
 class Pruned(NamedTuple):
     """What became of a checkpoint."""
 
     path: Path
     """A directory with a checkpoint as transformers saves it, and the original's tokenizer."""
     record: PruningRecord
-    curve: TrainingCurve | None
-    """Of the healing."""
+    healed: Healed | None
 
 
 def prune(task: PruneTask) -> Pruned:
@@ -78,6 +87,7 @@ def prune(task: PruneTask) -> Pruned:
     Raises:
         RecipeError: The model has not what is to go, or nothing would be left of it.
         ModelError: Its parts have other names, or what is left does not open as a checkpoint.
+        UsageError: The time for the healing is too short for one step.
     """
     healing = task.healing
     device = training_device(healing.training.device if healing else "cpu")
@@ -86,13 +96,10 @@ def prune(task: PruneTask) -> Pruned:
     dtype, num_before = model.dtype, _num_parameters(model)
     model = model.float().to(device)
     text = _asked(model, task.token_ids, task.place, task.progress)
-    teacher = None
-    if healing is not None:
-        token_ids, num_top_tokens = healing.windows.token_ids, healing.training.num_top_tokens
-        teacher = ask(model, token_ids, num_top_tokens, healing.state_dir, task.progress)
+    answers = _answers(model, healing, task.progress) if healing else None
     record = _taken_away(model, task, text)
     before = text() if text else None
-    curve = None if healing is None or teacher is None else _healed(model, task.pruning, healing, teacher, task)
+    healed = _healed(model, healing, answers, task) if healing and answers else None
     model = model.to("cpu")
     with torch.no_grad():
         for parameter in model.parameters():
@@ -102,11 +109,11 @@ def prune(task: PruneTask) -> Pruned:
             "num_parameters_before": num_before,
             "num_parameters": _num_parameters(model),
             "kl_divergence": before,
-            "kl_divergence_healed": text() if text and curve is not None else None,
+            "kl_divergence_healed": text() if text and healed is not None else None,
             "density": _density(model) if task.pruning.method in UNSTRUCTURED else None,
         }
     )
-    return Pruned(save_checkpoint(model, dtype, task.source, task.place), record, curve)
+    return Pruned(save_checkpoint(model, dtype, task.source, task.place), record, healed)
 
 
 def _asked(
@@ -177,18 +184,45 @@ def _layer_by_layer(model: Any, task: PruneTask, token_ids: NDArray[np.int64]) -
     return tuple(lost)
 
 
-def _healed(model: Any, pruning: Pruning, healing: Healing, teacher: Teacher, task: PruneTask) -> TrainingCurve:
+class _Answers(NamedTuple):
+    """What the original says, and how long that took."""
+
+    teacher: Teacher
+    duration_s: float
+
+
+def _answers(model: Any, healing: Healing, progress: Reporter) -> _Answers:
+    started = time.monotonic()
+    teacher = ask(model, healing.windows.token_ids, healing.training.num_top_tokens, healing.state_dir, progress)
+    return _Answers(teacher, time.monotonic() - started)
+
+
+def _healed(model: Any, healing: Healing, answers: _Answers, task: PruneTask) -> Healed:
     training = healing.training
     # Not of what wants no gradient, such as the text's answers.
     with torch.enable_grad():
-        parts = learnables(model, training, keep_zeros=pruning.method in UNSTRUCTURED)
-        state_file = healing.state_dir / "healing.pt"
-        course = distillation(model, parts, training, healing.windows, teacher, state_file, task.progress)
-        curve = run(course)
+        parts = learnables(model, training, keep_zeros=task.pruning.method in UNSTRUCTURED)
+
+        def course(training: Training, state_dir: Path) -> Course:
+            file = state_dir / "healing.pt"
+            return distillation(model, parts, training, healing.windows, answers.teacher, file, task.progress)
+
+        def measure(directory: Path, deadline: float) -> Durations:
+            task.progress(Progress("measure a step", 0, 1))
+            step_s, validation_s = durations_s(course(training, directory), deadline)
+            put_back(parts)
+            task.progress(Progress("measure a step", 1, 1))
+            return Durations(0.0, 0.0, step_s, validation_s)
+
+        if training.budget_s is not None:
+            left_s, num_windows = training.budget_s - answers.duration_s, healing.windows.num_training
+            num_steps = kept_num_steps(healing.state_dir, left_s, training, num_windows, measure)
+            training = training.with_num_steps(num_steps)
+        curve = run(course(training, healing.state_dir))
     model.gradient_checkpointing_disable()
     model.eval()
     merged(model)
-    return curve
+    return Healed(training, curve)
 
 
 def _num_parameters(model: Any) -> int:
