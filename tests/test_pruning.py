@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -506,6 +508,29 @@ def test_what_is_left_is_healed_and_zeros_stay(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_the_example_prunes_while_it_trains(demo_checkpoint: Path, calibration_text: Path, tmp_path: Path) -> None:
+    texts = calibration_text.read_text(encoding="utf-8").split("\n")
+    lines = [json.dumps({"text": text}) for text in texts if len(text) > 100][:16]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    example = Path(__file__).parent.parent / "examples" / "prune_while_training.py"
+    steps = ["--num-steps", "24", "--mask-learning-rate", "0.5", "--seq-len", "32"]
+    given = [demo_checkpoint, tmp_path / "rows.jsonl", tmp_path / "pruned", tmp_path / "out", *steps]
+    done = subprocess.run([sys.executable, example, *given], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    layers = layer_list(opened(tmp_path / "pruned"))[1]
+    linears = [module.weight for module in layers.modules() if isinstance(module, torch.nn.Linear)]
+    zeros = sum(int((weight == 0).sum()) for weight in linears) / sum(weight.numel() for weight in linears)
+    assert zeros > 0.3
+    assert f"{zeros:.1%} of the weights of the linear layers are zero" in done.stdout
+    held = [
+        (weight.values() == 0).mean()
+        for name, weight in integer_weights(read_ir(tmp_path / "out")).items()
+        if ".layers." in parameter_name(name)
+    ]
+    assert min(held) >= min(float((weight == 0).float().mean()) for weight in linears)
+
+
 def test_a_time_decides_the_steps_of_a_healing(
     demo_checkpoint: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
