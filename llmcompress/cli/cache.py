@@ -32,6 +32,8 @@ KINDS = {
     "reference-scores": "likeliest tokens of originals",
     "evaluations": "scores of interrupted evaluations",
     "durations": "how long steps took",
+    "graphs": "graphs of architectures, for other checkpoints",
+    "tokenizers": "converted tokenizers",
     "kernels": "machine code of our kernels",
     "layers": "versions of transformers that some architectures need",
     "gguf": "configurations and tokenizers of GGUF files",

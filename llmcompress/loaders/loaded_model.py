@@ -230,10 +230,15 @@ def _load_checkpoint(
         generation_config=read_generation_config(source.path),
         provenance=provenance,
         source=source,
-        num_parameters=sum(math.prod(tensor.shape) for tensor in plain.tensors.values()),
+        num_parameters=parameters_of(plain),
         mapped_share=mapped_share(model),
         kept=kept,
     )
+
+
+def parameters_of(checkpoint: Checkpoint) -> int:
+    """Number of elements of a checkpoint's tensors."""
+    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
 def checkpoint_provenance(source: Source, checked: CheckedWeights, method: str | None = None) -> Provenance:

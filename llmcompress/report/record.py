@@ -156,6 +156,8 @@ class Measured(Record):
     stages: tuple[StageTime, ...]
     sparse_speed: SparseSpeed | None = None
     """Where a pruning has set weights to zero."""
+    replayed: bool = False
+    """Whether it was made by the kept graph of another checkpoint; the bytes are the same."""
 
 
 def environment_record(num_threads: int, others: Mapping[str, str] = MappingProxyType({})) -> EnvironmentRecord:

@@ -71,6 +71,23 @@ def reporter(progress: ProgressOption) -> Reporter:
     return _bars() if _somebody_looks_on() else silent
 
 
+@contextmanager
+def warnings_counted() -> Iterator[list[str]]:
+    """Give the warnings of ours that the block writes, as it writes them."""
+    found: list[str] = []
+
+    class Counter(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    handler, logger = Counter(logging.WARNING), logging.getLogger("llmcompress")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+
+
 def _somebody_looks_on() -> bool:
     return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,24 +16,14 @@ from nncf.quantization.algorithms.weight_compression.parameters import Compresse
 from nncf.tensor import Tensor
 from nncf.tensor.definitions import TensorBackend
 
-from llmcompress.compression.kernels.floating import Floats, quantize_float_groups
-from llmcompress.compression.kernels.integers import (
-    Codes,
-    Integers,
-    StoredWeights,
-    pack,
-    quantize_columns,
-    quantize_groups,
-)
+from llmcompress.compression.kernels.floating import Floats
+from llmcompress.compression.kernels.groups import GroupShape, packed_zero_points, quantize
+from llmcompress.compression.kernels.integers import Codes, Integers, StoredWeights
 from llmcompress.graph.integer_weights import unpacked
 from llmcompress.system.file_memory import FileMemory
 
 _MIDPOINTS = np.asarray(CENTER_OF_NF4_QUANTILES, np.float32)
 _NONE = np.empty(0, np.float32)
-CHUNK_VALUES = 1 << 20
-"""What one thread takes at a time."""
-MIN_COLUMNS = 512
-"""Of a row, so that whole cache lines are read one after another."""
 _LEAST_SIZE = 10_000
 """Of fewer values NNCF computes 4 and 8 bits by NumPy, whose asymmetric arithmetic is another."""
 _SHIFTS = {ov.Type.bf16: 16, ov.Type.f16: 0, ov.Type.f32: 0}
@@ -89,17 +78,6 @@ class StoredCodes(Tensor):  # type: ignore[misc]
         shape, num_bits = tuple(self.data.shape), self.data.get_element_type().get_bitwidth()
         codes = unpacked(self.data.data.reshape(-1).view(np.uint8), num_bits, math.prod(shape))
         return Tensor((codes.astype(np.int8) - np.int8(1 << (num_bits - 1))).reshape(shape))
-
-
-class GroupShape(NamedTuple):
-    """A weight as groups: blocks of ``size`` rows and ``num_columns`` columns, of which each column is a group."""
-
-    size: int
-    num_columns: int
-    """1 where a group lies in one piece."""
-    shape: tuple[int, ...]
-    """Of the weight with its groups apart, as NNCF stores it."""
-    scale_shape: tuple[int, ...]
 
 
 def group_shape(
@@ -175,12 +153,7 @@ def _to_integers(work: Work) -> CompressedWeight | None:
     weights = _stored_weights(work)
     into = Codes(given is not None, scales, zero_points, stored.data.reshape(-1).view(np.uint8))
 
-    def quantize(first: int, last: int, columns: tuple[int, int]) -> bool:
-        if groups.num_columns == 1:
-            return bool(quantize_groups(weights, form.codes, into, first, last))
-        return bool(quantize_columns(weights, form.codes, into, first, last, *columns))
-
-    if not all(work.pool.map(lambda piece: quantize(*piece), _pieces(work))):
+    if not quantize(weights, form.codes, into, work.pool):
         return None
     tensor = (StoredCodes if form.codes.offset else Tensor)(stored)
     if given is not None:
@@ -201,10 +174,7 @@ def _to_floats(work: Work) -> CompressedWeight | None:
     weights = _stored_weights(work)
     into = Codes(given is not None, scales, np.empty(0, np.float32), stored.data.reshape(-1).view(np.uint8))
 
-    def quantize(first: int, last: int) -> bool:
-        return bool(quantize_float_groups(weights, form.codes, into, first, last))
-
-    if not all(work.pool.map(lambda piece: quantize(*piece[:2]), _pieces(work))):
+    if not quantize(weights, form.codes, into, work.pool):
         return None
     return CompressedWeight(Tensor(stored), given if given is not None else Tensor(scales.reshape(scale_shape)))
 
@@ -223,24 +193,7 @@ def _new_tensor(element: ov.Type, work: Work) -> ov.Tensor:
     return ov.Tensor(element, shape) if block is None else ov.Tensor(block, shape, element)
 
 
-def _pieces(work: Work) -> Iterator[tuple[int, int, tuple[int, int]]]:
-    """Ranges of blocks and columns, each of about ``CHUNK_VALUES``, that begin and end with whole bytes."""
-    groups = work.groups
-    width = min(groups.num_columns, max(MIN_COLUMNS, CHUNK_VALUES // groups.size // 8 * 8))
-    step = max(1, CHUNK_VALUES // (groups.size * width))
-    if groups.num_columns == 1:
-        step = -(-step // 8) * 8
-    num_blocks = work.num_groups // groups.num_columns
-    for first in range(0, num_blocks, step):
-        for left in range(0, groups.num_columns, width):
-            yield first, min(first + step, num_blocks), (left, min(left + width, groups.num_columns))
-
-
 def _stored_zero_points(zero_points: np.ndarray, groups: GroupShape, form: IntegerFormat) -> Tensor:
     stored = ov.Tensor(form.element, ov.Shape(groups.scale_shape))
-    padded = np.zeros(-(-zero_points.size // 8) * 8, np.uint8)
-    padded[: zero_points.size] = zero_points
-    packed = np.empty(padded.size * form.codes.num_bits // 8, np.uint8)
-    pack(padded, form.codes.num_bits, packed)
-    stored.data.reshape(-1)[:] = packed[: stored.byte_size]
+    stored.data.reshape(-1)[:] = packed_zero_points(zero_points, form.codes.num_bits)
     return Tensor(stored)

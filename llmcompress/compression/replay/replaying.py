@@ -1,0 +1,136 @@
+"""A checkpoint by the kept graph of another one: the same directory that the whole way would write."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from llmcompress.artifact import Staging, file_records, write_errors
+from llmcompress.artifact.manifest import NOT_LISTED
+from llmcompress.compression.forecast.prediction import SIDE_FILES_BYTES
+from llmcompress.compression.replay.content import MappedTensors, mapped
+from llmcompress.compression.replay.key import GraphKey, configuration, graph_key, is_any_kept, why_not
+from llmcompress.compression.replay.skeleton import KeptGraph, read_graph, with_offsets
+from llmcompress.compression.replay.texts import KeptTexts, read_texts_of
+from llmcompress.errors import LlmcompressError
+from llmcompress.loaders.adapter import warn_of_adapter
+from llmcompress.loaders.checking import CheckedWeights
+from llmcompress.loaders.loaded_model import checkpoint_provenance, parameters_of
+from llmcompress.loaders.other_libraries import refuse_other_libraries
+from llmcompress.loaders.scan import check_hashes
+from llmcompress.loaders.source import Source, fetch_weights, file_names, source_checkpoint
+from llmcompress.loaders.tensors import refuse_empty
+from llmcompress.report.compression import CompressionReport, Engine
+from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE
+from llmcompress.report.record import FileRecord, Stages, environment_record
+from llmcompress.spec import Recipe, dump_recipe
+from llmcompress.system.files import free_bytes
+from llmcompress.system.progress import Reporter
+
+
+class Replay(NamedTuple):
+    """A checkpoint, and all that is kept of its configuration."""
+
+    source: Source
+    recipe: Recipe
+    tensors: MappedTensors
+    key: GraphKey
+    graph: KeptGraph
+    texts: KeptTexts
+
+
+def find_replay(
+    source: Source, recipe: Recipe, engine: Engine, *, tokenizer: bool, progress: Reporter
+) -> Replay | None:
+    """Look whether all that a run would find out is kept; None: no, or something is wrong, which the whole way tells.
+
+    The weights of a Hub source are fetched where a graph of its configuration is kept.
+    """
+    if why_not(source, recipe, engine):
+        return None
+    try:
+        configured = configuration(source, recipe, engine)
+        if not is_any_kept(configured):
+            return None
+        found = fetch_weights(source, progress=progress)
+        refuse_other_libraries(found)
+        checkpoint = source_checkpoint(found)
+        refuse_empty(checkpoint)
+        tensors = mapped(checkpoint)
+        key = graph_key(found, configured, tensors)
+        graph, texts = read_graph(key.folder, key._asdict()), read_texts_of(found, tokenizer=tokenizer)
+    except (LlmcompressError, OSError, ValueError):
+        return None
+    if graph is None or texts is None:
+        return None
+    return Replay(found, recipe, tensors, key, graph, texts)
+
+
+def replay(found: Replay, stage: Staging, stages: Stages, progress: Reporter) -> CompressionReport | None:
+    """Write the directory and put it in place; None: the kept graph leaves a doubt, and nothing is written.
+
+    Raises:
+        WriteError: The output could not be written.
+        HubError: A file has another hash than the Hub states.
+    """
+    from llmcompress.compression.replay.streaming import DoubtError, stream
+
+    size = sum(constant.size for constant in found.graph.skeleton.constants)
+    if free_bytes(stage.target) < size + SIDE_FILES_BYTES:
+        return None
+    num_threads = found.graph.skeleton.report.environment.num_threads
+    warn_of_adapter(file_names(found.source), found.source.name)
+    try:
+        with stages.stage("compress by the kept graph"), write_errors(stage.target):
+            with (stage.path / MODEL_BIN).open("xb+") as file:
+                made = stream(found.graph, found.tensors, file, num_threads, progress)
+            check_hashes(made.sources, found.source.expected_sha256, found.source.path)
+            xml = with_offsets(found.graph.xml, made.offsets)
+            (stage.path / MODEL_XML).write_bytes(xml)
+            _write_others(found, stage)
+    except DoubtError:
+        shutil.rmtree(stage.path)
+        stage.path.mkdir()
+        return None
+    with stages.stage("hash"):
+        model_bin = FileRecord(path=MODEL_BIN, size_bytes=made.num_bytes, sha256=made.sha256)
+        others = file_records(stage.path, exclude=NOT_LISTED | {MODEL_BIN})
+        files = tuple(sorted((model_bin, *others), key=lambda file: file.path))
+        report = _report(found, made.sources, files)
+    measured = stages.measured().model_copy(update={"replayed": True})
+    report = report.model_copy(update={"measured": measured})
+    stage.publish(report)
+    return report
+
+
+def _write_others(found: Replay, stage: Staging) -> None:
+    (stage.path / "config.json").write_bytes(found.graph.config)
+    recipe = dump_recipe(found.recipe.portable())
+    (stage.path / RECIPE).write_text(recipe, encoding="utf-8", newline="\n")
+    for name, content in found.texts.files.items():
+        (stage.path / name).parent.mkdir(exist_ok=True)
+        (stage.path / name).write_bytes(content)
+
+
+def _report(found: Replay, sources: tuple[FileRecord, ...], files: tuple[FileRecord, ...]) -> CompressionReport:
+    """The manifest that the whole way would write: what is the checkpoint's own takes the place of the first one's."""
+    first = found.graph.skeleton.report
+    hashed: Future[tuple[FileRecord, ...]] = Future()
+    hashed.set_result(sources)
+    checked = CheckedWeights(found.tensors.checkpoint, hashed)
+    num_parameters = parameters_of(found.tensors.checkpoint)
+    bin_bytes = next(file.size_bytes for file in files if file.path == MODEL_BIN)
+    own: Mapping[str, Any] = {
+        "provenance": checkpoint_provenance(found.source, checked),
+        "recipe": found.recipe.portable(),
+        "environment": environment_record(first.environment.num_threads),
+        "num_parameters": num_parameters,
+        "bits_per_weight": bin_bytes * 8 / num_parameters,
+        "size_bytes": sum(file.size_bytes for file in files),
+        "tokenizer": found.texts.verdict.tokenizer,
+        "chat_template": found.texts.verdict.chat_template,
+        "files": files,
+    }
+    return first.model_copy(update=dict(own))

@@ -1,0 +1,292 @@
+"""Weights from the mapped checkpoint through the kernels into the .bin, read once: codes, hashes, search for NaN.
+
+What is laid out is what OpenVINO's ``save_model`` writes: constants in the order of the graph, one after another, and
+one that equals an earlier one in its place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import mmap
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from llmcompress.compression.kernels.floating import Floats
+from llmcompress.compression.kernels.groups import packed_zero_points, quantize
+from llmcompress.compression.kernels.integers import Codes, Integers, StoredWeights
+from llmcompress.compression.replay.content import MappedTensors, same_bytes
+from llmcompress.compression.replay.skeleton import CodedWeight, CodeFormat, ConstantValues, KeptGraph, TensorPiece
+from llmcompress.loaders.nonfinite import Search, Span
+from llmcompress.report.record import FileRecord
+from llmcompress.system.progress import Progress, Reporter, silent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+STAGE = "compress by the kept graph"
+_HASH_BLOCK_BYTES = 8 << 20
+_PREFIX_BYTES = 256
+
+
+class DoubtError(Exception):
+    """The kept graph does not say what becomes of this checkpoint; the whole way does."""
+
+
+class Streamed(NamedTuple):
+    """A .bin that was written."""
+
+    offsets: tuple[int, ...]
+    """Of the constants."""
+    num_bytes: int
+    sha256: str
+    sources: tuple[FileRecord, ...]
+    """Of the checkpoint's weight files, read on the way."""
+
+
+def stream(
+    graph: KeptGraph, tensors: MappedTensors, file: IO[bytes], num_threads: int, progress: Reporter = silent
+) -> Streamed:
+    """Write the .bin of a checkpoint.
+
+    Args:
+        graph: What was kept of another checkpoint with the same key.
+        tensors: The checkpoint.
+        file: The .bin, empty and open for reading and writing.
+        num_threads: For the kernels; hashes have threads of their own.
+        progress: Told of the bytes that are written.
+
+    Raises:
+        DoubtError: A value is not finite, or a file changed.
+        OSError: The disk refuses.
+    """
+    before = _states(tensors)
+    room = max(sum(constant.size for constant in graph.skeleton.constants), 1)
+    with ThreadPoolExecutor(num_threads) as pool, ThreadPoolExecutor(1) as hasher:
+        sources = hasher.submit(_source_records, tensors)
+        # Only what is there for certain: writing to a mapped page for which the disk has no room ends the process.
+        os.posix_fallocate(file.fileno(), 0, room)
+        writer = _Writer(mmap.mmap(file.fileno(), room), pool)
+        try:
+            for done in _constants(graph, tensors, writer):
+                progress(Progress(STAGE, min(done, room), room, "bytes"))
+            _refuse_nonfinite(graph, tensors)
+            sha256, num_bytes = writer.sha256(), writer.position
+            records = sources.result()
+        finally:
+            writer.close()
+        os.ftruncate(file.fileno(), num_bytes)
+    if _states(tensors) != before:
+        raise DoubtError("a file of the checkpoint changed while it was read")
+    progress(Progress(STAGE, room, room, "bytes"))
+    return Streamed(tuple(writer.offsets), num_bytes, sha256, records)
+
+
+class _Writer:
+    """Puts constants into a mapped file, one after another; what equals an earlier one is not there twice."""
+
+    def __init__(self, memory: mmap.mmap, pool: ThreadPoolExecutor) -> None:
+        self.pool = pool
+        self.position = 0
+        self.offsets: list[int] = []
+        self._memory = memory
+        self._array = np.frombuffer(memory, np.uint8)
+        self._seen: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+        self._digest = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1)
+        self._hashed: Future[None] | None = None
+
+    def room(self, size: int) -> NDArray[np.uint8]:
+        """Where the next constant goes, if there is none like it."""
+        return self._array[self.position : self.position + size]
+
+    def put(self, content: NDArray[np.uint8] | None, size: int) -> None:
+        """Add a constant; None: it was written to ``room`` already."""
+        place = self.room(size)
+        if content is not None:
+            place[:] = content
+        alike = self._seen[size, place[:_PREFIX_BYTES].tobytes()]
+        for offset in alike:
+            if same_bytes(self._array[offset : offset + size], place):
+                self.offsets.append(offset)
+                return
+        alike.append(self.position)
+        self.offsets.append(self.position)
+        self._hashed = self._hasher.submit(self._digest.update, place)
+        self.position += size
+
+    def sha256(self) -> str:
+        """Of all that was put."""
+        if self._hashed is not None:
+            self._hashed.result()
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._hasher.shutdown(wait=True)
+        self._hashed = None
+        del self._array
+        self._memory.close()
+
+
+def _constants(graph: KeptGraph, tensors: MappedTensors, writer: _Writer) -> Iterator[int]:
+    """Put every constant; yields the bytes put so far."""
+    done = 0
+    parts: dict[int, _Parts] = {}
+    for constant in graph.skeleton.constants:
+        content: NDArray[np.uint8] | None
+        if constant.kind == "literal":
+            content = np.frombuffer(graph.literals, np.uint8, constant.size, constant.literal_start)
+        elif constant.kind == "values":
+            assert constant.values is not None
+            content = values_of(constant.values, tensors)
+        elif constant.kind == "codes":
+            weight = graph.skeleton.weights[constant.weight]
+            parts[constant.weight] = _quantized(weight, tensors, writer.room(constant.size), writer.pool)
+            content = None
+        else:
+            made = parts[constant.weight]
+            content = made.scales if constant.kind == "scales" else made.zero_points
+        if content is not None and len(content) != constant.size:
+            raise DoubtError("a constant has another size")
+        writer.put(content, constant.size)
+        done += constant.size
+        yield done
+
+
+class _Parts(NamedTuple):
+    """What stands next to the codes of a weight."""
+
+    scales: NDArray[np.uint8]
+    zero_points: NDArray[np.uint8]
+
+
+def _quantized(
+    weight: CodedWeight, tensors: MappedTensors, packed: NDArray[np.uint8], pool: ThreadPoolExecutor
+) -> _Parts:
+    """Write the codes of a weight."""
+    codes = format_of(weight.format)
+    is_integer = isinstance(codes, Integers)
+    scales = np.empty(weight.num_groups, np.float32)
+    zero_points = np.zeros(weight.num_groups if is_integer else 0, np.float32)
+    values = values_of(weight.values, tensors)
+    element = weight.values.element
+    stored = StoredWeights(
+        _as_kernels_take_it(values.view(np.uint32 if element == "f32" else np.uint16)),
+        np.uint32(16 if element == "bf16" else 0),
+        element == "f16",
+        weight.group_size,
+        weight.num_columns,
+    )
+    if not quantize(stored, codes, Codes(False, scales, zero_points, packed), pool):
+        raise DoubtError("a weight is not finite")
+    rounded = scales.astype(np.float16)
+    if not np.isfinite(rounded).all():
+        raise DoubtError("a scale exceeds half precision")
+    is_asymmetric = isinstance(codes, Integers) and codes.is_asymmetric
+    zeros = packed_zero_points(zero_points, codes.num_bits) if is_asymmetric else np.empty(0, np.uint8)
+    return _Parts(rounded.view(np.uint8), zeros)
+
+
+def _as_kernels_take_it(values: NDArray[Any]) -> NDArray[Any]:
+    """The same memory, which a kernel only reads, as an array that may be written: others would be compiled apart."""
+    if not values.flags.aligned:
+        return values.copy()
+    if values.flags.writeable:
+        return values
+    kind = {2: ctypes.c_uint16, 4: ctypes.c_uint32}[values.itemsize]
+    return np.ctypeslib.as_array((kind * len(values)).from_address(values.ctypes.data))
+
+
+def plain_format(codes: Integers | Floats) -> CodeFormat:
+    """A format as a file holds it."""
+    fields = {
+        name: tuple(value.tolist()) if isinstance(value, np.ndarray) else np.asarray(value).item()
+        for name, value in codes._asdict().items()
+    }
+    return CodeFormat(is_float=isinstance(codes, Floats), fields=fields)
+
+
+def format_of(stored: CodeFormat) -> Integers | Floats:
+    """A format as the kernels take it."""
+    fields = stored.fields
+    if stored.is_float:
+        return Floats(
+            np.asarray(fields["midpoints"], np.float32),
+            int(fields["mantissa_bits"]),  # type: ignore[arg-type]
+            int(fields["bias"]),  # type: ignore[arg-type]
+            np.uint32(fields["largest_code"]),
+            np.float32(fields["largest"]),
+            int(fields["num_bits"]),  # type: ignore[arg-type]
+        )
+    return Integers(
+        np.float32(fields["low"]),
+        np.float32(fields["high"]),
+        bool(fields["is_asymmetric"]),
+        np.int32(fields["offset"]),
+        int(fields["num_bits"]),  # type: ignore[arg-type]
+    )
+
+
+def values_of(values: ConstantValues, tensors: MappedTensors) -> NDArray[np.uint8]:
+    """The bytes of a constant of the uncompressed graph; where they lie in one piece, in the file's own memory."""
+    pieces = [_piece(piece, tensors) for piece in values.pieces]
+    found = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    if values.widened == "BF16":
+        return (found.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.uint8)
+    if values.widened == "F16":
+        return found.view(np.float16).astype(np.float32).view(np.uint8)
+    return found
+
+
+def _piece(piece: TensorPiece, tensors: MappedTensors) -> NDArray[np.uint8]:
+    found = tensors.bytes_of(piece.tensor)[piece.start : piece.stop]
+    if piece.turned is None:
+        return found
+    rows, columns = piece.turned
+    matrix = found.view(f"u{len(found) // (rows * columns)}").reshape(rows, columns)
+    return np.ascontiguousarray(matrix.T).reshape(-1).view(np.uint8)
+
+
+def _refuse_nonfinite(graph: KeptGraph, tensors: MappedTensors) -> None:
+    """Search the tensors that no kernel has gone through."""
+    seen: dict[str, int] = defaultdict(int)
+    for weight in graph.skeleton.weights:
+        for piece in weight.values.pieces:
+            seen[piece.tensor] += piece.stop - piece.start
+    for name, tensor in tensors.checkpoint.tensors.items():
+        if seen[name] >= tensor.end - tensor.start:
+            continue
+        search = Search(tensor.file, [(name, tensor)])
+        search.look(memoryview(tensors.files[tensor.file]), 0, Span(0, tensor.start, tensor.end))
+        if search.found():
+            raise DoubtError("a weight is not finite")
+
+
+def _source_records(tensors: MappedTensors) -> tuple[FileRecord, ...]:
+    """Size and hash of each weight file, and of the shard index; the pages are those that the kernels read."""
+    checkpoint = tensors.checkpoint
+    with ThreadPoolExecutor(min(len(checkpoint.files), os.cpu_count() or 1)) as pool:
+        records = list(pool.map(lambda name: _mapped_record(name, tensors.files[name]), checkpoint.files))
+    if checkpoint.index_file:
+        content = (checkpoint.path / checkpoint.index_file).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        records.append(FileRecord(path=checkpoint.index_file, size_bytes=len(content), sha256=digest))
+    return tuple(records)
+
+
+def _mapped_record(name: str, memory: mmap.mmap) -> FileRecord:
+    digest, view = hashlib.sha256(), memoryview(memory)
+    for start in range(0, len(view), _HASH_BLOCK_BYTES):
+        digest.update(view[start : start + _HASH_BLOCK_BYTES])
+    return FileRecord(path=name, size_bytes=len(view), sha256=digest.hexdigest())
+
+
+def _states(tensors: MappedTensors) -> list[tuple[int, int]]:
+    stats = [(tensors.checkpoint.path / name).stat() for name in tensors.checkpoint.files]
+    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
