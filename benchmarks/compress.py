@@ -7,8 +7,13 @@ Data-aware recipes (--engines) go by our kernels, by --engine nncf and by Optimu
 windows; where the processor has bf16, also by ours with statistics in bf16. The stages of NNCF are apart: each from its
 first report of progress to its last. Our first run on a machine compiles the kernels, some seconds.
 
+With --graph-cache each recipe goes four ways in turn: by a kept graph, the first run that keeps it (its whole process,
+the keeping included), without the cache, and by optimum-cli; times, and the peak of memory that is no file's (RssAnon
+and RssShmem of all processes together, looked at fifty times a second).
+
     python benchmarks/compress.py                     # 1.1 B parameters, bf16, generated
     python benchmarks/compress.py --runs 3 --layers 8 --hidden 1024 --intermediate 2816
+    python benchmarks/compress.py --no-four --recipes --graph-cache int4-sym int8
     python benchmarks/compress.py --recipes --no-four --engines int4-awq-se --text TEXT
 """
 
@@ -22,6 +27,7 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +36,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -45,6 +52,7 @@ RECIPES: dict[str, tuple[list[str], list[str]]] = {
         ["--weight-format", "int4", "--group-size", "64", "--ratio", "1.0"],
     ),
     "int8": (["-r", "int8"], ["--weight-format", "int8"]),
+    "nf4": (["-r", "nf4"], ["--weight-format", "nf4", "--group-size", "128", "--ratio", "1.0"]),
 }
 
 FOUR_IN_ONE = """
@@ -107,9 +115,10 @@ def measure(command: list[str], log: Path) -> Usage:
     return Usage(wall_s, usage.ru_maxrss * 1024, usage.ru_oublock * BLOCK_BYTES)
 
 
-def ours(source: Path, output: Path, recipe: str) -> list[str]:
+def ours(source: Path, output: Path, recipe: str, *, graph_cache: bool = False) -> list[str]:
     """Our command line for a recipe."""
-    return [str(BIN / "llmcompress"), "compress", str(source), *RECIPES[recipe][0], "-o", str(output)]
+    options = [*RECIPES[recipe][0], *([] if graph_cache else ["--no-graph-cache"])]
+    return [str(BIN / "llmcompress"), "compress", str(source), *options, "-o", str(output)]
 
 
 def theirs(source: Path, output: Path, recipe: str) -> list[str]:
@@ -230,6 +239,90 @@ def stage_rows(result: dict[str, object]) -> Iterator[list[str]]:
         yield [name, f"{mine:.2f} s", f"{theirs_s:.2f} s", ratio]
 
 
+class Watched(NamedTuple):
+    """What a process and its children took."""
+
+    wall_s: float
+    peak_own_bytes: int
+    """RssAnon and RssShmem of all of them together."""
+
+
+def watched(command: list[str], log: Path) -> Watched:
+    """Run a command to its end and look at its memory meanwhile."""
+    peak, started = 0, time.perf_counter()
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        while process.poll() is None:
+            peak = max(peak, sum(own_memory(pid) for pid in family(process.pid)))
+            time.sleep(0.02)
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed; its output is in {log}")
+    return Watched(time.perf_counter() - started, peak)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def own_memory(pid: int) -> int:
+    """Of one process, in bytes; 0 where it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "RssShmem")))
+
+
+def compare_kept(source: Path, work: Path, recipe: str, runs: int) -> dict[str, object]:
+    """One recipe by a kept graph, with the graph kept, without the cache, and by optimum-cli, in turn."""
+    kept = Path(os.environ["LLMCOMPRESS_CACHE"]) / "graphs"
+    results: dict[str, list[Watched]] = {"first": [], "kept": [], "whole": [], "optimum": []}
+    equal = True
+    for _ in range(runs):
+        shutil.rmtree(kept, ignore_errors=True)
+        for side, found in results.items():
+            output = work / side
+            if side == "optimum":
+                command = theirs(source, output, recipe)
+            else:
+                command = ours(source, output, recipe, graph_cache=side != "whole")
+            found.append(watched(command, work / f"{side}.log"))
+        report = json.loads((work / "kept" / "llmcompress.json").read_text())
+        if not report["measured"]["replayed"]:
+            raise SystemExit("the graph was not kept")
+        for side in ("first", "whole", "optimum"):
+            names = ["openvino_model.bin"] + (["openvino_model.xml"] if side != "optimum" else [])
+            equal &= all(filecmp.cmp(work / "kept" / name, work / side / name, shallow=False) for name in names)
+        for side in results:
+            shutil.rmtree(work / side)
+    medians = {
+        side: {field: statistics.median(getattr(one, field) for one in found) for field in Watched._fields}
+        for side, found in results.items()
+    }
+    return {"case": recipe, "equal_bytes": equal, "num_runs": runs, "sides": medians, "raw": results}
+
+
+def print_kept(result: dict[str, object]) -> None:
+    """A table of the four ways; the ratio is optimum-cli's median time over that of the way."""
+    sides = result["sides"]
+    assert isinstance(sides, dict)
+    table = Table(
+        "way",
+        "time",
+        "optimum-cli / way",
+        "peak memory",
+        title=f"{result['case']}, equal bytes: {result['equal_bytes']}",
+    )
+    for side, figures in sides.items():
+        ratio = sides["optimum"]["wall_s"] / figures["wall_s"]
+        table.add_row(side, f"{figures['wall_s']:.2f} s", f"{ratio:.2f}", f"{figures['peak_own_bytes'] / 1e9:.2f} GB")
+    Console().print(table)
+
+
 def compare_four(source: Path, work: Path, runs: int) -> dict[str, object]:
     """Four recipes: our one process against four of optimum's."""
     pairs: list[tuple[Usage, Usage]] = []
@@ -297,6 +390,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 8 GB)")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--recipes", nargs="*", default=["int4", "int8"], choices=sorted(RECIPES))
+    parser.add_argument("--graph-cache", nargs="*", default=[], choices=sorted(RECIPES), metavar="RECIPE")
     parser.add_argument(
         "--engines", nargs="*", default=[], metavar="RECIPE", help="packaged recipes, by both engines and Optimum"
     )
@@ -305,12 +399,15 @@ def main() -> None:
     shape_arguments(parser)
     args = parser.parse_args()
     with generated(args) as (source, work):
+        kept = [compare_kept(source, work, recipe, args.runs) for recipe in args.graph_cache]
         results = [compare_one(source, work, recipe, args.runs) for recipe in args.recipes]
         text = args.text.resolve() if args.text else None
         for recipe in args.engines:
             results += compare_engines(source, work, recipe, text, args.runs)
         if not args.no_four:
             results.append(compare_four(source, work, args.runs))
+    for way in kept:
+        print_kept(way)
     for result in results:
         equal = f", equal bytes: {result['equal_bytes']}" if "equal_bytes" in result else ""
         table = Table("figure", "ours", "the other", "ratio", title=f"{result['case']}{equal}")
@@ -318,7 +415,13 @@ def main() -> None:
             table.add_row(*row)
         Console().print(table)
     print(
-        json.dumps({"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "results": results})
+        json.dumps(
+            {
+                "machine": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(),
+                "results": [*kept, *results],
+            }
+        )
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -138,58 +138,110 @@ def compress(
     llmcompress compress Qwen/Qwen2.5-1.5B-Instruct -r optimum-default
     llmcompress compress model.Q4_K_M.gguf -o out
     """
-    from llmcompress.artifact.placement import checked_output
-    from llmcompress.spec import RECOMMENDED, Access, load_recipe
-
-    access = Access(
+    opened = (
         revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context, requantize, file
-    )
-    recipe = recipe or _default_recipe(source, access, verbose=verbose)
-    if recipe in RECOMMENDED:
-        chosen = _recommended(source, recipe, overrides or [], access, verbose=verbose)
-    else:
-        chosen = load_recipe(recipe, overrides or ())
-    if budget is not None:
-        chosen = _within(chosen, budget)
-    output_dir = output_dir or Path(default_output_name(source, chosen.name))
-    # Before the seconds of a worker's start, and of a dry run too.
-    checked_output(output_dir, [source] if Path(source).is_dir() else [], overwrite=overwrite)
+    )  # fmt: skip
+    found: list[_Request] = []
+
+    def find() -> _Request:
+        if not found:
+            found.append(
+                _find(_Words(source, recipe, tuple(overrides or ()), budget, output_dir, overwrite, verbose), opened)
+            )
+        return found[0]
+
     if dry_run:
         from llmcompress.cli.dry_run import predict
 
-        request = {"source": source, "recipe": chosen, "output_dir": output_dir.absolute(), "access": access}
+        asked = find()
+        request = {
+            "source": source,
+            "recipe": asked.recipe,
+            "output_dir": asked.output_dir.absolute(),
+            "access": asked.access,
+        }
         request |= {"engine": engine, "tokenizer": not no_tokenizer}
         predict(request, as_json=as_json, verbose=verbose)
         return
-    from llmcompress.artifact import remove_leftovers
-    from llmcompress.compression.compress import compress as compress_model
+    if recipe is None or recipe.startswith("optimum-"):
+        # A worker is asked for the recipe, and shows stages of its own.
+        find()
 
-    options = {
-        "source": source,
-        "recipe": chosen,
-        # The worker may not share what the shell calls the working directory.
-        "output_dir": output_dir.absolute(),
-        "overwrite": overwrite,
-        "tokenizer": not no_tokenizer,
-        "engine": engine,
-        "save_checkpoint": None if save_checkpoint is None else save_checkpoint.absolute(),
-        "graph_cache": not no_graph_cache,
-        **access._asdict(),
-    }
+    def options() -> dict[str, object]:
+        asked = find()
+        return {
+            "source": source,
+            "recipe": asked.recipe,
+            # The worker may not share what the shell calls the working directory.
+            "output_dir": asked.output_dir.absolute(),
+            "overwrite": overwrite,
+            "tokenizer": not no_tokenizer,
+            "engine": engine,
+            "save_checkpoint": None if save_checkpoint is None else save_checkpoint.absolute(),
+            "graph_cache": not no_graph_cache,
+            **asked.access._asdict(),
+        }
+
+    from llmcompress.compression.request import requested
+
     try:
-        report = run_watched(compress_model, options, verbose=verbose)
+        report = run_watched(requested, options, verbose=verbose, first_import="llmcompress.compression.compress")
     except LlmcompressError:
         # A worker that was killed could not clean up.
-        remove_leftovers(output_dir)
+        if found:
+            from llmcompress.artifact import remove_leftovers
+
+            remove_leftovers(found[0].output_dir)
         raise
+    _, place, access = find()
     print_report(
         report,
-        lambda made: _print(made, source, output_dir, stages=verbose),
+        lambda made: _print(made, source, place, stages=verbose),
         as_json=as_json,
-        brief=lambda _: str(output_dir),
+        brief=lambda _: str(place),
     )
     if not as_json and not is_quiet():
-        after_compress(report, source, output_dir, access)
+        after_compress(report, source, place, access)
+
+
+class _Words(NamedTuple):
+    """What was written on the command line."""
+
+    source: str
+    recipe: str | None
+    overrides: tuple[str, ...]
+    budget: str | None
+    output_dir: Path | None
+    overwrite: bool
+    verbose: bool
+
+
+class _Request(NamedTuple):
+    """What is to be done, and where."""
+
+    recipe: Recipe
+    output_dir: Path
+    access: Access
+
+
+def _find(words: _Words, opened: tuple[Any, ...]) -> _Request:
+    """Read the recipe, and refuse a place that cannot be written; ``opened`` are the fields of ``Access``."""
+    from llmcompress.artifact.placement import checked_output
+    from llmcompress.spec import RECOMMENDED, Access, load_recipe
+
+    access, overrides = Access(*opened), list(words.overrides)
+    recipe = words.recipe or _default_recipe(words.source, access, verbose=words.verbose)
+    if recipe in RECOMMENDED:
+        chosen = _recommended(words.source, recipe, overrides, access, verbose=words.verbose)
+    else:
+        chosen = load_recipe(recipe, overrides)
+    if words.budget is not None:
+        chosen = _within(chosen, words.budget)
+    output_dir = words.output_dir or Path(default_output_name(words.source, chosen.name))
+    # Before the work, and before a dry run too.
+    inputs = [words.source] if Path(words.source).is_dir() else []
+    checked_output(output_dir, inputs, overwrite=words.overwrite)
+    return _Request(chosen, output_dir, access)
 
 
 def default_output_name(source: str, recipe_name: str) -> str:

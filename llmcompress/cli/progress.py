@@ -37,6 +37,8 @@ class Watch(NamedTuple):
     """What a running function is given to be watched through."""
 
     report: Reporter
+    forget: Callable[[], None]
+    """Takes what was shown away again."""
     log: Callable[[str], None]
     """Takes one line that a worker wrote; shows our warnings, and the libraries' output where it was asked for."""
 
@@ -120,11 +122,16 @@ def watching(*, verbose: bool) -> Iterator[Watch]:
             finish(stage)
             ended = progress
 
+    def forget() -> None:
+        for number in bars.task_ids:
+            bars.remove_task(number)
+        running.clear()
+
     def lines() -> list[str]:
         return [_line(stage, task_of(stage)) for stage in list(running)]
 
     with bars, _every_few_seconds(console, lines):
-        yield Watch(report, worker_lines(console, verbose=verbose))
+        yield Watch(report, forget, worker_lines(console, verbose=verbose))
         for stage in list(running):
             finish(stage)
         for number in bars.task_ids:
@@ -224,15 +231,38 @@ def warnings_shown() -> Iterator[None]:
 
 
 def run_watched(
-    function: Callable[..., ResultT], options: dict[str, Any], *, verbose: bool, stage: str = "read the configuration"
+    function: Callable[..., ResultT],
+    options: dict[str, Any] | Callable[[], dict[str, Any]],
+    *,
+    verbose: bool,
+    stage: str = "read the configuration",
+    first_import: str = "",
 ) -> ResultT:
-    """Run a function in a worker and show its stages; ``stage`` is what goes before its own, seconds of imports."""
-    from llmcompress.system.process import run_supervised
+    """Run a function in a worker and show its stages.
+
+    Args:
+        function: Of a module.
+        options: Its keyword arguments, or what finds them out while the worker starts.
+        verbose: Show what libraries say.
+        stage: What goes before its own: imports.
+        first_import: As of ``run_supervised``.
+
+    Raises: as ``run_supervised``, and what finding out the options raises; nothing is shown then.
+    """
 
     def run() -> ResultT:
         with watching(verbose=verbose) as watch:
             watch.report(Progress(stage, 0, 0))
-            return run_supervised(function, options, progress=watch.report, logs=watch.log)
+            from llmcompress.system.process import run_supervised
+
+            def found_out() -> dict[str, Any]:
+                try:
+                    return options() if callable(options) else options
+                except BaseException:
+                    watch.forget()
+                    raise
+
+            return run_supervised(function, found_out, progress=watch.report, logs=watch.log, first_import=first_import)
 
     return with_layers(run)
 

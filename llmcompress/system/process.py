@@ -37,24 +37,27 @@ _Inbox = queue.SimpleQueue[bytes | None]
 
 def run_supervised(
     function: Callable[..., ResultT],
-    kwargs: Mapping[str, Any],
+    kwargs: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     *,
     progress: Reporter = silent,
     logs: Callable[[str], None] | None = None,
     grace_s: float = 10.0,
     search_path: Sequence[Path] = (),
+    first_import: str = "",
 ) -> ResultT:
     """Call `function(**kwargs, progress=...)` in a fresh Python process and return what it returns.
 
     Args:
         function: a function of a module, whose name a pickle keeps; arguments, result and errors travel as pickles.
-        kwargs: the function's keyword arguments, without `progress`.
+        kwargs: the function's keyword arguments, without `progress`; or what gives them, called while the process
+            starts.
         progress: called here, in this thread, with each Progress that the function reports, in order.
         logs: called with each line that the worker writes to stdout or stderr, from another thread; by default only
             the last lines of a worker that crashed are shown, in the error.
         grace_s: seconds from Ctrl-C, SIGTERM or SIGHUP until a worker that does not stop is killed. A second signal
             kills it at once.
         search_path: Where the worker looks for modules before it looks where this process does.
+        first_import: A module that the worker imports meanwhile.
 
     Raises:
         Whatever the function raised, its traceback added as a note; of a foreign exception its name and message, as a
@@ -63,7 +66,7 @@ def run_supervised(
         InterruptedRunError: this process was told to stop; `exit_code` is 128 plus the signal's number.
         LlmcompressError: the worker crashed.
     """
-    started = start(stderr=subprocess.PIPE, search_path=search_path)
+    started = start(stderr=subprocess.PIPE, search_path=search_path, first_import=first_import)
     worker = started.process
     assert worker.stdin is not None
     assert worker.stdout is not None
@@ -74,7 +77,7 @@ def run_supervised(
     log_reader = threading.Thread(target=_read_lines, args=(worker.stderr, last_lines, logs), daemon=True)
     log_reader.start()
     with _stopping(worker, grace_s) as received:
-        started.call(call_with_progress, function, dict(kwargs))
+        started.call(call_with_progress, function, dict(kwargs() if callable(kwargs) else kwargs))
         watched = _watch(worker, inbox, received, progress)
         with contextlib.suppress(OSError):
             worker.stdin.close()

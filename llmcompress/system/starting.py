@@ -60,17 +60,25 @@ class Started(NamedTuple):
         return explain(Death(returncode, stage, peak, memory(), kills, last_lines))
 
 
-def start(*, stderr: int | None = None, search_path: Sequence[Path] = ()) -> Started:
+def start(*, stderr: int | None = None, search_path: Sequence[Path] = (), first_import: str = "") -> Started:
     """Start a worker.
 
     Args:
+        first_import: A module that it imports before it is asked for anything; where that fails, the call that needs
+            it says why.
         stderr: As ``subprocess`` takes it; None: it writes where this process writes.
         search_path: Where it looks for modules before it looks where this process does.
     """
     # The worker imports from where this process imports; -P keeps it from adding the working directory to that.
-    serve = f"from llmcompress.system.worker import serve; serve({os.getpid()})"
     path = [*map(str, search_path), *sys.path]
-    command = [sys.executable, "-P", "-c", f"import sys; sys.path = {path!r}; {serve}"]
+    lines = [
+        f"import sys; sys.path = {path!r}",
+        "from llmcompress.system import worker",
+        f"worker.begin({os.getpid()})",
+    ]
+    if first_import:
+        lines += ["try:", f"    import {first_import}", "except Exception: pass"]
+    command = [sys.executable, "-P", "-c", "\n".join([*lines, "worker.serve()"])]
     kills, reaped = kill_count(), reaped_peak_rss_bytes()
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
     return Started(process, kills, reaped)

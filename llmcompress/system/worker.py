@@ -28,16 +28,16 @@ _GRACE_S = 15.0
 _SIGTERM_EXIT_CODE = 128 + signal.SIGTERM
 _PR_SET_PDEATHSIG = 1
 
+_stream: IO[bytes]
 _answers: IO[bytes]
 _held: Any
 
 
-def serve(parent_pid: int) -> NoReturn:
-    """Carry out the functions that come through stdin, until it ends; answer through stdout."""
-    global _answers
+def begin(parent_pid: int) -> None:
+    """Make this process a worker, before it imports anything of what it will be asked for."""
+    global _answers, _stream
     _die_with_parent(parent_pid)
-    calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    stream, _answers = _take_channel()
+    _stream, _answers = _take_channel()
     # Ctrl-C and a closed terminal reach the whole process group; the parent decides and passes SIGTERM on.
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
@@ -46,8 +46,13 @@ def serve(parent_pid: int) -> NoReturn:
     _mark_warnings()
     let_libraries_speak()
     leave_out_sklearn()
-    threading.Thread(target=_read_calls, args=(stream, calls), daemon=True).start()
     greet(_answers)
+
+
+def serve() -> NoReturn:
+    """Carry out the functions that come through stdin, until it ends; answer through stdout."""
+    calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    threading.Thread(target=_read_calls, args=(_stream, calls), daemon=True).start()
     while (call := calls.get()) is not None:
         signal.signal(signal.SIGTERM, _stop)
         answer = _answer(call)

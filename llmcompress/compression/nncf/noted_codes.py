@@ -66,7 +66,7 @@ def _zeros(groups: GroupShape, element: ov.Type, codes: Integers | Floats) -> Co
     def stored(shape: tuple[int, ...]) -> ov.Tensor:
         return ov.Tensor(element, ov.Shape(shape))
 
-    is_integer = isinstance(codes, Integers)
-    tensor: Any = (StoredCodes if is_integer and codes.offset else Tensor)(stored(groups.shape))
-    zero_point = Tensor(stored(groups.scale_shape)) if is_integer and codes.is_asymmetric else None
+    integers = codes if isinstance(codes, Integers) else None
+    tensor: Any = (StoredCodes if integers and integers.offset else Tensor)(stored(groups.shape))
+    zero_point = Tensor(stored(groups.scale_shape)) if integers and integers.is_asymmetric else None
     return CompressedWeight(tensor, Tensor(np.ones(groups.scale_shape, np.float32)), zero_point=zero_point)

@@ -57,6 +57,8 @@ def is_on(*, wanted: bool) -> bool:
 
 def why_not(source: Source, recipe: Recipe, engine: Engine) -> str:
     """Why no graph is kept of a source by a recipe; empty where one can be."""
+    if not hasattr(os, "posix_fallocate"):
+        return "this system does not reserve room in a file"
     if source.layout != "checkpoint" or source.container is not None or is_repacked(source.config):
         return "the source is no checkpoint of floats in safetensors files"
     if source.adapter is not None or source.trust_remote_code:

@@ -30,7 +30,7 @@ from llmcompress.compression.replay.skeleton import (
     xml_constants,
 )
 from llmcompress.compression.replay.stand_ins import substitutes
-from llmcompress.compression.replay.texts import TextsVerdict, keep_texts, texts_key
+from llmcompress.compression.replay.texts import keep_texts, read_texts_of, texts_key
 from llmcompress.compression.replay.tracing import Origins
 from llmcompress.graph.integer_weights import SCALE, ZERO_POINT
 from llmcompress.graph.model import number_nodes, set_runtime_options
@@ -80,13 +80,8 @@ def keep_run(made: Made, progress: Reporter) -> str:
         return reason
     progress(Progress(STAGE, 0, 3))
     try:
-        verdict = TextsVerdict(
-            key=texts_key(made.source, tokenizer=made.tokenizer),
-            tokenizer=made.report.tokenizer,
-            chat_template=made.report.chat_template,
-            sha256={},
-        )
-        keep_texts(made.source, made.artifact, verdict)
+        if read_texts_of(made.source, tokenizer=made.tokenizer) is None:
+            keep_texts(made.artifact, made.report, texts_key(made.source, tokenizer=made.tokenizer))
         tensors = mapped(source_checkpoint(made.source))
         key = graph_key(made.source, configuration(made.source, made.recipe, made.engine), tensors)
         if read_graph(key.folder, key._asdict()) is not None:
@@ -167,7 +162,7 @@ def _compressed(
 ) -> dict[str, tuple[int, CodedWeight]]:
     """Compress a graph as a recipe does, without its codes; the weights that have some, by their constants' names."""
     from llmcompress.compression.nncf.noted_codes import NotedWeight, codes_noted
-    from llmcompress.compression.replay.streaming import plain_format
+    from llmcompress.compression.replay.values import plain_format
 
     names = {op.data.ctypes.data: op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == "Constant"}
     noted: list[NotedWeight] = []

@@ -11,7 +11,7 @@ from llmcompress.artifact import Staging, file_records, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED
 from llmcompress.compression.forecast.prediction import SIDE_FILES_BYTES
 from llmcompress.compression.replay.content import MappedTensors, mapped
-from llmcompress.compression.replay.key import GraphKey, configuration, graph_key, is_any_kept, why_not
+from llmcompress.compression.replay.key import KIND, GraphKey, configuration, graph_key, is_any_kept, why_not
 from llmcompress.compression.replay.skeleton import KeptGraph, read_graph, with_offsets
 from llmcompress.compression.replay.texts import KeptTexts, read_texts_of
 from llmcompress.errors import LlmcompressError
@@ -20,12 +20,13 @@ from llmcompress.loaders.checking import CheckedWeights
 from llmcompress.loaders.loaded_model import checkpoint_provenance, parameters_of
 from llmcompress.loaders.other_libraries import refuse_other_libraries
 from llmcompress.loaders.scan import check_hashes
-from llmcompress.loaders.source import Source, fetch_weights, file_names, source_checkpoint
+from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights, file_names, source_checkpoint
 from llmcompress.loaders.tensors import refuse_empty
 from llmcompress.report.compression import CompressionReport, Engine
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE
 from llmcompress.report.record import FileRecord, Stages, environment_record
 from llmcompress.spec import Recipe, dump_recipe
+from llmcompress.system.cache import cache_dir
 from llmcompress.system.files import free_bytes
 from llmcompress.system.progress import Reporter
 
@@ -48,9 +49,11 @@ def find_replay(
 
     The weights of a Hub source are fetched where a graph of its configuration is kept.
     """
-    if why_not(source, recipe, engine):
+    if why_not(source, recipe, engine) or not (cache_dir() / KIND).is_dir():
         return None
     try:
+        if source.files is not None:
+            source = fetch_side_files(source)
         configured = configuration(source, recipe, engine)
         if not is_any_kept(configured):
             return None

@@ -55,7 +55,7 @@ class CodeFormat(Record):
     """The format of codes, as the kernels are told of it."""
 
     is_float: bool
-    fields: dict[str, float | int | bool | tuple[float, ...]]
+    fields: dict[str, Any]
     """Of ``Integers`` or ``Floats``."""
 
 

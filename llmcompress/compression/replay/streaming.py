@@ -6,22 +6,21 @@ one that equals an earlier one in its place.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import mmap
 import os
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llmcompress.compression.kernels.floating import Floats
 from llmcompress.compression.kernels.groups import packed_zero_points, quantize
 from llmcompress.compression.kernels.integers import Codes, Integers, StoredWeights
 from llmcompress.compression.replay.content import MappedTensors, same_bytes
-from llmcompress.compression.replay.skeleton import CodedWeight, CodeFormat, ConstantValues, KeptGraph, TensorPiece
+from llmcompress.compression.replay.skeleton import CodedWeight, KeptGraph
+from llmcompress.compression.replay.values import as_kernels_take_it, format_of, values_of
 from llmcompress.loaders.nonfinite import Search, Span
 from llmcompress.report.record import FileRecord
 from llmcompress.system.progress import Progress, Reporter, silent
@@ -94,7 +93,6 @@ class _Writer:
         self.pool = pool
         self.position = 0
         self.offsets: list[int] = []
-        self._memory = memory
         self._array = np.frombuffer(memory, np.uint8)
         self._seen: dict[tuple[int, bytes], list[int]] = defaultdict(list)
         self._digest = hashlib.sha256()
@@ -117,7 +115,7 @@ class _Writer:
                 return
         alike.append(self.position)
         self.offsets.append(self.position)
-        self._hashed = self._hasher.submit(self._digest.update, place)
+        self._hashed = self._hasher.submit(self._digest.update, place.data)
         self.position += size
 
     def sha256(self) -> str:
@@ -127,11 +125,8 @@ class _Writer:
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Wait for the thread that reads the file."""
         self._hasher.shutdown(wait=True)
-        self._hashed = None
-        del self._array
-        self._memory.close()
 
 
 def _constants(graph: KeptGraph, tensors: MappedTensors, writer: _Writer) -> Iterator[int]:
@@ -177,7 +172,7 @@ def _quantized(
     values = values_of(weight.values, tensors)
     element = weight.values.element
     stored = StoredWeights(
-        _as_kernels_take_it(values.view(np.uint32 if element == "f32" else np.uint16)),
+        as_kernels_take_it(values.view(np.uint32 if element == "f32" else np.uint16)),
         np.uint32(16 if element == "bf16" else 0),
         element == "f16",
         weight.group_size,
@@ -191,66 +186,6 @@ def _quantized(
     is_asymmetric = isinstance(codes, Integers) and codes.is_asymmetric
     zeros = packed_zero_points(zero_points, codes.num_bits) if is_asymmetric else np.empty(0, np.uint8)
     return _Parts(rounded.view(np.uint8), zeros)
-
-
-def _as_kernels_take_it(values: NDArray[Any]) -> NDArray[Any]:
-    """The same memory, which a kernel only reads, as an array that may be written: others would be compiled apart."""
-    if not values.flags.aligned:
-        return values.copy()
-    if values.flags.writeable:
-        return values
-    kind = {2: ctypes.c_uint16, 4: ctypes.c_uint32}[values.itemsize]
-    return np.ctypeslib.as_array((kind * len(values)).from_address(values.ctypes.data))
-
-
-def plain_format(codes: Integers | Floats) -> CodeFormat:
-    """A format as a file holds it."""
-    fields = {
-        name: tuple(value.tolist()) if isinstance(value, np.ndarray) else np.asarray(value).item()
-        for name, value in codes._asdict().items()
-    }
-    return CodeFormat(is_float=isinstance(codes, Floats), fields=fields)
-
-
-def format_of(stored: CodeFormat) -> Integers | Floats:
-    """A format as the kernels take it."""
-    fields = stored.fields
-    if stored.is_float:
-        return Floats(
-            np.asarray(fields["midpoints"], np.float32),
-            int(fields["mantissa_bits"]),  # type: ignore[arg-type]
-            int(fields["bias"]),  # type: ignore[arg-type]
-            np.uint32(fields["largest_code"]),
-            np.float32(fields["largest"]),
-            int(fields["num_bits"]),  # type: ignore[arg-type]
-        )
-    return Integers(
-        np.float32(fields["low"]),
-        np.float32(fields["high"]),
-        bool(fields["is_asymmetric"]),
-        np.int32(fields["offset"]),
-        int(fields["num_bits"]),  # type: ignore[arg-type]
-    )
-
-
-def values_of(values: ConstantValues, tensors: MappedTensors) -> NDArray[np.uint8]:
-    """The bytes of a constant of the uncompressed graph; where they lie in one piece, in the file's own memory."""
-    pieces = [_piece(piece, tensors) for piece in values.pieces]
-    found = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    if values.widened == "BF16":
-        return (found.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.uint8)
-    if values.widened == "F16":
-        return found.view(np.float16).astype(np.float32).view(np.uint8)
-    return found
-
-
-def _piece(piece: TensorPiece, tensors: MappedTensors) -> NDArray[np.uint8]:
-    found = tensors.bytes_of(piece.tensor)[piece.start : piece.stop]
-    if piece.turned is None:
-        return found
-    rows, columns = piece.turned
-    matrix = found.view(f"u{len(found) // (rows * columns)}").reshape(rows, columns)
-    return np.ascontiguousarray(matrix.T).reshape(-1).view(np.uint8)
 
 
 def _refuse_nonfinite(graph: KeptGraph, tensors: MappedTensors) -> None:

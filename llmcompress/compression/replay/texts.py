@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from llmcompress.compression.replay.key import surroundings
 from llmcompress.compression.replay.skeleton import put_folder
 from llmcompress.loaders.source import Source, side_files, text_files
+from llmcompress.report.compression import CompressionReport
 from llmcompress.report.file_names import MANIFEST, MODEL_BIN, MODEL_XML, RECIPE
 from llmcompress.report.record import Record
 from llmcompress.system.cache import cache_dir, content_key, hold
@@ -71,7 +72,7 @@ def read_texts_of(source: Source, *, tokenizer: bool) -> KeptTexts | None:
     return KeptTexts(verdict, files)
 
 
-def keep_texts(source: Source, artifact: Path, verdict: TextsVerdict) -> None:
+def keep_texts(artifact: Path, report: CompressionReport, key: str) -> None:
     """Keep the tokenizer of an artifact that is in place.
 
     Raises:
@@ -79,9 +80,11 @@ def keep_texts(source: Source, artifact: Path, verdict: TextsVerdict) -> None:
     """
     names = [path.relative_to(artifact).as_posix() for path in sorted(artifact.rglob("*")) if path.is_file()]
     files = {name: (artifact / name).read_bytes() for name in names if name not in _NOT_OF_TEXTS}
-    whole = verdict.model_copy(update={"sha256": _hashes(files)})
+    verdict = TextsVerdict(
+        key=key, tokenizer=report.tokenizer, chat_template=report.chat_template, sha256=_hashes(files)
+    )
     named = {f"files/{name}": content for name, content in files.items()}
-    put_folder(cache_dir() / KIND / verdict.key, {**named, _VERDICT: whole.model_dump_json().encode()})
+    put_folder(cache_dir() / KIND / key, {**named, _VERDICT: verdict.model_dump_json().encode()})
 
 
 def _hashes(files: Mapping[str, bytes]) -> dict[str, str]:

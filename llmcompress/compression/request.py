@@ -1,0 +1,15 @@
+"""A compression as it is asked of another process: naming it imports none of what it needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmcompress.report.compression import CompressionReport
+
+
+def requested(**options: Any) -> CompressionReport:
+    """As ``compress``, with its keyword arguments."""
+    from llmcompress.compression.compress import compress
+
+    return compress(**options)

@@ -1,0 +1,404 @@
+"""A kept graph gives another checkpoint of its configuration the bytes that the whole way gives it, or is not used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from compress_fixture import environment, tree
+from tiny_models import build_checkpoint
+
+from llmcompress.cli.cache import KINDS, cache_entries, prune_cache
+from llmcompress.compression.compress import compress
+from llmcompress.compression.replay import key, recording, skeleton, streaming
+from llmcompress.compression.replay.content import content, mapped
+from llmcompress.compression.replay.replaying import Replay, find_replay
+from llmcompress.compression.replay.tracing import Origins
+from llmcompress.errors import ModelError
+from llmcompress.loaders.source import resolve
+from llmcompress.loaders.tensors import read_checkpoint
+from llmcompress.spec import Recipe, load_recipe
+from llmcompress.system.progress import silent
+
+ALONE = """
+import sys
+from llmcompress.compression.compress import compress
+from llmcompress.spec import load_recipe
+report = compress(sys.argv[1], load_recipe("int4-sym", ["weights.group_size=32"]), sys.argv[2])
+assert report.measured.replayed
+print(*sorted({"torch", "transformers", "optimum", "nncf", "openvino"} & set(sys.modules)))
+"""
+
+
+FILES = ("skeleton.json", "openvino_model.xml", "literals.bin", "config.json")
+
+
+class Kept(NamedTuple):
+    """A cache that holds one graph, and a checkpoint that it was not made from."""
+
+    cache: Path
+    first: Path
+    other: Path
+    whole: Path
+    """What the whole way makes of the other."""
+    made: recording.Made
+    """The run that the graph was kept of."""
+
+
+def recipe(*overrides: str) -> Recipe:
+    return load_recipe("int4-sym", ["weights.group_size=32", *overrides])
+
+
+def build(directory: Path, **overrides: Any) -> Path:
+    return build_checkpoint(directory, num_key_value_heads=4, num_hidden_layers=1, **overrides)
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+    place = tmp_path_factory.mktemp("graphs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(key.VARIABLE, raising=False)
+        patch.setenv("LLMCOMPRESS_CACHE", str(place / "cache"))
+        first, other = build(place / "first", seed=0), build(place / "other", seed=1)
+        report = compress(first, recipe(), place / "of-first")
+        assert not report.measured.replayed
+        assert not compress(other, recipe(), place / "whole", graph_cache=False).measured.replayed
+        made = recording.Made(resolve(first), recipe(), "llmcompress", report, place / "of-first", True)
+        yield Kept(place / "cache", first, other, place / "whole", made)
+
+
+@pytest.fixture
+def kept(once: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+    """With a cache of the test's own."""
+    monkeypatch.delenv(key.VARIABLE, raising=False)
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    for kind in (key.KIND, "tokenizers"):
+        shutil.copytree(once.cache / kind, tmp_path / "cache" / kind)
+    return once._replace(cache=tmp_path / "cache")
+
+
+def find(checkpoint: Path, how: Recipe | None = None) -> Replay | None:
+    return find_replay(resolve(checkpoint), how or recipe(), "llmcompress", tokenizer=True, progress=silent)
+
+
+def entry(kept: Kept, kind: str = key.KIND) -> Path:
+    (folder,) = (kept.cache / kind).iterdir()
+    return folder
+
+
+def without_measured(directory: Path) -> dict[str, bytes]:
+    files = tree(directory)
+    manifest = json.loads(files["llmcompress.json"])
+    del manifest["measured"]
+    return {**files, "llmcompress.json": json.dumps(manifest).encode()}
+
+
+def test_another_checkpoint_gets_the_bytes_of_the_whole_way(kept: Kept, tmp_path: Path) -> None:
+    report = compress(kept.other, recipe(), tmp_path / "out")
+    assert report.measured.replayed
+    assert without_measured(tmp_path / "out") == without_measured(kept.whole)
+
+
+def test_neither_torch_nor_the_exporter_nor_openvino_is_imported(kept: Kept, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ALONE, str(kept.other), str(tmp_path / "out")]
+    surroundings = environment(LLMCOMPRESS_CACHE=kept.cache)
+    done = subprocess.run(command, capture_output=True, text=True, env=surroundings, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        pytest.param("int8", (), marks=pytest.mark.slow),
+        pytest.param("int4", ("weights.group_size=32",), marks=pytest.mark.slow),
+        pytest.param("nf4", ("weights.group_size=32",), marks=pytest.mark.slow),
+        pytest.param("fp8", ("weights.group_size=32",), marks=pytest.mark.slow),
+        pytest.param("none", (), marks=pytest.mark.slow),
+    ],
+)
+def test_every_data_free_recipe_is_kept(name: str, overrides: tuple[str, ...], kept: Kept, tmp_path: Path) -> None:
+    how = load_recipe(name, overrides)
+    compress(kept.first, how, tmp_path / "first")
+    assert compress(kept.other, how, tmp_path / "out").measured.replayed
+    compress(kept.other, how, tmp_path / "whole", graph_cache=False)
+    assert without_measured(tmp_path / "out") == without_measured(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["gpt2", "falcon", "gpt_neox", "phi3", "qwen2", "opt", "bloom"])
+def test_every_architecture_gets_the_bytes_of_the_whole_way(model_type: str, kept: Kept, tmp_path: Path) -> None:
+    first, other = (build_checkpoint(tmp_path / f"c{seed}", model_type, seed=seed) for seed in (0, 1))
+    compress(first, recipe(), tmp_path / "first")
+    compress(other, recipe(), tmp_path / "out")
+    compress(other, recipe(), tmp_path / "whole", graph_cache=False)
+    assert without_measured(tmp_path / "out") == without_measured(tmp_path / "whole")
+
+
+def test_constants_that_are_equal_are_stored_once_as_openvino_does(kept: Kept, tmp_path: Path) -> None:
+    """Codes of twice a weight are those of the weight; of two layers that differ so the real file has one."""
+    checkpoint = build(tmp_path / "twice", seed=3)
+    _change(
+        checkpoint,
+        "model.layers.0.mlp.up_proj.weight",
+        lambda _, all_of: _twice(all_of["model.layers.0.mlp.gate_proj.weight"]),
+    )
+    assert compress(checkpoint, recipe(), tmp_path / "out").measured.replayed
+    compress(checkpoint, recipe(), tmp_path / "whole", graph_cache=False)
+    assert without_measured(tmp_path / "out") == without_measured(tmp_path / "whole")
+    assert (tmp_path / "out" / "openvino_model.bin").stat().st_size < (kept.whole / "openvino_model.bin").stat().st_size
+
+
+def _change(checkpoint: Path, name: str, change: Callable[[np.ndarray, dict[str, np.ndarray]], np.ndarray]) -> None:
+    """Change the bits of a tensor of bf16."""
+    import torch
+    from safetensors.torch import load_file as load_torch
+    from safetensors.torch import save_file as save_torch
+
+    path = checkpoint / "model.safetensors"
+    tensors = load_torch(path)
+    bits = {each: tensor.view(torch.uint16).numpy() for each, tensor in tensors.items()}
+    tensors[name] = torch.from_numpy(change(bits[name], bits).copy()).view(torch.bfloat16)
+    save_torch({each: tensor.clone() for each, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def _with_nan(bits: np.ndarray, _: dict[str, np.ndarray]) -> np.ndarray:
+    return np.where(np.arange(bits.size).reshape(bits.shape) == 5, np.uint16(0x7FC0), bits)
+
+
+def _twice(bits: np.ndarray) -> np.ndarray:
+    """The next power of two, where the number is not zero: one more in the exponent."""
+    return np.where(bits & 0x7FFF, bits + np.uint16(1 << 7), bits).astype(np.uint16)
+
+
+def _damage_text(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+    return damage
+
+
+def _cut(name: str) -> Callable[[Path], None]:
+    def cut(folder: Path) -> None:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-7])
+
+    return cut
+
+
+def _of_another_key(folder: Path) -> None:
+    """An entry that is whole and belongs to another configuration, in this one's place."""
+    _, _, body = (folder / "skeleton.json").read_bytes().partition(b"\n")
+    changed = body.replace(b'"engine":"llmcompress"', b'"engine":"somebody"')
+    assert changed != body
+    sealed = hashlib.sha256(changed).hexdigest().encode()
+    (folder / "skeleton.json").write_bytes(sealed + b"\n" + changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil"),
+    [
+        *((key.KIND, _damage_text(name)) for name in FILES),
+        *((key.KIND, _cut(name)) for name in FILES),
+        (key.KIND, lambda folder: (folder / "literals.bin").unlink()),
+        (key.KIND, _of_another_key),
+        (key.KIND, lambda folder: shutil.move(folder, folder.with_name(f".{folder.name}-1234"))),
+        ("tokenizers", _damage_text("files/openvino_tokenizer.xml")),
+        ("tokenizers", _cut("verdict.json")),
+    ],
+)
+def test_a_damaged_or_foreign_entry_is_not_used(kind: str, spoil: Callable[[Path], None], kept: Kept) -> None:
+    assert find(kept.other) is not None
+    spoil(entry(kept, kind))
+    assert find(kept.other) is None
+
+
+def test_a_damaged_entry_is_replaced(kept: Kept) -> None:
+    _cut("literals.bin")(entry(kept))
+    assert recording.keep_run(kept.made, silent) == ""
+    assert find(kept.other) is not None
+
+
+@pytest.mark.parametrize("what", ["versions", "code", "machine", "variables"])
+def test_an_entry_of_other_surroundings_is_not_read(what: str, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = {**key.surroundings(), what: "another"}
+    monkeypatch.setattr(key, "surroundings", lambda: changed)
+    assert find(kept.other) is None
+
+
+def test_a_configuration_that_differs_in_names_alone_is_the_same(kept: Kept, tmp_path: Path) -> None:
+    copy = shutil.copytree(kept.other, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "_name_or_path": "mine"}))
+    assert find(copy) is not None
+    (copy / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0, "rms_norm_eps": 1e-4}))
+    assert find(copy) is None
+
+
+def test_where_tensors_are_equal_or_uniform_the_graph_is_another(kept: Kept, tmp_path: Path) -> None:
+    """The converter makes one constant of two, and leaves out a product with ones."""
+    gate, up = "model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"
+    ones = shutil.copytree(kept.other, tmp_path / "ones")
+    _change(ones, "model.norm.weight", lambda bits, _: np.full_like(bits, 0x3F80))
+    equal = shutil.copytree(kept.other, tmp_path / "equal")
+    _change(equal, up, lambda _, bits: bits[gate])
+    assert find(kept.other) is not None
+    assert find(ones) is None
+    assert find(equal) is None
+    assert content(mapped(read_checkpoint(ones))).uniform == {"model.norm.weight": "803f"}
+    assert content(mapped(read_checkpoint(equal))).equal == ((gate, up),)
+
+
+def test_a_weight_that_is_not_finite_is_refused_as_always(kept: Kept, tmp_path: Path) -> None:
+    for name in ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"):
+        copy = shutil.copytree(kept.other, tmp_path / name)
+        _change(copy, name, _with_nan)
+        assert find(copy) is not None
+        with pytest.raises(ModelError, match="NaN"):
+            compress(copy, recipe(), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_a_doubt(kept: Kept, tmp_path: Path) -> None:
+    copy = shutil.copytree(kept.other, tmp_path / "copy")
+    found = find(copy)
+    assert found is not None
+    steps = []
+
+    def touch(step: object) -> None:
+        steps.append(step)
+        (copy / "model.safetensors").touch()
+
+    with (tmp_path / "model.bin").open("xb+") as file, pytest.raises(streaming.DoubtError, match="changed"):
+        streaming.stream(found.graph, found.tensors, file, 1, touch)
+    assert steps
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (recipe("weights.ratio=0.8"), "ratio 0.8"),
+        (recipe("weights.awq=true"), "searches for codes"),
+        (load_recipe("int8-ptq", ["calibration.dataset=some.txt"]), "does more than compress weights"),
+    ],
+)
+def test_what_depends_on_values_goes_the_whole_way(how: Recipe, reason: str, kept: Kept) -> None:
+    assert reason in key.why_not(resolve(kept.other), how, "llmcompress")
+    assert find(kept.other, how) is None
+
+
+def test_other_sources_go_the_whole_way(kept: Kept) -> None:
+    source = resolve(kept.other)
+    assert key.why_not(source, recipe(), "llmcompress") == ""
+    assert "no checkpoint of floats" in key.why_not(source._replace(layout="ir"), recipe(), "llmcompress")
+    assert "code of its own" in key.why_not(source._replace(trust_remote_code=True), recipe(), "llmcompress")
+    assert "NNCF's" in key.why_not(source, recipe(), "nncf")
+
+
+def test_it_is_switched_off_by_a_parameter_and_by_the_environment(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert key.is_on(wanted=True)
+    assert not key.is_on(wanted=False)
+    monkeypatch.setenv(key.VARIABLE, "off")
+    assert not key.is_on(wanted=True)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_an_interrupted_recording_leaves_no_entry_and_ends_the_run_well(
+    stop: BaseException, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise stop
+
+    shutil.rmtree(entry(kept))
+    monkeypatch.setattr(recording, "_graph", interrupted)
+    assert recording.keep_run(kept.made, silent) == "it was interrupted"
+    assert list((kept.cache / key.KIND).iterdir()) == []
+    assert find(kept.other) is None
+
+
+def test_an_artifact_that_is_not_what_the_graph_gives_keeps_none(kept: Kept, tmp_path: Path) -> None:
+    """As where something wrote to it, or a constant comes from weights in a way that is not known."""
+    shutil.rmtree(entry(kept))
+    changed = kept.made._replace(artifact=shutil.copytree(kept.made.artifact, tmp_path / "changed"))
+    literal = _a_literal(kept)
+    with (changed.artifact / "openvino_model.bin").open("r+b") as file:
+        file.seek(literal.offset)
+        file.write(bytes(literal.size))
+    assert "depends on weights in a way that is not known" in recording.keep_run(changed, silent)
+    assert list((kept.cache / key.KIND).iterdir()) == []
+
+
+def test_a_graph_that_gives_other_bytes_is_not_kept(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = find(kept.first)
+    assert found is not None
+    weights = found.graph.skeleton.weights
+    swapped = found.graph.skeleton.model_copy(update={"weights": weights[::-1]})
+    shutil.rmtree(entry(kept))
+    monkeypatch.setattr(recording, "_graph", lambda *_: found.graph._replace(skeleton=swapped))
+    assert recording.keep_run(kept.made, silent)
+    assert list((kept.cache / key.KIND).iterdir()) == []
+
+
+def _a_literal(kept: Kept) -> skeleton.XmlConstant:
+    """Of no tensor: the frequencies of the positions."""
+    constants = skeleton.xml_constants((kept.made.artifact / "openvino_model.xml").read_bytes())
+    return max((each for each in constants if "rotary" in each.name), key=lambda each: each.size)
+
+
+def test_of_two_runs_that_keep_the_same_graph_one_stays_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "graphs" / "key"
+    contents = [{"one": bytes([number]) * 100_000, "two": bytes([number]) * 100_000} for number in range(8)]
+    threads = [threading.Thread(target=skeleton.put_folder, args=(folder, files)) for files in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found in contents
+    assert [path.name for path in folder.parent.iterdir()] == ["key"]
+
+
+def test_the_cache_lists_and_prunes_them(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcompress.cli import cache
+
+    assert {key.KIND, "tokenizers"} <= set(KINDS)
+    assert {each.kind for each in cache_entries()} == {key.KIND, "tokenizers"}
+    monkeypatch.setattr(cache, "RECENT_S", -1.0)
+    assert prune_cache(kinds=(key.KIND,)).num_removed == 1
+    assert find(kept.other) is None
+
+
+def test_origins_are_found_of_copies_turned_joined_widened_and_cut() -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(96, 512, generator=generator).to(torch.bfloat16) for name in "abc"}
+    origins = Origins(tensors)
+
+    def bits(tensor: torch.Tensor) -> np.ndarray:
+        return tensor.contiguous().view(torch.uint16).numpy().copy()
+
+    def told(array: np.ndarray, element: str = "bf16") -> list[tuple[object, ...]]:
+        found = origins.of(array, element)
+        assert found is not None
+        return [(piece.tensor, piece.start, piece.stop, piece.turned) for piece in found.pieces]
+
+    whole = 96 * 512 * 2
+    assert told(tensors["b"].view(torch.uint16).numpy()) == [("b", 0, whole, None)]
+    assert told(bits(tensors["b"].T)) == [("b", 0, whole, (96, 512))]
+    assert told(bits(torch.stack([tensors["c"], tensors["a"]]))) == [("c", 0, whole, None), ("a", 0, whole, None)]
+    assert told(bits(tensors["a"][10:90])) == [("a", 10 * 1024, 90 * 1024, None)]
+    assert told(tensors["a"].float().numpy(), "f32") == [("a", 0, whole, None)]
+    assert origins.of(bits(tensors["a"] * 2), "bf16") is None
