@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from compress_fixture import environment, tree
+from compress_fixture import environment, run, tree
 from tiny_models import build_checkpoint
 
 from llmcompress.cli.cache import KINDS, cache_entries, prune_cache
@@ -220,9 +220,36 @@ def _of_another_key(folder: Path) -> None:
     ],
 )
 def test_a_damaged_or_foreign_entry_is_not_used(kind: str, spoil: Callable[[Path], None], kept: Kept) -> None:
-    assert find(kept.other) is not None
+    assert is_kept(kept.other, kind)
     spoil(entry(kept, kind))
-    assert find(kept.other) is None
+    assert not is_kept(kept.other, kind)
+
+
+def is_kept(checkpoint: Path, kind: str) -> bool:
+    found = find(checkpoint)
+    return found is not None and (kind == key.KIND or found.texts is not None)
+
+
+def test_an_unseen_tokenizer_is_converted_and_kept(kept: Kept, tmp_path: Path) -> None:
+    copy = shutil.copytree(kept.other, tmp_path / "copy")
+    template = copy / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|assistant|>", "<|answer|>"))
+    assert not is_kept(copy, "tokenizers")
+    assert compress(copy, recipe(), tmp_path / "out").measured.replayed
+    assert is_kept(copy, "tokenizers")
+    compress(copy, recipe(), tmp_path / "whole", graph_cache=False)
+    assert without_measured(tmp_path / "out") == without_measured(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_an_unseen_tokenizer_is_the_same_without_torch(kept: Kept, tmp_path: Path) -> None:
+    """As the command does it, whose worker leaves torch out."""
+    shutil.rmtree(entry(kept, "tokenizers"))
+    options = ("-r", "int4-sym", "--set", "weights.group_size=32", "-o", tmp_path / "out")
+    done = run("compress", kept.other, *options, LLMCOMPRESS_CACHE=kept.cache)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "llmcompress.json").read_text())["measured"]["peak_rss_bytes"] < 5e8
+    assert without_measured(tmp_path / "out") == without_measured(kept.whole)
 
 
 def test_a_damaged_entry_is_replaced(kept: Kept) -> None:

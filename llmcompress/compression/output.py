@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmcompress.artifact import Staging, file_records, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED, file_record
@@ -110,22 +111,50 @@ def _save_side_files(
     compressed: CompressedModel, stage: Staging, progress: Reporter
 ) -> Literal["equal", "none", "not checked"]:
     """Write all but the model and the manifest; returns how the converted chat template compares with the original."""
-    from llmcompress.loaders.chat_template import check_chat_template
-    from llmcompress.loaders.generation import save_generation_config
-    from llmcompress.loaders.tokenizer import check_tokenizer, save_tokenizer
-
-    loaded, tokenizer = compressed.loaded, compressed.tokenizer
-    progress(Progress("convert the tokenizer", 0, 3))
+    loaded = compressed.loaded
     with write_errors(stage.target):
         write_json(stage.path / "config.json", loaded.config)
         recipe = dump_recipe(compressed.recipe.portable())
         (stage.path / RECIPE).write_text(recipe, encoding="utf-8", newline="\n")
         if compressed.training_windows is not None:
             write_sequences(stage.path, compressed.training_windows.training.token_ids)
-        save_generation_config(loaded.config, loaded.generation_config, tokenizer, stage.path)
+    configs = loaded.config, loaded.generation_config
+    return save_texts(compressed.tokenizer, loaded.source, configs, stage, progress)
+
+
+def save_texts(
+    tokenizer: Any | None,
+    source: Source,
+    configs: tuple[Mapping[str, Any], Mapping[str, Any] | None],
+    stage: Staging,
+    progress: Reporter,
+) -> Literal["equal", "none", "not checked"]:
+    """Write a tokenizer with its conversion, and the generation configuration that tells where a text ends.
+
+    Args:
+        tokenizer: A transformers tokenizer; None: only the configuration is written.
+        source: Where it was loaded from.
+        configs: The configuration as it is written next to the model, and the source's generation configuration.
+        stage: Of the output.
+        progress: Told of the three steps.
+
+    Returns:
+        How the converted chat template compares with the original.
+
+    Raises:
+        ModelError: The conversion differs from the original.
+        WriteError: The output could not be written.
+    """
+    from llmcompress.loaders.chat_template import check_chat_template
+    from llmcompress.loaders.generation import save_generation_config
+    from llmcompress.loaders.tokenizer import check_tokenizer, save_tokenizer
+
+    progress(Progress("convert the tokenizer", 0, 3))
+    with write_errors(stage.target):
+        save_generation_config(*configs, tokenizer, stage.path)
         if tokenizer is None:
             return "none"
-        save_tokenizer(tokenizer, stage.path, loaded.source)
+        save_tokenizer(tokenizer, stage.path, source)
     progress(Progress("convert the tokenizer", 1, 3))
     check_tokenizer(tokenizer, stage.path)
     progress(Progress("convert the tokenizer", 2, 3))

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 
 def requested(**options: Any) -> CompressionReport:
-    """As ``compress``, with its keyword arguments."""
+    """As ``compress``, with its keyword arguments; the process does nothing after it."""
     from llmcompress.compression.compress import compress
+    from llmcompress.system.environment import ends_after_this_call
 
+    ends_after_this_call()
     return compress(**options)

@@ -54,6 +54,13 @@ def mapped(checkpoint: Checkpoint, *, private: bool = False) -> MappedTensors:
     return MappedTensors(checkpoint, files)
 
 
+def let_go(memory: mmap.mmap, start: int, stop: int) -> None:
+    """Leave the pages of a range of a mapped file to the file: they count no more, and are found there again."""
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
 class Content(NamedTuple):
     """What of the values decides the graph."""
 

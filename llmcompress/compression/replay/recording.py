@@ -30,7 +30,7 @@ from llmcompress.compression.replay.skeleton import (
     xml_constants,
 )
 from llmcompress.compression.replay.stand_ins import substitutes
-from llmcompress.compression.replay.texts import keep_texts, read_texts_of, texts_key
+from llmcompress.compression.replay.texts import TextsVerdict, keep_texts, read_texts_of, texts_in, texts_key
 from llmcompress.compression.replay.tracing import Origins
 from llmcompress.graph.integer_weights import SCALE, ZERO_POINT
 from llmcompress.graph.model import number_nodes, set_runtime_options
@@ -81,7 +81,13 @@ def keep_run(made: Made, progress: Reporter) -> str:
     progress(Progress(STAGE, 0, 3))
     try:
         if read_texts_of(made.source, tokenizer=made.tokenizer) is None:
-            keep_texts(made.artifact, made.report, texts_key(made.source, tokenizer=made.tokenizer))
+            verdict = TextsVerdict(
+                key=texts_key(made.source, tokenizer=made.tokenizer),
+                tokenizer=made.report.tokenizer,
+                chat_template=made.report.chat_template,
+                sha256={},
+            )
+            keep_texts(texts_in(made.artifact, verdict))
         tensors = mapped(source_checkpoint(made.source))
         key = graph_key(made.source, configuration(made.source, made.recipe, made.engine), tensors)
         if read_graph(key.folder, key._asdict()) is not None:

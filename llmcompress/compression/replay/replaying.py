@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llmcompress.artifact import Staging, file_records, write_errors
@@ -13,10 +16,18 @@ from llmcompress.compression.forecast.prediction import SIDE_FILES_BYTES
 from llmcompress.compression.replay.content import MappedTensors, mapped
 from llmcompress.compression.replay.key import KIND, GraphKey, configuration, graph_key, is_any_kept, why_not
 from llmcompress.compression.replay.skeleton import KeptGraph, read_graph, with_offsets
-from llmcompress.compression.replay.texts import KeptTexts, read_texts_of
+from llmcompress.compression.replay.texts import (
+    KeptTexts,
+    TextsVerdict,
+    keep_texts,
+    read_texts_of,
+    texts_in,
+    texts_key,
+)
 from llmcompress.errors import LlmcompressError
 from llmcompress.loaders.adapter import warn_of_adapter
 from llmcompress.loaders.checking import CheckedWeights
+from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.loaded_model import checkpoint_provenance, parameters_of
 from llmcompress.loaders.other_libraries import refuse_other_libraries
 from llmcompress.loaders.scan import check_hashes
@@ -27,7 +38,9 @@ from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE
 from llmcompress.report.record import FileRecord, Stages, environment_record
 from llmcompress.spec import Recipe, dump_recipe
 from llmcompress.system.cache import cache_dir
+from llmcompress.system.environment import leave_out_torch
 from llmcompress.system.files import free_bytes
+from llmcompress.system.library_call import warnings_counted
 from llmcompress.system.progress import Reporter
 
 
@@ -39,7 +52,10 @@ class Replay(NamedTuple):
     tensors: MappedTensors
     key: GraphKey
     graph: KeptGraph
-    texts: KeptTexts
+    texts: KeptTexts | None
+    """None: the tokenizer is converted now."""
+    tokenizer: bool
+    """Whether its conversion is asked for."""
 
 
 def find_replay(
@@ -66,9 +82,9 @@ def find_replay(
         graph, texts = read_graph(key.folder, key._asdict()), read_texts_of(found, tokenizer=tokenizer)
     except (LlmcompressError, OSError, ValueError):
         return None
-    if graph is None or texts is None:
+    if graph is None:
         return None
-    return Replay(found, recipe, tensors, key, graph, texts)
+    return Replay(found, recipe, tensors, key, graph, texts, tokenizer)
 
 
 def replay(found: Replay, stage: Staging, stages: Stages, progress: Reporter) -> CompressionReport | None:
@@ -92,33 +108,66 @@ def replay(found: Replay, stage: Staging, stages: Stages, progress: Reporter) ->
             check_hashes(made.sources, found.source.expected_sha256, found.source.path)
             xml = with_offsets(found.graph.xml, made.offsets)
             (stage.path / MODEL_XML).write_bytes(xml)
-            _write_others(found, stage)
+            (stage.path / "config.json").write_bytes(found.graph.config)
+            recipe = dump_recipe(found.recipe.portable())
+            (stage.path / RECIPE).write_text(recipe, encoding="utf-8", newline="\n")
     except DoubtError:
         shutil.rmtree(stage.path)
         stage.path.mkdir()
         return None
-    with stages.stage("hash"):
+    with stages.stage("convert the tokenizer and hash"):
+        texts = found.texts or _new_texts(found, stage, progress)
+        _write_texts(texts, stage)
         model_bin = FileRecord(path=MODEL_BIN, size_bytes=made.num_bytes, sha256=made.sha256)
         others = file_records(stage.path, exclude=NOT_LISTED | {MODEL_BIN})
         files = tuple(sorted((model_bin, *others), key=lambda file: file.path))
-        report = _report(found, made.sources, files)
+        report = _report(found._replace(texts=texts), made.sources, files)
     measured = stages.measured().model_copy(update={"replayed": True})
     report = report.model_copy(update={"measured": measured})
     stage.publish(report)
     return report
 
 
-def _write_others(found: Replay, stage: Staging) -> None:
-    (stage.path / "config.json").write_bytes(found.graph.config)
-    recipe = dump_recipe(found.recipe.portable())
-    (stage.path / RECIPE).write_text(recipe, encoding="utf-8", newline="\n")
-    for name, content in found.texts.files.items():
-        (stage.path / name).parent.mkdir(exist_ok=True)
-        (stage.path / name).write_bytes(content)
+def _write_texts(texts: KeptTexts, stage: Staging) -> None:
+    with write_errors(stage.target):
+        for name, content in texts.files.items():
+            (stage.path / name).parent.mkdir(exist_ok=True)
+            (stage.path / name).write_bytes(content)
+
+
+def _new_texts(found: Replay, stage: Staging, progress: Reporter) -> KeptTexts:
+    """Convert a tokenizer that was not seen yet, and keep what came of it, unless it has to be warned of.
+
+    Raises: as ``require_tokenizer`` and ``save_texts``.
+    """
+    from llmcompress.compression.output import save_texts
+    from llmcompress.loaders.tokenizer import require_tokenizer
+
+    # What is left to be done needs no model.
+    leave_out_torch()
+    source, others = found.source, stage.path.with_name("texts")
+    with write_errors(stage.target):
+        others.mkdir()
+    with warnings_counted() as warned:
+        tokenizer = require_tokenizer(fetch_side_files(source), needed=found.tokenizer)
+        configs = json.loads(found.graph.config), read_generation_config(source.path)
+        chat_template = save_texts(tokenizer, source, configs, replace(stage, path=others), progress)
+    verdict = TextsVerdict(
+        key=texts_key(source, tokenizer=found.tokenizer),
+        tokenizer="none" if tokenizer is None else "equal",
+        chat_template=chat_template,
+        sha256={},
+    )
+    texts = texts_in(others, verdict)
+    if not warned:
+        with suppress(OSError):
+            keep_texts(texts)
+    return texts
 
 
 def _report(found: Replay, sources: tuple[FileRecord, ...], files: tuple[FileRecord, ...]) -> CompressionReport:
     """The manifest that the whole way would write: what is the checkpoint's own takes the place of the first one's."""
+    assert found.texts is not None
     first = found.graph.skeleton.report
     hashed: Future[tuple[FileRecord, ...]] = Future()
     hashed.set_result(sources)

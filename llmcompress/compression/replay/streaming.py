@@ -18,7 +18,7 @@ import numpy as np
 
 from llmcompress.compression.kernels.groups import packed_zero_points, quantize
 from llmcompress.compression.kernels.integers import Codes, Integers, StoredWeights
-from llmcompress.compression.replay.content import MappedTensors, same_bytes
+from llmcompress.compression.replay.content import MappedTensors, let_go, same_bytes
 from llmcompress.compression.replay.skeleton import CodedWeight, KeptGraph
 from llmcompress.compression.replay.values import as_kernels_take_it, format_of, values_of
 from llmcompress.loaders.nonfinite import Search, Span
@@ -93,6 +93,7 @@ class _Writer:
         self.pool = pool
         self.position = 0
         self.offsets: list[int] = []
+        self._memory = memory
         self._array = np.frombuffer(memory, np.uint8)
         self._seen: dict[tuple[int, bytes], list[int]] = defaultdict(list)
         self._digest = hashlib.sha256()
@@ -115,8 +116,12 @@ class _Writer:
                 return
         alike.append(self.position)
         self.offsets.append(self.position)
-        self._hashed = self._hasher.submit(self._digest.update, place.data)
+        self._hashed = self._hasher.submit(self._hash, self.position, size)
         self.position += size
+
+    def _hash(self, start: int, size: int) -> None:
+        self._digest.update(self._array[start : start + size].data)
+        let_go(self._memory, start, start + size)
 
     def sha256(self) -> str:
         """Of all that was put."""
@@ -144,6 +149,9 @@ def _constants(graph: KeptGraph, tensors: MappedTensors, writer: _Writer) -> Ite
             weight = graph.skeleton.weights[constant.weight]
             parts[constant.weight] = _quantized(weight, tensors, writer.room(constant.size), writer.pool)
             content = None
+            for piece in weight.values.pieces:
+                tensor = tensors.checkpoint.tensors[piece.tensor]
+                let_go(tensors.files[tensor.file], tensor.start + piece.start, tensor.start + piece.stop)
         else:
             made = parts[constant.weight]
             content = made.scales if constant.kind == "scales" else made.zero_points
@@ -219,6 +227,7 @@ def _mapped_record(name: str, memory: mmap.mmap) -> FileRecord:
     digest, view = hashlib.sha256(), memoryview(memory)
     for start in range(0, len(view), _HASH_BLOCK_BYTES):
         digest.update(view[start : start + _HASH_BLOCK_BYTES])
+        let_go(memory, start, min(start + _HASH_BLOCK_BYTES, len(view)))
     return FileRecord(path=name, size_bytes=len(view), sha256=digest.hexdigest())
 
 

@@ -9,11 +9,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import ValidationError
 
+from llmcompress.artifact.manifest import NOT_LISTED
 from llmcompress.compression.replay.key import surroundings
 from llmcompress.compression.replay.skeleton import put_folder
 from llmcompress.loaders.source import Source, side_files, text_files
-from llmcompress.report.compression import CompressionReport
-from llmcompress.report.file_names import MANIFEST, MODEL_BIN, MODEL_XML, RECIPE
+from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE
 from llmcompress.report.record import Record
 from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import installed_versions
@@ -23,7 +23,7 @@ KIND = "tokenizers"
 """The cache's folder for them."""
 
 _VERDICT = "verdict.json"
-_NOT_OF_TEXTS = frozenset({MODEL_XML, MODEL_BIN, RECIPE, MANIFEST, "config.json"})
+_NOT_OF_TEXTS = NOT_LISTED | {MODEL_XML, MODEL_BIN, RECIPE, "config.json"}
 
 
 class TextsVerdict(Record):
@@ -72,19 +72,27 @@ def read_texts_of(source: Source, *, tokenizer: bool) -> KeptTexts | None:
     return KeptTexts(verdict, files)
 
 
-def keep_texts(artifact: Path, report: CompressionReport, key: str) -> None:
-    """Keep the tokenizer of an artifact that is in place.
+def texts_in(directory: Path, verdict: TextsVerdict) -> KeptTexts:
+    """Read what a run wrote of a tokenizer.
+
+    Args:
+        directory: An artifact, or what will be a part of one.
+        verdict: Of that run; the hashes are added.
+    """
+    names = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]
+    files = {name: (directory / name).read_bytes() for name in names if name not in _NOT_OF_TEXTS}
+    return KeptTexts(verdict.model_copy(update={"sha256": _hashes(files)}), files)
+
+
+def keep_texts(texts: KeptTexts) -> None:
+    """Keep the tokenizer of a run.
 
     Raises:
         OSError: The cache cannot be written.
     """
-    names = [path.relative_to(artifact).as_posix() for path in sorted(artifact.rglob("*")) if path.is_file()]
-    files = {name: (artifact / name).read_bytes() for name in names if name not in _NOT_OF_TEXTS}
-    verdict = TextsVerdict(
-        key=key, tokenizer=report.tokenizer, chat_template=report.chat_template, sha256=_hashes(files)
-    )
-    named = {f"files/{name}": content for name, content in files.items()}
-    put_folder(cache_dir() / KIND / key, {**named, _VERDICT: verdict.model_dump_json().encode()})
+    named = {f"files/{name}": content for name, content in texts.files.items()}
+    whole = {**named, _VERDICT: texts.verdict.model_dump_json().encode()}
+    put_folder(cache_dir() / KIND / texts.verdict.key, whole)
 
 
 def _hashes(files: Mapping[str, bytes]) -> dict[str, str]:
