@@ -8,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from compress_fixture import environment, run, tree
+from compress_fixture import at_stage, environment, kill_both, run, tree
 from tiny_models import build_checkpoint
 
 from llmcompress.cli.cache import KINDS, cache_entries, prune_cache
@@ -23,7 +24,7 @@ from llmcompress.compression.replay import key, recording, skeleton, streaming
 from llmcompress.compression.replay.content import content, mapped
 from llmcompress.compression.replay.replaying import Replay, find_replay
 from llmcompress.compression.replay.tracing import Origins
-from llmcompress.errors import ModelError
+from llmcompress.errors import ModelError, UsageError
 from llmcompress.loaders.source import resolve
 from llmcompress.loaders.tensors import read_checkpoint
 from llmcompress.spec import Recipe, load_recipe
@@ -50,7 +51,7 @@ class Kept(NamedTuple):
     other: Path
     whole: Path
     """What the whole way makes of the other."""
-    made: recording.Made
+    made: recording.FinishedRun
     """The run that the graph was kept of."""
 
 
@@ -72,7 +73,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
         report = compress(first, recipe(), place / "of-first")
         assert not report.measured.replayed
         assert not compress(other, recipe(), place / "whole", graph_cache=False).measured.replayed
-        made = recording.Made(resolve(first), recipe(), "llmcompress", report, place / "of-first", True)
+        made = recording.FinishedRun(resolve(first), recipe(), "llmcompress", report, place / "of-first", True)
         yield Kept(place / "cache", first, other, place / "whole", made)
 
 
@@ -242,6 +243,25 @@ def test_an_unseen_tokenizer_is_converted_and_kept(kept: Kept, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_a_checkpoint_in_shards_has_the_graph_of_one_in_a_file(kept: Kept, tmp_path: Path) -> None:
+    shards = build(tmp_path / "shards", seed=1, max_shard_size="200KB")
+    assert len(list(shards.glob("*.safetensors"))) > 2
+    assert compress(shards, recipe(), tmp_path / "out").measured.replayed
+    compress(shards, recipe(), tmp_path / "whole", graph_cache=False)
+    assert without_measured(tmp_path / "out") == without_measured(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_other_precisions_are_kept(dtype: str, kept: Kept, tmp_path: Path) -> None:
+    first, other = (build(tmp_path / f"c{seed}", seed=seed, dtype=dtype) for seed in (0, 1))
+    compress(first, recipe(), tmp_path / "first")
+    assert compress(other, recipe(), tmp_path / "out").measured.replayed
+    compress(other, recipe(), tmp_path / "whole", graph_cache=False)
+    assert without_measured(tmp_path / "out") == without_measured(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_an_unseen_tokenizer_is_the_same_without_torch(kept: Kept, tmp_path: Path) -> None:
     """As the command does it, whose worker leaves torch out."""
     shutil.rmtree(entry(kept, "tokenizers"))
@@ -339,6 +359,9 @@ def test_it_is_switched_off_by_a_parameter_and_by_the_environment(kept: Kept, mo
     assert not key.is_on(wanted=False)
     monkeypatch.setenv(key.VARIABLE, "off")
     assert not key.is_on(wanted=True)
+    monkeypatch.setenv(key.VARIABLE, "no")
+    with pytest.raises(UsageError, match="got 'no'; accepted: on, off"):
+        key.is_on(wanted=True)
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
@@ -355,7 +378,9 @@ def test_an_interrupted_recording_leaves_no_entry_and_ends_the_run_well(
     assert find(kept.other) is None
 
 
-def test_an_artifact_that_is_not_what_the_graph_gives_keeps_none(kept: Kept, tmp_path: Path) -> None:
+def test_an_artifact_that_is_not_what_the_graph_gives_keeps_none(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where something wrote to it, or a constant comes from weights in a way that is not known."""
     shutil.rmtree(entry(kept))
     changed = kept.made._replace(artifact=shutil.copytree(kept.made.artifact, tmp_path / "changed"))
@@ -363,8 +388,13 @@ def test_an_artifact_that_is_not_what_the_graph_gives_keeps_none(kept: Kept, tmp
     with (changed.artifact / "openvino_model.bin").open("r+b") as file:
         file.seek(literal.offset)
         file.write(bytes(literal.size))
-    assert "depends on weights in a way that is not known" in recording.keep_run(changed, silent)
-    assert list((kept.cache / key.KIND).iterdir()) == []
+    reason = recording.keep_run(changed, silent)
+    assert "rotary" in reason
+    assert "depends on weights in a way that is not known" in reason
+    # Of the same configuration the next run does not try again.
+    monkeypatch.setattr(recording, "_graph", lambda *_: pytest.fail("tried again"))
+    assert recording.keep_run(kept.made, silent) == reason
+    assert find(kept.other) is None
 
 
 def test_a_graph_that_gives_other_bytes_is_not_kept(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,13 +405,32 @@ def test_a_graph_that_gives_other_bytes_is_not_kept(kept: Kept, monkeypatch: pyt
     shutil.rmtree(entry(kept))
     monkeypatch.setattr(recording, "_graph", lambda *_: found.graph._replace(skeleton=swapped))
     assert recording.keep_run(kept.made, silent)
-    assert list((kept.cache / key.KIND).iterdir()) == []
+    assert find(kept.other) is None
 
 
 def _a_literal(kept: Kept) -> skeleton.XmlConstant:
     """Of no tensor: the frequencies of the positions."""
     constants = skeleton.xml_constants((kept.made.artifact / "openvino_model.xml").read_bytes())
     return max((each for each in constants if "rotary" in each.name), key=lambda each: each.size)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_while_it_keeps_the_graph_leaves_the_artifact(kept: Kept, tmp_path: Path) -> None:
+    shutil.rmtree(entry(kept))
+    output = tmp_path / "out"
+
+    def kill(process: subprocess.Popen[str]) -> None:
+        while not (output / "llmcompress.json").is_file():
+            time.sleep(0.01)
+        kill_both(process)
+
+    options = ("-r", "int4-sym", "--set", "weights.group_size=32", "-o", output)
+    how = {"LLMCOMPRESS_CACHE": kept.cache, key.VARIABLE: ""}
+    at_stage(["compress", kept.other, *options], "convert the tokenizer", kill, **how)
+    assert without_measured(output) == without_measured(kept.whole)
+    assert find(kept.other) is None
+    assert run("compress", kept.other, *options, "--overwrite", **how).returncode == 0
+    assert find(kept.other) is not None
 
 
 def test_of_two_runs_that_keep_the_same_graph_one_stays_whole(tmp_path: Path) -> None:

@@ -355,7 +355,7 @@ def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: 
     facts |= {
         "Tokenizer": _TOKENIZER[report.tokenizer],
         "Chat template": _CHAT_TEMPLATE[report.chat_template],
-        "Time": duration_text(report.measured.duration_s),
+        "Time": duration_text(report.measured.duration_s) + (", by a kept graph" if report.measured.replayed else ""),
         "Peak memory": size_text(report.measured.peak_rss_bytes),
     }
     print_blocks(

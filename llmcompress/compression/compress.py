@@ -13,7 +13,7 @@ from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.output import inputs, write
 from llmcompress.compression.pruned import save_pruned
 from llmcompress.compression.replay.key import is_on
-from llmcompress.compression.replay.recording import Made, keep_run
+from llmcompress.compression.replay.recording import FinishedRun, keep_run
 from llmcompress.compression.replay.replaying import find_replay, replay
 from llmcompress.compression.run import CompressOptions, compress_in_memory
 from llmcompress.data.texts import fetch_text
@@ -201,7 +201,7 @@ def compress_found(
         del compressed
     if keeps and not warned:
         # A warning would be missing where the graph is used.
-        keep_run(Made(found, recipe, output.engine, report, stage.target, output.tokenizer), progress)
+        keep_run(FinishedRun(found, recipe, output.engine, report, stage.target, output.tokenizer), progress)
     return report
 
 

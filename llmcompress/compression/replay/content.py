@@ -22,7 +22,7 @@ _PREFIX_BYTES = 256
 _CHUNK_BYTES = 1 << 20
 
 
-class MappedTensors(NamedTuple):
+class TensorMemory(NamedTuple):
     """The bytes of a checkpoint's tensors, in memory that is its files."""
 
     checkpoint: Checkpoint
@@ -36,7 +36,7 @@ class MappedTensors(NamedTuple):
         return np.frombuffer(self.files[tensor.file], np.uint8, tensor.end - tensor.start, tensor.start)
 
 
-def mapped(checkpoint: Checkpoint, *, private: bool = False) -> MappedTensors:
+def mapped(checkpoint: Checkpoint, *, private: bool = False) -> TensorMemory:
     """Map the files of a checkpoint.
 
     Args:
@@ -51,7 +51,7 @@ def mapped(checkpoint: Checkpoint, *, private: bool = False) -> MappedTensors:
     for name in checkpoint.files:
         with (checkpoint.path / name).open("rb") as file:
             files[name] = mmap.mmap(file.fileno(), 0, access=access)
-    return MappedTensors(checkpoint, files)
+    return TensorMemory(checkpoint, files)
 
 
 def let_go(memory: mmap.mmap, start: int, stop: int) -> None:
@@ -74,7 +74,7 @@ class Content(NamedTuple):
         return {"uniform": self.uniform, "equal": [list(names) for names in self.equal]}
 
 
-def content(tensors: MappedTensors) -> Content:
+def content(tensors: TensorMemory) -> Content:
     """Look at as much of every tensor as tells it from the others: of most a few bytes."""
     uniform: dict[str, str] = {}
     alike: dict[tuple[object, ...], list[str]] = defaultdict(list)
@@ -105,7 +105,7 @@ def _only_value(values: NDArray[np.uint8], size: int) -> bytes | None:
     return first if len(values) == size or same_bytes(values[size:], values[:-size]) else None
 
 
-def _classes(tensors: MappedTensors, names: list[str]) -> list[tuple[str, ...]]:
+def _classes(tensors: TensorMemory, names: list[str]) -> list[tuple[str, ...]]:
     classes: list[list[str]] = []
     for name in names:
         values = tensors.bytes_of(name)

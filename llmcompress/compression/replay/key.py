@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import llmcompress
-from llmcompress.compression.replay.content import MappedTensors, content
+from llmcompress.compression.replay.content import TensorMemory, content
+from llmcompress.errors import UsageError
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.source import Source
@@ -28,7 +29,7 @@ from llmcompress.system.environment import (
 KIND = "graphs"
 """The cache's folder for them."""
 VARIABLE = "LLMCOMPRESS_GRAPH_CACHE"
-"""``off``: no graph is kept or used."""
+"""``on``, which is the default, or ``off``: no graph is kept or used."""
 
 _NAMES = ("_name_or_path", "transformers_version")
 """Of a configuration: where it came from and what wrote it, which the exporter passes over."""
@@ -51,8 +52,15 @@ class GraphKey(NamedTuple):
 
 
 def is_on(*, wanted: bool) -> bool:
-    """Whether graphs are kept and used; ``LLMCOMPRESS_GRAPH_CACHE=off`` goes before what a call asks for."""
-    return wanted and os.environ.get(VARIABLE, "") != "off"
+    """Whether graphs are kept and used; ``LLMCOMPRESS_GRAPH_CACHE=off`` goes before what a call asks for.
+
+    Raises:
+        UsageError: The variable holds something else than ``on`` or ``off``.
+    """
+    found = os.environ.get(VARIABLE) or "on"
+    if found not in ("on", "off"):
+        raise UsageError(f"got {found!r}; accepted: on, off", where=VARIABLE, hint="write one of these")
+    return wanted and found == "on"
 
 
 def why_not(source: Source, recipe: Recipe, engine: Engine) -> str:
@@ -89,7 +97,7 @@ def configuration(source: Source, recipe: Recipe, engine: Engine) -> dict[str, A
     }
 
 
-def graph_key(source: Source, configured: Mapping[str, Any], tensors: MappedTensors) -> GraphKey:
+def graph_key(source: Source, configured: Mapping[str, Any], tensors: TensorMemory) -> GraphKey:
     """The whole key.
 
     Args:

@@ -7,6 +7,8 @@ from the skeleton, and only where every byte is the same is the entry put in pla
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
 import tempfile
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.compression.nncf.weights import compress_weights
-from llmcompress.compression.replay.content import MappedTensors, content, mapped, same_bytes
+from llmcompress.compression.replay.content import TensorMemory, content, mapped, same_bytes
 from llmcompress.compression.replay.key import GraphKey, configuration, graph_key, why_not
 from llmcompress.compression.replay.skeleton import (
     CodedWeight,
@@ -24,7 +26,9 @@ from llmcompress.compression.replay.skeleton import (
     Skeleton,
     SkeletonConstant,
     XmlConstant,
+    note_not_kept,
     read_graph,
+    why_not_kept,
     with_offsets,
     write_graph,
     xml_constants,
@@ -53,10 +57,14 @@ _log = logging.getLogger(__name__)
 
 
 class NotKeptError(Exception):
-    """Why a graph cannot be kept."""
+    """A graph cannot be kept, and not the next time either."""
 
 
-class Made(NamedTuple):
+class _ChangedError(Exception):
+    """Something that was looked at is no longer there."""
+
+
+class FinishedRun(NamedTuple):
     """What a run made."""
 
     source: Source
@@ -68,8 +76,12 @@ class Made(NamedTuple):
     tokenizer: bool
     """Whether its conversion was asked for."""
 
+    def hash_of(self, name: str) -> str:
+        """Of a file of the artifact, as the run wrote it."""
+        return next(file.sha256 for file in self.report.files if file.path == name)
 
-def keep_run(made: Made, progress: Reporter) -> str:
+
+def keep_run(made: FinishedRun, progress: Reporter) -> str:
     """Keep the graph and the tokenizer of an artifact that is in place; interrupted or failed, no entry is left.
 
     Returns:
@@ -92,6 +104,8 @@ def keep_run(made: Made, progress: Reporter) -> str:
         key = graph_key(made.source, configuration(made.source, made.recipe, made.engine), tensors)
         if read_graph(key.folder, key._asdict()) is not None:
             return ""
+        if (known := why_not_kept(key.folder)) is not None:
+            return known
         with tempfile.TemporaryDirectory(prefix="llmcompress-") as folder:
             graph = _graph(made, key, Path(folder), progress)
             _verify(graph, made, tensors, progress)
@@ -99,17 +113,22 @@ def keep_run(made: Made, progress: Reporter) -> str:
     except (KeyboardInterrupt, SystemExit):
         # The artifact is in place: the run has done what it was asked for.
         reason = "it was interrupted"
+    except NotKeptError as error:
+        reason = str(error)
+        with contextlib.suppress(OSError):
+            note_not_kept(key.folder, reason)
     except Exception as error:  # noqa: BLE001 - whatever it is, the next run goes the whole way
         reason = f"{type(error).__name__}: {error}"
     else:
         reason = ""
+    finally:
+        progress(Progress(STAGE, 3, 3))
     if reason:
         _log.info("%s: no graph is kept: %s", made.source.name, reason)
-    progress(Progress(STAGE, 3, 3))
     return reason
 
 
-def _graph(made: Made, key: GraphKey, folder: Path, progress: Reporter) -> KeptGraph:
+def _graph(made: FinishedRun, key: GraphKey, folder: Path, progress: Reporter) -> KeptGraph:
     """What was made, as a skeleton."""
     tensors = mapped(source_checkpoint(made.source), private=True)
     others = substitutes(tensors, content(tensors))
@@ -127,6 +146,8 @@ def _graph(made: Made, key: GraphKey, folder: Path, progress: Reporter) -> KeptG
     set_runtime_options(model, made.report.runtime_options)
     number_nodes(model)
     xml = (made.artifact / MODEL_XML).read_bytes()
+    if hashlib.sha256(xml).hexdigest() != made.hash_of(MODEL_XML):
+        raise _ChangedError("the artifact is another one by now")
     constants = xml_constants(xml)
     if with_offsets(_saved_xml(model, folder), [0] * len(constants)) != with_offsets(xml, [0] * len(constants)):
         raise NotKeptError("the graph is another one for other values")
@@ -167,16 +188,19 @@ def _compressed(
     model: ov.Model, recipe: Recipe, plain: Mapping[int, ConstantValues | None]
 ) -> dict[str, tuple[int, CodedWeight]]:
     """Compress a graph as a recipe does, without its codes; the weights that have some, by their constants' names."""
-    from llmcompress.compression.nncf.noted_codes import NotedWeight, codes_noted
+    from llmcompress.compression.nncf.noted_codes import NotCoveredError, NotedWeight, codes_noted
     from llmcompress.compression.replay.values import plain_format
 
     names = {op.data.ctypes.data: op.get_friendly_name() for op in model.get_ops() if op.get_type_name() == "Constant"}
     noted: list[NotedWeight] = []
     if not recipe.weight_passes:
         return {}
-    with codes_noted(noted):
-        for weights in recipe.weight_passes:
-            compress_weights(model, weights)
+    try:
+        with codes_noted(noted):
+            for weights in recipe.weight_passes:
+                compress_weights(model, weights)
+    except NotCoveredError as error:
+        raise NotKeptError(f"NNCF computes {error}") from None
     found: dict[str, tuple[int, CodedWeight]] = {}
     for weight in noted:
         values = plain.get(weight.address)
@@ -241,16 +265,16 @@ class _Sources:
         return SkeletonConstant(size=constant.size, kind="literal", literal_start=len(literals) - constant.size)
 
 
-def _verify(graph: KeptGraph, made: Made, tensors: MappedTensors, progress: Reporter) -> None:
+def _verify(graph: KeptGraph, made: FinishedRun, tensors: TensorMemory, progress: Reporter) -> None:
     """Make the artifact's .bin from what was kept, and compare it by its hash."""
     from llmcompress.compression.replay.streaming import stream
 
     progress(Progress(STAGE, 2, 3))
     with tempfile.TemporaryFile(dir=made.artifact.parent) as file:
         done = stream(graph, tensors, file, made.report.environment.num_threads)
-    before = {each.path: each.sha256 for each in (*made.report.files, *made.report.provenance.weight_files)}
+    before = {each.path: each.sha256 for each in made.report.provenance.weight_files}
     offsets = [constant.offset for constant in xml_constants(graph.xml)]
-    if done.sha256 != before[MODEL_BIN] or list(done.offsets) != offsets:
+    if done.sha256 != made.hash_of(MODEL_BIN) or list(done.offsets) != offsets:
         raise NotKeptError("what the kept graph gives differs from the artifact")
     if any(before.get(each.path) != each.sha256 for each in done.sources if each.path.endswith(".safetensors")):
-        raise NotKeptError("the checkpoint changed")
+        raise _ChangedError("the checkpoint changed")

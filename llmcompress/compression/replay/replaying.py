@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from llmcompress.artifact import Staging, file_records, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED
 from llmcompress.compression.forecast.prediction import SIDE_FILES_BYTES
-from llmcompress.compression.replay.content import MappedTensors, mapped
+from llmcompress.compression.replay.content import TensorMemory, mapped
 from llmcompress.compression.replay.key import KIND, GraphKey, configuration, graph_key, is_any_kept, why_not
 from llmcompress.compression.replay.skeleton import KeptGraph, read_graph, with_offsets
 from llmcompress.compression.replay.texts import (
@@ -49,7 +49,7 @@ class Replay(NamedTuple):
 
     source: Source
     recipe: Recipe
-    tensors: MappedTensors
+    tensors: TensorMemory
     key: GraphKey
     graph: KeptGraph
     texts: KeptTexts | None

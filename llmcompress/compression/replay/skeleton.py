@@ -20,6 +20,7 @@ from llmcompress.report.record import Record
 from llmcompress.system.cache import hold
 
 _SKELETON, _LITERALS, _CONFIG = "skeleton.json", "literals.bin", "config.json"
+_REASON = "reason.txt"
 _DATA = re.compile(
     rb'<layer id="\d+" name="([^"]*)" type="Const"[^>]*>\s*<data element_type="([^"]*)" shape="[^"]*" '
     rb'offset="(\d+)" size="(\d+)"'
@@ -167,6 +168,23 @@ def write_graph(folder: Path, graph: KeptGraph) -> None:
     body = skeleton.model_dump_json().encode()
     files[_SKELETON] = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
     put_folder(folder, files)
+
+
+def note_not_kept(folder: Path, reason: str) -> None:
+    """Put why there is no entry in its place, so that the next run does not try again.
+
+    Raises:
+        OSError: The cache cannot be written.
+    """
+    put_folder(folder, {_REASON: reason.encode()})
+
+
+def why_not_kept(folder: Path) -> str | None:
+    """What ``note_not_kept`` has put in place."""
+    try:
+        return (folder / _REASON).read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def put_folder(folder: Path, files: Mapping[str, bytes]) -> None:

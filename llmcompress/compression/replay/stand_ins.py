@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.compression.replay.content import Content, MappedTensors
+from llmcompress.compression.replay.content import Content, TensorMemory, same_bytes
 from llmcompress.loaders.safetensors_file import BITS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _DRAWN_BYTES = 1 << 20
 """Up to so many bytes are drawn."""
 
 
-def substitutes(tensors: MappedTensors, content: Content) -> dict[str, torch.Tensor]:
+def substitutes(tensors: TensorMemory, content: Content) -> dict[str, torch.Tensor]:
     """Give every tensor other values, by its name; equal ones stay equal, and those of one value stay as they are.
 
     Args:
@@ -54,14 +54,17 @@ def substitutes(tensors: MappedTensors, content: Content) -> dict[str, torch.Ten
     return {name: found[name] for name in tensors.checkpoint.tensors}
 
 
-def _shift(tensors: MappedTensors, name: str) -> int:
-    """Bytes by which a tensor's memory can be taken further on or back without leaving tensors of its kind."""
+def _shift(tensors: TensorMemory, name: str) -> int:
+    """Bytes by which a tensor's memory can be taken further on or back within tensors of its kind; 0: it cannot."""
     tensor = tensors.checkpoint.tensors[name]
     same_kind = [
         each
         for each in tensors.checkpoint.tensors.values()
         if each.file == tensor.file and each.dtype == tensor.dtype and each is not tensor
     ]
+    own = tensors.bytes_of(name)
+    if same_bytes(own[:-_SHIFT_BYTES], own[_SHIFT_BYTES:]):
+        return 0
     if any(each.start == tensor.end and each.end - each.start >= _SHIFT_BYTES for each in same_kind):
         return _SHIFT_BYTES
     if any(each.end == tensor.start and each.end - each.start >= _SHIFT_BYTES for each in same_kind):
@@ -69,7 +72,7 @@ def _shift(tensors: MappedTensors, name: str) -> int:
     return 0
 
 
-def _at(tensors: MappedTensors, name: str, dtype: Any, shift: int) -> torch.Tensor:
+def _at(tensors: TensorMemory, name: str, dtype: Any, shift: int) -> torch.Tensor:
     import torch
 
     tensor = tensors.checkpoint.tensors[name]

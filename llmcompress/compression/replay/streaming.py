@@ -18,7 +18,7 @@ import numpy as np
 
 from llmcompress.compression.kernels.groups import packed_zero_points, quantize
 from llmcompress.compression.kernels.integers import Codes, Integers, StoredWeights
-from llmcompress.compression.replay.content import MappedTensors, let_go, same_bytes
+from llmcompress.compression.replay.content import TensorMemory, let_go, same_bytes
 from llmcompress.compression.replay.skeleton import CodedWeight, KeptGraph
 from llmcompress.compression.replay.values import as_kernels_take_it, format_of, values_of
 from llmcompress.loaders.nonfinite import Search, Span
@@ -49,7 +49,7 @@ class Streamed(NamedTuple):
 
 
 def stream(
-    graph: KeptGraph, tensors: MappedTensors, file: IO[bytes], num_threads: int, progress: Reporter = silent
+    graph: KeptGraph, tensors: TensorMemory, file: IO[bytes], num_threads: int, progress: Reporter = silent
 ) -> Streamed:
     """Write the .bin of a checkpoint.
 
@@ -134,7 +134,7 @@ class _Writer:
         self._hasher.shutdown(wait=True)
 
 
-def _constants(graph: KeptGraph, tensors: MappedTensors, writer: _Writer) -> Iterator[int]:
+def _constants(graph: KeptGraph, tensors: TensorMemory, writer: _Writer) -> Iterator[int]:
     """Put every constant; yields the bytes put so far."""
     done = 0
     parts: dict[int, _Parts] = {}
@@ -170,7 +170,7 @@ class _Parts(NamedTuple):
 
 
 def _quantized(
-    weight: CodedWeight, tensors: MappedTensors, packed: NDArray[np.uint8], pool: ThreadPoolExecutor
+    weight: CodedWeight, tensors: TensorMemory, packed: NDArray[np.uint8], pool: ThreadPoolExecutor
 ) -> _Parts:
     """Write the codes of a weight."""
     codes = format_of(weight.format)
@@ -196,7 +196,7 @@ def _quantized(
     return _Parts(rounded.view(np.uint8), zeros)
 
 
-def _refuse_nonfinite(graph: KeptGraph, tensors: MappedTensors) -> None:
+def _refuse_nonfinite(graph: KeptGraph, tensors: TensorMemory) -> None:
     """Search the tensors that no kernel has gone through."""
     seen: dict[str, int] = defaultdict(int)
     for weight in graph.skeleton.weights:
@@ -211,7 +211,7 @@ def _refuse_nonfinite(graph: KeptGraph, tensors: MappedTensors) -> None:
             raise DoubtError("a weight is not finite")
 
 
-def _source_records(tensors: MappedTensors) -> tuple[FileRecord, ...]:
+def _source_records(tensors: TensorMemory) -> tuple[FileRecord, ...]:
     """Size and hash of each weight file, and of the shard index; the pages are those that the kernels read."""
     checkpoint = tensors.checkpoint
     with ThreadPoolExecutor(min(len(checkpoint.files), os.cpu_count() or 1)) as pool:
@@ -231,6 +231,6 @@ def _mapped_record(name: str, memory: mmap.mmap) -> FileRecord:
     return FileRecord(path=name, size_bytes=len(view), sha256=digest.hexdigest())
 
 
-def _states(tensors: MappedTensors) -> list[tuple[int, int]]:
+def _states(tensors: TensorMemory) -> list[tuple[int, int]]:
     stats = [(tensors.checkpoint.path / name).stat() for name in tensors.checkpoint.files]
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]

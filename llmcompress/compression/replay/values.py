@@ -9,7 +9,7 @@ import numpy as np
 
 from llmcompress.compression.kernels.floating import Floats
 from llmcompress.compression.kernels.integers import Integers
-from llmcompress.compression.replay.content import MappedTensors
+from llmcompress.compression.replay.content import TensorMemory
 from llmcompress.compression.replay.skeleton import CodeFormat, ConstantValues, TensorPiece
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def format_of(stored: CodeFormat) -> Integers | Floats:
     return Integers(low, high, fields["is_asymmetric"], np.int32(fields["offset"]), fields["num_bits"])
 
 
-def values_of(values: ConstantValues, tensors: MappedTensors) -> NDArray[np.uint8]:
+def values_of(values: ConstantValues, tensors: TensorMemory) -> NDArray[np.uint8]:
     """The bytes of a constant of the uncompressed graph; where they lie in one piece, in the file's own memory."""
     pieces = [_piece(piece, tensors) for piece in values.pieces]
     found = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
@@ -59,7 +59,7 @@ def values_of(values: ConstantValues, tensors: MappedTensors) -> NDArray[np.uint
     return found
 
 
-def _piece(piece: TensorPiece, tensors: MappedTensors) -> NDArray[np.uint8]:
+def _piece(piece: TensorPiece, tensors: TensorMemory) -> NDArray[np.uint8]:
     found = tensors.bytes_of(piece.tensor)[piece.start : piece.stop]
     if piece.turned is None:
         return found
