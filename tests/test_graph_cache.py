@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from compress_fixture import at_stage, environment, kill_both, run, tree
+from fake_hub import COMMIT, FakeHub, running, use
 from tiny_models import build_checkpoint
 
 from llmcompress.cli.cache import KINDS, cache_entries, prune_cache
@@ -136,11 +137,21 @@ def test_every_data_free_recipe_is_kept(name: str, overrides: tuple[str, ...], k
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["gpt2", "falcon", "gpt_neox", "phi3", "qwen2", "opt", "bloom"])
-def test_every_architecture_gets_the_bytes_of_the_whole_way(model_type: str, kept: Kept, tmp_path: Path) -> None:
-    first, other = (build_checkpoint(tmp_path / f"c{seed}", model_type, seed=seed) for seed in (0, 1))
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        *((name, {}) for name in ("gpt2", "falcon", "gpt_neox", "phi3", "qwen2", "opt", "bloom")),
+        # Experts are put together; of fewer, NNCF computes the router itself.
+        ("qwen3_moe", {"num_experts": 80, "num_hidden_layers": 1, "num_key_value_heads": 4}),
+        ("mixtral", {"num_local_experts": 80, "num_hidden_layers": 1, "num_key_value_heads": 4}),
+    ],
+)
+def test_every_architecture_gets_the_bytes_of_the_whole_way(
+    model_type: str, fields: dict[str, Any], kept: Kept, tmp_path: Path
+) -> None:
+    first, other = (build_checkpoint(tmp_path / f"c{seed}", model_type, seed=seed, **fields) for seed in (0, 1))
     compress(first, recipe(), tmp_path / "first")
-    compress(other, recipe(), tmp_path / "out")
+    assert compress(other, recipe(), tmp_path / "out").measured.replayed
     compress(other, recipe(), tmp_path / "whole", graph_cache=False)
     assert without_measured(tmp_path / "out") == without_measured(tmp_path / "whole")
 
@@ -478,3 +489,15 @@ def test_origins_are_found_of_copies_turned_joined_widened_and_cut() -> None:
     assert told(bits(tensors["a"][10:90])) == [("a", 10 * 1024, 90 * 1024, None)]
     assert told(tensors["a"].float().numpy(), "f32") == [("a", 0, whole, None)]
     assert origins.of(bits(tensors["a"] * 2), "bf16") is None
+
+
+def test_a_checkpoint_of_the_hub_has_the_graph_of_a_directory(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(FakeHub(files={path.name: path.read_bytes() for path in kept.other.iterdir()})) as hub:
+        use(hub.url, tmp_path / "hub", monkeypatch)
+        report = compress("acme/tiny", recipe(), tmp_path / "out")
+    assert report.measured.replayed
+    assert (report.provenance.id, report.provenance.revision) == ("acme/tiny", COMMIT)
+    ours, whole = tree(tmp_path / "out"), tree(kept.whole)
+    assert {name for name in whole if ours.get(name) != whole[name]} == {"llmcompress.json"}
