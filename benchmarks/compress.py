@@ -71,7 +71,7 @@ source, output, engine, recipe, *overrides = sys.argv[1:]
 seen = {}
 def note(progress):
     seen.setdefault(progress.stage, []).append(time.perf_counter())
-compress(source, load_recipe(recipe, overrides), output, engine=engine, progress=note)
+compress(source, load_recipe(recipe, overrides), output, engine=engine, graph_cache=False, progress=note)
 with open(f"{output}/stages_s.json", "w") as file:
     json.dump({stage: times[-1] - times[0] for stage, times in seen.items()}, file)
 """
