@@ -29,7 +29,7 @@ from llmcompress.loaders.loaded_model import load
 from llmcompress.report.text import interval_text
 from llmcompress.searching.candidates import uniform
 from llmcompress.searching.contest import Workshop
-from llmcompress.searching.search import verdict_windows
+from llmcompress.searching.windows import search_windows
 from llmcompress.spec import Calibration, Recipe
 from llmcompress.spec.search import SearchSpec, parse_format
 from llmcompress.system.progress import silent
@@ -86,8 +86,9 @@ def grid(source: Path, spec: SearchSpec, file: Path, folder: Path) -> list[tuple
     """Names, bytes and KL divergences of NNCF's recipes on the windows of the verdict; what the file lacks is made."""
     known = [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
     loaded = load(source)
-    looked_at, held_out = verdict_windows(loaded.source, spec, offline=True)
-    shop = Workshop(loaded, spec, folder, looked_at, held_out, None, silent)
+    windows = search_windows(loaded.source, spec, offline=True)
+    held_out = windows.held_out
+    shop = Workshop(loaded, spec, folder, windows.looked_at, held_out, None, silent)
     for name, weights, needs_data in points():
         if name in {each[0] for each in known} or (needs_data and spec.calibration is None):
             continue

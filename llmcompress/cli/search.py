@@ -25,17 +25,18 @@ from llmcompress.cli.progress import run_watched
 from llmcompress.cli.spec_options import DATASET, Flag, with_fields
 from llmcompress.report.text import duration_text, interval_text, size_text
 from llmcompress.spec.search import SearchSpec, parse_size
+from llmcompress.spec.tuning import parse_duration_s
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llmcompress.report.search import SearchReport
+    from llmcompress.report.search import RepairRecord, SearchReport
 
 _PANELS = {
     "Limit, exactly one": "max_bytes bits_per_weight max_kl",
-    "Search": "candidates calibration seed num_samples",
+    "Search": "candidates calibration budget_s seed num_samples",
     "Text and verdict": "dataset subset split text_field chat_template seq_len num_windows confidence",
-    "Outcome": "output_dir overwrite front",
+    "Outcome": "output_dir overwrite front html",
 }
 
 
@@ -49,12 +50,14 @@ def _sizes(texts: list[str]) -> tuple[int, ...]:
     max_bytes=Flag(metavar="SIZE", read=parse_size),
     front=Flag(metavar="SIZE", read=_sizes),
     bits_per_weight=Flag(metavar="BITS"),
+    budget_s=Flag(metavar="TIME", read=parse_duration_s),
     candidates=Flag(metavar="MODE:GROUP_SIZE[+gptq]"),
 )
 def search(
     source: Annotated[str, typer.Argument(metavar="SOURCE")],
     spec: SearchSpec,
     output_dir: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where the artifact goes.")],
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots.")] = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     allow_nonfinite: AllowNonfinite = False,
@@ -75,9 +78,14 @@ def search(
     llmcompress search ./checkpoint --bits 4.25 --dataset my-text.txt -o model-ov
     llmcompress search ./checkpoint --max-kl 0.02 -o model-ov
     llmcompress search ./checkpoint --size 4GB --front 3GB --front 5GB --calibration train.txt -o model-ov
+    llmcompress search ./checkpoint --size 4GB --calibration train.txt --budget 30m -o model-ov
     """
+    from llmcompress.searching.page import write_search_page
     from llmcompress.searching.search import search as search_formats
+    from llmcompress.summary.page import check_page_path
 
+    if html is not None:
+        check_page_path(html)
     options: dict[str, Any] = {
         "source": place_of(source),
         "spec": spec,
@@ -90,6 +98,8 @@ def search(
         "overwrite": overwrite,
     }
     report = run_watched(search_formats, options, verbose=verbose)
+    if html is not None:
+        write_search_page(report, html)
     print_report(report, print_search, as_json=as_json, brief=_choice_text)
     if not (as_json or is_quiet()):
         after_search(output_dir, source)
@@ -123,9 +133,16 @@ def _facts(report: SearchReport) -> dict[str, str]:
     }
     if report.text.fallback:
         facts["  instead of"] = report.text.fallback
+    if report.repair is not None:
+        facts["Repair"] = _repair_text(report.repair)
     if report.gain is not None:
         facts["Gain"] = f"{interval_text(report.gain, '.3g')} nats a token over the best of the others"
     return facts
+
+
+def _repair_text(repair: RepairRecord) -> str:
+    text = f"{repair.num_measured} changes of the plan measured, {repair.num_kept} kept"
+    return text if repair.gain is None else f"{text}: {interval_text(repair.gain, '.3g')} nats a token less"
 
 
 def _contenders_table(report: SearchReport) -> Table:

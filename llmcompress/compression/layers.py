@@ -63,6 +63,13 @@ def layer_table(model: ov.Model, mode: str | None = None, ours: Set[str] = froze
     return tuple(records[name] for name in sorted(records))
 
 
+def embedding_constants(model: ov.Model) -> tuple[str, ...]:
+    """Names of the constants that an uncompressed graph looks up, sorted."""
+    tables = [op.input_value(0) for op in model.get_ops() if op.get_type_name() == "Gather"]
+    found = (_weight(table.get_node()) for table in tables if _is_matrix(table))
+    return tuple(sorted({weight.constants[0].get_friendly_name() for weight in found if weight}))
+
+
 def _is_matrix(value: ov.Output) -> bool:
     """Rotary frequencies and the like are multiplied as vectors; they are no layer's weight."""
     return value.get_partial_shape().is_static and sum(int(size) > 1 for size in value.get_shape()) >= 2

@@ -22,17 +22,18 @@ from llmcompress.compression.compressible import (
 )
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.kept import kept_layers, kept_record
-from llmcompress.compression.layers import CODEBOOKS, activation_record, layer_table
+from llmcompress.compression.layers import CODEBOOKS, activation_record, embedding_constants, layer_table
 from llmcompress.compression.nncf.statistics import statistics
 from llmcompress.compression.pruned import PrunedSource, PruningInputs, prune_source, require_prunable_source
 from llmcompress.graph.integer_weights import Rescaling
-from llmcompress.graph.model import mark_quantized_source, set_runtime_options, unpin_cache
+from llmcompress.graph.model import mark_quantized_source, parameter_name, set_runtime_options, unpin_cache
 from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
 from llmcompress.loaders.context import longest_context
 from llmcompress.loaders.loaded_model import LoadedModel, checkpoint_provenance, load_source
 from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.loaders.tokenizer import require_tokenizer
+from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.compression import (
     AccuracyRecord,
     ActivationRecord,
@@ -43,7 +44,7 @@ from llmcompress.report.compression import (
 )
 from llmcompress.report.pruning import PruningRecord
 from llmcompress.report.record import CalibrationRecord, Provenance, Stages
-from llmcompress.spec import Access, Calibration, Recipe
+from llmcompress.spec import Access, Calibration, Recipe, WeightCompression
 from llmcompress.spec.training import with_num_steps
 from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.progress import Progress, Reporter, silent
@@ -371,6 +372,8 @@ def apply_recipe(
             if windows is not None and is_first and weights.collects_statistics:
                 collected = statistics(loaded.provenance, windows.record, weights.statistics_precision)
                 path = stack.enter_context(collected)
+            if windows is not None:
+                stack.enter_context(_embeddings_by_gptq(loaded, weights, windows, progress))
             done = compress_weights(
                 loaded.model,
                 weights,
@@ -386,6 +389,20 @@ def apply_recipe(
         return Applied(loaded, by_kernels=by_kernels, rescaled=rescaled)
     model, accuracy = quantize_activations(loaded.model, recipe.activations, windows, progress=progress)
     return Applied(replace(loaded, model=model), accuracy, by_kernels)
+
+
+def _embeddings_by_gptq(
+    loaded: LoadedModel, weights: WeightCompression, windows: CalibrationWindows, progress: Reporter
+) -> contextlib.AbstractContextManager[None]:
+    """Have GPTQ take the embeddings that a rule gives to it, by gradients of the model in torch."""
+    names = [name for name in map(parameter_name, embedding_constants(loaded.model)) if weights.gives_gptq(name)]
+    if not names:
+        return contextlib.nullcontext()
+    from llmcompress.compression.fisher import embedding_moments
+    from llmcompress.compression.nncf.embeddings import embeddings_by_gptq
+
+    model = load_torch_model(loaded.source).float()
+    return embeddings_by_gptq(embedding_moments(model, names, windows.token_ids, windows.record.seed, progress))
 
 
 def _inspect(applied: Applied, recipe: Recipe) -> tuple[tuple[LayerRecord, ...], ActivationRecord | None]:

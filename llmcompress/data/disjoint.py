@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,11 @@ def shares_sequence(token_ids: NDArray[np.int64], hashes: NDArray[np.uint64]) ->
     return np.asarray(np.isin(_hashes(token_ids), hashes).any(axis=1))
 
 
+def num_sharing(windows: Iterable[NDArray[np.int64]], hashes: NDArray[np.uint64]) -> int:
+    """How many windows have such a sequence, where they may differ in length; as ``shares_sequence``."""
+    return sum(bool(shares_sequence(window[None], hashes)[0]) for window in windows)
+
+
 def write_sequences(directory: Path, token_ids: NDArray[np.int64]) -> None:
     """Write the hashes of what an artifact was trained on, ``[num_windows, seq_len]``, into its directory."""
     import numpy as np
@@ -81,7 +87,7 @@ def require_not_trained_on(directory: Path, windows: list[NDArray[np.int64]], da
             where=directory.name,
             hint="llmcompress verify names damaged files; compress the model again",
         ) from error
-    num_shared = sum(bool(shares_sequence(window[None], hashes)[0]) for window in windows)
+    num_shared = num_sharing(windows, hashes)
     if num_shared:
         raise DataError(
             f"{num_shared} of {len(windows)} windows have a sequence of {SEQUENCE} tokens in common with the text that "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from llmcompress.report.evaluation import Estimate, TextRecord
 from llmcompress.report.readable import Readable
 from llmcompress.report.record import EnvironmentRecord, Measured, Record
@@ -19,6 +21,8 @@ class WeightChoice(Record):
     size_bytes: int
     kl_divergence: float
     """Predicted of this weight alone, in nats per token."""
+    predicted: dict[str, float] = Field(default_factory=dict)
+    """The same of each format that it could have taken."""
 
 
 class FrontPoint(Record):
@@ -40,6 +44,15 @@ class Contender(Record):
     """None: NNCF chose the layers."""
     kl_divergence: Estimate
     top1_agreement: Estimate
+
+
+class RepairRecord(Record):
+    """Changes of the plan that were measured before the verdict, on the windows of the sensitivity."""
+
+    num_measured: int
+    num_kept: int
+    gain: Estimate | None
+    """KL divergence of the first plan less the last one's; None: nothing was kept."""
 
 
 class FurtherSize(Record):
@@ -76,6 +89,8 @@ class SearchReport(Readable):
     reason: str
     weights: tuple[WeightChoice, ...]
     """Of the searched plan."""
+    repair: RepairRecord | None = None
+    """None: no time was given for it."""
     front: tuple[FrontPoint, ...]
     further: tuple[FurtherSize, ...] = ()
     """The sizes that were asked for beside the limit."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.compression.layers import layer_table
 from llmcompress.compression.nncf.weights import compress_weights
@@ -57,6 +57,8 @@ class Uncompressed(NamedTuple):
 
     loaded: LoadedModel
     """Uncompressed."""
+    model: Any
+    """The same in torch, f32."""
     parameters: Mapping[str, torch.Tensor]
     """By name, f32."""
     sensitivity: Sensitivity
@@ -117,8 +119,8 @@ def by_gptq(
     import torch
 
     if not all(map(shelf.is_whole, formats)):
-        _fill(original.loaded, formats, windows, shelf, progress)
-    for name in original.sensitivity.inputs:
+        _fill(original, formats, windows, shelf, progress)
+    for name in original.sensitivity.factors:
         for wanted in formats:
             if (weight := shelf.get(name, wanted)) is not None:
                 before = original.parameters[name]
@@ -128,10 +130,11 @@ def by_gptq(
 
 
 def _fill(
-    loaded: LoadedModel, formats: Sequence[Format], windows: CalibrationWindows, shelf: Shelf, progress: Reporter
+    original: Uncompressed, formats: Sequence[Format], windows: CalibrationWindows, shelf: Shelf, progress: Reporter
 ) -> None:
     """Make what a killed search has not come to."""
-    from llmcompress.compression.nncf.gptq_formats import gptq_in_formats
+    from llmcompress.compression.fisher import embedding_moments, embedding_names
+    from llmcompress.compression.nncf.gptq_formats import Statistics, gptq_in_formats
 
     def missing(constant: str) -> list[tuple[str, int]]:
         name = parameter_name(constant)
@@ -140,6 +143,9 @@ def _fill(
     def keep(made: Made) -> None:
         shelf.keep(parameter_name(made.name), Format(made.mode, made.group_size, "gptq"), made.weight)
 
-    gptq_in_formats(loaded.clone().model, windows.token_ids, missing, keep, progress)
+    names = embedding_names(original.model)
+    moments = embedding_moments(original.model, names, windows.token_ids, windows.record.seed, progress)
+    statistics = Statistics(windows.token_ids, moments)
+    gptq_in_formats(original.loaded.clone().model, statistics, missing, keep, progress)
     for each in formats:
         shelf.note_whole(each)

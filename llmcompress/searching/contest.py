@@ -23,7 +23,7 @@ from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import DivergenceRecord, Estimate
 from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.searching.candidates import Table
-from llmcompress.searching.plans import Rival, rivals
+from llmcompress.searching.plans import Rival, plan_recipe, rivals
 from llmcompress.searching.shelf import OnShelf, Shelf
 from llmcompress.searching.solver import Plan, total_bytes
 from llmcompress.spec import Access, Recipe
@@ -119,6 +119,13 @@ class Workshop(NamedTuple):
             finished = FinishedWeights(weights, self.calibrated.windows.record)
             return assemble(self.loaded, recipe, finished, stage, options, self.progress)
 
+    def planned(self, plan: Plan, special: frozenset[str], output: Output) -> Planned:
+        """Write a plan; what its file takes is its limit as well."""
+        recipe = plan_recipe(plan, special, self.spec.calibration)
+        self.write(plan, recipe, output)
+        size_bytes = (output.directory / MODEL_BIN).stat().st_size
+        return Planned(plan, recipe, output.directory, size_bytes, size_bytes)
+
     def score(self, directories: Sequence[Path], windows: EvaluationWindows) -> tuple[Scored, ...]:
         """Score contenders against the original in exact execution, which runs once for all."""
         exact = properties_of(DEVICE, "pinned")
@@ -161,9 +168,13 @@ def decide(plan: Entrant, others: Sequence[Entrant], confidence: float) -> tuple
     if not others:
         return plan, None, "no uniform format is as small"
     rival = min(others, key=lambda each: each.lost(confidence).kl_divergence.value)
-    ours, theirs = (each.scored.scores.values["kl"] for each in (plan, rival))
-    paired = TokenScores({"gain": theirs - ours}, plan.scored.scores.clusters)
-    gain = paired.mean("gain", confidence)
+    gain = gain_over(plan.scored, rival.scored, confidence)
     if gain.low is not None and gain.low > 0:
         return plan, gain, f"it loses less than {rival.name} beyond noise"
     return rival, gain, f"the plan does not lose less than {rival.name} beyond noise"
+
+
+def gain_over(ours: Scored, theirs: Scored, confidence: float) -> Estimate:
+    """The KL divergence that the others lose more, on the same tokens."""
+    difference = theirs.scores.values["kl"] - ours.scores.values["kl"]
+    return TokenScores({"gain": difference}, ours.scores.clusters).mean("gain", confidence)

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from llmcompress.errors import UsageError
 from llmcompress.evaluation.statistics import divergence
-from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.report.search import FurtherSize
 from llmcompress.searching.candidates import Table
 from llmcompress.searching.contest import Output, Planned, Workshop
-from llmcompress.searching.plans import plan_recipe
-from llmcompress.searching.solver import Plan, least_bytes, least_damage, smallest, total_bytes, total_kl
+from llmcompress.searching.solver import least_bytes, least_damage, smallest, total_bytes, total_kl
 
 MAX_TRIES = 5
 """Of plans until one keeps the limit as measured."""
@@ -77,7 +75,7 @@ def _of_size(shop: Workshop, table: Table, limit: tuple[int, str], rest: int, ou
         _require_possible(table, limit, rest)
         plan = least_damage(table.permitted, max_bytes - rest)
         assert plan is not None
-        made = _made(shop, table, plan, output)
+        made = shop.planned(plan, table.special, output)
         if made.size_bytes <= max_bytes:
             return made._replace(max_bytes=max_bytes)
         # Norms, tables and shapes are no weights of the plan's.
@@ -106,7 +104,7 @@ def _of_quality(shop: Workshop, table: Table, max_kl: float, output: Output) -> 
         plan = least_bytes(table.permitted, limit)
         if plan is None:
             break
-        made = _made(shop, table, plan, output)
+        made = shop.planned(plan, table.special, output)
         (scored,) = shop.score([made.directory], shop.looked_at)
         lost = divergence(scored.scores, shop.spec.confidence).kl_divergence.value
         if lost <= max_kl:
@@ -117,13 +115,6 @@ def _of_quality(shop: Workshop, table: Table, max_kl: float, output: Output) -> 
         where="`max_kl`",
         hint="permit more, or give `candidates` of more bits",
     )
-
-
-def _made(shop: Workshop, table: Table, plan: Plan, output: Output) -> Planned:
-    recipe = plan_recipe(plan, table.special, shop.spec.calibration)
-    shop.write(plan, recipe, output)
-    size_bytes = (output.directory / MODEL_BIN).stat().st_size
-    return Planned(plan, recipe, output.directory, size_bytes, size_bytes)
 
 
 def _rest(planned: Planned) -> int:

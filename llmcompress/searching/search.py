@@ -11,15 +11,10 @@ from typing import Literal
 from llmcompress.artifact import manifest_sha256, write_errors, write_report
 from llmcompress.artifact.placement import checked_output
 from llmcompress.compression.forecast import forecast
-from llmcompress.compression.run import recipe_windows
-from llmcompress.data.documents import read_documents, texts_for
-from llmcompress.data.protocols import EvaluationWindows, evaluation_windows
-from llmcompress.data.tokens import text_encoder
-from llmcompress.errors import DataError, ModelError, ResourceError
+from llmcompress.errors import ModelError, ResourceError
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.quantized.declaration import is_repacked
-from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights, resolve
-from llmcompress.loaders.tokenizer import require_tokenizer
+from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.file_names import SEARCH_REPORT
 from llmcompress.report.record import Stages, environment_record
@@ -27,9 +22,11 @@ from llmcompress.report.search import Contender, FrontPoint, SearchReport, Weigh
 from llmcompress.searching.candidates import Table, Uncompressed, by_gptq, data_free, uniform
 from llmcompress.searching.contest import Calibrated, Entrant, Output, Planned, Workshop, contenders, decide
 from llmcompress.searching.planning import further_directory, further_sizes, planned_for
-from llmcompress.searching.plans import BACKUP, uniform_recipe
+from llmcompress.searching.plans import BACKUP
+from llmcompress.searching.repair import repaired
 from llmcompress.searching.shelf import shelf_of
 from llmcompress.searching.solver import Plan, front, total_bytes, total_kl
+from llmcompress.searching.windows import SearchWindows, search_windows, stacked
 from llmcompress.spec import Access, Recipe
 from llmcompress.spec.search import Format, SearchSpec
 from llmcompress.system.environment import installed_versions, quiet_libraries
@@ -79,7 +76,7 @@ def search(
     Raises:
         UsageError: The output exists, or no plan of these formats keeps the limit.
         ModelError: The source is no checkpoint in floating point, or cannot be converted.
-        DataError: The text cannot be used or is too short.
+        DataError: A text cannot be used, is too short, or has 64 tokens in a row in common with another one.
         ResourceError: Memory will not suffice.
         HubError, SecurityError, WriteError, LockedError: as ``compress``.
     """
@@ -93,17 +90,20 @@ def search(
     for size in spec.front:
         checked_output(further_directory(output, size), inputs, overwrite=overwrite)
     with stages.stage("read the text"):
-        looked_at, held_out = verdict_windows(found, spec, offline=offline)
+        windows = search_windows(found, spec, offline=offline)
     found = fetch_weights(found, progress=progress)
     with stages.stage("load"):
         loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
     with _place_next_to(output) as place:
-        calibrated = _calibrated(loaded, spec, place, offline=offline)
-        shop = Workshop(loaded, spec, place, looked_at, held_out, calibrated, progress)
+        calibrated = _calibrated(loaded, windows, place)
+        shop = Workshop(loaded, spec, place, windows.looked_at, windows.held_out, calibrated, progress)
         with stages.stage("candidates"):
             table = _table(shop)
         with stages.stage("plan"):
-            planned = planned_for(shop, table)
+            planned, repair = planned_for(shop, table), None
+        if spec.budget_s is not None:
+            with stages.stage("repair"):
+                planned, repair = repaired(shop, table, planned, spec.budget_s)
         with stages.stage("verify"):
             plan, others = contenders(shop, table, planned)
         chosen, gain, reason = decide(plan, [each for each, _ in others], spec.confidence)
@@ -116,12 +116,12 @@ def search(
         llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
         spec=spec.model_copy(
             update={
-                "dataset": held_out.record.dataset,
+                "dataset": windows.held_out.record.dataset,
                 "calibration": spec.calibration and spec.calibration.portable(),
             }
         ),
         manifest_sha256=manifest_sha256(output),
-        text=held_out.record,
+        text=windows.held_out.record,
         num_sensitivity_tokens=table.num_tokens,
         num_parameters=manifest.num_parameters,
         contenders=(
@@ -131,7 +131,8 @@ def search(
         gain=gain,
         chosen=chosen.name,
         reason=reason,
-        weights=_choices(planned.plan),
+        weights=_choices(table, planned.plan),
+        repair=repair,
         front=_front(table, planned),
         further=further,
         environment=environment_record(int(plan.scored.properties.get("INFERENCE_NUM_THREADS", 0))),
@@ -175,44 +176,23 @@ def _place_next_to(output: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def verdict_windows(found: Source, spec: SearchSpec, *, offline: bool) -> tuple[EvaluationWindows, EvaluationWindows]:
-    """For the sensitivity, and for the verdict."""
-    documents = read_documents(spec.evaluation(), offline=offline)
-    windows = evaluation_windows(texts_for(documents, found), documents.spec, text_encoder(found))
-    available, wanted = len(windows.windows), spec.num_samples + spec.num_windows
-    if available < wanted:
-        raise DataError(
-            f"the text has {available} windows of {spec.seq_len} tokens; {spec.num_samples} show the sensitivity and "
-            f"{spec.num_windows} more the verdict",
-            where=windows.record.dataset,
-            hint="take more text, or smaller `num_samples`, `num_windows` or `seq_len`",
-        )
-    windows = windows.noting(documents.fallback)
-    return windows.part(0, spec.num_samples), windows.part(spec.num_samples, wanted)
-
-
-def _calibrated(loaded: LoadedModel, spec: SearchSpec, place: Path, *, offline: bool) -> Calibrated | None:
-    """The windows that GPTQ goes by, and the shelf of what it made by them before."""
-    if spec.calibration is None:
+def _calibrated(loaded: LoadedModel, windows: SearchWindows, place: Path) -> Calibrated | None:
+    """What GPTQ goes by, and the shelf of what it made by that before."""
+    calibration = windows.calibration
+    if calibration is None:
         return None
-    source = fetch_side_files(loaded.source)
-    recipe = uniform_recipe("calibration", Format("int4_sym", -1, "gptq"), spec.calibration)
-    windows = recipe_windows(source, recipe, require_tokenizer(source, needed=True), offline=offline)
-    assert windows is not None
-    return Calibrated(windows, shelf_of(loaded, windows.record, place / "candidates"))
+    return Calibrated(calibration, shelf_of(loaded, calibration.record, place / "candidates"))
 
 
 def _table(shop: Workshop) -> Table:
-    import numpy as np
-
     from llmcompress.searching.sensitivity import sensitivity
 
     loaded, spec, calibrated = shop.loaded, shop.spec, shop.calibrated
     model = load_torch_model(loaded.source).float()
-    token_ids = np.stack([np.asarray(window.token_ids, np.int64) for window in shop.looked_at.windows])
+    token_ids = stacked(shop.looked_at)
     sensitive = sensitivity(model, token_ids, spec.seed, shop.progress, jointly=calibrated is not None)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    original = Uncompressed(loaded, parameters, sensitive)
+    original = Uncompressed(loaded, model, parameters, sensitive)
     formats = tuple(dict.fromkeys((*spec.formats, BACKUP)))
     found = list(data_free(original, [each for each in formats if each.method == "data_free"], shop.progress))
     if calibrated is not None:
@@ -238,7 +218,10 @@ def _contender(
     )
 
 
-def _choices(plan: Plan) -> tuple[WeightChoice, ...]:
+def _choices(table: Table, plan: Plan) -> tuple[WeightChoice, ...]:
+    predicted: dict[str, dict[str, float]] = {}
+    for each in sorted(table.permitted, key=lambda candidate: candidate.size_bytes):
+        predicted.setdefault(each.weight, {})[str(each.format)] = each.kl_divergence
     return tuple(
         WeightChoice(
             name=each.weight,
@@ -246,6 +229,7 @@ def _choices(plan: Plan) -> tuple[WeightChoice, ...]:
             format=str(each.format),
             size_bytes=each.size_bytes,
             kl_divergence=each.kl_divergence,
+            predicted=predicted[each.weight],
         )
         for each in plan.values()
     )

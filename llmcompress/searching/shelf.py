@@ -1,4 +1,4 @@
-"""OnShelf weights on disk, each in each format, kept for plans to come and for the next search of the same model."""
+"""Finished weights on disk, each in each format, kept for plans to come and for the next search of the same model."""
 
 from __future__ import annotations
 
@@ -98,6 +98,7 @@ def shelf_of(loaded: LoadedModel, calibration: CalibrationRecord, otherwise: Pat
         "files": [file.sha256 for file in loaded.provenance.files],
         "model_type": loaded.provenance.model_type,
         "token_ids": calibration.token_ids_sha256,
+        "seed": calibration.seed,
         "versions": installed_versions((*VERSIONED, "llmcompress")),
     }
     directory = cache_dir() / KIND / content_key(key)

@@ -60,6 +60,9 @@ class SearchSpec(ScoredText):
     by GPTQ as well."""
     calibration: Calibration | None = None
     """The text that GPTQ goes by; none of it should be in the text of the verdict."""
+    budget_s: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = None
+    """Time for changes of the plan that are measured on the windows of the sensitivity, such as 30m; one that loses
+    less beyond noise is kept."""
     seq_len: Annotated[int, Field(ge=4, le=MAX_COUNT)] = 256
     """Tokens per window."""
     num_samples: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 16
@@ -80,6 +83,9 @@ class SearchSpec(ScoredText):
             yield Refusal("max_bytes", problem, "give one limit")
         if len(set(self.front)) < len(self.front):
             yield Refusal("front", "one size is named twice", "name each once")
+        if self.budget_s is not None and self.max_kl is not None:
+            problem = "has no effect with `max_kl`: changes keep the bytes and lower the KL divergence"
+            yield Refusal("budget_s", problem, "give `max_bytes` or `bits_per_weight`, or remove it")
         given = self.candidates or ()
         if len(set(given)) < len(given):
             yield Refusal("candidates", "one is named twice", "name each once")

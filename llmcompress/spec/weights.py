@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from llmcompress.spec.advanced import AdvancedCompression
-from llmcompress.spec.layer_rules import LayerRule
+from llmcompress.spec.layer_rules import LayerRule, first_rule
 from llmcompress.spec.modes import (
     DEFAULT_BACKUP,
     BackupMode,
@@ -89,7 +89,8 @@ class WeightCompression(StrictModel):
     """Formats of single weights; the first rule that takes a weight decides, and ``ratio`` does not count it."""
     statistics: Statistics = "compressed"
     """Whose activations GPTQ goes by: ``compressed``, of the model whose earlier layers are compressed, as NNCF does;
-    ``original``, so that a weight's codes depend on that weight alone."""
+    ``original``, so that a weight's codes depend on that weight alone. An embedding whose rule says ``method: gptq``
+    has its codes by GPTQ then too, from gradients of the original model."""
     gptq_order: GptqOrder = "columns"
     """In which GPTQ rounds the input channels: ``columns``, as they lie, as NNCF does; ``activations``, those of the
     largest activations first, with scales of the weights as they were. Experts and modes without integers, which are
@@ -100,6 +101,11 @@ class WeightCompression(StrictModel):
 
     def _refusals(self) -> Iterator[Refusal]:
         yield from weight_refusals(self)
+
+    def gives_gptq(self, embedding: str) -> bool:
+        """Whether an embedding of that name in the checkpoint has its codes from GPTQ, which a rule has to say."""
+        rule = first_rule(self.rules, embedding, "Gather")
+        return self.gptq and self.statistics == "original" and rule is not None and rule.method == "gptq"
 
     @property
     def effective_group_size(self) -> int:

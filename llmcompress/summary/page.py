@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmcompress.artifact import write_errors
 from llmcompress.errors import UsageError
@@ -24,6 +25,7 @@ from llmcompress.summary.table import NOT_MEASURED, Line, lines, notes
 from llmcompress.system.files import replace_file
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from markupsafe import Markup
 
 MARK = '<meta name="generator" content="llmcompress compare">'
@@ -73,12 +75,10 @@ def check_page_path(path: str | Path) -> Path:
     return target
 
 
-def page(comparison: Comparison) -> str:
-    """The page as text: the same comparison gives the same text."""
+def page_environment(room: Path, **filters: Callable[..., Any]) -> Environment:
+    """How templates in a directory are filled in, with filters of these names."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
-    room = Path(__file__).parent
     environment = Environment(
         loader=FileSystemLoader(room),
         autoescape=True,
@@ -88,8 +88,21 @@ def page(comparison: Comparison) -> str:
         # Names of models, layers and files are not ours.
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
-    environment.filters.update(
-        size=size_text, rate=rate_text, breakable=_breakable, classes=_classes, interval_below=interval_below
+    environment.filters.update(filters)
+    return environment
+
+
+def page(comparison: Comparison) -> str:
+    """The page as text: the same comparison gives the same text."""
+    from markupsafe import Markup
+
+    environment = page_environment(
+        Path(__file__).parent,
+        size=size_text,
+        rate=rate_text,
+        breakable=_breakable,
+        classes=_classes,
+        interval_below=interval_below,
     )
     rows = comparison.rows
     table = lines(comparison)

@@ -8,8 +8,7 @@ from pathlib import Path
 from llmcompress.report.text import interval_text, rate_text, settings_text, size_text
 from llmcompress.report.tuning import Trial, TuneReport
 from llmcompress.summary.charts import trade_off_chart
-from llmcompress.summary.page import MARK, interval_below, page_style, put_page
-from llmcompress.summary.svg import printable
+from llmcompress.summary.page import MARK, interval_below, page_environment, page_style, put_page
 from llmcompress.summary.trade_offs import Point, TradeOff
 
 
@@ -38,21 +37,18 @@ def write_tuning_page(report: TuneReport, path: str | Path) -> Path:
 
 def tuning_page(report: TuneReport) -> str:
     """The page as text: without network and script, as that of a comparison."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: printable(value) if type(value) is str else value,
+    environment = page_environment(
+        Path(__file__).parent,
+        size=size_text,
+        rate=rate_text,
+        settings=settings_text,
+        gain=gain_text,
+        remark=remark_text,
+        interval=interval_text,
+        interval_below=interval_below,
     )
-    environment.filters.update(
-        size=size_text, rate=rate_text, settings=settings_text, gain=gain_text, remark=remark_text,
-        interval=interval_text, interval_below=interval_below,
-    )  # fmt: skip
     return environment.get_template("page.html.j2").render(
         mark=Markup(MARK), style=Markup(page_style()), report=report, chart=Markup(_chart(report.trials))
     )

@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from llmcompress.compression.forecast.precision import gives_gptq_embeddings
 from llmcompress.compression.forecast.records import Inventory, Weight
 from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES, uncompressed_bytes
-from llmcompress.spec import Recipe, Training
+from llmcompress.spec import Calibration, Recipe, Training
 from llmcompress.spec.modes import INTEGER
 from llmcompress.spec.training import MAX_LOGITS
 
@@ -114,6 +115,8 @@ def peak_memory(
             statistics = traced + copies + inventory.num_parameters * STATISTICS_BYTES_PER_PARAMETER
             moments.append(_Moment(statistics + _gptq_inputs(inventory, recipe), pages))
             worked_on += inventory.num_parameters * DATA_AWARE_BYTES_PER_PARAMETER
+            if gives_gptq_embeddings(inventory.weights, recipe):
+                moments.append(_Moment(traced + copies + _gradients(inventory, recipe.calibration), pages))
         moments.append(_Moment(traced + copies + worked_on, min(pages, pages - unread + read)))
         # Where our engine takes no part, pages stay.
         left = pages - inventory.mapped_bytes if codes_bytes else pages
@@ -179,6 +182,13 @@ def _training(inventory: Inventory, training: Training) -> int:
     of_layer = sum(weight.num_parameters for weight in matrices) // num_layers * TRAINED_BYTES_PER_PARAMETER
     embeddings = sum(weight.num_parameters for weight in inventory.weights if weight.kind == "embedding")
     return of_layer + 4 * num_tokens * widths // num_layers + 4 * embeddings
+
+
+def _gradients(inventory: Inventory, calibration: Calibration) -> int:
+    """The model in torch in f32, and what a window leaves in it for the way back."""
+    widths = sum(sum(weight.shape[-2:]) for weight in inventory.weights if weight.kind == "matmul")
+    of_window = 4 * calibration.seq_len * (widths + LOGITS_COPIES * inventory.vocab_size)
+    return 4 * inventory.num_parameters + of_window
 
 
 def _accuracy_control(inventory: Inventory, recipe: Recipe) -> int:

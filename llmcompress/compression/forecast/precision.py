@@ -17,7 +17,7 @@ from llmcompress.compression.forecast.records import Weight
 from llmcompress.compression.gptq_layers import gptq_refusal
 from llmcompress.errors import RecipeError
 from llmcompress.graph.model import parameter_name
-from llmcompress.spec import WeightCompression
+from llmcompress.spec import Recipe, WeightCompression
 from llmcompress.spec.layer_rules import LayerRule, first_rule, require_used, undivided
 
 USUAL_GROUP_SIZES = (256, 128, 64, 32, 16, 8)
@@ -106,6 +106,12 @@ def _by_recipe(weights: Sequence[Weight], recipe: WeightCompression, place: str)
         remarks = _fallbacks(undivided, recipe, place)
     remarks += _check_backup(weights, assigned, backup, recipe, place)
     return assigned, remarks + _check_gptq(weights, assigned, recipe)
+
+
+def gives_gptq_embeddings(weights: Sequence[Weight], recipe: Recipe) -> bool:
+    """Whether a rule gives an embedding to GPTQ, which goes by gradients of the model in torch."""
+    names = [parameter_name(weight.name) for weight in weights if weight.kind == "embedding"]
+    return any(each.gives_gptq(name) for each in recipe.weight_passes for name in names)
 
 
 def primary_share(weights: Sequence[Weight], ratio: float) -> float:

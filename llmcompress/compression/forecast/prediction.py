@@ -8,7 +8,14 @@ from pathlib import Path
 from llmcompress.compression.forecast.inventory import checkpoint_inventory
 from llmcompress.compression.forecast.kept import kept_layer, with_quantized
 from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory, training_disk_bytes
-from llmcompress.compression.forecast.precision import LEFT, Assignment, Precision, assign, primary_share
+from llmcompress.compression.forecast.precision import (
+    LEFT,
+    Assignment,
+    Precision,
+    assign,
+    gives_gptq_embeddings,
+    primary_share,
+)
 from llmcompress.compression.forecast.records import BY_SENSITIVITY, Forecast, Inventory, PlannedLayer, Weight
 from llmcompress.compression.forecast.stored_bytes import (
     RESHAPE_AXIS_BYTES,
@@ -17,7 +24,8 @@ from llmcompress.compression.forecast.stored_bytes import (
     lora_adapter_bytes,
     uncompressed_bytes,
 )
-from llmcompress.errors import ResourceError
+from llmcompress.errors import RecipeError, ResourceError
+from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.source import Source
 from llmcompress.report.compression import Engine
 from llmcompress.report.file_names import MODEL_XML
@@ -50,9 +58,10 @@ def forecast(
     Raises:
         ModelError: the configuration describes no model that transformers can build, or the IR is damaged.
         RecipeError: the group size does not divide the input channels of layers that will get it, or GPTQ does not take
-            these.
+            these, or goes by gradients that a source does not have.
     """
     inventory = _inventory(source, recipe)
+    _require_gradients(source, recipe, inventory)
     passes = [*recipe.weight_passes, *_by_activations(recipe)]
     whole = None
     if recipe.pruning is not None:
@@ -100,6 +109,16 @@ def _inventory(source: Source, recipe: Recipe) -> Inventory:
 
         return graph_inventory(source, recipe)
     return with_quantized(source, checkpoint_inventory(source), keep=recipe.method == "keep")
+
+
+def _require_gradients(source: Source, recipe: Recipe, inventory: Inventory) -> None:
+    """Refuse GPTQ of embeddings where there is no model in torch."""
+    if gives_gptq_embeddings(inventory.weights, recipe) and (source.layout == "ir" or is_repacked(source.config)):
+        raise RecipeError(
+            "GPTQ of an embedding goes by gradients of the original in torch, and the source is none there",
+            where=f"recipe {recipe.name}: weights.rules",
+            hint="write method: data_free into the rule of the embedding, or give the original checkpoint",
+        )
 
 
 def require_fits(predicted: Forecast) -> None:

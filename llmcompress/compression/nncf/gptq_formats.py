@@ -6,7 +6,7 @@ recipes. A weight in one of these formats has the codes that a recipe gives it, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +19,11 @@ from nncf.tensor import Tensor
 from nncf.tensor import functions as fns
 from nncf.tensor.definitions import TensorDataType
 
+from llmcompress.compression.nncf.embeddings import embedding_codes
 from llmcompress.compression.nncf.group_codes import FORMATS
 from llmcompress.compression.nncf.weights import compress_weights
 from llmcompress.graph.integer_weights import IntegerWeight
+from llmcompress.graph.model import parameter_name
 from llmcompress.spec import WeightCompression
 from llmcompress.system.patching import replaced
 from llmcompress.system.progress import Reporter
@@ -32,6 +34,8 @@ _CARRIER = {"mode": "int4_sym", "group_size": -1, "all_layers": True, "gptq": Tr
 """A compression that has GPTQ see every matrix; its own codes are thrown away."""
 
 
+_Found = tuple[Tensor, Tensor, Tensor | None]
+"""Values, scales and zero points."""
 FormatsOf = Callable[[str], Sequence[tuple[str, int]]]
 """Modes and group sizes, by the name of a constant."""
 
@@ -46,18 +50,27 @@ class Made(NamedTuple):
     weight: IntegerWeight
 
 
+class Statistics(NamedTuple):
+    """What GPTQ goes by."""
+
+    token_ids: np.ndarray
+    """Calibration windows, int64 ``[num_windows, seq_len]``."""
+    moments: Mapping[str, np.ndarray]
+    """Of embeddings what ``embedding_moments`` gives, by their names in the checkpoint; others are left out."""
+
+
 def gptq_in_formats(
     model: ov.Model,
-    token_ids: np.ndarray,
+    statistics: Statistics,
     formats_of: FormatsOf,
     keep: Callable[[Made], None],
     progress: Reporter,
 ) -> None:
-    """Hand over each matrix in each format, layer by layer.
+    """Hand over each matrix in each format, layer by layer, and then the embeddings.
 
     Args:
         model: Uncompressed; of no use afterwards.
-        token_ids: Calibration windows, int64 ``[num_windows, seq_len]``.
+        statistics: What it goes by.
         formats_of: What is wanted of a constant: integer modes of fewer than 8 bits, with group sizes; one that does
             not divide a weight's input channels is left out there.
         keep: Called with every weight.
@@ -71,10 +84,12 @@ def gptq_in_formats(
         algorithm._backend_entity = given["backend_entity"]
         for made in _walk(algorithm, formats_of, **given):
             keep(made)
+        for made in _embeddings(algorithm, formats_of, statistics.moments, **given):
+            keep(made)
         return given["model"], {}
 
     with replaced(gptq.GPTQ, "apply", apply):
-        compress_weights(model, WeightCompression.model_validate(_CARRIER), token_ids, progress=progress)
+        compress_weights(model, WeightCompression.model_validate(_CARRIER), statistics.token_ids, progress=progress)
 
 
 def _walk(
@@ -107,15 +122,42 @@ def _walk(
             continue
         (activations,) = inputs.values()
         hessian = algorithm._calculate_hessian(node, activations, False)
-        carrier = target.compression_config
-        for mode, group_size in wanted:
-            if group_size != -1 and weight.shape[1] % group_size:
-                continue
-            target.compression_config = WeightCompressionConfig(Mode(mode), group_size)
-            copy = Tensor(weight.data.copy())
-            found = algorithm._quantize_weights(target, hessian[0], copy, activations)
-            yield Made(target.weight_name, mode, group_size, _stored(Mode(mode), group_size, *found))
-        target.compression_config = carrier
+
+        def codes(copy: Tensor, target: Any = target, given: Tensor = hessian[0], rows: Any = activations) -> _Found:
+            return algorithm._quantize_weights(target, given, copy, rows)  # type: ignore[no-any-return]
+
+        yield from _in_formats(target, weight, wanted, codes)
+
+
+def _embeddings(
+    algorithm: Any, formats_of: FormatsOf, moments: Mapping[str, np.ndarray], **given: Any
+) -> Iterator[Made]:
+    """The same of weights that are looked up."""
+    for target in given["weight_compression_parameters"]:
+        hessian = moments.get(parameter_name(target.weight_name))
+        wanted = formats_of(target.weight_name) if hessian is not None else ()
+        if hessian is None or not wanted:
+            continue
+        place = (target.node_with_weight, target.weight_port_id, given["model"], given["graph"])
+        weight = fns.astype(given["backend_entity"].get_weight(*place), TensorDataType.float32)
+
+        def codes(copy: Tensor, target: Any = target, hessian: np.ndarray = hessian) -> _Found:
+            return embedding_codes(algorithm, target, hessian, copy)
+
+        yield from _in_formats(target, weight, wanted, codes)
+
+
+def _in_formats(
+    target: Any, weight: Tensor, wanted: Sequence[tuple[str, int]], codes: Callable[[Tensor], _Found]
+) -> Iterator[Made]:
+    carrier = target.compression_config
+    for mode, group_size in wanted:
+        if group_size != -1 and weight.shape[1] % group_size:
+            continue
+        target.compression_config = WeightCompressionConfig(Mode(mode), group_size)
+        found = codes(Tensor(weight.data.copy()))
+        yield Made(target.weight_name, mode, group_size, _stored(Mode(mode), group_size, *found))
+    target.compression_config = carrier
 
 
 def _stored(mode: Mode, group_size: int, values: Tensor, scales: Tensor, zero_points: Tensor | None) -> IntegerWeight:
