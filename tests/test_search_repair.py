@@ -54,7 +54,7 @@ class _Shop:
         self.made: dict[Path, Plan] = {}
         self.forgotten = 0
 
-    def planned(self, plan: Plan, special: frozenset[str], output: Output) -> Planned:
+    def planned(self, plan: Plan, table: Table | None, output: Output) -> Planned:
         output.directory.mkdir()
         self.made[output.directory] = plan
         size = total_bytes(plan) + REST
@@ -77,7 +77,7 @@ class _Shop:
 
 def _table(candidates: list[Candidate]) -> Table:
     formats = tuple(dict.fromkeys(each.format for each in candidates))
-    return Table(candidates, formats, frozenset(), 100)
+    return Table(candidates, formats, frozenset(), frozenset(), 100)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -85,7 +85,7 @@ def test_a_repaired_plan_is_the_best_of_all_by_measurement(tmp_path: Path, seed:
     candidates, truth = _candidates(seed)
     shop, plan = _Shop(tmp_path, truth), least_damage(candidates, MAX_BYTES)
     assert plan is not None
-    first = shop.planned(plan, frozenset(), Output(tmp_path / "first"))._replace(max_bytes=MAX_BYTES + REST)
+    first = shop.planned(plan, None, Output(tmp_path / "first"))._replace(max_bytes=MAX_BYTES + REST)
     best, record = repaired(shop, _table(candidates), first, 20.0)  # type: ignore[arg-type]
     by_weight = [[each for each in candidates if each.weight == name] for name in "abcde"]
     every = [dict(zip("abcde", chosen, strict=True)) for chosen in itertools.product(*by_weight)]
@@ -103,7 +103,7 @@ def test_without_time_nothing_is_measured(tmp_path: Path) -> None:
     candidates, truth = _candidates(0)
     shop, plan = _Shop(tmp_path, truth), least_damage(candidates, MAX_BYTES)
     assert plan is not None
-    first = shop.planned(plan, frozenset(), Output(tmp_path / "first"))._replace(max_bytes=MAX_BYTES + REST)
+    first = shop.planned(plan, None, Output(tmp_path / "first"))._replace(max_bytes=MAX_BYTES + REST)
     best, record = repaired(shop, _table(candidates), first, 1e-9)  # type: ignore[arg-type]
     assert best is first
     assert (record.num_measured, record.num_kept, record.gain) == (0, 0, None)

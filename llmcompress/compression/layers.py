@@ -63,11 +63,12 @@ def layer_table(model: ov.Model, mode: str | None = None, ours: Set[str] = froze
     return tuple(records[name] for name in sorted(records))
 
 
-def embedding_constants(model: ov.Model) -> tuple[str, ...]:
-    """Names of the constants that an uncompressed graph looks up, sorted."""
-    tables = [op.input_value(0) for op in model.get_ops() if op.get_type_name() == "Gather"]
-    found = (_weight(table.get_node()) for table in tables if _is_matrix(table))
-    return tuple(sorted({weight.constants[0].get_friendly_name() for weight in found if weight}))
+def constants_taken_by(model: ov.Model, op_type: str) -> frozenset[str]:
+    """Names of the weights' constants that operations of a type take, such as ``Gather`` or ``MatMul``."""
+    ops = [op for op in model.get_ops() if op.get_type_name() == op_type]
+    values = [op.input_value(port) for op in ops for port in CONSUMERS[op_type]]
+    found = (_weight(value.get_node()) for value in values if _is_matrix(value))
+    return frozenset(weight.constants[0].get_friendly_name() for weight in found if weight)
 
 
 def _is_matrix(value: ov.Output) -> bool:

@@ -22,7 +22,7 @@ from llmcompress.compression.compressible import (
 )
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.kept import kept_layers, kept_record
-from llmcompress.compression.layers import CODEBOOKS, activation_record, embedding_constants, layer_table
+from llmcompress.compression.layers import CODEBOOKS, activation_record, constants_taken_by, layer_table
 from llmcompress.compression.nncf.statistics import statistics
 from llmcompress.compression.pruned import PrunedSource, PruningInputs, prune_source, require_prunable_source
 from llmcompress.graph.integer_weights import Rescaling
@@ -395,7 +395,8 @@ def _embeddings_by_gptq(
     loaded: LoadedModel, weights: WeightCompression, windows: CalibrationWindows, progress: Reporter
 ) -> contextlib.AbstractContextManager[None]:
     """Have GPTQ take the embeddings that a rule gives to it, by gradients of the model in torch."""
-    names = [name for name in map(parameter_name, embedding_constants(loaded.model)) if weights.gives_gptq(name)]
+    looked_up = map(parameter_name, constants_taken_by(loaded.model, "Gather"))
+    names = sorted(name for name in looked_up if weights.gives_gptq(name))
     if not names:
         return contextlib.nullcontext()
     from llmcompress.compression.fisher import embedding_moments

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.compression.layers import layer_table
@@ -36,6 +37,27 @@ class Candidate(NamedTuple):
     """Predicted, in nats per token."""
 
 
+class Formats(NamedTuple):
+    """What weights may take."""
+
+    everywhere: tuple[Format, ...]
+    further: tuple[Format, ...]
+    """Of those that are looked up and not multiplied."""
+    looked_up: frozenset[str]
+    """Names of these."""
+
+    def of(self, name: str) -> tuple[Format, ...]:
+        """Those of one weight."""
+        return (*self.everywhere, *(self.further if name in self.looked_up else ()))
+
+    def by(self, method: str) -> Formats:
+        """Those that a method makes."""
+        everywhere, further = (
+            tuple(each for each in formats if each.method == method) for formats in (self.everywhere, self.further)
+        )
+        return self._replace(everywhere=everywhere, further=further)
+
+
 class Table(NamedTuple):
     """What weights cost in formats."""
 
@@ -44,6 +66,8 @@ class Table(NamedTuple):
     formats: tuple[Format, ...]
     special: frozenset[str]
     """Embeddings and the head."""
+    looked_up: frozenset[str]
+    """Embeddings that are no head."""
     num_tokens: int
 
     @property
@@ -76,7 +100,7 @@ def uniform(wanted: Format, *, all_layers: bool = False) -> WeightCompression:
     return WeightCompression.model_validate(fields)
 
 
-def data_free(original: Uncompressed, formats: Sequence[Format], progress: Reporter) -> Iterator[Candidate]:
+def data_free(original: Uncompressed, formats: Formats, progress: Reporter) -> Iterator[Candidate]:
     """Compress a copy of the graph in each format, and weigh each weight's error by its sensitivity.
 
     Args:
@@ -86,14 +110,15 @@ def data_free(original: Uncompressed, formats: Sequence[Format], progress: Repor
     """
     import torch
 
-    for number, wanted in enumerate(formats):
-        progress(Progress("candidates", number, len(formats), "formats"))
+    every = (*formats.everywhere, *formats.further)
+    for number, wanted in enumerate(every):
+        progress(Progress("candidates", number, len(every), "formats"))
         model = original.loaded.clone().model
         compress_weights(model, uniform(wanted, all_layers=True))
         records = {layer.name: layer for layer in layer_table(model)}
         for constant, weight in integer_weights(model).items():
             name, record = parameter_name(constant), records.get(constant)
-            if name not in original.sensitivity.diagonal or record is None:
+            if name not in original.sensitivity.diagonal or record is None or wanted not in formats.of(name):
                 continue
             if (record.mode, record.group_size) != (wanted.mode, wanted.group_size):
                 continue
@@ -101,11 +126,11 @@ def data_free(original: Uncompressed, formats: Sequence[Format], progress: Repor
             error = torch.from_numpy(weight.values()).reshape(before.shape).sub_(before)
             cost = original.sensitivity.cost(name, error)
             yield Candidate(name, wanted, record.num_parameters, record.size_bytes, cost)
-    progress(Progress("candidates", len(formats), len(formats), "formats"))
+    progress(Progress("candidates", len(every), len(every), "formats"))
 
 
 def by_gptq(
-    original: Uncompressed, formats: Sequence[Format], windows: CalibrationWindows, shelf: Shelf, progress: Reporter
+    original: Uncompressed, formats: Formats, windows: CalibrationWindows, shelf: Shelf, progress: Reporter
 ) -> Iterator[Candidate]:
     """The same by GPTQ, whose errors make up for each other; what is not on the shelf is made and put there.
 
@@ -118,10 +143,11 @@ def by_gptq(
     """
     import torch
 
-    if not all(map(shelf.is_whole, formats)):
+    of_tables = itertools.product(formats.looked_up, formats.further)
+    if not (all(map(shelf.is_whole, formats.everywhere)) and all(shelf.has(*each) for each in of_tables)):
         _fill(original, formats, windows, shelf, progress)
     for name in original.sensitivity.factors:
-        for wanted in formats:
+        for wanted in formats.of(name):
             if (weight := shelf.get(name, wanted)) is not None:
                 before = original.parameters[name]
                 error = torch.from_numpy(weight.values()).reshape(before.shape).sub_(before)
@@ -130,7 +156,7 @@ def by_gptq(
 
 
 def _fill(
-    original: Uncompressed, formats: Sequence[Format], windows: CalibrationWindows, shelf: Shelf, progress: Reporter
+    original: Uncompressed, formats: Formats, windows: CalibrationWindows, shelf: Shelf, progress: Reporter
 ) -> None:
     """Make what a killed search has not come to."""
     from llmcompress.compression.fisher import embedding_moments, embedding_names
@@ -138,7 +164,7 @@ def _fill(
 
     def missing(constant: str) -> list[tuple[str, int]]:
         name = parameter_name(constant)
-        return [(each.mode, each.group_size) for each in formats if not shelf.has(name, each)]
+        return [(each.mode, each.group_size) for each in formats.of(name) if not shelf.has(name, each)]
 
     def keep(made: Made) -> None:
         shelf.keep(parameter_name(made.name), Format(made.mode, made.group_size, "gptq"), made.weight)
@@ -147,5 +173,5 @@ def _fill(
     moments = embedding_moments(original.model, names, windows.token_ids, windows.record.seed, progress)
     statistics = Statistics(windows.token_ids, moments)
     gptq_in_formats(original.loaded.clone().model, statistics, missing, keep, progress)
-    for each in formats:
+    for each in formats.everywhere:
         shelf.note_whole(each)

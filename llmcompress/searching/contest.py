@@ -119,9 +119,9 @@ class Workshop(NamedTuple):
             finished = FinishedWeights(weights, self.calibrated.windows.record)
             return assemble(self.loaded, recipe, finished, stage, options, self.progress)
 
-    def planned(self, plan: Plan, special: frozenset[str], output: Output) -> Planned:
+    def planned(self, plan: Plan, table: Table, output: Output) -> Planned:
         """Write a plan; what its file takes is its limit as well."""
-        recipe = plan_recipe(plan, special, self.spec.calibration)
+        recipe = plan_recipe(plan, table, self.spec.calibration)
         self.write(plan, recipe, output)
         size_bytes = (output.directory / MODEL_BIN).stat().st_size
         return Planned(plan, recipe, output.directory, size_bytes, size_bytes)

@@ -75,7 +75,7 @@ def _of_size(shop: Workshop, table: Table, limit: tuple[int, str], rest: int, ou
         _require_possible(table, limit, rest)
         plan = least_damage(table.permitted, max_bytes - rest)
         assert plan is not None
-        made = shop.planned(plan, table.special, output)
+        made = shop.planned(plan, table, output)
         if made.size_bytes <= max_bytes:
             return made._replace(max_bytes=max_bytes)
         # Norms, tables and shapes are no weights of the plan's.
@@ -104,7 +104,7 @@ def _of_quality(shop: Workshop, table: Table, max_kl: float, output: Output) -> 
         plan = least_bytes(table.permitted, limit)
         if plan is None:
             break
-        made = shop.planned(plan, table.special, output)
+        made = shop.planned(plan, table, output)
         (scored,) = shop.score([made.directory], shop.looked_at)
         lost = divergence(scored.scores, shop.spec.confidence).kl_divergence.value
         if lost <= max_kl:

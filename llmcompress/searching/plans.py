@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from llmcompress.searching.candidates import Candidate, uniform
+from llmcompress.searching.candidates import Candidate, Table, uniform
 from llmcompress.searching.solver import Plan
 from llmcompress.spec import Calibration, Recipe, WeightCompression
 from llmcompress.spec.modes import INT8
@@ -26,18 +26,18 @@ class Rival(NamedTuple):
     predicted_kl: float | None
 
 
-def plan_recipe(plan: Plan, special: frozenset[str], calibration: Calibration | None = None) -> Recipe:
+def plan_recipe(plan: Plan, table: Table, calibration: Calibration | None = None) -> Recipe:
     """The recipe that makes a plan's bytes.
 
     Args:
         plan: What each weight takes.
-        special: Embeddings and the head, which always have a rule: the format of the others is not for them.
+        table: Its embeddings and head always have a rule: the format of the others is not for them.
         calibration: What weights by GPTQ are made by.
     """
     uses_gptq = any(each.format.method == "gptq" for each in plan.values())
     counts = Counter({each.format: 0 for each in plan.values() if not uses_gptq or each.format.method == "gptq"})
     for name, each in plan.items():
-        if name not in special and each.format in counts:
+        if name not in table.special and each.format in counts:
             counts[each.format] += each.num_parameters
     base = max(counts, key=lambda each: (counts[each], str(each)))
     fields: dict[str, Any] = _format_fields(base)
@@ -48,9 +48,12 @@ def plan_recipe(plan: Plan, special: frozenset[str], calibration: Calibration | 
     fields["rules"] = [
         {"match": re.escape(name), **_format_fields(each.format), **_method_fields(each.format, uses_gptq=uses_gptq)}
         for name, each in sorted(plan.items(), key=lambda item: _natural(item[0]))
-        if each.format != base or (name in special and base.mode not in INT8)
+        if each.format != base or (name in table.special and base.mode not in INT8)
     ]
-    return _recipe("searched", fields, calibration if uses_gptq else None)
+    # Groups of what is only looked up are none that activations meet.
+    met = [each.format.group_size for name, each in plan.items() if name not in table.looked_up]
+    groups = min((size for size in met if size > 0), default=None)
+    return _recipe("searched", fields, calibration if uses_gptq else None, groups)
 
 
 def rivals(
@@ -93,7 +96,8 @@ def uniform_recipe(name: str, wanted: Format, calibration: Calibration | None, r
     fields = uniform(wanted).model_dump(exclude_defaults=True)
     if ratio < 1:
         fields["ratio"] = ratio
-    return _recipe(name, fields, calibration if wanted.method == "gptq" else None)
+    groups = "weights" if wanted.mode not in INT8 and wanted.group_size > 0 else None
+    return _recipe(name, fields, calibration if wanted.method == "gptq" else None, groups)
 
 
 def _ratio(
@@ -118,9 +122,11 @@ def _method_fields(wanted: Format, *, uses_gptq: bool) -> dict[str, Any]:
     return {"method": wanted.method} if uses_gptq and wanted.mode not in INT8 else {}
 
 
-def _recipe(name: str, weights: dict[str, Any], calibration: Calibration | None) -> Recipe:
+def _recipe(
+    name: str, weights: dict[str, Any], calibration: Calibration | None, activation_groups: int | str | None
+) -> Recipe:
     compression = WeightCompression.model_validate(weights)
-    runtime = {"dynamic_quantization_group_size": "weights"} if compression.integer_group_sizes else {}
+    runtime = {"dynamic_quantization_group_size": activation_groups}
     return Recipe.model_validate({"name": name, "weights": compression, "calibration": calibration, "runtime": runtime})
 
 

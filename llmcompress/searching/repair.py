@@ -143,7 +143,7 @@ def _measured(
     """Those whose files fit, made and scored."""
     fitting = []
     for place, plan in enumerate(plans, number):
-        found = shop.planned(plan, table.special, Output(shop.place / f"change-{place}"))
+        found = shop.planned(plan, table, Output(shop.place / f"change-{place}"))
         if found.size_bytes <= max_bytes:
             fitting.append(found)
         else:

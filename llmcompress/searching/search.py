@@ -11,7 +11,9 @@ from typing import Literal
 from llmcompress.artifact import manifest_sha256, write_errors, write_report
 from llmcompress.artifact.placement import checked_output
 from llmcompress.compression.forecast import forecast
+from llmcompress.compression.layers import constants_taken_by
 from llmcompress.errors import ModelError, ResourceError
+from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.source import Source, fetch_weights, resolve
@@ -19,7 +21,7 @@ from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.file_names import SEARCH_REPORT
 from llmcompress.report.record import Stages, environment_record
 from llmcompress.report.search import Contender, FrontPoint, SearchReport, WeightChoice
-from llmcompress.searching.candidates import Table, Uncompressed, by_gptq, data_free, uniform
+from llmcompress.searching.candidates import Formats, Table, Uncompressed, by_gptq, data_free, uniform
 from llmcompress.searching.contest import Calibrated, Entrant, Output, Planned, Workshop, contenders, decide
 from llmcompress.searching.planning import further_directory, further_sizes, planned_for
 from llmcompress.searching.plans import BACKUP
@@ -193,15 +195,22 @@ def _table(shop: Workshop) -> Table:
     sensitive = sensitivity(model, token_ids, spec.seed, shop.progress, jointly=calibrated is not None)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     original = Uncompressed(loaded, model, parameters, sensitive)
-    formats = tuple(dict.fromkeys((*spec.formats, BACKUP)))
-    found = list(data_free(original, [each for each in formats if each.method == "data_free"], shop.progress))
+    formats = _formats(original, spec)
+    found = list(data_free(original, formats.by("data_free"), shop.progress))
     if calibrated is not None:
-        of_text = [each for each in formats if each.method == "gptq"]
-        found += by_gptq(original, of_text, calibrated.windows, calibrated.shelf, shop.progress)
+        found += by_gptq(original, formats.by("gptq"), calibrated.windows, calibrated.shelf, shop.progress)
     # What NNCF gives its backup precision beside a format of fewer bits.
     predicted = forecast(loaded.source, Recipe(name="uniform", weights=uniform(Format("int4_sym", -1))))
     special = {layer.name for layer in predicted.layers if layer.mode == BACKUP.mode}
-    return Table(found, spec.formats, frozenset(special), token_ids.size)
+    permitted = (*spec.formats, *spec.looked_up_formats)
+    return Table(found, permitted, frozenset(special), formats.looked_up, token_ids.size)
+
+
+def _formats(original: Uncompressed, spec: SearchSpec) -> Formats:
+    graph = original.loaded.model
+    tables = constants_taken_by(graph, "Gather") - constants_taken_by(graph, "MatMul")
+    looked_up = frozenset(map(parameter_name, tables)) & original.parameters.keys()
+    return Formats(tuple(dict.fromkeys((*spec.formats, BACKUP))), spec.looked_up_formats, looked_up)
 
 
 def _contender(

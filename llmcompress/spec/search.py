@@ -29,6 +29,9 @@ CANDIDATES = (
 CALIBRATED = tuple(f"{each}+gptq" for each in CANDIDATES if not each.startswith("int8"))
 """The same by GPTQ, which leaves 8 bits alone."""
 
+LOOKED_UP = ("int4_asym:16",)
+"""Further ones of weights that are looked up and not multiplied: their groups are none of the activations'."""
+
 
 class Format(NamedTuple):
     """What a weight may become."""
@@ -57,7 +60,7 @@ class SearchSpec(ScoredText):
     candidates: Annotated[Texts, Field(min_length=1)] | None = None
     """A format that weights may take, as MODE:GROUP_SIZE, or MODE for one group per channel, with +gptq behind it for
     codes by GPTQ. Default: integers of 2, 4 and 8 bits, and where there is a calibration text all but those of 8 bits
-    by GPTQ as well."""
+    by GPTQ as well; of embeddings int4_asym in groups of 16 too."""
     calibration: Calibration | None = None
     """The text that GPTQ goes by; none of it should be in the text of the verdict."""
     budget_s: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = None
@@ -104,6 +107,14 @@ class SearchSpec(ScoredText):
         """The candidates."""
         default = CANDIDATES if self.calibration is None else (*CANDIDATES, *CALIBRATED)
         return tuple(map(parse_format, self.candidates or default))
+
+    @property
+    def looked_up_formats(self) -> tuple[Format, ...]:
+        """Further candidates of weights that are only looked up."""
+        if self.candidates is not None:
+            return ()
+        by_gptq = () if self.calibration is None else tuple(f"{each}+gptq" for each in LOOKED_UP)
+        return tuple(map(parse_format, (*LOOKED_UP, *by_gptq)))
 
     @property
     def is_calibrated(self) -> bool:
