@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,6 +92,32 @@ def test_the_plan_is_held_against_others_and_predicted(
     assert divergence is not None
     # On the windows of the prediction, as near as labels drawn for 768 tokens tell.
     assert plan.predicted_kl == pytest.approx(divergence.kl_divergence.value, rel=0.4)
+
+
+@pytest.mark.slow
+def test_a_tied_head_takes_what_its_embedding_takes(demo_checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    tied = tmp_path / "tied"
+    shutil.copytree(demo_checkpoint, tied)
+    model = AutoModelForCausalLM.from_pretrained(demo_checkpoint)
+    model.config.tie_word_embeddings = True
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + model.model.embed_tokens.weight)
+    model.model.embed_tokens.weight = model.lm_head.weight
+    model.save_pretrained(tied)
+    directory = tmp_path / "out"
+    report = llmcompress.search(tied, _spec(text, bits_per_weight=4.9, budget_s=20.0), directory)
+    (embedding,) = (each for each in report.weights if each.name == "model.embed_tokens.weight")
+    assert not [each.name for each in report.weights if each.name == "lm_head.weight"]
+    assert embedding.predicted["int4_sym:128+gptq"] < embedding.predicted["int4_sym:128"]
+    assert report.repair is not None
+    assert report.repair.num_measured > 0
+    if report.chosen == "searched":
+        recipe = llmcompress.load_recipe(directory / "recipe.yaml", overrides=[f"calibration.dataset={OTHER}"])
+        llmcompress.compress(tied, recipe, tmp_path / "again")
+        assert _digests(tmp_path / "again") == _digests(directory)
+    # Its two uses are predicted as if they had nothing to do with each other.
+    assert report.contenders[0].predicted_kl == pytest.approx(report.contenders[0].kl_divergence.value, rel=0.5)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from llmcompress.compression.forecast.precision import gives_gptq_embeddings
 from llmcompress.compression.forecast.records import Inventory, Weight
 from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES, uncompressed_bytes
-from llmcompress.spec import Calibration, Recipe, Training
+from llmcompress.spec import Recipe, Training
 from llmcompress.spec.modes import INTEGER
 from llmcompress.spec.training import MAX_LOGITS
 
@@ -112,11 +112,9 @@ def peak_memory(
         worked_on = max((w.num_parameters * (4 if w.dtype == "f32" else 8) for w in by_nncf), default=0)
         if recipe.calibration is not None:
             unread = 0
-            statistics = traced + copies + inventory.num_parameters * STATISTICS_BYTES_PER_PARAMETER
-            moments.append(_Moment(statistics + _gptq_inputs(inventory, recipe), pages))
+            statistics = inventory.num_parameters * STATISTICS_BYTES_PER_PARAMETER + _gptq_inputs(inventory, recipe)
+            moments.append(_Moment(traced + copies + max(statistics, _gradients(inventory, recipe)), pages))
             worked_on += inventory.num_parameters * DATA_AWARE_BYTES_PER_PARAMETER
-            if gives_gptq_embeddings(inventory.weights, recipe):
-                moments.append(_Moment(traced + copies + _gradients(inventory, recipe.calibration), pages))
         moments.append(_Moment(traced + copies + worked_on, min(pages, pages - unread + read)))
         # Where our engine takes no part, pages stay.
         left = pages - inventory.mapped_bytes if codes_bytes else pages
@@ -184,11 +182,13 @@ def _training(inventory: Inventory, training: Training) -> int:
     return of_layer + 4 * num_tokens * widths // num_layers + 4 * embeddings
 
 
-def _gradients(inventory: Inventory, calibration: Calibration) -> int:
-    """The model in torch in f32, and what a window leaves in it for the way back."""
+def _gradients(inventory: Inventory, recipe: Recipe) -> int:
+    """Of embeddings that GPTQ makes: the model in torch in f32, and what a window leaves in it for the way back."""
+    if recipe.calibration is None or not gives_gptq_embeddings(inventory.weights, recipe):
+        return 0
     widths = sum(sum(weight.shape[-2:]) for weight in inventory.weights if weight.kind == "matmul")
-    of_window = 4 * calibration.seq_len * (widths + LOGITS_COPIES * inventory.vocab_size)
-    return 4 * inventory.num_parameters + of_window
+    of_token = 4 * (widths + LOGITS_COPIES * inventory.vocab_size)
+    return 4 * inventory.num_parameters + recipe.calibration.seq_len * of_token
 
 
 def _accuracy_control(inventory: Inventory, recipe: Recipe) -> int:
