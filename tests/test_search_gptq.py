@@ -15,11 +15,14 @@ import torch
 import llmcompress
 from llmcompress import EvalSpec, SearchReport, SearchSpec
 from llmcompress.artifact import read_measurements
+from llmcompress.compression import fisher
+from llmcompress.compression.fisher import Factors
 from llmcompress.compression.nncf import gptq_formats
 from llmcompress.errors import UsageError
 from llmcompress.graph.integer_weights import INTEGERS, IntegerWeight, num_bits_of
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.report.record import CalibrationRecord
+from llmcompress.searching.candidates import Formats, Uncompressed, by_gptq
 from llmcompress.searching.sensitivity import Sensitivity, sensitivity
 from llmcompress.searching.shelf import OnShelf, Shelf, shelf_of
 from llmcompress.spec import Calibration
@@ -138,6 +141,41 @@ def test_a_further_search_makes_nothing_again(
     assert further.size_bytes == (tmp_path / further.directory / "openvino_model.bin").stat().st_size <= 2_300_000
     assert further.kl_divergence.value > report.contenders[0].kl_divergence.value
     llmcompress.verify(tmp_path / further.directory)
+
+
+def test_a_search_that_was_killed_makes_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = SimpleNamespace(token_ids=np.zeros((1, 4), np.int64), record=SimpleNamespace(seed=0))
+    model = torch.nn.Sequential(torch.nn.Linear(32, 2, bias=False), torch.nn.Linear(32, 2, bias=False))
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    identity = {name: [Factors(torch.eye(32), torch.ones(2))] for name in parameters}
+    loaded = SimpleNamespace(clone=lambda: SimpleNamespace(model=None))
+    sensitive = Sensitivity(1, {}, identity)
+    original = Uncompressed(loaded, model, parameters, sensitive)  # type: ignore[arg-type]
+    formats = Formats((Format("int4_sym", 32, "gptq"), Format("int4_sym", -1, "gptq")), (), frozenset())
+    weight = IntegerWeight(np.zeros((2, 1, 32), np.int16), np.ones((2, 1, 1), np.float16), None, "i4")
+    made: list[tuple[str, int]] = []
+
+    def walk(graph: object, statistics: object, formats_of: Any, keep: Any, progress: object) -> None:
+        for name in parameters:
+            for mode, group_size in formats_of(f"self.{name}"):
+                if len(made) == 3 and first:
+                    raise KeyboardInterrupt
+                made.append((name, group_size))
+                keep(gptq_formats.Made(f"self.{name}", mode, group_size, weight))
+
+    monkeypatch.setattr(gptq_formats, "gptq_in_formats", walk)
+    monkeypatch.setattr(fisher, "embedding_moments", lambda *given: {})
+    first = True
+    with pytest.raises(KeyboardInterrupt):
+        list(by_gptq(original, formats, windows, Shelf(tmp_path), silent))  # type: ignore[arg-type]
+    first = False
+    for _ in range(2):
+        found = list(by_gptq(original, formats, windows, Shelf(tmp_path), silent))  # type: ignore[arg-type]
+        assert {(each.weight, each.format) for each in found} == {
+            (name, each) for name in parameters for each in formats.everywhere
+        }
+    assert sorted(made) == sorted((name, size) for name in parameters for size in (32, -1))
+    assert found[0].kl_divergence == pytest.approx(float(parameters[found[0].weight].square().sum()) / 2)
 
 
 def test_the_cost_of_a_matrix_is_that_of_its_errors_together() -> None:

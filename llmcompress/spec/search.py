@@ -62,7 +62,7 @@ class SearchSpec(ScoredText):
     codes by GPTQ. Default: integers of 2, 4 and 8 bits, and where there is a calibration text all but those of 8 bits
     by GPTQ as well; of embeddings int4_asym in groups of 16 too."""
     calibration: Calibration | None = None
-    """The text that GPTQ goes by; none of it should be in the text of the verdict."""
+    """The text that GPTQ goes by; it is refused where 64 tokens in a row are in the other text too."""
     budget_s: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = None
     """Time for changes of the plan that are measured on the windows of the sensitivity, such as 30m; one that loses
     less beyond noise is kept."""
