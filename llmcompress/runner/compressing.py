@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,13 +16,16 @@ from llmcompress.loaders import load
 from llmcompress.loaders.environments import needed_layer, on_layer
 from llmcompress.loaders.source import Source, resolve
 from llmcompress.runner.durations import remember
-from llmcompress.runner.state import Original, compress_reason
+from llmcompress.runner.state import Original, compress_reason, search_reason
 from llmcompress.spec import Access, Recipe
+from llmcompress.spec.search import SearchSpec
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.files import free_bytes
 from llmcompress.system.memory import memory
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Progress, Reporter, silent
+
+_ACCESS_OF_SEARCHES = ("revision", "trust_remote_code", "offline", "allow_nonfinite", "allow_links")
 
 
 class CompressJob(NamedTuple):
@@ -34,6 +38,14 @@ class CompressJob(NamedTuple):
     replaces: str | None
     """Hash of the manifest that is there already and gets replaced."""
     forecast: Forecast
+    search: SearchSpec | None = None
+    """What makes it; None: the recipe does."""
+
+    def reason(self, original: Original) -> str | None:
+        """Why it has to be made; None: it is there."""
+        if self.search is not None:
+            return search_reason(self.directory, self.search, original)
+        return compress_reason(self.directory, self.recipe, original)
 
 
 def recipe_at(stage: str) -> str | None:
@@ -45,7 +57,7 @@ def recipe_at(stage: str) -> str | None:
 def compress_loaded(
     source: str, access: Access, jobs: Sequence[CompressJob], *, progress: Reporter
 ) -> dict[str, LlmcompressError | None]:
-    """Load a model and make its artifacts one after the other; what exists is replaced.
+    """Load a model and make its artifacts one after the other, those of searches last; what exists is replaced.
 
     Returns:
         For each recipe what went wrong with it, or None.
@@ -56,11 +68,45 @@ def compress_loaded(
     started = time.perf_counter()
     found = resolve(source, access)
     layer = needed_layer(found)
-    if layer is None:
-        return compress_by_all(found, access, jobs, started=started, progress=progress)
-    read = prepare_for_layer(layer, found, [job.recipe for job in jobs], None, access, progress)
-    how = {"access": read, "jobs": jobs}
-    return on_layer(layer, compress_by_all, found, how, offline=access.offline, progress=progress)
+    outcomes: dict[str, LlmcompressError | None] = {}
+    by_recipe = [job for job in jobs if job.search is None]
+    if by_recipe and layer is None:
+        outcomes = compress_by_all(found, access, by_recipe, started=started, progress=progress)
+    elif by_recipe and layer is not None:
+        read = prepare_for_layer(layer, found, [job.recipe for job in by_recipe], None, access, progress)
+        how = {"access": read, "jobs": by_recipe}
+        outcomes = on_layer(layer, compress_by_all, found, how, offline=access.offline, progress=progress)
+    for job in jobs:
+        if job.search is not None:
+            outcomes[job.name] = _outcome(job, functools.partial(_search, source, access, job), progress)
+    return outcomes
+
+
+def _search(source: str, access: Access, job: CompressJob, progress: Reporter) -> None:
+    from llmcompress.searching.search import search
+
+    assert job.search is not None
+    given = {name: getattr(access, name) for name in _ACCESS_OF_SEARCHES}
+    search(source, job.search, job.directory, overwrite=True, progress=progress, **given)
+
+
+def _outcome(job: CompressJob, make: Callable[[Reporter], None], progress: Reporter) -> LlmcompressError | None:
+    """What went wrong with one artifact, or None."""
+
+    def of_recipe(step: Progress) -> None:
+        progress(step._replace(stage=f"{job.name}: {step.stage}"))
+
+    of_recipe(Progress("begin", 0, 0))
+    try:
+        make(of_recipe)
+    except MemoryError:
+        # The process may be in any state: a fresh one does the rest.
+        raise
+    except LlmcompressError as error:
+        return error
+    except Exception as error:  # noqa: BLE001 - one recipe's fault must not stop the others
+        return LlmcompressError(f"unexpected {type(error).__name__}: {error}", where=job.name)
+    return None
 
 
 def compress_by_all(
@@ -75,33 +121,20 @@ def compress_by_all(
     # `compress` opens the tokenizer itself.
     loaded = load(found, allow_nonfinite=access.allow_nonfinite, tokenizer=False, progress=of_model)
     remember("load", found, (), time.perf_counter() - started)
-    outcomes: dict[str, LlmcompressError | None] = {}
-    for job in jobs:
 
-        def of_recipe(step: Progress, name: str = job.name) -> None:
-            progress(step._replace(stage=f"{name}: {step.stage}"))
+    def make(job: CompressJob, progress: Reporter) -> None:
+        report = compress(
+            loaded,
+            job.recipe,
+            job.directory,
+            overwrite=True,
+            offline=access.offline,
+            requantize=access.requantize and job.recipe.quantizes,
+            progress=progress,
+        )
+        remember("compress", found, (job.recipe.portable(),), report.measured.duration_s)
 
-        of_recipe(Progress("begin", 0, 0))
-        try:
-            report = compress(
-                loaded,
-                job.recipe,
-                job.directory,
-                overwrite=True,
-                offline=access.offline,
-                requantize=access.requantize and job.recipe.quantizes,
-                progress=of_recipe,
-            )
-            remember("compress", found, (job.recipe.portable(),), report.measured.duration_s)
-            outcomes[job.name] = None
-        except MemoryError:
-            # The process may be in any state: a fresh one does the rest.
-            raise
-        except LlmcompressError as error:
-            outcomes[job.name] = error
-        except Exception as error:  # noqa: BLE001 - one recipe's fault must not stop the others
-            outcomes[job.name] = LlmcompressError(f"unexpected {type(error).__name__}: {error}", where=job.name)
-    return outcomes
+    return {job.name: _outcome(job, functools.partial(make, job), progress) for job in jobs}
 
 
 def compress_model(
@@ -171,7 +204,7 @@ def _left(
         if (job.directory / MANIFEST).is_file() and manifest_sha256(job.directory) != job.replaces:
             if original is None:
                 original = Original(resolve(source, access))
-            if compress_reason(job.directory, job.recipe, original) is None:
+            if job.reason(original) is None:
                 outcomes[job.name] = None
                 continue
         left.append(job)

@@ -89,7 +89,8 @@ def _compress(states: tuple[JobState, ...], offline: bool) -> Due:
         assert predicted is not None
         there = (planned.directory / MANIFEST).is_file()
         replaces = manifest_sha256(planned.directory) if there else None
-        jobs.append(CompressJob(planned.recipe_name, recipe, planned.directory, replaces, predicted))
+        made_by = (planned.recipe_name, recipe, planned.directory, replaces, predicted)
+        jobs.append(CompressJob(*made_by, search=planned.search))
     source, access = _opened(states[0], offline)
     task = Task(
         label=f"{states[0].surveyed.job.model.short_name}: compress",

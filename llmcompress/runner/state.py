@@ -18,18 +18,20 @@ from llmcompress.loaders.environments import versions_for
 from llmcompress.loaders.loaded_model import ADAPTER_FOLDER, source_files
 from llmcompress.loaders.source import Source
 from llmcompress.report.benchmark import BenchReport
+from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import BENCH_REPORT, CARD, EVAL_REPORT
 from llmcompress.report.record import CalibrationRecord, FileRecord, Provenance
 from llmcompress.spec import BenchSpec, EvalSpec, Gate, Recipe, TuneSpec
 from llmcompress.spec.dataset import AUTO, BUNDLED, WIKITEXT
 from llmcompress.spec.plan import Evaluation, Tracker
+from llmcompress.spec.search import SearchSpec
 from llmcompress.spec.training import with_num_steps
 from llmcompress.system.cache import content_key
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES
 from llmcompress.system.files import replace_file, short_name
 
-SpecT = TypeVar("SpecT", EvalSpec, TuneSpec)
+SpecT = TypeVar("SpecT", EvalSpec, TuneSpec, SearchSpec)
 
 
 class Original:
@@ -84,17 +86,46 @@ def compress_reason(
         wanted = with_num_steps(wanted, manifest.training.num_steps or 0)
     if manifest.recipe != wanted:
         return "the recipe changed"
-    versions = versions_for(original.source, PACKAGES_THAT_DECIDE_BYTES)
-    changed = sorted(name for name in versions if manifest.environment.versions.get(name) != versions[name])
-    if changed:
-        return f"another version of {changed[0]}"
-    if not original.is_of(manifest.provenance):
-        return "the model changed"
+    if (changed := _origin_reason(manifest, original)) is not None:
+        return changed
     if texts is not None:
         for name, record in texts().items():
             if manifest.texts.get(name) != record:
                 return f"the {name} text changed"
     return None if verify(directory).ok else "damaged"
+
+
+def search_reason(directory: Path, spec: SearchSpec, original: Original) -> str | None:
+    """Compare an artifact and its ``search.json`` with what searching now is asked for; texts are taken to be the same.
+
+    Args:
+        directory: Where the artifact is, if it is.
+        spec: Of the search.
+        original: What it has to be made from.
+    """
+    if not (directory / MANIFEST).is_file():
+        return "not made yet"
+    try:
+        found = read_measurements(directory)
+    except ArtifactError:
+        return "its manifest cannot be read"
+    if found.search is None:
+        return "not searched yet"
+    asked = as_reported(spec, found.search.text.dataset)
+    asked = asked.model_copy(update={"calibration": spec.calibration and spec.calibration.portable()})
+    if found.search.spec != asked:
+        return "the search changed"
+    if (changed := _origin_reason(found.manifest, original)) is not None:
+        return changed
+    return None if verify(directory).ok else "damaged"
+
+
+def _origin_reason(manifest: CompressionReport, original: Original) -> str | None:
+    versions = versions_for(original.source, PACKAGES_THAT_DECIDE_BYTES)
+    changed = sorted(name for name in versions if manifest.environment.versions.get(name) != versions[name])
+    if changed:
+        return f"another version of {changed[0]}"
+    return None if original.is_of(manifest.provenance) else "the model changed"
 
 
 def evaluate_reason(

@@ -28,10 +28,12 @@ from llmcompress.runner.state import (
     evaluate_reason,
     log_reason,
     push_reason,
+    search_reason,
 )
 from llmcompress.runner.tuning import apply_reason, kept_defaults, tune_reason
 from llmcompress.spec import Recipe
 from llmcompress.spec.plan import Job, Plan
+from llmcompress.spec.search import SearchSpec
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.progress import Progress, Reporter, silent
 from llmcompress.tuning import check_properties
@@ -115,6 +117,8 @@ def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, here: bool, base_is_
     if "compress" in steps:
         # The layers are many, and nobody asks a plan for them.
         predicted = predict(found, recipe, job.directory, offline=model.offline).model_copy(update={"layers": ()})
+        if job.search is not None:
+            predicted = _of_search(predicted, job.search)
     names = ("size_bytes", "peak_rss_bytes", "min_memory_bytes", "disk_bytes", "fits")
     outlook = Outlook(
         name=job.name,
@@ -125,6 +129,24 @@ def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, here: bool, base_is_
         **({name: getattr(predicted, name) for name in names} if predicted else {}),
     )
     return Surveyed(job, outlook, recipe, found.revision, predicted)
+
+
+def _of_search(predicted: Forecast, spec: SearchSpec) -> Forecast:
+    """What a search takes, by the forecast of an ordinary recipe."""
+    from llmcompress.searching.search import needed_memory
+
+    memory_bytes = max(predicted.min_memory_bytes, needed_memory(predicted.num_parameters, spec))
+    size_bytes = spec.max_bytes or predicted.size_bytes
+    if spec.bits_per_weight is not None:
+        size_bytes = int(predicted.num_parameters * spec.bits_per_weight / 8)
+    return predicted.model_copy(
+        update={
+            "size_bytes": size_bytes,
+            "min_memory_bytes": memory_bytes,
+            "peak_rss_bytes": max(predicted.peak_rss_bytes, memory_bytes),
+            "fits": predicted.fits and memory_bytes <= predicted.available_memory_bytes,
+        }
+    )
 
 
 def _stopped(job: Job, plan: Plan, error: Exception) -> Surveyed:
@@ -152,9 +174,7 @@ def _steps(
             "what it is tuned from is made first" if base_is_unmade else _tune_reason(job, job.tuned_from, plan, model)
         )
     else:
-        local = any(text.dataset_path() is not None for text in recipe.texts)
-        windows = (lambda: model.texts(recipe)) if local else None
-        reason = compress_reason(job.directory, recipe, model.original, windows)
+        reason = _made_reason(job, recipe, model)
     if reason is not None:
         return asked, reason
     if job.tuned_from is not None and not _has_twin(job.tuned_from):
@@ -178,6 +198,14 @@ def _steps(
         reasons["push"] = "what is pushed changes" if changed else pushed
     left = tuple(step for step in asked if reasons.get(step) is not None)
     return left, next((reason for reason in reasons.values() if reason is not None), "")
+
+
+def _made_reason(job: Job, recipe: Recipe, model: PlannedModel) -> str | None:
+    if job.search is not None:
+        return search_reason(job.directory, job.search, model.original)
+    local = any(text.dataset_path() is not None for text in recipe.texts)
+    windows = (lambda: model.texts(recipe)) if local else None
+    return compress_reason(job.directory, recipe, model.original, windows)
 
 
 def _tune_reason(job: Job, directory: Path, plan: Plan, model: PlannedModel) -> str | None:

@@ -154,8 +154,7 @@ def _checked(found: Source, spec: SearchSpec) -> Source:
             hint="give the original checkpoint",
         )
     predicted = forecast(found, Recipe(name="original", method="none"))
-    of_each = BYTES_PER_PARAMETER + (JOINT_BYTES_PER_PARAMETER if spec.is_calibrated else 0)
-    needed, available = predicted.num_parameters * of_each, memory().available
+    needed, available = needed_memory(predicted.num_parameters, spec), memory().available
     if needed > available:
         raise ResourceError(
             f"a search needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",
@@ -163,6 +162,11 @@ def _checked(found: Source, spec: SearchSpec) -> Source:
             hint="close other programs, or take a machine with more memory",
         )
     return found
+
+
+def needed_memory(num_parameters: int, spec: SearchSpec) -> int:
+    """Bytes that a search of a model takes."""
+    return num_parameters * (BYTES_PER_PARAMETER + (JOINT_BYTES_PER_PARAMETER if spec.is_calibrated else 0))
 
 
 @contextlib.contextmanager

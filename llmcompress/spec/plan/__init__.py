@@ -7,7 +7,7 @@ files.py     a plan's YAML file
 
 from llmcompress.spec.plan.files import load_plan
 from llmcompress.spec.plan.jobs import Job, planned_jobs
-from llmcompress.spec.plan.records import Evaluation, Plan, PlanModel, PlanRecipe, Push, Tracker, Tuning
+from llmcompress.spec.plan.records import Evaluation, Plan, PlanModel, PlanRecipe, PlanSearch, Push, Tracker, Tuning
 
 __all__ = [
     "Evaluation",
@@ -15,6 +15,7 @@ __all__ = [
     "Plan",
     "PlanModel",
     "PlanRecipe",
+    "PlanSearch",
     "Push",
     "Tracker",
     "Tuning",

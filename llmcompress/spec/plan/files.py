@@ -79,6 +79,8 @@ def _make_absolute(data: dict[str, Any], folder: Path, stem: str) -> None:
         if isinstance(name, str) and name.endswith((".yaml", ".yml")):
             recipe["recipe"] = absolute_path(name, folder)
         _make_texts_absolute(recipe.get("set"), folder)
+        make_dataset_absolute(recipe.get("search"), "dataset", folder)
+        make_dataset_absolute(part_of(recipe, ("search", "calibration")), "dataset", folder)
     for model in _records(data.get("models")):
         overrides = model.get("overrides")
         for settings in overrides.values() if isinstance(overrides, dict) else ():

@@ -11,6 +11,7 @@ from llmcompress.errors import RecipeError, UsageError
 from llmcompress.spec import RECOMMENDED, Recipe, load_recipe, override_recipe
 from llmcompress.spec.access import check_repo_id
 from llmcompress.spec.plan.records import Plan, PlanModel, PlanRecipe, Settings, Tuning
+from llmcompress.spec.search import SearchSpec
 from llmcompress.spec.validation import Location, did_you_mean, dotted
 
 Place = Callable[[Location], str]
@@ -34,6 +35,8 @@ class Job(NamedTuple):
     """Where it is pushed."""
     tuned_from: Path | None = None
     """The artifact of another job, whose runtime settings are searched to make this one; None: made from the model."""
+    search: SearchSpec | None = None
+    """What is searched for to make it; ``recipe`` stands for what that takes."""
 
     @property
     def name(self) -> str:
@@ -50,6 +53,7 @@ class _Entry(NamedTuple):
     recipe: Recipe | None
     recommended: str | None
     settings: tuple[str, ...]
+    search: SearchSpec | None = None
 
 
 def planned_jobs(plan: Plan, output_dir: Path, *, place: Place = dotted) -> tuple[Job, ...]:
@@ -84,6 +88,8 @@ def planned_jobs(plan: Plan, output_dir: Path, *, place: Place = dotted) -> tupl
                 raise RecipeError("has no effect: the recipe is excluded", where=where, hint="remove one of the two")
         for entry in chosen:
             recipe, settings = entry.recipe, entry.settings
+            if entry.search is not None:
+                _check_searched(model, entry.name, at, place)
             if own := model.overrides.get(entry.name):
                 settings = (*settings, *_overrides(own))
                 if recipe is not None:
@@ -91,7 +97,7 @@ def planned_jobs(plan: Plan, output_dir: Path, *, place: Place = dotted) -> tupl
                     _check_text(recipe, place((*at, "overrides", entry.name)))
             directory = output_dir.absolute() / model.short_name / entry.name
             repo_id = plan.push.repository(model.short_name, entry.name) if plan.push else None
-            job = Job(model, entry.name, recipe, entry.recommended, settings, directory, repo_id)
+            job = Job(model, entry.name, recipe, entry.recommended, settings, directory, repo_id, search=entry.search)
             jobs.append(job)
             if plan.tune is not None and entry.name in (plan.tune.only or entries):
                 _check_gate(job, plan.tune, place(("tune", "reference")))
@@ -117,6 +123,9 @@ def _entries(plan: Plan, place: Place) -> dict[str, _Entry]:
 
 
 def _entry(planned: PlanRecipe, at: Location, place: Place) -> _Entry:
+    if planned.search is not None:
+        return _searched_entry(planned, at, place)
+    assert planned.recipe is not None
     if planned.recipe in RECOMMENDED:
         name = planned.name or planned.recipe
         return _Entry(name, None, planned.recipe, _overrides(planned.set))
@@ -135,6 +144,33 @@ def _entry(planned: PlanRecipe, at: Location, place: Place) -> _Entry:
     return _Entry(recipe.name, recipe, None, ())
 
 
+def _searched_entry(planned: PlanRecipe, at: Location, place: Place) -> _Entry:
+    assert planned.search is not None
+    assert planned.name is not None
+    spec = planned.search.spec()
+    for part, text in (("dataset", spec), ("calibration", spec.calibration)):
+        path = text.dataset_path() if text is not None else None
+        if path is not None and not path.is_file():
+            where = place((*at, "search", part))
+            raise RecipeError(f"there is no file {path}", where=where, hint="check the path")
+    weights = {"mode": "int4_sym", "group_size": 128, "group_size_fallback": "adjust"}
+    return _Entry(planned.name, Recipe.model_validate({"name": planned.name, "weights": weights}), None, (), spec)
+
+
+def _check_searched(model: PlanModel, name: str, at: Location, place: Place) -> None:
+    """Refuse what a search of a model does not take."""
+    if name in model.overrides:
+        where = place((*at, "overrides", name))
+        raise RecipeError("has no effect on a search, which writes the recipe", where=where, hint="remove it")
+    for field in ("merge_adapter", "max_context", "requantize", "file"):
+        if getattr(model, field):
+            raise RecipeError(
+                f"the search {name} does not take it: it begins with a whole checkpoint in floating point",
+                where=place((*at, field)),
+                hint=f"exclude {name} from this model",
+            )
+
+
 def _tuned(job: Job, plan: Plan) -> Job:
     """The job that tunes what another makes."""
     name = job.recipe_name + TUNED
@@ -143,6 +179,7 @@ def _tuned(job: Job, plan: Plan) -> Job:
         directory=job.directory.with_name(name),
         repo_id=plan.push.repository(job.model.short_name, name) if plan.push else None,
         tuned_from=job.directory,
+        search=None,
     )
 
 

@@ -13,6 +13,7 @@ from llmcompress.errors import UsageError
 from llmcompress.spec import BenchSpec, EvalSpec, Gate, TuneSpec
 from llmcompress.spec.access import Access
 from llmcompress.spec.recipe import NAME
+from llmcompress.spec.search import SearchSpec, parse_size
 from llmcompress.spec.tuning import Scope, parse_workload, with_budget_s
 from llmcompress.spec.validation import MAX_COUNT, Refusal, StrictModel, Text, Texts, did_you_mean, refusal_error, shown
 
@@ -68,14 +69,49 @@ class PlanModel(StrictModel):
         return self.name or self.source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf").removesuffix(".onnx")
 
 
-class PlanRecipe(StrictModel):
-    """One recipe: a packaged name or a file, perhaps with fields of its own."""
+class PlanSearch(SearchSpec):
+    """A search whose plan is an artifact of a plan."""
 
-    recipe: Text
+    def spec(self) -> SearchSpec:
+        """What a report answers."""
+        return SearchSpec(**{name: getattr(self, name) for name in SearchSpec.model_fields})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_short_forms(cls, fields: Any) -> Any:
+        """``max_bytes: 800MB``, and ``budget: 5m`` for ``budget_s``."""
+        if isinstance(fields, dict) and "max_bytes" in fields:
+            fields = {**fields, "max_bytes": _read(parse_size, fields["max_bytes"], "max_bytes")}
+        return with_budget_s(fields)
+
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from super()._refusals()
+        if self.front:
+            problem = "has no effect in a plan, whose searches of one model share what they make"
+            yield Refusal("front", problem, "write a further search for each size")
+
+
+class PlanRecipe(StrictModel):
+    """One recipe: a packaged name or a file, perhaps with fields of its own; or a search for one."""
+
+    recipe: Text | None = None
     """A packaged name, ``optimum-default``, or a .yaml file. A relative path in a file starts at its folder."""
+    search: PlanSearch | None = None
+    """The limit, the formats and the text of a search, which makes the artifact."""
     name: Name | None = None
     """Of the directory below the model's. None: the recipe's own name."""
     set: Settings = Field(default_factory=dict)
+
+    def _refusals(self) -> Iterator[Refusal]:
+        if (self.recipe is None) == (self.search is None):
+            got = "neither" if self.recipe is None else "both"
+            yield Refusal("recipe", f"got {got} of recipe and search; exactly one is accepted", "write one of the two")
+        if self.search is None:
+            return
+        if self.name is None:
+            yield Refusal("name", "is missing; what a search makes has no name of its own", "give it one")
+        if self.set:
+            yield Refusal("set", "has no effect on a search, which writes the recipe", "remove it")
 
 
 class Evaluation(EvalSpec):
