@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,13 @@ def test_the_manifest_says_what_the_cpu_makes_of_each_kind_of_layer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = Path(__file__).parent / "quantized_checkpoints" / "compressed-tensors-mixed"
-    assert run_command(["compress", str(source), "-o", str(tmp_path / "out"), "--no-tokenizer"]) == 0
+    command = ["compress", str(source), "-o", str(tmp_path / "out"), "--no-tokenizer"]
+    assert run_command([*command, "--dry-run"]) == 0
+    expanded = re.findall(r"this machine's CPU expands (\w+) to (\w+)", capsys.readouterr().out)
+    assert run_command(command) == 0
     kept = read_manifest(tmp_path / "out").kept
     assert kept is not None
+    assert [("fp8_e4m3", kept.executed["fp8_e4m3"])] == expanded
     assert kept.executed.pop("fp8_e4m3") in ("f32", "bf16")
     assert kept.executed == {"int4_sym": "i4", "int8_sym": "i8", "mxfp4": "f4e2m1", "nvfp4": "f4e2m1"}
     # Half a unit in the last place of f32.

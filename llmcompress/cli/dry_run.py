@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.cli.console import facts_table, layers_table, print_blocks, print_report, print_text, write_line
+from llmcompress.cli.flags import current_flags, with_flags
 from llmcompress.cli.progress import run_watched
 from llmcompress.errors import ResourceError
 from llmcompress.report.text import count_text, size_text
@@ -93,4 +94,4 @@ def print_forecast(forecast: Forecast, *, source: str, recipe_name: str) -> None
     if forecast.notes:
         write_line("")
     for note in forecast.notes:
-        print_text(f"{'warning' if note in forecast.warnings else 'note'}: {note}")
+        print_text(with_flags(f"{'warning' if note in forecast.warnings else 'note'}: {note}", current_flags()))

@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from llmcompress.compression.layers import EXECUTED_AS, mode_of
+from llmcompress.compression.layers import EXECUTED_AS, FLOATS, mode_of
 from llmcompress.graph.device import compile_model, executed_precisions
 from llmcompress.graph.model import is_constant
 from llmcompress.loaders.quantized.constants import weight_value
-from llmcompress.loaders.quantized.packed import PackedWeight
+from llmcompress.loaders.quantized.packed import FOUR_BITS, PackedWeight
+from llmcompress.loaders.quantized.stored import StoredWeight
 from llmcompress.report.compression import KeptRecord, LayerRecord
 
 if TYPE_CHECKING:
@@ -56,6 +57,39 @@ def _kept_layer(layer: LayerRecord, weight: KeptWeight) -> LayerRecord:
     # Below a whole, all digits of a share are noise.
     rounding = float(f"{weight.packed.rounding:.3g}")
     return layer.model_copy(update={"stored_as": weight.format, "relative_rounding": rounding, "engine": None})
+
+
+def expanded_modes(weights: Iterable[StoredWeight]) -> dict[str, str]:
+    """The kinds of matrices that the CPU of this machine brings to floats, and to which; by headers alone.
+
+    Tried on a few rows of each kind, whose codes are any.
+    """
+    kinds = {
+        (weight.element, weight.scale): weight
+        for weight in weights
+        if len(weight.shape) == 2 and weight.element not in FLOATS
+    }
+    executed = {
+        mode_of(weight.element, (weight.scale,)) or weight.element: _executed(_sample(weight))
+        for weight in kinds.values()
+    }
+    return {mode: ", ".join(sorted(found & FLOATS)) for mode, found in executed.items() if found & FLOATS}
+
+
+def _sample(weight: StoredWeight) -> PackedWeight:
+    import numpy as np
+
+    num_groups = min(4, weight.columns // weight.group_size)
+    columns, groups = num_groups * weight.group_size, (_SAMPLE_ROWS, num_groups)
+    types = {"f16": np.float16, "f32": np.float32}
+    return PackedWeight(
+        codes=np.full((_SAMPLE_ROWS, columns // 2 if weight.element in FOUR_BITS else columns), 0x11, np.uint8),
+        element=weight.element,
+        shape=(_SAMPLE_ROWS, columns),
+        scales=np.ones(groups, types.get(weight.scale, np.uint8)),
+        zero_points=np.ones(groups, types.get(weight.zero_point or "", np.uint8)) if weight.asymmetric else None,
+        scale=weight.scale,
+    )
 
 
 def _executed(packed: PackedWeight) -> set[str]:

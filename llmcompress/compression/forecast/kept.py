@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.compression.forecast.records import Inventory, PlannedLayer
+from llmcompress.compression.kept import expanded_modes
 from llmcompress.compression.layers import FLOATS, mode_of
 from llmcompress.loaders.hub_headers import read_hub_checkpoint
 from llmcompress.loaders.quantized.declaration import is_repacked
@@ -65,11 +66,21 @@ def with_quantized(source: Source, inventory: Inventory, *, keep: bool) -> Inven
         notes=(
             *inventory.notes,
             *(f"{n:,} weights are {name}; {rounding or 'taken exactly'}" for (name, rounding), n in formats.items()),
+            *(_expansions(found.weights) if keep else ()),
         ),
         stored=weights,
         # Floats are no codes, and stay what they are before any recipe.
         keeps_codes=keep or not any(weight.is_quantized for weight in found.weights),
     )
+
+
+def _expansions(weights: Iterable[StoredWeight]) -> list[str]:
+    """What is small on disk alone, and what to do."""
+    return [
+        f"this machine's CPU expands {mode} to {precision} in memory: recipe int8 with `requantize` "
+        "takes less there, and eval says what that costs"
+        for mode, precision in expanded_modes(weights).items()
+    ]
 
 
 def _by_names_of(inventory: Inventory, weights: Iterable[StoredWeight]) -> tuple[StoredWeight, ...]:
