@@ -195,8 +195,11 @@ def _repack(folder: Path) -> Any:
     return {name: weight.shape for name, weight in weights.items()}
 
 
-def _gguf(folder: Path) -> None:
-    shutil.copy(Path(__file__).parent / "gguf_models" / "legacy.gguf", folder / "model.gguf")
+def _gguf(name: str) -> Callable[[Path], None]:
+    def make(folder: Path) -> None:
+        shutil.copy(Path(__file__).parent / "gguf_models" / f"{name}.gguf", folder / "model.gguf")
+
+    return make
 
 
 def _onnx(folder: Path) -> None:
@@ -406,7 +409,8 @@ def doors() -> tuple[Door, ...]:
             Door(f"quantized{name}", make, ("config.json", "model.safetensors"), _repack, source_errors)
             for name, make in quantized.items()
         ),
-        Door("gguf", _gguf, ("model.gguf",), _repack_container, model),
+        Door("gguf", _gguf("legacy"), ("model.gguf",), _repack_container, model),
+        Door("gguf-k-quants", _gguf("k-quants"), ("model.gguf",), _repack_container, model),
         Door("onnx", _onnx, ("model.onnx", "config.json"), _repack_container, source_errors),
         Door("onnx-alone", _onnx_alone, ("model.onnx",), _repack_container, model),
         Door("config", _checkpoint, ("config.json",), _dry_run, source_errors, dry, is_slow=True),

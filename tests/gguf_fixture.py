@@ -48,7 +48,47 @@ NAMES |= {
     "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
-ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
+OTHER_EXPERTS = {
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.experts.w1": "ffn_gate_exps",
+    "block_sparse_moe.experts.w3": "ffn_up_exps",
+    "block_sparse_moe.experts.w2": "ffn_down_exps",
+    "block_sparse_moe.router.layer": "ffn_gate_inp",
+    "block_sparse_moe.input_linear.gate": "ffn_gate_exps",
+    "block_sparse_moe.input_linear.up": "ffn_up_exps",
+    "block_sparse_moe.output_linear": "ffn_down_exps",
+}
+ARCHITECTURES = {
+    "mistral": "llama",
+    "mixtral": "llama",
+    "gemma3_text": "gemma3",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "cohere": "command-r",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "gpt_neox": "gptneox",
+    "gpt_bigcode": "starcoder",
+    "phi": "phi2",
+}
+OF_THE_PACKAGE = {
+    "arcee", "bloom", "command-r", "cohere2", "falcon", "glm4", "gpt2", "gptneox", "hunyuan-dense", "mpt", "olmo",
+    "phi2", "starcoder",
+}  # fmt: skip
+"""Whose tensors are named by the package's own map."""
+FUSED_BY_HEAD = ("bloom", "falcon", "gpt_neox")
+CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+"""GPT-2's matrices, which have input channels first."""
+SHARED_KEYS = {
+    "n_embd": "hidden_size",
+    "d_model": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+    "max_seq_len": "max_position_embeddings",
+    "ffn_hidden_size": "intermediate_size",
+}
 
 
 def write_gguf(
@@ -57,12 +97,12 @@ def write_gguf(
     """Write a checkpoint of transformers as one GGUF file, or as the parts of one; ``metadata`` by GGUF's keys."""
     from safetensors.numpy import load_file
 
-    config = json.loads((checkpoint / "config.json").read_text())
+    config = shared(json.loads((checkpoint / "config.json").read_text()))
     kind = config["model_type"]
     architecture = ARCHITECTURES.get(kind, kind)
     tensors = {}
     for name, values in _stacked(load_file(checkpoint / "model.safetensors")).items():
-        to, values = _as_stored(name, values.astype(np.float32), config)
+        to, values = as_stored(name, values.astype(np.float32), config)
         tensors[to] = values
     tensors |= {f"rope_{name}.weight": values for name, values in _rope_tensors(config).items()}
     writers = []
@@ -114,27 +154,70 @@ def _stacked(tensors: Mapping[str, Array]) -> dict[str, Array]:
     found: dict[str, Any] = {}
     for name in sorted(tensors, key=lambda each: [int(part) if part.isdigit() else part for part in each.split(".")]):
         module, expert, rest = name.partition(".experts.")
-        if not expert:
+        if "input_linear" in name:
+            stem = name.removesuffix(".weight")
+            found[f"{stem}.gate.weight"], found[f"{stem}.up.weight"] = np.split(tensors[name], 2, axis=1)
+        elif not expert:
             found[name] = tensors[name]
         else:
             found.setdefault(f"{module}.experts.{rest.partition('.')[2]}", []).append(tensors[name])
     return {name: np.stack(values) if isinstance(values, list) else values for name, values in found.items()}
 
 
-def _as_stored(name: str, values: Array, config: Mapping[str, Any]) -> tuple[str, Array]:
+def shared(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the keys that most classes have."""
+    config |= {key: config[own] for own, key in SHARED_KEYS.items() if own in config}
+    config.setdefault("max_position_embeddings", 256)
+    if not config.get("intermediate_size"):
+        config["intermediate_size"] = 4 * config["hidden_size"]
+    if config["model_type"] == "falcon":
+        config["num_key_value_heads"] = config["num_kv_heads"] if config["new_decoder_architecture"] else 1
+    if config["model_type"] == "gpt_bigcode":
+        config["num_key_value_heads"] = 1
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    return config
+
+
+def _by_the_package(name: str, values: Array, config: Mapping[str, Any], architecture: str) -> tuple[str, Array]:
+    """As llama.cpp's converter writes the architectures that it has a small class for."""
+    kind, heads, shared = config["model_type"], config["num_attention_heads"], config["num_key_value_heads"]
+    number = next(each for each, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(number, config["num_hidden_layers"])
+    to = names.get_name(name.removeprefix("transformer.") if kind == "bloom" else name, (".weight", ".bias"))
+    assert to is not None, name
+    if kind == "gpt2" and name.endswith(CONV1D):
+        values = values.T
+    if kind in FUSED_BY_HEAD and "query_key_value" in name:
+        by_head = values.reshape(shared, heads // shared + 2, config["hidden_size"] // heads, -1)
+        parts = by_head[:, :-2], by_head[:, -2], by_head[:, -1]
+        values = np.concatenate([part.reshape(-1, by_head.shape[-1]) for part in parts]).reshape(values.shape)
+    if kind in ("olmo", "arcee") and name.endswith(("q_proj.weight", "k_proj.weight")):
+        values = _in_pairs(values, heads if "q_proj" in name else shared)
+    return to, values
+
+
+def _in_pairs(values: Array, heads: int) -> Array:
+    """The two channels that are rotated together come next to each other."""
+    return values.reshape(heads, 2, values.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
+
+
+def as_stored(name: str, values: Array, config: Mapping[str, Any]) -> tuple[str, Array]:
+    """A tensor by GGUF's name, in the order of a file."""
     stem, part = name.rsplit(".", 1)
     kind = config["model_type"]
-    names = dict(NAMES)
+    architecture = ARCHITECTURES.get(kind, kind)
+    if architecture in OF_THE_PACKAGE:
+        return _by_the_package(name, values, config, architecture)
+    names = NAMES | OTHER_EXPERTS
     if kind.startswith(("gemma2", "gemma3", "olmo2")):
         names["post_attention_layernorm"] = "post_attention_norm"
     block = ""
     if stem.startswith("model.layers."):
         number, stem = stem.removeprefix("model.layers.").split(".", 1)
         block = f"blk.{number}."
-    if kind in ("llama", "mistral", "granite", "smollm3") and stem in ("self_attn.q_proj", "self_attn.k_proj"):
-        heads = config["num_attention_heads" if "q_proj" in stem else "num_key_value_heads"]
-        # The two channels that are rotated together come next to each other.
-        values = values.reshape(heads, 2, values.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(values.shape)
+    is_in_pairs = kind in ("llama", "mistral", "mixtral", "granite", "granitemoe", "smollm3")
+    if is_in_pairs and stem in ("self_attn.q_proj", "self_attn.k_proj"):
+        values = _in_pairs(values, config["num_attention_heads" if "q_proj" in stem else "num_key_value_heads"])
     if stem == "mlp.shared_expert_gate":
         values = values[0]
     if kind.startswith("gemma") and stem.endswith("norm"):
@@ -183,15 +266,26 @@ def _settings(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
         ("attention.layer_norm_epsilon", "norm_epsilon"),
         ("attention.layer_norm_epsilon", "layer_norm_eps"),
+        ("attention.layer_norm_epsilon", "layer_norm_epsilon"),
         ("attn_logit_softcapping", "attn_logit_softcapping"),
         ("final_logit_softcapping", "final_logit_softcapping"),
         ("embedding_scale", "embedding_multiplier"),
         ("residual_scale", "residual_multiplier"),
         ("attention.scale", "attention_multiplier"),
         ("logit_scale", "logits_scaling"),
+        ("logit_scale", "logit_scale"),
+        ("attention.clamp_kqv", "clip_qkv"),
     ):
         if config.get(name) is not None:
             found[key] = float(config[name])
+    if config["model_type"] in ("mixtral", "granitemoe"):
+        found |= {"expert_count": config["num_local_experts"], "expert_used_count": config["num_experts_per_tok"]}
+    if config["model_type"] == "olmo":
+        found["attention.layer_norm_epsilon"] = 1e-5
+    if config["model_type"] == "mpt":
+        found["attention.max_alibi_bias"] = float(config["attn_config"]["alibi_bias_max"])
+    if rope.get("alpha"):
+        found["rope.freq_base"] = float(theta * rope["alpha"] ** (head_dim / (head_dim - 2)))
     if config["model_type"].endswith("_moe"):
         found |= {
             "expert_count": config.get("num_experts", config.get("num_local_experts")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import pickle
 import re
@@ -15,6 +16,7 @@ import pytest
 from fake_hub import FakeHub, running, use
 from gguf_fixture import Array, as_transformers, experts_as_transformers, write_gguf
 from layers_fixture import folder_with, logits_of_gemma
+from push_fixture import TOKEN
 from test_quantized_sources import EXACT, run, wikitext
 from tiny_models import ARCHITECTURES, build_checkpoint
 
@@ -26,8 +28,8 @@ from llmcompress.cli.dry_run import forecast_source
 from llmcompress.errors import ModelError, SecurityError, UsageError
 from llmcompress.graph.model import read_ir
 from llmcompress.loaders.environments import fitting_layer
-from llmcompress.loaders.quantized.gguf_blocks import BLOCK_FORMATS
-from llmcompress.loaders.quantized.gguf_source import gguf_names
+from llmcompress.loaders.quantized.gguf.blocks import BLOCK_FORMATS
+from llmcompress.loaders.quantized.gguf.source import gguf_names
 from llmcompress.loaders.quantized.packed import dequantized
 from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.source import fetch_weights, resolve, source_checkpoint
@@ -212,6 +214,45 @@ def test_gemma_is_converted_on_a_layer(kind: str, tmp_path: Path, monkeypatch: p
             assert kl_divergence(expected, run(loaded.model, IDS)[0]) <= 2e-5
             logits, _ = run(loaded.dequantized().model, IDS)
         assert np.abs(logits - expected).max() <= EXACT * np.abs(expected).max()
+
+
+@pytest.mark.slow
+def test_a_file_of_the_hub_is_converted_on_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its header says which layer, before anything large is fetched; the worker finds the file in the local cache."""
+    layer = fitting_layer("gemma")
+    assert layer is not None
+    folder = folder_with(layer)
+    monkeypatch.setenv("LLMCOMPRESS_LAYERS", "auto")
+    monkeypatch.setitem(ARCHITECTURES, "gemma", ARCHITECTURES["llama"])
+    vocabulary = TOKENS["vocabularies"]["llama"] | {"tokenizer.ggml.add_space_prefix": False}
+    num_tokens = len(vocabulary["tokenizer.ggml.tokens"])
+    sizes = {**SMALL, "head_dim": 32, "vocab_size": num_tokens, "tie_word_embeddings": True}
+    checkpoint = build_checkpoint(tmp_path / "model", "gemma", **sizes)
+    path = write_gguf(checkpoint, tmp_path / "tiny.gguf", exact_types, **vocabulary)
+    expected = run_supervised(
+        logits_of_gemma, {"checkpoint": checkpoint, "path": path, "ids": IDS}, search_path=(folder,)
+    )
+    other = write_gguf(checkpoint, tmp_path / "other.gguf", **vocabulary)
+    files = {"tiny.gguf": path.read_bytes(), "other.gguf": other.read_bytes(), "README.md": b"# card"}
+    command = ["compress", "acme/tiny", "--file", "tiny.gguf"]
+    with running(FakeHub(files=files)) as hub:
+        use(hub.url, tmp_path / "cache", monkeypatch)
+        assert run_command([*command, "-o", str(tmp_path / "no"), "--dry-run"]) == 0
+        assert run_command([*command, "-o", str(tmp_path / "out")]) == 0
+        assert run_command([*command, "-o", str(tmp_path / "again"), "--offline"]) == 0
+        fetched = hub.asked("other.gguf")
+    assert not fetched
+    logits, _ = run(read_ir(tmp_path / "out"), IDS)
+    assert np.abs(logits - expected).max() <= EXACT * np.abs(expected).max()
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.environment.versions["transformers"] == layer.version
+    assert (manifest.provenance.id, [file.path for file in manifest.provenance.weight_files]) == (
+        "acme/tiny",
+        ["tiny.gguf"],
+    )
+    assert manifest.kept is not None
+    bins = (tmp_path / name / "openvino_model.bin" for name in ("out", "again"))
+    assert filecmp.cmp(*bins, shallow=False)
 
 
 @pytest.mark.parametrize(
@@ -409,3 +450,35 @@ def test_plans_and_optimums_class_take_the_file(model: Path, tmp_path: Path) -> 
     opened = OVModelForCausalLM.from_pretrained(model, quantization_config="keep")
     opened.save_pretrained(tmp_path / "saved")
     assert read_manifest(tmp_path / "saved").kept is not None
+
+
+@pytest.mark.slow
+def test_everything_that_follows_works_on_what_was_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Evaluated, measured, tuned, compared and pushed as any other artifact, by the commands."""
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    out, again = str(tmp_path / "out"), str(tmp_path / "again")
+    text = ["--dataset", str(wikitext(tmp_path)), "--seq-len", "64"]
+    assert run_command(["compress", str(model), "-o", out]) == 0
+    assert run_command(["compress", str(model), "-r", "int8", "--requantize", "-o", again]) == 0
+    for directory in (out, again):
+        assert run_command(["eval", directory, "--reference", str(model), *text, "--num-windows", "2"]) == 0
+    capsys.readouterr()
+    assert run_command(["bench", out, again, "-p", "4", "-n", "2", "-r", "1", "--json"]) == 0
+    assert [report["source"] for report in json.loads(capsys.readouterr().out)] == [out, again]
+    options = ["--workload", "tiny:16/4", "-r", "3", "--property", "KV_CACHE_PRECISION=u8,f16", *text]
+    assert run_command(["tune", out, "--reference", str(model), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["trials"]
+    assert run_command(["compare", out, again, "--json"]) == 0
+    compared = capsys.readouterr().out
+    divergences = [row["kl_divergence"] for row in json.loads(compared)["rows"]]
+    assert divergences[0] < divergences[1]
+    with running(FakeHub()) as hub:
+        use(hub.url, tmp_path / "hub", monkeypatch)
+        assert run_command(["card", out]) == 0
+        assert run_command(["push", out, "acme/made"]) == 0
+        pushed = hub.repos["acme/made"].head.files
+    assert {"README.md", "llmcompress.json", "eval.json", "bench.json", "tune.json"} <= pushed.keys()
+    assert "quantized by `somebody`" in pushed["README.md"].decode()

@@ -14,10 +14,10 @@ from gguf_fixture import write_gguf
 from tiny_models import ARCHITECTURES, build_checkpoint
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.gguf_architectures import gguf_config
-from llmcompress.loaders.quantized.gguf_file import gguf_of, read_gguf
-from llmcompress.loaders.quantized.gguf_source import require_gguf_tokenizer
-from llmcompress.loaders.quantized.gguf_tokenizer import gguf_tokenizer, token_ids
+from llmcompress.loaders.quantized.gguf.architectures import gguf_config
+from llmcompress.loaders.quantized.gguf.file import gguf_of, read_gguf
+from llmcompress.loaders.quantized.gguf.source import require_gguf_tokenizer
+from llmcompress.loaders.quantized.gguf.tokenizer import gguf_tokenizer, token_ids
 from llmcompress.loaders.quantized.packed import dequantized
 from llmcompress.loaders.quantized.source_weights import SourceWeights, source_weights
 from llmcompress.loaders.source import resolve, source_checkpoint
@@ -350,9 +350,9 @@ def test_blocks_that_are_not_finite_are_refused() -> None:
 
 def test_blocks_of_one_number_are_that_number() -> None:
     """A scale of zero leaves the offset alone, whatever the codes are."""
-    from llmcompress.loaders.quantized.gguf import _repacked
-    from llmcompress.loaders.quantized.gguf_architectures import Mapped
-    from llmcompress.loaders.quantized.gguf_blocks import BLOCK_FORMATS
+    from llmcompress.loaders.quantized.gguf.architectures import Mapped
+    from llmcompress.loaders.quantized.gguf.blocks import BLOCK_FORMATS
+    from llmcompress.loaders.quantized.gguf.weights import _repacked
     from llmcompress.loaders.safetensors_file import TensorInfo
 
     stored = np.full((2, 20), 0x5A, np.uint8)

@@ -32,9 +32,9 @@ from llmcompress.cli import run as run_command
 from llmcompress.cli.compress import default_output_name
 from llmcompress.cli.dry_run import forecast_source
 from llmcompress.errors import ModelError, SecurityError, UsageError
-from llmcompress.loaders.quantized.onnx import onnx_weights
-from llmcompress.loaders.quantized.onnx_file import read_graph
-from llmcompress.loaders.quantized.onnx_source import local_onnx
+from llmcompress.loaders.quantized.onnx.file import read_graph
+from llmcompress.loaders.quantized.onnx.source import local_onnx
+from llmcompress.loaders.quantized.onnx.weights import onnx_weights
 from llmcompress.loaders.quantized.packed import PackedWeight, dequantized
 from llmcompress.loaders.scan import scan
 from llmcompress.loaders.source import fetch_weights, resolve, source_checkpoint
@@ -494,7 +494,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_more_than_any_model_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.loaders.quantized import onnx_file
+    from llmcompress.loaders.quantized.onnx import file
 
     listed = field(2, UINT8) + field(8, "t") + field(5, b"\x01" * 4)
     for limit, path, message in (
@@ -503,6 +503,6 @@ def test_more_than_any_model_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("_MAX_FIELDS", write_onnx(tmp_path / "c.onnx", [], []), "there are more than 2 fields at byte 0"),
     ):
         with monkeypatch.context() as patched:
-            patched.setattr(onnx_file, limit, 2)
+            patched.setattr(file, limit, 2)
             with pytest.raises(ModelError, match=message):
                 read_graph(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from quantized_fixture import LAYOUTS, Array
 
 from llmcompress.errors import ModelError
+from llmcompress.loaders.quantized.codes import float_bytes
 from llmcompress.loaders.quantized.constants import put_constants
-from llmcompress.loaders.quantized.packed import PackedWeight, dequantized, float_bytes
+from llmcompress.loaders.quantized.experts import halves_joined, one_expert
+from llmcompress.loaders.quantized.packed import PackedWeight, dequantized
 from llmcompress.loaders.quantized.slim_stacks import SlimStacks
 from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.source import resolve
@@ -220,6 +223,26 @@ def test_experts_with_scales_of_different_precision_make_one_stack(tmp_path: Pat
     assert stack.scales.dtype == np.float32
 
 
+def test_stacks_of_rounded_weights_come_with_what_was_not_rounded() -> None:
+    """Halves of two experts, of which one was rounded: on top of each other, expert by expert, and each alone."""
+    generator = np.random.default_rng(0)
+    halves, floats = [], []
+    for number in range(2):
+        exact = generator.standard_normal((2, 3, 32)).astype(np.float32)
+        short = exact.astype(np.float16)
+        half = PackedWeight(short.view(np.uint8).reshape(6, -1), "f16", exact.shape, np.ones((6, 1), np.float16))
+        halves.append(half._replace(unrounded=functools.partial(np.copy, exact)) if number else half)
+        floats.append(exact if number else short.astype(np.float32))
+    whole = halves_joined(halves)
+    expected = np.concatenate(floats, axis=1)
+    assert (dequantized(whole) == expected).all()
+    for number in range(2):
+        assert (dequantized(one_expert(whole, number)) == expected[number]).all()
+    plain = whole._replace(unrounded=None)
+    assert np.abs(dequantized(plain) - expected).max() < 2e-3
+    assert (dequantized(one_expert(plain, 1)) == dequantized(plain)[1]).all()
+
+
 @pytest.mark.parametrize("rows", [3, 64])
 def test_blocks_that_cross_rows_are_dequantized(rows: int, tmp_path: Path) -> None:
     """As bitsandbytes computes it: blocks of 64 in a weight of 96 columns."""
@@ -268,6 +291,6 @@ def test_a_weight_that_the_graph_does_not_multiply_by_is_refused(tmp_path: Path)
     with pytest.raises(
         ModelError, match=f"1 quantized weights are not in the converted graph as they are stored: {name}"
     ):
-        put_constants(model, weights, {}, SlimStacks({}, {}))
+        put_constants(model, weights, {}, SlimStacks({}, {}, {}))
     with pytest.raises(ModelError, match=f"the quantized weight {name} goes into Add, not into a linear layer"):
-        put_constants(model, weights, {constant.data.ctypes.data: name}, SlimStacks({}, {}))
+        put_constants(model, weights, {constant.data.ctypes.data: name}, SlimStacks({}, {}, {}))

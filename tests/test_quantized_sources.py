@@ -55,7 +55,9 @@ def run(model: Any, ids: Array = IDS) -> tuple[Array, set[str]]:
         "position_ids": np.tile(np.arange(columns), (rows, 1)),
         "beam_idx": np.arange(rows, dtype=np.int32),
     }
-    logits = compiled.create_infer_request().infer(inputs)["logits"].copy()
+    names = {name for port in model.inputs for name in port.names}
+    given = {name: values for name, values in inputs.items() if name in names}
+    logits = compiled.create_infer_request().infer(given)["logits"].copy()
     executed = executed_precisions(compiled)
     return logits, {precision for kind, precision in executed if kind == "FullyConnected"}
 

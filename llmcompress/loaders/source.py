@@ -29,8 +29,8 @@ from llmcompress.loaders.layout import (
     names_in,
     refuse_cache_folder,
 )
-from llmcompress.loaders.quantized.gguf_source import GgufModel, gguf_names, hub_gguf, is_gguf, local_gguf
-from llmcompress.loaders.quantized.onnx_source import (
+from llmcompress.loaders.quantized.gguf.source import GgufModel, gguf_names, hub_gguf, is_gguf, local_gguf
+from llmcompress.loaders.quantized.onnx.source import (
     ONNX_FOLDER,
     config_folder,
     hub_onnx,

@@ -11,7 +11,7 @@ from typing import Any
 from llmcompress.errors import ModelError, SecurityError, one_line
 from llmcompress.graph.model import number_nodes
 from llmcompress.loaders.exporter import installed_transformers
-from llmcompress.loaders.quantized.gguf_source import require_gguf_tokenizer
+from llmcompress.loaders.quantized.gguf.source import require_gguf_tokenizer
 from llmcompress.loaders.source import Source
 from llmcompress.loaders.token_ids import check_token_ids
 from llmcompress.loaders.tokenizer_files import (

@@ -13,8 +13,8 @@ from llmcompress.compression.forecast.records import Inventory, PlannedLayer
 from llmcompress.compression.kept import expanded_modes
 from llmcompress.compression.layers import FLOATS, mode_of
 from llmcompress.loaders.hub_headers import read_hub_checkpoint
+from llmcompress.loaders.quantized.codes import NF4
 from llmcompress.loaders.quantized.declaration import is_repacked
-from llmcompress.loaders.quantized.packed import NF4
 from llmcompress.loaders.quantized.source_weights import source_weights
 from llmcompress.loaders.quantized.stored import Read, StoredWeight
 from llmcompress.loaders.safetensors_file import BITS

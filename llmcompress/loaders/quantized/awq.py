@@ -13,17 +13,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, in_blocks, packed4, shortest, signed, unpacked
-from llmcompress.loaders.quantized.stored import (
+from llmcompress.loaders.quantized.codes import in_blocks, packed4, shortest, unpacked
+from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, signed
+from llmcompress.loaders.quantized.required import (
     FLOATS,
-    Read,
-    StoredWeight,
     group_size_setting,
     modules_with,
     require_matrix,
     require_tensor,
     setting,
 )
+from llmcompress.loaders.quantized.stored import Read, StoredWeight
 from llmcompress.loaders.safetensors_file import TensorInfo
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.experts import joined
-from llmcompress.loaders.quantized.packed import FLOATS, ORIGINAL, Levels, PackedWeight, dequantized, packed4
+from llmcompress.loaders.quantized.codes import packed4
+from llmcompress.loaders.quantized.experts import halves_joined
+from llmcompress.loaders.quantized.packed import FLOATS, ORIGINAL, Levels, PackedWeight, dequantized
 from llmcompress.loaders.quantized.slim_stacks import SlimStacks
 
 if TYPE_CHECKING:
@@ -106,6 +107,9 @@ def _replace(constant: ov.Node, name: str, weight: PackedWeight, owners: list[ob
                 node.output(0).replace(product.output(0))
         elif kind == "Gather" and port.get_index() == 0 and weight.columns is None and not is_stack:
             port.replace_source_output(value.output(0))
+        elif kind == "ShapeOf":
+            shape = ops.constant(list(constant.get_output_shape(0)), node.get_output_element_type(0))
+            node.output(0).replace(shape.output(0))
         else:
             raise ModelError(
                 f"the quantized weight {name} goes into {kind}, not into a linear layer or embedding",
@@ -122,23 +126,6 @@ def _replace_bias(constant: ov.Node, bias: torch.Tensor) -> None:
     whole = ops.constant(bias.float().numpy().reshape(shape))
     whole.set_friendly_name(constant.get_friendly_name())
     constant.output(0).replace(whole.output(0))
-
-
-def halves_joined(halves: list[PackedWeight]) -> PackedWeight:
-    """Stacks on top of each other, expert by expert."""
-    import numpy as np
-
-    num_experts, _, columns = halves[0].shape
-    rows = [np.arange(half.num_rows).reshape(num_experts, -1) for half in halves]
-    starts = np.cumsum([0, *(half.num_rows for half in halves[:-1])])
-    order = np.concatenate([each + start for each, start in zip(rows, starts, strict=True)], axis=1).reshape(-1)
-    whole = joined(halves, (num_experts, order.size // num_experts, columns))
-    return whole._replace(
-        codes=whole.codes[order],
-        scales=whole.scales[order],
-        zero_points=None if whole.zero_points is None else whole.zero_points[order],
-        factors=None if whole.factors is None else whole.factors[order],
-    )
 
 
 def _consumers(constant: ov.Node) -> list[Any]:

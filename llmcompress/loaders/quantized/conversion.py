@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmcompress.graph.model import keep_alive, memory_owners
 from llmcompress.loaders.checkpoint import Given, clone_model, convert_checkpoint
 from llmcompress.loaders.quantized.constants import dequantize_constants, put_constants
+from llmcompress.loaders.quantized.experts import one_expert
+from llmcompress.loaders.quantized.linear_layers import use_linear_layers
 from llmcompress.loaders.quantized.packed import PackedWeight
 from llmcompress.loaders.quantized.slim_stacks import SlimStacks, slim
 from llmcompress.loaders.quantized.source_weights import SourceWeights, stand_ins
@@ -63,6 +65,7 @@ def convert_quantized(
 
         def after_load(loaded: Any) -> None:
             slimmed.append(slim(loaded, given.stacks))
+            use_linear_layers(loaded, given.transposed)
 
         model = convert_checkpoint(
             given.directory,
@@ -70,9 +73,17 @@ def convert_quantized(
             given=Given(None, given.tensors, found.zero_biases, after_load),
         )
         packed = found.repacked(allow_nonfinite=allow_nonfinite)
-        placed = put_constants(model, packed, given.names, slimmed[-1])
+        formats = {weight.name: weight.format for weight in found.weights if weight.is_quantized}
+        names = dict(given.names)
+        for address, (stack, number) in slimmed[-1].matrices.items():
+            expert = names[address] = f"{stack}.{number}"
+            packed[expert] = one_expert(packed[stack], number)
+            if stack in formats:
+                formats[expert] = formats[stack]
+        for stack in {stack for stack, _ in slimmed[-1].matrices.values()}:
+            del packed[stack]
+        placed = put_constants(model, packed, names, slimmed[-1])
     keep_alive(model, (memory_owners(model), placed.owners))
-    formats = {weight.name: weight.format for weight in found.weights if weight.is_quantized}
     kept = {
         constant: KeptWeight(formats[name], weight)
         for constant, (name, weight) in placed.weights.items()

@@ -14,7 +14,8 @@ from llmcompress.loaders.quantized.float8 import find_float8
 from llmcompress.loaders.quantized.gptq import BITS, find_gptq
 from llmcompress.loaders.quantized.mxfp4 import find_mxfp4
 from llmcompress.loaders.quantized.packed import ORIGINAL
-from llmcompress.loaders.quantized.stored import Find, setting
+from llmcompress.loaders.quantized.required import setting
+from llmcompress.loaders.quantized.stored import Find
 from llmcompress.loaders.quantized.torchao import find_torchao
 
 Quantization = Literal["none", "keep"]

@@ -12,16 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, common_group_size, regrouped, shortest
-from llmcompress.loaders.quantized.stored import (
-    FLOATS,
-    Read,
-    StoredWeight,
-    modules_with,
-    require_matrix,
-    require_tensor,
-    setting,
-)
+from llmcompress.loaders.quantized.codes import regrouped, shortest
+from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, common_group_size
+from llmcompress.loaders.quantized.required import FLOATS, modules_with, require_matrix, require_tensor, setting
+from llmcompress.loaders.quantized.stored import Read, StoredWeight
 from llmcompress.loaders.safetensors_file import TensorInfo
 
 

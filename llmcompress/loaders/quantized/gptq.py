@@ -14,27 +14,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.packed import (
-    ORIGINAL,
-    PackedWeight,
-    common_group_size,
-    in_blocks,
-    packed4,
-    regrouped,
-    shortest,
-    signed,
-    unpacked,
-)
-from llmcompress.loaders.quantized.stored import (
+from llmcompress.loaders.quantized.codes import in_blocks, packed4, regrouped, shortest, unpacked
+from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, common_group_size, signed
+from llmcompress.loaders.quantized.required import (
     FLOATS,
-    Read,
-    StoredWeight,
     group_size_setting,
     modules_with,
     require_matrix,
     require_tensor,
     setting,
 )
+from llmcompress.loaders.quantized.stored import Read, StoredWeight
 from llmcompress.loaders.safetensors_file import TensorInfo
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight
-from llmcompress.loaders.quantized.stored import Read, StoredWeight, require_tensor
+from llmcompress.loaders.quantized.required import require_tensor
+from llmcompress.loaders.quantized.stored import Read, StoredWeight
 from llmcompress.loaders.safetensors_file import TensorInfo
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 _WIDTH = 2
+_OF_ONE_BY_ONE = "weight"
+"""What modules that multiply by one expert after the other (Granite-MoE) call their stack."""
 _FIRST_PATTERN = 0x4B51
 """Of 16 bits that are an odd number in f16 and bf16, as are the thousands after it."""
 
@@ -40,6 +42,8 @@ class SlimStacks(NamedTuple):
     weights: dict[float, str]
     """Names of quantized weights."""
     biases: dict[float, torch.Tensor]
+    matrices: dict[int, tuple[str, int]]
+    """What classes multiply by expert by expert: its stack and its number, by the address of what stands in for it."""
 
 
 def stack_parameters(weights: Iterable[StoredWeight]) -> list[StackParameter]:
@@ -67,12 +71,15 @@ def slim(model: Any, parameters: Mapping[int, StackParameter]) -> SlimStacks:
     """
     import torch
 
-    found = SlimStacks({}, {})
+    found = SlimStacks({}, {}, {})
     for path, tensor in list(model.named_parameters()):
         parameter = parameters.get(tensor.data_ptr())
         if parameter is None:
             continue
         module, _, attribute = path.rpartition(".")
+        if attribute == _OF_ONE_BY_ONE:
+            _take_apart(model.get_submodule(module), tensor, parameter.name, found)
+            continue
         owner, width = model.get_submodule(module), _WIDTH * (1 if attribute.endswith("down_proj") else 2)
         shape = list(parameter.shape)
         shape[parameter.inner_axis] = width
@@ -86,6 +93,20 @@ def slim(model: Any, parameters: Mapping[int, StackParameter]) -> SlimStacks:
             found.biases[_fill(slim_bias, found)] = bias.detach()
             setattr(owner, f"{attribute}_bias", torch.nn.Parameter(slim_bias, requires_grad=False))
     return found
+
+
+def _take_apart(owner: Any, stack: torch.Tensor, name: str, found: SlimStacks) -> None:
+    """Give a module that multiplies expert by expert a list of matrices, each where it lies in the stack."""
+    import torch
+
+    parts = []
+    for number, matrix in enumerate(stack.detach()):
+        # The converter makes one of constants that are equal.
+        matrix.view(-1)[0] = 2 + len(found.matrices)
+        found.matrices[matrix.data_ptr()] = name, number
+        parts.append(torch.nn.Parameter(matrix, requires_grad=False))
+    delattr(owner, _OF_ONE_BY_ONE)
+    setattr(owner, _OF_ONE_BY_ONE, torch.nn.ParameterList(parts))
 
 
 def _fill(tensor: torch.Tensor, found: SlimStacks) -> float:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.declaration import FORMATS, GGUF, ONNX, declared, is_repacked, quantization_method
 from llmcompress.loaders.quantized.experts import stacked
-from llmcompress.loaders.quantized.gguf import gguf_weights
-from llmcompress.loaders.quantized.onnx import onnx_weights
+from llmcompress.loaders.quantized.gguf.weights import gguf_weights
+from llmcompress.loaders.quantized.onnx.weights import onnx_weights
 from llmcompress.loaders.quantized.packed import PackedWeight
 from llmcompress.loaders.quantized.slim_stacks import StackParameter, stack_parameters
 from llmcompress.loaders.quantized.stored import MappedTensors, Read, StoredWeight, mapped_tensors, plain_tensors
@@ -156,6 +156,8 @@ class StandIns(NamedTuple):
     tensors: Mapping[str, torch.Tensor]
     names: Mapping[int, str]
     """The name of each quantized weight by the address of what stands in for it."""
+    transposed: tuple[str, ...]
+    """Those whose class has input channels before output channels."""
     stacks: Mapping[int, StackParameter]
     """The parameters that are stacks of experts, by the address of what is loaded for them."""
 
@@ -187,8 +189,10 @@ def stand_ins(source: Source, found: SourceWeights) -> Iterator[StandIns]:
                 name: opened.get_tensor(name) for name, tensor in found.plain.tensors.items() if tensor.file == file
             }
         matrices = {weight.name: untouched(weight.shape) for weight in found.weights if len(weight.shape) == 2}
+        transposed = tuple(weight.name for weight in found.weights if weight.name in matrices and weight.transposed)
         stacks = {parameter: untouched(parameter.shape) for parameter in stack_parameters(found.weights)}
         tensors |= matrices | {parameter.name: tensor for parameter, tensor in stacks.items()}
+        tensors |= {name: matrices[name].T for name in transposed}
         directory = Path(folder)
         config = {
             key: value
@@ -204,5 +208,6 @@ def stand_ins(source: Source, found: SourceWeights) -> Iterator[StandIns]:
             directory,
             tensors,
             {tensor.data_ptr(): name for name, tensor in matrices.items()},
+            transposed,
             {tensor.data_ptr(): parameter for parameter, tensor in stacks.items()},
         )

@@ -15,23 +15,10 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.packed import (
-    ORIGINAL,
-    PackedWeight,
-    in_blocks,
-    packed4,
-    rounded,
-    shortest,
-    signed,
-)
-from llmcompress.loaders.quantized.stored import (
-    FLOATS,
-    Read,
-    StoredWeight,
-    modules_with,
-    require_matrix,
-    require_tensor,
-)
+from llmcompress.loaders.quantized.codes import in_blocks, packed4, rounded, shortest
+from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, signed
+from llmcompress.loaders.quantized.required import FLOATS, modules_with, require_matrix, require_tensor
+from llmcompress.loaders.quantized.stored import Read, StoredWeight
 from llmcompress.loaders.safetensors_file import TensorInfo
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.onnx_file import Graph, Node
+from llmcompress.loaders.quantized.onnx.file import Graph, Node
 from llmcompress.loaders.quantized.packed import ORIGINAL
 from llmcompress.loaders.safetensors_file import TensorInfo
 

@@ -13,26 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.gguf_architectures import Mapped, named_tensors
-from llmcompress.loaders.quantized.gguf_blocks import (
+from llmcompress.loaders.quantized.codes import in_blocks, packed4, shortest
+from llmcompress.loaders.quantized.experts import with_whole_stacks
+from llmcompress.loaders.quantized.gguf.architectures import Mapped, named_tensors
+from llmcompress.loaders.quantized.gguf.blocks import (
     BLOCK_FORMATS,
     DEQUANTIZED,
     BlockFormat,
     BlockLevels,
     without_zero_scales,
 )
-from llmcompress.loaders.quantized.gguf_file import BLOCK_SIZES
-from llmcompress.loaders.quantized.packed import (
-    ORIGINAL,
-    Element,
-    Levels,
-    PackedWeight,
-    Scale,
-    dequantized,
-    in_blocks,
-    packed4,
-    shortest,
-)
+from llmcompress.loaders.quantized.gguf.file import BLOCK_SIZES
+from llmcompress.loaders.quantized.packed import ORIGINAL, Element, Levels, PackedWeight, Scale, dequantized
 from llmcompress.loaders.quantized.slim_stacks import stack_parameters
 from llmcompress.loaders.quantized.stored import MappedTensors, Read, StoredWeight, mapped_bytes
 from llmcompress.loaders.safetensors_file import TensorInfo
@@ -76,11 +68,10 @@ def gguf_weights(config: Mapping[str, Any], checkpoint: Checkpoint) -> GgufWeigh
     others: dict[str, tuple[TensorInfo, Mapped]] = {}
     for name, place in places.items():
         tensor = checkpoint.tensors[name]
-        is_stack = len(tensor.shape) == 3 and ".experts." in place.name
-        kept = (*BLOCK_FORMATS, *DEQUANTIZED, *_FLOATS, *(("F32",) if is_stack else ()))
-        if (is_stack or len(tensor.shape) == 2) and tensor.dtype in kept and not place.less:
+        kept = (*BLOCK_FORMATS, *DEQUANTIZED, *_FLOATS, *(("F32",) if place.is_stack else ()))
+        if len(tensor.shape) == (3 if place.is_stack else 2) and tensor.dtype in kept and not place.less:
             weights.append(_stored(name, tensor, place, checkpoint.path))
-        elif tensor.dtype in ("F32", *_FLOATS) and ".experts." not in place.name:
+        elif tensor.dtype in ("F32", *_FLOATS) and not place.is_stack:
             others[name] = tensor, place
         else:
             raise ModelError(
@@ -88,10 +79,13 @@ def gguf_weights(config: Mapping[str, Any], checkpoint: Checkpoint) -> GgufWeigh
                 where=tensor.file,
                 hint=ORIGINAL,
             )
-    plain = {weight.name: TensorInfo("", "F32", weight.shape, 0, 0) for weight in weights if len(weight.shape) == 2}
+    weights = with_whole_stacks(weights)
+    matrices = [weight.parameter for weight in weights if len(weight.shape) == 2]
+    plain = {name: TensorInfo("", "F32", shape, 0, 0) for name, shape in matrices}
     plain |= {stack.name: TensorInfo("", "F32", stack.shape, 0, 0) for stack in stack_parameters(weights)}
     for tensor, place in others.values():
-        plain[place.name] = tensor._replace(dtype="F32", shape=(1, *tensor.shape) if place.is_row else tensor.shape)
+        shape = (1, *tensor.shape) if place.is_row else tensor.shape[::-1] if place.transposed else tensor.shape
+        plain[place.name] = tensor._replace(dtype="F32", shape=shape)
     return GgufWeights(
         weights=tuple(weights),
         plain=checkpoint._replace(tensors=plain),
@@ -113,22 +107,14 @@ def _mapped(checkpoint: Checkpoint) -> MappedTensors:
     return mapped._replace(read=read)
 
 
-def row_order(rows: int, heads: int) -> NDArray[np.intp]:
-    """Where the rows of queries or keys lie in a file, in the order of transformers.
-
-    There a head has the first channels of all rotated pairs, then the second ones; llama.cpp puts pairs together.
-    """
-    import numpy as np
-
-    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
-
-
 def _values(stored: NDArray[Any], tensor: TensorInfo, place: Mapped) -> NDArray[np.float32]:
     import numpy as np
 
     values: NDArray[Any] = _floats(stored, tensor.dtype)
-    if place.heads is not None:
-        values = values[row_order(values.shape[0], place.heads)]
+    if place.order is not None:
+        values = values[place.order.places(values.shape[0])]
+    if place.transposed:
+        values = np.ascontiguousarray(values.T)
     if place.is_row:
         values = values[None]
     return values - np.float32(place.less) if place.less else values
@@ -145,7 +131,9 @@ def _floats(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
 
 def _stored(name: str, tensor: TensorInfo, place: Mapped, directory: Path) -> StoredWeight:
     columns = tensor.shape[-1]
-    made = functools.partial(StoredWeight, name=place.name, shape=tensor.shape, parts=frozenset((name,)))
+    made = functools.partial(
+        StoredWeight, name=place.name, shape=tensor.shape, parts=frozenset((name,)), transposed=place.transposed
+    )
     if tensor.dtype in ("F32", *_FLOATS):
         return made(
             format=f"GGUF {tensor.dtype}",
@@ -179,7 +167,7 @@ def _stored(name: str, tensor: TensorInfo, place: Mapped, directory: Path) -> St
 
 def _as_it_is(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> PackedWeight:
     stored = read(name)
-    codes = stored if place.heads is None else stored[row_order(tensor.shape[0], place.heads)]
+    codes = stored if place.order is None else stored[place.order.places(tensor.shape[0])]
     return _float_weight(codes, _FLOATS.get(tensor.dtype, "f32"), tensor)
 
 
@@ -244,7 +232,7 @@ def _rows(name: str, tensor: TensorInfo, place: Mapped, read: Read) -> Callable[
     import numpy as np
 
     stored = read(name)
-    order = None if place.heads is None else row_order(tensor.shape[0], place.heads)
+    order = None if place.order is None else place.order.places(tensor.shape[0])
     return lambda part: np.ascontiguousarray(stored[part] if order is None else stored[order[part]])
 
 

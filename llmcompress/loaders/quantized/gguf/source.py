@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError, UsageError
-from llmcompress.loaders.quantized import gguf_architectures, gguf_tokenizer
-from llmcompress.loaders.quantized.gguf_architectures import ROPE_TENSORS, architecture_of, gguf_config
-from llmcompress.loaders.quantized.gguf_file import GgufFile, gguf_of, read_gguf
+from llmcompress.loaders.quantized.gguf.architectures import architecture_of, gguf_config
+from llmcompress.loaders.quantized.gguf.file import GgufFile, gguf_of, read_gguf
+from llmcompress.loaders.quantized.gguf.rope import ROPE_TENSORS
+from llmcompress.loaders.quantized.gguf.tokenizer import gguf_tokenizer, token_ids
 from llmcompress.loaders.safetensors_file import TensorInfo
 from llmcompress.loaders.tensors import Checkpoint
 from llmcompress.system.cache import cache_dir, content_key, hold
@@ -166,10 +167,10 @@ def _side_files(
 ) -> Path:
     """Write what the metadata describes into the cache, unless it is there, and return its directory."""
     config = _config(metadata, tensors, vectors)
-    code = [Path(str(module.__file__)).read_bytes() for module in (gguf_architectures, gguf_tokenizer)]
+    code = sorted(Path(__file__).parent.glob("*.py"))
     told = {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
     key = content_key(
-        {"config": config, "tokenizer": told, "code": [hashlib.sha256(text).hexdigest() for text in code]}
+        {"config": config, "tokenizer": told, "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in code]}
     )
     entry = cache_dir() / CACHE_KIND / key
     hold(entry)
@@ -196,7 +197,7 @@ def _config(
     config = gguf_config(metadata, tensors, vectors.__getitem__)
     return {
         **config,
-        **gguf_tokenizer.token_ids(metadata, config["vocab_size"]),
+        **token_ids(metadata, config["vocab_size"]),
         "quantization_config": {
             "quant_method": "gguf",
             "architecture": architecture_of(metadata),
@@ -228,7 +229,7 @@ def _write(folder: Path, config: Mapping[str, Any], metadata: Mapping[str, Any])
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
     write_json(folder / "generation_config.json", ids)
     try:
-        made = gguf_tokenizer.gguf_tokenizer(metadata, config["max_position_embeddings"])
+        made = gguf_tokenizer(metadata, config["max_position_embeddings"])
         (folder / "tokenizer.json").write_text(made.tokenizer, encoding="utf-8", newline="\n")
         write_json(folder / "tokenizer_config.json", made.config)
     except ModelError as error:

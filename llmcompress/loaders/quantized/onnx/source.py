@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError, SecurityError, UsageError
-from llmcompress.loaders.quantized.onnx_file import SizeOf, read_graph
-from llmcompress.loaders.quantized.onnx_graph import find_weights, weight_tensors
+from llmcompress.loaders.quantized.onnx.file import SizeOf, read_graph
+from llmcompress.loaders.quantized.onnx.graph import find_weights, weight_tensors
 from llmcompress.loaders.tensors import Checkpoint
 
 if TYPE_CHECKING:
