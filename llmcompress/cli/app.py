@@ -137,13 +137,20 @@ COMMANDS: dict[str, Callable[[], Callable[..., None] | typer.Typer]] = {
 
 
 _DOCS = {
+    "compress": "docs/recipes.md",
+    "recipes": "docs/recipes.md",
+    "eval": "docs/evaluate.md",
+    "bench": "docs/tune.md",
+    "tune": "docs/tune.md",
+    "chat": "docs/getting-started.md",
+    "compare": "docs/compare.md",
     "card": "docs/cards.md",
     "push": "docs/hub.md",
     "run": "docs/plans.md",
-    "search": "docs/search.md",
+    "search": "docs/searching.md",
     "verify": "docs/hub.md",
 }
-"""Where a command is described, if not in the README."""
+"""Where a command is described, if not in what a newcomer reads first."""
 
 _PEERS = {
     "compress": "quantize quantise quant convert export optimize optimise ptq main_export build make",
@@ -178,7 +185,7 @@ def load_command(name: str) -> Any:
     command.name = name
     command.help = f"{summary}\n\n{command.help or ''}"
     for each in (command, *getattr(command, "commands", {}).values()):
-        each.epilog = f"Docs: {_DOCS.get(name, 'README.md')}"
+        each.epilog = f"Docs: {_DOCS.get(name, 'docs/getting-started.md')}"
         each.params.append(_quiet_option())
         # What is the same everywhere comes last.
         each.params.sort(key=_panel_order)

@@ -17,7 +17,7 @@ from llmcompress.cli.options import put_into_panels, take_options
 from llmcompress.errors import UsageError
 from llmcompress.report.options import option_name
 from llmcompress.spec import Calibration, RuntimeProfile, load_profile
-from llmcompress.spec.validation import DescribedModel, StrictModel, from_options
+from llmcompress.spec.validation import DescribedModel, StrictModel, descriptions, from_options
 
 Reader = Callable[[Any], Any]
 
@@ -52,7 +52,7 @@ def with_fields(panels: Mapping[str, str], **flags: Flag) -> Callable[[Callable[
                 parameters[parameter.name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
                 continue
             records[parameter.name] = record
-            texts = record.descriptions()
+            texts = descriptions(record)
             for name, field in record.model_fields.items():
                 parameters[name], read[name] = _option(name, field, texts.get(name, ""), flags.get(name, Flag()))
 

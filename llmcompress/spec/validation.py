@@ -56,6 +56,24 @@ class StrictModel(BaseModel):
         return self
 
 
+def descriptions(record: type[BaseModel]) -> dict[str, str]:
+    """What is written below the fields of a record in its source, by their names."""
+    found: dict[str, str] = {}
+    for each in reversed(record.__mro__[: record.__mro__.index(BaseModel)]):
+        try:
+            tree = ast.parse(inspect.getsource(sys.modules[each.__module__]))
+        except (OSError, TypeError):  # There is no source, as in an interactive session.
+            continue
+        (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == each.__name__)
+        for node, below in itertools.pairwise(body):
+            match node, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = inspect.cleandoc(text)
+                case ast.AnnAssign(target=ast.Name(id=name)), _:
+                    found.pop(name, None)
+    return {name: text for name, text in found.items() if name in record.model_fields}
+
+
 class DescribedModel(StrictModel):
     """A record whose fields are described by what is written below them: in its JSON schema and on the command line.
 
@@ -64,28 +82,10 @@ class DescribedModel(StrictModel):
     """
 
     @classmethod
-    def descriptions(cls) -> dict[str, str]:
-        """Return what is written below the fields, by their names."""
-        found: dict[str, str] = {}
-        for each in reversed(cls.__mro__[: cls.__mro__.index(DescribedModel)]):
-            try:
-                tree = ast.parse(inspect.getsource(sys.modules[each.__module__]))
-            except (OSError, TypeError):  # There is no source, as in an interactive session.
-                continue
-            (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == each.__name__)
-            for node, below in itertools.pairwise(body):
-                match node, below:
-                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        found[name] = inspect.cleandoc(text)
-                    case ast.AnnAssign(target=ast.Name(id=name)), _:
-                        found.pop(name, None)
-        return {name: text for name, text in found.items() if name in cls.model_fields}
-
-    @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         schema = handler(core_schema)
         properties = handler.resolve_ref_schema(schema)["properties"]
-        for name, text in cls.descriptions().items():
+        for name, text in descriptions(cls).items():
             properties[name]["description"] = text
         return schema
 

@@ -1,0 +1,118 @@
+"""The front door: the README fits a screen or two, the reference holds what the code has, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import llmcompress
+from llmcompress import errors
+from llmcompress.cli.app import COMMANDS, load_command
+from llmcompress.spec import Recipe
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """The module that makes the reference; it lies beside the pages, in no package."""
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reference"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def pages_directory(reference: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("reference") / "reference"
+    reference.write(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def pages(pages_directory: Path) -> dict[str, str]:
+    return {path.stem: path.read_text(encoding="utf-8") for path in pages_directory.iterdir()}
+
+
+def test_the_readme_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    assert len(text.encode()) <= 12_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_link_leads_to_a_file(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    # The reference is made when the site is.
+    missing = [
+        link
+        for link in links
+        if not link.startswith(("#", "reference/")) and not (page.parent / link.partition("#")[0]).exists()
+    ]
+    assert not missing
+
+
+def test_every_page_is_in_the_contents() -> None:
+    contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").splitlines()
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"} <= set(contents)
+
+
+def test_every_command_and_option_is_in_the_reference(pages: dict[str, str]) -> None:
+    for name in COMMANDS:
+        command = load_command(name)
+        for each in (command, *getattr(command, "commands", {}).values()):
+            (text,) = re.findall(
+                rf"^#+ `llmcompress {name}`$.*?(?=^## |\Z)", pages["commands"], re.MULTILINE | re.DOTALL
+            )
+            flags = [flag for option in each.params if not option.hidden for flag in option.opts if "--" in flag]
+            assert flags
+            assert [flag for flag in flags if flag not in text] == []
+
+
+@pytest.mark.parametrize("page", ["recipe", "plan", "specifications", "reports"])
+def test_every_field_is_in_the_reference(page: str, reference: ModuleType, pages: dict[str, str]) -> None:
+    roots = reference.WRITTEN[page][2] if page in reference.WRITTEN else tuple(reference.REPORTED.values())
+    known: dict[str, set[str]] = {}
+    for root in roots:
+        # What pydantic itself finds below it.
+        schema = root.model_json_schema()
+        for name, each in {root.__name__: schema, **schema.get("$defs", {})}.items():
+            if "properties" in each:
+                known.setdefault(name, set()).update(each["properties"])
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", pages[page], re.MULTILINE | re.DOTALL))
+    assert known
+    for name, fields in known.items():
+        assert fields <= set(re.findall(r"^\| `([^`]+)` \|", sections[name], re.MULTILINE)), name
+
+
+def test_every_public_name_and_exit_code_is_in_the_reference(pages: dict[str, str]) -> None:
+    named = {line.rpartition(".")[2] for line in re.findall(r"auto(?:function|class):: (\S+)", pages["python"])}
+    assert named == set(llmcompress.__all__) - {"__version__"}
+    for value in vars(errors).values():
+        if inspect.isclass(value) and issubclass(value, errors.LlmcompressError):
+            (line,) = [line for line in pages["exit-codes"].splitlines() if line.startswith(f"| {value.exit_code} |")]
+            assert f"`{value.__name__}`" in line
+
+
+def test_a_second_run_writes_nothing(reference: ModuleType, pages_directory: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in pages_directory.iterdir()}
+    reference.write(pages_directory)
+    assert {path: path.stat().st_mtime_ns for path in pages_directory.iterdir()} == before
+
+
+def test_types_are_told_in_words(reference: ModuleType) -> None:
+    assert reference.type_text(str | None) == "text"
+    assert reference.type_text(tuple[int, ...]) == "list of integer"
+    assert reference.type_text(dict[str, float]) == "mapping of text to number"
+    assert reference.type_text(int | Recipe) == "integer or [Recipe](#recipe)"
