@@ -28,6 +28,7 @@ def look_around(source: Source, more: int = 0, *, progress: Reporter) -> dict[st
         "metadata": metadata.version("transformers"),
         "hub": any(name.startswith("llmcompress.hub") for name in sys.modules),
         "listed": source.files,
+        "path": source.path,
         "more": more,
     }
 

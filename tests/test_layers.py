@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_hub import COMMIT, FakeHub, environment, running, use
 from layers_fixture import folder_with, look_around, make, make_and_compress_by_stock
 from packaging.specifiers import SpecifierSet
 
@@ -37,7 +38,7 @@ from llmcompress.loaders.environments import (
 )
 from llmcompress.loaders.exporter import declared_windows
 from llmcompress.loaders.layer_folders import folder_of, install, remove
-from llmcompress.loaders.source import Source
+from llmcompress.loaders.source import Source, resolve
 from llmcompress.system.cache import lock_of
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Progress, silent
@@ -143,9 +144,24 @@ def test_an_installed_layer_goes_before_the_installed_version(
     monkeypatch.setenv("LLMCOMPRESS_LAYERS", "auto")
     told: list[Progress] = []
     found = on_layer(layer, look_around, gemma2, {"more": 7}, progress=told.append)
-    assert found == {"transformers": VERSION, "metadata": VERSION, "hub": False, "listed": None, "more": 7}
+    seen = {"transformers": VERSION, "metadata": VERSION, "hub": False, "listed": None}
+    assert found == {**seen, "path": gemma2.path, "more": 7}
     assert [step.stage for step in told] == [f"install transformers-{VERSION}"] * 2
     assert layer.is_installed
+
+
+def test_the_hub_is_asked_before_the_layer_begins_and_never_on_it(
+    layer: TransformersLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_LAYERS", "auto")
+    files = {"config.json": b'{"model_type": "gemma2"}', "model.safetensors": b"weights", "tokenizer.json": b"{}"}
+    with running(FakeHub(files=files)) as hub:
+        use(hub.url, tmp_path / "hub", monkeypatch)
+        found = resolve("acme/tiny")
+        assert found.files is not None
+        seen = on_layer(layer, look_around, found, {})
+    assert (seen["hub"], seen["listed"]) == (False, None)
+    assert {name: (seen["path"] / name).read_bytes() for name in files} == files
 
 
 def test_what_is_half_installed_is_not_used_and_removed(layer: TransformersLayer) -> None:
@@ -363,6 +379,26 @@ def test_one_command_installs_what_it_takes(model_type: str, tmp_path: Path) -> 
     manifest = read_manifest(tmp_path / "out")
     assert manifest.environment.versions["transformers"] == layer.version
     assert SpecifierSet(manifest.transformers or "").contains(layer.version)
+
+
+@pytest.mark.slow
+def test_a_model_of_the_hub_is_compressed_on_a_layer(tmp_path: Path) -> None:
+    layer = fitting_layer("gemma3_text")
+    assert layer is not None
+    made = {"model_type": "gemma3_text", "fields": COMMON, "directory": tmp_path}
+    run_supervised(make_and_compress_by_stock, made, search_path=(folder_with(layer),))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+    command = [sys.executable, "-m", "llmcompress", "compress", "acme/tiny", "-r", "int8", "-o", tmp_path / "out"]
+    with running(FakeHub(files=files)) as hub:
+        layers = {"LLMCOMPRESS_LAYERS": "auto", "LLMCOMPRESS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+        env = {**os.environ, **layers, **environment(hub, tmp_path / "hub")}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (tmp_path / name / "openvino_model.bin" for name in ("out", "stock"))
+    assert filecmp.cmp(ours, theirs, shallow=False)
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.provenance.id, manifest.provenance.revision) == ("acme/tiny", COMMIT)
+    assert manifest.environment.versions["transformers"] == layer.version
 
 
 @pytest.mark.slow
