@@ -98,10 +98,9 @@ def test_architectures_of_a_wrong_form(names: object) -> None:
             {"model_type": "llama", "architectures": ["LlamaForCausalLMEagle3"]},
             "a draft model for speculative decoding",
         ),
-        ({"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"]}, "a vision-language model"),
-        ({"model_type": "llava", "vision_config": {"model_type": "clip"}}, "a vision-language model"),
+        ({"model_type": "paligemma", "vision_config": {"model_type": "clip"}}, "a vision-language model"),
         ({"model_type": "llama", "mm_vision_tower": "evil/repo"}, "a multimodal model"),
-        ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, "a vision-language model"),
+        ({"model_type": "minicpmv", "architectures": ["MiniCPMV"]}, "a vision-language model of a type that was not"),
         ({"model_type": "whisper", "architectures": ["WhisperForConditionalGeneration"]}, "a speech model"),
         ({"model_type": "vit", "architectures": ["ViTForImageClassification"]}, "an image classifier"),
         ({"model_type": "llama", "architectures": ["Strange"]}, "something else"),
@@ -138,7 +137,7 @@ def test_version_limits_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     class Never:
         MIN_TRANSFORMERS_VERSION, MAX_TRANSFORMERS_VERSION = "5.5", "5.0"
 
-    monkeypatch.setattr(exporter, "_exporters", lambda: {"a": Limits, "b": Newer, "c": Never})
+    monkeypatch.setattr(exporter, "_exporters", lambda task: {"a": Limits, "b": Newer, "c": Never})
     for installed, reason in (
         ("5.0.0", ""),
         ("4.57.0.dev0", ""),
@@ -173,7 +172,7 @@ def test_a_model_of_a_newer_transformers_says_so() -> None:
 
 
 def test_a_type_the_exporter_knows_and_transformers_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcompress.loaders.architecture.not_convertible", lambda model_type, transformers: "")
+    monkeypatch.setattr("llmcompress.loaders.architecture.not_convertible", lambda model_type, transformers, task: "")
     with pytest.raises(ModelError, match="does not know the model type 'tiny', and the model brings no code for it"):
         check_architecture({"model_type": "tiny"})
     allowed = check_architecture({"model_type": "tiny", "auto_map": {"AutoConfig": "a.B"}}, trust_remote_code=True)
@@ -300,4 +299,17 @@ def test_quantized_checkpoints_that_do_not(declared: object, message: str) -> No
 
 
 def test_the_windows_read_without_an_import_are_the_exporters_own() -> None:
-    assert exporter.declared_windows() == {name: exporter._window(name) for name in exporter._exporters()}
+    for task in (exporter.TASK, exporter.VISION_TASK):
+        found = exporter.declared_windows(task)
+        assert found == {name: exporter._window(name, task) for name in exporter._exporters(task)}
+
+
+@pytest.mark.parametrize("config", [{"model_type": "llava", "vision_config": {}}, {"model_type": "gemma3"}])
+def test_vision_language_models_that_were_tried_are_taken(config: dict[str, Any]) -> None:
+    assert check_architecture(config).model_type == config["model_type"]
+
+
+def test_vision_language_models_have_windows_too() -> None:
+    config = {"model_type": "qwen2_vl", "architectures": ["Qwen2VLForConditionalGeneration"]}
+    with pytest.raises(ModelError, match=r"converts 'qwen2_vl' only with transformers at least 4\.57 and at most 5\.0"):
+        check_architecture(config)

@@ -300,7 +300,7 @@ def test_at_a_terminal_it_is_asked_for(answer: bool, layer: TransformersLayer, m
         return answer
 
     def call() -> str:
-        environments.require_layer(layer, "gemma2")
+        environments.require_layer(layer, {"model_type": "gemma2"})
         return "done"
 
     monkeypatch.setattr("typer.confirm", confirm)

@@ -133,8 +133,13 @@ def build_checkpoint(
     return directory
 
 
-def write_tokenizer(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> None:
-    """Write a byte-level BPE tokenizer (any text round-trips) with bos 256, eos 257, pad 258."""
+def write_tokenizer(
+    directory: Path, *, chat_template: str | None = CHAT_TEMPLATE, named: dict[str, str] | None = None
+) -> Any:
+    """Write a byte-level BPE tokenizer (any text round-trips) with bos 256, eos 257, pad 258, and return it.
+
+    ``named`` are further special tokens by what a processor calls them; their ids begin at 266.
+    """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -142,12 +147,13 @@ def write_tokenizer(directory: Path, *, chat_template: str | None = CHAT_TEMPLAT
     vocab = {token: index for index, token in enumerate(alphabet)}
     merged = [("t", "h"), ("th", "e"), ("i", "n"), ("e", "r"), ("a", "n"), ("\u0120", "t"), ("\u0120", "a")]
     specials = ("<|begin|>", EOS_TOKEN, "<|pad|>")
-    for token in (*specials, *(left + right for left, right in merged)):
+    more = tuple((named or {}).values())
+    for token in (*specials, *(left + right for left, right in merged), *more):
         vocab[token] = len(vocab)
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merged))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*specials, *more)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=specials[0],
@@ -155,10 +161,12 @@ def write_tokenizer(directory: Path, *, chat_template: str | None = CHAT_TEMPLAT
         pad_token=specials[2],
         clean_up_tokenization_spaces=False,
         model_max_length=256,
+        **({"extra_special_tokens": named} if named else {}),
     )
     if chat_template is not None:
         fast.chat_template = chat_template
     fast.save_pretrained(directory)
+    return fast
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -286,7 +286,7 @@ def is_quantized(source: str, access: Access, progress: Reporter) -> bool:
     from llmcompress.loaders.quantized.declaration import check_quantization
     from llmcompress.loaders.source import resolve
 
-    found = resolve(source, access)
+    found = resolve(source, access, vision=True)
     return found.layout == "checkpoint" and check_quantization(found.config)[0] == "keep"
 
 
@@ -309,7 +309,7 @@ def recommend(source: str, name: str, overrides: list[str], access: Access, prog
     from llmcompress.loaders.recommended import recommended_recipe
     from llmcompress.loaders.source import resolve
 
-    return recommended_recipe(resolve(source, access), name, overrides)
+    return recommended_recipe(resolve(source, access, vision=True), name, overrides)
 
 
 EXPANDED = ("f16", "bf16", "f32")
@@ -361,6 +361,7 @@ def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: 
     print_blocks(
         facts_table(facts),
         layers_table(report.layers),
+        _parts_table(report) if report.parts else None,
         _reverted_table(accuracy) if accuracy and accuracy.reverted else None,
         _stages_table(report) if stages else None,
     )
@@ -446,6 +447,15 @@ def _reverted_table(accuracy: AccuracyRecord) -> Table:
         before, after = (f"{drop:.4g}" for drop in (group.drop_before, group.drop_after))
         reverted.add_row(names or "quantizers alone", size_text(group.added_bytes), before, after)
     return reverted
+
+
+def _parts_table(report: CompressionReport) -> Table:
+    from llmcompress.report.compression import formats_text
+
+    parts = table(["Part", "Weights"], ["Size"])
+    for part in report.parts:
+        parts.add_row(part.name, formats_text(part.layers), size_text(part.size_bytes))
+    return parts
 
 
 def _stages_table(report: CompressionReport) -> Table:

@@ -67,7 +67,7 @@ def forecast_source(
     from llmcompress.system.environment import quiet_libraries
 
     quiet_libraries()
-    found = resolve(source, access)
+    found = resolve(source, access, vision=True)
     require_compressible(found, recipe, requantize=access.requantize, offline=access.offline)
     predicted = predict(found, recipe, output_dir, engine=engine, offline=access.offline)
     if found.files is None and (needed_layer(found) is None or is_known(found)):

@@ -45,11 +45,14 @@ def after_eval(report: EvalReport, source: str, spec: EvalSpec, reference: str |
         return
     found = read_measurements(directory)
     write_line("")
-    given = advice(report, found.manifest.recipe)
+    # Of vision-language models no other command goes on from here.
+    given = None if found.manifest.parts else advice(report, found.manifest.recipe)
     if given is not None:
         stdout().print(facts_table(_advice_facts(given)))
     _print_written([directory / EVAL_REPORT] if _holds(found.evaluation, report) else [])
-    if given is None:
+    if found.manifest.parts:
+        print_next("card", [source])
+    elif given is None:
         if found.benchmark is None:
             print_next("bench", [source])
         else:
@@ -131,7 +134,7 @@ def _fitting_windows(directory: Path) -> list[str]:
 
     if not (directory / "config.json").is_file():
         return []
-    longest, default = longest_context(resolve(directory)), EvalSpec.model_fields["seq_len"].default
+    longest, default = longest_context(resolve(directory, vision=True)), EvalSpec.model_fields["seq_len"].default
     return ["--seq-len", str(longest)] if longest is not None and longest < default else []
 
 

@@ -123,7 +123,7 @@ def compress(
         _refuse_loading_options(source, access)
         found = source.source
     else:
-        found = resolve(source, access)
+        found = resolve(source, access, vision=True)
     if not isinstance(recipe, Recipe):
         recipe = recommended_recipe(found, str(recipe))
     kept = None if save_checkpoint is None else _checkpoint_place(save_checkpoint, recipe, found)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmcompress.compression.layers import EXECUTED_AS, LOW_PRECISIONS
 from llmcompress.compression.nncf.statistics import check_statistics_precision
+from llmcompress.compression.parts import require_parts
 from llmcompress.compression.pruned import require_prunable_source
 from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.graph.device import compile_model, executed_precisions
@@ -121,6 +122,7 @@ def require_compressible(
         UsageError: ``requantize`` where nothing would be quantized again.
     """
     require_convertible(source, offline=offline)
+    require_parts(source, recipe)
     require_trainable(source, recipe)
     require_prunable_source(source, recipe)
     require_kept_or_allowed(source, recipe, requantize=requantize)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +16,8 @@ from llmcompress.compression.zeros import archive_share, sparse_speed
 from llmcompress.data.disjoint import write_sequences
 from llmcompress.loaders.environments import transformers_needed
 from llmcompress.loaders.source import Source
-from llmcompress.report.compression import CompressionReport
-from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE
+from llmcompress.report.compression import CompressionReport, PartRecord
+from llmcompress.report.file_names import RECIPE, model_files
 from llmcompress.report.record import FileRecord, environment_record
 from llmcompress.spec import Recipe, dump_recipe
 from llmcompress.system.json_file import write_json
@@ -25,8 +25,6 @@ from llmcompress.system.progress import Progress, Reporter, silent
 
 if TYPE_CHECKING:
     import openvino as ov
-
-MODEL_FILES = frozenset({MODEL_XML, MODEL_BIN})
 
 
 def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = silent) -> CompressionReport:
@@ -39,17 +37,20 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
     import torch
 
     loaded, stages = compressed.loaded, compressed.stages
+    graphs = {loaded.part: compressed.model, **loaded.parts}
+    names = frozenset(name for part in graphs for name in model_files(part))
     with stages.stage("save"):
-        _save_model(compressed.model, stage, progress)
+        _save_graphs(graphs, stage, progress)
     with stages.stage("convert the tokenizer and hash"), ThreadPoolExecutor(1) as pool:
-        model_files = pool.submit(_model_records, stage.path)
+        saved = pool.submit(_model_records, stage.path, names)
         chat_template = _save_side_files(compressed, stage, progress)
-        side_files = file_records(stage.path, exclude=NOT_LISTED | MODEL_FILES)
-        files = tuple(sorted((*model_files.result(), *side_files), key=lambda file: file.path))
-    bin_bytes = next(file.size_bytes for file in files if file.path == MODEL_BIN)
+        side_files = file_records(stage.path, exclude=NOT_LISTED | names)
+        files = tuple(sorted((*saved.result(), *side_files), key=lambda file: file.path))
+    weights = {part: next(file for file in files if file.path == model_files(part)[1]) for part in graphs}
+    bin_bytes = sum(file.size_bytes for file in weights.values())
     pruning, measured = compressed.pruning, stages.measured()
     if pruning is not None and (density := pruning.density) is not None:
-        pruning = pruning.model_copy(update={"archive_share": archive_share(stage.path / MODEL_BIN)})
+        pruning = pruning.model_copy(update={"archive_share": archive_share(stage.path / weights[loaded.part].path)})
         largest = max((layer.shape for layer in compressed.layers if len(layer.shape) == 2), key=math.prod)
         speed = sparse_speed((largest[0], largest[1]), density)
         measured = measured.model_copy(update={"sparse_speed": speed})
@@ -67,6 +68,7 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         tokenizer="none" if compressed.tokenizer is None else "equal",
         chat_template=chat_template,
         layers=compressed.layers,
+        parts=_part_records(compressed, weights),
         activations=compressed.activations,
         pruning=pruning,
         training=compressed.training,
@@ -79,6 +81,17 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
     return report
 
 
+def _part_records(compressed: CompressedModel, weights: Mapping[str, FileRecord]) -> tuple[PartRecord, ...]:
+    """Of a vision-language model each part, with the file of its weights."""
+    if not compressed.parts:
+        return ()
+    layers = {compressed.loaded.part: compressed.layers, **compressed.parts}
+    return tuple(
+        PartRecord(name=name, size_bytes=file.size_bytes, sha256=file.sha256, layers=layers[name])
+        for name, file in weights.items()
+    )
+
+
 def inputs(found: Source, recipe: Recipe) -> list[Path]:
     """The files and directories that an output is made from, and must not touch."""
     texts = (text.dataset_path() for text in recipe.texts)
@@ -88,29 +101,32 @@ def inputs(found: Source, recipe: Recipe) -> list[Path]:
     return [*places, *(path for path in texts if path)]
 
 
-def _save_model(model: ov.Model, stage: Staging, progress: Reporter) -> None:
+def _save_graphs(graphs: Mapping[str, ov.Model], stage: Staging, progress: Reporter) -> None:
     import openvino as ov
 
     from llmcompress.graph.model import number_nodes
 
-    progress(Progress("save", 0, 1))
-    number_nodes(model)
-    with write_errors(stage.target):
-        ov.save_model(model, stage.path / MODEL_XML, compress_to_fp16=False)
-    progress(Progress("save", 1, 1))
+    for number, (part, model) in enumerate(graphs.items()):
+        progress(Progress("save", number, len(graphs)))
+        number_nodes(model)
+        with write_errors(stage.target):
+            ov.save_model(model, stage.path / model_files(part)[0], compress_to_fp16=False)
+    progress(Progress("save", len(graphs), len(graphs)))
 
 
-def _model_records(directory: Path) -> tuple[FileRecord, ...]:
+def _model_records(directory: Path, names: Set[str]) -> tuple[FileRecord, ...]:
     """Hashed while the tokenizer is converted; other files of the directory are still being written."""
     # Not the directories in it, which the tokenizer's conversion makes and removes.
     with os.scandir(directory) as found:
-        return tuple(file_record(entry.name, entry) for entry in found if entry.name in MODEL_FILES)
+        return tuple(file_record(entry.name, entry) for entry in found if entry.name in names)
 
 
 def _save_side_files(
     compressed: CompressedModel, stage: Staging, progress: Reporter
 ) -> Literal["equal", "none", "not checked"]:
     """Write all but the model and the manifest; returns how the converted chat template compares with the original."""
+    from llmcompress.loaders.processor import check_processor, save_processor
+
     loaded = compressed.loaded
     with write_errors(stage.target):
         write_json(stage.path / "config.json", loaded.config)
@@ -118,8 +134,13 @@ def _save_side_files(
         (stage.path / RECIPE).write_text(recipe, encoding="utf-8", newline="\n")
         if compressed.training_windows is not None:
             write_sequences(stage.path, compressed.training_windows.training.token_ids)
+        if loaded.parts:
+            save_processor(loaded.source, stage.path)
     configs = loaded.config, loaded.generation_config
-    return save_texts(compressed.tokenizer, loaded.source, configs, stage, progress)
+    verdict = save_texts(compressed.tokenizer, loaded.source, configs, stage, progress)
+    if loaded.parts and compressed.tokenizer is not None:
+        check_processor(loaded.source, stage.path)
+    return verdict
 
 
 def save_texts(

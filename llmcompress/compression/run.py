@@ -24,12 +24,14 @@ from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.kept import kept_layers, kept_record
 from llmcompress.compression.layers import CODEBOOKS, activation_record, constants_taken_by, layer_table
 from llmcompress.compression.nncf.statistics import statistics
+from llmcompress.compression.parts import compress_parts, require_parts
 from llmcompress.compression.pruned import PrunedSource, PruningInputs, prune_source, require_prunable_source
 from llmcompress.graph.integer_weights import Rescaling
 from llmcompress.graph.model import mark_quantized_source, parameter_name, set_runtime_options, unpin_cache
 from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
 from llmcompress.loaders.context import longest_context
 from llmcompress.loaders.loaded_model import LoadedModel, checkpoint_provenance, load_source
+from llmcompress.loaders.processor import open_processor
 from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.loaders.tokenizer import require_tokenizer
@@ -118,6 +120,8 @@ class CompressedModel:
     """A transformers tokenizer; None where it was left out."""
     calibration: CalibrationRecord | None
     layers: tuple[LayerRecord, ...]
+    parts: Mapping[str, tuple[LayerRecord, ...]]
+    """The same of the graphs next to a language model."""
     activations: ActivationRecord | None
     pruning: PruningRecord | None
     training: TrainingRecord | None
@@ -186,6 +190,7 @@ def compress_in_memory(
     with stages.stage("compress"):
         file_memory = FileMemory(options.scratch_dir) if ready.codes_on_disk else None
         applied = apply_recipe(loaded, recipe, ready.texts.windows, options.engine, file_memory, progress)
+        parts = compress_parts(loaded.parts, recipe, engine=options.engine, file_memory=file_memory, progress=progress)
     trained = pruned.healing if pruned else None
     if trained is not None and trained.num_steps is not None:
         recipe = with_num_steps(recipe, trained.num_steps)
@@ -201,6 +206,7 @@ def compress_in_memory(
         tokenizer=ready.texts.tokenizer if options.tokenizer else None,
         calibration=ready.texts.windows.record if ready.texts.windows else None,
         layers=layers,
+        parts=parts,
         activations=activations,
         pruning=pruned.record if pruned else None,
         training=trained,
@@ -278,6 +284,7 @@ class _Ready(NamedTuple):
 
 def _of_loaded(source: Source, recipe: Recipe, options: CompressOptions, stages: Stages, progress: Reporter) -> _Ready:
     """Refuse what cannot be done with a model that is loaded already."""
+    require_parts(source, recipe)
     require_kept_or_allowed(source, recipe, requantize=options.access.requantize)
     require_executable(recipe)
     require_trainable(source, recipe)
@@ -306,9 +313,14 @@ def _make_ready(
 
 
 def _tokenize(source: Source, recipe: Recipe, options: CompressOptions, stages: Stages) -> _Texts:
-    """Refuse tokens that the model has no embedding for, and read what the recipe reads of its texts."""
+    """Refuse tokens that the model has no embedding for, and read what the recipe reads of its texts.
+
+    Also a processor of pictures that cannot be opened.
+    """
     with stages.stage("tokenize"):
         source = fetch_side_files(source)
+        if source.sees:
+            open_processor(source.path, source.trust_remote_code)
         tokenizer = require_tokenizer(source, needed=options.tokenizer or bool(recipe.texts))
         offline = options.access.offline
         windows = recipe_windows(source, recipe, tokenizer, offline=offline)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError, last_line
-from llmcompress.report.file_names import MODEL_XML
+from llmcompress.report.file_names import MODEL, model_files
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -19,18 +19,23 @@ _ELEMENTWISE = {"Add", "Convert", "Divide", "Multiply", "Subtract", "Tanh"}
 QUANTIZED_SOURCE = ["llmcompress", "quantized_source"]
 _SIXTEEN_BIT = "._openvino_orig_weight"
 """How the exporter names a linear layer's weight in a model that it traces in 16 bits."""
-REQUIRED_INPUTS = ("input_ids", "attention_mask", "beam_idx")
+REQUIRED_INPUTS = ("attention_mask", "beam_idx")
 
 
-def check_decoder(model: ov.Model, *, where: str) -> None:
+def check_decoder(model: ov.Model, *, where: str, takes: str = "input_ids") -> None:
     """Refuse a graph that is not a stateful causal decoder with its past inside.
+
+    Args:
+        model: To be checked.
+        where: For people.
+        takes: The input that holds the text.
 
     Raises:
         ModelError: An input, the logits or the state is missing.
     """
     inputs = {name for port in model.inputs for name in port.get_names()}
     outputs = {name for port in model.outputs for name in port.get_names()}
-    missing = [name for name in REQUIRED_INPUTS if name not in inputs]
+    missing = [name for name in (takes, *REQUIRED_INPUTS) if name not in inputs]
     if "logits" not in outputs:
         missing.append("logits")
     if not model.get_variables():
@@ -211,20 +216,21 @@ def is_weight(op: ov.Node) -> bool:
     return op.get_type_name() == "Constant" and op.get_element_type().is_real() and num_elements(op) > 1
 
 
-def read_ir(directory: Path) -> ov.Model:
-    """Read ``openvino_model.xml`` and map its ``.bin``.
+def read_ir(directory: Path, part: str = MODEL) -> ov.Model:
+    """Read ``openvino_model.xml``, or another part of a model, and map its ``.bin``.
 
     Raises:
         ModelError: The files are damaged or incomplete.
     """
     import openvino as ov
 
+    name = model_files(part)[0]
     try:
-        return ov.Core().read_model(directory / MODEL_XML)
+        return ov.Core().read_model(directory / name)
     except RuntimeError as error:
         raise ModelError(
             f"OpenVINO could not read the model: {last_line(error)}",
-            where=f"{directory.name}/{MODEL_XML}",
+            where=f"{directory.name}/{name}",
             hint="export or copy the directory again; `llmcompress verify` names damaged files of our own artifacts",
         ) from error
 

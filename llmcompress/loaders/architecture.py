@@ -6,10 +6,32 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from llmcompress.errors import ModelError, SecurityError
-from llmcompress.loaders.exporter import installed_transformers, not_convertible, remedy
+from llmcompress.loaders.exporter import (
+    TASK,
+    installed_transformers,
+    not_convertible,
+    remedy,
+    task_of,
+)
 from llmcompress.loaders.quantized.declaration import Quantization, check_quantization
 from llmcompress.loaders.remote_code import ALLOW, refuse_hidden_code
 
+VISION_TYPES = frozenset(
+    {
+        "gemma3",
+        "gemma4",
+        "idefics3",
+        "llava",
+        "llava_next",
+        "mistral3",
+        "qwen2_5_vl",
+        "qwen2_vl",
+        "qwen3_5",
+        "qwen3_vl",
+        "smolvlm",
+    }
+)
+"""Vision-language models that were converted and run."""
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
 _CAUSAL_SUFFIXES = ("forcausallm", "lmheadmodel")
 # Keys under which a configuration carries the part that sees or hears.
@@ -43,7 +65,7 @@ _CLASS_WORDS = (
 
 
 class Architecture(NamedTuple):
-    """A causal language model that the exporter can convert."""
+    """A causal language model, or one with pictures, that the exporter can convert."""
 
     model_type: str
     class_name: str
@@ -84,19 +106,22 @@ def check_architecture(
 
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    kind = _other_kind(config, model_type, names[0] if names else "")
+    task = task_of(config)
+    kind = _other_kind(config, model_type, names[0] if names else "") if task == TASK else _untried(model_type)
     native = model_type in CONFIG_MAPPING_NAMES
     auto_map = bool(config.get("auto_map"))
     if not native and auto_map and not trust_remote_code:
-        reason = f"it is no causal language model but {kind}" if kind else not_convertible(model_type, transformers)
+        reason = (
+            f"it is no causal language model but {kind}" if kind else not_convertible(model_type, transformers, task)
+        )
         raise SecurityError(
             f"model type {model_type!r} is not part of transformers: loading it runs Python code from its repository",
             where=where,
             hint=f"`trust_remote_code` would not help: {reason}" if reason else ALLOW,
         )
     _refuse_kind(kind, names[0] if names else model_type, where)
-    if reason := not_convertible(model_type, transformers):
-        raise ModelError(reason, where=where, hint=_hint(config, model_type))
+    if reason := not_convertible(model_type, transformers, task):
+        raise ModelError(reason, where=where, hint=_hint(config, model_type, task))
     if not native and not auto_map and transformers is None:
         raise ModelError(
             f"transformers {installed_transformers()} does not know the model type {model_type!r}, "
@@ -137,13 +162,18 @@ def _stated_classes(config: Mapping[str, Any], where: str) -> list[str]:
     return names
 
 
+def _untried(model_type: str) -> str:
+    """What a vision-language model is that this has not been tried with; empty where it has."""
+    return "" if model_type in VISION_TYPES else f"a vision-language model of a type that was not tried ({model_type})"
+
+
 def _refuse_kind(kind: str, name: str, where: str) -> None:
     if kind:
         raise ModelError(
             f"{name} is no causal language model but {kind}",
             where=where,
-            hint="llmcompress takes decoder-only text models (architectures ending in ForCausalLM)"
-            + (f"; {EXPORT_EMBEDDINGS}" if kind == EMBEDDING else ""),
+            hint="llmcompress takes decoder-only text models (architectures ending in ForCausalLM), and of those with "
+            f"pictures {', '.join(sorted(VISION_TYPES))}" + (f"; {EXPORT_EMBEDDINGS}" if kind == EMBEDDING else ""),
         )
 
 
@@ -208,12 +238,13 @@ def _causal_class(model_type: str) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _hint(config: Mapping[str, Any], model_type: str) -> str:
+def _hint(config: Mapping[str, Any], model_type: str, task: str) -> str:
     """What to do about a type that is not convertible."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     # To a type that is known here, an older transformers may be what the exporter needs.
-    return remedy(model_type) if model_type in CONFIG_MAPPING_NAMES else _newer_hint(config) or remedy(model_type)
+    known = remedy(model_type, task)
+    return known if model_type in CONFIG_MAPPING_NAMES else _newer_hint(config) or known
 
 
 def _newer_hint(config: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llmcompress.errors import ModelError, SecurityError
@@ -13,6 +13,7 @@ TIME_LIMIT_S = 5.0
 
 Message = Mapping[str, Any]
 """One turn: ``role`` and ``content``, and what else a template reads."""
+_PLAIN: Message = {"role": "user", "content": "What is 2 + 2?"}
 
 
 def render(
@@ -69,6 +70,29 @@ def render(
             hint="check chat_template.jinja or the chat_template of tokenizer_config.json",
         ) from None
     return str(text)
+
+
+def in_parts(messages: Iterable[Message]) -> tuple[Message, ...]:
+    """The same turns, each a list of one text, as templates that also take pictures have them."""
+    return tuple({**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages)
+
+
+def wants_parts(tokenizer: Any) -> bool:
+    """Whether a chat template loses or refuses plain text, and takes lists of parts; GenAI puts text into such a list.
+
+    Args:
+        tokenizer: As of ``render``.
+
+    Raises:
+        SecurityError: As ``render``.
+    """
+    for messages in ((_PLAIN,), in_parts((_PLAIN,))):
+        try:
+            if _PLAIN["content"] in render(tokenizer, messages, add_generation_prompt=True):
+                return messages[0] is not _PLAIN
+        except ModelError:
+            continue
+    return False
 
 
 def _template_chars(template: object) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.chat import Message, render
+from llmcompress.loaders.chat import Message, in_parts, render, wants_parts
 
 _USER = {"role": "user", "content": "What is 2 + 2?"}
 _SYSTEM = {"role": "system", "content": "Be brief."}
@@ -42,7 +42,10 @@ def check_chat_template(
     if not tokenizer.chat_template:
         return "none"
     cases = [(messages, prompt) for messages in conversations for prompt in (True, False)]
-    expected = [_expected(tokenizer, messages, prompt, first=case < 2) for case, (messages, prompt) in enumerate(cases)]
+    written = in_parts if wants_parts(tokenizer) else tuple
+    expected = [
+        _expected(tokenizer, written(messages), prompt, first=case < 2) for case, (messages, prompt) in enumerate(cases)
+    ]
     if importlib.util.find_spec("openvino_genai") is None:
         return "not checked"
     import openvino_genai

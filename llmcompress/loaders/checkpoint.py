@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from llmcompress.graph.model import forget_conversion, keep_alive, memory_owners
 from llmcompress.loaders.adapter import Adapter, adapters_left_out, merge
 from llmcompress.loaders.exporter import TASK
 from llmcompress.loaders.tensor_names import refuse_other_tensors
+from llmcompress.report.file_names import MODEL, MODEL_XML, part_of
 from llmcompress.system.patching import replaced
 
 if TYPE_CHECKING:
@@ -47,16 +48,30 @@ class Given(NamedTuple):
 def convert_checkpoint(
     directory: Path, scratch_dir: Path, *, trust_remote_code: bool = False, given: Given | None = None
 ) -> ov.Model:
-    """Load and convert a checkpoint, stateful and with its key-value cache inside the model.
+    """As ``convert_parts``, of a model that has one part."""
+    return convert_parts(directory, scratch_dir, trust_remote_code=trust_remote_code, given=given)[MODEL]
+
+
+def convert_parts(
+    directory: Path,
+    scratch_dir: Path,
+    *,
+    task: str = TASK,
+    trust_remote_code: bool = False,
+    given: Given | None = None,
+) -> dict[str, ov.Model]:
+    """Load and convert a checkpoint; what generates is stateful, with its key-value cache inside the graph.
 
     Args:
         directory: Holds ``config.json`` and safetensors files, already validated.
         scratch_dir: Existing directory that receives the configuration files optimum writes.
+        task: What it is exported for, which decides its parts.
         trust_remote_code: Run the Python code that the checkpoint brings.
         given: What the model is made of besides.
 
     Returns:
-        The model with the checkpoint's own precision (bf16, fp16 or fp32 constants).
+        The model's graphs with the checkpoint's own precision (bf16, fp16 or fp32 constants), by the names of their
+        files: ``model`` is the only one of a text model.
 
     Raises:
         ModelError: The weights do not fit the architecture, or the exporter refuses it.
@@ -65,14 +80,14 @@ def convert_checkpoint(
     from optimum.exporters.openvino.utils import clear_class_registry
     from optimum.intel.openvino.configuration import OVConfig
 
-    taken: list[ov.Model] = []
+    taken: dict[str, ov.Model] = {}
     storages: list[object] = []
     try:
-        with _instrumented_exporter(given or Given(), taken, storages), adapters_left_out():
+        with _instrumented_exporter(given or Given(), task, taken, storages), adapters_left_out():
             main_export(
                 model_name_or_path=str(directory),
                 output=scratch_dir,
-                task=TASK,
+                task=task,
                 library_name="transformers",
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
@@ -93,13 +108,22 @@ def convert_checkpoint(
         clear_class_registry()
         # The torch module and the traced graph are large; they go before compression begins.
         gc.collect()
-    if not taken:
-        return read_ir(scratch_dir)
-    # A bf16 constant does not own the memory it shows: without the torch storages it would dangle.
-    keep_alive(taken[0], storages)
-    forget_conversion(taken[0])
+    return _finished(taken, storages) if taken else _staged(scratch_dir)
+
+
+def _finished(taken: dict[str, ov.Model], storages: list[object]) -> dict[str, ov.Model]:
+    for model in taken.values():
+        # A bf16 constant does not own the memory it shows: without the torch storages it would dangle.
+        keep_alive(model, storages)
+        forget_conversion(model)
     # Like saving, a copy leaves out the nodes that no result needs; NNCF would follow constants to them.
-    return clone_model(taken.pop())
+    return {name: clone_model(taken.pop(name)) for name in list(taken)}
+
+
+def _staged(directory: Path) -> dict[str, ov.Model]:
+    """What the exporter has written itself."""
+    names = [part_of(path.stem) for path in directory.glob("openvino_*model.xml")]
+    return {name: read_ir(directory, name) for name in names}
 
 
 def clone_model(model: ov.Model) -> ov.Model:
@@ -110,20 +134,32 @@ def clone_model(model: ov.Model) -> ov.Model:
 
 
 @contextlib.contextmanager
-def _instrumented_exporter(given: Given, taken: list[ov.Model], storages: list[object]) -> Iterator[None]:
-    """Replace names for the time of one export: optimum's loading of the model and final save, and torch's tracing.
+def _instrumented_exporter(
+    given: Given, task: str, taken: dict[str, ov.Model], storages: list[object]
+) -> Iterator[None]:
+    """Replace names for the time of one export: optimum's loading of the model and its saves, and torch's tracing.
 
     Of what it has traced torch makes a second trace, to compare: a third of the time, and no part of the result.
-    The exporter would also load the tokenizer and save it next to the model that is not saved.
+    The exporter would also load the tokenizer and save it next to the model that is not saved; the processors of
+    vision-language models tell it the sizes of pictures.
     """
     import torch
     from optimum.exporters.openvino import __main__ as exporter
     from optimum.exporters.openvino import convert
     from optimum.exporters.tasks import TasksManager
 
-    def take(model: ov.Model, *args: Any, **kwargs: Any) -> None:
-        taken.append(model)
-        raise _ModelTaken
+    wanted = {MODEL}
+    export_models: Any = getattr(convert, "export_models", None)
+
+    def export_parts(*args: Any, output_names: Sequence[str] = (MODEL_XML,), **kwargs: Any) -> Any:
+        wanted.clear()
+        wanted.update(part_of(Path(name).stem) for name in output_names)
+        return export_models(*args, output_names=output_names, **kwargs)
+
+    def take(model: ov.Model, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        taken[part_of(Path(path).stem)] = model
+        if wanted <= taken.keys():
+            raise _ModelTaken
 
     model_class_for_task = TasksManager.get_model_class_for_task
 
@@ -131,9 +167,10 @@ def _instrumented_exporter(given: Given, taken: list[ov.Model], storages: list[o
         return _StrictLoader(model_class_for_task(*args, **kwargs), given, storages)
 
     with contextlib.ExitStack() as stack:
-        if hasattr(convert, "save_model"):
+        if hasattr(convert, "save_model") and export_models is not None:
             stack.enter_context(replaced(convert, "save_model", take))
-        if hasattr(exporter, "load_preprocessors"):
+            stack.enter_context(replaced(convert, "export_models", export_parts))
+        if task == TASK and hasattr(exporter, "load_preprocessors"):
             stack.enter_context(replaced(exporter, "load_preprocessors", lambda *args, **kwargs: []))
         stack.enter_context(replaced(torch.jit, "trace", functools.partial(torch.jit.trace, check_trace=False)))
         stack.enter_context(replaced(TasksManager, "get_model_class_for_task", staticmethod(strict_model_class)))

@@ -32,7 +32,7 @@ def longest_context(source: Source, asked: int = 0) -> int | None:
     As vLLM reads it (``_get_and_verify_max_len``): the stated context times the scaling's factor, by YaRN the original
     context times the factor. ``max_context`` of ``Access`` goes first, with a warning where ``asked`` tokens need it.
     """
-    configured = _configured(source.config)
+    configured = _configured(_of_text(source.config))
     if source.max_context is not None and configured is not None and configured < asked <= source.max_context:
         _log.warning(
             "%s: %s tokens are more than its context of %s by config.json; `max_context` allows them",
@@ -65,6 +65,7 @@ def require_context(source: Source, num_tokens: int, asked: str, *, field: str =
 
 def changing_rope(config: Mapping[str, Any]) -> ChangingRope | None:
     """Read whether frequencies depend on the length; by LongRoPE beyond the original context, else the stated one."""
+    config = _of_text(config)
     for rope in _ropes(config):
         kind = _kind(rope)
         if kind == "longrope":
@@ -88,6 +89,12 @@ def warn_of_frozen_positions(source: Source) -> None:
             source.name,
             f"{rope.length:,}",
         )
+
+
+def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a vision-language model the configuration of its language model."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) and _stated(config) is None else config
 
 
 def _configured(config: Mapping[str, Any]) -> int | None:

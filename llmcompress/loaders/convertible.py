@@ -51,7 +51,7 @@ def require_convertible(source: Source, *, offline: bool = False) -> Architectur
         source.config, trust_remote_code=source.trust_remote_code, transformers=layer and layer.version
     )
     if layer is not None:
-        require_layer(layer, architecture.model_type, offline=offline)
+        require_layer(layer, source.config, offline=offline)
     # Of the Hub, they are asked for where nothing smaller refuses it.
     headers = checkpoint or _not_empty(read_hub_checkpoint(source))
     found = None if checkpoint is None else source_weights(source, checkpoint)

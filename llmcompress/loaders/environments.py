@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from llmcompress.errors import UsageError
-from llmcompress.loaders.exporter import declared_windows
+from llmcompress.loaders.exporter import TASK, VersionWindow, declared_windows, window_of
 from llmcompress.loaders.layer_folders import folder_of, install
 from llmcompress.loaders.source import Source, fetch_weights
 from llmcompress.system.cache import hold
@@ -110,7 +110,7 @@ def needed_layer(source: Source) -> TransformersLayer | None:
         UsageError: ``LLMCOMPRESS_LAYERS`` holds no such word.
     """
     is_checkpoint = source.layout == "checkpoint"
-    return fitting_layer(str(source.config.get("model_type"))) if is_checkpoint and mode() != "off" else None
+    return _fitting(window_of(source.config)) if is_checkpoint and mode() != "off" else None
 
 
 def is_known(source: Source) -> bool:
@@ -121,9 +121,12 @@ def is_known(source: Source) -> bool:
     return source.config.get("model_type") in CONFIG_MAPPING_NAMES and not runs_code
 
 
-def fitting_layer(model_type: str) -> TransformersLayer | None:
+def fitting_layer(model_type: str, task: str = TASK) -> TransformersLayer | None:
     """The newest layer that the exporter converts a model type with; None: the installed transformers does, or none."""
-    window = declared_windows().get(model_type)
+    return _fitting(declared_windows(task).get(model_type))
+
+
+def _fitting(window: VersionWindow | None) -> TransformersLayer | None:
     if window is None:
         return None
     try:
@@ -135,7 +138,7 @@ def fitting_layer(model_type: str) -> TransformersLayer | None:
 
 def transformers_needed(source: Source) -> str | None:
     """The versions of transformers that a source is converted and run with, as pip reads them; None: any new one."""
-    window = declared_windows().get(str(source.config.get("model_type"))) if source.layout == "checkpoint" else None
+    window = window_of(source.config) if source.layout == "checkpoint" else None
     return window.specifier if window is not None and window.high is not None else None
 
 
@@ -151,17 +154,22 @@ def is_at_hand(layer: TransformersLayer, *, offline: bool = False) -> bool:
     return layer.is_installed or (mode() == "auto" and not offline)
 
 
-def require_layer(layer: TransformersLayer, model_type: str, *, offline: bool = False) -> None:
+def require_layer(layer: TransformersLayer, config: Mapping[str, Any], *, offline: bool = False) -> None:
     """Refuse to go on where a layer is not installed and may not be installed now.
+
+    Args:
+        layer: What the model takes.
+        config: The model's ``config.json``.
+        offline: Nothing may be installed.
 
     Raises:
         LayerMissingError: Says how it is installed.
     """
     if is_at_hand(layer, offline=offline):
         return
-    window, command = declared_windows()[model_type], f"llmcompress doctor --layers --install {layer.version}"
+    command = f"llmcompress doctor --layers --install {layer.version}"
     raise LayerMissingError(
-        f"optimum-intel converts {model_type!r} only with transformers {window}; "
+        f"optimum-intel converts {str(config.get('model_type'))!r} only with transformers {window_of(config)}; "
         f"{metadata.version('transformers')} is installed, and {layer.version} is not there as a layer",
         version="" if offline else layer.version,
         hint=f"{'with the network, ' if offline else ''}run: {command}"
@@ -193,7 +201,7 @@ def on_layer(
     Raises:
         What the function raises, and what ``require_layer``, ``install`` and ``fetch_weights`` do.
     """
-    require_layer(layer, str(source.config.get("model_type")), offline=offline)
+    require_layer(layer, source.config, offline=offline)
     folder = folder_of(layer.requirements)
     hold(folder)
     if not folder.is_dir():

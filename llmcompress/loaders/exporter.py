@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TASK = "text-generation-with-past"
+VISION_TASK = "image-text-to-text"
 
 _TABLES = ("base.py", "config.py", "model_configs.py")
 _LINES = re.compile(
@@ -21,13 +22,13 @@ _LINES = re.compile(
 )
 
 
-def _exporters() -> dict[str, Any]:
-    """The exporter's configuration class of each model type it converts to a decoder with a cache."""
+def _exporters(task: str = TASK) -> dict[str, Any]:
+    """The exporter's configuration class of each model type that it converts for a task."""
     import optimum.exporters.openvino.model_configs  # noqa: F401 - importing it registers the types
     from optimum.exporters.tasks import TasksManager
 
     types = TasksManager._SUPPORTED_MODEL_TYPE
-    return {name: tasks["openvino"][TASK] for name, tasks in types.items() if TASK in tasks.get("openvino", {})}
+    return {name: tasks["openvino"][task] for name, tasks in types.items() if task in tasks.get("openvino", {})}
 
 
 class VersionWindow(NamedTuple):
@@ -57,8 +58,8 @@ class VersionWindow(NamedTuple):
 
 
 @functools.cache
-def declared_windows() -> Mapping[str, VersionWindow]:
-    """The window of each model type, read from the text of the exporter's tables: they take seconds to import.
+def declared_windows(task: str = TASK) -> Mapping[str, VersionWindow]:
+    """The window of each model type of a task, read from the text of the exporter's tables: they take long to import.
 
     Empty where optimum-intel is not installed or keeps them elsewhere.
     """
@@ -79,7 +80,7 @@ def declared_windows() -> Mapping[str, VersionWindow]:
             lists[line["list"]] = line["items"]
         elif line["type"]:
             tasks = re.sub(r"\*([A-Z_]+)", lambda part: lists.get(part[1], ""), line["tasks"])
-            waiting += [line["type"]] if f'"{TASK}"' in tasks else []
+            waiting += [line["type"]] if f'"{task}"' in tasks else []
         elif line["name"]:
             name = line["name"]
             classes[name] = re.findall(r"\w+", line["bases"]), {}
@@ -95,25 +96,45 @@ def declared_windows() -> Mapping[str, VersionWindow]:
     return {each: VersionWindow(inherited(of, "MIN"), inherited(of, "MAX")) for each, of in found.items()}
 
 
-def _window(model_type: str) -> VersionWindow | None:
+def task_of(config: Mapping[str, Any]) -> str:
+    """What a model is exported for, by its ``config.json``: to continue text, or to answer about pictures too."""
+    model_type = str(config.get("model_type"))
+    sees = config.get("vision_config") is not None or model_type not in declared_windows()
+    return VISION_TASK if sees and model_type in declared_windows(VISION_TASK) else TASK
+
+
+def auto_class(config: Mapping[str, Any]) -> Any:
+    """The automatic class of transformers that holds a model, by its ``config.json``."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if task_of(config) == VISION_TASK else AutoModelForCausalLM
+
+
+def window_of(config: Mapping[str, Any]) -> VersionWindow | None:
+    """The versions of transformers that a model is converted with, by its ``config.json``; None: there is no export."""
+    return declared_windows(task_of(config)).get(str(config.get("model_type")))
+
+
+def _window(model_type: str, task: str = TASK) -> VersionWindow | None:
     """None where there is no export."""
-    found = _exporters().get(model_type)
+    found = _exporters(task).get(model_type)
     if found is None:
         return None
     exporter = getattr(found, "func", found)
     return VersionWindow(*(_version(getattr(exporter, f"{end}_TRANSFORMERS_VERSION", None)) for end in ("MIN", "MAX")))
 
 
-def not_convertible(model_type: str, transformers: str | None = None) -> str:
+def not_convertible(model_type: str, transformers: str | None = None, task: str = TASK) -> str:
     """Why the installed exporter cannot convert this type; empty when it can.
 
     Args:
         model_type: As in ``config.json``.
         transformers: The version that it will be converted with; None: the installed one.
+        task: What for.
     """
     from packaging.version import Version
 
-    window = _window(model_type)
+    window = _window(model_type, task)
     if window is None:
         return f"optimum-intel has no export of model type {model_type!r} for text generation"
     has = transformers or installed_transformers()
@@ -125,11 +146,11 @@ def not_convertible(model_type: str, transformers: str | None = None) -> str:
     return f"optimum-intel converts {model_type!r} only with transformers {window}; {has} is installed"
 
 
-def remedy(model_type: str) -> str:
+def remedy(model_type: str, task: str = TASK) -> str:
     """What to do about a type that is not convertible: the exporter's own versions of transformers, or other types."""
     from packaging.version import Version
 
-    window = _window(model_type)
+    window = _window(model_type, task)
     if window is None:
         return f"it exports types of a similar name: {', '.join(_neighbours(model_type))}"
     low, high = window

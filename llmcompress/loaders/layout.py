@@ -14,15 +14,19 @@ from llmcompress.report.file_names import (
     BENCH_REPORT,
     CARD,
     EVAL_REPORT,
+    LANGUAGE_MODEL,
     MODEL_BIN,
     MODEL_XML,
     SEARCH_REPORT,
     TUNE_REPORT,
+    model_files,
+    part_of,
 )
 
 Layout = Literal["checkpoint", "ir"]
 
 IR_FILES = (MODEL_XML, MODEL_BIN)
+VISION_XML = model_files(LANGUAGE_MODEL)[0]
 IR_SIDE_FILES = tuple(f"openvino_{part}.{end}" for part in ("tokenizer", "detokenizer") for end in ("xml", "bin"))
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """Of these a tokenizer has at least one."""
@@ -66,11 +70,20 @@ def layout_of(names: Collection[str], where: str) -> Layout:
             where=where,
             hint="`merge_adapter` merges it into the base model that it names" if adapter else _NEEDED,
         )
-    if SINGLE in names or INDEX in names or MODEL_XML not in names:
+    if SINGLE in names or INDEX in names or not (MODEL_XML in names or VISION_XML in names):
         return "checkpoint"
-    if MODEL_BIN not in names:
-        raise ModelError(f"{MODEL_XML} is there without {MODEL_BIN}", where=where, hint="export the model again")
+    for xml, weights in zip(*[iter(ir_files(names))] * 2, strict=True):
+        if weights not in names:
+            raise ModelError(f"{xml} is there without {weights}", where=where, hint="export the model again")
     return "ir"
+
+
+def ir_files(names: Collection[str]) -> tuple[str, ...]:
+    """The files of an OpenVINO model, each ``.xml`` before its ``.bin``; of all parts where it has several."""
+    if MODEL_XML in names or VISION_XML not in names:
+        return IR_FILES
+    parts = sorted(name for name in names if fnmatch.fnmatch(name, "openvino_*_model.xml"))
+    return tuple(name for part in parts for name in model_files(part_of(part.removesuffix(".xml"))))
 
 
 def is_whole(names: Collection[str]) -> bool:
@@ -82,7 +95,7 @@ def _instead(names: Collection[str]) -> str:
     for pattern, found in (
         (ADAPTER_CONFIG, "it is an adapter, to be merged into its base model first"),
         ("model_index.json", "it is a diffusion pipeline"),
-        ("openvino_language_model.xml", "it is an OpenVINO vision-language model"),
+        (VISION_XML, "it is an OpenVINO vision-language model"),
         ("consolidated*", "it is a checkpoint in its trainer's own layout"),
     ):
         if fnmatch.filter(names, pattern):
@@ -115,6 +128,7 @@ def check_links(directory: Path, *, allow_links: bool = False) -> None:
         *_SIDE_FILES,
         *IR_SIDE_FILES,
         *IR_FILES,
+        "openvino_*_model.*",
         CARD,
         "*.safetensors",
         "*.gguf",

@@ -18,8 +18,9 @@ from llmcompress.loaders.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.environments import needed_layer, on_layer
+from llmcompress.loaders.exporter import task_of
 from llmcompress.loaders.generation import read_generation_config
-from llmcompress.loaders.layout import IR_FILES
+from llmcompress.loaders.layout import ir_files
 from llmcompress.loaders.model_card import gguf_card, read_source_card
 from llmcompress.loaders.quantized.declaration import declared, is_repacked, quantization_method
 from llmcompress.loaders.quantized.source_weights import source_weights
@@ -27,7 +28,7 @@ from llmcompress.loaders.scan import check_hashes, scan_constants
 from llmcompress.loaders.source import Source, fetch_weights, resolve, side_files, text_files
 from llmcompress.loaders.tensors import INDEX, Checkpoint, choose_weights, read_index
 from llmcompress.loaders.tokenizer import source_tokenizer
-from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
+from llmcompress.report.file_names import LANGUAGE_MODEL, MODEL, model_files, part_of
 from llmcompress.report.record import AdapterRecord, FileRecord, Provenance, QuantizationRecord, SourceCard
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, installed_versions, quiet_libraries
@@ -50,6 +51,7 @@ class LoadedModel:
     """What every verb starts from. ``model`` is stateful, with the key-value cache inside."""
 
     model: ov.Model
+    """Of a vision-language model its language model, which takes ``inputs_embeds`` in place of ``input_ids``."""
     tokenizer: Any | None
     """A transformers tokenizer; None where the source brings none and ``tokenizer=False`` was asked for."""
     config: dict[str, Any]
@@ -64,12 +66,33 @@ class LoadedModel:
     """What ``model`` keeps of a source that is quantized already."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the libraries that converted it, where that was done on a layer."""
+    parts: Mapping[str, ov.Model] = field(default_factory=dict)
+    """What a vision-language model has besides its language model, by the exporter's names: the embedding of text, the
+    part that sees, and others."""
+
+    @property
+    def part(self) -> str:
+        """The exporter's name of ``model``."""
+        return LANGUAGE_MODEL if self.parts else MODEL
 
     def clone(self) -> LoadedModel:
-        """The same with a copy of the graph; the weights stay shared."""
+        """The same with a copy of the graphs; the weights stay shared."""
         from llmcompress.loaders.checkpoint import clone_model
 
-        return replace(self, model=clone_model(self.model))
+        copies = {name: clone_model(part) for name, part in self.parts.items()}
+        return replace(self, model=clone_model(self.model), parts=copies)
+
+    def reading_text(self) -> LoadedModel:
+        """The same with one graph that reads text alone, of a vision-language model; itself of a text model.
+
+        Raises:
+            ModelError: Its language model takes more than text gives.
+        """
+        if not self.parts:
+            return self
+        from llmcompress.graph.joining import text_decoder
+
+        return replace(self, model=text_decoder(self.model, self.parts, where=self.source.name), parts={})
 
     def dequantized(self) -> LoadedModel:
         """The same with the floats that a quantized source's codes stand for; itself where it was in floats."""
@@ -121,7 +144,7 @@ def load(
     quiet_libraries()
     if not isinstance(source, Source):
         access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, file=file)
-        source = resolve(source, access)
+        source = resolve(source, access, vision=True)
     return load_source(
         source,
         allow_nonfinite=allow_nonfinite,
@@ -152,7 +175,8 @@ def load_source(
             how = {"allow_nonfinite": allow_nonfinite, "directory": scratch_dir}
             found = on_layer(layer, save_loaded, source, how, progress=progress)
             opened = source_tokenizer(found["source"]) if tokenizer else None
-            return LoadedModel(model=read_ir(scratch_dir), tokenizer=opened, **found)
+            graphs = {name: read_ir(scratch_dir, name) for name in found.pop("names")}
+            return LoadedModel(model=_taken(graphs), tokenizer=opened, parts=graphs, **found)
         if source.layout == "ir":
             return _load_ir(fetch_weights(source, progress=progress), tokenizer, allow_nonfinite, progress)
         if checked is None:
@@ -166,18 +190,19 @@ def save_loaded(source: Source, *, allow_nonfinite: bool, directory: Path, progr
     """Load a checkpoint by the transformers of this process and save its graph as it is, for another process.
 
     Returns:
-        What else there is of the LoadedModel, without a tokenizer.
+        What else there is of the LoadedModel, without a tokenizer; and the names of its graphs.
 
     Raises: as ``load``.
     """
     import openvino as ov
 
     loaded = load_source(source, allow_nonfinite=allow_nonfinite, tokenizer=False, progress=progress)
-    ov.save_model(loaded.model, directory / MODEL_XML, compress_to_fp16=False)
-    names = {each.name for each in fields(loaded)} - {"model", "tokenizer"}
-    return {name: getattr(loaded, name) for name in names} | {
-        "versions": installed_versions(PACKAGES_THAT_DECIDE_BYTES)
-    }
+    graphs = {loaded.part: loaded.model, **loaded.parts}
+    for name, graph in graphs.items():
+        ov.save_model(graph, directory / model_files(name)[0], compress_to_fp16=False)
+    others = {each.name for each in fields(loaded)} - {"model", "tokenizer", "parts"}
+    versions = installed_versions(PACKAGES_THAT_DECIDE_BYTES)
+    return {name: getattr(loaded, name) for name in others} | {"versions": versions, "names": list(graphs)}
 
 
 def source_files(source: Source) -> tuple[FileRecord, ...]:
@@ -194,7 +219,7 @@ def source_files(source: Source) -> tuple[FileRecord, ...]:
         others = () if source.is_gguf else _records(source, side_files(source))
         return tuple(sorted((*_container_records(source.container), *others), key=lambda file: file.path))
     if source.layout == "ir":
-        weights = list(IR_FILES)
+        weights = list(ir_files([path.name for path in source.path.iterdir()]))
     else:
         main = choose_weights([path.name for path in source.path.iterdir()], where=str(source.path))
         weights = [main, *(set(read_index(source.path / INDEX).values()) if main == INDEX else ())]
@@ -205,7 +230,7 @@ def source_files(source: Source) -> tuple[FileRecord, ...]:
 def _load_checkpoint(
     source: Source, checked: CheckedWeights, scratch_dir: Path, with_tokenizer: bool, progress: Reporter
 ) -> LoadedModel:
-    from llmcompress.loaders.checkpoint import Given, convert_checkpoint
+    from llmcompress.loaders.checkpoint import Given, convert_parts
     from llmcompress.loaders.quantized.conversion import convert_quantized
 
     progress(Progress("load and trace", 0, 1))
@@ -214,15 +239,21 @@ def _load_checkpoint(
         checked.records.result()
     found = source_weights(source, checked.checkpoint)
     kept, plain = None, checked.checkpoint if found is None else found.plain
+    parts: dict[str, ov.Model] = {}
     if found is None:
-        model = convert_checkpoint(
-            source.path, scratch_dir, trust_remote_code=source.trust_remote_code, given=Given(source.adapter)
+        parts = convert_parts(
+            source.path,
+            scratch_dir,
+            task=task_of(source.config),
+            trust_remote_code=source.trust_remote_code,
+            given=Given(source.adapter),
         )
+        model = _taken(parts)
     else:
         model, kept = convert_quantized(source, found, scratch_dir, allow_nonfinite=checked.allow_nonfinite)
     provenance = checkpoint_provenance(source, checked, None if kept is None else kept.method)
     progress(Progress("load and trace", 1, 1))
-    check_decoder(model, where=source.id or source.path.name)
+    check_decoder(model, where=source.name, takes="inputs_embeds" if parts else "input_ids")
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -233,12 +264,18 @@ def _load_checkpoint(
         num_parameters=parameters_of(plain),
         mapped_share=mapped_share(model),
         kept=kept,
+        parts=parts,
     )
 
 
 def parameters_of(checkpoint: Checkpoint) -> int:
     """Number of elements of a checkpoint's tensors."""
     return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+
+
+def _taken(graphs: dict[str, ov.Model]) -> ov.Model:
+    """Take what generates out of a model's graphs."""
+    return graphs.pop(MODEL if MODEL in graphs else LANGUAGE_MODEL)
 
 
 def checkpoint_provenance(source: Source, checked: CheckedWeights, method: str | None = None) -> Provenance:
@@ -261,11 +298,15 @@ def _load_ir(source: Source, with_tokenizer: bool, allow_nonfinite: bool, progre
     tokenizer = source_tokenizer(source) if with_tokenizer else None
     if (source.path / MANIFEST).is_file():
         require_verified(source.path)
-    files = _records(source, (*IR_FILES, *side_files(source)))
+    names = ir_files([path.name for path in source.path.iterdir()])
+    files = _records(source, (*names, *side_files(source)))
     check_hashes(files, source.expected_sha256, source.path)
-    model = read_ir(source.path)
-    check_decoder(model, where=source.id or source.path.name)
-    scan_constants(model, where=str(source.path), file=MODEL_BIN, allow_nonfinite=allow_nonfinite)
+    parts = {part: read_ir(source.path, part) for part in map(part_of, sorted({Path(name).stem for name in names}))}
+    for part, graph in parts.items():
+        scan_constants(graph, where=str(source.path), file=model_files(part)[1], allow_nonfinite=allow_nonfinite)
+    num_parameters = sum(map(count_parameters, parts.values()))
+    model = _taken(parts)
+    check_decoder(model, where=source.name, takes="inputs_embeds" if parts else "input_ids")
     progress(Progress("read the model", 1, 1))
     return LoadedModel(
         model=model,
@@ -274,8 +315,9 @@ def _load_ir(source: Source, with_tokenizer: bool, allow_nonfinite: bool, progre
         generation_config=read_generation_config(source.path),
         provenance=_provenance(source, "compressed" if is_compressed(model) else _ir_dtype(model), files),
         source=source,
-        num_parameters=count_parameters(model),
+        num_parameters=num_parameters,
         mapped_share=mapped_share(model),
+        parts=parts,
     )
 
 

@@ -16,13 +16,15 @@ from llmcompress.loaders.adapter import (
     read_adapter,
     require_adapter,
 )
+from llmcompress.loaders.exporter import VISION_TASK, task_of
 from llmcompress.loaders.layout import (
-    IR_FILES,
     IR_SIDE_FILES,
     TEMPLATES,
     TOKENIZERS,
+    VISION_XML,
     Layout,
     check_links,
+    ir_files,
     is_side_file,
     is_whole,
     layout_of,
@@ -94,6 +96,13 @@ class Source(NamedTuple):
         return self.id or self.path.name
 
     @property
+    def sees(self) -> bool:
+        """Whether it is a vision-language model."""
+        if self.layout == "checkpoint":
+            return task_of(self.config) == VISION_TASK
+        return VISION_XML in file_names(self)
+
+    @property
     def is_gguf(self) -> bool:
         """Whether GGUF files hold the model."""
         return self.container is not None and is_gguf(self.container.files[0])
@@ -105,19 +114,37 @@ class Source(NamedTuple):
         return own if any((own / name).is_file() for name in TOKENIZERS) else self.path
 
 
-def resolve(source: str | Path, access: Access = Access()) -> Source:
+def resolve(source: str | Path, access: Access = Access(), *, vision: bool = False) -> Source:
     """Find a model by Hub id or path; of a Hub model only the file list and ``config.json`` are fetched.
 
     Of GGUF files the headers are read, from which the configuration and the tokenizer are made, of ONNX files the
     graph, to which the ``config.json`` next to it belongs. An existing path goes before a Hub id of the same spelling.
     A directory that holds a checkpoint and an OpenVINO IR is taken as the checkpoint, which is the more exact of both.
 
+    Args:
+        source: Hub id or path.
+        access: How it is read.
+        vision: Take the checkpoint of a vision-language model too.
+
     Raises:
         UsageError: neither an existing path nor a Hub id, a revision with a path, or several GGUF or ONNX models.
-        ModelError: no readable ``config.json``, or nothing that can be loaded.
+        ModelError: no readable ``config.json``, nothing that can be loaded, or a vision-language model that is not
+            asked for.
         HubError: no such repository, no access, no network, or not cached.
         SecurityError: a file name or link that leaves the model's directory.
     """
+    found = _found(source, access)
+    if not vision and found.sees:
+        raise ModelError(
+            f"{found.config.get('model_type')} is a vision-language model, which this cannot take yet",
+            where=found.name,
+            hint="llmcompress compress makes an OpenVINO model of its checkpoint, which openvino_genai.VLMPipeline and "
+            "Optimum's OVModelForVisualCausalLM run, and llmcompress eval measures it on text",
+        )
+    return found
+
+
+def _found(source: str | Path, access: Access) -> Source:
     text = os.fspath(source)
     if "\0" in text or not text.strip():
         raise UsageError(f"{text!r} is neither a path nor a Hub id", hint="give 'namespace/name' or a directory")
@@ -226,7 +253,7 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
         return _fetch_container(source, source.container, progress)
     source = source._replace(adapter=_fetch_adapter(source, with_weights=True))
     listed = file_names(source)
-    main = MODEL_XML if source.layout == "ir" else choose_weights(listed, where=where)
+    main = "" if source.layout == "ir" else choose_weights(listed, where=where)
     if source.files is None:
         check_code(source)
         return source
@@ -237,7 +264,7 @@ def fetch_weights(source: Source, *, progress: Reporter = silent) -> Source:
     weights = sorted(set(read_index(snapshot.path / INDEX).values())) if main == INDEX else [main]
     if source.layout == "ir":
         # An artifact of ours lists its recipe too, and is complete only with it.
-        weights = [*IR_FILES, *(name for name in (*IR_SIDE_FILES, RECIPE) if name in listed)]
+        weights = [*ir_files(listed), *(name for name in (*IR_SIDE_FILES, RECIPE) if name in listed)]
     weighed = fetch(source.files, weights, progress=progress)
     check_links(snapshot.path)
     return source._replace(path=snapshot.path, expected_sha256={**snapshot.sha256, **weighed.sha256})

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from llmcompress.errors import ModelError
 from llmcompress.loaders.architecture import EXPORT_EMBEDDINGS
+from llmcompress.loaders.exporter import auto_class
 from llmcompress.loaders.source import Source
 from llmcompress.loaders.tensors import Checkpoint
 
@@ -40,7 +41,7 @@ def require_same_tensors(source: Source, checkpoint: Checkpoint, unneeded: Set[s
         ModelError: a tensor is missing, unexpected or of another shape; a model of another kind is named as that.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     where = source.name
     dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -53,7 +54,7 @@ def require_same_tensors(source: Source, checkpoint: Checkpoint, unneeded: Set[s
         config = AutoConfig.from_pretrained(source.path, local_files_only=True)
         # The tensors are those of the model without it.
         vars(config).pop("quantization_config", None)
-        model_class = AutoModelForCausalLM._model_mapping[type(config)]
+        model_class = auto_class(source.config)._model_mapping[type(config)]
         _, info = model_class.from_pretrained(
             None,
             config=config,

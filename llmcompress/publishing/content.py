@@ -21,7 +21,7 @@ from llmcompress.publishing.results import (
     result_rows,
     task_rows,
 )
-from llmcompress.report.compression import CompressionReport, group_size_text, weight_kinds
+from llmcompress.report.compression import CompressionReport, formats_text, group_size_text, weight_kinds
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.record import CalibrationRecord
 from llmcompress.report.text import count_text, size_text
@@ -58,6 +58,10 @@ def variables(found: Measurements, base: BaseModel, *, title: str, repo_id: str 
                 "size": size_text(kind.size_bytes),
             }
             for kind in weight_kinds(manifest.layers)
+        ],
+        "parts": [
+            {"name": part.name, "weights": formats_text(part.layers), "size": size_text(part.size_bytes)}
+            for part in manifest.parts
         ],
         "layers": [
             {

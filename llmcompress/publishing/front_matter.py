@@ -39,7 +39,7 @@ def metadata(found: Measurements, base: BaseModel, *, title: str, repo_id: str |
         if value
     }
     data["library_name"] = "openvino"
-    data["pipeline_tag"] = "text-generation"
+    data["pipeline_tag"] = "image-text-to-text" if found.manifest.parts else "text-generation"
     data["tags"] = _tags(found.manifest)
     if found.evaluation is not None:
         data["model-index"] = [{"name": title, "results": _results(found.evaluation, repo_id)}]

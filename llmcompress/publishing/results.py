@@ -12,7 +12,6 @@ from llmcompress.publishing.base_model import BaseModel, is_base
 from llmcompress.publishing.markdown import code, prose
 from llmcompress.report.benchmark import BenchReport
 from llmcompress.report.evaluation import DivergenceRecord, EvalReport
-from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.report.text import DAMAGE_PARTS, GATE_STATUSES, interval_text, rate_text, shape_text, size_text
 
 Row = dict[str, Any]
@@ -104,7 +103,7 @@ def _row(name: str, model: str, *, base: str = "", change: str | Markup = "", de
 
 def _size(found: Measurements, base: BaseModel) -> Iterator[Row]:
     manifest = found.manifest
-    ours = sum(file.size_bytes for file in manifest.files if file.path == MODEL_BIN)
+    ours = sum(file.size_bytes for file in manifest.model_files)
     theirs = base.weight_bytes
     yield _row(
         "Weights on disk",

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal, NamedTuple, Protocol
 
+from llmcompress.report.file_names import MODEL, model_files
 from llmcompress.report.pruning import PruningRecord
 from llmcompress.report.readable import Readable
 from llmcompress.report.record import CalibrationRecord, EnvironmentRecord, FileRecord, Measured, Provenance, Record
@@ -134,6 +135,18 @@ class KeptRecord(Record):
     """The precision of weights that it multiplies with, by what they are; floats: it expands them in memory."""
 
 
+class PartRecord(Record):
+    """One part of a vision-language model, and what its weights became."""
+
+    name: str
+    """As the exporter names it; its files are ``openvino_NAME.xml`` and ``openvino_NAME.bin``."""
+    size_bytes: int
+    """Of its weights."""
+    sha256: str
+    """The same."""
+    layers: tuple[LayerRecord, ...]
+
+
 class CompressionReport(Readable):
     """The manifest ``llmcompress.json``: equal for equal inputs, recipe and versions, apart from ``measured``."""
 
@@ -154,6 +167,9 @@ class CompressionReport(Readable):
     chat_template: Literal["equal", "none", "not checked"]
     """The chat template as OpenVINO GenAI renders it against the original; not checked without openvino-genai."""
     layers: tuple[LayerRecord, ...]
+    """Of a vision-language model those of its language model."""
+    parts: tuple[PartRecord, ...] = ()
+    """Of a vision-language model all of its parts, the language model first; of a text model none."""
     activations: ActivationRecord | None = None
     """None where activations are not quantized."""
     pruning: PruningRecord | None = None
@@ -169,6 +185,12 @@ class CompressionReport(Readable):
     GenAI needs none. None where a newer version is no hindrance, and of a model that came as an IR."""
     files: tuple[FileRecord, ...]
     measured: Measured
+
+    @property
+    def model_files(self) -> tuple[FileRecord, ...]:
+        """The files with its weights."""
+        names = {model_files(part)[1] for part in [part.name for part in self.parts] or [MODEL]}
+        return tuple(file for file in self.files if file.path in names)
 
     @property
     def runtime_options(self) -> dict[str, str]:
@@ -188,14 +210,13 @@ class CompressionReport(Readable):
 
     def facts(self) -> dict[str, str]:
         """What it was made of and how, its size, and what the weights became."""
-        kinds = [f"{kind.mode} {kind.share:.0%}" for kind in weight_kinds(self.layers)]
         return {
             "source": self.provenance.id or self.provenance.architecture,
             "recipe": self.recipe.name,
             "parameters": count_text(self.num_parameters),
             "bits per weight": f"{self.bits_per_weight:.2f}",
             "size": size_text(self.size_bytes),
-            "weights": ", ".join(kinds),
+            "weights": formats_text(self.layers),
             "time": duration_text(self.measured.duration_s),
             "peak memory": size_text(self.measured.peak_rss_bytes),
         }
@@ -247,6 +268,11 @@ def weight_kinds(layers: Iterable[Layer]) -> list[WeightKind]:
             WeightKind(mode, group_size, len(members), parameters, parameters / total if total else 0.0, size_bytes)
         )
     return sorted(found, key=lambda kind: -kind.num_parameters)
+
+
+def formats_text(layers: Iterable[Layer]) -> str:
+    """Each format with its share of the parameters, that with the most first."""
+    return ", ".join(f"{kind.mode} {kind.share:.0%}" for kind in weight_kinds(layers))
 
 
 def group_size_text(group_size: int | None) -> str:

@@ -11,6 +11,7 @@ from pydantic import Field
 import llmcompress
 from llmcompress.spec.activations import Quantization
 from llmcompress.spec.dataset import Calibration, Dataset
+from llmcompress.spec.parts import Parts
 from llmcompress.spec.pruning import UNSTRUCTURED, Pruning, pruning_refusals
 from llmcompress.spec.runtime import Gate, Runtime
 from llmcompress.spec.training import Training, training_refusals
@@ -44,6 +45,8 @@ class Recipe(StrictModel):
     weights: WeightCompression | None = None
     further_weights: Annotated[tuple[WeightCompression, ...], Field(strict=False)] = ()
     """More passes after ``weights``, in order; each compresses what the passes before left in floating point."""
+    parts: Parts | None = None
+    """What the other parts of a vision-language model become, whose language model takes ``weights``."""
     activations: Quantization | None = None
     calibration: Calibration | None = None
     pruning: Pruning | None = None
@@ -90,6 +93,16 @@ class Recipe(StrictModel):
         """``weights`` and ``further_weights``, in the order in which they are carried out."""
         return (*([self.weights] if self.weights else []), *self.further_weights)
 
+    def weights_of(self, part: str) -> WeightCompression | None:
+        """What a part of a vision-language model takes that is not its language model; None: it is kept."""
+        if self.weights is None:
+            return None
+        parts = self.parts or Parts()
+        if part == "mtp_model" and part not in parts.model_fields_set:
+            return self.weights
+        found: WeightCompression | None = getattr(parts, part)
+        return found
+
     @property
     def keeps_zeros(self) -> bool:
         """Whether weights that are zero were set so by a pruning, and stay so."""
@@ -124,6 +137,8 @@ def _parts(recipe: Recipe) -> Iterator[Refusal]:
             yield Refusal(name, f"has no effect with method {recipe.method}", "remove it, or write another method")
     if recipe.activations is not None and recipe.calibration is None:
         yield Refusal("calibration", "is missing; activations need data", "add calibration: {dataset: FILE.txt}")
+    if recipe.parts is not None and recipe.weights is None:
+        yield Refusal("parts", "has no effect without weights", "remove it, or write method: weights")
     weights_use_data = any(weights.uses_data for weights in recipe.weight_passes)
     prunes_by_data = recipe.pruning is not None and recipe.pruning.uses_data
     if recipe.calibration is not None and recipe.activations is None and not weights_use_data and not prunes_by_data:

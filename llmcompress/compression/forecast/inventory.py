@@ -9,7 +9,7 @@ from llmcompress.compression.forecast.records import Inventory, Kind, Weight
 from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES
 from llmcompress.errors import ModelError, RecipeError
 from llmcompress.loaders.adapter import Adapter
-from llmcompress.loaders.exporter import dtype_argument
+from llmcompress.loaders.exporter import VISION_TASK, auto_class, dtype_argument, task_of
 from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.safetensors_file import read_header
 from llmcompress.loaders.source import Source
@@ -64,6 +64,7 @@ def checkpoint_inventory(source: Source, pruning: Pruning | None = None) -> Inve
         notes.append(f"the files hold {stored}, config.json says {dtype}: all weights are converted in memory")
     if head is None and weights:
         notes.append("the model class names no output head: its precision is predicted as that of the other layers")
+    weights, parts = _by_part(model, weights) if task_of(source.config) == VISION_TASK else (weights, {})
     return Inventory(
         num_parameters=total,
         weights=weights,
@@ -74,9 +75,25 @@ def checkpoint_inventory(source: Source, pruning: Pruning | None = None) -> Inve
         cast_bytes=sum(share.cast for share in shares),
         rewritten_bytes=sum(share.rewritten for share in shares),
         num_modules=sum(1 for module in model.modules() if next(module.parameters(recurse=False), None) is not None),
-        vocab_size=int(getattr(model.config, "vocab_size", 0) or 0),
+        vocab_size=int(getattr(model.config.get_text_config(), "vocab_size", 0) or 0),
         notes=tuple(notes),
+        parts=parts,
     )
+
+
+def _by_part(model: Any, weights: tuple[Weight, ...]) -> tuple[tuple[Weight, ...], dict[str, tuple[Weight, ...]]]:
+    """The weights of a vision-language model's language model, and those of its other parts.
+
+    The table of embeddings is a part of its own, and once more the output head where they are tied.
+    """
+    table = model.get_input_embeddings().weight
+    names = {use.name for parameter, uses in _uses(model) if parameter is table for use in uses}
+    text = tuple(weight for weight in weights if weight.name in names)
+    language = tuple(w for w in weights if w not in text and (w.is_head or "language_model." in w.name))
+    if not any(weight.is_head for weight in language):
+        language += tuple(weight._replace(kind="matmul", is_head=True) for weight in text)
+    seen = tuple(weight for weight in weights if weight not in (*text, *language))
+    return language, {"text_embeddings_model": text, "vision_embeddings_model": seen}
 
 
 def _uses(model: Any) -> list[tuple[torch.nn.Parameter, list[_Use]]]:
@@ -155,7 +172,7 @@ def _adapted(share: _Share) -> _Share:
 def _meta_model(source: Source, stored: str | None, pruning: Pruning | None) -> tuple[Any, str]:
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     dtype = _config_dtype(source) or stored or "f32"
     torch_dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}.get(dtype)
@@ -172,7 +189,7 @@ def _meta_model(source: Source, stored: str | None, pruning: Pruning | None) -> 
         if pruning is not None:
             shrink(config, pruning)
         with init_empty_weights(include_buffers=True):
-            model = AutoModelForCausalLM.from_config(
+            model = auto_class(source.config).from_config(
                 config, **{dtype_argument(): torch_dtype}, trust_remote_code=source.trust_remote_code
             )
         model.tie_weights()

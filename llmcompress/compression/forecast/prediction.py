@@ -67,10 +67,10 @@ def forecast(
     if recipe.pruning is not None:
         whole, inventory = inventory, checkpoint_inventory(source, recipe.pruning)
     notes = [*inventory.notes, *_notes(source, recipe, passes, inventory)]
-    layers, size_bytes, warned, remarks = _layers(inventory, passes)
+    layers, size_bytes, warned, remarks = _all_layers(inventory, recipe, passes)
     ours = [engine == "llmcompress" and layer.mode in BY_KERNELS and layer.stored_as is None for layer in layers]
     codes_bytes = sum(layer.size_bytes for layer, is_ours in zip(layers, ours, strict=True) if is_ours)
-    by_nncf = [weight for weight, is_ours in zip(inventory.weights, ours, strict=True) if not is_ours]
+    by_nncf = [weight for weight, is_ours in zip(inventory.all_weights, ours, strict=True) if not is_ours]
     peak = peak_memory(inventory, recipe, size_bytes, codes_bytes, by_nncf, whole)
     # The libraries, which the peak counts, have been imported in part.
     available = memory().available + own_bytes()
@@ -156,6 +156,19 @@ def _by_activations(recipe: Recipe) -> list[WeightCompression]:
     # Both kinds of 8-bit floats take the same bytes.
     mode: Mode = "int8_sym" if recipe.activations.mode == "int8" else "fp8_e4m3"
     return [WeightCompression(mode=mode, group_size=-1, ignored_scope=recipe.activations.ignored_scope)]
+
+
+def _all_layers(
+    inventory: Inventory, recipe: Recipe, passes: Sequence[WeightCompression]
+) -> tuple[tuple[PlannedLayer, ...], int, list[str], list[str]]:
+    """As ``_layers``, of all parts of a model."""
+    layers, size_bytes, warned, remarks = _layers(inventory, passes)
+    for part, weights in inventory.parts.items():
+        chosen = recipe.weights_of(part)
+        alone = inventory._replace(weights=weights, leftover_bytes=0)
+        others, added_bytes, more, _ = _layers(alone, [chosen] if chosen else [])
+        layers, size_bytes, warned = (*layers, *others), size_bytes + added_bytes, [*warned, *more]
+    return layers, size_bytes, warned, remarks
 
 
 def _layers(
@@ -260,7 +273,7 @@ def _notes(source: Source, recipe: Recipe, passes: Sequence[WeightCompression], 
 
 
 def _mapped_share(inventory: Inventory) -> float:
-    graph_bytes = sum(map(uncompressed_bytes, inventory.weights)) + inventory.leftover_bytes
+    graph_bytes = sum(map(uncompressed_bytes, inventory.all_weights)) + inventory.leftover_bytes
     return inventory.mapped_bytes / max(graph_bytes, 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from llmcompress.loaders.quantized.stored import StoredWeight
@@ -65,6 +66,14 @@ class Inventory(NamedTuple):
     """The weights that the source's files hold quantized."""
     keeps_codes: bool = False
     """Whether they go into the graph so."""
+    parts: Mapping[str, tuple[Weight, ...]] = {}
+    """Of a vision-language model the weights that are not its language model's, by the exporter's names of parts: the
+    table of embeddings, and all that comes of the picture as ``vision_embeddings_model``."""
+
+    @property
+    def all_weights(self) -> tuple[Weight, ...]:
+        """Those of all parts."""
+        return (*self.weights, *(weight for part in self.parts.values() for weight in part))
 
 
 class PlannedLayer(Record):

@@ -1,0 +1,95 @@
+"""A vision-language model's parts: what of a recipe is carried out on them, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from llmcompress.compression.layers import layer_table
+from llmcompress.errors import ModelError, RecipeError
+from llmcompress.loaders.quantized.declaration import check_quantization
+from llmcompress.loaders.source import Source
+from llmcompress.report.compression import Engine, LayerRecord
+from llmcompress.spec import Recipe
+from llmcompress.system.progress import Reporter, silent
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+    from llmcompress.system.file_memory import FileMemory
+
+_NOT_YET = ("calibration", "activations", "pruning", "training")
+"""Parts of a recipe that need a text model, or one that reads text alone."""
+
+
+def require_parts(source: Source, recipe: Recipe) -> None:
+    """Refuse of a recipe what is not done with the parts of a model, or with a model of one part.
+
+    Raises:
+        ModelError: A vision-language model is an IR or quantized already, or an adapter is to be merged into it.
+        RecipeError: A part of the recipe has no effect, or is not carried out on such a model.
+    """
+    where = f"recipe {recipe.name}"
+    if not source.sees:
+        if recipe.parts is not None:
+            raise RecipeError(
+                f"has no effect: {source.name} is a text model, which has one part",
+                where=f"{where}: parts",
+                hint="remove it",
+            )
+        return
+    if source.layout == "ir":
+        raise ModelError(
+            "an OpenVINO vision-language model is not compressed again",
+            where=source.name,
+            hint="give the original checkpoint",
+        )
+    if source.adapter is not None or check_quantization(source.config)[0] != "none":
+        problem = "an adapter is not merged into" if source.adapter is not None else "codes are not taken over from"
+        raise ModelError(
+            f"{problem} a vision-language model",
+            where=source.name,
+            hint="give the original checkpoint, in floating point",
+        )
+    for name in _NOT_YET:
+        if getattr(recipe, name) is not None:
+            raise RecipeError(
+                f"{source.name} is a vision-language model, of which weights are compressed without data",
+                where=f"{where}: {name}",
+                hint="take a recipe without it, such as int8 or int4",
+            )
+
+
+def compress_parts(
+    parts: Mapping[str, ov.Model],
+    recipe: Recipe,
+    *,
+    engine: Engine,
+    file_memory: FileMemory | None = None,
+    progress: Reporter = silent,
+) -> dict[str, tuple[LayerRecord, ...]]:
+    """Compress the graphs of parts, in place.
+
+    Args:
+        parts: By the exporter's names; without the language model.
+        recipe: What says their formats.
+        engine: Whose arithmetic makes the codes.
+        file_memory: Where codes wait for the model to be saved.
+        progress: Told of every step.
+
+    Returns:
+        What their weights became.
+
+    Raises:
+        ModelError: NNCF cannot apply a format to a graph.
+    """
+    from llmcompress.compression.nncf.weights import compress_weights
+
+    records = {}
+    for name, graph in parts.items():
+        weights, by_kernels = recipe.weights_of(name), frozenset[str]()
+        if weights is not None:
+            done = compress_weights(graph, weights, engine=engine, file_memory=file_memory, progress=progress)
+            by_kernels = done.by_kernels
+        records[name] = layer_table(graph, ours=by_kernels)
+    return records
