@@ -97,8 +97,11 @@ def question_ids(template: ChatTemplate, encoder: TextEncoder, question: str) ->
     Raises:
         SecurityError: The template breaks out of its bounds.
     """
+    asked: tuple[chat.Message, ...] = ({"role": "user", "content": question},)
+    if chat.wants_parts(template):
+        asked = chat.in_parts(asked)
     try:
-        text = chat.render(template, [{"role": "user", "content": question}], add_generation_prompt=True)
+        text = chat.render(template, asked, add_generation_prompt=True)
     except ModelError:
         return None
     return encoder.ids(text, special=False)

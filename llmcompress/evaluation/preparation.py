@@ -77,7 +77,7 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
 
     def model(source: Source) -> ModelOnDevice:
         loaded = load(source, tokenizer=False, allow_nonfinite=access.allow_nonfinite, progress=progress)
-        return ModelOnDevice(loaded, spec.device, properties)
+        return ModelOnDevice(loaded.reading_text(), spec.device, properties)
 
     with stages.stage("load"):
         candidate = model(found)
@@ -164,8 +164,14 @@ def _sources(request: EvalRequest) -> tuple[Source, Source | None]:
     access = request.access
     if reference.source is not None:
         access = access._replace(merge_adapter=False, file=None)
-    found = resolve(request.source, access)
-    other = None if reference.source is None else resolve(reference.source, reference.access)
+    found = resolve(request.source, access, vision=True)
+    other = None if reference.source is None else resolve(reference.source, reference.access, vision=True)
+    if diagnostics.tasks.names and found.sees:
+        raise UsageError(
+            "task scores are measured of text models, this is a vision-language model",
+            where=found.name,
+            hint="leave `tasks` out: its language model is measured on text",
+        )
     if diagnostics.tasks.names:
         if found.layout != "ir":
             raise UsageError(
