@@ -14,9 +14,11 @@ from vision_fixture import QUESTION, build_vision, picture
 
 import llmcompress
 from llmcompress.artifact import read_manifest
+from llmcompress.cli import chat_model
 from llmcompress.cli import run as run_command
+from llmcompress.cli.chat_model import TalkSpec, open_model
 from llmcompress.compression.parts import require_parts
-from llmcompress.errors import ModelError, RecipeError, UsageError
+from llmcompress.errors import ModelError, RecipeError, ResourceError, UsageError
 from llmcompress.graph.joining import text_decoder
 from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.exporter import TASK, VISION_TASK, task_of
@@ -291,3 +293,32 @@ def test_a_language_model_that_takes_more_than_text_says_so() -> None:
     model = ov.Model([ops.result(heard)], [heard], "model")
     with pytest.raises(ModelError, match="its language model takes sound, which text alone does not give"):
         text_decoder(model, {}, where="m")
+
+
+def test_chat_shows_a_picture_with_the_first_question(int8: Path, tmp_path: Path) -> None:
+    import openvino as ov
+    import openvino_genai
+
+    picture().save(tmp_path / "picture.png")
+    talk = open_model(int8, TalkSpec(max_new_tokens=4, pictures=(tmp_path / "picture.png",)))
+    asked: list[dict[str, str]] = [{"role": "user", "content": "What is it?"}]
+    answer = talk(asked, lambda piece: False)
+    pipeline = openvino_genai.VLMPipeline(str(int8), "CPU")
+    seen = [ov.Tensor(np.asarray(picture()))]
+    assert answer.text == pipeline.generate("What is it?", images=seen, max_new_tokens=4).texts[0]
+    assert answer.text != pipeline.generate("What is it?", max_new_tokens=4).texts[0]
+    asked += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "And now?"}]
+    assert talk(asked, lambda piece: False).num_tokens == 4
+    # Another conversation begins with the picture again.
+    assert talk(asked[:1], lambda piece: False).text == answer.text
+
+
+def test_chat_says_why_it_shows_no_picture(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="a text model sees no pictures"):
+        open_model(tmp_path, TalkSpec(pictures=(tmp_path / "picture.png",)))
+    (tmp_path / "picture.png").write_text("none")
+    with pytest.raises(UsageError, match="the picture cannot be read: "):
+        open_model(int8, TalkSpec(pictures=(tmp_path / "picture.png",)))
+    monkeypatch.setattr(chat_model.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match="is talked to by OpenVINO GenAI, which is not installed"):
+        open_model(int8, TalkSpec())

@@ -196,7 +196,7 @@ def make_processor(model_type: str, tokenizer: Any) -> Any:
         images = transformers.Gemma3ImageProcessor(size={"height": 56, "width": 56})
         return transformers.Gemma3Processor(images, tokenizer, image_seq_length=4)
     if model_type == "mistral3":
-        images = transformers.PixtralImageProcessor(size={"longest_edge": 112}, patch_size={"height": 14, "width": 14})
+        images = transformers.PixtralImageProcessor(size={"longest_edge": 56}, patch_size={"height": 14, "width": 14})
         return transformers.PixtralProcessor(images, tokenizer, patch_size=14, spatial_merge_size=2)
     if model_type.startswith("qwen"):
         small = {"size": {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}, "patch_size": 14}

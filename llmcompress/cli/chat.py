@@ -34,7 +34,7 @@ _TWO_COLUMNS = 100
 _HELP = "/reset forgets the conversation, /help shows this, /quit or Ctrl-D ends; Ctrl-C stops an answer."
 
 
-_PANELS = {"Conversation": "other other_revision prompt system", "Answers": "max_new_tokens seed device"}
+_PANELS = {"Conversation": "other other_revision prompt image system", "Answers": "max_new_tokens seed device"}
 
 
 @in_panels(_PANELS)
@@ -44,6 +44,14 @@ def chat(
         str | None, typer.Option("--with", metavar="SOURCE", help="Let this model answer next to it.")
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer this once, and end.")] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--image",
+            metavar="FILE",
+            help="Show it with the first question; may be repeated.",
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option("--system", help="The system's message.")] = None,
     max_new_tokens: Annotated[
         int | None,
@@ -77,6 +85,7 @@ def chat(
     llmcompress chat model-int4-ov
     llmcompress chat model-int4-ov --with ORIGINAL
     llmcompress chat model-int4-ov -p "What is the capital of France?"
+    llmcompress chat vision-model-int4-ov --image picture.png
     """  # fmt: skip
     from llmcompress.cli.chat_model import TalkSpec, open_model
     from llmcompress.graph.device import check_device
@@ -93,7 +102,7 @@ def chat(
         _directory(place, at, {**access, "file": file if place in with_file else None}, verbose=verbose)
         for place, at in places
     ]
-    spec = TalkSpec(device, max_new_tokens, seed)
+    spec = TalkSpec(device, max_new_tokens, seed, tuple(image or ()))
     talks = [open_model(directory, spec) for directory in directories]
     names = _names(directories)
     start = [{"role": "system", "content": system}] if system else []
@@ -113,10 +122,11 @@ def _directory(place: str, revision: str | None, access: dict[str, Any], *, verb
     from llmcompress.spec import Access
 
     revision = None if Path(place).exists() else revision
-    made = run_watched(reference_ir, {"source": place_of(place), "revision": revision, **access}, verbose=verbose)
+    request = {"source": place_of(place), "revision": revision, "vision": True, **access}
+    made = run_watched(reference_ir, request, verbose=verbose)
     if Path(made).is_dir():
         return Path(made)
-    return fetch_weights(resolve(made, Access(revision, **access))).path
+    return fetch_weights(resolve(made, Access(revision, **access), vision=True)).path
 
 
 def _names(directories: Sequence[Path]) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from llmcompress.errors import ModelError, UsageError, last_line
+from llmcompress.errors import ModelError, ResourceError, UsageError, last_line
 from llmcompress.report.record import Record
 
 Message = Mapping[str, str]
@@ -41,6 +41,8 @@ class TalkSpec(NamedTuple):
     max_new_tokens: int | None = None
     """None: the generation config's, else 512."""
     seed: int = 0
+    pictures: tuple[Path, ...] = ()
+    """Shown with the first question."""
 
 
 DEFAULT_MAX_NEW_TOKENS = 512
@@ -50,12 +52,18 @@ def open_model(directory: Path, spec: TalkSpec) -> Talk:
     """Open an OpenVINO model with its tokenizer to talk to.
 
     Raises:
-        UsageError: the device refuses it.
+        UsageError: the device refuses it, a picture cannot be read, or the model sees none.
         ModelError: there is no tokenizer, or it has no chat template that takes the conversation (when it talks).
+        ResourceError: it is a vision-language model, and OpenVINO GenAI is not installed.
     """
     from llmcompress.graph.model import read_ir
     from llmcompress.graph.recurrence import find_recurrence
+    from llmcompress.loaders.layout import VISION_XML
 
+    if (directory / VISION_XML).is_file():
+        return _vision_talk(directory, spec)
+    if spec.pictures:
+        raise UsageError("a text model sees no pictures", where=str(directory), hint="leave `image` out")
     installed = importlib.util.find_spec("openvino_genai") is not None
     # GenAI opens a recurrent graph that reads a prompt in one call, and fails at its first token.
     by_genai = installed and find_recurrence(read_ir(directory)) is None
@@ -65,12 +73,69 @@ def open_model(directory: Path, spec: TalkSpec) -> Talk:
 def _genai_talk(directory: Path, spec: TalkSpec) -> Talk:
     import openvino_genai
 
+    pipeline = _opened(openvino_genai.LLMPipeline, directory, spec)
+
+    def generate(messages: Sequence[Message], config: Any, hear: Callable[[str], Any]) -> Any:
+        return pipeline.generate(openvino_genai.ChatHistory([dict(message) for message in messages]), config, hear)
+
+    return _talk(directory, spec, pipeline, generate)
+
+
+def _vision_talk(directory: Path, spec: TalkSpec) -> Talk:
+    """A conversation that begins with pictures; the pipeline holds them in its history."""
+    if importlib.util.find_spec("openvino_genai") is None:
+        raise ResourceError(
+            "a vision-language model is talked to by OpenVINO GenAI, which is not installed",
+            where=str(directory),
+            hint="pip install 'llmcompress[genai]'",
+        )
+    import openvino_genai
+
+    pictures = [_picture(path) for path in spec.pictures]
+    pipeline = _opened(openvino_genai.VLMPipeline, directory, spec)
+    history, known = openvino_genai.ChatHistory(), list[Message]()
+
+    def generate(messages: Sequence[Message], config: Any, hear: Callable[[str], Any]) -> Any:
+        nonlocal history, known
+        shown = []
+        if not known or list(messages[: len(known)]) != known:
+            history, known, shown = openvino_genai.ChatHistory(), [], pictures
+        for message in messages[len(known) :]:
+            history.append(dict(message))
+        known = list(messages)
+        return pipeline.generate(history, images=shown, generation_config=config, streamer=hear)
+
+    return _talk(directory, spec, pipeline, generate)
+
+
+def _picture(path: Path) -> Any:
+    """A picture as GenAI takes it: bytes of red, green and blue, ``[height, width, 3]``."""
+    import numpy as np
+    import openvino as ov
+    from PIL import Image
+
     try:
-        pipeline = openvino_genai.LLMPipeline(str(directory), spec.device)
+        with Image.open(path) as image:
+            return ov.Tensor(np.array(image.convert("RGB")))
+    except OSError as error:
+        raise UsageError(
+            f"the picture cannot be read: {last_line(error)}", where=str(path), hint="give a PNG or JPEG file"
+        ) from None
+
+
+def _opened(kind: Any, directory: Path, spec: TalkSpec) -> Any:
+    try:
+        return kind(str(directory), spec.device)
     except RuntimeError as error:
         raise UsageError(
             f"OpenVINO GenAI cannot open it: {last_line(error)}", where=str(directory), hint="llmcompress doctor"
         ) from None
+
+
+def _talk(directory: Path, spec: TalkSpec, pipeline: Any, generate: Callable[..., Any]) -> Talk:
+    """The conversation with a pipeline of GenAI; ``generate`` takes turns, settings and what hears each piece."""
+    import openvino_genai
+
     config = pipeline.get_generation_config()
     config.max_new_tokens = spec.max_new_tokens or _max_new_tokens({"max_new_tokens": config.max_new_tokens})
     config.rng_seed = spec.seed
@@ -84,9 +149,8 @@ def _genai_talk(directory: Path, spec: TalkSpec) -> Talk:
             interrupted = interrupted or heard(text)
             return stopping if interrupted else running
 
-        history = openvino_genai.ChatHistory([dict(message) for message in messages])
         try:
-            result = pipeline.generate(history, config, hear)
+            result = generate(messages, config, hear)
         except RuntimeError as error:
             raise _no_answer(directory, last_line(error)) from None
         metrics, reason = result.perf_metrics, result.finish_reasons[0]

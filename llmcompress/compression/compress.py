@@ -269,6 +269,7 @@ def _refuse_loading_options(loaded: LoadedModel, access: Access) -> None:
 def reference_ir(
     source: str,
     *,
+    vision: bool = False,
     progress: Reporter = silent,
     **access: Any,
 ) -> str:
@@ -279,13 +280,14 @@ def reference_ir(
 
     Args:
         source: Hub id or path.
+        vision: As of ``resolve``.
         progress: Told of every stage.
         access: Fields of ``Access``.
 
     Raises: what ``resolve`` and ``compress`` raise.
     """
     quiet_libraries()
-    found = resolve(source, Access(**access))
+    found = resolve(source, Access(**access), vision=vision)
     if found.layout == "ir":
         return found.id or str(found.path)
     key = content_key({"source": identity(found), "versions": versions_for(found, PACKAGES_THAT_DECIDE_SCORES)})

@@ -19,7 +19,6 @@ from llmcompress.loaders.remote_code import ALLOW, refuse_hidden_code
 VISION_TYPES = frozenset(
     {
         "gemma3",
-        "gemma4",
         "idefics3",
         "llava",
         "llava_next",

@@ -139,7 +139,7 @@ def resolve(source: str | Path, access: Access = Access(), *, vision: bool = Fal
             f"{found.config.get('model_type')} is a vision-language model, which this cannot take yet",
             where=found.name,
             hint="llmcompress compress makes an OpenVINO model of its checkpoint, which openvino_genai.VLMPipeline and "
-            "Optimum's OVModelForVisualCausalLM run, and llmcompress eval measures it on text",
+            "Optimum's OVModelForVisualCausalLM run; llmcompress eval measures it on text, chat shows it pictures",
         )
     return found
 
