@@ -20,6 +20,7 @@ import filecmp
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -216,25 +217,36 @@ OTHERS: dict[str, str] = {
     "llama4": "its configuration is of a vision-language model, whose language model is llama4_text",
 }
 """Types that are no causal language models by themselves."""
+BY_REPOSITORY = ("deepseek_v3",)
+"""Types that transformers has a class of, whose export is made for that of their repositories."""
 
 
-def make_checkpoint(model_type: str, directory: Path) -> Any:
+def make_checkpoint(model_type: str, directory: Path, is_stand_in: bool) -> Any:
     """Write a random f32 checkpoint and return the torch model that transformers reads from it."""
     import torch
     from tiny_models import write_tokenizer
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(model_type, **{**COMMON, **FIELDS.get(model_type, {})})
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
+    if is_stand_in:
+        from stand_ins import __file__ as code
+        from stand_ins import build
+
+        model = build(model_type, COMMON).to(torch.float32).eval()
+    else:
+        config = AutoConfig.for_model(model_type, **{**COMMON, **FIELDS.get(model_type, {})})
+        model = AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms of exactly one and biases of zero would be folded out of the graph
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     model.save_pretrained(directory)
     write_tokenizer(directory)
+    if is_stand_in:
+        shutil.copy(code, directory / "stand_ins.py")
     # Some classes share on reading what they do not share before.
-    return AutoModelForCausalLM.from_pretrained(directory).to(torch.float32).eval()
+    read = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=is_stand_in)
+    return read.to(torch.float32).eval()
 
 
 def stock(checkpoint: Path, output: Path, **options: Any) -> Path:
@@ -242,19 +254,23 @@ def stock(checkpoint: Path, output: Path, **options: Any) -> Path:
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
     config = OVWeightQuantizationConfig(**options)
+    trusted = (checkpoint / "stand_ins.py").exists()
     OVModelForCausalLM.from_pretrained(
-        checkpoint, export=True, compile=False, quantization_config=config
+        checkpoint, export=True, compile=False, quantization_config=config, trust_remote_code=trusted
     ).save_pretrained(output)
     return output / "openvino_model.bin"
 
 
 def stock_too(work: Path) -> str:
-    """What stock's export of the same checkpoint comes to."""
+    """What stock's export of the same checkpoint comes to, and its graph on the CPU."""
+    import openvino as ov
+
     try:
-        stock(work / "checkpoint", work / "stock", bits=8, sym=False)
+        weights = stock(work / "checkpoint", work / "stock", bits=8, sym=False)
+        ov.Core().compile_model(weights.with_suffix(".xml"), "CPU")
     except Exception as error:  # noqa: BLE001 - whatever it is, it fails
-        return f"stock's export fails too ({type(error).__name__})"
-    return "stock's export does not fail"
+        return f"stock's fails too ({type(error).__name__})"
+    return "stock's does not fail"
 
 
 def largest_errors(model: Any, module: Any) -> dict[str, float]:
@@ -294,23 +310,28 @@ def generated(directory: Path) -> str:
         config = openvino_genai.GenerationConfig(max_new_tokens=4)
         openvino_genai.LLMPipeline(str(directory), "CPU").generate("The quick brown", config)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
-        # The last words are the cause, after the places that it came through.
-        said = re.split(r"failed at \S+:\d+:|Exception from \S+:\d+:", " ".join(str(error).split()))[-1].strip()
-        return said[:120] or type(error).__name__
+        return last_words(error)
     return ""
 
 
-def measure(model_type: str) -> dict[str, Any]:
+def last_words(error: Exception) -> str:
+    """The cause in an error of the runtime's, after the places that it came through."""
+    said = re.split(r"failed at \S+:\d+:|Exception from \S+:\d+:", " ".join(str(error).split()))[-1].strip()
+    return said[:120] or type(error).__name__
+
+
+def measure(model_type: str, is_stand_in: bool) -> dict[str, Any]:
     """Do all of it for one type, in this process."""
     import llmcompress
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        module = make_checkpoint(model_type, work / "checkpoint")
+        module = make_checkpoint(model_type, work / "checkpoint", is_stand_in)
         try:
-            loaded = llmcompress.load(work / "checkpoint")
-        except llmcompress.ModelError as error:
+            loaded = llmcompress.load(work / "checkpoint", trust_remote_code=is_stand_in)
+            errors = largest_errors(loaded.clone().model, module)
+        except llmcompress.LlmcompressError as error:
             return {"state": "failed", "reason": f"{error.message}; {stock_too(work)}"}
         int4 = ["weights.group_size=32", "weights.group_size_fallback=adjust"]
         pairs = {
@@ -321,7 +342,7 @@ def measure(model_type: str) -> dict[str, Any]:
             ),
         }
         found: dict[str, Any] = {"state": "run", "transformers": installed_transformers()}
-        found["errors"] = largest_errors(loaded.clone().model, module)
+        found["errors"] = errors
         bound = MAX_RECURRENT_ERROR if "after a prompt" in found["errors"] else MAX_ERROR
         found["logits"] = all(error <= bound for error in found["errors"].values())
         for name, (recipe, options) in pairs.items():
@@ -347,28 +368,33 @@ def run_apart(model_type: str) -> dict[str, Any]:
     place = install(layer.requirements) if layer else Path(str(metadata.distribution("transformers").locate_file("")))
     if model_type in OTHERS:
         return {"state": "other", "transformers": version, "reason": OTHERS[model_type]}
-    if not has_class(place, model_type):
-        reason = "not run: its class is code of its repository"
-        return {"state": "code", "transformers": version, "reason": reason}
-    path = [str(place)] if layer else []
-    path += [str(Path(__file__).parent.parent / "tests"), *filter(None, sys.path)]
-    command = [sys.executable, "-P", __file__, "--child", model_type]
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as answer:
+    options = ["--stand-in"] if model_type in BY_REPOSITORY or not has_class(place, model_type) else []
+    known: dict[str, Any] = {"transformers": version} | ({"stand_in": True} if options else {})
+    return known | in_child(Path(__file__), model_type, [str(place)] if layer else [], options)
+
+
+def in_child(script: Path, model_type: str, first: list[str], options: list[str]) -> dict[str, Any]:
+    """What a script of this folder finds of a type in a process of its own, with folders in front of its path."""
+    here = Path(__file__).parent
+    path = [*first, str(here.parent / "tests"), str(here), *filter(None, sys.path)]
+    with tempfile.NamedTemporaryFile("r", suffix=".json") as answer, tempfile.TemporaryDirectory() as modules:
+        env = {"PYTHONPATH": os.pathsep.join(path), "LLMCOMPRESS_LAYERS": "off", "HF_MODULES_CACHE": modules}
         try:
             done = subprocess.run(
-                [*command, "--results", answer.name],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "LLMCOMPRESS_LAYERS": "off"},
+                [sys.executable, "-P", str(script), "--child", model_type, "--results", answer.name, *options],
+                env={**os.environ, **env},
                 capture_output=True,
                 text=True,
                 timeout=LIMIT_S,
             )
         except subprocess.TimeoutExpired:
-            return {"state": "failed", "transformers": version, "reason": f"not done after {LIMIT_S} s"}
+            return {"state": "failed", "reason": f"not done after {LIMIT_S} s"}
         text = answer.read()
     if text:
-        return {"transformers": version, **json.loads(text)}
+        found: dict[str, Any] = json.loads(text)
+        return found
     last = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("hint:")]
-    return {"state": "failed", "transformers": version, "reason": (last or [f"exit code {done.returncode}"])[-1][:300]}
+    return {"state": "failed", "reason": (last or [f"exit code {done.returncode}"])[-1][:300]}
 
 
 def page(results: dict[str, dict[str, Any]]) -> list[str]:
@@ -378,6 +404,7 @@ def page(results: dict[str, dict[str, Any]]) -> list[str]:
         found = results.get(name, {"state": "unmeasured", "reason": "not measured"})
         layer = fitting_layer(name)
         version = found.get("transformers") or (layer.version if layer else "")
+        version += ", stand-in" if found.get("stand_in") else ""
         if found["state"] != "run":
             lines.append(f"| {name} | {version} | {found['reason'].replace('|', '/')} | | | |")
             continue
@@ -393,12 +420,18 @@ def write_page(results: dict[str, dict[str, Any]], path: Path) -> None:
     """Put the table and its counts between the marks of a page."""
     states = [found["state"] for found in results.values()]
     run = [found for found in results.values() if found["state"] == "run"]
-    passed = sum(found["int8"] and found["int4"] and found["logits"] for found in run)
+    by_stand_in = [found for found in run if found.get("stand_in")]
+
+    def counted(some: list[dict[str, Any]]) -> str:
+        passed = sum(found["int8"] and found["int4"] and found["logits"] for found in some)
+        return f"{passed} pass in everything but GenAI, which runs {sum(not found['genai'] for found in some)} of them"
+
     counts = (
-        f"Of {len(declared_windows())} types {len(run)} were run: {passed} pass in everything but GenAI, which runs "
-        f"{sum(not found['genai'] for found in run)} of them. {states.count('failed')} failed, {states.count('code')} "
-        f"are code of their repositories and were not run, {states.count('other')} are parts of multimodal models, "
-        f"{states.count('never')} has no version of transformers."
+        f"Of {len(declared_windows())} types {len(run) - len(by_stand_in)} were run with transformers' own class: "
+        f"{counted([found for found in run if found not in by_stand_in])}. Of those that are code of their "
+        f"repositories {len(by_stand_in)} were run with a stand-in: {counted(by_stand_in)}. {states.count('failed')} "
+        f"failed, {states.count('other')} are parts of multimodal models, {states.count('never')} has no version of "
+        "transformers."
     )
     before, _, rest = path.read_text(encoding="utf-8").partition("<!-- table -->")
     after = rest.partition("<!-- end -->")[2]
@@ -413,9 +446,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("architectures.json"))
     parser.add_argument("--page", type=Path)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--stand-in", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        args.results.write_text(json.dumps(measure(args.types[0])))
+        args.results.write_text(json.dumps(measure(args.types[0], args.stand_in)))
         return
     results = json.loads(args.results.read_text()) if args.results.exists() else {}
     # What the installed version does not convert comes first.

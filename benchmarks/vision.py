@@ -1,0 +1,180 @@
+"""Vision-language models that were really run: a table for the documentation.
+
+A tiny random model of each type is made with its processor, loaded and compressed to int8 and int4 by llmcompress and
+by stock Optimum in the same environment: the weights of every part are compared, byte by byte. Stock Optimum opens the
+uncompressed output, whose logits of a text and of a question with a picture are compared with torch's in f32, and the
+tokens that both generate. At last OpenVINO GenAI answers a question with a picture from the int8 directory.
+
+Each type has a process of its own, on the layer that llmcompress takes for it. What is done is kept in RESULTS.
+
+    python benchmarks/vision.py --results vision.json --page docs/vision.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from architectures import MAX_ERROR, MAX_RECURRENT_ERROR, in_child, last_words
+
+from llmcompress.loaders.architecture import VISION_TYPES
+from llmcompress.loaders.environments import fitting_layer
+from llmcompress.loaders.exporter import VISION_TASK, declared_windows, installed_transformers
+from llmcompress.loaders.layer_folders import install
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "int8": {"bits": 8, "sym": False},
+    "int4": {"bits": 4, "sym": False, "group_size": 32, "ratio": 1.0, "group_size_fallback": "adjust"},
+}
+OVERRIDES = {"int8": [], "int4": ["weights.group_size=32", "weights.group_size_fallback=adjust"]}
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+NEW_TOKENS = 8
+
+
+def errors_of(checkpoint: Path, output: Path, model_type: str) -> dict[str, Any]:
+    """The largest differences of logits to torch's, and whether both generate the same tokens of a picture."""
+    import numpy as np
+    import torch
+    from optimum.intel import OVModelForVisualCausalLM
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from vision_fixture import QUESTION, picture
+
+    module = AutoModelForImageTextToText.from_pretrained(checkpoint).to(torch.float32).eval()
+    model = OVModelForVisualCausalLM.from_pretrained(output, ov_config=F32)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, 256, (1, 24)))
+    seen = dict(processor(images=[picture()], text=[QUESTION[model_type]], return_tensors="pt"))
+    if model_type in ("smolvlm", "idefics3"):
+        seen.pop("token_type_ids", None)
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    how = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "output_logits": True, "return_dict_in_generate": True}
+    with torch.no_grad():
+        errors = {"text": float((model(**text).logits - module(**text).logits).abs().max())}
+        theirs, ours = (each.generate(**seen, **how) for each in (module, model))
+        # Those of the tokens that were generated: Optimum places them only there.
+        errors["picture"] = _largest(theirs.logits, ours.logits)
+        found: dict[str, Any] = {"errors": errors, "tokens": bool(torch.equal(theirs.sequences, ours.sequences))}
+        if errors["picture"] > MAX_ERROR:
+            stock = OVModelForVisualCausalLM.from_pretrained(checkpoint, export=True, load_in_8bit=False, ov_config=F32)
+            found["from stock"] = _largest(stock.generate(**seen, **how).logits, ours.logits)
+    return found
+
+
+def _largest(expected: Any, found: Any) -> float:
+    """The largest difference of the logits of generated tokens."""
+    return max(float((one - other).abs().max()) for one, other in zip(expected, found, strict=False))
+
+
+def answered(directory: Path) -> str:
+    """What OpenVINO GenAI says instead of answering; empty where it answers."""
+    import numpy as np
+    import openvino as ov
+    import openvino_genai
+    from vision_fixture import picture
+
+    try:
+        pipeline = openvino_genai.VLMPipeline(str(directory), "CPU")
+        image = ov.Tensor(np.asarray(picture())[None])
+        answer = pipeline.generate("What is it?", images=[image], max_new_tokens=NEW_TOKENS, ignore_eos=True)
+        return "" if answer.texts else "it says nothing"
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
+        return last_words(error)
+
+
+def measure(model_type: str) -> dict[str, Any]:
+    """Do all of it for one type, in this process."""
+    from optimum.intel import OVModelForVisualCausalLM, OVWeightQuantizationConfig
+    from vision_fixture import build_vision
+
+    import llmcompress
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        checkpoint = build_vision(model_type, work / "checkpoint")
+        loaded = llmcompress.load(checkpoint)
+        found: dict[str, Any] = {"state": "run", "parts": [loaded.part, *loaded.parts]}
+        llmcompress.compress(loaded, "none", work / "none")
+        found |= errors_of(checkpoint, work / "none", model_type)
+        for name, options in OPTIONS.items():
+            llmcompress.compress(loaded, llmcompress.load_recipe(name, OVERRIDES[name]), work / name)
+            OVModelForVisualCausalLM.from_pretrained(
+                checkpoint, export=True, compile=False, quantization_config=OVWeightQuantizationConfig(**options)
+            ).save_pretrained(work / f"stock-{name}")
+            files = [f"openvino_{part}.bin" for part in found["parts"]]
+            same = filecmp.cmpfiles(work / name, work / f"stock-{name}", files, shallow=False)[0]
+            found[name] = sorted(set(files) - set(same))
+        found["genai"] = answered(work / "int8")
+        return {**found, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def run_apart(model_type: str) -> dict[str, Any]:
+    """Measure one type in a process of its own, on its layer."""
+    layer = fitting_layer(model_type, VISION_TASK)
+    version = layer.version if layer else installed_transformers()
+    first = [str(install(layer.requirements))] if layer else []
+    return {"transformers": version} | in_child(Path(__file__), model_type, first, [])
+
+
+def page(results: dict[str, dict[str, Any]]) -> list[str]:
+    """The lines of the table in Markdown."""
+    lines = [
+        "| type | transformers | parts | int8 | int4 | logits of text | with a picture | tokens | GenAI |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, found in sorted(results.items()):
+        if found["state"] != "run":
+            lines.append(f"| {name} | {found['transformers']} | {found['reason'].replace('|', '/')} | | | | | | |")
+            continue
+        bound = MAX_RECURRENT_ERROR if name.startswith("qwen3_5") else MAX_ERROR
+        logits = [f"{'equal' if error <= bound else 'DIFFER'}, {error:.0e}" for error in found["errors"].values()]
+        if "from stock" in found:
+            logits[1] += f"; from stock's {found['from stock']:.0e}"
+        same = ["equal" if not found[bits] else f"differ: {', '.join(found[bits])}" for bits in OPTIONS]
+        parts = ", ".join(part.removesuffix("_model") for part in found["parts"])
+        genai = "answers" if not found["genai"] else found["genai"].replace("|", "/")
+        cells = [name, found["transformers"], parts, *same, *logits, "equal" if found["tokens"] else "differ", genai]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def write_page(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Put the table and its counts between the marks of a page."""
+    windows = declared_windows(VISION_TASK)
+    run = [found for found in results.values() if found["state"] == "run"]
+    text = f"Of the exporter's {len(windows)} types {len(run)} were run; all others are refused by name."
+    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- table -->")
+    after = rest.partition("<!-- end -->")[2]
+    table = "\n".join(page(results))
+    path.write_text(f"{before}<!-- table -->\n{text}\n\n{table}\n<!-- end -->{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Run what is not done yet, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*", help="only these; what is kept of them is measured again")
+    parser.add_argument("--results", type=Path, default=Path("vision.json"))
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        args.results.write_text(json.dumps(measure(args.types[0])))
+        return
+    results = json.loads(args.results.read_text()) if args.results.exists() else {}
+    for name in args.types or sorted(VISION_TYPES):
+        if name in results and not args.types:
+            continue
+        results[name] = run_apart(name)
+        print(name, json.dumps(results[name]), flush=True)
+        args.results.write_text(json.dumps(results, indent=1))
+    if args.page is not None:
+        write_page(results, args.page)
+
+
+if __name__ == "__main__":
+    main()
