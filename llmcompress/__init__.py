@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from llmcompress.integrations.modeling import OVModelForCausalLM as OVModelForCausalLM
     from llmcompress.integrations.quantization_config import OVRecipeConfig as OVRecipeConfig
     from llmcompress.integrations.quantization_config import to_quantization_config as to_quantization_config
+    from llmcompress.integrations.vision_modeling import OVModelForVisualCausalLM as OVModelForVisualCausalLM
     from llmcompress.loaders import load as load
     from llmcompress.publishing import push_to_hub as push_to_hub
     from llmcompress.publishing.card import CardReport as CardReport
@@ -93,6 +94,7 @@ _HOMES = {
     "llmcompress.integrations.from_ir": "recipe_from_artifact",
     "llmcompress.integrations.modeling": "OVModelForCausalLM",
     "llmcompress.integrations.quantization_config": "OVRecipeConfig to_quantization_config",
+    "llmcompress.integrations.vision_modeling": "OVModelForVisualCausalLM",
     "llmcompress.loaders": "load",
     "llmcompress.publishing": "push_to_hub",
     "llmcompress.publishing.card": "CardReport render_card write_card",

@@ -322,3 +322,36 @@ def test_chat_says_why_it_shows_no_picture(int8: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(chat_model.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ResourceError, match="is talked to by OpenVINO GenAI, which is not installed"):
         open_model(int8, TalkSpec())
+
+
+@pytest.mark.slow
+def test_optimums_class_takes_recipes(checkpoint: Path, int8: Path, tmp_path: Path) -> None:
+    from optimum.intel import OVModelForVisualCausalLM as Stock
+
+    model = llmcompress.OVModelForVisualCausalLM.from_pretrained(checkpoint, quantization_config="int8")
+    assert isinstance(model, llmcompress.OVModelForVisualCausalLM)
+    assert isinstance(model, Stock)
+    model.save_pretrained(tmp_path / "saved")
+    assert llmcompress.verify(tmp_path / "saved").ok
+    files = [f"openvino_{part}.bin" for part in PARTS]
+    assert filecmp.cmpfiles(tmp_path / "saved", int8, files, shallow=False)[0] == files
+    # Without a recipe it is Optimum's own.
+    plain = llmcompress.OVModelForVisualCausalLM.from_pretrained(str(int8), export=False, compile=False)
+    assert not isinstance(plain, llmcompress.OVModelForVisualCausalLM)
+
+
+def test_optimums_class_says_what_it_does_not_take(checkpoint: Path, demo_checkpoint: Path) -> None:
+    opened = llmcompress.OVModelForVisualCausalLM.from_pretrained
+    with pytest.raises(UsageError, match="1 positional arguments after the model"):
+        opened(checkpoint, "main", quantization_config="int8")
+    with pytest.raises(UsageError, match="it is a text model, which has no parts"):
+        opened(demo_checkpoint, quantization_config="int8")
+    with pytest.raises(UsageError, match="a vision-language model has its cache inside"):
+        opened(checkpoint, quantization_config="int8", use_cache=False)
+
+
+def test_optimums_class_names_the_transformers_that_opens_a_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl", "vision_config": {}}))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UsageError, match=r"opens 'qwen2_vl' only with transformers>=4\.57,<=5\.0"):
+        llmcompress.OVModelForVisualCausalLM.from_pretrained(tmp_path, quantization_config="int8")

@@ -46,7 +46,7 @@ _ELSEWHERE: Mapping[str, tuple[tuple[object, ...], str]] = {
     "subfolder": (("",), "give the directory that holds config.json"),
     "load_in_8bit": ((None, False), "take the recipe int8"),
     "torch_dtype": ((None, "auto"), "remove it: recipes start from the checkpoint's own precision"),
-    "task": ((None, "text-generation", "text-generation-with-past"), "remove it"),
+    "task": ((None, "text-generation", "text-generation-with-past", "image-text-to-text"), "remove it"),
     "compile_only": ((False,), "compress first, and open the saved directory with compile_only=True"),
     "variant": ((None,), "give a directory with the files of that variant"),
     "from_onnx": ((False,), "give the original checkpoint"),
@@ -84,13 +84,13 @@ class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
             UsageError: an option of the parent's that a recipe leaves no room for.
             RecipeError, ModelError, DataError, HubError, SecurityError, ResourceError: as ``llmcompress.compress``.
         """
-        if not _is_recipe(quantization_config):
+        if not is_recipe(quantization_config):
             return super().from_pretrained(model_id, *args, quantization_config=quantization_config, **kwargs)
         if args:
             problem = f"{len(args)} positional arguments after the model"
             raise UsageError(problem, where="from_pretrained", hint="write them with their names")
         quiet_libraries()
-        recipe = _chosen(quantization_config)
+        recipe = chosen_recipe(quantization_config)
         options = LoadingOptions(kwargs)
         found = resolve(model_id, options.access)
         recipe = recipe or recommended_recipe(found, quantization_config)
@@ -169,11 +169,12 @@ def _changed(written: dict[str, Any] | None, before: dict[str, Any], now: dict[s
     return {name: value for name, value in {**(written or {}), **changed}.items() if value is not None}
 
 
-def _is_recipe(given: object) -> bool:
+def is_recipe(given: object) -> bool:
+    """Whether a ``quantization_config`` is one of ours."""
     return isinstance(given, (str, Path, Recipe, OVRecipeConfig)) or (isinstance(given, Mapping) and "recipe" in given)
 
 
-def _chosen(given: Any) -> Recipe | None:
+def chosen_recipe(given: Any) -> Recipe | None:
     """The recipe, or None for one that depends on the model."""
     if isinstance(given, (str, Path)):
         return None if given in RECOMMENDED else load_recipe(given)
@@ -209,7 +210,7 @@ def _in_memory(
         generation_config = GenerationConfig.from_pretrained(scratch)
     opened.model_save_dir = None
     # Optimum chooses a class of its own for some model types; ours goes before it.
-    opened.__class__ = _ours_over(cls, type(opened).__mro__[1] if isinstance(opened, cls) else type(opened))
+    opened.__class__ = ours_over(cls, type(opened).__mro__[1] if isinstance(opened, cls) else type(opened))
     opened._made = _Made(
         compressed=compressed,
         config=own.to_dict(),
@@ -234,7 +235,8 @@ def _opening(cls: type[OVModelForCausalLM], compressed: CompressedModel) -> Any:
     return Opening
 
 
-def _ours_over(cls: type[OVModelForCausalLM], chosen: type) -> type:
+def ours_over(cls: type[Any], chosen: type) -> type:
+    """A class of ours with the class that Optimum chose for a model behind it."""
     if issubclass(cls, chosen):
         return cls
     return type(cls.__name__, (cls, chosen), {"__module__": cls.__module__, "__doc__": cls.__doc__})
