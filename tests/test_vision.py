@@ -21,6 +21,7 @@ from llmcompress.compression.parts import require_parts
 from llmcompress.errors import ModelError, RecipeError, ResourceError, UsageError
 from llmcompress.graph.joining import text_decoder
 from llmcompress.loaders.architecture import check_architecture
+from llmcompress.loaders.environments import needed_layer
 from llmcompress.loaders.exporter import TASK, VISION_TASK, task_of
 from llmcompress.loaders.processor import check_processor, open_processor
 from llmcompress.loaders.source import Source, resolve
@@ -197,6 +198,15 @@ def test_a_type_that_was_not_tried_is_refused_by_name() -> None:
 
 def source(model_type: str, **more: Any) -> Source:
     return Source("checkpoint", "checkpoint", Path("m"), {"model_type": model_type, **more})
+
+
+def test_what_sees_has_its_layer_too(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {"qwen2_vl": "5.0.0", "qwen3_5": "5.2.0", "smolvlm": "4.57.6", "gemma3": None}
+    found = {name: needed_layer(source(name, vision_config={})) for name in expected}
+    assert {name: layer and layer.version for name, layer in found.items()} == expected
+    assert run_command(["doctor", "--layers", "--json"]) == 0
+    listed = {each["version"]: each["architectures"] for each in json.loads(capsys.readouterr().out)["layers"]}
+    assert "qwen2_vl" in listed["5.0.0"]
 
 
 def test_parts_are_of_vision_language_models(int8: Path) -> None:

@@ -51,6 +51,12 @@ TOKENS: dict[str, dict[str, str]] = {
         "image_token": "<image_soft_token>",
         "eoi_token": "<end_of_image>",
     },
+    "gemma4": {
+        "boi_token": "<|image>",
+        "image_token": "<|image|>",
+        "eoi_token": "<image|>",
+        "video_token": "<|video|>",
+    },
     "mistral3": {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"},
     "qwen2_vl": _QWEN,
     "qwen2_5_vl": _QWEN,
@@ -82,6 +88,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "boi_token_index": 266,
         "image_token_index": 267,
         "eoi_token_index": 268,
+    },
+    "gemma4": {
+        "text_config": {
+            "model_type": "gemma4_text",
+            "global_head_dim": 16,
+            "hidden_size_per_layer_input": 32,
+            "vocab_size_per_layer_input": 512,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention"],
+            **TEXT,
+        },
+        "vision_config": {
+            "model_type": "gemma4_vision",
+            "position_embedding_size": 64,
+            **{**_SEES, "patch_size": 16, "num_key_value_heads": 2, "head_dim": 16},
+        },
+        "boi_token_id": 266,
+        "image_token_id": 267,
+        "eoi_token_id": 268,
+        "video_token_id": 269,
     },
     "mistral3": {
         "text_config": {"model_type": "mistral", "sliding_window": None, **TEXT},
@@ -161,6 +187,7 @@ QUESTION: dict[str, str] = {
     "llava": "<image>What is it?",
     "llava_next": "<image>What is it?",
     "gemma3": "<start_of_image>What is it?",
+    "gemma4": "<|image|>What is it?",
     "mistral3": "[IMG]What is it?",
     **dict.fromkeys(
         ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"), "<|vision_start|><|image_pad|><|vision_end|>What is it?"
@@ -195,6 +222,12 @@ def make_processor(model_type: str, tokenizer: Any) -> Any:
     if model_type == "gemma3":
         images = transformers.Gemma3ImageProcessor(size={"height": 56, "width": 56})
         return transformers.Gemma3Processor(images, tokenizer, image_seq_length=4)
+    if model_type == "gemma4":
+        few = {"max_soft_tokens": 70}
+        videos = transformers.Gemma4VideoProcessor(**few)
+        heard = transformers.Gemma4AudioFeatureExtractor()
+        images = transformers.Gemma4ImageProcessor(**few)
+        return transformers.Gemma4Processor(heard, images, tokenizer, videos, image_seq_length=70)
     if model_type == "mistral3":
         images = transformers.PixtralImageProcessor(size={"longest_edge": 56}, patch_size={"height": 14, "width": 14})
         return transformers.PixtralProcessor(images, tokenizer, patch_size=14, spatial_merge_size=2)

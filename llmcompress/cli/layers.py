@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from llmcompress.cli.console import print_blocks, print_report, table, tell
 from llmcompress.cli.progress import install_watched
+from llmcompress.loaders.architecture import VISION_TYPES
 from llmcompress.loaders.environments import LAYERS, TransformersLayer, fitting_layer, layer_of
-from llmcompress.loaders.exporter import declared_windows
+from llmcompress.loaders.exporter import TASK, VISION_TASK, declared_windows
 from llmcompress.loaders.layer_folders import folder_of, remove, size_bytes
 from llmcompress.report.record import Record
 from llmcompress.report.text import size_text
@@ -51,13 +52,18 @@ def manage_layers(installed: Sequence[str], removed: Sequence[str], *, as_json: 
     print_report(LayerStates(layers=tuple(map(_record, LAYERS))), _print, as_json=as_json, brief=lambda _: "")
 
 
+def _tasks() -> list[tuple[str, str]]:
+    """All model types, sorted, each with what it is exported for."""
+    return sorted({**dict.fromkeys(declared_windows(), TASK), **dict.fromkeys(VISION_TYPES, VISION_TASK)}.items())
+
+
 def _record(layer: TransformersLayer) -> LayerState:
     there = layer.is_installed
     return LayerState(
         version=layer.version,
         tested=layer.is_tested,
         packages=layer.packages,
-        architectures=tuple(name for name in sorted(declared_windows()) if fitting_layer(name) == layer),
+        architectures=tuple(name for name, task in _tasks() if fitting_layer(name, task) == layer),
         installed=there,
         size_bytes=size_bytes(layer.requirements) if there else 0,
         directory=str(folder_of(layer.requirements)),

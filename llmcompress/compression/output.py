@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from llmcompress.compression.run import CompressedModel
 from llmcompress.compression.zeros import archive_share, sparse_speed
 from llmcompress.data.disjoint import write_sequences
 from llmcompress.loaders.environments import transformers_needed
+from llmcompress.loaders.layout import ir_files
 from llmcompress.loaders.source import Source
 from llmcompress.report.compression import CompressionReport, PartRecord
 from llmcompress.report.file_names import RECIPE, model_files
@@ -42,7 +43,7 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
     with stages.stage("save"):
         _save_graphs(graphs, stage, progress)
     with stages.stage("convert the tokenizer and hash"), ThreadPoolExecutor(1) as pool:
-        saved = pool.submit(_model_records, stage.path, names)
+        saved = pool.submit(_model_records, stage.path)
         chat_template = _save_side_files(compressed, stage, progress)
         side_files = file_records(stage.path, exclude=NOT_LISTED | names)
         files = tuple(sorted((*saved.result(), *side_files), key=lambda file: file.path))
@@ -114,11 +115,12 @@ def _save_graphs(graphs: Mapping[str, ov.Model], stage: Staging, progress: Repor
     progress(Progress("save", len(graphs), len(graphs)))
 
 
-def _model_records(directory: Path, names: Set[str]) -> tuple[FileRecord, ...]:
+def _model_records(directory: Path) -> tuple[FileRecord, ...]:
     """Hashed while the tokenizer is converted; other files of the directory are still being written."""
     # Not the directories in it, which the tokenizer's conversion makes and removes.
     with os.scandir(directory) as found:
-        return tuple(file_record(entry.name, entry) for entry in found if entry.name in names)
+        entries = {entry.name: entry for entry in found}
+    return tuple(file_record(name, entries[name]) for name in ir_files(entries))
 
 
 def _save_side_files(

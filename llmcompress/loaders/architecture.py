@@ -19,6 +19,7 @@ from llmcompress.loaders.remote_code import ALLOW, refuse_hidden_code
 VISION_TYPES = frozenset(
     {
         "gemma3",
+        "gemma4",
         "idefics3",
         "llava",
         "llava_next",
