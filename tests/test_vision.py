@@ -18,6 +18,7 @@ from llmcompress.cli import chat_model
 from llmcompress.cli import run as run_command
 from llmcompress.cli.chat_model import TalkSpec, open_model
 from llmcompress.compression.parts import require_parts
+from llmcompress.compression.replay.key import why_not
 from llmcompress.errors import ModelError, RecipeError, ResourceError, UsageError
 from llmcompress.graph.joining import text_decoder
 from llmcompress.loaders.architecture import check_architecture
@@ -207,6 +208,12 @@ def test_what_sees_has_its_layer_too(capsys: pytest.CaptureFixture[str]) -> None
     assert run_command(["doctor", "--layers", "--json"]) == 0
     listed = {each["version"]: each["architectures"] for each in json.loads(capsys.readouterr().out)["layers"]}
     assert "qwen2_vl" in listed["5.0.0"]
+
+
+def test_no_graph_is_kept_of_what_has_several() -> None:
+    assert why_not(source("llava", vision_config={}), load_recipe("int8"), "llmcompress") == (
+        "a vision-language model is several graphs"
+    )
 
 
 def test_parts_are_of_vision_language_models(int8: Path) -> None:
