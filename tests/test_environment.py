@@ -175,3 +175,17 @@ print("sklearn" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["None", "False", "True", "sklearn", "True"]
+
+
+def test_torch_is_left_out_only_by_a_process_that_ends_with_its_call() -> None:
+    program = """
+import sys
+from llmcompress.system.environment import ends_after_this_call, leave_out_torch
+leave_out_torch()
+print("torch" in sys.modules)
+ends_after_this_call()
+leave_out_torch()
+print(sys.modules["torch"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "None"]

@@ -34,6 +34,20 @@ def test_returns_the_result_from_another_process() -> None:
     assert call("count", upto=0) != os.getpid()
 
 
+def test_arguments_are_found_out_while_the_worker_starts() -> None:
+    assert run_supervised(supervisor_fixture.add, lambda: {"a": 2, "b": 3}, first_import="json.decoder") == 5
+    # A module that cannot be imported is the matter of the call that needs it.
+    assert run_supervised(supervisor_fixture.add, {"a": 2, "b": 3}, first_import="no_such.module") == 5
+
+    def refuse() -> dict[str, int]:
+        raise ModelError("refused", hint="none")
+
+    before = psutil.Process().children()
+    with pytest.raises(ModelError, match="refused"):
+        run_supervised(supervisor_fixture.add, refuse)
+    assert psutil.Process().children() == before
+
+
 def test_progress_arrives_complete_in_order_and_in_this_thread() -> None:
     seen: list[tuple[Progress, int]] = []
     run_supervised(
