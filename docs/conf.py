@@ -26,12 +26,10 @@ extensions = [
 ]
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
-exclude_patterns = ["_static"]
 
 html_theme = "furo"
 smartquotes = False
 html_title = "llmcompress"
-html_static_path = ["_static"]
 html_show_sourcelink = False
 
 autodoc_member_order = "bysource"
