@@ -8,6 +8,7 @@ noise takes its place.
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import time
@@ -48,10 +49,9 @@ def repaired(shop: Workshop, table: Table, planned: Planned, budget_s: float) ->
     seen, caches = {_key(planned.plan)}, [first.cache]
     while (passed_s := time.monotonic() - started) + longest_s <= budget_s:
         shop.progress(Progress("measure changes of the plan", int(passed_s), math.ceil(budget_s), "s"))
-        new = [plan for plan in proposals(table, best, seed=num_measured) if _key(plan) not in seen][:AT_ONCE]
+        new = list(itertools.islice(_unseen(proposals(table, best, seed=num_measured), seen), AT_ONCE))
         if not new:
             break
-        seen |= set(map(_key, new))
         found = _measured(shop, table, new, best.max_bytes, num_measured)
         num_measured += len(new)
         caches += [each.cache for _, each in found]
@@ -150,6 +150,14 @@ def _measured(
             shutil.rmtree(found.directory)
     scored = shop.score([each.directory for each in fitting], shop.looked_at) if fitting else ()
     return list(zip(fitting, scored, strict=True))
+
+
+def _unseen(plans: Iterator[Plan], seen: set[frozenset[tuple[str, str]]]) -> Iterator[Plan]:
+    """Those that are not among those seen, to which each is added."""
+    for plan in plans:
+        if _key(plan) not in seen:
+            seen.add(_key(plan))
+            yield plan
 
 
 def _key(plan: Plan) -> frozenset[tuple[str, str]]:
