@@ -98,7 +98,10 @@ def _by_hand(weight: np.ndarray, hessian: np.ndarray, made: IntegerWeight, colum
     return values
 
 
-@pytest.mark.parametrize(("engine", "order"), [("nncf", "columns"), ("llmcompress", "activations")])
+@pytest.mark.parametrize(
+    ("engine", "order"),
+    [pytest.param("nncf", "columns", marks=pytest.mark.slow), ("llmcompress", "activations")],
+)
 def test_the_codes_are_those_of_gptq_by_hand(
     loaded: LoadedModel, demo_checkpoint: Path, engine: Engine, order: str
 ) -> None:
