@@ -109,6 +109,18 @@ def test_without_time_nothing_is_measured(tmp_path: Path) -> None:
     assert (record.num_measured, record.num_kept, record.gain) == (0, 0, None)
 
 
+def test_no_round_begins_that_memory_is_not_there_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates, truth = _candidates(0)
+    shop, plan = _Shop(tmp_path, truth), least_damage(candidates, MAX_BYTES)
+    assert plan is not None
+    first = shop.planned(plan, None, Output(tmp_path / "first"))._replace(max_bytes=MAX_BYTES + REST)
+    held = iter(range(0, 10**9, 10**6))
+    monkeypatch.setattr("llmcompress.searching.repair.own_bytes", lambda: next(held))
+    monkeypatch.setattr("llmcompress.searching.repair.memory", lambda: SimpleNamespace(available=2 * 10**6))
+    record = repaired(shop, _table(candidates), first, 20.0)[1]  # type: ignore[arg-type]
+    assert 0 < record.num_measured <= 4
+
+
 def test_swaps_keep_the_bytes_and_come_by_what_they_may_gain() -> None:
     candidates, _ = _candidates(1)
     plan = least_damage(candidates, 2400)

@@ -19,6 +19,7 @@ from llmcompress.report.search import RepairRecord
 from llmcompress.searching.candidates import Candidate, Table
 from llmcompress.searching.contest import Output, Planned, Workshop, gain_over
 from llmcompress.searching.solver import Plan, least_damage, total_bytes
+from llmcompress.system.memory import memory, own_bytes
 from llmcompress.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,12 +43,16 @@ def repaired(shop: Workshop, table: Table, planned: Planned, budget_s: float) ->
         table: What weights cost.
         planned: The best plan as predicted.
         budget_s: No round begins that would end later, by the time that the longest one took.
+
+    The runtime keeps some memory of every model that it has compiled: no round begins either where that of another two
+    is not there.
     """
-    started, longest_s = time.monotonic(), 0.0
+    started, longest_s, grown = time.monotonic(), 0.0, 0
     (first,) = shop.score([planned.directory], shop.looked_at)
     best, scored, num_measured, num_kept = planned, first, 0, 0
     seen, caches = {_key(planned.plan)}, [first.cache]
-    while (passed_s := time.monotonic() - started) + longest_s <= budget_s:
+    while (passed_s := time.monotonic() - started) + longest_s <= budget_s and memory().available > 2 * grown:
+        before = own_bytes()
         shop.progress(Progress("measure changes of the plan", int(passed_s), math.ceil(budget_s), "s"))
         new = list(itertools.islice(_unseen(proposals(table, best, seed=num_measured), seen), AT_ONCE))
         if not new:
@@ -63,6 +68,7 @@ def repaired(shop: Workshop, table: Table, planned: Planned, budget_s: float) ->
             if other.directory != best.directory:
                 shutil.rmtree(other.directory)
         longest_s = max(longest_s, time.monotonic() - started - passed_s)
+        grown = max(grown, own_bytes() - before)
     # Until here a search that was killed finds them again.
     for cache in caches:
         cache.forget()
