@@ -110,10 +110,10 @@ def test_without_time_nothing_is_measured(tmp_path: Path) -> None:
 
 
 def test_no_round_begins_that_memory_is_not_there_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    candidates, truth = _candidates(0)
-    shop, plan = _Shop(tmp_path, truth), least_damage(candidates, MAX_BYTES)
+    candidates, truth = _candidates(1)
+    shop, plan = _Shop(tmp_path, truth), least_damage(candidates, 2400)
     assert plan is not None
-    first = shop.planned(plan, None, Output(tmp_path / "first"))._replace(max_bytes=MAX_BYTES + REST)
+    first = shop.planned(plan, None, Output(tmp_path / "first"))._replace(max_bytes=2400 + REST)
     held = iter(range(0, 10**9, 10**6))
     monkeypatch.setattr("llmcompress.searching.repair.own_bytes", lambda: next(held))
     monkeypatch.setattr("llmcompress.searching.repair.memory", lambda: SimpleNamespace(available=2 * 10**6))

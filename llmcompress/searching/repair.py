@@ -31,6 +31,8 @@ RELATIVE_ERROR = 0.2
 """Of what a weight is predicted to cost, as measured of single weights of a llama of 8 M parameters."""
 NUM_SWAPS = 1000
 """Of the most hopeful that are looked at in a round."""
+NUM_DRAWS = 8
+"""Of other errors of the predictions, in a round."""
 AT_ONCE = 4
 """Plans that are scored together, for which the original runs once."""
 
@@ -85,9 +87,9 @@ def proposals(table: Table, best: Planned, *, seed: int) -> Iterator[Plan]:
         seed: Of the errors.
     """
     max_bytes = best.max_bytes - (best.size_bytes - total_bytes(best.plan))
-    in_turn = zip(swaps(table.permitted, best.plan, max_bytes), _redrawn(table.permitted, max_bytes, seed))  # noqa: B905
-    for pair in in_turn:
-        yield from pair
+    drawn = itertools.islice(_redrawn(table.permitted, max_bytes, seed), NUM_DRAWS)
+    for pair in itertools.zip_longest(swaps(table.permitted, best.plan, max_bytes), drawn):
+        yield from (plan for plan in pair if plan is not None)
 
 
 def swaps(candidates: Sequence[Candidate], plan: Plan, max_bytes: int) -> list[Plan]:
