@@ -460,21 +460,18 @@ def test_plans_and_optimums_class_take_the_file(model: Path, tmp_path: Path) -> 
 def test_everything_that_follows_works_on_what_was_kept(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Evaluated, measured, tuned, compared and pushed as any other artifact, by the commands."""
+    """Evaluated, measured, compared and pushed as any other artifact, by the commands."""
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     out, again = str(tmp_path / "out"), str(tmp_path / "again")
-    text = ["--dataset", str(wikitext(tmp_path)), "--seq-len", "128"]
+    text = ["--dataset", str(wikitext(tmp_path)), "--seq-len", "64", "--num-windows", "2"]
     assert run_command(["compress", str(model), "-o", out]) == 0
     assert run_command(["compress", str(model), "-r", "int8", "--requantize", "-o", again]) == 0
     for directory in (out, again):
-        assert run_command(["eval", directory, "--reference", str(model), *text, "--num-windows", "2"]) == 0
+        assert run_command(["eval", directory, "--reference", str(model), *text]) == 0
     capsys.readouterr()
     assert run_command(["bench", out, again, "-p", "4", "-n", "2", "-r", "1", "--json"]) == 0
     assert [report["source"] for report in json.loads(capsys.readouterr().out)] == ["out", "again"]
-    options = ["--workload", "tiny:16/4", "-r", "3", "--property", "KV_CACHE_PRECISION=u8,f16", *text]
-    assert run_command(["tune", out, "--reference", str(model), *options, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["trials"]
     assert run_command(["compare", out, again, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     kept, compressed = (row["evaluation"]["divergence"]["kl_divergence"]["value"] for row in rows)
@@ -484,5 +481,5 @@ def test_everything_that_follows_works_on_what_was_kept(
         assert run_command(["card", out]) == 0
         assert run_command(["push", out, "acme/made"]) == 0
         pushed = hub.repos["acme/made"].head.files
-    assert {"README.md", "llmcompress.json", "eval.json", "bench.json", "tune.json"} <= pushed.keys()
+    assert {"README.md", "llmcompress.json", "eval.json", "bench.json"} <= pushed.keys()
     assert "quantized by `somebody`" in pushed["README.md"].decode()
