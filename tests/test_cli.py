@@ -18,6 +18,7 @@ from llmcompress.cli.compress import default_output_name
 from llmcompress.cli.dry_run import forecast_source
 from llmcompress.cli.progress import watching
 from llmcompress.compression.compress import compress
+from llmcompress.compression.request import requested
 from llmcompress.errors import HubError, InterruptedRunError, LlmcompressError, ModelError, UsageError
 from llmcompress.report.benchmark import BenchCase, BenchReport, Stats, Steadiness
 from llmcompress.report.compression import CompressionReport, LayerRecord
@@ -186,13 +187,19 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Answer every call of the supervisor with REPORT, and keep what it was called with."""
     calls: list[dict[str, Any]] = []
 
-    def answer(function: Callable[..., object], kwargs: dict[str, Any], **others: Any) -> object:
-        calls.append({"function": function, **kwargs})
+    def answer(function: Callable[..., object], kwargs: Any, **others: Any) -> object:
+        calls.append({"function": function, **found_out(kwargs)})
         others["progress"](Progress("compress weights", 1, 2))
         return REPORT
 
     monkeypatch.setattr(llmcompress.system.process, "run_supervised", answer)
     return calls
+
+
+def found_out(kwargs: Any) -> dict[str, Any]:
+    """What a worker is called with; it may be found out while the worker starts."""
+    found: dict[str, Any] = kwargs() if callable(kwargs) else kwargs
+    return found
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -381,10 +388,11 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
     flags = ["--revision", "v1", "--trust-remote-code", "--offline", "--overwrite", "--allow-nonfinite"]
     flags += ["--allow-links", "--merge-adapter", "--max-context", "4096", "--requantize", "--file", "a.gguf"]
     flags += ["--save-checkpoint", str(tmp_path / "pruned"), "--no-tokenizer", "--engine", "nncf"]
+    flags += ["--no-graph-cache"]
     assert run(["compress", *arguments, *flags]) == 0
     plain, flagged = worker
     assert plain == {
-        "function": compress,
+        "function": requested,
         "source": "some/model",
         "recipe": load_recipe("int4", ["weights.group_size=64"]),
         "output_dir": tmp_path / "out",
@@ -401,6 +409,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "tokenizer": True,
         "engine": "llmcompress",
         "save_checkpoint": None,
+        "graph_cache": True,
     }
     assert isinstance(plain["recipe"], Recipe)
     assert flagged == plain | {
@@ -417,13 +426,12 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "tokenizer": False,
         "engine": "nncf",
         "save_checkpoint": tmp_path / "pruned",
+        "graph_cache": False,
     }
 
 
 def test_the_worker_takes_what_it_is_given() -> None:
     import inspect
-
-    from llmcompress.compression.compress import compress
 
     given = {"source", "recipe", "output_dir", "revision", "trust_remote_code", "offline", "overwrite"}
     assert given | {"allow_nonfinite", "tokenizer", "engine", "progress"} <= set(inspect.signature(compress).parameters)
@@ -506,7 +514,9 @@ def forecast_of(fits: bool) -> Any:
 def test_an_output_that_cannot_be_is_refused_before_any_work(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    monkeypatch.setattr(llmcompress.system.process, "run_supervised", lambda *arguments, **others: 1 / 0)
+    monkeypatch.setattr(
+        llmcompress.system.process, "run_supervised", lambda function, kwargs, **others: found_out(kwargs) and 1 / 0
+    )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
     for name, exit_code, message in (

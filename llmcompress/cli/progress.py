@@ -256,13 +256,15 @@ def run_watched(
             from llmcompress.system.process import run_supervised
 
             def found_out() -> dict[str, Any]:
+                assert callable(options)
                 try:
-                    return options() if callable(options) else options
+                    return options()
                 except BaseException:
                     watch.forget()
                     raise
 
-            return run_supervised(function, found_out, progress=watch.report, logs=watch.log, first_import=first_import)
+            given = found_out if callable(options) else options
+            return run_supervised(function, given, progress=watch.report, logs=watch.log, first_import=first_import)
 
     return with_layers(run)
 
