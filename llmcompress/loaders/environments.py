@@ -59,7 +59,7 @@ class TransformersLayer(NamedTuple):
 
 
 LAYERS = (
-    *map(TransformersLayer, ("5.2.0", "5.0.0", "4.57.6", "4.55.4", "4.53.3")),
+    *map(TransformersLayer, ("5.2.0", "5.0.0", "4.57.6", "4.55.4", "4.53.3", "4.51.3")),
     TransformersLayer("5.15.1", is_tested=False),
     TransformersLayer("5.10.4", is_tested=False),
 )
