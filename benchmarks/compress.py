@@ -117,7 +117,7 @@ def measure(command: list[str], log: Path) -> Usage:
 
 def ours(source: Path, output: Path, recipe: str, *, graph_cache: bool = False) -> list[str]:
     """Our command line for a recipe."""
-    options = [*RECIPES[recipe][0], *([] if graph_cache else ["--no-graph-cache"])]
+    options = [*RECIPES[recipe][0], "--graph-cache" if graph_cache else "--no-graph-cache"]
     return [str(BIN / "llmcompress"), "compress", str(source), *options, "-o", str(output)]
 
 

@@ -67,7 +67,7 @@ def on_a_terminal(tree: Path, output: Path, cache: Path, *, graph_cache: bool) -
     ours, theirs = os.openpty()
     started = time.perf_counter()
     process = subprocess.Popen(
-        [*command, *([] if graph_cache else ["--no-graph-cache"])],
+        [*command, "--graph-cache" if graph_cache else "--no-graph-cache"],
         env={**os.environ, "PYTHONPATH": str(tree), "LLMCOMPRESS_CACHE": str(cache)},
         stdout=subprocess.DEVNULL,
         stderr=theirs,

@@ -68,7 +68,7 @@ def build(directory: Path, **overrides: Any) -> Path:
 def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     place = tmp_path_factory.mktemp("graphs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(key.VARIABLE, raising=False)
+        patch.setenv(key.VARIABLE, "on")
         patch.setenv("LLMCOMPRESS_CACHE", str(place / "cache"))
         first, other = build(place / "first", seed=0), build(place / "other", seed=1)
         report = compress(first, recipe(), place / "of-first")
@@ -81,7 +81,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 @pytest.fixture
 def kept(once: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
     """With a cache of the test's own."""
-    monkeypatch.delenv(key.VARIABLE, raising=False)
+    monkeypatch.setenv(key.VARIABLE, "on")
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
     for kind in (key.KIND, "tokenizers"):
         shutil.copytree(once.cache / kind, tmp_path / "cache" / kind)
@@ -112,7 +112,7 @@ def test_another_checkpoint_gets_the_bytes_of_the_whole_way(kept: Kept, tmp_path
 
 def test_neither_torch_nor_the_exporter_nor_openvino_is_imported(kept: Kept, tmp_path: Path) -> None:
     command = [sys.executable, "-c", ALONE, str(kept.other), str(tmp_path / "out")]
-    surroundings = environment(LLMCOMPRESS_CACHE=kept.cache)
+    surroundings = environment(LLMCOMPRESS_CACHE=kept.cache, **{key.VARIABLE: "on"})
     done = subprocess.run(command, capture_output=True, text=True, env=surroundings, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
@@ -367,13 +367,26 @@ def test_other_sources_go_the_whole_way(kept: Kept) -> None:
 
 
 def test_it_is_switched_off_by_a_parameter_and_by_the_environment(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert key.is_on(wanted=True)
-    assert not key.is_on(wanted=False)
+    neither, use, keep = key.GraphCache(), key.GraphCache(uses=True), key.GraphCache(uses=True, keeps=True)
+    assert [key.cache_use(wanted) for wanted in (True, None, False)] == [keep, keep, neither]
+    monkeypatch.delenv(key.VARIABLE)
+    assert [key.cache_use(wanted) for wanted in (True, None, False)] == [keep, use, neither]
     monkeypatch.setenv(key.VARIABLE, "off")
-    assert not key.is_on(wanted=True)
+    assert [key.cache_use(wanted) for wanted in (True, None, False)] == [neither, neither, neither]
     monkeypatch.setenv(key.VARIABLE, "no")
     with pytest.raises(UsageError, match="got 'no'; accepted: on, off"):
-        key.is_on(wanted=True)
+        key.cache_use(True)
+
+
+def test_unasked_a_kept_graph_is_used_and_none_is_kept(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(key.VARIABLE)
+    before = sorted(path.name for path in (kept.cache / key.KIND).iterdir())
+    assert compress(kept.other, recipe(), tmp_path / "used").measured.replayed
+    new = recipe().model_copy(update={"weights": recipe().weights.model_copy(update={"group_size": 16})})
+    assert not compress(kept.other, new, tmp_path / "new").measured.replayed
+    assert sorted(path.name for path in (kept.cache / key.KIND).iterdir()) == before
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
@@ -437,7 +450,7 @@ def test_a_run_that_is_killed_while_it_keeps_the_graph_leaves_the_artifact(kept:
         kill_both(process)
 
     options = ("-r", "int4-sym", "--set", "weights.group_size=32", "-o", output)
-    how = {"LLMCOMPRESS_CACHE": kept.cache, key.VARIABLE: ""}
+    how = {"LLMCOMPRESS_CACHE": kept.cache, key.VARIABLE: "on"}
     at_stage(["compress", kept.other, *options], "convert the tokenizer", kill, **how)
     assert without_measured(output) == without_measured(kept.whole)
     assert find(kept.other) is None

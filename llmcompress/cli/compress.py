@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 _PANELS = {
     "Recipe": "recipe overrides budget engine requantize",
-    "Output": "output_dir overwrite no_tokenizer save_checkpoint no_graph_cache dry_run",
+    "Output": "output_dir overwrite no_tokenizer save_checkpoint graph_cache dry_run",
 }
 
 
@@ -118,13 +118,13 @@ def compress(
             "--save-checkpoint", metavar="DIR", help="Keep what the recipe's pruning leaves, as transformers saves it."
         ),
     ] = None,
-    no_graph_cache: Annotated[
-        bool,
+    graph_cache: Annotated[
+        bool | None,
         typer.Option(
-            "--no-graph-cache",
-            help="Neither use the kept graph of another checkpoint of this configuration nor keep it.",
+            "--graph-cache/--no-graph-cache",
+            help="Keep the graph for the next checkpoint of this configuration, or use none that is kept.",
         ),
-    ] = False,
+    ] = None,
     file: ModelFile = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -178,7 +178,7 @@ def compress(
             "tokenizer": not no_tokenizer,
             "engine": engine,
             "save_checkpoint": None if save_checkpoint is None else save_checkpoint.absolute(),
-            "graph_cache": not no_graph_cache,
+            "graph_cache": graph_cache,
             **asked.access._asdict(),
         }
 

@@ -12,7 +12,7 @@ from llmcompress.compression.compressible import require_compressible
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.output import inputs, write
 from llmcompress.compression.pruned import save_pruned
-from llmcompress.compression.replay.key import is_on
+from llmcompress.compression.replay.key import GraphCache, cache_use
 from llmcompress.compression.replay.recording import FinishedRun, keep_run
 from llmcompress.compression.replay.replaying import find_replay, replay
 from llmcompress.compression.run import CompressOptions, compress_in_memory
@@ -59,7 +59,7 @@ def compress(
     requantize: bool = False,
     file: str | None = None,
     save_checkpoint: str | Path | None = None,
-    graph_cache: bool = True,
+    graph_cache: bool | None = None,
     progress: ProgressOption = "auto",
 ) -> CompressionReport:
     """Compress a model by a recipe into one complete directory for OpenVINO.
@@ -87,8 +87,8 @@ def compress(
         file: The GGUF or ONNX file that is meant, of a directory or repository that holds several.
         save_checkpoint: Where the pruned checkpoint is kept too, as transformers saves it, before its weights are
             compressed; nothing may be there.
-        graph_cache: Keep the graph for other checkpoints of this configuration, and use one that is kept: the same
-            bytes in a fraction of the time.
+        graph_cache: Use the graph of another checkpoint of this configuration where one is kept, and keep this one:
+            the same bytes in a fraction of the time. False: neither; None: use what is kept, and keep nothing.
         progress: Told of every stage.
 
     Returns:
@@ -127,7 +127,7 @@ def compress(
     if not isinstance(recipe, Recipe):
         recipe = recommended_recipe(found, str(recipe))
     kept = None if save_checkpoint is None else _checkpoint_place(save_checkpoint, recipe, found)
-    output = OutputOptions(Path(output_dir), overwrite, tokenizer, engine, kept, is_on(wanted=graph_cache))
+    output = OutputOptions(Path(output_dir), overwrite, tokenizer, engine, kept, cache_use(graph_cache))
     if isinstance(source, LoadedModel):
         return compress_found(source, recipe, output, access, stages=stages, progress=progress)
     layer = needed_layer(found)
@@ -168,8 +168,7 @@ class OutputOptions(NamedTuple):
     engine: Engine = "llmcompress"
     checkpoint: Path | None = None
     """Where what a pruning leaves is kept."""
-    graph_cache: bool = False
-    """Whether a kept graph is used, and this one is kept."""
+    graphs: GraphCache = GraphCache()
 
 
 def compress_found(
@@ -184,10 +183,12 @@ def compress_found(
     """Compress what was found or loaded, by the transformers of this process; raises as ``compress``."""
     found = source.source if isinstance(source, LoadedModel) else source
     stages = stages or Stages()
-    keeps = output.graph_cache and isinstance(source, Source)
+    graphs = output.graphs if isinstance(source, Source) else GraphCache()
     with staging(output.directory, overwrite=output.overwrite, inputs=inputs(found, recipe)) as stage:
         kept = (
-            find_replay(found, recipe, output.engine, tokenizer=output.tokenizer, progress=progress) if keeps else None
+            find_replay(found, recipe, output.engine, tokenizer=output.tokenizer, progress=progress)
+            if graphs.uses
+            else None
         )
         if kept is not None and (report := replay(kept, stage, stages, progress)) is not None:
             return report
@@ -199,7 +200,7 @@ def compress_found(
             save_pruned(compressed.loaded.source.path, output.checkpoint)
         found = compressed.loaded.source
         del compressed
-    if keeps and not warned:
+    if graphs.keeps and not warned:
         # A warning would be missing where the graph is used.
         keep_run(FinishedRun(found, recipe, output.engine, report, stage.target, output.tokenizer), progress)
     return report

@@ -51,16 +51,29 @@ class GraphKey(NamedTuple):
         return cache_dir() / KIND / f"{first}-{content_key(self.tensors)[:32]}"
 
 
-def is_on(*, wanted: bool) -> bool:
-    """Whether graphs are kept and used; ``LLMCOMPRESS_GRAPH_CACHE=off`` goes before what a call asks for.
+class GraphCache(NamedTuple):
+    """What is done with kept graphs."""
+
+    uses: bool = False
+    keeps: bool = False
+
+
+def cache_use(wanted: bool | None) -> GraphCache:
+    """What a call does with kept graphs; ``LLMCOMPRESS_GRAPH_CACHE=off`` goes before what it asks for.
+
+    Args:
+        wanted: Use and keep them, or neither. None: as the variable says, without it use what is kept: to keep a graph
+            takes as long as tracing the model.
 
     Raises:
         UsageError: The variable holds something else than ``on`` or ``off``.
     """
-    found = os.environ.get(VARIABLE) or "on"
-    if found not in ("on", "off"):
+    found = os.environ.get(VARIABLE) or None
+    if found not in ("on", "off", None):
         raise UsageError(f"got {found!r}; accepted: on, off", where=VARIABLE, hint="write one of these")
-    return wanted and found == "on"
+    if found == "off" or wanted is False:
+        return GraphCache()
+    return GraphCache(uses=True, keeps=bool(wanted) or found == "on")
 
 
 def why_not(source: Source, recipe: Recipe, engine: Engine) -> str:
