@@ -193,6 +193,7 @@ def test_nothing_goes_back_where_nothing_must(
 IMPOSSIBLE = {"metric": "kl_divergence", "max_drop": 1e-9, "max_num_iterations": 1, "ranking_num_samples": 1}
 
 
+@pytest.mark.slow
 def test_a_drop_that_cannot_be_met_leaves_nothing(loaded: LoadedModel, calibration_text: Path, tmp_path: Path) -> None:
     with pytest.raises(GateError, match=r"loses \S+ in kl_divergence, where 1e-09 is allowed") as caught:
         llmcompress.compress(loaded, _recipe(calibration_text, IMPOSSIBLE), tmp_path / "out")

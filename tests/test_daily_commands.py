@@ -105,6 +105,7 @@ def test_doctor(columns: int, tmp_path: Path) -> None:
         assert words(report) == words(in_a_wide_pipe(tmp_path, "doctor"))
 
 
+@pytest.mark.slow
 def test_run(place: Path) -> None:
     (place / "plan.yaml").write_text(PLAN)
     done = whole(in_terminal([*LLMCOMPRESS, "run", "plan.yaml"], 80, cwd=place), "Page: ")

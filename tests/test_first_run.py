@@ -41,6 +41,7 @@ def is_whole(shown: Shown, hub: FakeHub, model: str, size: int) -> None:
     assert rest[speed - 1].strip()
 
 
+@pytest.mark.slow
 def test_the_script_leads_from_a_model_to_a_card_on_the_hub(demo_checkpoint: Path, tmp_path: Path) -> None:
     with running(hub_with("acme/demo", demo_checkpoint)) as hub:
         shown = first_run(hub, "acme/demo", tmp_path)

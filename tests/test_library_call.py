@@ -53,6 +53,7 @@ print(max(load_tokenizer(Path({source!r})).get_vocab().values()), "is the last i
 """
 
 
+@pytest.mark.slow
 def test_what_the_tokenizers_library_prints_of_a_vocabulary_with_gaps_is_kept_back(
     demo_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -553,11 +553,14 @@ def test_a_time_decides_the_steps_of_a_healing(
     assert by_time.training is not None
     # 6 steps of 80 s, and the rest for the answers of the original.
     assert (by_time.training.num_steps, by_time.training.budget_s) == (6, 500)
-    by_steps = llmcompress.compress(demo_checkpoint, by_time.recipe, tmp_path / "steps")
+    by_steps = llmcompress.compress(
+        demo_checkpoint, override_recipe(recipe, ["training.budget_s=null", "training.num_steps=6"]), tmp_path / "steps"
+    )
+    assert by_steps.recipe == by_time.recipe
     assert len(measured) == 1
     assert by_steps.training == by_time.training.model_copy(update={"budget_s": None})
     assert by_steps.files == by_time.files
-    short = override_recipe(recipe, ["training.budget=70s"])
+    short = override_recipe(recipe, ["training.budget_s=70"])
     with pytest.raises(UsageError, match="training with a single step takes about 1 min 20 s"):
         llmcompress.compress(demo_checkpoint, short, tmp_path / "short")
     assert not (tmp_path / "short").exists()

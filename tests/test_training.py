@@ -485,7 +485,7 @@ def test_a_time_without_a_training_is_refused(demo_checkpoint: Path) -> None:
     assert "--budget: it decides the steps of a training, and recipe int4 has none" in " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("architecture", ["demo", "opt"])
+@pytest.mark.parametrize("architecture", ["demo", pytest.param("opt", marks=pytest.mark.slow)])
 def test_awq_makes_the_start(architecture: str, demo_checkpoint: Path, calibration_text: Path, tmp_path: Path) -> None:
     """Where a layer before takes the inverse scales (Llama), and where activations are multiplied by them (OPT)."""
     checkpoint = demo_checkpoint if architecture == "demo" else build_checkpoint(tmp_path / "model", architecture)
