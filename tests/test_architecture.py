@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from evaluation_fixture import all_logits
 
+import llmcompress
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.loaders import exporter
 from llmcompress.loaders.architecture import check_architecture
@@ -157,6 +160,37 @@ def test_version_limits_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pip install 'transformers>=4.57,<=5.0'" in exporter.remedy("a")
     assert "pip install 'transformers>=9.1'" in exporter.remedy("b")
     assert "another version of optimum-intel is needed" in exporter.remedy("c")
+
+
+def test_clipping_that_the_exporter_leaves_out_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"attn_config.clip_qkv is 6, and the exporter's graph leaves out the clipping"
+    ):
+        check_architecture({"model_type": "mpt", "attn_config": {"clip_qkv": 6}})
+    for attention in ({"clip_qkv": None}, {}, None):
+        assert check_architecture({"model_type": "mpt", "attn_config": attention}).model_type == "mpt"
+
+
+@pytest.mark.slow
+def test_the_exporter_does_leave_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from transformers import MptConfig, MptForCausalLM
+
+    torch.manual_seed(0)
+    config = MptConfig(
+        d_model=64, n_heads=4, n_layers=2, max_seq_len=128, vocab_size=256, attn_config={"clip_qkv": 0.02}
+    )
+    model = MptForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "source")
+    monkeypatch.setattr("llmcompress.loaders.architecture._refuse_clipping", lambda *_: None)
+    recipe = llmcompress.Recipe(name="n", method="none")
+    llmcompress.compress(tmp_path / "source", recipe, tmp_path / "out", tokenizer=False)
+    token_ids = np.arange(40)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(token_ids)[None]).logits[0].numpy()
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    # Where this fails the exporter has learned it, and the refusal can go.
+    assert np.abs(all_logits(tmp_path / "out", token_ids, exact) - expected).max() > 0.05
 
 
 def test_an_unknown_type_without_code_has_neighbours() -> None:

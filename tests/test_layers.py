@@ -443,3 +443,26 @@ def test_optimum_and_a_loaded_model_take_what_a_worker_converts(
     assert llmcompress.check_conversion(checkpoint).passed
     with pytest.raises(UsageError, match=r"takes 'gemma3_text' only with transformers>=4\.57,<=5\.0"):
         llmcompress.OVModelForCausalLM.from_pretrained(checkpoint, quantization_config="int8", use_cache=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_type", "version"), [("chatglm", "4.55.4"), ("minicpm3", "4.53.3"), ("gemma4_unified_text", "5.10.4")]
+)
+def test_a_line_of_the_table_is_made_again(model_type: str, version: str, tmp_path: Path) -> None:
+    """One type for each layer that no type above needs; two of them by a stand-in."""
+    results = tmp_path / "results.json"
+    command = [
+        sys.executable,
+        Path(__file__).parents[1] / "benchmarks" / "architectures.py",
+        model_type,
+        "--results",
+        results,
+    ]
+    surroundings = {**os.environ, "LLMCOMPRESS_LAYERS": "auto", "LLMCOMPRESS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(results.read_text())[model_type]
+    assert (found["transformers"], found["state"], found["genai"]) == (version, "run", "")
+    assert (found["logits"], found["int8"], found["int4"]) == (True, True, True)
+    assert max(found["errors"].values()) < 1e-4

@@ -122,6 +122,7 @@ def check_architecture(
     _refuse_kind(kind, names[0] if names else model_type, where)
     if reason := not_convertible(model_type, transformers, task):
         raise ModelError(reason, where=where, hint=_hint(config, model_type, task))
+    _refuse_clipping(config, model_type, where)
     if not native and not auto_map and transformers is None:
         raise ModelError(
             f"transformers {installed_transformers()} does not know the model type {model_type!r}, "
@@ -138,6 +139,18 @@ def check_architecture(
         quantization_note=note,
         remote_code=trust_remote_code and auto_map,
     )
+
+
+def _refuse_clipping(config: Mapping[str, Any], model_type: str, where: str) -> None:
+    """Some MPT models clip queries, keys and values; the exporter's own attention for them does not."""
+    attention = config.get("attn_config")
+    clip = attention.get("clip_qkv") if model_type == "mpt" and isinstance(attention, Mapping) else None
+    if clip:
+        raise ModelError(
+            f"attn_config.clip_qkv is {clip}, and the exporter's graph leaves out the clipping, which changes logits",
+            where=where,
+            hint="take an MPT checkpoint whose clip_qkv is null",
+        )
 
 
 def _stated_type(config: Mapping[str, Any], where: str) -> str:
