@@ -10,7 +10,7 @@ from typing import NamedTuple
 from llmcompress.report.search import SearchReport, WeightChoice
 from llmcompress.report.text import interval_text, size_text
 from llmcompress.summary.charts import trade_off_chart
-from llmcompress.summary.page import MARK, interval_below, page_environment, page_style, put_page
+from llmcompress.summary.page import Filters, interval_below, put_page, rendered
 from llmcompress.summary.trade_offs import Point, TradeOff
 
 NUM_SHADES = 6
@@ -32,14 +32,12 @@ def search_page(report: SearchReport) -> str:
     """The page as text: without network and script, as that of a comparison."""
     from markupsafe import Markup
 
-    environment = page_environment(
-        Path(__file__).parent, size=size_text, interval=interval_text, interval_below=interval_below
-    )
+    filters: Filters = {"size": size_text, "interval": interval_text, "interval_below": interval_below}
     formats = list(dict.fromkeys(name for each in report.weights for name in each.predicted))
     largest = max(max(each.predicted.values(), default=0.0) for each in report.weights)
-    return environment.get_template("page.html.j2").render(
-        mark=Markup(MARK),
-        style=Markup(page_style()),
+    return rendered(
+        Path(__file__).parent,
+        filters,
         report=report,
         chart=Markup(_chart(report)),
         formats=formats,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,6 @@ from llmcompress.summary.table import NOT_MEASURED, Line, lines, notes
 from llmcompress.system.files import replace_file
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from markupsafe import Markup
 
 MARK = '<meta name="generator" content="llmcompress compare">'
@@ -75,9 +74,14 @@ def check_page_path(path: str | Path) -> Path:
     return target
 
 
-def page_environment(room: Path, **filters: Callable[..., Any]) -> Environment:
-    """How templates in a directory are filled in, with filters of these names."""
+Filters = Mapping[str, Callable[..., Any]]
+"""What templates may call, by name."""
+
+
+def rendered(room: Path, filters: Filters, **values: object) -> str:
+    """The page of a room, by its ``page.html.j2``: with the mark and the style of all pages, and these values."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(room),
@@ -89,26 +93,24 @@ def page_environment(room: Path, **filters: Callable[..., Any]) -> Environment:
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters.update(filters)
-    return environment
+    template = environment.get_template("page.html.j2")
+    return template.render(mark=Markup(MARK), style=Markup(page_style()), **values)
 
 
 def page(comparison: Comparison) -> str:
     """The page as text: the same comparison gives the same text."""
-    from markupsafe import Markup
-
-    environment = page_environment(
-        Path(__file__).parent,
-        size=size_text,
-        rate=rate_text,
-        breakable=_breakable,
-        classes=_classes,
-        interval_below=interval_below,
-    )
+    filters: Filters = {
+        "size": size_text,
+        "rate": rate_text,
+        "breakable": _breakable,
+        "classes": _classes,
+        "interval_below": interval_below,
+    }
     rows = comparison.rows
     table = lines(comparison)
-    return environment.get_template("page.html.j2").render(
-        mark=Markup(MARK),
-        style=Markup(page_style()),
+    return rendered(
+        Path(__file__).parent,
+        filters,
         comparison=comparison,
         lines=table,
         folds=list(dict.fromkeys(line.group for line in table if line.folded)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from llmcompress.report.text import interval_text, rate_text, settings_text, size_text
 from llmcompress.report.tuning import Trial, TuneReport
 from llmcompress.summary.charts import trade_off_chart
-from llmcompress.summary.page import MARK, interval_below, page_environment, page_style, put_page
+from llmcompress.summary.page import Filters, interval_below, put_page, rendered
 from llmcompress.summary.trade_offs import Point, TradeOff
 
 
@@ -39,19 +39,16 @@ def tuning_page(report: TuneReport) -> str:
     """The page as text: without network and script, as that of a comparison."""
     from markupsafe import Markup
 
-    environment = page_environment(
-        Path(__file__).parent,
-        size=size_text,
-        rate=rate_text,
-        settings=settings_text,
-        gain=gain_text,
-        remark=remark_text,
-        interval=interval_text,
-        interval_below=interval_below,
-    )
-    return environment.get_template("page.html.j2").render(
-        mark=Markup(MARK), style=Markup(page_style()), report=report, chart=Markup(_chart(report.trials))
-    )
+    filters: Filters = {
+        "size": size_text,
+        "rate": rate_text,
+        "settings": settings_text,
+        "gain": gain_text,
+        "remark": remark_text,
+        "interval": interval_text,
+        "interval_below": interval_below,
+    }
+    return rendered(Path(__file__).parent, filters, report=report, chart=Markup(_chart(report.trials)))
 
 
 def _chart(trials: Sequence[Trial]) -> str:
