@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -433,10 +434,27 @@ def write_page(results: dict[str, dict[str, Any]], path: Path) -> None:
         f"failed, {states.count('other')} are parts of multimodal models, {states.count('never')} has no version of "
         "transformers."
     )
+    put_table(path, counts, page(results))
+
+
+def put_table(path: Path, counts: str, table: list[str]) -> None:
+    """Put a table and what is counted in it between the marks of a page."""
     before, _, rest = path.read_text(encoding="utf-8").partition("<!-- table -->")
     after = rest.partition("<!-- end -->")[2]
-    table = "\n".join(page(results))
-    path.write_text(f"{before}<!-- table -->\n{counts}\n\n{table}\n<!-- end -->{after}", encoding="utf-8")
+    rows = "\n".join(table)
+    path.write_text(f"{before}<!-- table -->\n{counts}\n\n{rows}\n<!-- end -->{after}", encoding="utf-8")
+
+
+def run_types(args: argparse.Namespace, types: Iterable[str], run: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Run the types that were asked for, or of all those that are not done yet; each is kept once it is done."""
+    results: dict[str, Any] = json.loads(args.results.read_text()) if args.results.exists() else {}
+    for name in args.types or types:
+        if name in results and not args.types:
+            continue
+        results[name] = run(name)
+        print(name, json.dumps(results[name]), flush=True)
+        args.results.write_text(json.dumps(results, indent=1))
+    return results
 
 
 def main() -> None:
@@ -451,15 +469,9 @@ def main() -> None:
     if args.child:
         args.results.write_text(json.dumps(measure(args.types[0], args.stand_in)))
         return
-    results = json.loads(args.results.read_text()) if args.results.exists() else {}
     # What the installed version does not convert comes first.
-    wanted = args.types or sorted(declared_windows(), key=lambda name: (fitting_layer(name) is None, name))
-    for name in wanted:
-        if name in results and not args.types:
-            continue
-        results[name] = run_apart(name)
-        print(name, json.dumps(results[name]), flush=True)
-        args.results.write_text(json.dumps(results, indent=1))
+    types = sorted(declared_windows(), key=lambda name: (fitting_layer(name) is None, name))
+    results = run_types(args, types, run_apart)
     if args.page is not None:
         write_page(results, args.page)
 

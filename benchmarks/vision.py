@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from architectures import MAX_ERROR, MAX_RECURRENT_ERROR, in_child, last_words
+from architectures import MAX_ERROR, MAX_RECURRENT_ERROR, in_child, last_words, put_table, run_types
 
 from llmcompress.loaders.architecture import VISION_TYPES
 from llmcompress.loaders.environments import fitting_layer
@@ -148,10 +148,7 @@ def write_page(results: dict[str, dict[str, Any]], path: Path) -> None:
     windows = declared_windows(VISION_TASK)
     run = [found for found in results.values() if found["state"] == "run"]
     text = f"Of the exporter's {len(windows)} types {len(run)} were run; all others are refused by name."
-    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- table -->")
-    after = rest.partition("<!-- end -->")[2]
-    table = "\n".join(page(results))
-    path.write_text(f"{before}<!-- table -->\n{text}\n\n{table}\n<!-- end -->{after}", encoding="utf-8")
+    put_table(path, text, page(results))
 
 
 def main() -> None:
@@ -165,13 +162,7 @@ def main() -> None:
     if args.child:
         args.results.write_text(json.dumps(measure(args.types[0])))
         return
-    results = json.loads(args.results.read_text()) if args.results.exists() else {}
-    for name in args.types or sorted(VISION_TYPES):
-        if name in results and not args.types:
-            continue
-        results[name] = run_apart(name)
-        print(name, json.dumps(results[name]), flush=True)
-        args.results.write_text(json.dumps(results, indent=1))
+    results = run_types(args, sorted(VISION_TYPES), run_apart)
     if args.page is not None:
         write_page(results, args.page)
 

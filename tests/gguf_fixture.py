@@ -381,3 +381,16 @@ def as_transformers(path: Path, config: Any) -> dict[str, Array]:
         prefix = f"model.layers.{block[1]}." if block else ""
         found[f"{prefix}{names[stem]}.{part}"] = np.ascontiguousarray(values)
     return found
+
+
+def assert_same_logits(original: Any, config: Any, tensors: Mapping[str, Any]) -> None:
+    """transformers computes what it did before, with a configuration and tensors that a file gave."""
+    import torch
+
+    made, info = type(original).from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    ids = torch.arange(1, 25)[None]
+    with torch.no_grad():
+        expected, got = original(ids).logits, made.eval()(ids).logits
+    assert (got - expected).abs().max() <= 1e-6 * expected.abs().max()

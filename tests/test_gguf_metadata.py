@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_fixture import write_gguf
+from gguf_fixture import assert_same_logits, write_gguf
 from tiny_models import ARCHITECTURES, build_checkpoint
 
 from llmcompress.errors import ModelError
@@ -139,13 +139,7 @@ def test_a_file_describes_the_model_that_it_was_made_of(
     config = AutoConfig.from_pretrained(source.path)
     vars(config).pop("quantization_config")
     tensors = {name: torch.from_numpy(values.copy()) for name, values in found.floats().items()}
-    made, info = type(original).from_pretrained(None, config=config, state_dict=tensors, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    ids = torch.arange(1, 25)[None]
-    with torch.no_grad():
-        expected, got = original(ids).logits, made.eval()(ids).logits
-    assert (got - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert_same_logits(original, config, tensors)
     assert config.max_position_embeddings == original.config.max_position_embeddings
 
 
