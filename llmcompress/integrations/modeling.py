@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -86,9 +86,7 @@ class OVModelForCausalLM(StockModelForCausalLM):  # type: ignore[misc]
         """
         if not is_recipe(quantization_config):
             return super().from_pretrained(model_id, *args, quantization_config=quantization_config, **kwargs)
-        if args:
-            problem = f"{len(args)} positional arguments after the model"
-            raise UsageError(problem, where="from_pretrained", hint="write them with their names")
+        refuse_positional(args)
         quiet_libraries()
         recipe = chosen_recipe(quantization_config)
         options = LoadingOptions(kwargs)
@@ -167,6 +165,17 @@ def _changed(written: dict[str, Any] | None, before: dict[str, Any], now: dict[s
     if not changed:
         return written
     return {name: value for name, value in {**(written or {}), **changed}.items() if value is not None}
+
+
+def refuse_positional(args: Sequence[object]) -> None:
+    """Of ``from_pretrained`` with a recipe: which of them would be which is the parent's affair.
+
+    Raises:
+        UsageError: There are some.
+    """
+    if args:
+        problem = f"{len(args)} positional arguments after the model"
+        raise UsageError(problem, where="from_pretrained", hint="write them with their names")
 
 
 def is_recipe(given: object) -> bool:

@@ -13,7 +13,7 @@ from llmcompress.artifact import require_verified, staging, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED
 from llmcompress.compression.compress import OutputOptions, compress_found
 from llmcompress.errors import UsageError
-from llmcompress.integrations.modeling import LoadingOptions, chosen_recipe, is_recipe, ours_over
+from llmcompress.integrations.modeling import LoadingOptions, chosen_recipe, is_recipe, ours_over, refuse_positional
 from llmcompress.loaders.environments import needed_layer, transformers_needed
 from llmcompress.loaders.recommended import recommended_recipe
 from llmcompress.loaders.source import Source, resolve
@@ -48,9 +48,7 @@ class OVModelForVisualCausalLM(StockModelForVisualCausalLM):  # type: ignore[mis
         """
         if not is_recipe(quantization_config):
             return super().from_pretrained(model_id, *args, quantization_config=quantization_config, **kwargs)
-        if args:
-            problem = f"{len(args)} positional arguments after the model"
-            raise UsageError(problem, where="from_pretrained", hint="write them with their names")
+        refuse_positional(args)
         quiet_libraries()
         recipe, options = chosen_recipe(quantization_config), LoadingOptions(kwargs)
         found = resolve(model_id, options.access, vision=True)
