@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.codes import NF4, float_bytes, in_blocks, rounded, shortest, unpacked
-from llmcompress.loaders.quantized.packed import ORIGINAL, Element, PackedWeight
+from llmcompress.loaders.quantized.codes import NF4, Element, float_bytes, in_blocks, rounded, shortest, unpacked
+from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight
 from llmcompress.loaders.quantized.required import modules_with, require_matrix, require_tensor
 from llmcompress.loaders.quantized.stored import Read, StoredWeight
 from llmcompress.loaders.safetensors_file import TensorInfo

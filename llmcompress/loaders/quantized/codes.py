@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from llmcompress.loaders.quantized.packed import Element
-
+Element = Literal["u4", "i4", "u8", "i8", "f8e4m3", "f4e2m1", "nf4", "f16", "bf16", "f32"]
+"""OpenVINO's names of what codes are; floats are no codes but the weight itself."""
 NF4 = (
     -1.0,
     -0.6961928009986877,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.codes import (
     BLOCK_ELEMENTS,
+    Element,
     float4_values,
     float8_values,
     in_blocks,
@@ -20,8 +21,6 @@ from llmcompress.loaders.quantized.codes import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Element = Literal["u4", "i4", "u8", "i8", "f8e4m3", "f4e2m1", "nf4", "f16", "bf16", "f32"]
-"""OpenVINO's names of what codes are; floats are no codes but the weight itself."""
 Scale = Literal["f16", "f32", "f8e4m3", "f8e8m0"]
 """OpenVINO's names of what scales are."""
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.packed import ORIGINAL, Element, PackedWeight, Scale
+from llmcompress.loaders.quantized.codes import Element
+from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, Scale
 from llmcompress.loaders.safetensors_file import TensorInfo
 from llmcompress.loaders.tensors import Checkpoint
 

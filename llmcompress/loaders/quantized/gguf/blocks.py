@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmcompress.loaders.quantized.packed import Element
+from llmcompress.loaders.quantized.codes import Element
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

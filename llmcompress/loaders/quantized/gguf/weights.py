@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.codes import in_blocks, packed4, shortest
+from llmcompress.loaders.quantized.codes import Element, in_blocks, packed4, shortest
 from llmcompress.loaders.quantized.experts import with_whole_stacks
 from llmcompress.loaders.quantized.gguf.architectures import Mapped, named_tensors
 from llmcompress.loaders.quantized.gguf.blocks import (
@@ -24,7 +24,7 @@ from llmcompress.loaders.quantized.gguf.blocks import (
     without_zero_scales,
 )
 from llmcompress.loaders.quantized.gguf.file import BLOCK_SIZES
-from llmcompress.loaders.quantized.packed import ORIGINAL, Element, Levels, PackedWeight, Scale, dequantized
+from llmcompress.loaders.quantized.packed import ORIGINAL, Levels, PackedWeight, Scale, dequantized
 from llmcompress.loaders.quantized.slim_stacks import stack_parameters
 from llmcompress.loaders.quantized.stored import MappedTensors, Read, StoredWeight, mapped_bytes
 from llmcompress.loaders.safetensors_file import TensorInfo

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
-from llmcompress.loaders.quantized.codes import in_blocks, packed4, regrouped, shortest, unpacked
+from llmcompress.loaders.quantized.codes import Element, in_blocks, packed4, regrouped, shortest, unpacked
 from llmcompress.loaders.quantized.experts import joined
 from llmcompress.loaders.quantized.onnx.file import Graph, read_graph
 from llmcompress.loaders.quantized.onnx.graph import Matrix, Vector, find_weights
-from llmcompress.loaders.quantized.packed import ORIGINAL, Element, PackedWeight, common_group_size, signed
+from llmcompress.loaders.quantized.packed import ORIGINAL, PackedWeight, common_group_size, signed
 from llmcompress.loaders.quantized.stored import MappedTensors, Read, StoredWeight, mapped_bytes
 from llmcompress.loaders.safetensors_file import TensorInfo
 from llmcompress.loaders.tensors import Checkpoint
