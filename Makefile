@@ -15,9 +15,10 @@ FUZZ := $(if $(REPLAY),--replay $(REPLAY),--seed $(or $(SEED),0) --count $(or $(
 demo: $(INSTALLED)
 	$(BIN)/llmcompress demo
 
-# Two at a time, each file in one process: its fixtures are made once. Threads that wait leave the other its core.
+# Two at a time, each file in one process: its fixtures are made once. In order, so that no long file of few tests
+# comes last and has one process wait. Threads that wait leave the other its core.
 test: $(DEVELOPMENT)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 slow: $(DEVELOPMENT)
 	$(BIN)/python -m pytest -m slow
