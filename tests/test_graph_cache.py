@@ -368,14 +368,25 @@ def test_other_sources_go_the_whole_way(kept: Kept) -> None:
 
 def test_it_is_switched_off_by_a_parameter_and_by_the_environment(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     neither, use, keep = key.GraphCache(), key.GraphCache(uses=True), key.GraphCache(uses=True, keeps=True)
-    assert [key.cache_use(wanted) for wanted in (True, None, False)] == [keep, keep, neither]
+    asked = keep._replace(is_asked=True)
+    assert [key.cache_use(wanted) for wanted in (True, None, False)] == [asked, keep, neither]
     monkeypatch.delenv(key.VARIABLE)
-    assert [key.cache_use(wanted) for wanted in (True, None, False)] == [keep, use, neither]
+    assert [key.cache_use(wanted) for wanted in (True, None, False)] == [asked, use, neither]
     monkeypatch.setenv(key.VARIABLE, "off")
     assert [key.cache_use(wanted) for wanted in (True, None, False)] == [neither, neither, neither]
     monkeypatch.setenv(key.VARIABLE, "no")
     with pytest.raises(UsageError, match="got 'no'; accepted: on, off"):
         key.cache_use(True)
+
+
+@pytest.mark.parametrize("asked", [True, None])
+def test_who_asks_for_a_graph_that_cannot_be_kept_is_told(
+    asked: bool | None, kept: Kept, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    compress(kept.first, recipe("weights.ratio=0.5"), tmp_path / "out", graph_cache=asked)
+    told = [record.getMessage() for record in caplog.records if "the graph is not kept" in record.getMessage()]
+    assert len(told) == bool(asked)
+    assert all("which layers take int4_sym at ratio 0.5 depends on the weights' values" in each for each in told)
 
 
 def test_unasked_a_kept_graph_is_used_and_none_is_kept(

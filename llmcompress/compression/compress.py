@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -38,6 +39,8 @@ from llmcompress.system.environment import PACKAGES_THAT_DECIDE_SCORES, quiet_li
 from llmcompress.system.files import short_name
 from llmcompress.system.library_call import ProgressOption, library_call, reporter, warnings_counted
 from llmcompress.system.progress import Progress, Reporter, silent
+
+_log = logging.getLogger(__name__)
 
 
 @library_call
@@ -200,9 +203,11 @@ def compress_found(
             save_pruned(compressed.loaded.source.path, output.checkpoint)
         found = compressed.loaded.source
         del compressed
-    if graphs.keeps and not warned:
-        # A warning would be missing where the graph is used.
-        keep_run(FinishedRun(found, recipe, output.engine, report, stage.target, output.tokenizer), progress)
+    if graphs.keeps:
+        made = FinishedRun(found, recipe, output.engine, report, stage.target, output.tokenizer)
+        reason = "its warnings would be missing where the graph is used" if warned else keep_run(made, progress)
+        if reason and graphs.is_asked:
+            _log.warning("%s: the graph is not kept: %s", found.name, reason)
     return report
 
 

@@ -56,6 +56,8 @@ class GraphCache(NamedTuple):
 
     uses: bool = False
     keeps: bool = False
+    is_asked: bool = False
+    """Whether a call itself asks for keeping, and is told where that cannot be."""
 
 
 def cache_use(wanted: bool | None) -> GraphCache:
@@ -73,7 +75,7 @@ def cache_use(wanted: bool | None) -> GraphCache:
         raise UsageError(f"got {found!r}; accepted: on, off", where=VARIABLE, hint="write one of these")
     if found == "off" or wanted is False:
         return GraphCache()
-    return GraphCache(uses=True, keeps=bool(wanted) or found == "on")
+    return GraphCache(uses=True, keeps=bool(wanted) or found == "on", is_asked=bool(wanted))
 
 
 def why_not(source: Source, recipe: Recipe, engine: Engine) -> str:
