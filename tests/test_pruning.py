@@ -543,7 +543,7 @@ def test_a_time_decides_the_steps_of_a_healing(
     monkeypatch.setattr(prune_module, "durations_s", known)
     training = {
         "method": "distillation", "what": ["weights"], "dataset": str(calibration_text), "seq_len": 64,
-        "num_samples": 16, "num_validation_samples": 4, "batch_size": 4, "num_validations": 2, "budget": "500s",
+        "num_samples": 16, "num_validation_samples": 4, "batch_size": 4, "num_validations": 2, "budget": "540s",
     }  # fmt: skip
     recipe = Recipe.model_validate({**NONE, "pruning": {"method": "depth", "layers": [1]}, "training": training})
     by_time = llmcompress.compress(demo_checkpoint, recipe, tmp_path / "time")
@@ -551,8 +551,8 @@ def test_a_time_decides_the_steps_of_a_healing(
     assert step_s > 0
     assert validation_s > 0
     assert by_time.training is not None
-    # 6 steps of 80 s, and the rest for the answers of the original.
-    assert (by_time.training.num_steps, by_time.training.budget_s) == (6, 500)
+    # 6 steps of 80 s, and up to a minute for the answers of the original and for measuring.
+    assert (by_time.training.num_steps, by_time.training.budget_s) == (6, 540)
     by_steps = llmcompress.compress(
         demo_checkpoint, override_recipe(recipe, ["training.budget_s=null", "training.num_steps=6"]), tmp_path / "steps"
     )
