@@ -177,12 +177,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "scale_factor": 2,
     },
 }
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-"""Of turns that are lists of parts, as those of such models are."""
 QUESTION: dict[str, str] = {
     "llava": "<image>What is it?",
     "llava_next": "<image>What is it?",
@@ -196,6 +190,17 @@ QUESTION: dict[str, str] = {
     "idefics3": "<image>What is it?",
 }
 """A question with a picture, as the processor of each type takes it."""
+
+
+def template(model_type: str) -> str:
+    """A chat template of turns that are lists of parts, as those of such models are."""
+    mark = QUESTION[model_type].removesuffix("What is it?")
+    return (
+        "{% for message in messages %}<|{{ message['role'] }}|>{% for part in message['content'] %}"
+        f"{{% if part['type'] == 'image' %}}{mark}"
+        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+        "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
 
 
 def picture() -> Any:
@@ -260,11 +265,12 @@ def build_vision(model_type: str, directory: Path, **overrides: Any) -> Path:
     model = AutoModelForImageTextToText.from_config(config).to(torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # norms of exactly one and biases of zero would be folded out of the graph
+            # Norms of exactly one and biases of zero would be folded out of the graph, and some projections are zero.
+            if parameter.ndim == 1 or not parameter.any():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     model.save_pretrained(directory)
-    tokenizer = write_tokenizer(directory, chat_template=TEMPLATE, named=TOKENS[model_type])
+    tokenizer = write_tokenizer(directory, chat_template=template(model_type), named=TOKENS[model_type])
     processor = make_processor(model_type, tokenizer)
-    processor.chat_template = TEMPLATE
+    processor.chat_template = template(model_type)
     processor.save_pretrained(directory)
     return directory
