@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _ACCESS = {"revision", "trust_remote_code", "offline", "allow_nonfinite", "allow_links", "merge_adapter"}
 _WITH_CHECK_CONVERSION = {"source", "check_conversion", *_ACCESS}
 _PANELS = {
-    "Text": "dataset subset split text_field chat_template protocol seq_len stride num_windows",
+    "Text": "dataset subset split text_field chat_template protocol seq_len stride num_windows pictures",
     "Reference": "reference reference_revision reference_scores noise_floor split_damage num_generations",
     "Verdict and gate": "confidence kl_margin perplexity_margin max_kl min_top1_agreement max_perplexity_increase",
     "Runtime": "device backend precision profile chunk",
@@ -46,7 +46,7 @@ _PANELS = {
 }
 
 
-@with_fields(_PANELS, dataset=DATASET, device=DEVICE)
+@with_fields(_PANELS, dataset=DATASET, device=DEVICE, pictures=DATASET)
 def evaluate(
     context: typer.Context,
     source: Source,

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, print_blocks, print_text, table, write_line
-from llmcompress.report.text import DAMAGE_PARTS, GATE_STATUSES, duration_text, interval_text, property_text
+from llmcompress.report.text import (
+    DAMAGE_PARTS,
+    GATE_STATUSES,
+    PICTURE_DAMAGE_PARTS,
+    duration_text,
+    interval_text,
+    property_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
         EvalReport,
         GateRecord,
         GenerationRecord,
+        PictureRecord,
     )
 
 _STYLES = {"equivalent": "bold green", "worse": "bold red", "cannot tell": "bold yellow"}
@@ -35,6 +43,8 @@ def print_evaluation(report: EvalReport, *, source: str, stages: bool) -> None:
         _damage_table(report) if report.split_damage else None,
         _tasks_table(report) if report.tasks else None,
         _generations_text(report.generations) if report.generations else None,
+        _pictures_table(report.pictures) if report.pictures and report.pictures.divergence else None,
+        f"It was shown no pictures: {report.pictures_refusal}" if report.pictures_refusal else None,
         gate_table(report.gate),
     )
     if report.verdict is not None:
@@ -59,6 +69,21 @@ def _generations_text(found: GenerationRecord) -> str:
         f"Greedy continuations: {found.identical_share:.0%} of {found.num_prompts} are the same, "
         f"{found.equal_prefix_share:.0%} of {found.max_new_tokens} tokens before the first difference"
     )
+
+
+def _pictures_table(found: PictureRecord) -> Table:
+    """What was lost of answers about pictures, and of the pictures themselves."""
+    shown = table([f"{found.num_questions} questions about pictures"], ["against the reference"])
+    if found.divergence is not None:
+        tokens = f"{found.num_scored_tokens} tokens of its answers"
+        shown.add_row(f"KL divergence, nats ({tokens})", interval_text(found.divergence.kl_divergence))
+        for part in found.damage:
+            shown.add_row(f"  {PICTURE_DAMAGE_PARTS[part.part]}", interval_text(part.kl_divergence))
+        shown.add_row("top-1 agreement", interval_text(found.divergence.top1_agreement, ".2%"))
+    if found.vision is not None:
+        shown.add_row("the pictures' embeddings: cosine", interval_text(found.vision.cosine, ".5f"))
+        shown.add_row("  relative L2 error", interval_text(found.vision.relative_l2))
+    return shown
 
 
 def _reason(report: EvalReport) -> str:

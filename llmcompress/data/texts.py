@@ -34,6 +34,8 @@ class Columns(NamedTuple):
     """The first of these that is there holds the document."""
     beside: tuple[str, ...] = ()
     """Of these all that are there are read too."""
+    hint: str = "set text_field to one of them"
+    """What to do where none of ``fields`` is there."""
 
     def field(self, present: Collection[str], where: str) -> str:
         """The field that holds the document, of those that are there.
@@ -46,7 +48,7 @@ class Columns(NamedTuple):
             raise DataError(
                 f"no field {' or '.join(map(repr, self.fields))}, there are: {', '.join(map(repr, present)) or 'none'}",
                 where=where,
-                hint="set text_field to one of them",
+                hint=self.hint,
             )
         return found
 

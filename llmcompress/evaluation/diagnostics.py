@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from llmcompress.data.pictures import PictureQuestions
 from llmcompress.evaluation.damage import noise_floor, split_damage
 from llmcompress.evaluation.generations import compare_generations
 from llmcompress.evaluation.measurement import Scored
+from llmcompress.evaluation.pictures import Looked, Looking, look_where_it_runs
 from llmcompress.evaluation.preparation import Prepared
 from llmcompress.evaluation.probes import probe
 from llmcompress.evaluation.request import EvalRequest
@@ -26,6 +28,8 @@ class DiagnosticResults(NamedTuple):
     generations: GenerationRecord | None
     probes: tuple[Check, ...]
     tasks: tuple[TaskScore, ...]
+    looked: Looked
+    """What became of questions about pictures."""
     caches: tuple[ScoreCache, ...]
     """To be forgotten when the evaluation is done."""
 
@@ -59,4 +63,15 @@ def diagnose(
             progress(Progress("tasks", 0, 1))
             tasks = score_tasks(candidate, asked.tasks, offline=request.access.offline)
             progress(Progress("tasks", 1, 1))
-    return DiagnosticResults(floor, parts, generations, probes, tasks, tuple(caches))
+    looked = Looked()
+    if prepared.questions is not None:
+        with stages.stage("pictures"):
+            looked = _look(request, prepared, prepared.questions, progress)
+    return DiagnosticResults(floor, parts, generations, (*probes, *looked.checks), tasks, looked, tuple(caches))
+
+
+def _look(request: EvalRequest, prepared: Prepared, questions: PictureQuestions, progress: Reporter) -> Looked:
+    asked, candidate = request.diagnostics, prepared.candidate
+    how = Looking(questions, candidate.device, candidate.properties, request.spec.confidence, asked.split_damage)
+    whole, *original = prepared.whole
+    return look_where_it_runs(whole, original[0] if original else None, how, progress, offline=request.access.offline)

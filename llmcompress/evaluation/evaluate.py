@@ -206,6 +206,7 @@ def report(
 ) -> EvalReport:
     """Put together what was measured."""
     spec, feed, reference, first = request.spec, prepared.feed, prepared.reference, scored[0]
+    pictures = None if spec.pictures is None else Path(spec.pictures).name
 
     def model(ran: ModelOnDevice, nll: str, properties: dict[str, str]) -> ModelRecord:
         directory = ran.loaded.source.path
@@ -218,7 +219,7 @@ def report(
 
     return EvalReport(
         llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
-        spec=spec.model_copy(update={"dataset": feed.windows.record.dataset}),
+        spec=spec.model_copy(update={"dataset": feed.windows.record.dataset, "pictures": pictures}),
         chunk=feed.chunk,
         text=feed.windows.record,
         model=model(prepared.candidate, "nll", first.properties),
@@ -232,6 +233,8 @@ def report(
         noise_floor=diagnosis.noise_floor,
         split_damage=diagnosis.split_damage,
         generations=diagnosis.generations,
+        pictures=diagnosis.looked.record,
+        pictures_refusal=diagnosis.looked.refusal,
         gate=judged.gate,
         tasks=diagnosis.tasks,
         num_windows_resumed=first.num_resumed,

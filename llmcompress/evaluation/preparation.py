@@ -8,6 +8,7 @@ from typing import NamedTuple
 from llmcompress.artifact import MANIFEST, read_manifest
 from llmcompress.data.disjoint import require_not_trained_on
 from llmcompress.data.documents import read_documents, texts_for
+from llmcompress.data.pictures import PictureQuestions, read_pictures
 from llmcompress.data.protocols import evaluation_windows, require_same_tokens
 from llmcompress.data.tokens import TextEncoder, text_encoder
 from llmcompress.errors import LlmcompressError, UsageError, last_line
@@ -20,11 +21,13 @@ from llmcompress.graph.decoding import generate
 from llmcompress.graph.device import check_device, properties_of
 from llmcompress.graph.paged import no_paged_form
 from llmcompress.loaders.context import changing_rope, require_context
-from llmcompress.loaders.loaded_model import load
+from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.record import Stages
 from llmcompress.spec import EvalSpec
+from llmcompress.spec.dataset import BUNDLED
+from llmcompress.spec.evaluation import NO_PICTURES
 from llmcompress.system.progress import Progress, Reporter
 
 _log = logging.getLogger(__name__)
@@ -43,6 +46,10 @@ class Prepared(NamedTuple):
     """The candidate's."""
     manifest: CompressionReport | None
     """Of an artifact of ours."""
+    questions: PictureQuestions | None = None
+    """What a vision-language model is asked about pictures."""
+    whole: tuple[LoadedModel, ...] = ()
+    """The models with all their parts, where they see: the one that is measured, and its reference."""
 
     @property
     def candidate(self) -> ModelOnDevice:
@@ -61,6 +68,7 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
     access = request.access
     with stages.stage("read the text"):
         progress(Progress("read the text", 0, 1))
+        questions = _questions(request.spec, found)
         documents = read_documents(request.spec, offline=access.offline)
         spec = documents.spec
         found = fetch_weights(found, progress=progress)
@@ -75,8 +83,11 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
             require_same_tokens(windows, evaluation_windows(texts, spec, text_encoder(other)))
         progress(Progress("read the text", 1, 1))
 
+    whole: list[LoadedModel] = []
+
     def model(source: Source) -> ModelOnDevice:
         loaded = load(source, tokenizer=False, allow_nonfinite=access.allow_nonfinite, progress=progress)
+        whole.extend([loaded] if loaded.parts else [])
         return ModelOnDevice(loaded.reading_text(), spec.device, properties)
 
     with stages.stage("load"):
@@ -91,7 +102,18 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
     manifest = read_manifest(found.path) if (found.path / MANIFEST).is_file() else None
     loaded = [each.loaded for each in (candidate, reference) if each is not None]
     chunk = recurrent_chunk(spec.chunk, loaded) or _chunk(request, [each.source for each in loaded])
-    return Prepared(candidates, refusal, reference, Feed(windows, chunk), encoder, manifest)
+    return Prepared(candidates, refusal, reference, Feed(windows, chunk), encoder, manifest, questions, tuple(whole))
+
+
+def _questions(spec: EvalSpec, found: Source) -> PictureQuestions | None:
+    """What a model is asked about pictures, if it sees."""
+    if not found.sees and spec.pictures is not None:
+        raise UsageError(
+            "`pictures` are shown to vision-language models, this is a text model",
+            where=found.name,
+            hint="leave `pictures` out",
+        )
+    return read_pictures(spec.pictures or BUNDLED) if found.sees and spec.pictures != NO_PICTURES else None
 
 
 def _chunk(request: EvalRequest, sources: list[Source]) -> int:

@@ -11,8 +11,16 @@ from llmcompress.artifact import Measurements
 from llmcompress.publishing.base_model import BaseModel, is_base
 from llmcompress.publishing.markdown import code, prose
 from llmcompress.report.benchmark import BenchReport
-from llmcompress.report.evaluation import DivergenceRecord, EvalReport
-from llmcompress.report.text import DAMAGE_PARTS, GATE_STATUSES, interval_text, rate_text, shape_text, size_text
+from llmcompress.report.evaluation import DivergenceRecord, EvalReport, PictureRecord
+from llmcompress.report.text import (
+    DAMAGE_PARTS,
+    GATE_STATUSES,
+    PICTURE_DAMAGE_PARTS,
+    interval_text,
+    rate_text,
+    shape_text,
+    size_text,
+)
 
 Row = dict[str, Any]
 
@@ -143,9 +151,25 @@ def _quality(found: Measurements) -> Iterator[Row]:
     if report.generations is not None:
         made = report.generations
         yield _row(f"Equal greedy continuations, of {made.num_prompts}", f"{made.identical_share:.0%}", detail=True)
+    yield from _pictures(report.pictures)
     yield _row("Verdict", f"**{report.verdict}**" if report.verdict else NOT_MEASURED)
     gate = GATE_STATUSES[report.gate.status]
     yield _row("Gate", f"**{gate}**" if report.gate.status == "failed" else gate)
+
+
+def _pictures(found: PictureRecord | None) -> Iterator[Row]:
+    """Answers to questions about pictures, and what the model sees."""
+    if found is None or found.divergence is None:
+        return
+    yield _row("KL divergence of answers about pictures, nats per token", interval_text(found.divergence.kl_divergence))
+    agreement = interval_text(found.divergence.top1_agreement, ".2%")
+    yield _row("Top-1 agreement of answers about pictures", agreement, detail=True)
+    for part in found.damage:
+        name = f"KL divergence of answers about pictures: {PICTURE_DAMAGE_PARTS[part.part]}"
+        yield _row(name, interval_text(part.kl_divergence), detail=True)
+    if found.vision is not None:
+        yield _row("Pictures' embeddings: relative L2 error", interval_text(found.vision.relative_l2))
+        yield _row("Pictures' embeddings: cosine", interval_text(found.vision.cosine, ".5f"), detail=True)
 
 
 def _divergence(report: EvalReport, lost: DivergenceRecord) -> Iterator[Row]:

@@ -14,6 +14,8 @@ from llmcompress.spec import EvalSpec, Gate
 from llmcompress.spec.evaluation import Backend
 
 Verdict = Literal["equivalent", "worse", "cannot tell"]
+PicturePart = Literal["language_model", "other_parts"]
+"""Of a vision-language model: what generates, and what embeds text and pictures."""
 GateStatus = Literal["no_thresholds", "passed", "failed", "not_judged"]
 
 
@@ -162,6 +164,54 @@ class GenerationRecord(Record):
     """For each prompt its position; None where the continuations are equal."""
 
 
+class VisionError(Record):
+    """What the parts that see give the language model, against what the original's give it of the same pictures."""
+
+    cosine: Estimate
+    """Cosine of an embedding and the original's, mean over the embeddings of a picture and over pictures."""
+    relative_l2: Estimate
+    """Norm of the difference of all embeddings of a picture over the norm of the original's, mean over pictures."""
+
+
+class PictureDamage(Record):
+    """The answers where one part is the candidate's and all others are the original's."""
+
+    part: PicturePart
+    kl_divergence: Estimate
+    top1_agreement: Estimate
+
+
+class PictureAnswer(Record):
+    """What a model says of its own accord to a question about a picture."""
+
+    picture: str
+    question: str
+    text: str
+    reference: str | None = None
+    """The original's answer."""
+
+
+class PictureRecord(Record):
+    """Questions about pictures: the original's greedy answers, said by both models token by token, with a picture each.
+
+    Run by Optimum's class for such models, on the stateful graph.
+    """
+
+    dataset: str
+    """``bundled``, or the name of a file."""
+    sha256: str
+    """Over the points of the pictures and the questions."""
+    num_questions: int
+    num_scored_tokens: int
+    """Of the original's answers; 0 without a reference."""
+    divergence: DivergenceRecord | None = None
+    """A question counts as one in the intervals; None without a reference, and so is ``vision``."""
+    vision: VisionError | None = None
+    damage: tuple[PictureDamage, ...] = ()
+    """Empty where the damage was not split."""
+    answers: tuple[PictureAnswer, ...]
+
+
 class Check(Record):
     """One requirement of the gate."""
 
@@ -245,6 +295,10 @@ class EvalReport(Readable):
     noise_floor: NoiseFloor | None = None
     split_damage: tuple[DamagePart, ...] = ()
     generations: GenerationRecord | None = None
+    pictures: PictureRecord | None = None
+    """None of a text model."""
+    pictures_refusal: str | None = None
+    """Why a vision-language model was shown no pictures."""
     gate: GateRecord
     tasks: tuple[TaskScore, ...] = ()
     num_windows_resumed: int = 0
@@ -296,6 +350,8 @@ class EvalReport(Readable):
             bound = "" if found.exact else "at least "
             facts["KL divergence, nats"] = bound + interval_text(found.kl_divergence)
             facts["top-1 agreement"] = interval_text(found.top1_agreement, ".2%")
+        if self.pictures is not None and self.pictures.divergence is not None:
+            facts["KL divergence of answers about pictures"] = interval_text(self.pictures.divergence.kl_divergence)
         facts |= {f"{score.task}, {score.metric}": f"{score.value:.4g}" for score in self.tasks}
         if self.verdict is not None:
             facts["verdict"] = self.verdict

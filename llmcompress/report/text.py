@@ -36,6 +36,12 @@ DAMAGE_PARTS = {
 }
 """What is added, step by step, from the weights alone to the model as it is used."""
 
+PICTURE_DAMAGE_PARTS = {
+    "language_model": "the language model alone",
+    "other_parts": "what sees and embeds alone",
+}
+"""What is compressed where the other parts are the original's."""
+
 GATE_STATUSES: dict[GateStatus, str] = {
     "no_thresholds": "no thresholds set",
     "passed": "passed",

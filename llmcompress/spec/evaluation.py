@@ -7,13 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmcompress.spec.dataset import ScoredText
+from llmcompress.spec.dataset import BUNDLED, ScoredText
 from llmcompress.spec.runtime import RuntimeProfile
 from llmcompress.spec.validation import MAX_COUNT, Count, CountOrAll, Refusal, Text
 
 Protocol = Literal["llama.cpp", "sliding", "rolling"]
 Precision = Literal["as_used", "pinned"]
 Backend = Literal["stateful", "paged"]
+
+NO_PICTURES = "none"
+"""In place of a file with pictures: a vision-language model is shown none."""
 
 DEFAULT_SCORED_TOKENS = 16_384
 """At most so many are scored where no number of windows was asked for, on every machine the same."""
@@ -44,6 +47,9 @@ class EvalSpec(ScoredText):
     backend: Literal["stateful", "paged", "both"] | None = None
     """stateful: the graph as Optimum runs it. paged: in the form that GenAI and Model Server run, with a cache in
     blocks. Default: both for an OpenVINO directory on the CPU, else stateful"""
+    pictures: Text | None = None
+    """Questions that a vision-language model is asked about pictures: bundled, none, or a .jsonl file whose rows have
+    image, a path, and question. Default: bundled"""
     profile: RuntimeProfile | None = None
     """Runtime profile of this machine, by tune; both models are run with it."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -63,6 +69,9 @@ class EvalSpec(ScoredText):
             yield Refusal("stride", problem, "take a smaller one")
         if self.chunk is not None and self.chunk > self.seq_len:
             yield Refusal("chunk", f"{self.chunk} is more than a window of {self.seq_len}", "take at most seq_len")
+        if self.pictures not in (None, BUNDLED, NO_PICTURES) and not str(self.pictures).lower().endswith(".jsonl"):
+            problem = f"got {self.pictures!r}; bundled, none or a .jsonl file is accepted"
+            yield Refusal("pictures", problem, "write one row for each picture, with image and question")
         if self.backend in ("paged", "both") and self.device != "CPU":
             problem = f"{self.backend} runs the paged graph, whose cache is laid out here for the CPU"
             yield Refusal("backend", problem, "take stateful, or device CPU")

@@ -1,0 +1,212 @@
+"""Questions about pictures: what is asked, how both models answer, and what the report says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from vision_fixture import build_vision, picture
+
+import llmcompress
+from llmcompress.data.pictures import read_pictures
+from llmcompress.errors import DataError, ModelError, UsageError
+from llmcompress.evaluation.pictures import Looked, Looking, embedding_error, look, score
+from llmcompress.graph.device import properties_of
+from llmcompress.loaders.seeing import Reply, answer, language_inputs, open_sight, picture_prompt
+
+KIND = "llava"
+QUESTION = "What is it?"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_vision(KIND, tmp_path_factory.mktemp("pictures") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path) -> llmcompress.LoadedModel:
+    return llmcompress.load(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def int8(loaded: llmcompress.LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("pictures") / "int8"
+    llmcompress.compress(loaded, "int8", output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions of one's own: two pictures, in a folder next to the file."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "seen").mkdir()
+    picture().save(folder / "seen" / "one.png")
+    picture().rotate(90).convert("RGBA").save(folder / "seen" / "two.png")
+    rows = [{"image": f"seen/{name}.png", "question": QUESTION} for name in ("one", "two")]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "questions.jsonl"
+
+
+def exact() -> dict[str, str]:
+    return properties_of("CPU", "pinned")
+
+
+def torch_answers(checkpoint: Path, prompt: dict[str, Any], token_ids: list[int]) -> tuple[Any, Any]:
+    """Torch's logits of an answer's tokens after a question with a picture, and what it is given of the picture."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    module = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
+    ids = torch.cat([prompt["input_ids"], torch.tensor([token_ids])], dim=1)
+    inputs = dict(prompt) | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        logits = module(**inputs).logits[0, prompt["input_ids"].shape[1] - 1 : -1]
+        found = module.model.get_image_features(prompt["pixel_values"])
+    return logits.numpy(), torch.cat(list(found.pooler_output)).numpy()
+
+
+def test_the_pictures_that_come_along_are_the_same_everywhere() -> None:
+    found = read_pictures("bundled")
+    assert len(found.questions) == 8
+    assert all(each.picture.size == (448, 448) and each.question for each in found.questions)
+    assert len({each.picture.tobytes() for each in found.questions}) == 8
+    circle = np.asarray(found.questions[0].picture)
+    # Of a disc of radius 130 in a square of 448.
+    assert (circle[..., 1] < 100).mean() == pytest.approx(np.pi * 130**2 / 448**2, rel=0.01)
+    assert found.sha256 == SHA256
+
+
+SHA256 = "82538bfcf3276a01e95fcfa4fc0ea7aa35cfca1608cefeeda3ce380f7af5cc4e"
+
+
+def test_answers_with_a_picture_are_torchs(loaded: llmcompress.LoadedModel, checkpoint: Path) -> None:
+    sight = open_sight(loaded, "CPU", exact())
+    prompt = picture_prompt(sight, QUESTION, picture())
+    said = answer(sight, prompt, 6)
+    expected, seen = torch_answers(checkpoint, prompt, said.token_ids.tolist())
+    assert said.token_ids.tolist() == expected.argmax(axis=1).tolist()
+    # Of logits up to 1; rounding in another order, 1e-6 as measured.
+    assert np.abs(said.logits - expected).max() < 1e-4
+    assert np.abs(said.seen - seen).max() < 1e-4
+    # What a model is made to say gets the logits that torch has for it.
+    other = [3, 7, 11, 5]
+    repeated = answer(sight, prompt, 6, other)
+    assert repeated.token_ids.tolist() == other
+    assert np.abs(repeated.logits - torch_answers(checkpoint, prompt, other)[0]).max() < 1e-4
+
+
+def test_what_a_language_model_is_fed_is_what_its_parts_make(loaded: llmcompress.LoadedModel) -> None:
+    from llmcompress.graph.device import compile_model
+
+    sight = open_sight(loaded, "CPU", exact())
+    prompt = picture_prompt(sight, QUESTION, picture())
+    fed = language_inputs(sight, prompt)
+    ids = prompt["input_ids"].numpy()
+    vision, text = (
+        compile_model(loaded.parts[f"{part}_embeddings_model"], "CPU", exact())([given])[0]
+        for part, given in (("vision", prompt["pixel_values"].numpy()), ("text", ids))
+    )
+    expected = text.copy()
+    expected[ids == 266] = vision.reshape(-1, vision.shape[-1])
+    assert np.array_equal(fed["inputs_embeds"], expected)
+    assert fed.keys() >= {"attention_mask", "position_ids", "beam_idx"}
+    # Nothing is left of having listened.
+    assert answer(sight, prompt, 2).token_ids.size == 2
+
+
+def test_scores_of_answers_are_those_of_their_distributions() -> None:
+    from scipy.special import rel_entr, softmax
+
+    draw = np.random.default_rng(0)
+    theirs, mine = (draw.normal(size=(5, 11)).astype(np.float32) for _ in range(2))
+    theirs[:, 3] = -np.inf
+    token_ids = np.array([0, 1, 2, 4, 5])
+    seen = np.ones((1, 4), np.float32)
+    found = score(Reply(token_ids, mine, seen), Reply(token_ids, theirs, seen))
+    p, q = softmax(theirs.astype(np.float64), 1), softmax(mine.astype(np.float64), 1)
+    assert found["kl"] == pytest.approx(rel_entr(p, q).sum(axis=1))
+    assert found["nll"] == pytest.approx(-np.log(q[np.arange(5), token_ids]))
+    assert found["reference_nll"] == pytest.approx(-np.log(p[np.arange(5), token_ids]))
+    assert found["agrees"].tolist() == (theirs.argmax(1) == mine.argmax(1)).tolist()
+    with pytest.raises(ModelError, match="the candidate's vocabulary has 10 tokens, the reference's 11"):
+        score(Reply(token_ids, mine[:, 1:], seen), Reply(token_ids, theirs, seen))
+
+
+def test_the_error_of_embeddings_is_an_angle_and_a_length() -> None:
+    theirs = np.array([[1, 0], [0, 2]], np.float32)
+    assert embedding_error(theirs, theirs) == (1.0, 0.0)
+    # One of the two turned by 90 degrees.
+    cosine, distance = embedding_error(np.array([[1, 0], [2, 0]], np.float32), theirs)
+    assert (cosine, distance) == (0.5, pytest.approx(np.sqrt(8) / np.sqrt(5)))
+    assert embedding_error(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32)) == (0.0, 0.0)
+
+
+@pytest.fixture(scope="module")
+def looked(loaded: llmcompress.LoadedModel, int8: Path, own: Path) -> Looked:
+    how = Looking(read_pictures(str(own)), "CPU", exact(), 0.95, splits=True)
+    return look(llmcompress.load(int8, tokenizer=False), loaded, how, lambda progress: None)
+
+
+def test_what_was_lost_is_said_of_the_whole_and_of_each_part(looked: Looked, loaded: llmcompress.LoadedModel) -> None:
+    found = looked.record
+    assert found is not None
+    assert (found.dataset, found.num_questions, found.num_scored_tokens) == ("questions.jsonl", 2, 64)
+    assert found.divergence is not None
+    assert found.vision is not None
+    # 8 bits and random weights; 1e-4, 1e-4 and 1e-2 as measured.
+    assert 0 < found.divergence.kl_divergence.value < 0.01
+    assert 0 < 1 - found.vision.cosine.value < 0.001
+    assert 0 < found.vision.relative_l2.value < 0.1
+    parts = {each.part: each.kl_divergence.value for each in found.damage}
+    assert parts.keys() == {"language_model", "other_parts"}
+    assert all(0 < value < 0.01 for value in parts.values())
+    assert [(each.picture, each.question) for each in found.answers] == [
+        ("seen/one.png", QUESTION),
+        ("seen/two.png", QUESTION),
+    ]
+    assert all(each.text and each.reference for each in found.answers)
+    (check,) = looked.checks
+    assert (check.name, check.passed) == ("answers_about_pictures", True)
+    # A random model may well repeat itself; no more than its original.
+    assert int(check.value[0]) <= int(check.detail.split()[1])
+
+
+def test_a_model_is_as_good_as_itself(loaded: llmcompress.LoadedModel, own: Path) -> None:
+    how = Looking(read_pictures(str(own)), "CPU", exact(), 0.95)
+    found = look(loaded, loaded, how, lambda progress: None).record
+    assert found is not None
+    assert found.divergence is not None
+    assert found.vision is not None
+    assert (found.divergence.kl_divergence.value, found.divergence.top1_agreement.value) == (0.0, 1.0)
+    assert (found.vision.cosine.value, found.vision.relative_l2.value) == (pytest.approx(1.0), 0.0)
+    assert [each.text for each in found.answers] == [each.reference for each in found.answers]
+    alone = look(loaded, None, how, lambda progress: None)
+    assert alone.record is not None
+    assert alone.record.divergence is None
+    assert [each.text for each in alone.record.answers] == [each.text for each in found.answers]
+
+
+def test_pictures_that_cannot_be_read_are_named(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.png").write_text("none")
+    rows: dict[str, Any] = {
+        "no field 'image', there are: 'question'": {"question": QUESTION},
+        "question is None; a text is needed": {"image": "none.png"},
+        "the picture 'none.png' cannot be read: cannot identify image file": {"image": "none.png", "question": "?"},
+        "the picture 'gone.png' cannot be read": {"image": "gone.png", "question": "?"},
+    }
+    for said, row in rows.items():
+        file = tmp_path / "rows.jsonl"
+        file.write_text(json.dumps(row))
+        with pytest.raises(DataError, match=said) as caught:
+            read_pictures(str(file))
+        assert caught.value.where.startswith("rows.jsonl: line 1")
+    with pytest.raises(ValueError, match=r"got 'cat\.png'; bundled, none or a \.jsonl file is accepted"):
+        llmcompress.EvalSpec(pictures="cat.png")
+
+
+def test_a_text_model_is_shown_none(demo_checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="`pictures` are shown to vision-language models, this is a text model"):
+        llmcompress.evaluate(demo_checkpoint, llmcompress.EvalSpec(pictures="bundled"))
