@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from summary_fixture import write_evaluation, write_model
 from vision_fixture import build_vision, picture
 
 import llmcompress
+from llmcompress.cli.evaluation_report import print_evaluation
 from llmcompress.data.pictures import read_pictures
 from llmcompress.errors import DataError, ModelError, UsageError
-from llmcompress.evaluation.pictures import Looked, Looking, embedding_error, look, score
+from llmcompress.evaluation.pictures import Looked, Looking, embedding_error, look, look_where_it_runs, score
 from llmcompress.graph.device import properties_of
 from llmcompress.loaders.seeing import Reply, answer, language_inputs, open_sight, picture_prompt
+from llmcompress.report.text import interval_text
+from llmcompress.summary.table import lines
 
 KIND = "llava"
 QUESTION = "What is it?"
@@ -189,6 +196,59 @@ def test_a_model_is_as_good_as_itself(loaded: llmcompress.LoadedModel, own: Path
     assert [each.text for each in alone.record.answers] == [each.text for each in found.answers]
 
 
+def test_reports_cards_and_comparisons_show_it(
+    looked: Looked, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert looked.record is not None
+    assert looked.record.divergence is not None
+    made = write_model(tmp_path / "model")
+    report = write_evaluation(made, 10.0, kl=0.01, reference=made, pictures=looked.record)
+    figure = interval_text(looked.record.divergence.kl_divergence)
+    print_evaluation(report, source="model", stages=False)
+    printed = capsys.readouterr().out
+    assert re.search(rf"KL divergence, nats \(64 tokens of its answers\) +{re.escape(figure)}", printed)
+    assert "the language model alone" in printed
+    card = llmcompress.render_card(made)
+    assert f"| KL divergence of answers about pictures, nats per token |  | {figure} |" in card
+    assert "`questions.jsonl`: 2 questions, 64 tokens of the original's answers" in card
+    other = write_model(tmp_path / "other")
+    write_evaluation(other, 10.0, kl=0.01, reference=made)
+    table = {line.title: line.texts for line in lines(llmcompress.compare([made, other]))}
+    short = interval_text(looked.record.divergence.kl_divergence, ".3g")
+    assert table["KL divergence about pictures"] == (short, "not measured")
+    changed = looked.record.model_copy(update={"sha256": "0" * 64})
+    write_evaluation(other, 10.0, kl=0.01, reference=made, pictures=changed)
+    table = {line.title: line.texts for line in lines(llmcompress.compare([made, other]))}
+    assert table["KL divergence about pictures"][1] == f"{short} [questions.jsonl 00000000]"
+
+
+def test_a_model_that_cannot_be_asked_is_measured_on(
+    loaded: llmcompress.LoadedModel, own: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    how = Looking(read_pictures(str(own)), "CPU", exact(), 0.95)
+    broken = dataclasses.replace(loaded, parts={**loaded.parts, "vision_embeddings_model": loaded.model})
+    found = look_where_it_runs(broken, None, how, lambda progress: None, offline=True)
+    assert found.record is None
+    assert found.refusal is not None
+    assert found.refusal.startswith("it cannot be asked about a picture: ")
+    assert "it is shown no pictures: it cannot be" in caplog.text
+    two = dataclasses.replace(loaded, source=loaded.source._replace(path=own.parent))
+    with pytest.raises(ModelError, match="its processor cannot be opened"):
+        open_sight(two, "CPU", {})
+
+
+def test_two_models_that_read_a_question_otherwise_are_not_compared(
+    loaded: llmcompress.LoadedModel, own: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(checkpoint, tmp_path / "copied")
+    template = (copied / "chat_template.jinja").read_text()
+    (copied / "chat_template.jinja").write_text(f"Look: {template}")
+    other = dataclasses.replace(loaded, source=loaded.source._replace(path=copied))
+    how = Looking(read_pictures(str(own)), "CPU", exact(), 0.95)
+    with pytest.raises(ModelError, match="reads a question and a picture as other tokens than the reference's"):
+        look(other, loaded, how, lambda progress: None)
+
+
 def test_pictures_that_cannot_be_read_are_named(own: Path, tmp_path: Path) -> None:
     (tmp_path / "none.png").write_text("none")
     rows: dict[str, Any] = {
@@ -210,3 +270,19 @@ def test_pictures_that_cannot_be_read_are_named(own: Path, tmp_path: Path) -> No
 def test_a_text_model_is_shown_none(demo_checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="`pictures` are shown to vision-language models, this is a text model"):
         llmcompress.evaluate(demo_checkpoint, llmcompress.EvalSpec(pictures="bundled"))
+
+
+@pytest.mark.slow
+def test_an_artifact_is_asked_about_pictures_when_it_is_evaluated(int8: Path, checkpoint: Path, own: Path) -> None:
+    text = own.with_name("text.txt")
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    spec = llmcompress.EvalSpec(dataset=str(text), seq_len=64, num_windows=4, pictures=str(own))
+    report = llmcompress.evaluate(int8, spec, reference=checkpoint)
+    assert report.pictures is not None
+    assert report.pictures.divergence is not None
+    assert 0 < report.pictures.divergence.kl_divergence.value < 0.01
+    assert report.spec.pictures == "questions.jsonl"
+    assert "answers_about_pictures" in {check.name for check in report.gate.checks}
+    assert json.loads((int8 / "eval.json").read_text())["pictures"]["num_questions"] == 2
+    none = llmcompress.evaluate(int8, spec.model_copy(update={"pictures": "none"}))
+    assert (none.pictures, none.pictures_refusal) == (None, None)

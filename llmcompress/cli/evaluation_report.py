@@ -81,7 +81,7 @@ def _pictures_table(found: PictureRecord) -> Table:
             shown.add_row(f"  {PICTURE_DAMAGE_PARTS[part.part]}", interval_text(part.kl_divergence))
         shown.add_row("top-1 agreement", interval_text(found.divergence.top1_agreement, ".2%"))
     if found.vision is not None:
-        shown.add_row("the pictures' embeddings: cosine", interval_text(found.vision.cosine, ".5f"))
+        shown.add_row("embeddings of pictures: cosine", interval_text(found.vision.cosine, ".5f"))
         shown.add_row("  relative L2 error", interval_text(found.vision.relative_l2))
     return shown
 

@@ -168,8 +168,8 @@ def _pictures(found: PictureRecord | None) -> Iterator[Row]:
         name = f"KL divergence of answers about pictures: {PICTURE_DAMAGE_PARTS[part.part]}"
         yield _row(name, interval_text(part.kl_divergence), detail=True)
     if found.vision is not None:
-        yield _row("Pictures' embeddings: relative L2 error", interval_text(found.vision.relative_l2))
-        yield _row("Pictures' embeddings: cosine", interval_text(found.vision.cosine, ".5f"), detail=True)
+        yield _row("Embeddings of pictures: relative L2 error", interval_text(found.vision.relative_l2))
+        yield _row("Embeddings of pictures: cosine", interval_text(found.vision.cosine, ".5f"), detail=True)
 
 
 def _divergence(report: EvalReport, lost: DivergenceRecord) -> Iterator[Row]:

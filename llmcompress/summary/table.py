@@ -116,6 +116,8 @@ def lines(comparison: Comparison) -> tuple[Line, ...]:
         found.append(Line(figure.title, tuple(texts), figure.numeric, figure.group, figure.folded))
         if figure.kind == "perplexity":
             found += _of_originals(comparison)
+        if figure.kind == "kl_divergence":
+            found += _of_pictures(comparison.rows)
     return (*found, *_hints(comparison.rows))
 
 
@@ -246,6 +248,21 @@ def _of_originals(comparison: Comparison) -> list[Line]:
     texts = (interval_text(report.reference.perplexity.perplexity, ".4g") if report and report.reference
              else NOT_MEASURED for report in reports)  # fmt: skip
     return [Line("perplexity of the original", tuple(texts), group="quality")]
+
+
+def _of_pictures(rows: Sequence[Row]) -> list[Line]:
+    """What answers about pictures lost; no line where no model was asked about any."""
+    found = [row.evaluation.pictures if row.evaluation else None for row in rows]
+    lost = [each.divergence.kl_divergence if each and each.divergence else None for each in found]
+    if not any(lost):
+        return []
+    # Of other questions it is another figure.
+    several = len({each.sha256 for each in found if each}) > 1
+    marks = [f" [{each.dataset} {each.sha256[:8]}]" if each and several else "" for each in found]
+    texts = [
+        interval_text(each, ".3g") + mark if each else NOT_MEASURED for each, mark in zip(lost, marks, strict=True)
+    ]
+    return [Line("KL divergence about pictures", tuple(texts), group="quality")]
 
 
 def _hints(rows: Sequence[Row]) -> tuple[Line, ...]:
