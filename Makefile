@@ -10,7 +10,7 @@ DEVELOPMENT := $(VENV)/.installed-dev
 # SEED, COUNT and COMMANDS of a run, or the folder of a saved input to REPLAY.
 FUZZ := $(if $(REPLAY),--replay $(REPLAY),--seed $(or $(SEED),0) --count $(or $(COUNT),10000) --commands $(or $(COMMANDS),200))
 
-.PHONY: demo test slow fuzz lint docs format dist clean
+.PHONY: demo test slow fuzz lint docs notebooks format dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/llmcompress demo
@@ -35,6 +35,10 @@ lint: $(DEVELOPMENT)
 # The site, in build/docs; a warning is an error.
 docs: $(DEVELOPMENT)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+
+# The notebooks of examples/, each from its first cell to its last.
+notebooks: $(DEVELOPMENT)
+	$(BIN)/python -m pytest -m slow tests/test_notebooks.py
 
 format: $(DEVELOPMENT)
 	$(BIN)/ruff check --fix .

@@ -35,7 +35,7 @@ The page is written by `python tests/first_run.py`. The model is the copy that `
 {model}, and the Hub is the one of the tests, on this machine; yours is huggingface.co, unless `HF_ENDPOINT` names \
 another. The machine was busy with other work: nothing here says how fast anything is.
 
-```
+```console
 {output}
 ```
 """

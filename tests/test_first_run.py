@@ -67,6 +67,6 @@ def test_the_docs_show_the_script_as_it_is_and_each_of_its_commands() -> None:
     assert f"```bash\n{script}```" in page
     written = [line.split()[1] for line in script.splitlines() if line.startswith("llmcompress ")]
     assert [line.split()[2] for line in page.splitlines() if line.startswith("$ llmcompress ")] == written
-    output = page.split("```\n")[-2]
+    output = page.rpartition("```console\n")[2].removesuffix("```\n")
     assert "Repository" in output
     assert max(len(line) for line in output.splitlines() if not re.match(r"\$|Next|Commit|error", line)) <= 80

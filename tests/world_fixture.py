@@ -1,0 +1,113 @@
+"""What the pages name, in one folder: checkpoints, artifacts, texts, a picture, all small; and a Hub with models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_hub import FakeHub, account, new_repo
+from tiny_models import build_checkpoint, read_config
+
+import llmcompress
+from llmcompress.data.texts import BUNDLED_TEXT
+from llmcompress.system.progress import Reporter, silent
+
+HERE = Path(__file__).parent
+CHECKPOINTS = ("checkpoint", "path/to/checkpoint", "MODEL", "ORIGINAL", "base", "fine-tune", "ref-llama-8m")
+ARTIFACTS = ("model-int4-ov", "model-none-ov", "ref-int4", "some/openvino/directory")
+TEXTS = ("texts", "other", "train", "heldout", "wikitext2-test-part1")
+LLAMAS = ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct")
+CONVERSATION = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
+
+
+def build_world(folder: Path) -> Path:
+    """Make the folder; a model of one layer stands for every text model."""
+    model = build_checkpoint(folder / CHECKPOINTS[0], num_hidden_layers=1, max_position_embeddings=8192)
+    for name in CHECKPOINTS[1:]:
+        shutil.copytree(model, folder / name)
+    llmcompress.compress(model, "int4", folder / ARTIFACTS[0], progress=None)
+    for name in ARTIFACTS[1:]:
+        shutil.copytree(folder / ARTIFACTS[0], folder / name)
+    lines = BUNDLED_TEXT.read_text(encoding="utf-8").splitlines()
+    for place, name in enumerate(TEXTS):
+        # No two have a line in common.
+        part = lines[place :: len(TEXTS)]
+        part = part[: len(part) // 2] if name == "texts" else part * 2
+        (folder / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
+        rows = (json.dumps({"text": line}) for line in part if line)
+        (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "chat.jsonl").write_text("\n".join([json.dumps(CONVERSATION)] * 40), encoding="utf-8")
+    (folder / "my-recipe.yaml").write_text("name: my-recipe\nweights: {mode: int8_sym}\n")
+    return folder
+
+
+def add_quantized(folder: Path) -> None:
+    """What is quantized already: a checkpoint, files of GGUF and ONNX."""
+    shutil.copytree(HERE / "quantized_checkpoints" / "gptq-4", folder / "SOURCE")
+    shutil.copy(folder / "checkpoint" / "tokenizer.json", folder / "SOURCE")
+    shutil.copy(folder / "checkpoint" / "tokenizer_config.json", folder / "SOURCE")
+    shutil.copy(HERE / "gguf_models" / "k-quants.gguf", folder / "model.Q4_K_M.gguf")
+    (folder / "REPOSITORY").mkdir()
+    for name in ("NAME.gguf", "other.gguf"):
+        shutil.copy(folder / "model.Q4_K_M.gguf", folder / "REPOSITORY" / name)
+    for path in (HERE / "onnx_models" / "genai-int4").iterdir():
+        shutil.copy(path, folder)
+
+
+def add_picture(folder: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (56, 56), "red").save(folder / "picture.png")
+
+
+def hub_of(folder: Path) -> FakeHub:
+    """A Hub that has the models that the pages name."""
+    files = {path.name: path.read_bytes() for path in (folder / CHECKPOINTS[0]).iterdir()}
+    gemma = read_config(folder / CHECKPOINTS[0]) | {"model_type": "gemma3_text"}
+    repos = {name: new_repo(files) for name in LLAMAS}
+    repos["google/gemma-3-1b-it"] = new_repo(files | {"config.json": json.dumps(gemma).encode()})
+    return FakeHub(repos=repos, account=account("me"))
+
+
+def add_vision(hub: FakeHub, folder: Path) -> None:
+    """A model with eyes on the Hub."""
+    from vision_fixture import build_vision
+
+    built = build_vision("gemma3", folder)
+    hub.repos["google/gemma-3-4b-it"] = new_repo({path.name: path.read_bytes() for path in built.iterdir()})
+
+
+def without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call what would run in a process of its own right here: the libraries are imported once."""
+
+    def here(
+        function: Callable[..., Any],
+        kwargs: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+        *,
+        progress: Reporter = silent,
+        **_: Any,
+    ) -> Any:
+        return function(**(kwargs() if callable(kwargs) else kwargs), progress=progress)
+
+    runner = [f"runner.{name}" for name in ("run", "compressing", "measuring", "tuning")]
+    for place in ("system.process", "tuning.trials", *runner):
+        monkeypatch.setattr(f"llmcompress.{place}.run_supervised", here)
+
+
+def datasets_are_local(monkeypatch: pytest.MonkeyPatch, text: Path) -> None:
+    """Whatever dataset of the Hub is asked for is the lines of a file."""
+    import datasets
+
+    class Builder:
+        hash = "as pinned"
+
+        def download_and_prepare(self) -> None: ...
+
+        def as_dataset(self, split: str) -> Any:
+            return datasets.Dataset.from_dict({"text": text.read_text(encoding="utf-8").splitlines()})
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: Builder())
