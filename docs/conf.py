@@ -31,7 +31,11 @@ html_theme = "furo"
 smartquotes = False
 html_title = "llmcompress"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
+# Everything is imported from llmcompress; the module of its definition would mislead.
+add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
