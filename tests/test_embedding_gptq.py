@@ -15,6 +15,7 @@ from llmcompress import Recipe
 from llmcompress.compression.fisher import embedding_moments, embedding_names
 from llmcompress.compression.forecast import forecast
 from llmcompress.compression.nncf.embeddings import embeddings_by_gptq
+from llmcompress.compression.nncf.runs import model_inputs
 from llmcompress.compression.nncf.weights import compress_weights
 from llmcompress.errors import ModelError, RecipeError
 from llmcompress.graph.integer_weights import IntegerWeight, integer_weights
@@ -125,7 +126,7 @@ def test_the_codes_are_those_of_gptq_by_hand(
     assert weights.gives_gptq(EMBEDDING)
     windows = random.integers(3, 400, (1, 8))
     with embeddings_by_gptq({EMBEDDING: hessian}):
-        compress_weights(model, weights, windows, engine=engine)
+        compress_weights(model, weights, model_inputs(model, windows), engine=engine)
     (made,) = (each for name, each in integer_weights(model).items() if parameter_name(name) == EMBEDDING)
     assert made.element == "i4"
     original = _original(demo_checkpoint)

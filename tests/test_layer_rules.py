@@ -17,7 +17,8 @@ from llmcompress.compression.compressible import require_engine
 from llmcompress.compression.forecast import forecast
 from llmcompress.compression.layers import layer_table
 from llmcompress.compression.nncf import layer_rules
-from llmcompress.compression.nncf.weights import compress_weights, model_inputs
+from llmcompress.compression.nncf.runs import model_inputs
+from llmcompress.compression.nncf.weights import compress_weights
 from llmcompress.errors import ModelError, RecipeError
 from llmcompress.graph.integer_weights import integer_weights
 from llmcompress.graph.model import parameter_name
@@ -133,7 +134,8 @@ def test_methods_leave_out_what_a_rule_says(loaded: LoadedModel, text: Path) -> 
     coarse = {"match": r"model\.layers\.1\..*_proj\.weight", "mode": "int4_asym", "group_size": 32}
     windows = np.random.default_rng(0).integers(3, 400, (3, 24))
     model = loaded.clone().model
-    compress_weights(model, _compression(scale_estimation=True, rules=[rule, coarse]), windows)
+    weights = _compression(scale_estimation=True, rules=[rule, coarse])
+    compress_weights(model, weights, model_inputs(model, windows))
 
     def by_nncf(**options: Any) -> Constants:
         other, mode = loaded.clone().model, nncf.CompressWeightsMode
@@ -167,7 +169,7 @@ def test_what_the_original_computes_decides_on_one_weight_alone(loaded: LoadedMo
     def made(*rules: dict[str, Any]) -> Any:
         model = loaded.clone().model
         weights = _compression(mode="int4_asym", gptq=True, statistics="original", rules=rules)
-        compress_weights(model, weights, windows)
+        compress_weights(model, weights, model_inputs(model, windows))
         return model
 
     early = {"match": r".*layers\.[012]\..*", "mode": "int2_sym", "group_size": 64, "method": "gptq"}

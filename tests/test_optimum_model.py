@@ -168,7 +168,7 @@ def test_activations_go_through_the_stock_class(method: str, tiny: Path, tmp_pat
     )
     from transformers import AutoTokenizer
 
-    from llmcompress.compression.nncf.weights import model_inputs
+    from llmcompress.compression.nncf.runs import model_inputs
     from llmcompress.data import calibration_windows
 
     text = tmp_path / "text.txt"

@@ -49,7 +49,8 @@ def _by_nncf(stock_ir: Path, output: Path, recipe: Recipe) -> Path:
     import numpy as np
     import openvino as ov
 
-    from llmcompress.compression.nncf.weights import model_inputs, nncf_arguments
+    from llmcompress.compression.nncf.runs import model_inputs
+    from llmcompress.compression.nncf.weights import nncf_arguments
 
     model = ov.Core().read_model(stock_ir / "openvino_model.xml")
     for weights in recipe.weight_passes:

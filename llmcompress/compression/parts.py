@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from llmcompress.system.file_memory import FileMemory
 
-_NOT_YET = ("calibration", "activations", "pruning", "training")
-"""Parts of a recipe that need a text model, or one that reads text alone."""
+_NOT_YET = ("pruning", "training")
+"""Parts of a recipe that need a text model."""
 
 
 def require_parts(source: Source, recipe: Recipe) -> None:
@@ -31,6 +31,12 @@ def require_parts(source: Source, recipe: Recipe) -> None:
     """
     where = f"recipe {recipe.name}"
     if not source.sees:
+        if recipe.calibration is not None and recipe.calibration.image_field is not None:
+            raise RecipeError(
+                f"{source.name} is a text model, which sees no pictures",
+                where=f"{where}: calibration.image_field",
+                hint="remove it, or take a text",
+            )
         if recipe.parts is not None:
             raise RecipeError(
                 f"has no effect: {source.name} is a text model, which has one part",
@@ -54,10 +60,16 @@ def require_parts(source: Source, recipe: Recipe) -> None:
     for name in _NOT_YET:
         if getattr(recipe, name) is not None:
             raise RecipeError(
-                f"{source.name} is a vision-language model, of which weights are compressed without data",
+                f"{source.name} is a vision-language model, of which nothing is pruned or trained",
                 where=f"{where}: {name}",
-                hint="take a recipe without it, such as int8 or int4",
+                hint="take a recipe without it, such as int4 or int4-awq-se",
             )
+    if recipe.activations is not None and recipe.activations.accuracy_control is not None:
+        raise RecipeError(
+            f"{source.name} is a vision-language model, and accuracy control runs text models",
+            where=f"{where}: activations.accuracy_control",
+            hint="remove it, and look at the damage with llmcompress eval",
+        )
 
 
 def compress_parts(

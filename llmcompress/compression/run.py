@@ -26,6 +26,7 @@ from llmcompress.compression.layers import CODEBOOKS, activation_record, constan
 from llmcompress.compression.nncf.statistics import statistics
 from llmcompress.compression.parts import compress_parts, require_parts
 from llmcompress.compression.pruned import PrunedSource, PruningInputs, prune_source, require_prunable_source
+from llmcompress.data.calibration import CalibrationWindows
 from llmcompress.graph.integer_weights import Rescaling
 from llmcompress.graph.model import mark_quantized_source, parameter_name, set_runtime_options, unpin_cache
 from llmcompress.loaders.checking import CheckedWeights, StartCheck, weights_checked
@@ -54,20 +55,27 @@ from llmcompress.system.progress import Progress, Reporter, silent
 if TYPE_CHECKING:
     import openvino as ov
 
-    from llmcompress.data import CalibrationWindows
+    from llmcompress.compression.nncf.runs import Samples
+    from llmcompress.compression.picture_samples import PictureSamples
     from llmcompress.report.training import TrainingRecord
     from llmcompress.training.train import TrainingWindows
 
 _log = logging.getLogger(__name__)
 
 
-def recipe_windows(found: Source, recipe: Recipe, tokenizer: Any, *, offline: bool) -> CalibrationWindows | None:
+def recipe_windows(
+    found: Source, recipe: Recipe, tokenizer: Any, *, offline: bool
+) -> CalibrationWindows | PictureSamples | None:
     """Take a recipe's windows, and those that accuracy control holds out; None: the recipe needs no data.
 
-    Raises: as ``llmcompress.data.calibration_windows``.
+    Raises: as ``llmcompress.data.calibration_windows``, or ``picture_samples`` where it has pictures.
     """
     if recipe.calibration is None:
         return None
+    if recipe.calibration.image_field is not None:
+        from llmcompress.compression.picture_samples import picture_samples
+
+        return picture_samples(found, recipe.calibration, offline=offline)
     from llmcompress.data import calibration_windows
 
     control = recipe.activations.accuracy_control if recipe.activations else None
@@ -238,7 +246,8 @@ def _prune(
         assert ready.checked is not None
         provenance = checkpoint_provenance(ready.source, ready.checked)
     target = options.target or options.scratch_dir
-    inputs = PruningInputs(provenance, ready.texts.windows, ready.texts.training, options.scratch_dir, target)
+    windows = ready.texts.windows if isinstance(ready.texts.windows, CalibrationWindows) else None
+    inputs = PruningInputs(provenance, windows, ready.texts.training, options.scratch_dir, target)
     return prune_source(ready.source, recipe, inputs, progress), provenance
 
 
@@ -268,7 +277,7 @@ class _Texts(NamedTuple):
     """What reads a text, and what the recipe reads of one."""
 
     tokenizer: Any | None
-    windows: CalibrationWindows | None
+    windows: CalibrationWindows | PictureSamples | None
     training: TrainingWindows | None
 
 
@@ -351,7 +360,7 @@ class Applied(NamedTuple):
 def apply_recipe(
     loaded: LoadedModel,
     recipe: Recipe,
-    windows: CalibrationWindows | None,
+    windows: CalibrationWindows | PictureSamples | None,
     engine: Engine,
     file_memory: FileMemory | None,
     progress: Reporter,
@@ -374,6 +383,7 @@ def apply_recipe(
     from llmcompress.compression.nncf.activations import quantize_activations
     from llmcompress.compression.nncf.weights import compress_weights
 
+    samples = None if windows is None else _samples(loaded, windows, progress)
     by_kernels: set[str] = set()
     rescaled: dict[str, Rescaling] = {}
     for weights in recipe.weight_passes:
@@ -382,14 +392,14 @@ def apply_recipe(
             # Of a graph that an earlier pass or a pruning changed the statistics are others.
             is_first = weights is recipe.weights and recipe.pruning is None
             if windows is not None and is_first and weights.collects_statistics:
-                collected = statistics(loaded.provenance, windows.record, weights.statistics_precision)
+                collected = statistics(loaded.provenance, windows.record, weights.statistics_precision, loaded.part)
                 path = stack.enter_context(collected)
-            if windows is not None:
+            if isinstance(windows, CalibrationWindows):
                 stack.enter_context(_embeddings_by_gptq(loaded, weights, windows, progress))
             done = compress_weights(
                 loaded.model,
                 weights,
-                windows.token_ids if windows and weights.uses_data else None,
+                samples if weights.uses_data else None,
                 statistics_path=path,
                 engine=engine,
                 file_memory=file_memory,
@@ -397,10 +407,20 @@ def apply_recipe(
             )
         by_kernels |= done.by_kernels
         rescaled |= done.rescaled
-    if recipe.activations is None or windows is None:
+    if recipe.activations is None or samples is None:
         return Applied(loaded, by_kernels=by_kernels, rescaled=rescaled)
-    model, accuracy = quantize_activations(loaded.model, recipe.activations, windows, progress=progress)
+    held_out = windows.held_out if isinstance(windows, CalibrationWindows) else None
+    model, accuracy = quantize_activations(loaded.model, recipe.activations, samples, held_out, progress=progress)
     return Applied(replace(loaded, model=model), accuracy, by_kernels)
+
+
+def _samples(loaded: LoadedModel, windows: CalibrationWindows | PictureSamples, progress: Reporter) -> Samples:
+    """What the graph of a loaded model is fed of windows, or of pictures with texts."""
+    from llmcompress.compression.nncf.runs import Samples
+
+    if isinstance(windows, CalibrationWindows):
+        return Samples(list(windows.token_ids), loaded.text_feed())
+    return Samples(windows.inputs(loaded, progress), lambda inputs: inputs)
 
 
 def _embeddings_by_gptq(

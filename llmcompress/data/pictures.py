@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from llmcompress.data.texts import Columns, Rows, read_rows
 from llmcompress.errors import DataError, last_line
@@ -72,11 +72,11 @@ def read_pictures(pictures: str) -> PictureQuestions:
     return PictureQuestions(tuple(_read(rows, index, path.parent) for index in range(len(rows.records))), path.name)
 
 
-def open_picture(path: Path, place: str) -> PIL.Image.Image:
+def open_picture(file: Path | BinaryIO, place: str) -> PIL.Image.Image:
     """Read a picture file, in red, green and blue.
 
     Args:
-        path: Of any format that Pillow reads.
+        file: Of any format that Pillow reads.
         place: Where it is named, for people.
 
     Raises:
@@ -88,12 +88,11 @@ def open_picture(path: Path, place: str) -> PIL.Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"the picture {path.name!r} cannot be read: {last_line(error)}", where=place, hint=hint
-        ) from None
+        name = f" {file.name!r}" if isinstance(file, Path) else ""
+        raise DataError(f"the picture{name} cannot be read: {last_line(error)}", where=place, hint=hint) from None
 
 
 def _read(rows: Rows, index: int, folder: Path) -> PictureQuestion:

@@ -39,6 +39,7 @@ from llmcompress.system.progress import Progress, Reporter, silent
 if TYPE_CHECKING:
     import openvino as ov
 
+    from llmcompress.graph.joining import TextFeed
     from llmcompress.loaders.quantized.conversion import KeptWeights
 
 ADAPTER_FOLDER = "adapter/"
@@ -93,6 +94,12 @@ class LoadedModel:
         from llmcompress.graph.joining import text_decoder
 
         return replace(self, model=text_decoder(self.model, self.parts, where=self.source.name), parts={})
+
+    def text_feed(self) -> TextFeed:
+        """What feeds ``model`` with a window of text; raises as ``reading_text``."""
+        from llmcompress.graph.joining import text_feed
+
+        return text_feed(self.model, self.parts, where=self.source.name)
 
     def dequantized(self) -> LoadedModel:
         """The same with the floats that a quantized source's codes stand for; itself where it was in floats."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError, one_line
@@ -12,6 +13,7 @@ from llmcompress.graph.joining import TEXT
 from llmcompress.loaders.chat import render
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.loaders.processor import open_processor
+from llmcompress.loaders.source import Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,16 +58,12 @@ def open_sight(loaded: LoadedModel, device: str, properties: Mapping[str, str]) 
     Raises:
         ModelError: Optimum has no class for its type or cannot run it, or there is no processor.
     """
-    from optimum.intel.openvino.modeling_visual_language import MODEL_TYPE_TO_CLS_MAPPING
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     source = loaded.source
     processor = open_processor(source.path, source.trust_remote_code)
     with _plain_words(source.name, "run"):
-        config = AutoConfig.from_pretrained(
-            source.path, local_files_only=True, trust_remote_code=source.trust_remote_code
-        )
-        kind = MODEL_TYPE_TO_CLS_MAPPING[config.model_type]
+        kind, config = _class_of(source)
         copies = loaded.clone()
         stated = (loaded.generation_config, loaded.config, loaded.config.get("text_config"))
         eos = frozenset[int]().union(*(eos_ids(each) for each in stated if each))
@@ -84,6 +82,28 @@ def open_sight(loaded: LoadedModel, device: str, properties: Mapping[str, str]) 
     # Views of the source's files.
     model._llmcompress_graphs = copies
     return Sight(model, processor, eos, source.name)
+
+
+def open_prompts(source: Source) -> Sight:
+    """What makes prompts as the model of a source would: a sight that cannot answer.
+
+    Raises:
+        ModelError: Optimum has no class for its type, or there is no processor.
+    """
+    processor = open_processor(source.path, source.trust_remote_code)
+    with _plain_words(source.name, "asked about a picture"):
+        kind, config = _class_of(source)
+        model = SimpleNamespace(preprocess_inputs=kind.preprocess_inputs, config=config)
+    return Sight(model, processor, frozenset(), source.name)
+
+
+def _class_of(source: Source) -> tuple[Any, Any]:
+    """Optimum's class for a source, and its configuration."""
+    from optimum.intel.openvino.modeling_visual_language import MODEL_TYPE_TO_CLS_MAPPING
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=source.trust_remote_code)
+    return MODEL_TYPE_TO_CLS_MAPPING[config.model_type], config
 
 
 def picture_prompt(sight: Sight, question: str, picture: PIL.Image.Image) -> dict[str, torch.Tensor]:

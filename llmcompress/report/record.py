@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, cpu_name, installed_versions, platform_name
 from llmcompress.system.memory import peak_rss_bytes
 
@@ -34,13 +33,15 @@ class FileRecord(Record):
 
 
 class CalibrationRecord(Record):
-    """The windows of a text that were used."""
+    """The windows of a text that were used, or the prompts of pictures and texts."""
 
     dataset: str
     num_windows: int
     seq_len: int
     seed: int
     token_ids_sha256: str
+    pictures_sha256: str | None = None
+    """Over the points of pictures; None where there are none."""
 
 
 class SourceCard(Record):
@@ -108,7 +109,7 @@ class Provenance(Record):
     @property
     def weight_files(self) -> tuple[FileRecord, ...]:
         """The files that hold weights; those next to an ONNX file are named after it."""
-        ends = (".safetensors", ".gguf", MODEL_BIN)
+        ends = (".safetensors", ".gguf", "_model.bin")
         return tuple(file for file in self.files if file.path.endswith(ends) or ".onnx" in file.path)
 
     @property

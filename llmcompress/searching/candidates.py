@@ -161,6 +161,7 @@ def _fill(
     """Make what a killed search has not come to."""
     from llmcompress.compression.fisher import embedding_moments, embedding_names
     from llmcompress.compression.nncf.gptq_formats import Statistics, gptq_in_formats
+    from llmcompress.compression.nncf.runs import Samples
 
     def missing(constant: str) -> list[tuple[str, int]]:
         name = parameter_name(constant)
@@ -171,7 +172,7 @@ def _fill(
 
     names = embedding_names(original.model)
     moments = embedding_moments(original.model, names, windows.token_ids, windows.record.seed, progress)
-    statistics = Statistics(windows.token_ids, moments)
-    gptq_in_formats(original.loaded.clone().model, statistics, missing, keep, progress)
+    samples = Samples(list(windows.token_ids), original.loaded.text_feed())
+    gptq_in_formats(original.loaded.clone().model, Statistics(samples, moments), missing, keep, progress)
     for each in formats.everywhere:
         shelf.note_whole(each)

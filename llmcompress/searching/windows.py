@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.compression.run import recipe_windows
+from llmcompress.data.calibration import CalibrationWindows
 from llmcompress.data.disjoint import SEQUENCE, num_sharing, sequence_hashes
 from llmcompress.data.documents import read_documents, texts_for
 from llmcompress.data.protocols import EvaluationWindows, evaluation_windows
@@ -18,8 +19,6 @@ from llmcompress.spec.search import Format, SearchSpec
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from llmcompress.data import CalibrationWindows
 
 
 class SearchWindows(NamedTuple):
@@ -98,4 +97,6 @@ def _calibration(found: Source, spec: SearchSpec, *, offline: bool) -> Calibrati
         return None
     source = fetch_side_files(found)
     recipe = uniform_recipe("calibration", Format("int4_sym", -1, "gptq"), spec.calibration)
-    return recipe_windows(source, recipe, require_tokenizer(source, needed=True), offline=offline)
+    windows = recipe_windows(source, recipe, require_tokenizer(source, needed=True), offline=offline)
+    assert isinstance(windows, CalibrationWindows)
+    return windows

@@ -123,11 +123,34 @@ class ScoredText(Dataset):
 
 
 class Calibration(Dataset):
-    """``num_samples`` windows of ``seq_len`` tokens of a dataset, drawn with ``seed``."""
+    """``num_samples`` windows of ``seq_len`` tokens of a dataset, drawn with ``seed``.
+
+    With ``image_field`` as many rows of it, each a prompt of a picture and a text.
+    """
 
     num_samples: Count = 128
     seq_len: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 256
-    """Tokens per window."""
+    """Tokens per window; of prompts with a picture the most, and longer ones are left out."""
     seed: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     chat_template: bool = False
     """Rows are conversations, written out by the model's chat template."""
+    image_field: Text | None = None
+    """Column or key that holds the picture, or its path from the file's folder, which a vision-language model is shown
+    before the text. Default: text alone"""
+
+    def _refusals(self) -> Iterator[Refusal]:
+        yield from super()._refusals()
+        if self.image_field is None:
+            return
+        if self.dataset.lower().endswith(".txt"):
+            yield Refusal("image_field", "a .txt file has no pictures", "give a .jsonl file")
+        if self.chat_template:
+            yield Refusal("chat_template", "has no effect with pictures, which go through it anyway", "remove it")
+        if self.image_field == self.text_field:
+            yield Refusal("image_field", "is the field of the text too", "name another one")
+
+
+def text_only_refusals(text: Calibration) -> Iterator[Refusal]:
+    """Yield a field for pictures where no picture is shown."""
+    if text.image_field is not None:
+        yield Refusal("image_field", "has no effect: this reads text alone", "remove it")

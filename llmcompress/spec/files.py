@@ -170,7 +170,7 @@ def _apply(data: dict[str, Any], changes: dict[tuple[str, ...], object]) -> None
     for text in TEXTS:
         described = part_of(data, text)
         if (*text, "dataset") in changes and isinstance(described, dict):
-            for name in OF_THE_DATASET:
+            for name in (*OF_THE_DATASET, "image_field"):
                 described.pop(name, None)
     for path, value in changes.items():
         part = data

@@ -95,11 +95,11 @@ class Recipe(StrictModel):
 
     def weights_of(self, part: str) -> WeightCompression | None:
         """What a part of a vision-language model takes that is not its language model; None: it is kept."""
-        if self.weights is None:
+        if not self.quantizes:
             return None
         parts = self.parts or Parts()
-        if part == "mtp_model" and part not in parts.model_fields_set:
-            return self.weights
+        if part == "mtp_model" and part not in parts.model_fields_set and self.weights is not None:
+            return self.weights.data_free
         found: WeightCompression | None = getattr(parts, part)
         return found
 
@@ -137,7 +137,7 @@ def _parts(recipe: Recipe) -> Iterator[Refusal]:
             yield Refusal(name, f"has no effect with method {recipe.method}", "remove it, or write another method")
     if recipe.activations is not None and recipe.calibration is None:
         yield Refusal("calibration", "is missing; activations need data", "add calibration: {dataset: FILE.txt}")
-    if recipe.parts is not None and recipe.weights is None:
+    if recipe.parts is not None and not recipe.quantizes:
         yield Refusal("parts", "has no effect without weights", "remove it, or write method: weights")
     weights_use_data = any(weights.uses_data for weights in recipe.weight_passes)
     prunes_by_data = recipe.pruning is not None and recipe.pruning.uses_data

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple, get_args
 from pydantic import Field
 
 from llmcompress.errors import UsageError
-from llmcompress.spec.dataset import Calibration, ScoredText
+from llmcompress.spec.dataset import Calibration, ScoredText, text_only_refusals
 from llmcompress.spec.evaluation import EvalSpec
 from llmcompress.spec.layer_rules import LayerRule, RuleMode
 from llmcompress.spec.modes import INT8
@@ -97,6 +97,10 @@ class SearchSpec(ScoredText):
             if refused:
                 yield Refusal("candidates", f"got {candidate!r}: {refused}", "write for example int4_sym:64")
                 return
+        if self.calibration is not None:
+            yield from (
+                each._replace(field=f"calibration.{each.field}") for each in text_only_refusals(self.calibration)
+            )
         if self.calibration is None and self.is_calibrated:
             yield Refusal("calibration", "candidates with +gptq need a text", "give a file with text")
         if self.calibration is not None and not self.is_calibrated:

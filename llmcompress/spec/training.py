@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from llmcompress.spec.dataset import Calibration, Dataset
+from llmcompress.spec.dataset import Calibration, Dataset, text_only_refusals
 from llmcompress.spec.modes import INTEGER, Mode
 from llmcompress.spec.tuning import with_budget_s
 from llmcompress.spec.validation import MAX_COUNT, Count, Refusal
@@ -159,6 +159,8 @@ def training_refusals(recipe: Recipe) -> Iterator[Refusal]:
     training, weights = recipe.training, recipe.weights
     if training is None:
         return
+    for refusal in text_only_refusals(training):
+        yield refusal._replace(field=f"training.{refusal.field}")
     if len(set(training.what)) < len(training.what):
         yield Refusal("training.what", "names something twice", "every entry once is accepted")
     if training.budget_s is not None and training.num_steps != Training.model_fields["num_steps"].default:

@@ -148,6 +148,17 @@ class WeightCompression(StrictModel):
         )
 
     @property
+    def data_free(self) -> WeightCompression:
+        """The same format for a graph that there is no data for, and none of the weights that rules name."""
+        if self.mode == "adaptive_codebook":
+            return WeightCompression(mode="int8_sym")
+        changes: dict[str, object] = dict.fromkeys(("scale_estimation", "gptq", "lora_correction"), False)
+        for name in ("rules", "statistics", "gptq_order", "statistics_precision", "sensitivity_metric"):
+            changes[name] = type(self).model_fields[name].default
+        kept = self.advanced.model_dump(include={"codebook", "min_adjusted_group_size"}, exclude_defaults=True)
+        return self.model_copy(update={**changes, "advanced": AdvancedCompression.model_validate(kept)})
+
+    @property
     def collects_statistics(self) -> bool:
         """Whether NNCF, given data, collects statistics of activations; GPTQ collects its Hessians apart."""
         by_itself = self.scale_estimation and not self.gptq

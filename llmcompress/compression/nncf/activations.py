@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.compression.nncf.accuracy_control import quantize_with_accuracy_control
 from llmcompress.compression.nncf.runs import (
+    Samples,
     mark_as_optimized,
-    model_inputs,
     nncf_scope,
     progress_reported,
     refusals_explained,
@@ -20,7 +20,6 @@ from llmcompress.spec import Quantization
 from llmcompress.system.progress import Progress, Reporter, silent
 
 if TYPE_CHECKING:
-    import numpy as np
     import openvino as ov
 
     from llmcompress.data import CalibrationWindows
@@ -31,7 +30,8 @@ FP8_MODES = {"fp8_e4m3": "FP8_E4M3", "fp8_e5m2": "FP8_E5M2"}
 def quantize_activations(
     model: ov.Model,
     quantization: Quantization,
-    windows: CalibrationWindows,
+    samples: Samples,
+    held_out: CalibrationWindows | None,
     *,
     progress: Reporter = silent,
 ) -> tuple[ov.Model, AccuracyRecord | None]:
@@ -40,7 +40,8 @@ def quantize_activations(
     Args:
         model: A stateful decoder; weights that are compressed already keep their format.
         quantization: What to do.
-        windows: For calibration, and held out for accuracy control; the cache is emptied before each.
+        samples: For calibration; the cache is emptied before each.
+        held_out: From these, for accuracy control.
 
     Returns:
         The model, and what accuracy control did.
@@ -52,27 +53,26 @@ def quantize_activations(
     """
     import nncf
 
-    samples = list(model_inputs(model, windows.token_ids))
     _check_finite(model, samples, progress)
     arguments = quantize_arguments(quantization, num_windows=len(samples))
     explained = refusals_explained(
         where=f"activations.mode {quantization.mode}",
         hint="change the recipe's activations, or name the operations in activations.ignored_scope",
     )
-    dataset, control, accuracy = nncf.Dataset(samples), quantization.accuracy_control, None
+    dataset, control, accuracy = samples.dataset(), quantization.accuracy_control, None
     with explained, progress_reported(progress):
         if control is None:
             quantized = nncf.quantize(model, dataset, **arguments)
         else:
-            assert windows.held_out is not None
-            quantized, accuracy = quantize_with_accuracy_control(model, control, dataset, windows.held_out, arguments)
+            assert held_out is not None
+            quantized, accuracy = quantize_with_accuracy_control(model, control, dataset, held_out, arguments)
     # What stays in floating point is still the memory of the source.
     keep_alive(quantized, memory_owners(model))
     mark_as_optimized(quantized)
     return quantized, accuracy
 
 
-def _check_finite(model: ov.Model, samples: list[dict[str, np.ndarray]], progress: Reporter) -> None:
+def _check_finite(model: ov.Model, samples: Samples, progress: Reporter) -> None:
     """NNCF would take ranges of NaN without a word."""
     import numpy as np
 

@@ -21,6 +21,7 @@ from nncf.tensor.definitions import TensorDataType
 
 from llmcompress.compression.nncf.embeddings import embedding_codes
 from llmcompress.compression.nncf.group_codes import FORMATS
+from llmcompress.compression.nncf.runs import Samples
 from llmcompress.compression.nncf.weights import compress_weights
 from llmcompress.graph.integer_weights import IntegerWeight
 from llmcompress.graph.model import parameter_name
@@ -53,8 +54,7 @@ class Made(NamedTuple):
 class Statistics(NamedTuple):
     """What GPTQ goes by."""
 
-    token_ids: np.ndarray
-    """Calibration windows, int64 ``[num_windows, seq_len]``."""
+    samples: Samples
     moments: Mapping[str, np.ndarray]
     """Of embeddings what ``embedding_moments`` gives, by their names in the checkpoint; others are left out."""
 
@@ -89,7 +89,7 @@ def gptq_in_formats(
         return given["model"], {}
 
     with replaced(gptq.GPTQ, "apply", apply):
-        compress_weights(model, WeightCompression.model_validate(_CARRIER), statistics.token_ids, progress=progress)
+        compress_weights(model, WeightCompression.model_validate(_CARRIER), statistics.samples, progress=progress)
 
 
 def _walk(

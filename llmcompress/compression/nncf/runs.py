@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
-from llmcompress.graph.device import decoder_inputs, input_names
+from llmcompress.graph.joining import text_feed
 from llmcompress.graph.model import unpin_cache
-from llmcompress.graph.recurrence import find_recurrence
 from llmcompress.spec import IgnoredScope
 from llmcompress.system.patching import replaced
 from llmcompress.system.progress import Progress, Reporter
@@ -23,15 +23,34 @@ FLOAT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "f8e4m3"
 """Of one value, by NNCF's names of types."""
 
 
-def model_inputs(model: ov.Model, token_ids: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    """Inputs of one prefill call per window, for the inputs the graph has.
+@dataclass(frozen=True)
+class Samples:
+    """What a graph is calibrated with, one call each; the inputs of a call are made when they are asked for."""
+
+    items: Sequence[Any]
+    feed: Callable[[Any], dict[str, np.ndarray]]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return map(self.feed, self.items)
+
+    def dataset(self) -> nncf.Dataset:
+        """The same for NNCF."""
+        import nncf
+
+        return nncf.Dataset(self.items, self.feed)
+
+
+def model_inputs(model: ov.Model, token_ids: np.ndarray) -> Samples:
+    """Windows of text for a decoder that takes token ids.
 
     Args:
+        model: The decoder.
         token_ids: int64 ``[num_windows, seq_len]``.
     """
-    names, recurrence = input_names(model), find_recurrence(model)
-    for window in token_ids:
-        yield decoder_inputs(window[None], 0, names, recurrence)
+    return Samples(list(token_ids), text_feed(model))
 
 
 def nncf_scope(scope: IgnoredScope) -> nncf.IgnoredScope:

@@ -19,6 +19,7 @@ import psutil
 
 from llmcompress.artifact import file_records
 from llmcompress.errors import RecipeError
+from llmcompress.report.file_names import MODEL
 from llmcompress.report.record import CalibrationRecord, Provenance
 from llmcompress.spec import Recipe, StatisticsPrecision
 from llmcompress.system.cache import cache_dir, content_key, hold
@@ -117,12 +118,18 @@ def without_unread_statistics() -> Iterator[None]:
 
 @contextlib.contextmanager
 def statistics(
-    provenance: Provenance, calibration: CalibrationRecord, precision: StatisticsPrecision
+    provenance: Provenance, calibration: CalibrationRecord, precision: StatisticsPrecision, part: str = MODEL
 ) -> Iterator[Path]:
     """A directory for ``statistics_path``: complete and checked if it was collected before, else not there yet.
 
     Where the cache cannot be written it is a temporary one, and the next run collects again.
     What NNCF puts there is the same for every mode and method, so one collection serves every recipe of a model.
+
+    Args:
+        provenance: Of the model.
+        calibration: The windows.
+        precision: In which it is computed.
+        part: The exporter's name of the graph.
     """
     key = {
         "files": [file.sha256 for file in provenance.files],
@@ -131,6 +138,7 @@ def statistics(
         "num_windows": calibration.num_windows,
         "precision": precision,
         "versions": installed_versions(VERSIONED),
+        **({} if part == MODEL else {"part": part, "pictures": calibration.pictures_sha256}),
     }
     digest = content_key(key)
     kept = cache_dir() / "statistics" / digest

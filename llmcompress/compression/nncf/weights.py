@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.compression.nncf.runs import (
+    Samples,
     mark_as_optimized,
-    model_inputs,
     nncf_scope,
     progress_reported,
     refusals_explained,
@@ -29,7 +29,6 @@ from llmcompress.system.progress import Reporter, silent
 
 if TYPE_CHECKING:
     import nncf
-    import numpy as np
     import openvino as ov
 
     from llmcompress.system.file_memory import FileMemory
@@ -56,7 +55,7 @@ class Compressed(NamedTuple):
 def compress_weights(
     model: ov.Model,
     weights: WeightCompression,
-    token_ids: np.ndarray | None = None,
+    samples: Samples | None = None,
     *,
     statistics_path: Path | None = None,
     engine: Engine = "llmcompress",
@@ -68,7 +67,7 @@ def compress_weights(
     Args:
         model: An uncompressed stateful decoder.
         weights: What to do.
-        token_ids: Calibration windows, int64 ``[num_windows, seq_len]``; None for a data-free method.
+        samples: What it is calibrated with; None for a data-free method.
         statistics_path: Directory of NNCF's activation statistics: read when it exists, written when it does not.
         engine: Whose arithmetic makes the codes: our kernels', where they cover a weight, or NNCF's for every one.
         file_memory: Where our kernels' codes wait for the model to be saved; by default in ordinary memory.
@@ -81,8 +80,8 @@ def compress_weights(
     """
     import nncf
 
-    dataset = None if token_ids is None else nncf.Dataset(list(model_inputs(model, token_ids)))
-    arguments = nncf_arguments(weights, num_windows=0 if token_ids is None else len(token_ids))
+    dataset = None if samples is None else samples.dataset()
+    arguments = nncf_arguments(weights, num_windows=0 if samples is None else len(samples))
     if statistics_path is not None:
         advanced = arguments.get("advanced_parameters") or nncf.AdvancedCompressionParameters()
         arguments["advanced_parameters"] = dataclasses.replace(advanced, statistics_path=str(statistics_path))
