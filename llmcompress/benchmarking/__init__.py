@@ -4,7 +4,10 @@ benchmark.py         models in, one report for each
 client.py            the other side of a worker that holds a model
 worker.py            in the worker: open, open again, run, measure memory
 openvino_runtime.py  a plain loop over OpenVINO's inference request
+vision_runtime.py    the same of vision-language models, with pictures as Optimum's class feeds them
 genai_runtime.py     OpenVINO GenAI's pipeline
+genai_vision_runtime.py   the same of vision-language models
+picture_prompts.py   pictures and texts of chance
 timing.py            from moments to the figures that people quote
 ratios.py            one model's figures over another's
 roofline.py          how close decoding comes to what memory allows

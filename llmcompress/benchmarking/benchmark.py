@@ -22,12 +22,14 @@ from llmcompress.benchmarking.timing import (
     ttft_s,
 )
 from llmcompress.benchmarking.worker import MemoryUse, Opened
-from llmcompress.errors import ModelError, ResourceError
+from llmcompress.errors import ModelError, ResourceError, UsageError
 from llmcompress.graph.device import check_device, properties_of
 from llmcompress.loaders.context import require_context
-from llmcompress.loaders.source import fetch_weights, resolve
+from llmcompress.loaders.environments import at_hand, fitting_layer
+from llmcompress.loaders.exporter import VISION_TASK
+from llmcompress.loaders.layout import weight_bytes
+from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.report.benchmark import BenchCase, BenchReport, BenchSetting, LoadTimes
-from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.report.record import Stages, environment_record
 from llmcompress.spec.access import Access
 from llmcompress.spec.benchmark import BenchSpec, Setting, Shape
@@ -138,7 +140,7 @@ def require_engine(spec: BenchSpec, *, where: str) -> None:
 
 
 def _start(bench: _Bench, source: str | Path, access: Access, stack: contextlib.ExitStack) -> _Model:
-    found = resolve(source, access)
+    found = resolve(source, access, vision=True)
     if found.layout != "ir":
         raise ModelError(
             "a benchmark runs OpenVINO models, and this is a checkpoint",
@@ -147,13 +149,40 @@ def _start(bench: _Bench, source: str | Path, access: Access, stack: contextlib.
         )
     most = max(shape.depth + shape.prompt_tokens + shape.new_tokens for shape in bench.shapes)
     require_context(found, most, f"depth, prompt and new tokens are {most} together")
+    _require_shown(found, bench.spec)
     found = fetch_weights(found, progress=bench.progress)
     if (found.path / MANIFEST).is_file():
         require_verified(found.path)
     client = stack.enter_context(
-        Client(found.path, bench.spec.engine, name=found.name, backend=bench.spec.effective_backend)
+        Client(
+            found.path,
+            bench.spec.engine,
+            name=found.name,
+            backend=bench.spec.effective_backend,
+            search_path=_search_path(found, bench, offline=access.offline),
+        )
     )
     return _Model(found.name, found.path, found.id is None, client, [], [])
+
+
+def _require_shown(found: Source, spec: BenchSpec) -> None:
+    """Refuse pictures for what does not see, and several prompts at once for a pipeline that takes one."""
+    if not found.sees and any(spec.picture_sizes):
+        raise UsageError("a text model sees no pictures", where=found.name, hint="leave `picture_sizes` out")
+    if found.sees and spec.engine == "genai" and max(spec.batch_sizes) > 1:
+        raise UsageError(
+            "OpenVINO GenAI's pipeline of vision-language models takes one prompt at once",
+            where=found.name,
+            hint="leave `batch_sizes` out, or take runtime openvino",
+        )
+
+
+def _search_path(found: Source, bench: _Bench, *, offline: bool) -> list[Path]:
+    """Where the transformers lies that Optimum's class shows pictures with, if it is not the installed one."""
+    if bench.spec.engine != "openvino" or not any(bench.spec.picture_sizes):
+        return []
+    layer = fitting_layer(str(found.config.get("model_type")), VISION_TASK)
+    return [] if layer is None else [at_hand(layer, found.config, offline=offline, progress=bench.progress)]
 
 
 def _properties(spec: BenchSpec, setting: Setting) -> dict[str, str]:
@@ -210,6 +239,7 @@ def _run_in_turn(bench: _Bench, setting: Setting, shape: Shape) -> list[tuple[li
     total = (spec.warmup_runs + spec.repetitions) * len(bench.models)
     stage = f"{setting.device}: batch {shape.batch_size}, {shape.prompt_tokens}+{shape.new_tokens}"
     stage += f" at {shape.depth}" if shape.depth else ""
+    stage += f", picture {shape.picture_size}" if shape.picture_size else ""
     for repetition in range(spec.warmup_runs + spec.repetitions):
         for number, (model, (runs, joules)) in enumerate(zip(bench.models, measured, strict=True)):
             bench.progress(Progress(stage, repetition * len(bench.models) + number, total, "runs"))
@@ -234,7 +264,7 @@ def _reports(bench: _Bench, memories: Sequence[MemoryUse], stages: Stages) -> It
             spec=bench.spec,
             source=model.name,
             manifest_sha256=manifest_sha256(model.directory) if (model.directory / MANIFEST).is_file() else None,
-            size_bytes=(model.directory / MODEL_BIN).stat().st_size,
+            size_bytes=weight_bytes(model.directory),
             settings=tuple(model.settings),
             cases=tuple(model.cases),
             peak_rss_bytes=used.peak_rss_bytes,
@@ -270,7 +300,7 @@ def bench_case(
             weight_bytes=opened.weight_bytes,
             cache_elements_per_token=opened.cache_elements_per_token,
             properties=opened.properties,
-            shape=shape,
+            shape=shape._replace(prompt_tokens=runs[0].input_tokens or shape.prompt_tokens),
             tokens_per_s=stats(rates).p50,
         )
     tokens = shape.batch_size * shape.new_tokens * len(runs)
@@ -281,6 +311,9 @@ def bench_case(
         depth=shape.depth,
         prompt_tokens=shape.prompt_tokens,
         new_tokens=shape.new_tokens,
+        picture_size=shape.picture_size,
+        input_tokens=runs[0].input_tokens if shape.picture_size else None,
+        image_encoding_s=stats([run.encoding_s for run in runs]) if shape.picture_size else None,
         ttft_s=stats([ttft_s(run) for run in runs]),
         prefill_tokens_per_s=stats([prefill_tokens_per_s(run, shape.batch_size, shape.prompt_tokens) for run in runs]),
         tpot_s=stats([step for run in runs for step in tpot_s(run)]) if decoded else None,

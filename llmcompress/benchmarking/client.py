@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -29,10 +29,21 @@ from llmcompress.system.standing import StandingWorker
 class Client:
     """One worker process and its model; a context manager that ends it. Its errors name the model."""
 
-    def __init__(self, directory: Path, runtime: RuntimeName, *, name: str, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        runtime: RuntimeName,
+        *,
+        name: str,
+        backend: Backend | None = None,
+        search_path: Sequence[Path] = (),
+    ) -> None:
+        """Start it; it looks for modules in ``search_path`` first."""
         self._name = name
         with self._named():
-            self._worker: StandingWorker[Runtime] = StandingWorker(runtime_of, directory, runtime, backend)
+            self._worker: StandingWorker[Runtime] = StandingWorker.importing_from(
+                search_path, runtime_of, directory, runtime, backend
+            )
 
     @property
     def pid(self) -> int:

@@ -36,13 +36,7 @@ class GenaiRuntime:
         import openvino_genai
 
         self._pipeline = None
-        options: dict[str, Any] = {"ATTENTION_BACKEND": "SDPA"}
-        if self._backend == "paged":
-            scheduler = openvino_genai.SchedulerConfig()
-            scheduler.enable_prefix_caching = prefix_caching
-            # A prompt goes through in one call, as in the pipeline's own default.
-            scheduler.max_num_batched_tokens = 1 << 20
-            options = {"ATTENTION_BACKEND": "PA", "scheduler_config": scheduler}
+        options = backend_options(self._backend, prefix_caching=prefix_caching)
         started = time.perf_counter()
         self._pipeline = openvino_genai.LLMPipeline(str(self.directory), device, **options, **properties)
         return LoadTime(read_s=0.0, compile_s=time.perf_counter() - started)
@@ -71,3 +65,16 @@ class GenaiRuntime:
         raw = self._pipeline.generate(inputs, config).perf_metrics.raw_metrics
         moments = tuple(moment * MILLISECOND_S for moment in raw.m_new_token_times)
         return Run(moments[0] - raw.m_times_to_first_token[0] * MICROSECOND_S, moments)
+
+
+def backend_options(backend: Backend, *, prefix_caching: bool = False) -> dict[str, Any]:
+    """What a pipeline is opened with to run the graph in a form."""
+    import openvino_genai
+
+    if backend == "stateful":
+        return {"ATTENTION_BACKEND": "SDPA"}
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = prefix_caching
+    # A prompt goes through in one call, as in the pipeline's own default.
+    scheduler.max_num_batched_tokens = 1 << 20
+    return {"ATTENTION_BACKEND": "PA", "scheduler_config": scheduler}

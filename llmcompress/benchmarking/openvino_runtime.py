@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from llmcompress.benchmarking.timing import Run
 from llmcompress.graph.decoding import Decoder
+from llmcompress.graph.joining import read_decoder
 from llmcompress.graph.model import logits_at, logits_result, slice_positions, take_rows
 from llmcompress.graph.paged import is_paged, to_paged
 from llmcompress.graph.recurrence import find_recurrence, keep_recurrence
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.report.benchmark import LoadTime
-from llmcompress.report.file_names import MODEL_XML
 from llmcompress.spec.benchmark import Shape
 from llmcompress.spec.evaluation import Backend
 from llmcompress.system.json_file import read_json
@@ -50,11 +50,11 @@ class OpenvinoRuntime:
         self.close()
         core = ov.Core()
         started = time.perf_counter()
-        model = core.read_model(self.directory / MODEL_XML)
+        model = read_decoder(self.directory)
         read = time.perf_counter()
         if self._backend == "paged":
             to_paged(model)
-        _last_position_only(model)
+        last_position_only(model)
         compiled = core.compile_model(model, device, properties)
         keep_recurrence(compiled, find_recurrence(model))
         decoder = Decoder(compiled)
@@ -104,7 +104,8 @@ def random_ids(directory: Path, shape: tuple[int, int], seed: int) -> NDArray[np
     return np.random.default_rng(seed).integers(0, min(VOCABULARY, known or VOCABULARY), shape)
 
 
-def _last_position_only(model: ov.Model) -> None:
+def last_position_only(model: ov.Model) -> None:
+    """Have a decoder compute its output head for the last position of a call alone."""
     from openvino import opset15 as ops
 
     def last(value: ov.Output) -> ov.Node:

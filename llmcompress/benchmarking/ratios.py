@@ -9,8 +9,8 @@ from typing import Literal, get_args
 from llmcompress.report.benchmark import BenchCase, Judgement, Ratio
 from llmcompress.report.evaluation import Estimate
 
-Figure = Literal["ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"]
-LESS_IS_BETTER = {"ttft_s"}
+Figure = Literal["image_encoding_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"]
+LESS_IS_BETTER = {"image_encoding_s", "ttft_s"}
 
 
 def ratios(cases: Sequence[BenchCase], others: Sequence[BenchCase], confidence: float) -> tuple[Ratio, ...]:

@@ -15,6 +15,10 @@ class Run(NamedTuple):
     """The prompt was handed over."""
     tokens: tuple[float, ...]
     """Each new token was there, in every sequence of the batch; the first comes with the prompt."""
+    encoding_s: float = 0.0
+    """What of the time to first token a picture's embeddings took."""
+    input_tokens: int | None = None
+    """What a sequence began with, a picture's tokens among it, where only the run shows it."""
 
 
 def stats(values: Sequence[float]) -> Stats:
@@ -44,8 +48,8 @@ def tpot_s(run: Run) -> list[float]:
 
 
 def prefill_tokens_per_s(run: Run, batch_size: int, prompt_tokens: int) -> float:
-    """Prompt tokens of all sequences over the time to first token."""
-    return batch_size * prompt_tokens / ttft_s(run)
+    """Prompt tokens of all sequences over the time to first token, without that of a picture's embeddings."""
+    return batch_size * (run.input_tokens or prompt_tokens) / (ttft_s(run) - run.encoding_s)
 
 
 def decode_tokens_per_s(run: Run, batch_size: int) -> float:

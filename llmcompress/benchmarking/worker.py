@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.benchmarking.genai_runtime import GenaiRuntime
+from llmcompress.benchmarking.genai_vision_runtime import GenaiVisionRuntime
 from llmcompress.benchmarking.openvino_runtime import OpenvinoRuntime
 from llmcompress.benchmarking.timing import Run
+from llmcompress.benchmarking.vision_runtime import VisionRuntime
 from llmcompress.errors import LlmcompressError, UsageError, one_line
 from llmcompress.graph.device import effective_properties
+from llmcompress.graph.joining import read_decoder
 from llmcompress.graph.recurrence import find_recurrence
+from llmcompress.loaders.layout import VISION_XML, ir_files, names_in
 from llmcompress.report.benchmark import LoadTime
-from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
 from llmcompress.spec.benchmark import RuntimeName, Shape
 from llmcompress.spec.evaluation import Backend
 from llmcompress.system.memory import peak_rss_bytes
@@ -46,7 +49,7 @@ class MemoryUse(NamedTuple):
     steady_rss_bytes: int
 
 
-Runtime = OpenvinoRuntime | GenaiRuntime
+Runtime = OpenvinoRuntime | VisionRuntime | GenaiRuntime | GenaiVisionRuntime
 
 
 def runtime_of(directory: Path, name: RuntimeName, backend: Backend | None = None) -> Runtime:
@@ -57,7 +60,10 @@ def runtime_of(directory: Path, name: RuntimeName, backend: Backend | None = Non
         name: Of the runtime.
         backend: None: the runtime's default.
     """
-    kind = OpenvinoRuntime if name == "openvino" else GenaiRuntime
+    sees = (directory / VISION_XML).is_file()
+    kind: type[Runtime] = VisionRuntime if sees else OpenvinoRuntime
+    if name == "genai":
+        kind = GenaiVisionRuntime if sees else GenaiRuntime
     return kind(directory) if backend is None else kind(directory, backend)
 
 
@@ -67,14 +73,12 @@ def open_model(runtime: Runtime, device: str, properties: dict[str, str]) -> Ope
     Raises:
         UsageError: The device refuses the model or a property.
     """
-    import openvino as ov
-
     with _refused_by(device):
         runtime.close()
         forget_pages(runtime.directory)
         cold = runtime.open(device, properties)
         compiled = runtime.compiled()
-        model = ov.Core().read_model(runtime.directory / MODEL_XML)
+        model = read_decoder(runtime.directory)
         effective = dict(properties) if compiled is None else effective_properties(compiled)
         return Opened(cold, effective, *_sizes(model), find_recurrence(model) is not None)
 
@@ -159,6 +163,6 @@ def forget_pages(directory: Path) -> None:
     """Ask the system to give up its file cache of a model, so that the next one to read it reads the disk."""
     if not hasattr(os, "posix_fadvise"):
         return
-    for path in (directory / name for name in (MODEL_XML, MODEL_BIN)):
+    for path in (directory / name for name in ir_files(names_in(directory))):
         with contextlib.suppress(OSError), path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -44,7 +44,7 @@ from llmcompress.cli.options import (
 from llmcompress.cli.progress import run_watched, watching
 from llmcompress.cli.spec_options import Flag, with_fields
 from llmcompress.errors import UsageError
-from llmcompress.report.file_names import MODEL_XML
+from llmcompress.report.file_names import LANGUAGE_MODEL, MODEL, model_files
 from llmcompress.report.text import duration_text, property_text, rate_text, shape_text, size_text
 from llmcompress.spec import BenchSpec
 from llmcompress.spec.benchmark import RuntimeName
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "json", "jsonl", "csv", "markdown")
 _PANELS = {
-    "Shapes": "prompt_tokens new_tokens batch_sizes depths",
+    "Shapes": "prompt_tokens new_tokens batch_sizes depths picture_sizes",
     "Runtime": "engine backend devices threads precision profile properties",
     "Measurement": "repetitions warmup_runs confidence",
     "Output": "output_format log_to as_json",
@@ -106,6 +106,7 @@ def bench(
     llmcompress bench model-int4-ov
     llmcompress bench model-none-ov model-int8-ov model-int4-ov -p 512 -n 64
     llmcompress bench model-int4-ov --runtime genai --backend paged
+    llmcompress bench vision-model-int4-ov --picture-sizes 448 -p 64
     llmcompress bench model-int4-ov --property KV_CACHE_PRECISION=f16
     """
     from llmcompress.benchmarking.benchmark import benchmark
@@ -132,6 +133,7 @@ def bench(
                 "revision": None if Path(place).exists() else revision,
                 "merge_adapter": place in merged,
                 "file": file if place in with_file else None,
+                "vision": True,
                 **access,
             },
             verbose=verbose,
@@ -159,7 +161,8 @@ def bench(
 
 def _merged(places: Sequence[str]) -> set[str]:
     """The sources that an adapter is merged in: an OpenVINO directory is measured as it is."""
-    found = {place for place in places if not (Path(place) / MODEL_XML).is_file()}
+    graphs = [model_files(part)[0] for part in (MODEL, LANGUAGE_MODEL)]
+    found = {place for place in places if not any((Path(place) / name).is_file() for name in graphs)}
     if not found:
         raise UsageError("`merge_adapter` has no effect on OpenVINO directories", hint="leave it out")
     return found
@@ -249,8 +252,10 @@ def _print_tables(reports: Sequence[BenchReport], *, markdown: bool) -> None:
 
 
 def _cases_table(reports: Sequence[BenchReport], markdown: bool) -> Table:
-    figures = ["size", "device", "shape", "prefill tokens/s", "ttft", "decode tokens/s", "tpot p50 / p99"]
-    cases = table(["model"], [*figures, "of the limit", "peak memory"], markdown=markdown)
+    seen = any(case.picture_size for report in reports for case in report.cases)
+    first = ["size", "device", "shape", *(["image encoding"] if seen else [])]
+    figures = ["prefill tokens/s", "ttft", "decode tokens/s", "tpot p50 / p99"]
+    cases = table(["model"], [*first, *figures, "of the limit", "peak memory"], markdown=markdown)
     for report in reports:
         for case in report.cases:
             tpot = case.tpot_s
@@ -260,6 +265,7 @@ def _cases_table(reports: Sequence[BenchReport], markdown: bool) -> Table:
                 size_text(report.size_bytes),
                 case.device + (f" ({case.threads} threads)" if case.threads else ""),
                 shape_text(case),
+                *([f"{case.image_encoding_s.p50 * 1e3:.4g} ms" if case.image_encoding_s else ""] if seen else []),
                 rate_text(case.prefill_tokens_per_s),
                 f"{case.ttft_s.p50 * 1e3:.4g} ms",
                 rate_text(case.decode_tokens_per_s),
@@ -352,4 +358,7 @@ def _csv_record(report: BenchReport, case: BenchCase) -> dict[str, object]:
         "energy_j_per_token": case.energy_j_per_token,
         "peak_rss_bytes": report.peak_rss_bytes,
         "steady_rss_bytes": report.steady_rss_bytes,
+        "picture_size": case.picture_size,
+        "input_tokens": case.input_tokens,
+        "image_encoding_p50_s": case.image_encoding_s and case.image_encoding_s.p50,
     }

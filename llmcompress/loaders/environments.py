@@ -177,6 +177,21 @@ def require_layer(layer: TransformersLayer, config: Mapping[str, Any], *, offlin
     )
 
 
+def at_hand(
+    layer: TransformersLayer, config: Mapping[str, Any], *, offline: bool = False, progress: Reporter = silent
+) -> Path:
+    """The folder of a layer for the search path of a worker; it is installed where it may be.
+
+    Raises: as ``require_layer`` and ``install``.
+    """
+    require_layer(layer, config, offline=offline)
+    folder = folder_of(layer.requirements)
+    hold(folder)
+    if not folder.is_dir():
+        install(layer.requirements, progress=progress)
+    return folder
+
+
 def on_layer(
     layer: TransformersLayer,
     function: Callable[..., ResultT],
@@ -201,11 +216,7 @@ def on_layer(
     Raises:
         What the function raises, and what ``require_layer``, ``install`` and ``fetch_weights`` do.
     """
-    require_layer(layer, source.config, offline=offline)
-    folder = folder_of(layer.requirements)
-    hold(folder)
-    if not folder.is_dir():
-        install(layer.requirements, progress=progress)
+    folder = at_hand(layer, source.config, offline=offline, progress=progress)
     if not layer.is_tested:
         _log.warning(
             "%s: transformers %s is beyond what optimum-intel requires; tried, and not tested",

@@ -15,6 +15,7 @@ from llmcompress.report.file_names import (
     CARD,
     EVAL_REPORT,
     LANGUAGE_MODEL,
+    MODEL,
     MODEL_BIN,
     MODEL_XML,
     SEARCH_REPORT,
@@ -84,6 +85,16 @@ def ir_files(names: Collection[str]) -> tuple[str, ...]:
         return IR_FILES
     parts = sorted(name for name in names if fnmatch.fnmatch(name, "openvino_*_model.xml"))
     return tuple(name for part in parts for name in model_files(part_of(part.removesuffix(".xml"))))
+
+
+def decoder_part(names: Collection[str]) -> str:
+    """The exporter's name of the part of an OpenVINO model that generates, by the names of its files."""
+    return MODEL if MODEL_XML in names or VISION_XML not in names else LANGUAGE_MODEL
+
+
+def weight_bytes(directory: Path) -> int:
+    """Size of an OpenVINO model's weights on disk, of all parts where it has several."""
+    return sum((directory / name).stat().st_size for name in ir_files(names_in(directory)) if name.endswith(".bin"))
 
 
 def is_whole(names: Collection[str]) -> bool:

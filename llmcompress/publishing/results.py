@@ -10,7 +10,7 @@ from markupsafe import Markup
 from llmcompress.artifact import Measurements
 from llmcompress.publishing.base_model import BaseModel, is_base
 from llmcompress.publishing.markdown import code, prose
-from llmcompress.report.benchmark import BenchReport
+from llmcompress.report.benchmark import BenchCase, BenchReport
 from llmcompress.report.evaluation import DivergenceRecord, EvalReport, PictureRecord
 from llmcompress.report.text import (
     DAMAGE_PARTS,
@@ -200,6 +200,7 @@ def _speed(report: BenchReport | None) -> Iterator[Row]:
         threads = f", {case.threads} threads" if case.threads else ""
         where = f"{case.device}{threads}, {shape_text(case)}"
         figures = {
+            **_encoding(case, where),
             "ttft_s": (f"Time to first token, ms ({where})", f"{case.ttft_s.p50 * 1e3:.4g}"),
             "prefill_tokens_per_s": (f"Prefill, tokens/s ({where})", rate_text(case.prefill_tokens_per_s)),
             "decode_tokens_per_s": (f"Decode, tokens/s ({where})", rate_text(case.decode_tokens_per_s)),
@@ -213,6 +214,13 @@ def _speed(report: BenchReport | None) -> Iterator[Row]:
         for name, phase in (("cold", load.cold), ("warm", load.warm)):
             seconds = f"{phase.read_s + phase.compile_s:.3g}"
             yield _row(f"Load time, s, {name} ({setting.device})", seconds, detail=True)
+
+
+def _encoding(case: BenchCase, where: str) -> dict[str, tuple[str, str]]:
+    encoding = case.image_encoding_s
+    return (
+        {} if encoding is None else {"image_encoding_s": (f"Image encoding, ms ({where})", f"{encoding.p50 * 1e3:.4g}")}
+    )
 
 
 def _ratio(report: BenchReport, case: int, figure: str) -> Markup:

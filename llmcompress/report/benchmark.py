@@ -67,9 +67,16 @@ class BenchCase(Record):
     depth: int
     prompt_tokens: int
     new_tokens: int
+    picture_size: int = 0
+    """Pixels of a side of the picture that was shown before the prompt; 0: none."""
+    input_tokens: int | None = None
+    """Tokens that the language model read, those of the picture among them; None where there was no picture."""
+    image_encoding_s: Stats | None = None
+    """Time in which the parts that see made embeddings of the picture, part of the time to first token."""
     ttft_s: Stats
     """Time to first token: the prompt, with logits of its last position only."""
     prefill_tokens_per_s: Stats
+    """With a picture all input tokens, over the time to first token without the picture's encoding."""
     tpot_s: Stats | None
     """Time of each further token, of all repetitions; None where only one token was made."""
     decode_tokens_per_s: Stats | None
@@ -110,7 +117,7 @@ class Ratio(Record):
 
     case: int
     """Position in ``cases``."""
-    figure: Literal["ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"]
+    figure: Literal["image_encoding_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"]
     ratio: Estimate
     judgement: Judgement
 
@@ -125,7 +132,7 @@ class BenchReport(Readable):
     """Name of the directory or Hub id."""
     manifest_sha256: str | None
     size_bytes: int
-    """Of the model's ``.bin`` on disk."""
+    """Of the model's weights on disk, of all parts where it has several."""
     settings: tuple[BenchSetting, ...]
     cases: tuple[BenchCase, ...]
     peak_rss_bytes: int
@@ -147,6 +154,8 @@ class BenchReport(Readable):
         }
         for case in self.cases:
             speed = [f"prefill {rate_text(case.prefill_tokens_per_s)}"]
+            if case.image_encoding_s is not None:
+                speed.insert(0, f"image encoding {case.image_encoding_s.p50 * 1e3:.4g} ms")
             if case.decode_tokens_per_s is not None:
                 speed.append(f"decode {rate_text(case.decode_tokens_per_s)}")
             facts[f"{case.device}, {shape_text(case)} tokens"] = ", ".join(speed) + " tokens/s"

@@ -107,10 +107,11 @@ def property_text(name: str, value: str) -> str:
 
 
 def shape_text(case: BenchCase) -> str:
-    """A shape in short: `512+128`, `4 x 512+128 at 2048`."""
+    """A shape in short: `512+128`, `4 x 512+128 at 2048`, `448 px, 64+128` with a picture."""
     batch = f"{case.batch_size} x " if case.batch_size > 1 else ""
     depth = f" at {case.depth}" if case.depth else ""
-    return f"{batch}{case.prompt_tokens}+{case.new_tokens}{depth}"
+    picture = f"{case.picture_size} px, " if case.picture_size else ""
+    return f"{picture}{batch}{case.prompt_tokens}+{case.new_tokens}{depth}"
 
 
 def interval_text(estimate: Estimate, form: str = ".4g") -> str:

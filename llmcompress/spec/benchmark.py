@@ -33,6 +33,8 @@ class Shape(NamedTuple):
     """Tokens that are in the cache already; feeding them is not measured."""
     prompt_tokens: int
     new_tokens: int
+    picture_size: int = 0
+    """Pixels of a side of the picture before the prompt; 0: there is none."""
 
 
 class BenchSpec(DescribedModel):
@@ -58,6 +60,8 @@ class BenchSpec(DescribedModel):
     """Tokens of the prompt."""
     new_tokens: Counts = (128,)
     """Tokens to generate; the first comes with the prompt, and end-of-text is ignored."""
+    picture_sizes: Depths = (0,)
+    """Pixels of a side of a generated picture before the prompt, of vision-language models; 0: no picture."""
     precision: Precision = "as_used"
     """As the device runs it, or f32 execution without dynamic quantization."""
     properties: Texts = ()
@@ -76,6 +80,8 @@ class BenchSpec(DescribedModel):
         if self.engine == "openvino" and self.backend == "paged" and set(self.devices) != {"CPU"}:
             problem = "paged has its cache laid out for the CPU where the runtime is openvino"
             yield Refusal("backend", problem, "take stateful, or device CPU")
+        if any(self.picture_sizes):
+            yield from self._picture_refusals()
         if self.profile is not None:
             for device in self.devices:
                 yield from profile_refusals(self.profile, device, self.precision)
@@ -83,6 +89,14 @@ class BenchSpec(DescribedModel):
             twice = sorted(given & self.profile.as_properties().keys())
             if twice:
                 yield Refusal("profile", f"sets {', '.join(twice)}, which is given beside it", "keep one")
+
+    def _picture_refusals(self) -> Iterator[Refusal]:
+        for name, plain in (("batch_sizes", 1), ("depths", 0)):
+            if set(getattr(self, name)) != {plain}:
+                yield Refusal(name, "a picture is shown to one sequence, at its beginning", f"take {plain}")
+        if self.engine == "openvino" and self.backend == "paged":
+            problem = "with a picture the graph is stateful where the runtime is openvino"
+            yield Refusal("backend", problem, "take stateful, or runtime genai")
 
     @property
     def effective_backend(self) -> Backend:
@@ -102,7 +116,7 @@ class BenchSpec(DescribedModel):
 
     def shapes(self) -> Iterator[Shape]:
         """Every shape of a run."""
-        lists = (self.batch_sizes, self.depths, self.prompt_tokens, self.new_tokens)
+        lists = (self.batch_sizes, self.depths, self.prompt_tokens, self.new_tokens, self.picture_sizes)
         return (Shape(*values) for values in itertools.product(*lists))
 
     def asked_properties(self) -> dict[str, str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import pickle
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Concatenate, Generic, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
 
 from llmcompress.system.messages import await_greeting, receive, result_of
 from llmcompress.system.starting import start
@@ -31,7 +32,23 @@ class StandingWorker(Generic[HeldT]):
     def __init__(
         self, make: Callable[ArgumentsP, HeldT], *arguments: ArgumentsP.args, **keywords: ArgumentsP.kwargs
     ) -> None:
-        self._started = start()
+        self._begin((), make, *arguments, **keywords)
+
+    @classmethod
+    def importing_from(
+        cls,
+        search_path: Sequence[Path],
+        make: Callable[ArgumentsP, HeldT],
+        *arguments: ArgumentsP.args,
+        **keywords: ArgumentsP.kwargs,
+    ) -> Self:
+        """The same of a process that looks for modules there before it looks where this process does."""
+        worker = cls.__new__(cls)
+        worker._begin(search_path, make, *arguments, **keywords)
+        return worker
+
+    def _begin(self, search_path: Sequence[Path], make: Callable[..., HeldT], *arguments: Any, **keywords: Any) -> None:
+        self._started = start(search_path=search_path)
         try:
             assert self._started.process.stdout is not None
             if not await_greeting(self._started.process.stdout):
