@@ -6,6 +6,7 @@ from typing import Any
 
 from llmcompress.errors import ModelError, last_line
 from llmcompress.loaders.adapter import adapters_left_out, merge
+from llmcompress.loaders.exporter import auto_class
 from llmcompress.loaders.source import Source
 
 
@@ -15,11 +16,9 @@ def load_torch_model(source: Source) -> Any:
     Raises:
         ModelError: transformers cannot load it.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
         with adapters_left_out():
-            model = AutoModelForCausalLM.from_pretrained(
+            model = auto_class(source.config).from_pretrained(
                 source.path,
                 local_files_only=True,
                 use_safetensors=True,

@@ -66,7 +66,7 @@ def compress_loaded(
     """
     quiet_libraries()
     started = time.perf_counter()
-    found = resolve(source, access)
+    found = resolve(source, access, vision=True)
     layer = needed_layer(found)
     outcomes: dict[str, LlmcompressError | None] = {}
     by_recipe = [job for job in jobs if job.search is None]
@@ -203,7 +203,7 @@ def _left(
             continue
         if (job.directory / MANIFEST).is_file() and manifest_sha256(job.directory) != job.replaces:
             if original is None:
-                original = Original(resolve(source, access))
+                original = Original(resolve(source, access, vision=True))
             if job.reason(original) is None:
                 outcomes[job.name] = None
                 continue

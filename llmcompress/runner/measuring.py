@@ -11,8 +11,8 @@ from llmcompress.benchmarking.benchmark import benchmark
 from llmcompress.errors import ResourceError
 from llmcompress.evaluation.artifact_report import judge_again
 from llmcompress.evaluation.evaluate import evaluate
+from llmcompress.loaders.layout import weight_bytes
 from llmcompress.loaders.source import Source, resolve
-from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.runner.durations import remember
 from llmcompress.runner.state import Original, evaluate_reason
 from llmcompress.spec import Access, BenchSpec, Gate, Recipe
@@ -45,7 +45,7 @@ def evaluate_artifact(
     Raises: what ``evaluate`` raises, and ResourceError where the larger of the two does not fit into memory.
     """
     directory, recipe, source, access = artifact
-    found = resolve(source, access)
+    found = resolve(source, access, vision=True)
     if evaluate_reason(directory, evaluation, gate, Original(found), None) == "the gate changed":
         run_supervised(judge, {"directory": directory, "gate": gate}, progress=progress, logs=logs)
         return
@@ -81,7 +81,7 @@ def evaluate_artifact(
 
 def needed_bytes(directory: Path) -> int:
     """Predict the memory that running an artifact takes at least."""
-    return int((directory / MODEL_BIN).stat().st_size * ROOM)
+    return int(weight_bytes(directory) * ROOM)
 
 
 def judge(directory: Path, gate: Gate, *, progress: Reporter) -> None:
@@ -105,7 +105,9 @@ def benchmark_artifact(
     started = time.perf_counter()
     kwargs = {"sources": [directory], "spec": spec, "offline": access.offline}
     run_supervised(benchmark, kwargs, progress=progress, logs=logs)
-    remember("benchmark", resolve(source, access), (recipe.portable(), spec), time.perf_counter() - started)
+    remember(
+        "benchmark", resolve(source, access, vision=True), (recipe.portable(), spec), time.perf_counter() - started
+    )
 
 
 def _weight_bytes(found: Source) -> int:

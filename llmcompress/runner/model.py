@@ -31,7 +31,7 @@ class PlannedModel:
         """Find it; raises what was found wrong with it, for each of its jobs again."""
         if self._found is None:
             try:
-                self._found = resolve(job.model.source, job.model.access(offline=self.offline))
+                self._found = resolve(job.model.source, job.model.access(offline=self.offline), vision=True)
                 _check_context(self._found, self._plan)
             except Exception as error:  # noqa: BLE001 - kept for each of its jobs
                 self._found = error

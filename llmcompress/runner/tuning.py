@@ -103,7 +103,7 @@ def tune_artifact(
     Raises: what ``tune`` and ``apply_tuning`` raise, and GateError where not even the defaults are permitted.
     """
     directory, recipe, source, access = artifact
-    found = resolve(source, access)
+    found = resolve(source, access, vision=True)
     started = time.perf_counter()
     reason = tune_reason(directory, tuning, gate, Original(found), None)
     # What another machine found may have no effect on this one.

@@ -18,10 +18,10 @@ from llmcompress.evaluation.scoring import Feed, recurrent_chunk
 from llmcompress.evaluation.statistics import TokenScores, divergence
 from llmcompress.graph.device import properties_of
 from llmcompress.graph.model import parameter_name
+from llmcompress.loaders.layout import weight_bytes
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import DivergenceRecord, Estimate
-from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.searching.candidates import Table
 from llmcompress.searching.plans import Rival, plan_recipe, rivals
 from llmcompress.searching.shelf import OnShelf, Shelf
@@ -94,7 +94,7 @@ class Workshop(NamedTuple):
         """Write a contender; returns its directory and the size of its weights' file."""
         output = Output(self.place / name)
         self.write({}, recipe, output)
-        return output.directory, (output.directory / MODEL_BIN).stat().st_size
+        return output.directory, weight_bytes(output.directory)
 
     def write(self, plan: Plan, recipe: Recipe, output: Output) -> CompressionReport:
         """Write what a recipe makes; where it is a plan's, what GPTQ made of its weights comes from the shelf."""
@@ -123,14 +123,14 @@ class Workshop(NamedTuple):
         """Write a plan; what its file takes is its limit as well."""
         recipe = plan_recipe(plan, table, self.spec.calibration)
         self.write(plan, recipe, output)
-        size_bytes = (output.directory / MODEL_BIN).stat().st_size
+        size_bytes = weight_bytes(output.directory)
         return Planned(plan, recipe, output.directory, size_bytes, size_bytes)
 
     def score(self, directories: Sequence[Path], windows: EvaluationWindows) -> tuple[Scored, ...]:
         """Score contenders against the original in exact execution, which runs once for all."""
         exact = properties_of(DEVICE, "pinned")
-        models = [ModelOnDevice(load(each, tokenizer=False), DEVICE, exact) for each in directories]
-        reference = ModelOnDevice(self.loaded, DEVICE, exact)
+        models = [ModelOnDevice(load(each, tokenizer=False).reading_text(), DEVICE, exact) for each in directories]
+        reference = ModelOnDevice(self.loaded.reading_text(), DEVICE, exact)
         chunk = recurrent_chunk(None, [self.loaded]) or self.spec.evaluation().effective_chunk
         return score_at_once(models, reference, Feed(windows, chunk), self.progress)
 

@@ -86,7 +86,7 @@ def search(
     quiet_libraries()
     stages = Stages()
     access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links)
-    found = _checked(resolve(source, access), spec)
+    found = _checked(resolve(source, access, vision=True), spec)
     inputs = [found.path] if found.id is None else []
     output = checked_output(output_dir, inputs, overwrite=overwrite)
     for size in spec.front:

@@ -11,8 +11,9 @@ from llmcompress.artifact import file_records, manifest_sha256, require_verified
 from llmcompress.errors import ArtifactError, LlmcompressError, UsageError
 from llmcompress.graph.device import check_device, compile_model, effective_properties
 from llmcompress.graph.model import number_nodes, read_ir, set_runtime_options
+from llmcompress.loaders.layout import decoder_part, names_in
 from llmcompress.report.compression import CompressionReport, runtime_options
-from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE, TUNE_REPORT
+from llmcompress.report.file_names import RECIPE, TUNE_REPORT, model_files
 from llmcompress.report.record import FileRecord
 from llmcompress.report.tuning import TuneReport, TuningOrigin
 from llmcompress.spec import Recipe, Runtime, RuntimeProfile, dump_recipe
@@ -84,17 +85,19 @@ def apply_tuning(
             hint="`profile_output` writes what was chosen as a runtime profile" if report.chosen else "",
         )
     check_device(report.spec.device)
+    part = decoder_part(names_in(directory))
+    written_anew = model_files(part)
     recipe = _with_options(manifest.recipe, report.in_model)
     with staging(output_dir, overwrite=overwrite, inputs=[directory]) as stage, write_errors(stage.target):
         progress(Progress("save", 0, 2))
         for record in manifest.files:
-            if record.path not in (MODEL_XML, MODEL_BIN, RECIPE):
+            if record.path not in (*written_anew, RECIPE):
                 (stage.path / record.path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(directory / record.path, stage.path / record.path)
         (stage.path / RECIPE).write_text(dump_recipe(recipe), encoding="utf-8", newline="\n")
-        _save(directory, stage.path, runtime_options(recipe, manifest.layers))
+        _save(directory, part, stage.path, runtime_options(recipe, manifest.layers))
         progress(Progress("save", 1, 2))
-        _check_read_back(stage.path, report)
+        _check_read_back(stage.path, part, report)
         files = file_records(stage.path)
         if _weights(files) != _weights(manifest.files):
             raise LlmcompressError("the weights would have changed", where=str(stage.target), hint="report this")
@@ -189,19 +192,19 @@ def _with_options(recipe: Recipe, options: dict[str, str]) -> Recipe:
     return recipe.model_copy(update={"runtime": from_options(Runtime, {**found, **given})})
 
 
-def _save(directory: Path, output: Path, options: dict[str, str]) -> None:
+def _save(directory: Path, part: str, output: Path, options: dict[str, str]) -> None:
     import openvino as ov
 
-    model = read_ir(directory)
+    model = read_ir(directory, part)
     set_runtime_options(model, options)
     number_nodes(model)
-    ov.save_model(model, output / MODEL_XML, compress_to_fp16=False)
+    ov.save_model(model, output / model_files(part)[0], compress_to_fp16=False)
 
 
-def _check_read_back(output: Path, report: TuneReport) -> None:
+def _check_read_back(output: Path, part: str, report: TuneReport) -> None:
     """Refuse to ship options that the device does not find in the model."""
     expected = next(trial.effective for trial in report.trials if trial.properties == report.chosen)
-    found = effective_properties(compile_model(read_ir(output), report.spec.device, {}))
+    found = effective_properties(compile_model(read_ir(output, part), report.spec.device, {}))
     missing = [
         f"{name} is {found.get(name)}, {expected[name]} was measured"
         for name in sorted(report.in_model)
@@ -216,4 +219,4 @@ def _check_read_back(output: Path, report: TuneReport) -> None:
 
 
 def _weights(files: tuple[FileRecord, ...]) -> list[str]:
-    return [file.sha256 for file in files if file.path == MODEL_BIN]
+    return [file.sha256 for file in files if file.path.endswith("_model.bin")]

@@ -61,8 +61,8 @@ def open_models(request: TuneRequest, progress: Reporter) -> Models:
         ResourceError: Too little memory for two models and two workers.
     """
     spec, access = request.spec, request.access
-    found = resolve(request.directory, request.access.of_candidate())
-    other = None if request.reference is None else resolve(request.reference, access)
+    found = resolve(request.directory, request.access.of_candidate(), vision=True)
+    other = None if request.reference is None else resolve(request.reference, access, vision=True)
     documents = read_documents(spec.evaluation(), offline=access.offline)
     texts = texts_for(documents, found)
     windows = evaluation_windows(texts, documents.spec, text_encoder(found)).noting(documents.fallback)
@@ -73,7 +73,7 @@ def open_models(request: TuneRequest, progress: Reporter) -> Models:
 
     def model(source: Source, properties: dict[str, str]) -> ModelOnDevice:
         loaded = load(source, tokenizer=False, allow_nonfinite=access.allow_nonfinite, progress=progress)
-        return ModelOnDevice(loaded, spec.device, properties)
+        return ModelOnDevice(loaded.reading_text(), spec.device, properties)
 
     exact = properties_of(spec.device, "pinned")
     candidate = model(found, {})

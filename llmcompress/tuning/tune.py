@@ -152,7 +152,7 @@ def prepare(request: TuneRequest) -> Target:
     check_device(spec.device)
     manifest = require_verified(directory)
     request = request._replace(gate=combined(manifest.recipe.gate, request.gate))
-    found = resolve(directory, request.access.of_candidate())
+    found = resolve(directory, request.access.of_candidate(), vision=True)
     _check_reference(request)
     _check_context(found, spec)
     # Exact execution must be possible, and a wrong property is an error before anything slow.
