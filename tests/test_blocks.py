@@ -7,6 +7,7 @@ what YAML says is loaded by the real loaders, and what is quick is carried out; 
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import shutil
 import subprocess
@@ -45,10 +46,17 @@ ELSEWHERE = {"first-run.md": "tests/test_first_run.py"}
 OF_ALL = {"--help", "--version", "--install-completion"}
 """Options of the program itself."""
 SMALLER = (
-    (r"--budget \S+", "--budget 5s"),
+    (r"--budget\0\S+?(?=\0|$)", "--budget\0002s"),
+    (r"budget: \w+", "budget: 2s"),
+    # Tuning every artifact takes minutes; another plan of the page tunes some.
+    (r"(?m)^tune: +# .*\n( .*\n)+", ""),
     (r"training\.num_steps=\d+", "training.num_steps=2"),
+    (r"num_(steps|samples|windows): \d+", r"num_\1: 4"),
 )
-"""What a run would take hours for, by what it takes seconds for."""
+"""What a run would take hours for, by what it takes seconds for; words are parted by a zero."""
+SMALL_RECIPE = [
+    f"training.{each}" for each in ("num_samples=8", "num_validation_samples=2", "num_steps=2", "num_validations=1")
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +80,10 @@ def here(world: Path, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HF_TOKEN", "hf_" + "pages" * 7)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    # Wide enough for every table, and somebody who is asked and says no.
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("llmcompress.cli.progress._can_ask", lambda: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n" * 9))
     without_workers(monkeypatch)
     datasets_are_local(monkeypatch, world / "train.txt")
     return place
@@ -245,10 +257,18 @@ def test_commands_do_what_they_say(
 
 
 def smaller(words: list[str]) -> list[str]:
+    """A command that takes less time, but for that as it is."""
     text = "\0".join(words)
+    learns = re.search("-r\0int4-(learned|distilled)", text)
+    # A budget decides the number of steps.
+    more = [each for each in SMALL_RECIPE if not ("num_steps" in each and re.search("num_steps|--budget", text))]
+    return small_text(text).split("\0") + [part for each in more for part in ("--set", each) if learns]
+
+
+def small_text(text: str) -> str:
     for pattern, instead in SMALLER:
-        text = re.sub(pattern.replace(" ", "\0"), instead.replace(" ", "\0"), text)
-    return text.split("\0")
+        text = re.sub(pattern, instead, text)
+    return text
 
 
 def prepare(block: Block, here: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +284,7 @@ def prepare(block: Block, here: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPa
     page = next(path for path in PAGES if path.name == block.page)
     for other in blocks_of(page):
         if other.language == "yaml":
-            load(other, here)
+            load(other._replace(text=small_text(other.text)), here)
 
 
 def compare(command: Command, printed: str) -> None:
