@@ -8,7 +8,8 @@ A block's kind is its language:
     python   statements
     yaml     a recipe or a plan, or a part of a recipe
     jinja    the template of a model card
-    text     files and folders
+    json     lines of a file of questions about pictures
+    text     the rooms of the package, which ``test_house.py`` compares
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "RELEASE.md")] + sorted((ROOT / "docs").glob("*.md"))
-KINDS = {"sh", "console", "bash", "python", "yaml", "jinja", "text"}
+KINDS = {"sh", "console", "bash", "python", "yaml", "jinja", "json", "text"}
 DIRECTIVE = re.compile(r"\{[\w-]+\}")
 """What Sphinx makes something of, such as a table of contents."""
 

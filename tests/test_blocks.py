@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from blocks import ALL, KINDS, PAGES, ROOT, Block, Command, blocks_of, commands_
 from fake_hub import FakeHub, running, use
 from world_fixture import (
     ARTIFACTS,
+    SEES,
     add_picture,
     add_quantized,
     add_vision,
@@ -34,6 +36,7 @@ from world_fixture import (
 import llmcompress
 from llmcompress.cli import run
 from llmcompress.cli.app import COMMANDS, command, load_command
+from llmcompress.data.pictures import read_pictures
 from llmcompress.spec.files import load_recipe
 
 QUICK = {
@@ -104,8 +107,7 @@ def test_a_block_has_a_kind() -> None:
     assert len(ALL) > 40
     assert [block.place for block in ALL if block.language not in KINDS] == []
     names = [block.name for block in ALL]
-    assert {name for name in names if names.count(name) > 1} == set()
-    assert set(names) >= QUICK
+    assert {name: names.count(name) for name in QUICK} == dict.fromkeys(QUICK, 1)
 
 
 @by_name(of_kind("sh", "console", "bash"))
@@ -218,19 +220,14 @@ def test_a_template_makes_a_card(block: Block, world: Path, tmp_path: Path) -> N
     assert [line for line in fixed if line not in card] == []
 
 
-@by_name(of_kind("text"))
-def test_a_tree_is_that_of_the_folder(block: Block) -> None:
-    above: list[tuple[int, Path]] = []
-    for line in block.text.splitlines():
-        # A line that goes on, or names a folder that the line above has room for, is text.
-        found = re.match(r"( *)(\S+?)(/?)(?:  +|$)", line)
-        if found is None or len(found[1]) > 8:
-            continue
-        while above and above[-1][0] >= len(found[1]):
-            above.pop()
-        path = (above[-1][1] if above else ROOT) / found[2]
-        assert path.is_dir() if found[3] else path.is_file(), line
-        above.append((len(found[1]), path))
+@by_name(of_kind("json"))
+def test_questions_about_pictures_are_read(block: Block, tmp_path: Path) -> None:
+    asked = [json.loads(line) for line in block.text.splitlines()]
+    for row in asked:
+        add_picture(tmp_path / row["image"])
+    file = tmp_path / "questions.jsonl"
+    file.write_text(block.text, encoding="utf-8")
+    assert [each.question for each in read_pictures(str(file)).questions] == [row["question"] for row in asked]
 
 
 @by_name(of_kind("python"))
@@ -277,7 +274,9 @@ def prepare(block: Block, here: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPa
         add_quantized(here)
     if block.page == "vision.md":
         add_vision(hub, here / "seeing")
-        add_picture(here)
+        add_picture(here / "picture.png")
+        if block.language == "python":
+            assert run(["compress", SEES, "-r", "int4"]) == 0
     if re.search(r"\b(compress|search)\(", block.text):
         for name in ARTIFACTS:
             shutil.rmtree(here / name) if f'"{name}"' in block.text else None

@@ -278,7 +278,7 @@ def test_flags_are_seen(text: str, flags: list[str]) -> None:
 def test_the_page_on_the_design_names_what_is_there() -> None:
     """Every path, every function and record next to a path, and every room."""
     page = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^  ([a-z]+)/ ", page.partition("```\n")[2].partition("```")[0], re.MULTILINE))
+    listed = set(re.findall(r"^  ([a-z]+)/ ", page.partition("```text\n")[2].partition("```")[0], re.MULTILINE))
     assert listed == {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     paths = re.findall(r"`([a-z_]+/(?:[\w.]+/)*(?:[\w.]+\.\w+)?)`", page.replace("`tests/test_house.py`", ""))
     missing = [path for path in paths if not (PACKAGE / path).exists()]

@@ -21,6 +21,7 @@ CHECKPOINTS = ("checkpoint", "path/to/checkpoint", "MODEL", "ORIGINAL", "base", 
 ARTIFACTS = ("model-int4-ov", "model-none-ov", "ref-int4", "some/openvino/directory")
 TEXTS = ("texts", "other", "train", "heldout", "wikitext2-test-part1")
 LLAMAS = ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct")
+SEES = "google/gemma-3-4b-it"
 CONVERSATION = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
 
 
@@ -58,10 +59,11 @@ def add_quantized(folder: Path) -> None:
         shutil.copy(path, folder)
 
 
-def add_picture(folder: Path) -> None:
+def add_picture(path: Path) -> None:
     from PIL import Image
 
-    Image.new("RGB", (56, 56), "red").save(folder / "picture.png")
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (56, 56), "red").save(path)
 
 
 def hub_of(folder: Path) -> FakeHub:
@@ -78,7 +80,7 @@ def add_vision(hub: FakeHub, folder: Path) -> None:
     from vision_fixture import build_vision
 
     built = build_vision("gemma3", folder)
-    hub.repos["google/gemma-3-4b-it"] = new_repo({path.name: path.read_bytes() for path in built.iterdir()})
+    hub.repos[SEES] = new_repo({path.name: path.read_bytes() for path in built.iterdir()})
 
 
 def without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
