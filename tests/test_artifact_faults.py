@@ -28,6 +28,7 @@ from fault_injection import (
 
 from llmcompress.artifact import staging, verify, write_errors
 from llmcompress.errors import UsageError, WriteError
+from llmcompress.system.files import replace_file, replacing
 
 OLD, NEW, NEXT = 1, 2, 3
 
@@ -152,6 +153,21 @@ def test_an_error_at_a_system_call(tmp_path: Path, fault: str, persistent: bool,
             assert f"({fault.removeprefix('error=')})" in ended.stderr, (call, ended)
             assert "bytes free" in ended.stderr
         check(work, OLD, ended)
+
+
+def test_what_a_killed_process_left_of_a_file_goes_with_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    abandoned, of_another = tmp_path / ".out.json.out.json-0123abcd", tmp_path / ".out.json-old"
+    for path in (abandoned, of_another):
+        path.write_bytes(b"half")
+    with replacing(target) as file:
+        file.write(b"first")
+        assert not abandoned.exists()
+        # A process that is at work on the same file keeps its own.
+        replace_file(target, b"second")
+        assert len(list(tmp_path.iterdir())) == 3
+    assert target.read_bytes() == b"first"
+    assert {path.name for path in tmp_path.iterdir()} == {"out.json", of_another.name}
 
 
 def test_everything_is_on_the_device_before_it_is_in_place(tmp_path: Path) -> None:

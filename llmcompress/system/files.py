@@ -8,8 +8,9 @@ import os
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,9 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _LONG_NAME = 200
 """Bytes; nearly every file system takes 255."""
+_TOKEN_BYTES = 4
+_UNLOCKED_S = 1.0
+"""At most, between the moment a file is there and the one it is locked."""
 # A file system without the exchange says EINVAL, a system without the call ENOSYS, an old container filter EPERM.
 _NO_EXCHANGE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOTSUP})
 
@@ -49,7 +53,8 @@ def write_synced(path: Path, content: bytes) -> None:
 def replacing(path: Path, *, next_to: Path | None = None, durable: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that takes the place of ``path`` by one rename at the end; left by an exception, it goes.
 
-    What was there before is there until then, and after a failure.
+    What was there before is there until then, and after a failure. What a killed process left of the same file goes
+    too, where the file is a durable one.
 
     Args:
         next_to: The bytes are written next to this path of the same file system; by default next to the file.
@@ -57,9 +62,12 @@ def replacing(path: Path, *, next_to: Path | None = None, durable: bool = True) 
     """
     place = next_to or path
     name = short_name(f"{place.name.removeprefix('.')}.{path.name}")
-    unfinished = place.with_name(f".{name}-{secrets.token_hex(4)}")
+    unfinished = place.with_name(f".{name}-{secrets.token_hex(_TOKEN_BYTES)}")
+    if durable:
+        _remove_abandoned(place.parent, f".{name}-")
     try:
         with unfinished.open("xb") as file:
+            _lock(file)
             yield file
             if durable:
                 file.flush()
@@ -69,6 +77,40 @@ def replacing(path: Path, *, next_to: Path | None = None, durable: bool = True) 
             sync_directory(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _remove_abandoned(directory: Path, start: str) -> None:
+    """Remove unfinished files that nobody writes any more: whoever does holds a lock."""
+    for path in _listed(directory):
+        if not path.name.startswith(start) or len(path.name) != len(start) + 2 * _TOKEN_BYTES:
+            continue
+        # Another process may have removed or finished it; Windows keeps what is open.
+        with suppress(OSError), path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            # A new one is locked before it has a byte.
+            if _lock(file) and (found.st_size or time.time() - found.st_mtime > _UNLOCKED_S):
+                path.unlink()
+
+
+def _listed(directory: Path) -> list[Path]:
+    """What is in a directory; nothing where it cannot be listed."""
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock an open file until it is closed; False where another process has, or no file can be."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def replace_file(path: Path, content: bytes, *, next_to: Path | None = None, durable: bool = True) -> None:
