@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -30,6 +31,7 @@ from llmcompress.artifact import (
     verify,
     write_errors,
 )
+from llmcompress.artifact.manifest import sealed
 from llmcompress.errors import ArtifactError, LockedError, ModelError, UsageError, WriteError
 from llmcompress.system import files as exchange
 
@@ -188,6 +190,30 @@ def test_the_same_files_and_record_give_the_same_manifest_bytes(tmp_path: Path) 
     first, second = write_artifact(tmp_path / "a", 1), write_artifact(tmp_path / "deep" / "b", 1)
     assert (first / MANIFEST).read_bytes() == (second / MANIFEST).read_bytes()
     assert (first / MANIFEST).read_bytes().endswith(b"}\n")
+
+
+def test_a_change_of_the_manifest_itself_is_found(artifact: Path) -> None:
+    path = artifact / MANIFEST
+    content = path.read_bytes()
+    places = [*range(0, len(content) - 200, 97), *range(len(content) - 200, len(content))]
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert not verify(artifact).ok, content[max(0, place - 20) : place + 20]
+    path.write_bytes(content)
+    assert verify(artifact).ok
+
+
+def test_the_manifest_of_an_earlier_version_has_no_hash_of_itself(artifact: Path) -> None:
+    path = artifact / MANIFEST
+    content = path.read_text()
+    start, seal = content[: content.rindex(",")], content[content.rindex(",") :]
+    assert re.fullmatch(r',\n    "sha256": "[0-9a-f]{64}"\n  }\n}\n', seal)
+    assert json.loads(content)["measured"]["sha256"] == hashlib.sha256(f"{start}\n  }}\n}}\n".encode()).hexdigest()
+    path.write_text(f"{start}\n  }}\n}}\n")
+    assert verify(artifact).ok
+    path.write_text(content.replace('"created": "2026', '"created": "2025'))
+    (problem,) = verify(artifact).problems
+    assert problem == ("llmcompress.json", "has other content than when it was written (its own sha256 differs)")
 
 
 # --- an existing target
@@ -631,7 +657,7 @@ def test_require_verified_shortens_a_long_list(artifact: Path) -> None:
 
 
 def test_require_verified_returns_the_manifest(artifact: Path) -> None:
-    assert require_verified(artifact) == read_manifest(artifact) == manifest_for(artifact)
+    assert require_verified(artifact) == read_manifest(artifact) == sealed(manifest_for(artifact))
 
 
 def test_verify_names_links_and_odd_files_without_opening_them(artifact: Path, tmp_path: Path) -> None:

@@ -33,6 +33,12 @@ NOT_LISTED = frozenset({MANIFEST}) | REPORTS | HUB_FILES | frozenset(BENCHMARK_S
 SCHEMA_VERSION: int = CompressionReport.model_fields["schema_version"].default
 
 
+_END = b"\n  }\n}\n"
+"""Of the part ``measured``, which comes last, and of the file."""
+_DAMAGED = 4
+"""Bytes of a seal that may be others for it to be known as one."""
+
+
 class _Header(Record):
     """The fields that every version of the manifest has."""
 
@@ -71,8 +77,38 @@ def file_record(name: str, entry: os.DirEntry[str]) -> FileRecord:
         return FileRecord(path=name, size_bytes=file.tell(), sha256=digest)
 
 
+def sealed(manifest: CompressionReport) -> CompressionReport:
+    """The manifest with the hash of its own file as it is without that."""
+    digest = hashlib.sha256(_dumped(_with_seal(manifest, None))).hexdigest()
+    return _with_seal(manifest, digest)
+
+
 def manifest_bytes(manifest: CompressionReport) -> bytes:
-    """The manifest as its file holds it: the same record gives the same bytes."""
+    """The manifest as its file holds it, sealed: the same record gives the same bytes."""
+    return _dumped(sealed(manifest))
+
+
+def is_sealed_wrong(directory: str | Path) -> bool:
+    """Whether a manifest has a hash of itself that its file does not have; one of an earlier version has none."""
+    content = _read(Path(directory))
+    start, given = content[: -len(_seal(""))], content[-len(_seal("")) :]
+    alike = sum(one == other for one, other in zip(given, _seal("?" * 64), strict=False))
+    # Nearly all that is not the hash: a damaged place does not make it another version's.
+    if alike < len(_seal("")) - 64 - _DAMAGED:
+        return False
+    return given != _seal(hashlib.sha256(start + _END).hexdigest())
+
+
+def _seal(digest: str) -> bytes:
+    """The last bytes of a manifest."""
+    return f',\n    "sha256": "{digest:>64}"'.encode() + _END
+
+
+def _with_seal(manifest: CompressionReport, digest: str | None) -> CompressionReport:
+    return manifest.model_copy(update={"measured": manifest.measured.model_copy(update={"sha256": digest})})
+
+
+def _dumped(manifest: CompressionReport) -> bytes:
     return (manifest.model_dump_json(indent=2) + "\n").encode()
 
 

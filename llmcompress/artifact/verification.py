@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from llmcompress.artifact.manifest import NOT_LISTED, entries, file_record, read_manifest
+from llmcompress.artifact.manifest import NOT_LISTED, entries, file_record, is_sealed_wrong, read_manifest
 from llmcompress.errors import ArtifactError
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.file_names import MANIFEST
@@ -79,6 +79,8 @@ def _verified(directory: Path) -> tuple[CompressionReport | None, VerifyReport]:
 
 
 def _problems(directory: Path, manifest: CompressionReport) -> Iterator[Problem]:
+    if is_sealed_wrong(directory):
+        yield Problem(MANIFEST, "has other content than when it was written (its own sha256 differs)")
     listed = {record.path: record for record in manifest.files}
     if len(listed) != len(manifest.files):
         yield Problem(MANIFEST, "lists a file twice")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llmcompress.artifact import Staging, file_records, write_errors
-from llmcompress.artifact.manifest import NOT_LISTED, file_record
+from llmcompress.artifact.manifest import NOT_LISTED, file_record, sealed
 from llmcompress.compression.run import CompressedModel
 from llmcompress.compression.zeros import archive_share, sparse_speed
 from llmcompress.data.disjoint import write_sequences
@@ -79,7 +79,7 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         measured=measured,
     )
     stage.publish(report)
-    return report
+    return sealed(report)
 
 
 def _part_records(compressed: CompressedModel, weights: Mapping[str, FileRecord]) -> tuple[PartRecord, ...]:

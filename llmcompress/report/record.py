@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES, cpu_name, installed_versions, platform_name
 from llmcompress.system.memory import peak_rss_bytes
@@ -159,6 +159,8 @@ class Measured(Record):
     """Where a pruning has set weights to zero."""
     replayed: bool = False
     """Whether it was made by the kept graph of another checkpoint; the bytes are the same."""
+    sha256: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
+    """Of a manifest: of its file without this field, which tells damage. Other reports have none."""
 
 
 def environment_record(num_threads: int, others: Mapping[str, str] = MappingProxyType({})) -> EnvironmentRecord:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from llmcompress.artifact import file_records, manifest_sha256, require_verified, staging, write_errors
+from llmcompress.artifact.manifest import sealed
 from llmcompress.errors import ArtifactError, LlmcompressError, UsageError
 from llmcompress.graph.device import check_device, compile_model, effective_properties
 from llmcompress.graph.model import number_nodes, read_ir, set_runtime_options
@@ -111,7 +112,7 @@ def apply_tuning(
         )
         stage.publish(written)
         progress(Progress("save", 2, 2))
-    return written
+    return sealed(written)
 
 
 def tuning_origin(report: TuneReport) -> TuningOrigin:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llmcompress.artifact import Staging, file_records, write_errors
-from llmcompress.artifact.manifest import NOT_LISTED
+from llmcompress.artifact.manifest import NOT_LISTED, sealed
 from llmcompress.compression.forecast.prediction import SIDE_FILES_BYTES
 from llmcompress.compression.replay.content import TensorMemory, mapped
 from llmcompress.compression.replay.key import KIND, GraphKey, configuration, graph_key, is_any_kept, why_not
@@ -125,7 +125,7 @@ def replay(found: Replay, stage: Staging, stages: Stages, progress: Reporter) ->
     measured = stages.measured().model_copy(update={"replayed": True})
     report = report.model_copy(update={"measured": measured})
     stage.publish(report)
-    return report
+    return sealed(report)
 
 
 def _write_texts(texts: KeptTexts, stage: Staging) -> None:
