@@ -3,7 +3,9 @@
 For each size a uniform recipe is made, and a search is given its bytes as the limit. Sensitivity and verdict come from
 different windows of one text; every contender is scored on the same windows, pinned to f32. With ``--calibration`` the
 search tries GPTQ as well, and so do its rivals; with ``--grid`` each size is held against the best of a fixed grid of
-NNCF's recipes too, which are made and scored once and kept in that file.
+NNCF's recipes too, which are made and scored once and kept in that file. ``--k-quants`` takes the bytes of llama.cpp's
+mixtures as limits, and holds plans against these. ``--predictions`` makes plans near each size and says how far off
+they were predicted; ``--speed`` does so for their time a token, next to plans of the same bytes chosen for size alone.
 
     python benchmarks/search.py --source ../shared/models/ref-llama-8m --text ../shared/data/wikitext2-test-part1.txt
         --calibration ../shared/data/calibration-wiki.txt --grid grid.jsonl
@@ -12,14 +14,17 @@ NNCF's recipes too, which are made and scored once and kept in that file.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+from k_quants import k_quants
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +33,11 @@ from llmcompress.evaluation.statistics import divergence
 from llmcompress.loaders.loaded_model import load
 from llmcompress.report.text import interval_text
 from llmcompress.searching.candidates import uniform
-from llmcompress.searching.contest import Workshop
+from llmcompress.searching.contest import AT_ONCE, Output, Workshop
+from llmcompress.searching.repair import redrawn
+from llmcompress.searching.search import corrected_table, predicted_table, workshop
+from llmcompress.searching.solver import fastest, least_damage, total_kl, total_seconds
+from llmcompress.searching.speed import model_times, timed
 from llmcompress.searching.windows import search_windows
 from llmcompress.spec import Calibration, Recipe
 from llmcompress.spec.search import SearchSpec, parse_format
@@ -40,6 +49,27 @@ METHODS: dict[str, dict[str, Any]] = {
     "awq+se": {"awq": True, "scale_estimation": True},
     "gptq": {"gptq": True},
 }
+PLANS_PER_SIZE = 4
+REDRAWN_BY = 0.5
+"""The error of the predictions for which a plan is the best that is not so by prediction."""
+
+
+class Bench(NamedTuple):
+    """What is compared, and where."""
+
+    source: Path
+    given: dict[str, Any]
+    """Fields of the searches' specs, all but the limit."""
+    folder: Path
+
+
+class Limit(NamedTuple):
+    """Bytes, and what has them."""
+
+    name: str
+    size_bytes: int
+    kl_divergence: float | None = None
+    """Of a rival that takes so many; None: the search knows its rivals."""
 
 
 def main() -> None:
@@ -50,55 +80,164 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="text for GPTQ, of candidates and of the grid")
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="uniform formats whose bytes are the limits")
     parser.add_argument("--grid", type=Path, help="file of what NNCF's recipes lose, made where it is not there")
+    parser.add_argument("--only-grid", action="store_true", help="make that file and end")
+    parser.add_argument("--k-quants", action="store_true", help="take llama.cpp's mixtures as limits and rivals")
+    parser.add_argument("--predictions", action="store_true", help="measure plans near each size, without searches")
+    parser.add_argument("--speed", choices=("decode", "prefill"), help="the same with their time a token")
     parser.add_argument("--candidates", nargs="+", help="formats that weights may take; the default of a search")
     parser.add_argument("--num-windows", type=int, default=32)
     args = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
-    table = Table("bytes of", "MB", "best other", "its KL", "searched KL", "ratio", "predicted", "s")
     text = Calibration(dataset=str(args.calibration)) if args.calibration else None
     given = {"dataset": str(args.text), "num_windows": args.num_windows, "calibration": text}
     if args.candidates:
         given["candidates"] = tuple(args.candidates)
     with tempfile.TemporaryDirectory(prefix="llmcompress-bench-") as folder:
-        points = grid(args.source, SearchSpec(max_bytes=1, **given), args.grid, Path(folder)) if args.grid else []
-        for name in args.sizes:
-            recipe = Recipe(name="uniform", weights=uniform(parse_format(name)))
-            directory = Path(folder) / name.replace(":", "-")
-            llmcompress.compress(args.source, recipe, directory, tokenizer=False)
-            limit, made = (directory / "openvino_model.bin").stat().st_size, time.perf_counter()
-            spec = SearchSpec(max_bytes=limit, **given)
-            report = llmcompress.search(args.source, spec, directory.with_suffix(".searched"))
-            seconds = time.perf_counter() - made
-            plan, *others = report.contenders
-            found = [(each.kl_divergence.value, each.name, interval_text(each.kl_divergence, ".3g")) for each in others]
-            found += [(kl, name, f"{kl:.3g}") for name, size, kl in points if size <= limit]
-            best, best_name, best_text = min(found)
-            line = {"limit_of": name, "best": best_name, "best_kl": best, **report.model_dump(mode="json")}
-            print(json.dumps({name: line[name] for name in line if name not in ("weights", "measured")}), flush=True)
-            searched = interval_text(plan.kl_divergence, ".3g")
-            ratio, predicted = f"{plan.kl_divergence.value / best:.2f}", f"{plan.predicted_kl:.3g}"
-            row = (name, f"{limit / 1e6:.2f}", best_name, best_text, searched, ratio, predicted, f"{seconds:.0f}")
-            table.add_row(*row)
+        bench = Bench(args.source, given, Path(folder))
+        if args.predictions:
+            predictions(bench, args.sizes)
+        elif args.speed:
+            speeds(bench, args.sizes, args.speed)
+        else:
+            known = grid(bench, args.grid) if args.grid else []
+            if not args.only_grid:
+                searches(bench, mixtures(bench) if args.k_quants else uniform_limits(bench, args.sizes), known)
+
+
+def uniform_limits(bench: Bench, names: list[str]) -> Iterator[Limit]:
+    """The bytes of uniform formats."""
+    for name in names:
+        directory = bench.folder / name.replace(":", "-")
+        recipe = Recipe(name="uniform", weights=uniform(parse_format(name)))
+        llmcompress.compress(bench.source, recipe, directory, tokenizer=False)
+        yield Limit(name, (directory / "openvino_model.bin").stat().st_size)
+
+
+def mixtures(bench: Bench) -> Iterator[Limit]:
+    """Those of llama.cpp's mixtures, and what they lose."""
+    shop = shop_of(bench, 1)
+    table = Table("mixture", "MB", "KL as llama.cpp runs it", "its weights alone")
+    found = list(k_quants(shop.loaded, shop.held_out, bench.folder))
+    for each in found:
+        alone = interval_text(each.weights_alone, ".3g")
+        table.add_row(each.name, f"{each.size_bytes / 1e6:.2f}", f"{each.as_run:.3g}", alone)
+        print(json.dumps({**each._asdict(), "weights_alone": each.weights_alone.value}), flush=True)
+    Console(width=140).print(table)
+    return (Limit(each.name, each.size_bytes, each.weights_alone.value) for each in found if each.name != "F16")
+
+
+def searches(bench: Bench, limits: Iterator[Limit], points: list[tuple[str, int, float]]) -> None:
+    """Search at each limit and hold the plan against the best that takes no more bytes."""
+    table = Table("bytes of", "MB", "best other", "its KL", "searched KL", "ratio", "predicted", "uncorrected", "s")
+    for limit in limits:
+        started, directory = time.perf_counter(), bench.folder / f"{limit.name.replace(':', '-')}.searched"
+        report = llmcompress.search(bench.source, SearchSpec(max_bytes=limit.size_bytes, **bench.given), directory)
+        seconds = time.perf_counter() - started
+        plan, *others = report.contenders
+        found = [(each.kl_divergence.value, each.name, interval_text(each.kl_divergence, ".3g")) for each in others]
+        found += [(kl, name, f"{kl:.3g}") for name, size, kl in points if size <= limit.size_bytes]
+        if limit.kl_divergence is not None:
+            found = [(limit.kl_divergence, limit.name, f"{limit.kl_divergence:.3g}")]
+        best, best_name, best_text = min(found)
+        line = {"limit_of": limit.name, "best": best_name, "best_kl": best, **report.model_dump(mode="json")}
+        print(json.dumps({name: line[name] for name in line if name not in ("weights", "measured")}), flush=True)
+        row = [limit.name, f"{limit.size_bytes / 1e6:.2f}", best_name, best_text]
+        row += [interval_text(plan.kl_divergence, ".3g"), f"{plan.kl_divergence.value / best:.2f}"]
+        row += [f"{plan.predicted_kl:.3g}", f"{report.correction.uncorrected_kl:.3g}" if report.correction else ""]
+        table.add_row(*row, f"{seconds:.0f}")
     Console(width=140).print(table)
 
 
-def grid(source: Path, spec: SearchSpec, file: Path, folder: Path) -> list[tuple[str, int, float]]:
+def predictions(bench: Bench, names: list[str]) -> None:
+    """Near each size the best plan and others: predicted with and without corrections, and measured on the verdict's.
+
+    A search at that size measures what corrections come from, on the windows of the sensitivity.
+    """
+    table, errors = Table("bytes of", "plan", "MB", "uncorrected", "corrected", "measured"), []
+    plain = None
+    for limit in uniform_limits(bench, names):
+        shop = shop_of(bench, limit.size_bytes)
+        plain = plain or predicted_table(shop)
+        better, _ = corrected_table(shop, plain)
+        first = least_damage(better.permitted, limit.size_bytes)
+        others = redrawn(better.permitted, limit.size_bytes, 0, REDRAWN_BY)
+        plans = [each for each in itertools.chain([first], itertools.islice(others, PLANS_PER_SIZE - 1)) if each]
+        made = [shop.planned(each, better, Output(shop.place / f"plan-{n}")) for n, each in enumerate(plans)]
+        scored = [
+            each
+            for start in range(0, len(made), AT_ONCE)
+            for each in shop.score([one.directory for one in made[start : start + AT_ONCE]], shop.held_out)
+        ]
+        for number, (one, each) in enumerate(zip(made, scored, strict=True)):
+            true = float(each.scores.values["kl"].mean())
+            guesses = [table_.predicted(table_.same(one.plan)) for table_ in (plain, better)]
+            errors.append([abs(guess / true - 1) for guess in guesses])
+            row = (limit.name, "best" if number == 0 else "other", f"{one.size_bytes / 1e6:.2f}")
+            print(json.dumps([*row, *guesses, true]), flush=True)
+            table.add_row(*row, *(f"{value:.3g}" for value in (*guesses, true)))
+            each.cache.forget()
+    Console(width=140).print(table)
+    before, after = np.median(errors, axis=0)
+    print(f"{len(errors)} plans, median error {before:.1%} uncorrected, {after:.1%} corrected")
+
+
+def speeds(bench: Bench, names: list[str], phase: Any) -> None:
+    """Near each size plans for size and for speed: their time a token, predicted by single products and measured."""
+    spec_table, plain, shop = None, None, None
+    plans = []
+    for limit in uniform_limits(bench, names):
+        shop = shop_of(bench, limit.size_bytes)
+        plain = plain or predicted_table(shop)
+        spec_table = spec_table or timed(plain, shop.loaded, phase, silent)
+        best = least_damage(spec_table.permitted, limit.size_bytes)
+        assert best is not None
+        quick = fastest(spec_table.permitted, 1.05 * total_kl(best), limit.size_bytes)
+        drawn = next(redrawn(spec_table.permitted, limit.size_bytes, 0, REDRAWN_BY))
+        for name, plan in (("for size", best), ("for speed", quick), ("other", drawn)):
+            if plan is not None:
+                made = shop.planned(plan, spec_table, Output(shop.place / f"{len(plans)}"))
+                plans.append((limit.name, name, made))
+    assert spec_table is not None
+    measured = model_times([made.directory for _, _, made in plans], phase)
+    products = [total_seconds(made.plan) for _, _, made in plans]
+    # What a model takes beyond its products is the same for all of them.
+    rest = float(np.median(np.array(measured) - products))
+    table = Table("bytes of", "plan", "MB", "KL predicted", "tokens/s predicted", "tokens/s")
+    for (limit_name, name, made), product, seconds in zip(plans, products, measured, strict=True):
+        rates = [1 / (product + rest), 1 / seconds]
+        row = (limit_name, name, f"{made.size_bytes / 1e6:.2f}", f"{spec_table.predicted(made.plan):.3g}")
+        print(json.dumps([*row, *rates]), flush=True)
+        table.add_row(*row, *(f"{rate:.1f}" for rate in rates))
+    Console(width=140).print(table)
+    errors = np.abs((np.array(products) + rest) / measured - 1)
+    print(f"{len(plans)} plans, median error {np.median(errors):.1%}, beside products {rest * 1e3:.3g} ms")
+
+
+def shop_of(bench: Bench, size_bytes: int) -> Workshop:
+    """Where a search at a limit makes its plans."""
+    spec = SearchSpec(max_bytes=size_bytes, **bench.given)
+    loaded = load(bench.source)
+    place = Path(tempfile.mkdtemp(dir=bench.folder))
+    return workshop(loaded, spec, search_windows(loaded.source, spec, offline=True), place, silent)
+
+
+def grid(bench: Bench, file: Path) -> list[tuple[str, int, float]]:
     """Names, bytes and KL divergences of NNCF's recipes on the windows of the verdict; what the file lacks is made."""
     known = [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
-    loaded = load(source)
-    windows = search_windows(loaded.source, spec, offline=True)
-    held_out = windows.held_out
-    shop = Workshop(loaded, spec, folder, windows.looked_at, held_out, None, silent)
+    shop = shop_of(bench, 1)
     for name, weights, needs_data in points():
-        if name in {each[0] for each in known} or (needs_data and spec.calibration is None):
+        if name in {each[0] for each in known} or (needs_data and shop.spec.calibration is None):
             continue
-        calibration = spec.calibration if needs_data else None
+        started = time.perf_counter()
+        calibration = shop.spec.calibration if needs_data else None
         recipe = Recipe.model_validate({"name": "point", "weights": weights, "calibration": calibration})
         directory, size = shop.make("point", recipe)
-        (scored,) = shop.score([directory], held_out)
-        known.append((name, size, divergence(scored.scores, spec.confidence).kl_divergence.value))
+        (scored,) = shop.score([directory], shop.held_out)
+        scored.cache.forget()
+        known.append((name, size, divergence(scored.scores, shop.spec.confidence).kl_divergence.value))
         with file.open("a") as lines:
             lines.write(json.dumps(known[-1]) + "\n")
+        print(f"{name}: {size / 1e6:.2f} MB, {known[-1][2]:.3g}, {time.perf_counter() - started:.0f} s", flush=True)
     return known
 
 

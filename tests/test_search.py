@@ -38,14 +38,22 @@ def text(demo_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def _spec(text: Path, **given: Any) -> SearchSpec:
-    options = {"dataset": str(text), "seq_len": 64, "num_samples": 12, "num_windows": 16, "candidates": FEW, **given}
+    options = {
+        "dataset": str(text),
+        "seq_len": 64,
+        "num_samples": 12,
+        "num_windows": 16,
+        "candidates": FEW,
+        "num_probes": 0,
+        **given,
+    }
     return SearchSpec.model_validate(options)
 
 
 @pytest.fixture(scope="module")
 def found(demo_checkpoint: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SearchReport]:
     directory = tmp_path_factory.mktemp("search") / "out"
-    return directory, llmcompress.search(demo_checkpoint, _spec(text, bits_per_weight=5.3), directory)
+    return directory, llmcompress.search(demo_checkpoint, _spec(text, bits_per_weight=5.3, num_probes=4), directory)
 
 
 def test_a_plan_keeps_its_limit_and_loses_less_than_what_is_as_large(found: tuple[Path, SearchReport]) -> None:
@@ -221,7 +229,7 @@ def test_sources_without_floats_and_too_little_memory_are_refused(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "got none of `max_bytes`, `bits_per_weight` and `max_kl`; exactly one is accepted"),
+        ({}, "got none of `max_bytes`, `bits_per_weight`, `max_kl` and `min_decode`; exactly one is accepted"),
         ({"max_kl": 0.1, "bits_per_weight": 4.0}, "got `bits_per_weight` and `max_kl` of `max_bytes`"),
         ({"max_kl": 0.1, "candidates": ("int4_sym", "int4_sym")}, "one is named twice"),
         ({"max_kl": 0.1, "candidates": ("int4 sym",)}, "got 'int4 sym': MODE or MODE:GROUP_SIZE is accepted"),

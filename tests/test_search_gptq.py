@@ -49,6 +49,7 @@ def _spec(text: Path, **given: Any) -> SearchSpec:
         num_samples=12,
         num_windows=16,
         candidates=FEW,
+        num_probes=0,
         calibration=Calibration(dataset=str(OTHER), num_samples=16, seq_len=128),
         **given,
     )

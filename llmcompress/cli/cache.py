@@ -29,6 +29,7 @@ KINDS = {
     "reference-ir": "uncompressed models that are measured",
     "statistics": "activation statistics of NNCF",
     "candidates": "weights that searches made by GPTQ",
+    "speeds": "how long single products take on this machine",
     "reference-scores": "likeliest tokens of originals",
     "evaluations": "scores of interrupted evaluations",
     "durations": "how long steps took",

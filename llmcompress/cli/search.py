@@ -30,14 +30,16 @@ from llmcompress.spec.tuning import parse_duration_s
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from llmcompress.report.search import RepairRecord, SearchReport
+    from llmcompress.report.search import CorrectionRecord, ExpertsRecord, RepairRecord, SearchReport, SpeedRecord
 
 _PANELS = {
-    "Limit, exactly one": "max_bytes bits_per_weight max_kl",
-    "Search": "candidates calibration budget_s seed num_samples",
+    "Limit, exactly one": "max_bytes bits_per_weight max_kl min_decode",
+    "Search": "optimize_for candidates calibration budget_s seed num_samples num_probes",
     "Text and verdict": "dataset subset split text_field chat_template seq_len num_windows confidence",
     "Outcome": "output_dir overwrite front html",
 }
+
+MAX_NAMES = 3
 
 
 def _sizes(texts: list[str]) -> tuple[int, ...]:
@@ -50,6 +52,7 @@ def _sizes(texts: list[str]) -> tuple[int, ...]:
     max_bytes=Flag(metavar="SIZE", read=parse_size),
     front=Flag(metavar="SIZE", read=_sizes),
     bits_per_weight=Flag(metavar="BITS"),
+    min_decode=Flag(metavar="TOK/S"),
     budget_s=Flag(metavar="TIME", read=parse_duration_s),
     candidates=Flag(metavar="MODE:GROUP_SIZE[+gptq]"),
 )
@@ -77,6 +80,8 @@ def search(
     llmcompress search meta-llama/Llama-3.2-1B --size 800MB -o llama-800mb-ov
     llmcompress search ./checkpoint --bits 4.25 --dataset my-text.txt -o model-ov
     llmcompress search ./checkpoint --max-kl 0.02 -o model-ov
+    llmcompress search ./checkpoint --max-kl 0.02 --for decode -o model-ov
+    llmcompress search ./checkpoint --min-decode 20 -o model-ov
     llmcompress search ./checkpoint --size 4GB --front 3GB --front 5GB --calibration train.txt -o model-ov
     llmcompress search ./checkpoint --size 4GB --calibration train.txt --budget 30m -o model-ov
     """
@@ -124,8 +129,10 @@ def _facts(report: SearchReport) -> dict[str, str]:
         limit = f"at most {spec.max_bytes:,} bytes"
     elif spec.bits_per_weight is not None:
         limit = f"at most {spec.bits_per_weight:g} bits for each parameter"
-    else:
+    elif spec.max_kl is not None:
         limit = f"KL divergence at most {spec.max_kl:g}"
+    else:
+        limit = f"at least {spec.min_decode:g} tokens/s in decoding"
     facts = {
         "Limit": limit,
         "Sensitivity": f"{report.num_sensitivity_tokens:,} tokens of {report.text.dataset}",
@@ -133,11 +140,36 @@ def _facts(report: SearchReport) -> dict[str, str]:
     }
     if report.text.fallback:
         facts["  instead of"] = report.text.fallback
+    if report.experts is not None:
+        facts["Experts"] = _experts_text(report.experts)
+    if report.correction is not None:
+        facts["Predictions"] = _correction_text(report.correction)
     if report.repair is not None:
         facts["Repair"] = _repair_text(report.repair)
+    if report.speed is not None:
+        facts["Speed"] = _speed_text(report.speed)
     if report.gain is not None:
         facts["Gain"] = f"{interval_text(report.gain, '.3g')} nats a token over the best of the others"
     return facts
+
+
+def _experts_text(experts: ExpertsRecord) -> str:
+    called = experts.num_experts - len(experts.never_called)
+    text = f"the text called {called:,} of {experts.num_experts:,} matrices of experts"
+    shown = ", ".join(experts.never_called[:MAX_NAMES]) + (" and others" * (len(experts.never_called) > MAX_NAMES))
+    return f"{text}; never {shown}" if experts.never_called else text
+
+
+def _correction_text(correction: CorrectionRecord) -> str:
+    how = f"corrected by {correction.num_measured} measured plans"
+    return f"{how}; without that the plan's would be {correction.uncorrected_kl:.3g}"
+
+
+def _speed_text(speed: SpeedRecord) -> str:
+    return (
+        f"{speed.tokens_per_s:,.1f} tokens/s in {speed.phase}; of the same bytes chosen for size "
+        f"{speed.for_size_tokens_per_s:,.1f}, predicted to lose {speed.for_size_predicted_kl:.3g}"
+    )
 
 
 def _repair_text(repair: RepairRecord) -> str:

@@ -17,6 +17,7 @@ _NAMES = {
     "devices": "device",
     "engine": "runtime",
     "max_bytes": "size",
+    "optimize_for": "for",
     "properties": "property",
     "workloads": "workload",
 }

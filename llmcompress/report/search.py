@@ -9,7 +9,7 @@ from pydantic import Field
 from llmcompress.report.evaluation import Estimate, TextRecord
 from llmcompress.report.readable import Readable
 from llmcompress.report.record import EnvironmentRecord, Measured, Record
-from llmcompress.spec.search import SearchSpec
+from llmcompress.spec.search import Phase, SearchSpec
 
 
 class WeightChoice(Record):
@@ -20,7 +20,7 @@ class WeightChoice(Record):
     format: str
     size_bytes: int
     kl_divergence: float
-    """Predicted of this weight alone, in nats per token."""
+    """Predicted of this weight as a part of the plan, in nats per token."""
     predicted: dict[str, float] = Field(default_factory=dict)
     """The same of each format that it could have taken."""
 
@@ -46,6 +46,32 @@ class Contender(Record):
     top1_agreement: Estimate
 
 
+class ExpertsRecord(Record):
+    """What a mixture's experts were called for by the windows of the sensitivity."""
+
+    num_experts: int
+    """Of all stacks: an expert counts in each of its matrices."""
+    never_called: tuple[str, ...]
+    """As stack and number: where the graph has them alone they take int8_asym, in a stack they count as the others."""
+
+
+class CorrectionRecord(Record):
+    """What predictions were off by, as told by plans that were measured on the windows of the sensitivity."""
+
+    num_measured: int
+    """Plans: the whole, and single kinds of weights with all others at 8 bits."""
+    error_before: float
+    """Of what these plans were predicted to lose, relative, in the median."""
+    error_after: float
+    """The same with the corrections, which come from these plans."""
+    factors: dict[str, float]
+    """On what a weight was predicted to lose, by what it has in common with others."""
+    growth: float
+    """By how much the largest of the plans loses more than its weights alone, relative."""
+    uncorrected_kl: float = 0.0
+    """What the searched plan was predicted to lose without corrections, in nats per token."""
+
+
 class RepairRecord(Record):
     """Changes of the plan that were measured before the verdict, on the windows of the sensitivity."""
 
@@ -53,6 +79,18 @@ class RepairRecord(Record):
     num_kept: int
     gain: Estimate | None
     """KL divergence of the first plan less the last one's; None: nothing was kept."""
+
+
+class SpeedRecord(Record):
+    """How fast the plan is here, next to the plan of no more bytes that is predicted to lose least, run in turn."""
+
+    phase: Phase
+    tokens_per_s: float
+    for_size_tokens_per_s: float
+    """Of that other plan."""
+    for_size_predicted_kl: float
+    predicted_gain: float
+    """By how much the plan's rate was predicted to be higher, by the times of single products, relative."""
 
 
 class FurtherSize(Record):
@@ -89,6 +127,12 @@ class SearchReport(Readable):
     reason: str
     weights: tuple[WeightChoice, ...]
     """Of the searched plan."""
+    experts: ExpertsRecord | None = None
+    """None: the model has none that are kept in stacks."""
+    correction: CorrectionRecord | None = None
+    """None: nothing was measured for it."""
+    speed: SpeedRecord | None = None
+    """None: the search did not go by time."""
     repair: RepairRecord | None = None
     """None: no time was given for it."""
     front: tuple[FrontPoint, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,8 @@ from llmcompress.compression.nncf.weights import compress_weights
 from llmcompress.graph.integer_weights import integer_weights
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel
+from llmcompress.report.search import ExpertsRecord
+from llmcompress.searching.pieces import Piece, routers
 from llmcompress.searching.shelf import Shelf
 from llmcompress.spec import WeightCompression
 from llmcompress.spec.modes import INT8
@@ -25,6 +28,10 @@ if TYPE_CHECKING:
     from llmcompress.searching.sensitivity import Sensitivity
 
 
+BACKUP = Format("int8_asym", -1)
+"""What NNCF gives embeddings and the head beside a format of fewer bits."""
+
+
 class Candidate(NamedTuple):
     """A weight in a format."""
 
@@ -35,6 +42,8 @@ class Candidate(NamedTuple):
     size_bytes: int
     kl_divergence: float
     """Predicted, in nats per token."""
+    seconds: float = 0.0
+    """That a token takes to be multiplied by it, where a search goes by time."""
 
 
 class Formats(NamedTuple):
@@ -58,6 +67,24 @@ class Formats(NamedTuple):
         return self._replace(everywhere=everywhere, further=further)
 
 
+class Growth(NamedTuple):
+    """How much more a plan loses than its weights alone do together, where that is much."""
+
+    excess: float = 0.0
+    """Of the sum, where it is large."""
+    scale: float = 1.0
+    """The sum in nats per token at which the excess is half of that."""
+
+    def of_sum(self, alone: float) -> float:
+        """What a plan loses."""
+        return alone * (1 + self.excess * alone / (alone + self.scale))
+
+    def sum_of(self, kl_divergence: float) -> float:
+        """What its weights may lose alone, together, for a plan to lose so much."""
+        whole, half = 1 + self.excess, (kl_divergence - self.scale) / 2
+        return (half + math.sqrt(half**2 + whole * kl_divergence * self.scale)) / whole
+
+
 class Table(NamedTuple):
     """What weights cost in formats."""
 
@@ -69,11 +96,28 @@ class Table(NamedTuple):
     looked_up: frozenset[str]
     """Embeddings that are no head."""
     num_tokens: int
+    growth: Growth = Growth()
+    settled: frozenset[str] = frozenset()
+    """What takes ``BACKUP`` whatever the limit: no prediction tells what it would lose."""
+    experts: ExpertsRecord | None = None
+
+    def predicted(self, plan: Mapping[str, Candidate]) -> float:
+        """What a plan loses."""
+        return self.growth.of_sum(sum(each.kl_divergence for each in plan.values()))
+
+    def same(self, plan: Mapping[str, Candidate]) -> dict[str, Candidate]:
+        """A plan with what this table says of its candidates."""
+        known = {(each.weight, each.format): each for each in self.candidates}
+        return {name: known[name, each.format] for name, each in plan.items()}
 
     @property
     def permitted(self) -> list[Candidate]:
-        """Of the formats that the spec names."""
-        return [each for each in self.candidates if each.format in self.formats]
+        """Of the formats that the spec names, and of what is settled."""
+        return [
+            each
+            for each in self.candidates
+            if (each.format == BACKUP if each.weight in self.settled else each.format in self.formats)
+        ]
 
 
 class Uncompressed(NamedTuple):
@@ -86,6 +130,22 @@ class Uncompressed(NamedTuple):
     parameters: Mapping[str, torch.Tensor]
     """By name, f32."""
     sensitivity: Sensitivity
+    pieces: Mapping[str, Piece] = {}
+    """Constants that are cut out of stacks of experts, by their names."""
+
+    def settled(self) -> frozenset[str]:
+        """Weights whose loss cannot be told: routers, experts that no token was sent to, and what torch has not."""
+        found = set(routers(self.parameters))
+        for layer in layer_table(self.loaded.model):
+            name, piece = parameter_name(layer.name), self.pieces.get(layer.name)
+            stack = name if piece is None else piece.stack
+            if stack not in self.sensitivity.diagonal:
+                found.add(name)
+            elif self.parameters[stack].ndim == 3:
+                called = self.sensitivity.called(stack)
+                if not (called.any() if piece is None or piece.expert is None else called[piece.expert]):
+                    found.add(name)
+        return frozenset(found)
 
 
 def uniform(wanted: Format, *, all_layers: bool = False) -> WeightCompression:
@@ -117,14 +177,19 @@ def data_free(original: Uncompressed, formats: Formats, progress: Reporter) -> I
         compress_weights(model, uniform(wanted, all_layers=True))
         records = {layer.name: layer for layer in layer_table(model)}
         for constant, weight in integer_weights(model).items():
-            name, record = parameter_name(constant), records.get(constant)
-            if name not in original.sensitivity.diagonal or record is None or wanted not in formats.of(name):
+            name, record, piece = parameter_name(constant), records.get(constant), original.pieces.get(constant)
+            if record is None or wanted not in formats.of(name):
                 continue
             if (record.mode, record.group_size) != (wanted.mode, wanted.group_size):
                 continue
-            before = original.parameters[name]
-            error = torch.from_numpy(weight.values()).reshape(before.shape).sub_(before)
-            cost = original.sensitivity.cost(name, error)
+            of = name if piece is None else piece.stack
+            cost = 0.0
+            if of in original.sensitivity.diagonal:
+                before = original.parameters[of] if piece is None else piece.of(original.parameters[of])
+                error = torch.from_numpy(weight.values()).reshape(before.shape).sub_(before)
+                cost = original.sensitivity.cost(of, error, piece)
+            elif wanted != BACKUP:
+                continue
             yield Candidate(name, wanted, record.num_parameters, record.size_bytes, cost)
     progress(Progress("candidates", len(every), len(every), "formats"))
 

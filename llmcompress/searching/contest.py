@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from llmcompress.evaluation.measurement import Scored
 
 DEVICE = "CPU"
+AT_ONCE = 4
+"""Plans that are scored together, for which the original runs once."""
 ROOM_BYTES = 64
 """For each weight, that a file's shapes and padding may differ by."""
 
@@ -152,7 +154,7 @@ def contenders(shop: Workshop, table: Table, planned: Planned) -> tuple[Entrant,
 def _fitting(shop: Workshop, table: Table, planned: Planned) -> Iterator[tuple[Rival, Path, int]]:
     # The file's rest is a little different for each; what is larger after all is left out.
     others = planned.size_bytes - total_bytes(planned.plan) - ROOM_BYTES * len(planned.plan)
-    fitting = rivals(table.candidates, table.special, planned.max_bytes - others, shop.spec.calibration)
+    fitting = rivals(table, planned.max_bytes - others, shop.spec.calibration)
     for number, rival in enumerate(fitting):
         directory, size_bytes = shop.make(f"rival-{number}", rival.recipe)
         if size_bytes <= planned.max_bytes:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from llmcompress.searching.candidates import Candidate, Table, uniform
+from llmcompress.searching.candidates import BACKUP, Candidate, Table, uniform
 from llmcompress.searching.solver import Plan
 from llmcompress.spec import Calibration, Recipe, WeightCompression
 from llmcompress.spec.modes import INT8
 from llmcompress.spec.search import Format
-
-BACKUP = Format("int8_asym", -1)
-"""What NNCF gives embeddings and the head beside a format of fewer bits."""
 
 
 class Rival(NamedTuple):
@@ -56,37 +53,31 @@ def plan_recipe(plan: Plan, table: Table, calibration: Calibration | None = None
     return _recipe("searched", fields, calibration if uses_gptq else None, groups)
 
 
-def rivals(
-    candidates: Sequence[Candidate],
-    special: frozenset[str],
-    max_bytes: int,
-    calibration: Calibration | None = None,
-) -> Iterator[Rival]:
+def rivals(table: Table, max_bytes: int, calibration: Calibration | None = None) -> Iterator[Rival]:
     """The best uniform format by prediction whose weights fit, and NNCF's mixtures of 4 and 8 bits that should.
 
     Args:
-        candidates: Of all weights, ``BACKUP`` among their formats.
-        special: What NNCF gives ``BACKUP``.
+        table: ``BACKUP`` is among its formats, which NNCF gives what is special.
         max_bytes: Of the weights.
         calibration: What those by GPTQ are made by.
     """
-    table: dict[Format, dict[str, Candidate]] = {}
-    for each in candidates:
-        table.setdefault(each.format, {})[each.weight] = each
-    backup, fitting = table[BACKUP], []
-    for wanted, of_format in table.items():
-        others = {name: each for name, each in of_format.items() if name not in special}
-        plan = {**backup, **others}.values()
-        is_whole = others.keys() | special >= backup.keys()
-        size, damage = sum(each.size_bytes for each in plan), sum(each.kl_divergence for each in plan)
+    formats: dict[Format, dict[str, Candidate]] = {}
+    for each in table.candidates:
+        formats.setdefault(each.format, {})[each.weight] = each
+    backup, fitting = formats[BACKUP], []
+    for wanted, of_format in formats.items():
+        others = {name: each for name, each in of_format.items() if name not in table.special}
+        plan = {**backup, **others}
+        is_whole = others.keys() | table.special >= backup.keys()
+        size = sum(each.size_bytes for each in plan.values())
         if is_whole and size <= max_bytes:
-            fitting.append((damage, size, wanted))
+            fitting.append((table.predicted(plan), size, wanted))
     if not fitting:
         return
     damage, _, best = min(fitting)
     yield Rival(str(best), "uniform", uniform_recipe("uniform", best, calibration), damage)
     for wanted in dict.fromkeys((best, min(fitting, key=lambda each: each[1])[2])):
-        ratio = _ratio(table[wanted], backup, special, max_bytes)
+        ratio = _ratio(formats[wanted], backup, table.special, max_bytes)
         if wanted.mode.startswith("int4") and 0 < ratio < 1:
             yield Rival(f"{wanted}, ratio {ratio}", "mixed", uniform_recipe("mixed", wanted, calibration, ratio), None)
 

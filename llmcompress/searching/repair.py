@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.report.search import RepairRecord
 from llmcompress.searching.candidates import Candidate, Table
-from llmcompress.searching.contest import Output, Planned, Workshop, gain_over
-from llmcompress.searching.solver import Plan, least_damage, total_bytes
+from llmcompress.searching.contest import AT_ONCE, Output, Planned, Workshop, gain_over
+from llmcompress.searching.solver import Plan, key_of, least_damage, total_bytes
 from llmcompress.system.memory import memory, own_bytes
 from llmcompress.system.progress import Progress
 
@@ -33,8 +33,6 @@ NUM_SWAPS = 1000
 """Of the most hopeful that are looked at in a round."""
 NUM_DRAWS = 8
 """Of other errors of the predictions, in a round."""
-AT_ONCE = 4
-"""Plans that are scored together, for which the original runs once."""
 
 
 def repaired(shop: Workshop, table: Table, planned: Planned, budget_s: float) -> tuple[Planned, RepairRecord]:
@@ -52,7 +50,7 @@ def repaired(shop: Workshop, table: Table, planned: Planned, budget_s: float) ->
     started, longest_s, grown = time.monotonic(), 0.0, 0
     (first,) = shop.score([planned.directory], shop.looked_at)
     best, scored, num_measured, num_kept = planned, first, 0, 0
-    seen, caches = {_key(planned.plan)}, [first.cache]
+    seen, caches = {key_of(planned.plan)}, [first.cache]
     while (passed_s := time.monotonic() - started) + longest_s <= budget_s and memory().available > 2 * grown:
         before = own_bytes()
         shop.progress(Progress("measure changes of the plan", int(passed_s), math.ceil(budget_s), "s"))
@@ -87,7 +85,7 @@ def proposals(table: Table, best: Planned, *, seed: int) -> Iterator[Plan]:
         seed: Of the errors.
     """
     max_bytes = best.max_bytes - (best.size_bytes - total_bytes(best.plan))
-    drawn = itertools.islice(_redrawn(table.permitted, max_bytes, seed), NUM_DRAWS)
+    drawn = itertools.islice(redrawn(table.permitted, max_bytes, seed), NUM_DRAWS)
     for pair in itertools.zip_longest(swaps(table.permitted, best.plan, max_bytes), drawn):
         yield from (plan for plan in pair if plan is not None)
 
@@ -131,14 +129,17 @@ def swaps(candidates: Sequence[Candidate], plan: Plan, max_bytes: int) -> list[P
     return [{**plan, larger.weight: larger, smaller.weight: smaller} for larger, smaller in chosen]
 
 
-def _redrawn(candidates: Sequence[Candidate], max_bytes: int, seed: int) -> Iterator[Plan]:
+def redrawn(
+    candidates: Sequence[Candidate], max_bytes: int, seed: int, error: float = RELATIVE_ERROR
+) -> Iterator[Plan]:
+    """Plans that are the best if each weight's prediction is off by a factor of its own, without end."""
     import numpy as np
 
     random = np.random.default_rng(seed)
     predicted = {(each.weight, each.format): each for each in candidates}
     names = sorted({each.weight for each in candidates})
     while True:
-        factors = dict(zip(names, np.exp(RELATIVE_ERROR * random.standard_normal(len(names))), strict=True))
+        factors = dict(zip(names, np.exp(error * random.standard_normal(len(names))), strict=True))
         drawn = [each._replace(kl_divergence=each.kl_divergence * factors[each.weight]) for each in candidates]
         plan = least_damage(drawn, max_bytes)
         assert plan is not None
@@ -163,10 +164,6 @@ def _measured(
 def _unseen(plans: Iterator[Plan], seen: set[frozenset[tuple[str, str]]]) -> Iterator[Plan]:
     """Those that are not among those seen, to which each is added."""
     for plan in plans:
-        if _key(plan) not in seen:
-            seen.add(_key(plan))
+        if key_of(plan) not in seen:
+            seen.add(key_of(plan))
             yield plan
-
-
-def _key(plan: Plan) -> frozenset[tuple[str, str]]:
-    return frozenset((name, str(each.format)) for name, each in plan.items())

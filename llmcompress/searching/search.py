@@ -11,7 +11,7 @@ from typing import Literal
 from llmcompress.artifact import manifest_sha256, write_errors, write_report
 from llmcompress.artifact.placement import checked_output
 from llmcompress.compression.forecast import forecast
-from llmcompress.compression.layers import constants_taken_by
+from llmcompress.compression.layers import constants_taken_by, layer_table
 from llmcompress.errors import ModelError, ResourceError
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel, load
@@ -20,20 +20,23 @@ from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.file_names import SEARCH_REPORT
 from llmcompress.report.record import Stages, environment_record
-from llmcompress.report.search import Contender, FrontPoint, SearchReport, WeightChoice
-from llmcompress.searching.candidates import Formats, Table, Uncompressed, by_gptq, data_free, uniform
+from llmcompress.report.search import Contender, CorrectionRecord, ExpertsRecord, FrontPoint, SearchReport, WeightChoice
+from llmcompress.searching.candidates import BACKUP, Formats, Table, Uncompressed, by_gptq, data_free, uniform
 from llmcompress.searching.contest import Calibrated, Entrant, Output, Planned, Workshop, contenders, decide
-from llmcompress.searching.planning import further_directory, further_sizes, planned_for
-from llmcompress.searching.plans import BACKUP
+from llmcompress.searching.correction import corrected
+from llmcompress.searching.pieces import pieces
+from llmcompress.searching.planning import first_plans, further_directory, further_sizes, planned_for, speed_record
 from llmcompress.searching.repair import repaired
 from llmcompress.searching.shelf import shelf_of
 from llmcompress.searching.solver import Plan, front, total_bytes, total_kl
+from llmcompress.searching.speed import timed
 from llmcompress.searching.windows import SearchWindows, search_windows, stacked
 from llmcompress.spec import Access, Recipe
 from llmcompress.spec.search import Format, SearchSpec
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
 from llmcompress.system.memory import memory
+from llmcompress.system.progress import Reporter
 
 NUM_FRONT_POINTS = 16
 BYTES_PER_PARAMETER = 18
@@ -59,9 +62,9 @@ def search(
     """Give each weight the format that costs least under a limit, and write the artifact with ``search.json``.
 
     Each weight's actual error in each format, weighed by the Fisher information of a few windows, predicts the KL
-    divergence that it adds (see ``llmcompress.searching.sensitivity``); a solver takes the best plan. The plan is
-    measured against the best uniform format and NNCF's mixed precision of no more bytes on windows that follow in the
-    text; where it does not win beyond noise, the best of these is written.
+    divergence that it adds (see ``llmcompress.searching.sensitivity``), corrected by a few plans that are measured; a
+    solver takes the best plan. The plan is measured against the best uniform format and NNCF's mixed precision of no
+    more bytes on windows that follow in the text; where it does not win beyond noise, the best of these is written.
 
     Args:
         source: Hub id or checkpoint directory.
@@ -97,15 +100,23 @@ def search(
     with stages.stage("load"):
         loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
     with _place_next_to(output) as place:
-        calibrated = _calibrated(loaded, windows, place)
-        shop = Workshop(loaded, spec, place, windows.looked_at, windows.held_out, calibrated, progress)
+        shop = workshop(loaded, spec, windows, place, progress)
         with stages.stage("candidates"):
-            table = _table(shop)
+            table = predicted_table(shop)
+        if spec.phase is not None:
+            with stages.stage("time products"):
+                table = timed(table, loaded, spec.phase, progress)
+        with stages.stage("correct predictions"):
+            table, correction = corrected_table(shop, predicted := table)
         with stages.stage("plan"):
             planned, repair = planned_for(shop, table), None
         if spec.budget_s is not None:
             with stages.stage("repair"):
                 planned, repair = repaired(shop, table, planned, spec.budget_s)
+        speed = None
+        if spec.phase is not None:
+            with stages.stage("time models"):
+                speed = speed_record(shop, table, planned)
         with stages.stage("verify"):
             plan, others = contenders(shop, table, planned)
         chosen, gain, reason = decide(plan, [each for each, _ in others], spec.confidence)
@@ -127,14 +138,18 @@ def search(
         num_sensitivity_tokens=table.num_tokens,
         num_parameters=manifest.num_parameters,
         contenders=(
-            _contender(plan, "searched", total_kl(planned.plan), spec.confidence),
+            _contender(plan, "searched", table.predicted(planned.plan), spec.confidence),
             *(_contender(each, rival.kind, rival.predicted_kl, spec.confidence) for each, rival in others),
         ),
         gain=gain,
         chosen=chosen.name,
         reason=reason,
         weights=_choices(table, planned.plan),
+        experts=table.experts,
+        correction=correction
+        and correction.model_copy(update={"uncorrected_kl": predicted.predicted(predicted.same(planned.plan))}),
         repair=repair,
+        speed=speed,
         front=_front(table, planned),
         further=further,
         environment=environment_record(int(plan.scored.properties.get("INFERENCE_NUM_THREADS", 0))),
@@ -182,15 +197,18 @@ def _place_next_to(output: Path) -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _calibrated(loaded: LoadedModel, windows: SearchWindows, place: Path) -> Calibrated | None:
-    """What GPTQ goes by, and the shelf of what it made by that before."""
+def workshop(
+    loaded: LoadedModel, spec: SearchSpec, windows: SearchWindows, place: Path, progress: Reporter
+) -> Workshop:
+    """Where contenders of a search are made: with what GPTQ goes by, and the shelf of what it made by that before."""
     calibration = windows.calibration
-    if calibration is None:
-        return None
-    return Calibrated(calibration, shelf_of(loaded, calibration.record, place / "candidates"))
+    shelf = calibration and shelf_of(loaded, calibration.record, place / "candidates")
+    calibrated = Calibrated(calibration, shelf) if calibration and shelf else None
+    return Workshop(loaded, spec, place, windows.looked_at, windows.held_out, calibrated, progress)
 
 
-def _table(shop: Workshop) -> Table:
+def predicted_table(shop: Workshop) -> Table:
+    """What each weight costs in each format, as its actual error predicts."""
     from llmcompress.searching.sensitivity import sensitivity
 
     loaded, spec, calibrated = shop.loaded, shop.spec, shop.calibrated
@@ -198,7 +216,9 @@ def _table(shop: Workshop) -> Table:
     token_ids = stacked(shop.looked_at)
     sensitive = sensitivity(model, token_ids, spec.seed, shop.progress, jointly=calibrated is not None)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    original = Uncompressed(loaded, model, parameters, sensitive)
+    layers = {layer.name for layer in layer_table(loaded.model)}
+    places = pieces(loaded.model, layers, parameters)
+    original = Uncompressed(loaded, model, parameters, sensitive, places)
     formats = _formats(original, spec)
     found = list(data_free(original, formats.by("data_free"), shop.progress))
     if calibrated is not None:
@@ -207,7 +227,34 @@ def _table(shop: Workshop) -> Table:
     predicted = forecast(loaded.source, Recipe(name="uniform", weights=uniform(Format("int4_sym", -1))))
     special = {layer.name for layer in predicted.layers if layer.mode == BACKUP.mode}
     permitted = (*spec.formats, *spec.looked_up_formats)
-    return Table(found, permitted, frozenset(special), formats.looked_up, token_ids.size)
+    return Table(
+        found,
+        permitted,
+        frozenset(special),
+        formats.looked_up,
+        token_ids.size,
+        settled=original.settled(),
+        experts=_experts(original),
+    )
+
+
+def _experts(original: Uncompressed) -> ExpertsRecord | None:
+    """Which experts the text called; None: there are none. Where an expert has several stacks it was called in all."""
+    stacks = [name for name, each in original.parameters.items() if each.ndim == 3]
+    never = [
+        f"{name}[{number}]"
+        for name in stacks
+        for number, called in enumerate(original.sensitivity.called(name).tolist())
+        if not called
+    ]
+    total = sum(len(original.parameters[name]) for name in stacks)
+    return ExpertsRecord(num_experts=total, never_called=tuple(never)) if stacks else None
+
+
+def corrected_table(shop: Workshop, table: Table) -> tuple[Table, CorrectionRecord | None]:
+    """The table after the spec's number of plans near its limits were measured; None: none was."""
+    plans = first_plans(shop, table) if shop.spec.num_probes else []
+    return corrected(shop, table, plans) if plans else (table, None)
 
 
 def _formats(original: Uncompressed, spec: SearchSpec) -> Formats:
@@ -232,16 +279,18 @@ def _contender(
 
 
 def _choices(table: Table, plan: Plan) -> tuple[WeightChoice, ...]:
+    # Of a plan a weight is a part, which loses somewhat more than alone.
+    part = table.predicted(plan) / (total_kl(plan) or 1.0)
     predicted: dict[str, dict[str, float]] = {}
     for each in sorted(table.permitted, key=lambda candidate: candidate.size_bytes):
-        predicted.setdefault(each.weight, {})[str(each.format)] = each.kl_divergence
+        predicted.setdefault(each.weight, {})[str(each.format)] = part * each.kl_divergence
     return tuple(
         WeightChoice(
             name=each.weight,
             num_parameters=each.num_parameters,
             format=str(each.format),
             size_bytes=each.size_bytes,
-            kl_divergence=each.kl_divergence,
+            kl_divergence=part * each.kl_divergence,
             predicted=predicted[each.weight],
         )
         for each in plan.values()
@@ -251,6 +300,6 @@ def _choices(table: Table, plan: Plan) -> tuple[WeightChoice, ...]:
 def _front(table: Table, planned: Planned) -> tuple[FrontPoint, ...]:
     others = planned.size_bytes - total_bytes(planned.plan)
     return tuple(
-        FrontPoint(size_bytes=total_bytes(plan) + others, kl_divergence=total_kl(plan))
+        FrontPoint(size_bytes=total_bytes(plan) + others, kl_divergence=table.predicted(plan))
         for plan in front(table.permitted, NUM_FRONT_POINTS)
     )

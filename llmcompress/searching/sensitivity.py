@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from llmcompress.compression.fisher import Factors, backward_passes, factors_summed
+from llmcompress.searching.pieces import Piece
 from llmcompress.system.progress import Reporter
 
 
@@ -28,14 +29,24 @@ class Sensitivity(NamedTuple):
     factors: dict[str, list[Factors]]
     """Of matrices, where it was asked for, of each use."""
 
-    def cost(self, name: str, error: torch.Tensor) -> float:
-        """The KL divergence in nats a token that rounding adds.
+    def cost(self, name: str, error: torch.Tensor, piece: Piece | None = None) -> float:
+        """The KL divergence in nats a token that rounding adds; of experts that were not called as if of the others.
 
         Args:
             name: Of the parameter.
-            error: Of its shape; overwritten.
+            error: Of its shape, or of the piece's; overwritten.
+            piece: Of a stack of experts.
         """
-        return float(error.square_().mul_(self.diagonal[name]).sum()) / (2 * self.num_tokens)
+        diagonal = self.diagonal[name]
+        found = float(error.square_().mul_(diagonal if piece is None else piece.of(diagonal)).sum())
+        if diagonal.ndim == 3 and (piece is None or piece.expert is None):
+            called = self.called(name)
+            found *= len(called) / max(int(called.sum()), 1)
+        return found / (2 * self.num_tokens)
+
+    def called(self, stack: str) -> torch.Tensor:
+        """Which experts of a stack some token was sent to, bool ``[experts]``."""
+        return self.diagonal[stack].flatten(1).any(1)
 
     def joint_cost(self, name: str, error: torch.Tensor) -> float:
         """The same of a matrix whose errors make up for each other."""

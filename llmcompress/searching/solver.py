@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -15,8 +16,17 @@ TIME_LIMIT_S = 30.0
 GAP = 1e-3
 """Between the plan and a bound of the best one, relative, at which the solver stops."""
 
+SMALL = 1e-3
+"""What all bytes are worth, as a share of all time, where time is what counts."""
+
 Plan = Mapping[str, Candidate]
 """By the weight's name."""
+_Cost = Callable[[Candidate], float]
+
+
+def key_of(plan: Plan) -> frozenset[tuple[str, str]]:
+    """What tells plans apart."""
+    return frozenset((name, str(each.format)) for name, each in plan.items())
 
 
 def total_bytes(plan: Plan) -> int:
@@ -25,18 +35,35 @@ def total_bytes(plan: Plan) -> int:
 
 
 def total_kl(plan: Plan) -> float:
-    """Predicted: damages of layers add up."""
+    """Predicted of each weight alone, together."""
     return sum(candidate.kl_divergence for candidate in plan.values())
+
+
+def total_seconds(plan: Plan) -> float:
+    """That a token takes to be multiplied by the weights."""
+    return sum(candidate.seconds for candidate in plan.values())
 
 
 def least_damage(candidates: Sequence[Candidate], max_bytes: int) -> Plan | None:
     """The plan of least predicted KL divergence at no more bytes; None: even the smallest is larger."""
-    return _solved(candidates, lambda each: each.kl_divergence, lambda each: each.size_bytes, max_bytes)
+    return _solved(candidates, _kl_divergence, ((_size_bytes, max_bytes),))
 
 
 def least_bytes(candidates: Sequence[Candidate], max_kl: float) -> Plan | None:
     """The smallest plan of no more predicted KL divergence; None: even the best loses more."""
-    return _solved(candidates, lambda each: each.size_bytes, lambda each: each.kl_divergence, max_kl)
+    return _solved(candidates, _size_bytes, ((_kl_divergence, max_kl),))
+
+
+def least_damage_in_time(candidates: Sequence[Candidate], max_seconds: float) -> Plan | None:
+    """The plan of least predicted KL divergence in no more time a token; None: even the fastest takes longer."""
+    return _solved(candidates, _kl_divergence, ((_seconds, max_seconds),)) if max_seconds > 0 else None
+
+
+def fastest(candidates: Sequence[Candidate], max_kl: float = math.inf, max_bytes: float = math.inf) -> Plan | None:
+    """The plan of least time a token at no more predicted KL divergence and bytes, and of equals a small one."""
+    limits = [(cost, limit) for cost, limit in ((_kl_divergence, max_kl), (_size_bytes, max_bytes)) if limit < math.inf]
+    per_byte = SMALL * sum(map(_seconds, candidates)) / sum(map(_size_bytes, candidates))
+    return _solved(candidates, lambda each: each.seconds + per_byte * each.size_bytes, limits)
 
 
 def smallest(candidates: Sequence[Candidate]) -> Plan:
@@ -51,6 +78,18 @@ def front(candidates: Sequence[Candidate], num_points: int) -> list[Plan]:
     return [plan for size in sizes if (plan := least_damage(candidates, int(np.ceil(size)))) is not None]
 
 
+def _kl_divergence(candidate: Candidate) -> float:
+    return candidate.kl_divergence
+
+
+def _size_bytes(candidate: Candidate) -> float:
+    return candidate.size_bytes
+
+
+def _seconds(candidate: Candidate) -> float:
+    return candidate.seconds
+
+
 def _each(candidates: Sequence[Candidate], key: Callable[[Candidate], tuple[float, float]]) -> Plan:
     plan: dict[str, Candidate] = {}
     for candidate in sorted(candidates, key=key):
@@ -58,19 +97,15 @@ def _each(candidates: Sequence[Candidate], key: Callable[[Candidate], tuple[floa
     return plan
 
 
-def _solved(
-    candidates: Sequence[Candidate],
-    objective: Callable[[Candidate], float],
-    limited: Callable[[Candidate], float],
-    limit: float,
-) -> Plan | None:
+def _solved(candidates: Sequence[Candidate], objective: _Cost, limits: Sequence[tuple[_Cost, float]]) -> Plan | None:
     names = sorted({candidate.weight for candidate in candidates})
     rows = {name: row for row, name in enumerate(names)}
     num = len(candidates)
     one_each = coo_array(
         (np.ones(num), ([rows[each.weight] for each in candidates], range(num))), shape=(len(names), num)
     )
-    costs, sizes = (np.array([function(each) for each in candidates], float) for function in (objective, limited))
+    costs = np.array([objective(each) for each in candidates], float)
+    limited = [np.array([[cost(each) for each in candidates]], float) / limit for cost, limit in limits]
     # HiGHS's tolerances are absolute: everything is brought to the order of one.
     # HiGHS announces a second solve of its own on standard output.
     with without_lines(b"HighsMipSolverData"):
@@ -78,7 +113,7 @@ def _solved(
             costs / max(costs.mean(), 1e-30),
             integrality=np.ones(num),
             bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(sizes[None] / limit, ub=1)],
+            constraints=[LinearConstraint(one_each, 1, 1), *(LinearConstraint(each, ub=1) for each in limited)],
             options={"time_limit": TIME_LIMIT_S, "mip_rel_gap": GAP},
         )
     if found.x is None:

@@ -32,6 +32,9 @@ CALIBRATED = tuple(f"{each}+gptq" for each in CANDIDATES if not each.startswith(
 LOOKED_UP = ("int4_asym:16",)
 """Further ones of weights that are looked up and not multiplied: their groups are none of the activations'."""
 
+Phase = Literal["decode", "prefill"]
+"""New tokens, one after the other; or those of a prompt, together."""
+
 
 class Format(NamedTuple):
     """What a weight may become."""
@@ -55,6 +58,11 @@ class SearchSpec(ScoredText):
     """The smallest KL divergence at no more bits for each parameter, embeddings included."""
     max_kl: Annotated[float, Field(gt=0)] | None = None
     """The smallest model of no more KL divergence, in nats per token."""
+    min_decode: Annotated[float, Field(gt=0)] | None = None
+    """The smallest KL divergence at no fewer new tokens per second, as measured on this machine."""
+    optimize_for: Literal["size", "decode", "prefill"] = "size"
+    """What a plan is to be that keeps the limit: small, or fast on this machine at new tokens or at a prompt's. With a
+    limit of bytes it may be predicted to lose a twentieth more than the best of that size."""
     front: Annotated[tuple[Count, ...], Field(strict=False)] = ()
     """A further size, in bytes of openvino_model.bin: its best plan goes to DIR-SIZE next to DIR."""
     candidates: Annotated[Texts, Field(min_length=1)] | None = None
@@ -63,6 +71,9 @@ class SearchSpec(ScoredText):
     by GPTQ as well; of embeddings int4_asym in groups of 16 too."""
     calibration: Calibration | None = None
     """The text that GPTQ goes by; it is refused where 64 tokens in a row are in the other text too."""
+    num_probes: Annotated[int, Field(ge=0, le=1000)] = 8
+    """Plans and parts of a plan that are measured on the windows of the sensitivity, by which predictions are
+    corrected."""
     budget_s: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = None
     """Time for changes of the plan that are measured on the windows of the sensitivity, such as 30m; one that loses
     less beyond noise is kept."""
@@ -79,16 +90,23 @@ class SearchSpec(ScoredText):
 
     def _refusals(self) -> Iterator[Refusal]:
         yield from super()._refusals()
-        limits = [name for name in ("max_bytes", "bits_per_weight", "max_kl") if getattr(self, name) is not None]
+        names = ("max_bytes", "bits_per_weight", "max_kl", "min_decode")
+        limits = [name for name in names if getattr(self, name) is not None]
         if len(limits) != 1:
             got = " and ".join(f"`{name}`" for name in limits) or "none"
-            problem = f"got {got} of `max_bytes`, `bits_per_weight` and `max_kl`; exactly one is accepted"
+            problem = f"got {got} of `max_bytes`, `bits_per_weight`, `max_kl` and `min_decode`; exactly one is accepted"
             yield Refusal("max_bytes", problem, "give one limit")
         if len(set(self.front)) < len(self.front):
             yield Refusal("front", "one size is named twice", "name each once")
         if self.budget_s is not None and self.max_kl is not None:
             problem = "has no effect with `max_kl`: changes keep the bytes and lower the KL divergence"
             yield Refusal("budget_s", problem, "give `max_bytes` or `bits_per_weight`, or remove it")
+        if self.min_decode is not None and self.optimize_for == "prefill":
+            problem = "prefill has no effect with `min_decode`, whose plan is as slow as that permits"
+            yield Refusal("optimize_for", problem, "give another limit, or remove it")
+        if self.budget_s is not None and self.phase is not None:
+            problem = "has no effect where a plan goes by time: changes keep the bytes and not the speed"
+            yield Refusal("budget_s", problem, "remove it")
         given = self.candidates or ()
         if len(set(given)) < len(given):
             yield Refusal("candidates", "one is named twice", "name each once")
@@ -119,6 +137,13 @@ class SearchSpec(ScoredText):
             return ()
         by_gptq = () if self.calibration is None else tuple(f"{each}+gptq" for each in LOOKED_UP)
         return tuple(map(parse_format, (*LOOKED_UP, *by_gptq)))
+
+    @property
+    def phase(self) -> Phase | None:
+        """Whose time a plan goes by; None: by none."""
+        if self.optimize_for != "size":
+            return self.optimize_for
+        return None if self.min_decode is None else "decode"
 
     @property
     def is_calibrated(self) -> bool:

@@ -1,4 +1,4 @@
-"""llama.cpp by its own prebuilt library, for the expectations next to this file: quantizers, tokens and logits.
+"""llama.cpp by its own prebuilt library, for the expectations next to this file and a benchmark.
 
 The npm package @node-llama-cpp/linux-x64 (3.21.1) carries it; LLAMA_CPP names the folder with its libraries.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes as c
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def _load() -> tuple[Any, Any]:
     ggml.ggml_backend_load_all_from_path(str(FOLDER).encode())
     base.ggml_quantize_chunk.restype = c.c_size_t
     base.ggml_quantize_chunk.argtypes = [c.c_int, c.c_void_p, c.c_void_p, c.c_int64, c.c_int64, c.c_int64, c.c_void_p]
-    for name in ("model", "context"):
+    for name in ("model", "context", "model_quantize"):
         getattr(llama, f"llama_{name}_default_params").restype = Parameters
     llama.llama_model_load_from_file.restype = c.c_void_p
     llama.llama_model_load_from_file.argtypes = [c.c_char_p, Parameters]
@@ -55,6 +56,9 @@ def _load() -> tuple[Any, Any]:
     llama.llama_decode.argtypes = [c.c_void_p, Batch]
     llama.llama_get_logits.restype = c.POINTER(c.c_float)
     llama.llama_get_logits.argtypes = [c.c_void_p]
+    llama.llama_model_quantize.argtypes = [c.c_char_p, c.c_char_p, c.POINTER(Parameters)]
+    for name in ("llama_free", "llama_model_free"):
+        getattr(llama, name).argtypes = [c.c_void_p]
     llama.llama_backend_init()
     return base, llama
 
@@ -93,22 +97,38 @@ def token_ids(path: Path, texts: list[str]) -> list[list[int]]:
 
 def logits(path: Path, ids: list[int], vocab_size: int) -> np.ndarray:
     """Logits of every position, cache and attention in f32."""
-    how = _llama.llama_context_default_params()
+    return next(logits_of_windows(path, [ids], vocab_size))
+
+
+def logits_of_windows(path: Path, windows: list[list[int]], vocab_size: int) -> Iterator[np.ndarray]:
+    """The same of each window by itself; the library multiplies quantized weights by activations of 8 bits."""
+    how, model = _llama.llama_context_default_params(), _model(path)
     for place in THREADS:
         how.words[place] = 1
     for place in (FLASH_ATTENTION, *CACHE_TYPES):
         how.words[place] = 0
-    context = _llama.llama_init_from_model(_model(path), how)
-    count = len(ids)
-    sequences = (c.c_int32 * 1)(0)
-    batch = Batch(
-        count,
-        (c.c_int32 * count)(*ids),
-        None,
-        (c.c_int32 * count)(*range(count)),
-        (c.c_int32 * count)(*[1] * count),
-        (c.POINTER(c.c_int32) * count)(*[c.cast(sequences, c.POINTER(c.c_int32))] * count),
-        (c.c_int8 * count)(*[1] * count),
-    )
-    assert _llama.llama_decode(context, batch) == 0
-    return np.ctypeslib.as_array(_llama.llama_get_logits(context), (count, vocab_size)).copy()
+    for ids in windows:
+        context = _llama.llama_init_from_model(model, how)
+        count = len(ids)
+        sequences = (c.c_int32 * 1)(0)
+        batch = Batch(
+            count,
+            (c.c_int32 * count)(*ids),
+            None,
+            (c.c_int32 * count)(*range(count)),
+            (c.c_int32 * count)(*[1] * count),
+            (c.POINTER(c.c_int32) * count)(*[c.cast(sequences, c.POINTER(c.c_int32))] * count),
+            (c.c_int8 * count)(*[1] * count),
+        )
+        assert _llama.llama_decode(context, batch) == 0
+        yield np.ctypeslib.as_array(_llama.llama_get_logits(context), (count, vocab_size)).copy()
+        _llama.llama_free(context)
+    _llama.llama_model_free(model)
+
+
+def file_quantized(source: Path, target: Path, kind: int) -> None:
+    """Write a file as one of the library's mixtures of formats, by its number of them."""
+    how = _llama.llama_model_quantize_default_params()
+    # Threads, and the mixture.
+    how.words[0], how.words[1] = 1, kind
+    assert _llama.llama_model_quantize(str(source).encode(), str(target).encode(), c.byref(how)) == 0
