@@ -104,7 +104,7 @@ def test_each_weight_has_the_time_of_its_shape_and_format(
         )
     stacks = SimpleNamespace(name=f"self.{names[2]}", shape=(4, 8, 8))
     monkeypatch.setattr(speed, "layer_table", lambda model: [stacks])
-    with pytest.raises(ModelError, match="a stack of experts, of which a token takes a few"):
+    with pytest.raises(ModelError, match="a token takes a few of its experts, whose time cannot be predicted"):
         timed(table._replace(candidates=candidates[-1:]), loaded, "decode", silent)
 
 

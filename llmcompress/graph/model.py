@@ -18,6 +18,8 @@ CONVERSION_MARKS = ("DisableConstantFolding_0", "can_be_folded", "dequantization
 _ELEMENTWISE = {"Add", "Convert", "Divide", "Multiply", "Subtract", "Tanh"}
 QUANTIZED_SOURCE = ["llmcompress", "quantized_source"]
 _SIXTEEN_BIT = "._openvino_orig_weight"
+_HALF = re.compile(r"__module\.(?P<experts>.+\.experts)/prim::ListUnpack/VariadicSplit\.(?P<number>\d+)")
+"""Of the stack of experts' gates and the layers that they gate."""
 """How the exporter names a linear layer's weight in a model that it traces in 16 bits."""
 REQUIRED_INPUTS = ("attention_mask", "beam_idx")
 
@@ -237,5 +239,7 @@ def read_ir(directory: Path, part: str = MODEL) -> ov.Model:
 
 def parameter_name(constant: str) -> str:
     """The name in the checkpoint's class of the weight that the exporter put into a constant."""
+    if (half := _HALF.fullmatch(constant)) is not None:
+        return f"{half['experts']}.gate_up_proj.{half['number']}"
     name = constant.removeprefix("self.")
     return name.removesuffix(_SIXTEEN_BIT) + ".weight" if name.endswith(_SIXTEEN_BIT) else name

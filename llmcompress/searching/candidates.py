@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.compression.layers import layer_table
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 BACKUP = Format("int8_asym", -1)
 """What NNCF gives embeddings and the head beside a format of fewer bits."""
+
+
+REST = "MatMul"
+"""In the place of a weight's name: what a rule for this type of operation takes after the rules for names."""
 
 
 class Candidate(NamedTuple):
@@ -120,6 +124,24 @@ class Table(NamedTuple):
         ]
 
 
+def by_name(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates of weights whose names rules can take; all others, single experts, agree on a format and are one."""
+    found = [each for each in candidates if not is_nameless(each.weight)]
+    others = [each for each in candidates if is_nameless(each.weight)]
+    names = {each.weight for each in others}
+    for wanted in dict.fromkeys(each.format for each in others):
+        of_format = [each for each in others if each.format == wanted]
+        if len(of_format) == len(names):
+            total = (sum(getattr(each, field) for each in of_format) for field in Candidate._fields[2:5])
+            found.append(Candidate(REST, wanted, *total))
+    return found
+
+
+def is_nameless(weight: str) -> bool:
+    """Whether only the graph has a name for it."""
+    return "/" in weight
+
+
 class Uncompressed(NamedTuple):
     """The model that errors are taken from."""
 
@@ -145,7 +167,7 @@ class Uncompressed(NamedTuple):
                 called = self.sensitivity.called(stack)
                 if not (called.any() if piece is None or piece.expert is None else called[piece.expert]):
                     found.add(name)
-        return frozenset(found)
+        return frozenset(REST if is_nameless(name) else name for name in found)
 
 
 def uniform(wanted: Format, *, all_layers: bool = False) -> WeightCompression:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from llmcompress.searching.candidates import BACKUP, Candidate, Table, uniform
+from llmcompress.searching.candidates import BACKUP, REST, Candidate, Table, uniform
 from llmcompress.searching.solver import Plan
 from llmcompress.spec import Calibration, Recipe, WeightCompression
 from llmcompress.spec.modes import INT8
@@ -34,7 +34,7 @@ def plan_recipe(plan: Plan, table: Table, calibration: Calibration | None = None
     uses_gptq = any(each.format.method == "gptq" for each in plan.values())
     counts = Counter({each.format: 0 for each in plan.values() if not uses_gptq or each.format.method == "gptq"})
     for name, each in plan.items():
-        if name not in table.special and each.format in counts:
+        if name not in table.special and name != REST and each.format in counts:
             counts[each.format] += each.num_parameters
     base = max(counts, key=lambda each: (counts[each], str(each)))
     fields: dict[str, Any] = _format_fields(base)
@@ -43,9 +43,13 @@ def plan_recipe(plan: Plan, table: Table, calibration: Calibration | None = None
     if base.mode not in INT8 and base.group_size != -1:
         fields["group_size_fallback"] = "adjust"
     fields["rules"] = [
-        {"match": re.escape(name), **_format_fields(each.format), **_method_fields(each.format, uses_gptq=uses_gptq)}
-        for name, each in sorted(plan.items(), key=lambda item: _natural(item[0]))
-        if each.format != base or (name in table.special and base.mode not in INT8)
+        {
+            "match": name if name == REST else re.escape(name),
+            **_format_fields(each.format),
+            **_method_fields(each.format, uses_gptq=uses_gptq),
+        }
+        for name, each in sorted(plan.items(), key=lambda item: (item[0] == REST, _natural(item[0])))
+        if REST in plan or each.format != base or (name in table.special and base.mode not in INT8)
     ]
     # Groups of what is only looked up are none that activations meet.
     met = [each.format.group_size for name, each in plan.items() if name not in table.looked_up]

@@ -21,7 +21,7 @@ from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.file_names import SEARCH_REPORT
 from llmcompress.report.record import Stages, environment_record
 from llmcompress.report.search import Contender, CorrectionRecord, ExpertsRecord, FrontPoint, SearchReport, WeightChoice
-from llmcompress.searching.candidates import BACKUP, Formats, Table, Uncompressed, by_gptq, data_free, uniform
+from llmcompress.searching.candidates import BACKUP, Formats, Table, Uncompressed, by_gptq, by_name, data_free, uniform
 from llmcompress.searching.contest import Calibrated, Entrant, Output, Planned, Workshop, contenders, decide
 from llmcompress.searching.correction import corrected
 from llmcompress.searching.pieces import pieces
@@ -228,7 +228,7 @@ def predicted_table(shop: Workshop) -> Table:
     special = {layer.name for layer in predicted.layers if layer.mode == BACKUP.mode}
     permitted = (*spec.formats, *spec.looked_up_formats)
     return Table(
-        found,
+        by_name(found),
         permitted,
         frozenset(special),
         formats.looked_up,

@@ -39,7 +39,7 @@ class Sensitivity(NamedTuple):
         """
         diagonal = self.diagonal[name]
         found = float(error.square_().mul_(diagonal if piece is None else piece.of(diagonal)).sum())
-        if diagonal.ndim == 3 and (piece is None or piece.expert is None):
+        if diagonal.ndim == 3:
             called = self.called(name)
             found *= len(called) / max(int(called.sum()), 1)
         return found / (2 * self.num_tokens)

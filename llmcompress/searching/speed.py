@@ -25,7 +25,7 @@ from llmcompress.compression.nncf.weights import compress_weights
 from llmcompress.errors import ModelError
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel
-from llmcompress.searching.candidates import Candidate, Table, uniform
+from llmcompress.searching.candidates import REST, Candidate, Table, uniform
 from llmcompress.spec.benchmark import Shape
 from llmcompress.spec.search import Format, Phase
 from llmcompress.system.cache import cache_dir, content_key
@@ -165,13 +165,13 @@ def model_times(directories: Sequence[Path], phase: Phase) -> list[float]:
 def _shapes(table: Table, loaded: LoadedModel) -> dict[str, tuple[int, int]]:
     """Rows and columns of what is multiplied, by name."""
     multiplied = {parameter_name(each) for each in constants_taken_by(loaded.model, "MatMul")}
-    names = {each.weight for each in table.candidates} & multiplied
+    names = {each.weight for each in table.candidates} & {*multiplied, REST}
     shapes = {parameter_name(layer.name): layer.shape for layer in layer_table(loaded.model)}
     found = {}
     for name in sorted(names):
-        if len(shapes[name]) != 2:
+        if name == REST or len(shapes[name]) != 2:
             raise ModelError(
-                "it is a stack of experts, of which a token takes a few, and their time cannot be predicted",
+                "a token takes a few of its experts, whose time cannot be predicted from single products",
                 where=name,
                 hint="give `max_bytes`, `bits_per_weight` or `max_kl`, with objective size",
             )
