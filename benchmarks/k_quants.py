@@ -7,6 +7,7 @@ into a folder in the benchmark's own cache; the files come from an f16 GGUF of t
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from llmcompress.evaluation.scoring import Feed
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.graph.device import properties_of
 from llmcompress.loaders.loaded_model import LoadedModel, load
+from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.evaluation import Estimate
 from llmcompress.system.cache import cache_dir
 from llmcompress.system.progress import silent
@@ -67,7 +69,9 @@ def k_quants(original: LoadedModel, windows: EvaluationWindows, folder: Path) ->
         folder: For the files.
     """
     os.environ["LLAMA_CPP"] = str(library())
-    sys.path[:0] = [str(TESTS), str(TESTS / "gguf_models")]
+    # A benchmark next to this one has the name of the package gguf.
+    others = [each for each in sys.path if Path(each).resolve() != Path(__file__).resolve().parent]
+    sys.path[:] = [str(TESTS), str(TESTS / "gguf_models"), *others]
     import gguf
     from gguf_fixture import write_gguf
     from llama_cpp import file_quantized, logits_of_windows
@@ -75,11 +79,16 @@ def k_quants(original: LoadedModel, windows: EvaluationWindows, folder: Path) ->
     def in_f16(name: str, values: np.ndarray) -> tuple[np.ndarray, gguf.GGMLQuantizationType]:
         return values.astype(np.float16), gguf.GGMLQuantizationType.F16
 
-    source = write_gguf(original.source.path, folder / "f16.gguf", in_f16)
+    # numpy reads no bf16.
+    checkpoint = folder / "f32"
+    load_torch_model(original.source).float().save_pretrained(checkpoint)
+    shutil.copy(original.source.path / "tokenizer.json", checkpoint)
+    source = write_gguf(checkpoint, folder / "source.gguf", in_f16)
     device = ModelOnDevice(original, "CPU", properties_of("CPU", "pinned"))
     feed = Feed(windows, windows.windows[0].token_ids.size)
     ids = [[int(token) for token in window.token_ids] for window in windows.windows]
     right = [_log_probabilities(each) for each in _ours(device, ids)]
+    candidates, as_run, sizes = [], [], []
     for name, kind in KINDS.items():
         path = folder / f"{name}.gguf"
         file_quantized(source, path, kind)
@@ -88,12 +97,14 @@ def k_quants(original: LoadedModel, windows: EvaluationWindows, folder: Path) ->
             _divergence(true, _log_probabilities(each), window.first_scored)
             for true, each, window in zip(right, found, windows.windows, strict=True)
         ]
-        candidate = ModelOnDevice(load(path, tokenizer=False).dequantized(), "CPU", properties_of("CPU", "pinned"))
-        (scored,) = score_at_once((candidate,), device, feed, silent)
+        as_run.append(float(np.concatenate(lost).mean()))
+        sizes.append(sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors))
+        candidates.append(device._replace(loaded=load(path, tokenizer=False).dequantized()))
+    for name, size, lost_as_run, scored in zip(
+        KINDS, sizes, as_run, score_at_once(candidates, device, feed, silent), strict=True
+    ):
         scored.cache.forget()
-        size = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors)
-        as_run = float(np.concatenate(lost).mean())
-        yield KQuant(name, size, as_run, divergence(scored.scores, 0.95).kl_divergence)
+        yield KQuant(name, size, lost_as_run, divergence(scored.scores, 0.95).kl_divergence)
 
 
 def _ours(device: ModelOnDevice, windows: list[list[int]]) -> Iterator[np.ndarray]:

@@ -159,3 +159,21 @@ def test_a_plan_goes_by_the_time_that_is_asked_for() -> None:
     assert SearchSpec(max_kl=0.1).phase is None
     assert SearchSpec(max_kl=0.1, optimize_for="prefill").phase == "prefill"
     assert SearchSpec(min_decode=20.0).phase == "decode"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [{"max_kl": 0.05, "optimize_for": "prefill"}, {"min_decode": 5.0}])
+def test_a_search_by_time_says_what_its_plan_takes(
+    demo_checkpoint: Path, tmp_path: Path, given: dict[str, Any]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text((demo_checkpoint / "LICENSE-PYTHON.txt").read_text())
+    few = ("int4_sym:128", "int4_asym:32", "int8_asym")
+    options = {"seq_len": 64, "num_samples": 4, "num_windows": 8, "num_probes": 0, "candidates": few}
+    spec = SearchSpec(dataset=str(text), **options, **given)
+    report = llmcompress.search(demo_checkpoint, spec, tmp_path / "out")
+    assert report.speed is not None
+    assert report.speed.phase == spec.phase
+    assert report.speed.tokens_per_s > 5
+    assert report.speed.for_size_tokens_per_s > 5
+    assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == ["out"]

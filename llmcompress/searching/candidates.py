@@ -32,6 +32,8 @@ BACKUP = Format("int8_asym", -1)
 """What NNCF gives embeddings and the head beside a format of fewer bits."""
 
 
+OF_STACKS = ("int4_sym", "int4_asym", "int8_sym", "int8_asym")
+"""Modes of stacks of experts that the CPU plugin multiplies by as they are; those of fewer bits it makes floats of."""
 REST = "MatMul"
 """In the place of a weight's name: what a rule for this type of operation takes after the rules for names."""
 
@@ -116,12 +118,10 @@ class Table(NamedTuple):
 
     @property
     def permitted(self) -> list[Candidate]:
-        """Of the formats that the spec names, and of what is settled."""
-        return [
-            each
-            for each in self.candidates
-            if (each.format == BACKUP if each.weight in self.settled else each.format in self.formats)
-        ]
+        """Of the formats that the spec names; ``BACKUP`` of what is settled, and of what takes none of them."""
+        found = [each for each in self.candidates if each.format in self.formats and each.weight not in self.settled]
+        names = {each.weight for each in found}
+        return found + [each for each in self.candidates if each.format == BACKUP and each.weight not in names]
 
 
 def by_name(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -203,6 +203,8 @@ def data_free(original: Uncompressed, formats: Formats, progress: Reporter) -> I
             if record is None or wanted not in formats.of(name):
                 continue
             if (record.mode, record.group_size) != (wanted.mode, wanted.group_size):
+                continue
+            if len(record.shape) == 3 and wanted.mode not in OF_STACKS:
                 continue
             of = name if piece is None else piece.stack
             cost = 0.0

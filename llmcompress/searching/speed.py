@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.benchmarking.client import Client
-from llmcompress.benchmarking.timing import decode_tokens_per_s, prefill_tokens_per_s
+from llmcompress.benchmarking.timing import tpot_s, ttft_s
 from llmcompress.compression.layers import constants_taken_by, layer_table
 from llmcompress.compression.nncf.weights import compress_weights
 from llmcompress.errors import ModelError
@@ -136,7 +136,10 @@ def measure(products: Sequence[Product], progress: Reporter) -> list[float]:
 
 
 def model_times(directories: Sequence[Path], phase: Phase) -> list[float]:
-    """Seconds a token of whole models, each in a process of its own, run in turn: the median of each.
+    """Seconds a token of whole models, each in a process of its own, run in turn.
+
+    Of new tokens the median of all, of a prompt's the least of the runs: what else the machine does in a while is in
+    neither.
 
     Raises:
         UsageError: The device refuses one.
@@ -152,14 +155,10 @@ def model_times(directories: Sequence[Path], phase: Phase) -> list[float]:
         for repetition in range(1 + REPETITIONS):
             for client, seconds in zip(clients, found, strict=True):
                 run = client.run(shape, repetition)
-                rate = (
-                    decode_tokens_per_s(run, 1)
-                    if phase == "decode"
-                    else prefill_tokens_per_s(run, 1, shape.prompt_tokens)
-                )
                 if repetition:
-                    seconds.append(1 / rate)
-    return [float(np.median(seconds)) for seconds in found]
+                    seconds += tpot_s(run) if phase == "decode" else [ttft_s(run) / shape.prompt_tokens]
+    chosen = np.median if phase == "decode" else np.min
+    return [float(chosen(seconds)) for seconds in found]
 
 
 def _shapes(table: Table, loaded: LoadedModel) -> dict[str, tuple[int, int]]:

@@ -36,6 +36,11 @@ class Batch(c.Structure):
     ]
 
 
+@c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
+def _silent(level: int, text: bytes, data: object) -> None:
+    """Take a line of the library's log."""
+
+
 def _load() -> tuple[Any, Any]:
     base = c.CDLL(str(FOLDER / "libggml-base.so"), mode=c.RTLD_GLOBAL)
     ggml = c.CDLL(str(next(FOLDER.glob("libggml.v*.so"))), mode=c.RTLD_GLOBAL)
@@ -59,6 +64,7 @@ def _load() -> tuple[Any, Any]:
     llama.llama_model_quantize.argtypes = [c.c_char_p, c.c_char_p, c.POINTER(Parameters)]
     for name in ("llama_free", "llama_model_free"):
         getattr(llama, name).argtypes = [c.c_void_p]
+    llama.llama_log_set(_silent, None)
     llama.llama_backend_init()
     return base, llama
 
