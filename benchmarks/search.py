@@ -2,10 +2,10 @@
 
 For each size a uniform recipe is made, and a search is given its bytes as the limit. Sensitivity and verdict come from
 different windows of one text; every contender is scored on the same windows, pinned to f32. With ``--calibration`` the
-search tries GPTQ as well, and so do its rivals; with ``--grid`` each size is held against the best of a fixed grid of
-NNCF's recipes too, which are made and scored once and kept in that file. ``--k-quants`` takes the bytes of llama.cpp's
-mixtures as limits, and holds plans against these. ``--predictions`` makes plans near each size and says how far off
-they were predicted; ``--speed`` does so for their time a token, next to plans of the same bytes chosen for size alone.
+search tries GPTQ as well, and so do its rivals. With ``--grid`` the plans of one search at all sizes are held against
+the best of a fixed grid of NNCF's recipes, which are made and scored once and kept in that file; with ``--k-quants``
+against llama.cpp's mixtures, whose bytes are the limits. ``--predictions`` makes plans near each size and says how far
+off they were predicted; ``--speed`` does so for their time a token, next to plans of the same bytes chosen for size.
 
     python benchmarks/search.py --source ../shared/models/ref-llama-8m --text ../shared/data/wikitext2-test-part1.txt
         --calibration ../shared/data/calibration-wiki.txt --grid grid.jsonl
@@ -19,7 +19,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "awq+se": {"awq": True, "scale_estimation": True},
     "gptq": {"gptq": True},
 }
+Point = tuple[str, int, float]
+"""A recipe's name, its bytes and its KL divergence."""
 PLANS_PER_SIZE = 4
 REDRAWN_BY = 0.5
 """The error of the predictions for which a plan is the best that is not so by prediction."""
@@ -100,8 +102,14 @@ def main() -> None:
             speeds(bench, args.sizes, args.speed)
         else:
             known = grid(bench, args.grid) if args.grid else []
-            if not args.only_grid:
-                searches(bench, mixtures(bench) if args.k_quants else uniform_limits(bench, args.sizes), known)
+            if args.k_quants:
+                front(bench, mixtures(bench), known)
+            elif args.only_grid:
+                pass
+            elif args.grid:
+                front(bench, uniform_limits(bench, args.sizes), known)
+            else:
+                searches(bench, uniform_limits(bench, args.sizes))
 
 
 def uniform_limits(bench: Bench, names: list[str]) -> Iterator[Limit]:
@@ -126,25 +134,42 @@ def mixtures(bench: Bench) -> Iterator[Limit]:
     return (Limit(each.name, each.size_bytes, each.weights_alone.value) for each in found if each.name != "F16")
 
 
-def searches(bench: Bench, limits: Iterator[Limit], points: list[tuple[str, int, float]]) -> None:
-    """Search at each limit and hold the plan against the best that takes no more bytes."""
+def searches(bench: Bench, limits: Iterable[Limit]) -> None:
+    """Search at each limit, and hold the plan against what the search holds it against."""
     table = Table("bytes of", "MB", "best other", "its KL", "searched KL", "ratio", "predicted", "uncorrected", "s")
     for limit in limits:
         started, directory = time.perf_counter(), bench.folder / f"{limit.name.replace(':', '-')}.searched"
         report = llmcompress.search(bench.source, SearchSpec(max_bytes=limit.size_bytes, **bench.given), directory)
         seconds = time.perf_counter() - started
         plan, *others = report.contenders
-        found = [(each.kl_divergence.value, each.name, interval_text(each.kl_divergence, ".3g")) for each in others]
-        found += [(kl, name, f"{kl:.3g}") for name, size, kl in points if size <= limit.size_bytes]
-        if limit.kl_divergence is not None:
-            found = [(limit.kl_divergence, limit.name, f"{limit.kl_divergence:.3g}")]
-        best, best_name, best_text = min(found)
-        line = {"limit_of": limit.name, "best": best_name, "best_kl": best, **report.model_dump(mode="json")}
+        best = min(others, key=lambda each: each.kl_divergence.value)
+        line = {"limit_of": limit.name, "best": best.name, **report.model_dump(mode="json")}
         print(json.dumps({name: line[name] for name in line if name not in ("weights", "measured")}), flush=True)
-        row = [limit.name, f"{limit.size_bytes / 1e6:.2f}", best_name, best_text]
-        row += [interval_text(plan.kl_divergence, ".3g"), f"{plan.kl_divergence.value / best:.2f}"]
-        row += [f"{plan.predicted_kl:.3g}", f"{report.correction.uncorrected_kl:.3g}" if report.correction else ""]
-        table.add_row(*row, f"{seconds:.0f}")
+        row = [limit.name, f"{limit.size_bytes / 1e6:.2f}", best.name]
+        row += [interval_text(each.kl_divergence, ".3g") for each in (best, plan)]
+        row += [f"{plan.kl_divergence.value / best.kl_divergence.value:.2f}", f"{plan.predicted_kl:.3g}"]
+        uncorrected = f"{report.correction.uncorrected_kl:.3g}" if report.correction else ""
+        table.add_row(*row, uncorrected, f"{seconds:.0f}")
+    Console(width=140).print(table)
+
+
+def front(bench: Bench, limits: Iterable[Limit], points: list[Point]) -> None:
+    """One search with a plan at each limit, each held against the best that is known and takes no more bytes."""
+    *others, largest = sorted(limits, key=lambda each: each.size_bytes)
+    spec = SearchSpec(
+        max_bytes=largest.size_bytes, front=tuple(each.size_bytes for each in reversed(others)), **bench.given
+    )
+    report = llmcompress.search(bench.source, spec, bench.folder / "front")
+    line = report.model_dump(mode="json")
+    print(json.dumps({name: line[name] for name in line if name not in ("weights", "measured")}), flush=True)
+    found = [*reversed(report.further), report.contenders[0]]
+    table = Table("bytes of", "MB", "best other", "its KL", "searched KL", "ratio", "predicted")
+    for limit, plan in zip((*others, largest), found, strict=True):
+        known = [(kl, name) for name, size, kl in points if size <= limit.size_bytes]
+        best_kl, best = min(known) if limit.kl_divergence is None else (limit.kl_divergence, limit.name)
+        row = [limit.name, f"{limit.size_bytes / 1e6:.2f}", best, f"{best_kl:.3g}"]
+        row += [interval_text(plan.kl_divergence, ".3g"), f"{plan.kl_divergence.value / best_kl:.2f}"]
+        table.add_row(*row, f"{plan.predicted_kl:.3g}")
     Console(width=140).print(table)
 
 
@@ -221,7 +246,7 @@ def shop_of(bench: Bench, size_bytes: int) -> Workshop:
     return workshop(loaded, spec, search_windows(loaded.source, spec, offline=True), place, silent)
 
 
-def grid(bench: Bench, file: Path) -> list[tuple[str, int, float]]:
+def grid(bench: Bench, file: Path) -> list[Point]:
     """Names, bytes and KL divergences of NNCF's recipes on the windows of the verdict; what the file lacks is made."""
     known = [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
     shop = shop_of(bench, 1)

@@ -45,7 +45,7 @@ def _searched(model_type: str, tmp_path: Path, demo_checkpoint: Path, **spec: An
 def test_stacks_of_experts_have_formats_of_their_own(
     tmp_path: Path, demo_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = {"candidates": ("int2_sym:32", "int4_sym:32", "int8_asym"), "bits_per_weight": 5.8}
+    spec = {"candidates": ("int2_sym:32", "int4_sym:32", "int8_asym"), "bits_per_weight": 6.5}
     report = _searched("qwen3_moe", tmp_path, demo_checkpoint, **spec)
     layers = read_measurements(tmp_path / "out").manifest.layers
     assert len(report.weights) == len(layers)
