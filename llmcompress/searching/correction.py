@@ -33,7 +33,7 @@ NOISE = 0.02
 """Of the logarithm of what is measured, next to what factors cannot tell."""
 
 
-class Probe(NamedTuple):
+class MeasuredPlan(NamedTuple):
     """A plan and what it loses, in nats per token."""
 
     plan: Plan
@@ -87,7 +87,7 @@ def probes(table: Table, plans: Sequence[Plan], count: int) -> list[Plan]:
     return list(itertools.islice(itertools.chain(whole, alone), count))
 
 
-def fit(found: Sequence[Probe]) -> tuple[dict[str, float], Growth]:
+def fit(found: Sequence[MeasuredPlan]) -> tuple[dict[str, float], Growth]:
     """Logarithms of factors, by trait, and the growth of the whole, that explain what was measured.
 
     The most likely ones, if each is drawn from a normal distribution around no correction, and so is the noise.
@@ -145,7 +145,7 @@ def _scaled(candidate: Candidate, factors: Mapping[str, float]) -> Candidate:
     return candidate._replace(kl_divergence=candidate.kl_divergence * factor)
 
 
-def _measured(shop: Workshop, table: Table, plans: Sequence[Plan], number: int) -> list[Probe]:
+def _measured(shop: Workshop, table: Table, plans: Sequence[Plan], number: int) -> list[MeasuredPlan]:
     made = [
         shop.planned(plan, table, Output(shop.place / f"probe-{place}")).directory
         for place, plan in enumerate(plans, number)
@@ -155,10 +155,10 @@ def _measured(shop: Workshop, table: Table, plans: Sequence[Plan], number: int) 
         shutil.rmtree(directory)
         each.cache.forget()
     lost = [float(each.scores.values["kl"].mean()) for each in scored]
-    return [Probe(plan, kl) for plan, kl in zip(plans, lost, strict=True)]
+    return [MeasuredPlan(plan, kl) for plan, kl in zip(plans, lost, strict=True)]
 
 
-def _median_error(table: Table, found: Sequence[Probe]) -> float:
+def _median_error(table: Table, found: Sequence[MeasuredPlan]) -> float:
     import numpy as np
 
     ratios = [table.predicted(table.same(plan)) / kl for plan, kl in found]
