@@ -331,6 +331,28 @@ def _texts(name: str) -> tuple[Callable[[Path], None], Callable[[Path], Any]]:
     return make, read
 
 
+def _pictures(folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    points = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    for name in ("0.png", "1.jpg"):
+        Image.fromarray(points).save(folder / name)
+    rows = [{"image": name, "text": "What is it?"} for name in ("0.png", "1.jpg")]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+def _read_pictures(folder: Path) -> Any:
+    from llmcompress.data.picture_pairs import picture_pairs
+    from llmcompress.spec import Calibration
+
+    calibration = Calibration(dataset=str(folder / "rows.jsonl"), image_field="image")
+    found = list(picture_pairs(calibration, offline=True))
+    assert found
+    assert all(pair.picture.mode == "RGB" and max(pair.picture.size) <= 600 for pair in found)
+    return [(pair.text, pair.picture.tobytes()) for pair in found]
+
+
 def _artifact(folder: Path) -> None:
     from summary_fixture import write_benchmark, write_evaluation, write_model
 
@@ -427,6 +449,7 @@ def doors() -> tuple[Door, ...]:
         Door("txt", text, ("text.txt",), read_text, (DataError,)),
         Door("jsonl", lines, ("text.jsonl",), read_lines, (DataError,)),
         Door("parquet", table, ("text.parquet",), read_table, (DataError,)),
+        Door("pictures", _pictures, ("rows.jsonl", "0.png", "1.jpg"), _read_pictures, (DataError,)),
         Door(
             "verify",
             _artifact,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from llmcompress.compression.layers import layer_table
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     import openvino as ov
 
     from llmcompress.system.file_memory import FileMemory
-
-_NOT_YET = ("pruning", "training")
-"""Parts of a recipe that need a text model."""
 
 
 def require_parts(source: Source, recipe: Recipe) -> None:
@@ -57,19 +54,20 @@ def require_parts(source: Source, recipe: Recipe) -> None:
             where=source.name,
             hint="give the original checkpoint, in floating point",
         )
-    for name in _NOT_YET:
-        if getattr(recipe, name) is not None:
-            raise RecipeError(
-                f"{source.name} is a vision-language model, of which nothing is pruned or trained",
-                where=f"{where}: {name}",
-                hint="take a recipe without it, such as int4 or int4-awq-se",
-            )
-    if recipe.activations is not None and recipe.activations.accuracy_control is not None:
-        raise RecipeError(
-            f"{source.name} is a vision-language model, and accuracy control runs text models",
-            where=f"{where}: activations.accuracy_control",
-            hint="remove it, and look at the damage with llmcompress eval",
-        )
+    for part, problem, hint in _not_of_parts(recipe):
+        raise RecipeError(f"{source.name} is a vision-language model, {problem}", where=f"{where}: {part}", hint=hint)
+
+
+def _not_of_parts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """What of a recipe is for text models, why, and what to do."""
+    activations, training = recipe.activations, recipe.training
+    if recipe.pruning is not None:
+        yield "pruning", "of which nothing is pruned", "take a recipe without it"
+    if activations is not None and activations.accuracy_control is not None:
+        hint = "remove it, and look at the damage with llmcompress eval"
+        yield "activations.accuracy_control", "and accuracy control runs text models", hint
+    if training is not None and training.method == "fq_lora":
+        yield "training.method", "and NNCF puts adapters on all of its parts", "take distillation or blocks"
 
 
 def compress_parts(

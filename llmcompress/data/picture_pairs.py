@@ -73,4 +73,4 @@ def _at_most(picture: PIL.Image.Image) -> PIL.Image.Image:
     if scale <= 1:
         return picture
     width, height = picture.size
-    return picture.resize((int(width / scale), int(height / scale)))
+    return picture.resize((max(1, int(width / scale)), max(1, int(height / scale))))

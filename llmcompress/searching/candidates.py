@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llmcompress.compression.layers import layer_table
+from llmcompress.compression.layers import constants_taken_by, layer_table
 from llmcompress.compression.nncf.weights import compress_weights
 from llmcompress.graph.integer_weights import integer_weights
 from llmcompress.graph.model import parameter_name
@@ -259,8 +259,11 @@ def _fill(
     def keep(made: Made) -> None:
         shelf.keep(parameter_name(made.name), Format(made.mode, made.group_size, "gptq"), made.weight)
 
-    names = embedding_names(original.model)
-    moments = embedding_moments(original.model, names, windows.token_ids, windows.record.seed, progress)
+    # Of a vision-language model the embeddings of text lie in another graph.
+    looked_up = set(map(parameter_name, constants_taken_by(original.loaded.model, "Gather")))
+    names, moments = embedding_names(original.model) & looked_up, {}
+    if names:
+        moments = embedding_moments(original.model, names, windows.token_ids, windows.record.seed, progress)
     samples = Samples(list(windows.token_ids), original.loaded.text_feed())
     gptq_in_formats(original.loaded.clone().model, Statistics(samples, moments), missing, keep, progress)
     for each in formats.everywhere:

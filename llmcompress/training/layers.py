@@ -41,10 +41,15 @@ class DecoderLayer(NamedTuple):
 def layer_list(model: Any) -> tuple[str, torch.nn.ModuleList]:
     """The decoder layers, and their name in the model."""
     num_layers = model.config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
-            return name, module
-    raise _not_in_layers(model, f"it has no list of {num_layers} decoder layers")
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers
+    ]
+    if not found:
+        raise _not_in_layers(model, f"it has no list of {num_layers} decoder layers")
+    # What sees may have as many.
+    return next((each for each in found if "language_model" in each[0]), found[0])
 
 
 def decoder_layers(
