@@ -437,12 +437,12 @@ def write_page(results: dict[str, dict[str, Any]], path: Path) -> None:
     put_table(path, counts, page(results))
 
 
-def put_table(path: Path, counts: str, table: list[str]) -> None:
+def put_table(path: Path, counts: str, table: list[str], mark: str = "table") -> None:
     """Put a table and what is counted in it between the marks of a page."""
-    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- table -->")
+    before, _, rest = path.read_text(encoding="utf-8").partition(f"<!-- {mark} -->")
     after = rest.partition("<!-- end -->")[2]
     rows = "\n".join(table)
-    path.write_text(f"{before}<!-- table -->\n{counts}\n\n{rows}\n<!-- end -->{after}", encoding="utf-8")
+    path.write_text(f"{before}<!-- {mark} -->\n{counts}\n\n{rows}\n<!-- end -->{after}", encoding="utf-8")
 
 
 def run_types(args: argparse.Namespace, types: Iterable[str], run: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,11 @@ tokens that both generate. At last OpenVINO GenAI answers a question with a pict
 
 Each type has a process of its own, on the layer that llmcompress takes for it. What is done is kept in RESULTS.
 
+With --speed a Llava of 1.0 B parameters is generated (bf16) and compressed to int4 and int8 by the command lines of
+both, whole processes in turn: wall time, peak memory and bytes written, and whether the weights of all parts are equal.
+
     python benchmarks/vision.py --results vision.json --page docs/vision.md
+    python benchmarks/vision.py --speed --runs 3 --page docs/vision.md
 """
 
 from __future__ import annotations
@@ -15,11 +19,14 @@ from __future__ import annotations
 import argparse
 import filecmp
 import json
+import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import compress as commands
 from architectures import MAX_ERROR, MAX_RECURRENT_ERROR, in_child, last_words, put_table, run_types
 
 from llmcompress.loaders.architecture import VISION_TYPES
@@ -151,14 +158,120 @@ def write_page(results: dict[str, dict[str, Any]], path: Path) -> None:
     put_table(path, text, page(results))
 
 
+def generate_llava(directory: Path, *, layers: int = 14, vision_layers: int = 20) -> Path:
+    """Write a Llava of a real shape with random bf16 weights: 1.0 B parameters, of which 0.25 B see."""
+    import torch
+    from tiny_models import write_tokenizer
+    from transformers import AutoConfig, AutoModelForImageTextToText
+    from vision_fixture import CONFIGS, TEXT, TOKENS, make_processor, template
+
+    text = {
+        **TEXT,
+        "model_type": "llama",
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 4096,
+    }
+    seen = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": vision_layers,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+    }
+    sizes = {"text_config": text, "vision_config": seen, "image_seq_length": 576}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llava", **{**CONFIGS["llava"], **sizes})
+    AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
+    processor = make_processor(
+        "llava", write_tokenizer(directory, chat_template=template("llava"), named=TOKENS["llava"])
+    )
+    processor.image_processor.size, processor.image_processor.crop_size = (
+        {"shortest_edge": 336},
+        dict.fromkeys(("height", "width"), 336),
+    )
+    processor.chat_template = template("llava")
+    processor.save_pretrained(directory)
+    return directory
+
+
+def compare_speed(recipe: str, checkpoint: Path, work: Path, runs: int) -> dict[str, Any]:
+    """One recipe by both command lines in turn."""
+    ours, theirs = commands.RECIPES[recipe]
+    mine, other, pairs = work / "ours", work / "optimum", []
+    for _ in range(runs):
+        command = [
+            str(commands.BIN / "llmcompress"),
+            "compress",
+            str(checkpoint),
+            *ours,
+            "--no-graph-cache",
+            "-o",
+            str(mine),
+        ]
+        stock = [str(commands.BIN / "optimum-cli"), "export", "openvino", "-m", str(checkpoint)]
+        stock += ["--task", "image-text-to-text", *theirs, str(other)]
+        pairs.append((commands.measure(command, work / "ours.log"), commands.measure(stock, work / "optimum.log")))
+        files = sorted(path.name for path in mine.glob("openvino_*_model.bin"))
+        equal = filecmp.cmpfiles(mine, other, files, shallow=False)[0] == files
+        written = sum(path.stat().st_size for path in mine.iterdir())
+        shutil.rmtree(mine)
+        shutil.rmtree(other)
+    return {"recipe": recipe, "equal": equal, "output_bytes": written, **commands.summarise(pairs)}
+
+
+def speed(runs: int) -> tuple[str, list[str]]:
+    """What both took, as a line of the machine and a table."""
+    results, loads = [], [os.getloadavg()[0]]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        checkpoint = generate_llava(work / "checkpoint")
+        size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+        for recipe in ("int4", "int8"):
+            results.append(compare_speed(recipe, checkpoint, work, runs))
+            loads.append(os.getloadavg()[0])
+            print(json.dumps(results[-1]), flush=True)
+    lines = [
+        "| recipe | wall time | | ratio | peak memory | | ratio | written | | output | bytes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for found in results:
+        cells = [found["recipe"]]
+        for field, unit, scale in (("wall_s", "s", 1), ("peak_rss_bytes", "GB", 1e9), ("written_bytes", "GB", 1e9)):
+            figure = found[field]
+            cells += [f"{figure[side] / scale:.3g} {unit}" for side in ("ours", "the other")]
+            cells += [f"{figure['ratio']:.2f}"] if field != "written_bytes" else []
+        cells += [f"{found['output_bytes'] / 1e9:.2f} GB", "equal" if found["equal"] else "DIFFER"]
+        lines.append(f"| {' | '.join(cells)} |")
+    load = f"load of the machine {min(loads):.1f} to {max(loads):.1f} on {os.cpu_count()} cores"
+    sides = f"`llmcompress` first, then `optimum-cli`; {runs} runs of each, medians"
+    return f"A checkpoint of {size / 1e9:.2f} GB; {sides}; {load}.", lines
+
+
 def main() -> None:
     """Run what is not done yet, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="only these; what is kept of them is measured again")
     parser.add_argument("--results", type=Path, default=Path("vision.json"))
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--speed", action="store_true", help="time and memory of both command lines instead")
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.speed:
+        text, table = speed(args.runs)
+        if args.page is None:
+            print("\n".join([text, "", *table]))
+        else:
+            put_table(args.page, text, table, mark="speed")
+        return
     if args.child:
         args.results.write_text(json.dumps(measure(args.types[0])))
         return
