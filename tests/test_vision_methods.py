@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plan_fixture import in_process
 from vision_fixture import build_vision
 
 import llmcompress
 from llmcompress import BenchSpec, Recipe
-from llmcompress.artifact import read_manifest
+from llmcompress.artifact import read_manifest, read_measurements
 from llmcompress.benchmarking.benchmark import _require_shown, bench_case
 from llmcompress.benchmarking.ratios import ratios
 from llmcompress.benchmarking.timing import Run
@@ -24,6 +25,8 @@ from llmcompress.compression.picture_samples import picture_samples
 from llmcompress.data.picture_pairs import picture_pairs
 from llmcompress.errors import DataError, RecipeError, UsageError
 from llmcompress.graph.joining import text_feed
+from llmcompress.graph.model import parameter_name
+from llmcompress.loaders.layout import decoder_part
 from llmcompress.loaders.source import Source, resolve
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.report.text import shape_text
@@ -31,6 +34,7 @@ from llmcompress.spec import Calibration, load_recipe
 from llmcompress.spec.benchmark import Setting, Shape
 from llmcompress.spec.search import SearchSpec
 from llmcompress.spec.validation import from_options
+from llmcompress.tuning.application import _save
 
 KIND = "llava"
 INT4 = {"mode": "int4_asym", "group_size": 32, "group_size_fallback": "adjust"}
@@ -247,6 +251,10 @@ def test_what_is_not_done_with_it_is_refused_by_name(checkpoint: Path, text: Pat
     with pytest.raises(RecipeError, match="accuracy control runs text models") as caught:
         require_parts(found, controlled)
     assert caught.value.where == "recipe int8-ptq-accuracy: activations.accuracy_control"
+    with_adapters = load_recipe("int4-learned", [f"training.dataset={text}", "training.method=fq_lora"])
+    with pytest.raises(RecipeError, match="and NNCF puts adapters on all of its parts") as caught:
+        require_parts(found, with_adapters)
+    assert caught.value.where == "recipe int4-learned: training.method"
 
 
 def test_its_mtp_part_takes_the_format_without_the_data(text: Path) -> None:
@@ -397,10 +405,11 @@ def test_a_parquet_file_holds_pictures_themselves(pairs: Path, tmp_path: Path) -
 def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
     from PIL import Image
 
-    Image.new("RGB", (1500, 300), (9, 9, 9)).save(tmp_path / "wide.png")
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "wide.png", "question": "What is it?"}))
-    (pair,) = picture_pairs(Calibration.model_validate(with_pictures(tmp_path / "rows.jsonl")), offline=True)
-    assert pair.picture.size == (600, 120)
+    for size, smaller in (((1500, 300), (600, 120)), ((1, 5000), (1, 600)), ((600, 20), (600, 20))):
+        Image.new("RGB", size, (9, 9, 9)).save(tmp_path / "large.png")
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "large.png", "question": "What is it?"}))
+        (pair,) = picture_pairs(Calibration.model_validate(with_pictures(tmp_path / "rows.jsonl")), offline=True)
+        assert pair.picture.size == smaller
 
 
 @pytest.mark.parametrize("engine", ["openvino", "genai"])
@@ -482,3 +491,112 @@ def test_what_genai_has_no_pipeline_for_is_named(int8: Path, tmp_path: Path) -> 
     with pytest.raises(UsageError, match=r"OpenVINO GenAI has no pipeline for it: .*idefics3") as caught:
         open_model(runtime_of(directory, "genai"), "CPU", {})
     assert caught.value.hint == "take runtime openvino"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["distillation", "blocks"])
+def test_bits_of_the_language_model_are_learned(
+    method: str, loaded: llmcompress.LoadedModel, checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from llmcompress.graph.decoding import Decoder
+    from llmcompress.graph.device import compile_model, properties_of
+
+    shape = {"num_samples": 32, "seq_len": 32, "num_validation_samples": 4, "batch_size": 4}
+    training = {"method": method, "dataset": str(text), "num_steps": 24, **shape}
+    start = Recipe.model_validate({"name": "start", "weights": {**INT4, "mode": "int2_sym"}})
+    llmcompress.compress(loaded, start, tmp_path / "start")
+    learned = Recipe.model_validate({**start.model_dump(exclude_none=True), "training": training})
+    report = llmcompress.compress(loaded, learned, tmp_path / "learned")
+    assert report.training is not None
+    assert report.training.changed_codes
+    ids = windows_of(checkpoint, recipe(text, scale_estimation=True))
+    module = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
+    with torch.no_grad():
+        expected = module(torch.from_numpy(ids.copy())).logits.log_softmax(-1)
+
+    def lost(directory: Path) -> float:
+        graph = llmcompress.load(directory, tokenizer=False).reading_text().model
+        decoder = Decoder(compile_model(graph, "CPU", properties_of("CPU", "pinned")))
+        decoder.run(decoder.tensors(ids, 0))
+        found = torch.from_numpy(decoder.request.get_tensor("logits").data.copy()).log_softmax(-1)
+        return float((expected.exp() * (expected - found)).sum(-1).mean())
+
+    assert lost(tmp_path / "learned") < 0.9 * lost(tmp_path / "start")
+    others = [path.name for path in (tmp_path / "start").glob("*embeddings_model.bin")]
+    assert filecmp.cmpfiles(tmp_path / "start", tmp_path / "learned", others, shallow=False)[0] == others
+
+
+@pytest.mark.slow
+def test_a_search_gives_the_language_models_weights_formats_of_their_own(
+    checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.txt").write_text(" ".join(reversed(text.read_text().split())))
+    spec = SearchSpec(
+        bits_per_weight=7.4,
+        dataset=str(text),
+        seq_len=16,
+        num_samples=4,
+        num_windows=4,
+        candidates=("int4_sym:32+gptq", "int4_sym:32", "int8_sym"),
+        calibration=Calibration(dataset=str(tmp_path / "other.txt"), num_samples=4, seq_len=32),
+    )
+    report = llmcompress.search(checkpoint, spec, tmp_path / "searched")
+    manifest = read_manifest(tmp_path / "searched")
+    size = sum(path.stat().st_size for path in (tmp_path / "searched").glob("*_model.bin"))
+    assert size * 8 / manifest.num_parameters <= 7.4
+    layers = {parameter_name(layer.name): layer.mode for layer in manifest.parts[0].layers if layer.mode[0] == "i"}
+    assert {choice.name for choice in report.weights} == layers.keys()
+    if report.chosen == "searched":
+        assert {choice.name: choice.format.partition(":")[0] for choice in report.weights} == layers
+    assert report.contenders[0].kl_divergence.value > 0
+
+
+@pytest.mark.slow
+def test_a_plan_makes_measures_and_tunes_it(
+    checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plan.yaml").write_text(
+        json.dumps(
+            {
+                "models": [{"source": str(checkpoint), "name": "seeing"}],
+                "recipes": ["int8"],
+                "evaluation": {"dataset": str(text), "seq_len": 32, "num_windows": 4},
+                "benchmark": {"prompt_tokens": [8], "new_tokens": [3], "picture_sizes": [0, 56], "repetitions": 1},
+                "tune": {
+                    "dataset": str(text),
+                    "seq_len": 32,
+                    "chunk": 8,
+                    "num_windows": 2,
+                    "workloads": ["chat:8/3"],
+                    "repetitions": 3,
+                    "budget": "10s",
+                },
+                "output": str(tmp_path / "out"),
+            }
+        )
+    )
+    in_process(monkeypatch)
+    report = llmcompress.run_plan(llmcompress.load_plan(tmp_path / "plan.yaml"))
+    assert report.rows[0].failure is None
+    assert report.rows[0].made == ("compress", "evaluate", "benchmark")
+    found = read_measurements(tmp_path / "out" / "seeing" / "int8")
+    assert found.tuning is not None
+    assert found.benchmark is not None
+    assert [case.picture_size for case in found.benchmark.cases] == [0, 56]
+    again = llmcompress.run_plan(llmcompress.load_plan(tmp_path / "plan.yaml"))
+    assert all(row.made == () for row in again.rows)
+
+
+def test_tuned_options_lie_in_the_language_model(int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino as ov
+
+    _save(int8, "language_model", tmp_path, {"KV_CACHE_PRECISION": "f16"})
+    found = ov.Core().read_model(tmp_path / "openvino_language_model.xml")
+    assert str(found.get_rt_info(["runtime_options", "KV_CACHE_PRECISION"]).value) == "f16"
+    names = [path.name for path in int8.iterdir()]
+    assert (decoder_part(names), decoder_part(["openvino_model.xml"])) == ("language_model", "model")
+    stored = (int8 / "openvino_language_model.bin").read_bytes()
+    assert (tmp_path / "openvino_language_model.bin").read_bytes() == stored
