@@ -10,7 +10,7 @@ DEVELOPMENT := $(VENV)/.installed-dev
 # SEED, COUNT and COMMANDS of a run, or the folder of a saved input to REPLAY.
 FUZZ := $(if $(REPLAY),--replay $(REPLAY),--seed $(or $(SEED),0) --count $(or $(COUNT),10000) --commands $(or $(COMMANDS),200))
 
-.PHONY: demo test slow fuzz lint docs notebooks format dist clean
+.PHONY: demo test slow fuzz faults faults-all lint docs notebooks format dist clean
 
 demo: $(INSTALLED)
 	$(BIN)/llmcompress demo
@@ -25,6 +25,21 @@ slow: $(DEVELOPMENT)
 
 fuzz: $(DEVELOPMENT)
 	$(BIN)/python tests/fuzz_run.py $(FUZZ)
+
+# Kills, full disks, a Hub that fails, changed bytes: a sample in about 20 minutes, and all of it, which goes on where
+# an earlier call was ended. docs/faults.md
+faults: $(DEVELOPMENT)
+	PYTHONPATH=tests $(BIN)/python tests/faults/sweep.py --every 40 --limit-s 600
+	PYTHONPATH=tests $(BIN)/python tests/faults/hub_requests.py --every 5
+	PYTHONPATH=tests $(BIN)/python tests/faults/flips.py --count 300
+	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py --num-runs 1000
+
+faults-all: $(DEVELOPMENT)
+	mkdir -p build
+	PYTHONPATH=tests $(BIN)/python tests/faults/sweep.py --limit-s 7200 --state build/faults.jsonl
+	PYTHONPATH=tests $(BIN)/python tests/faults/hub_requests.py --state build/hub-faults.jsonl
+	PYTHONPATH=tests $(BIN)/python tests/faults/flips.py
+	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .

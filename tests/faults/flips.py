@@ -1,0 +1,122 @@
+"""One changed byte, at 1,000 places of an artifact, each of which ``verify`` must find; and files cut short.
+
+    PYTHONPATH=tests python tests/faults/flips.py --count 1000 --state points.jsonl
+
+Places are spread over all files by a seed: their first and last bytes, and others at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import random
+import tempfile
+from pathlib import Path
+
+from interception import Ended
+from points import Point, Points, table
+from scenes import TEXT
+
+SEED = 29
+
+
+def artifact(place: Path) -> Path:
+    """One with all reports that a directory can hold."""
+    from tiny_models import build_checkpoint
+
+    from llmcompress.cli import run
+
+    model, made = build_checkpoint(place / "model", num_hidden_layers=1), place / "artifact"
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        run(["compress", str(model), "-r", "int4", "--set", "weights.group_size=32", "-o", str(made)])
+        run(["eval", str(made), "--reference", str(model), "--dataset", str(TEXT), "--num-windows", "1", "--seq-len",
+             "16"])  # fmt: skip
+        run(["card", str(made)])
+    return made
+
+
+def places(directory: Path, count: int) -> list[tuple[Path, int]]:
+    """Files and offsets in them."""
+    chance = random.Random(SEED)
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
+    # Reports and the card are no part of what the manifest promises; the manifest itself is.
+    files = [path for path in files if path.name not in {"eval.json", "README.md"}]
+    chosen = [(path, offset) for path in files for offset in (0, path.stat().st_size - 1)]
+    sizes = [path.stat().st_size for path in files]
+    while len(chosen) < count:
+        # Half of them in files of equal chance, or all would fall into the weights.
+        weights = sizes if len(chosen) % 2 else None
+        (path,) = chance.choices(files, weights)
+        chosen.append((path, chance.randrange(path.stat().st_size)))
+    return chosen[:count]
+
+
+def verified(directory: Path) -> Ended:
+    from llmcompress.cli import run
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run(["verify", str(directory)])
+    return Ended(code, out.getvalue(), err.getvalue(), outlived=False)
+
+
+def flipped(directory: Path, path: Path, offset: int) -> Point:
+    """Change one bit of one byte, and put it back."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        (old,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([old ^ 1 << offset % 8]))
+        file.flush()
+        ended = verified(directory)
+        file.seek(offset)
+        file.write(bytes([old]))
+    return _judged("a bit flips", directory, path, offset, ended)
+
+
+def cut(directory: Path, path: Path, size: int) -> Point:
+    """Cut a file, and put it back."""
+    content = path.read_bytes()
+    path.write_bytes(content[:size])
+    ended = verified(directory)
+    path.write_bytes(content)
+    return _judged("a file is cut", directory, path, size, ended)
+
+
+def _judged(fault: str, directory: Path, path: Path, offset: int, ended: Ended) -> Point:
+    name = path.relative_to(directory).as_posix()
+    wrong = []
+    if ended.returncode == 0:
+        wrong.append("verify found nothing")
+    elif ended.returncode != 4:
+        wrong.append(f"exit code {ended.returncode}")
+    elif path.name != "llmcompress.json" and path.name not in ended.stdout + ended.stderr:
+        wrong.append("the file is not named")
+    return Point("verify", fault, offset, name, ended.returncode, [], [], wrong)
+
+
+def main() -> None:
+    """Flip and cut, and print the counts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1000, help="of flips")
+    parser.add_argument("--state", type=Path, help="file to add the points to, a line of JSON each")
+    args = parser.parse_args()
+    points = Points(args.state)
+    with tempfile.TemporaryDirectory(prefix="llmcompress-faults-") as folder:
+        made = artifact(Path(folder))
+        if verified(made).returncode:
+            raise SystemExit("the artifact does not verify undisturbed")
+        for path, offset in places(made, args.count):
+            points.add(flipped(made, path, offset))
+        for path in sorted(each for each in made.rglob("*") if each.is_file() and each.stat().st_size > 1):
+            if path.name not in {"eval.json", "README.md"}:
+                for share in (0, 1 / 64, 0.5, 63 / 64):
+                    points.add(cut(made, path, int(share * path.stat().st_size)))
+        if verified(made).returncode:
+            raise SystemExit("the artifact was not put back")
+    print(table(points.all))
+
+
+if __name__ == "__main__":
+    main()

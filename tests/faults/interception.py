@@ -1,0 +1,129 @@
+"""Runs of a command whose calls to the file system are counted, and of which one meets a fault.
+
+A small library is put in front of libc's (``LD_PRELOAD``): it counts over all processes and threads of a run, which
+strace cannot, and costs no time. It is compiled on the spot.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+SOURCE = Path(__file__).with_name("calls.c")
+LIMIT_S = 300
+GRACE_S = 60
+"""In which all processes of a group have to end after the first one."""
+
+
+class Injection(NamedTuple):
+    """What one call meets, and with ``later`` those after it."""
+
+    at: int
+    """Counted from 1."""
+    act: str
+    """As in ``calls.c``: group, self, term, int, short, or an errno."""
+    later: bool = False
+
+
+class Call(NamedTuple):
+    """A call that changed something."""
+
+    number: int
+    name: str
+    path: str
+
+
+class Ended(NamedTuple):
+    """How a run ended; ``returncode`` is minus the signal's number if a signal ended it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    outlived: bool
+    """Whether a process of its group was still there a while after the first one had ended."""
+
+
+def why_not() -> str:
+    """Why no run can be intercepted here; empty if one can."""
+    if os.name != "posix" or not Path("/proc/self/fd").is_dir():
+        return "calls are intercepted on Linux"
+    return "" if shutil.which("cc") else "there is no C compiler (cc)"
+
+
+def build(directory: Path) -> Path:
+    """Compile the library into a directory."""
+    library = directory / "calls.so"
+    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wno-format-truncation"]
+    subprocess.run(["cc", *options, "-o", str(library), str(SOURCE), "-ldl"], check=True)
+    return library
+
+
+def run(
+    command: Sequence[str],
+    library: Path,
+    under: Sequence[Path],
+    environment: Mapping[str, str],
+    *,
+    injection: Injection | None = None,
+    cwd: Path | None = None,
+) -> tuple[Ended, list[Call]]:
+    """Run a command to its end; returns its calls below ``under``, in order, up to the fault."""
+    counter, log = library.with_name("counter"), library.with_name("log")
+    counter.write_bytes(bytes(8))
+    log.unlink(missing_ok=True)
+    settings = {
+        "LD_PRELOAD": str(library),
+        "FAULTS_UNDER": ":".join(map(str, under)),
+        "FAULTS_COUNTER": str(counter),
+        "FAULTS_LOG": str(log),
+    }
+    if injection is not None:
+        settings |= {"FAULTS_AT": str(injection.at), "FAULTS_ACT": injection.act}
+        settings |= {"FAULTS_LATER": "1"} if injection.later else {}
+    ended = _to_its_end(command, {**environment, **settings}, cwd)
+    lines = log.read_text(errors="surrogateescape").splitlines() if log.exists() else []
+    calls = [Call(int(number), name, path) for number, name, path in (line.split(" ", 2) for line in lines)]
+    return ended, calls
+
+
+def _to_its_end(command: Sequence[str], environment: Mapping[str, str], cwd: Path | None) -> Ended:
+    # A group of its own, which a signal can reach as a terminal does.
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=dict(environment),
+        cwd=cwd,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    deadline = time.monotonic() + GRACE_S
+    while (outlived := _is_alive(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if outlived:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return Ended(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"), outlived)
+
+
+def _is_alive(group: int) -> bool:
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False

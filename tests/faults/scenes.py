@@ -1,0 +1,169 @@
+"""The commands that are swept, each with the place that it needs and what it may leave.
+
+Small enough that a run takes seconds: what is injected is faults, not load.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent.parent
+SECRET = "hf_canaryfaultsfaultsfaultsfaultsfault"
+PARTS = ("in", "out", "cache", "home", "tmp", "work")
+TEXT = ROOT / "llmcompress" / "data" / "heldout.txt"
+
+Settings = Mapping[str, str]
+
+
+class Scene(NamedTuple):
+    """A command and its place."""
+
+    name: str
+    prepare: Callable[[Path, Settings], None]
+    """Fills a place, once; what is in ``out`` and ``cache`` then is what every run begins with."""
+    arguments: Callable[[Path], list[str]]
+    codes: frozenset[int] = frozenset({1, 3, 8, 10, 130, 143})
+    """With which the command may end where a file system or a signal stopped it."""
+    begins_cold: bool = False
+    """Whether each run begins with the cache as prepared, not as a first run left it."""
+
+
+def environment(place: Path) -> dict[str, str]:
+    """What a run in a place sees of its surroundings; nothing of the person's who sweeps."""
+    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LC_ALL", "VIRTUAL_ENV")}
+    return kept | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(place / "home"),
+        "TMPDIR": str(place / "tmp"),
+        "LLMCOMPRESS_CACHE": str(place / "cache" / "llmcompress"),
+        "LLMCOMPRESS_GRAPH_CACHE": "off",
+        "LLMCOMPRESS_PROGRESS_S": "86400",
+        "HF_HOME": str(place / "cache" / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_TOKEN": SECRET,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "llmcompress", *map(str, arguments)]
+
+
+def made(place: Path, settings: Settings, *arguments: str | Path) -> None:
+    """Run a command of the preparation."""
+    done = subprocess.run(
+        command(*arguments), env={**environment(place), **settings}, cwd=place / "work", capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"the preparation failed: {done.stderr}")
+
+
+def _checkpoint(place: Path) -> Path:
+    from tiny_models import build_checkpoint
+
+    return build_checkpoint(place / "in" / "model", num_hidden_layers=1)
+
+
+def _text(place: Path) -> Path:
+    return Path(shutil.copy(TEXT, place / "in" / "text.txt"))
+
+
+def _learning(place: Path) -> Path:
+    recipe = place / "in" / "learned.yaml"
+    recipe.write_text(
+        "name: learned\nweights: {mode: int4_asym, group_size: 32}\n"
+        f"training: {{method: distillation, dataset: {place}/in/text.txt, num_samples: 4, seq_len: 32, num_steps: 3,\n"
+        "  batch_size: 2, num_validation_samples: 2, num_validations: 2}\n"
+    )
+    return recipe
+
+
+def _plan(place: Path) -> None:
+    (place / "in" / "plan.yaml").write_text(
+        f"output: {place}/out/models\nmodels: [{place}/in/model]\n"
+        "recipes: [int8, {recipe: int4, name: small, set: {weights.group_size: 32}}]\n"
+    )
+
+
+def _old(place: Path, settings: Settings) -> None:
+    """An output that a run replaces."""
+    made(place, settings, "compress", place / "in/model", "-r", "int8", "-o", place / "out/model")
+
+
+INT4 = ("-r", "int4", "--set", "weights.group_size=32")
+
+
+def _compress(place: Path, settings: Settings) -> None:
+    _checkpoint(place)
+    _old(place, settings)
+
+
+def _kept(place: Path, settings: Settings) -> None:
+    _compress(place, settings)
+    on = {**settings, "LLMCOMPRESS_GRAPH_CACHE": "on"}
+    made(place, on, "compress", place / "in/model", *INT4, "-o", place / "work/first", "--graph-cache")
+    shutil.rmtree(place / "work/first")
+
+
+def _gguf(place: Path, settings: Settings) -> None:
+    from gguf_fixture import write_gguf
+
+    write_gguf(_checkpoint(place), place / "in" / "model.gguf")
+    shutil.rmtree(place / "in" / "model")
+
+
+def _evaluated(place: Path, settings: Settings) -> None:
+    _text(place)
+    _compress(place, settings)
+
+
+def _learned(place: Path, settings: Settings) -> None:
+    _evaluated(place, settings)
+    _learning(place)
+
+
+def _planned(place: Path, settings: Settings) -> None:
+    _checkpoint(place)
+    _plan(place)
+
+
+def _to(place: Path, source: str, *options: str | Path) -> list[str]:
+    """Compress something into the place's output."""
+    return command("compress", place / "in" / source, *options, "-o", place / "out/model", "--overwrite")
+
+
+def _search(place: Path) -> list[str]:
+    text = ("--dataset", place / "in/text.txt", "--num-samples", "4", "--seq-len", "32", "--num-windows", "4")
+    rest = ("--num-probes", "0", "-o", place / "out/model", "--overwrite")
+    return command("search", place / "in/model", "--bits", "6", *text, *rest)
+
+
+def _eval(place: Path) -> list[str]:
+    text = ("--dataset", place / "in/text.txt", "--num-windows", "2", "--seq-len", "32")
+    return command("eval", place / "out/model", "--reference", place / "in/model", *text, "--backend", "stateful")
+
+
+SCENES: tuple[Scene, ...] = (
+    Scene("compress", _compress, lambda place: _to(place, "model", *INT4)),
+    Scene(
+        "compress by a kept graph",
+        _kept,
+        lambda place: ["env", "LLMCOMPRESS_GRAPH_CACHE=on", *_to(place, "model", *INT4)],
+    ),
+    Scene("keep a graph", _compress, lambda place: _to(place, "model", *INT4, "--graph-cache"), begins_cold=True),
+    Scene("import a GGUF file", _gguf, lambda place: _to(place, "model.gguf")),
+    Scene("train", _learned, lambda place: _to(place, "model", "-r", place / "in/learned.yaml")),
+    Scene("search", _evaluated, _search),
+    Scene("eval", _evaluated, _eval),
+    Scene("run a plan", _planned, lambda place: command("run", place / "in/plan.yaml")),
+    Scene("write a card", _compress, lambda place: command("card", place / "out/model")),
+    Scene("prune the cache", _kept, lambda place: command("cache", "prune", "--all"), begins_cold=True),
+)

@@ -1,0 +1,244 @@
+"""Kills and errors at every call of every command that changes a file system, and what was lost or leaked.
+
+    PYTHONPATH=tests python tests/faults/sweep.py --every 20                    # a sample
+    PYTHONPATH=tests python tests/faults/sweep.py --scene compress --fault K1   # a part of it
+    PYTHONPATH=tests python tests/faults/sweep.py --scene compress --fault K1 --at 37   # one point again
+
+Points are kept in ``--state`` as they are tried, so that a later call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import interception
+from interception import Call, Ended, Injection
+from invariants import leaks, said_badly, tree, units
+from points import Point, Points, table
+from scenes import PARTS, SCENES, SECRET, Scene, environment
+
+WRITTEN = ("out", "cache", "home", "tmp", "work")
+LASTING = ("out", "home", "work")
+"""Where nothing may be left that an undisturbed run does not leave."""
+
+
+class Fault(NamedTuple):
+    """What is put at a call."""
+
+    name: str
+    what: str
+    act: str
+    later: bool = False
+
+    def injection(self, at: int) -> Injection:
+        return Injection(at, self.act, self.later)
+
+
+FAULTS = (
+    Fault("K1", "all processes are killed", "group"),
+    Fault("K1-worker", "the process that calls is killed", "self"),
+    Fault("K2-int", "Ctrl-C", "int"),
+    Fault("K2-term", "SIGTERM to the group", "term"),
+    Fault("D1-once", "one call finds no room", str(errno.ENOSPC)),
+    Fault("D1", "no call finds room any more", str(errno.ENOSPC), later=True),
+    Fault("D4-EIO", "every later call ends in an error of the device", str(errno.EIO), later=True),
+    Fault("D4-EDQUOT", "the quota is used up", str(errno.EDQUOT), later=True),
+    Fault("D4-EACCES", "one call is not permitted", str(errno.EACCES)),
+    Fault("D4-short", "every write takes half of its bytes", "short", later=True),
+)
+
+
+class Truth(NamedTuple):
+    """What a scene begins with, and what an undisturbed run makes of it."""
+
+    inputs: dict[str, str]
+    old: dict[str, str]
+    new: dict[str, str]
+    names: set[str]
+    """Of all that is in ``out``, ``home`` and ``work`` after it."""
+    calls: list[Call]
+
+
+class Sweep(NamedTuple):
+    """A scene in its place, and the library that its runs are given."""
+
+    scene: Scene
+    place: Path
+    library: Path
+
+    def run(self, injection: Injection | None = None) -> tuple[Ended, list[Call]]:
+        under = [self.place / part for part in PARTS if part != "in"]
+        arguments, settings = self.scene.arguments(self.place), environment(self.place)
+        return interception.run(arguments, self.library, under, settings, injection=injection, cwd=self.place / "work")
+
+
+def begun(sweep: Sweep, warm: Path) -> Truth:
+    """Prepare a place, keep what every run begins with, and run twice undisturbed.
+
+    Args:
+        sweep: What is swept.
+        warm: A cache with compiled kernels.
+
+    Raises:
+        RuntimeError: Two undisturbed runs differ, or one fails, so that nothing could be told from a disturbed one.
+    """
+    for part in PARTS:
+        (sweep.place / part).mkdir(parents=True)
+    shutil.copytree(warm, sweep.place / "cache", dirs_exist_ok=True)
+    sweep.scene.prepare(sweep.place, {})
+    template = sweep.place / "template"
+    for part in WRITTEN:
+        shutil.copytree(sweep.place / part, template / part, symlinks=True)
+    inputs, old = tree(sweep.place / "in"), units(sweep.place / "out")
+    # What the first run keeps later ones find.
+    _whole(sweep)
+    if not sweep.scene.begins_cold:
+        shutil.rmtree(template / "cache")
+        shutil.copytree(sweep.place / "cache", template / "cache", symlinks=True)
+    found = []
+    for _ in range(2):
+        restore(sweep.place)
+        calls = _whole(sweep)
+        found.append((units(sweep.place / "out"), _names(sweep.place)))
+    if found[0] != found[1]:
+        raise RuntimeError(f"two undisturbed runs differ: {_difference(*(each[0] for each in found))}")
+    new, names = found[0]
+    return Truth(inputs, old, new, names, calls)
+
+
+def warm_up(place: Path, cache: Path) -> None:
+    """Have kernels compiled once for all scenes, into a cache that each gets a copy of."""
+    for part in PARTS:
+        (place / part).mkdir(parents=True)
+    SCENES[0].prepare(place, {})
+    shutil.move(place / "cache", cache)
+    shutil.rmtree(place)
+
+
+def _whole(sweep: Sweep) -> list[Call]:
+    ended, calls = sweep.run()
+    if ended.returncode:
+        raise RuntimeError(f"an undisturbed run failed: {ended.stderr}")
+    return calls
+
+
+def restore(place: Path) -> None:
+    """Make a place what every run begins with."""
+    for part in WRITTEN:
+        shutil.rmtree(place / part)
+        shutil.copytree(place / "template" / part, place / part, symlinks=True)
+
+
+def _names(place: Path) -> set[str]:
+    return {path.relative_to(place).as_posix() for part in LASTING for path in (place / part).rglob("*")}
+
+
+def _difference(first: dict[str, str], later: dict[str, str]) -> list[str]:
+    return sorted(name for name in first.keys() | later.keys() if first.get(name) != later.get(name))
+
+
+def tried(sweep: Sweep, truth: Truth, fault: Fault, call: Call) -> Point:
+    """Put a fault at a call, and check what must hold then, and after the same command once more."""
+    restore(sweep.place)
+    ended, seen = sweep.run(fault.injection(call.number))
+    lost, wrong = [], []
+    leaked = list(leaks(sweep.place, ended, SECRET))
+    met = seen[call.number - 1] if len(seen) >= call.number else None
+    try:
+        found = units(sweep.place / "out")
+        for name in found.keys() | truth.old.keys() | truth.new.keys():
+            if found.get(name) not in (truth.old.get(name), truth.new.get(name)):
+                lost.append(f"{name} is neither the old nor the new one")
+    except (ValueError, OSError, KeyError) as error:
+        found = {}
+        lost.append(f"not whole: {error}")
+    if ended.returncode == 0:
+        if not lost and found != truth.new:
+            wrong.append(f"exit code 0, but {_difference(found, truth.new)} differ from an undisturbed run")
+    else:
+        wrong += said_badly(ended, sweep.scene.codes)
+    # Beside the fault itself, what a kill leaves is for the next run to clear away.
+    if not lost:
+        lost += _after_another(sweep, truth)
+        leaked += [f"left behind: {name}" for name in sorted(_names(sweep.place) - truth.names)]
+    if tree(sweep.place / "in") != truth.inputs:
+        lost.append("an input was changed")
+    where = f"{met.name} {_shown(met.path, sweep.place)}" if met else "not reached"
+    return Point(sweep.scene.name, fault.name, call.number, where, ended.returncode, lost, leaked, wrong)
+
+
+def _after_another(sweep: Sweep, truth: Truth) -> Iterator[str]:
+    ended, _ = sweep.run()
+    if ended.returncode:
+        yield f"the next run ended with {ended.returncode}: {ended.stderr.strip()[-300:]}"
+        return
+    try:
+        if (found := units(sweep.place / "out")) != truth.new:
+            yield f"the next run made something else: {_difference(found, truth.new)}"
+    except (ValueError, OSError, KeyError) as error:
+        yield f"not whole after the next run: {error}"
+
+
+def _shown(path: str, place: Path) -> str:
+    """Without what differs from run to run."""
+    return re.sub(r"[0-9a-f]{8,}", "*", path.removeprefix(f"{place}/"))
+
+
+def chosen(calls: Iterable[Call], every: int) -> list[Call]:
+    """Each ``every``-th call, all that rename, and the last one."""
+    calls = list(calls)
+    deciding = ("rename", "renameat", "renameat2")
+    return [
+        call
+        for number, call in enumerate(calls, 1)
+        if number % every == 0 or call.name in deciding or number == len(calls)
+    ]
+
+
+def main() -> None:
+    """Sweep, and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scene", nargs="*", choices=[scene.name for scene in SCENES], help="default: all")
+    parser.add_argument("--fault", nargs="*", choices=[fault.name for fault in FAULTS], help="default: all")
+    parser.add_argument("--every", type=int, default=1, help="of the calls; renames are always tried")
+    parser.add_argument("--at", type=int, help="this call alone")
+    parser.add_argument(
+        "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
+    )
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no point after so many seconds")
+    args = parser.parse_args()
+    if reason := interception.why_not():
+        sys.exit(f"not swept: {reason}")
+    points = Points(args.state)
+    deadline = time.monotonic() + args.limit_s
+    with tempfile.TemporaryDirectory(prefix="llmcompress-faults-") as folder:
+        library, warm = interception.build(Path(folder)), Path(folder) / "warm"
+        warm_up(Path(folder) / "first", warm)
+        for number, scene in enumerate(SCENES):
+            if args.scene and scene.name not in args.scene:
+                continue
+            sweep = Sweep(scene, Path(folder) / f"place-{number}", library)
+            truth = begun(sweep, warm)
+            print(f"{scene.name}: {len(truth.calls)} calls", flush=True)
+            called = chosen(truth.calls, args.every) if args.at is None else truth.calls[args.at - 1 : args.at]
+            for fault in FAULTS:
+                if args.fault and fault.name not in args.fault:
+                    continue
+                for call in called:
+                    if not points.has(scene.name, fault.name, call.number) and time.monotonic() < deadline:
+                        points.add(tried(sweep, truth, fault, call))
+            shutil.rmtree(sweep.place)
+    print(table(points.all))
+
+
+if __name__ == "__main__":
+    main()
