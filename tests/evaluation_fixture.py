@@ -30,7 +30,8 @@ def recipes() -> dict[str, Recipe]:
 
 
 def spec_of(text: Path, **options: Any) -> EvalSpec:
-    values: dict[str, Any] = {"seq_len": SEQ_LEN, "num_windows": NUM_WINDOWS, "precision": "pinned", **options}
+    values: dict[str, Any] = {"seq_len": SEQ_LEN, "num_windows": NUM_WINDOWS, "precision": "pinned"}
+    values |= {"backend": "stateful", **options}
     return EvalSpec(dataset=str(text), **{name: value for name, value in values.items() if value is not None})
 
 

@@ -85,7 +85,7 @@ def test_pinned_the_stateful_graph_is_torchs_and_the_paged_one_genais(
     directory = (
         request.getfixturevalue("artifact")("none") if name == "ref_model" else request.getfixturevalue("demo_artifact")
     )
-    spec = spec_of(wikitext, num_windows=4)
+    spec = spec_of(wikitext, backend="both", num_windows=4)
     windows = windows_of(checkpoint, wikitext, num_windows=4).windows
     report = llmcompress.evaluate(directory, spec)
     stateful, paged = report.backends
@@ -202,7 +202,7 @@ def test_a_device_that_refuses_the_paged_graph_is_no_end(
         raise RuntimeError("own call stack\nno kernel for it")
 
     monkeypatch.setattr(preparation, "generate", refuse)
-    report = llmcompress.evaluate(artifact("int8"), spec_of(wikitext, num_windows=1))
+    report = llmcompress.evaluate(artifact("int8"), spec_of(wikitext, backend="both", num_windows=1))
     assert report.paged_refusal == "the graph has no paged form: the device refuses it: no kernel for it"
 
 
@@ -217,7 +217,7 @@ def test_other_devices_are_scored_stateful() -> None:
 
 
 def report_of(artifact: Path, wikitext: Path, reference: Path) -> EvalReport:
-    return llmcompress.evaluate(artifact, spec_of(wikitext, num_windows=2), reference=reference)
+    return llmcompress.evaluate(artifact, spec_of(wikitext, backend="both", num_windows=2), reference=reference)
 
 
 def test_the_gate_judges_the_worse_backend(wikitext: Path, artifact: Artifacts, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_the_gate_judges_the_worse_backend(wikitext: Path, artifact: Artifacts, 
 
 
 def test_a_report_of_the_stateful_graph_alone_does_not_answer_for_both(wikitext: Path, artifact: Artifacts) -> None:
-    spec = spec_of(wikitext, num_windows=1)
+    spec = spec_of(wikitext, backend="both", num_windows=1)
     report = llmcompress.evaluate(artifact("int8"), spec)
     asked = Evaluation(**{**spec.model_dump(), "dataset": wikitext.name})
     assert answers(report, asked)
@@ -277,7 +277,7 @@ def test_an_unknown_backend_is_refused() -> None:
 def test_the_backend_has_its_share_of_the_damage(wikitext: Path, artifact: Artifacts) -> None:
     report = llmcompress.evaluate(
         artifact("u4-cache"),
-        spec_of(wikitext, precision="as_used", num_windows=4),
+        spec_of(wikitext, backend="both", precision="as_used", num_windows=4),
         reference=artifact("none"),
         split_damage=True,
     )

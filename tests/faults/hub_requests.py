@@ -52,12 +52,15 @@ class Talk(NamedTuple):
 
     name: str
     arguments: Callable[[Path], list[str]]
+    changed_by: frozenset[str] = frozenset()
+    """Faults after which another result is the right one: a manifest names the commit that it was made from."""
 
 
 TALKS = (
     Talk(
         "compress from the Hub",
         lambda place: ["compress", MODEL, "-r", "int8", "-o", f"{place}/out/model", "--overwrite"],
+        frozenset({"another commit"}),
     ),
     Talk("verify on the Hub", lambda place: ["verify", ARTIFACT]),
     Talk(
@@ -221,7 +224,7 @@ def main() -> None:
             requests, whole = undisturbed(stage, talk)
             print(f"{talk.name}: {requests} requests", flush=True)
             places = range(0, requests, args.every) if args.at is None else [args.at]
-            for kind in args.fault or KINDS:
+            for kind in args.fault or [kind for kind in KINDS if kind not in talk.changed_by]:
                 for at in places:
                     if not points.has(talk.name, kind, at):
                         points.add(tried(stage, talk, kind, at, whole, inputs))
