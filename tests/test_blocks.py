@@ -44,14 +44,21 @@ QUICK = {
     "graph-cache.md llmcompress compress base -r int4-sym -o base-ov --graph-cac",
 }
 """Blocks that the default run carries out, by their names."""
-ELSEWHERE = {"first-run.md": "tests/test_first_run.py"}
-"""Pages whose blocks are run by a test of their own."""
+ELSEWHERE = {
+    "first-run.md $ llmcompress compress HuggingFaceTB/SmolLM2-135M-Instruct -": "tests/test_first_run.py",
+    'plans.md pip install "llmcompress[ray]"': "tests/test_cluster.py",
+}
+"""Blocks that are run by a test of their own: with a terminal, with a cluster."""
 OF_ALL = {"--help", "--version", "--install-completion"}
 """Options of the program itself."""
 SMALLER = (
-    (r"--budget\0\S+?(?=\0|$)", "--budget\0002s"),
+    (r"--budget\0\S+?(?=\0|$)", "--budget\00020s"),
     (r"budget: \w+", "budget: 2s"),
-    # Tuning every artifact takes minutes; another plan of the page tunes some.
+    (r"EvalSpec\(", "EvalSpec(num_windows=4, "),
+    # A few jobs of a plan, one tuned.
+    (r"^run\0sweep.yaml$", "run\0sweep.yaml\0--only\0checkpoint/searched\0--only\0checkpoint/awq-own-text"),
+    (r"llama-1b/\*", "llama-1b/int4"),
+    (r"^run\0tuned.yaml$", "run\0tuned.yaml\0--only\0*/int4"),
     (r"(?m)^tune: +# .*\n( .*\n)+", ""),
     (r"training\.num_steps=\d+", "training.num_steps=2"),
     (r"num_(steps|samples|windows): \d+", r"num_\1: 4"),
@@ -98,7 +105,7 @@ def by_name(blocks: list[Block]) -> Any:
 
 def to_run(blocks: list[Block]) -> Any:
     """Each of the blocks as a test, slow unless it is known as quick."""
-    chosen = [block for block in blocks if block.page not in ELSEWHERE]
+    chosen = [block for block in blocks if not any(block.name.startswith(each) for each in ELSEWHERE)]
     cases = [pytest.param(each, marks=[] if each.name in QUICK else pytest.mark.slow, id=each.name) for each in chosen]
     return pytest.mark.parametrize("block", cases)
 
@@ -189,10 +196,10 @@ def test_a_recipe_or_a_plan_is_accepted(block: Block, world: Path, tmp_path: Pat
     load(block, place)
 
 
-def load(block: Block, folder: Path) -> Any:
+def load(block: Block, folder: Path, name: str = "") -> Any:
     """What the block says, by the loader of a recipe or a plan, as a file in a folder."""
     said = yaml.safe_load(block.text)
-    path = folder / file_of(block)
+    path = folder / (name or file_of(block))
     path.write_text(block.text, encoding="utf-8")
     if "models" in said:
         return llmcompress.load_plan(path)
@@ -283,7 +290,10 @@ def prepare(block: Block, here: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPa
     page = next(path for path in PAGES if path.name == block.page)
     for other in blocks_of(page):
         if other.language == "yaml":
-            load(other._replace(text=small_text(other.text)), here)
+            text = small_text(other.text)
+            if block.language == "python" and "search:" in text:
+                text = yaml.safe_dump(yaml.safe_load(text) | {"models": ["./checkpoint"], "recipes": ["int8"]})
+            load(other._replace(text=text), here, file_of(other))
 
 
 def compare(command: Command, printed: str) -> None:
@@ -296,7 +306,7 @@ def compare(command: Command, printed: str) -> None:
 @to_run(of_kind("python"))
 def test_python_does_what_it_says(block: Block, here: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare(block, here, hub, monkeypatch)
-    exec(compile(block.text, block.place, "exec"), given(block))
+    exec(compile(small_text(block.text), block.place, "exec"), given(block))
 
 
 def given(block: Block) -> dict[str, Any]:

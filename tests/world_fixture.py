@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,14 +34,13 @@ def build_world(folder: Path) -> Path:
     llmcompress.compress(model, "int4", folder / ARTIFACTS[0], progress=None)
     for name in ARTIFACTS[1:]:
         shutil.copytree(folder / ARTIFACTS[0], folder / name)
-    lines = BUNDLED_TEXT.read_text(encoding="utf-8").splitlines()
-    for place, name in enumerate(TEXTS):
-        # No two have a line in common.
-        part = lines[place :: len(TEXTS)]
-        part = part[: len(part) // 2] if name == "texts" else part * 2
-        (folder / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
-        rows = (json.dumps({"text": line}) for line in part if line)
-        (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    words = BUNDLED_TEXT.read_text(encoding="utf-8").split()
+    for name in TEXTS:
+        # No two have a sequence of words in common.
+        drawn = random.Random(name)
+        rows = [" ".join(drawn.choices(words, k=60)) for _ in range(150)]
+        (folder / f"{name}.txt").write_text("\n".join(rows), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows), encoding="utf-8")
     (folder / "chat.jsonl").write_text("\n".join([json.dumps(CONVERSATION)] * 40), encoding="utf-8")
     (folder / "my-recipe.yaml").write_text("name: my-recipe\nweights: {mode: int8_sym}\n")
     return folder
@@ -48,9 +48,9 @@ def build_world(folder: Path) -> Path:
 
 def add_quantized(folder: Path) -> None:
     """What is quantized already: a checkpoint, files of GGUF and ONNX."""
-    shutil.copytree(HERE / "quantized_checkpoints" / "gptq-4", folder / "SOURCE")
-    shutil.copy(folder / "checkpoint" / "tokenizer.json", folder / "SOURCE")
-    shutil.copy(folder / "checkpoint" / "tokenizer_config.json", folder / "SOURCE")
+    from quantized_fixture import LAYOUTS, quantized
+
+    quantized(folder / "checkpoint", folder / "SOURCE", LAYOUTS["gptq-4"])
     shutil.copy(HERE / "gguf_models" / "k-quants.gguf", folder / "model.Q4_K_M.gguf")
     (folder / "REPOSITORY").mkdir()
     for name in ("NAME.gguf", "other.gguf"):
