@@ -20,21 +20,22 @@ from llmcompress.system.progress import Reporter, silent
 HERE = Path(__file__).parent
 CHECKPOINTS = ("checkpoint", "path/to/checkpoint", "MODEL", "ORIGINAL", "base", "fine-tune", "ref-llama-8m")
 ARTIFACTS = ("model-int4-ov", "model-none-ov", "ref-int4", "some/openvino/directory")
-TEXTS = ("texts", "other", "train", "heldout", "wikitext2-test-part1")
+TEXTS = ("texts", "other", "train", "heldout", "wikitext2-test-part1", "hub")
 LLAMAS = ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct")
 SEES = "google/gemma-3-4b-it"
 CONVERSATION = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
 
 
 def build_world(folder: Path) -> Path:
-    """Make the folder; a model of one layer stands for every text model."""
-    model = build_checkpoint(folder / CHECKPOINTS[0], num_hidden_layers=1, max_position_embeddings=8192)
+    """Make the folder; a model of two layers stands for every text model."""
+    model = build_checkpoint(folder / CHECKPOINTS[0], num_hidden_layers=2, max_position_embeddings=8192)
     for name in CHECKPOINTS[1:]:
         shutil.copytree(model, folder / name)
     llmcompress.compress(model, "int4", folder / ARTIFACTS[0], progress=None)
     for name in ARTIFACTS[1:]:
         shutil.copytree(folder / ARTIFACTS[0], folder / name)
-    words = BUNDLED_TEXT.read_text(encoding="utf-8").split()
+    # No word of many tokens, which would be a sequence that texts have in common.
+    words = [word for word in BUNDLED_TEXT.read_text(encoding="utf-8").split() if len(word) < 20]
     for name in TEXTS:
         # No two have a sequence of words in common.
         drawn = random.Random(name)
@@ -55,8 +56,7 @@ def add_quantized(folder: Path) -> None:
     (folder / "REPOSITORY").mkdir()
     for name in ("NAME.gguf", "other.gguf"):
         shutil.copy(folder / "model.Q4_K_M.gguf", folder / "REPOSITORY" / name)
-    for path in (HERE / "onnx_models" / "genai-int4").iterdir():
-        shutil.copy(path, folder)
+    shutil.copytree(HERE / "onnx_models" / "genai-int4", folder / "model")
 
 
 def add_picture(path: Path) -> None:
