@@ -267,12 +267,13 @@ def grid(bench: Bench, file: Path) -> list[Point]:
 
 
 def points() -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """The grid: a name, the weights of a recipe, and whether it needs data."""
+    """The grid: a name, the weights of a recipe, and whether it needs data; what loses least comes first."""
     whole = [f"{mode}:{size}" for mode in ("int4_sym", "int4_asym") for size in (32, 64, 128)]
-    for text in (*whole, "int3_sym:64", "int3_sym:128", "int2_sym:32", "int2_sym:64"):
-        for method, fields in METHODS.items():
-            for ratio in (1, 0.8, 0.6, 0.4, 0.2) if text in ("int4_sym:128", "int4_asym:64") else (1,):
+    for method, ratio in itertools.product(reversed(METHODS), (1, 0.8, 0.6, 0.4, 0.2)):
+        for text in (*whole, "int3_sym:64", "int3_sym:128", "int2_sym:32", "int2_sym:64"):
+            if ratio == 1 or text in ("int4_sym:128", "int4_asym:64"):
                 base = uniform(parse_format(text)).model_dump(exclude_defaults=True)
+                fields = METHODS[method]
                 yield f"{text}, {method}, ratio {ratio}", {**base, **fields, "ratio": float(ratio)}, bool(fields)
 
 
