@@ -21,6 +21,7 @@ import filecmp
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -161,8 +162,10 @@ def write_page(results: dict[str, dict[str, Any]], path: Path) -> None:
 def generate_llava(directory: Path, *, layers: int = 14, vision_layers: int = 20) -> Path:
     """Write a Llava of a real shape with random bf16 weights: 1.0 B parameters, of which 0.25 B see."""
     import torch
-    from tiny_models import write_tokenizer
     from transformers import AutoConfig, AutoModelForImageTextToText
+
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+    from tiny_models import write_tokenizer
     from vision_fixture import CONFIGS, TEXT, TOKENS, make_processor, template
 
     text = {

@@ -247,8 +247,10 @@ def test_what_is_not_done_with_it_is_refused_by_name(checkpoint: Path, text: Pat
     with pytest.raises(RecipeError, match="of which nothing is pruned") as caught:
         require_parts(found, pruned)
     assert caught.value.where == "recipe int4: pruning"
-    controlled = load_recipe("int8-ptq-accuracy", [f"calibration.dataset={text}"])
-    with pytest.raises(RecipeError, match="accuracy control runs text models") as caught:
+    controlled = load_recipe(
+        "int8-ptq-accuracy", [f"calibration={json.dumps(with_pictures(text.with_suffix('.jsonl')))}"]
+    )
+    with pytest.raises(RecipeError, match="accuracy control goes by text, which the calibration is not") as caught:
         require_parts(found, controlled)
     assert caught.value.where == "recipe int8-ptq-accuracy: activations.accuracy_control"
     with_adapters = load_recipe("int4-learned", [f"training.dataset={text}", "training.method=fq_lora"])
@@ -600,3 +602,20 @@ def test_tuned_options_lie_in_the_language_model(int8: Path, tmp_path: Path, mon
     assert (decoder_part(names), decoder_part(["openvino_model.xml"])) == ("language_model", "model")
     stored = (int8 / "openvino_language_model.bin").read_bytes()
     assert (tmp_path / "openvino_language_model.bin").read_bytes() == stored
+
+
+@pytest.mark.slow
+def test_accuracy_control_keeps_what_it_must_of_the_language_model(
+    loaded: llmcompress.LoadedModel, text: Path, tmp_path: Path
+) -> None:
+    calibration = {"dataset": str(text), "num_samples": 3, "seq_len": 24}
+    control = {"metric": "kl_divergence", "max_drop": 1e-6, "num_samples": 4, "max_num_iterations": 2}
+    activations = {"mode": "int8", "accuracy_control": {**control, "keep_best": True}}
+    made = {"name": "kept", "method": "activations", "activations": activations, "calibration": calibration}
+    report = llmcompress.compress(loaded, Recipe.model_validate(made), tmp_path / "out")
+    assert report.activations is not None
+    accuracy = report.activations.accuracy
+    assert accuracy is not None
+    # Of random weights in 8 bits something is lost, and less where two groups of operations went back.
+    assert 0 < accuracy.drop < accuracy.drop_quantized
+    assert len(accuracy.reverted) == 2

@@ -45,14 +45,11 @@ def after_eval(report: EvalReport, source: str, spec: EvalSpec, reference: str |
         return
     found = read_measurements(directory)
     write_line("")
-    # Of vision-language models no other command goes on from here.
-    given = None if found.manifest.parts else advice(report, found.manifest.recipe)
+    given = advice(report, found.manifest.recipe)
     if given is not None:
         stdout().print(facts_table(_advice_facts(given)))
     _print_written([directory / EVAL_REPORT] if _holds(found.evaluation, report) else [])
-    if found.manifest.parts:
-        print_next("card", [source])
-    elif given is None:
+    if given is None:
         if found.benchmark is None:
             print_next("bench", [source])
         else:

@@ -63,9 +63,10 @@ def _not_of_parts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     activations, training = recipe.activations, recipe.training
     if recipe.pruning is not None:
         yield "pruning", "of which nothing is pruned", "take a recipe without it"
-    if activations is not None and activations.accuracy_control is not None:
-        hint = "remove it, and look at the damage with llmcompress eval"
-        yield "activations.accuracy_control", "and accuracy control runs text models", hint
+    shown = recipe.calibration is not None and recipe.calibration.image_field is not None
+    if shown and activations is not None and activations.accuracy_control is not None:
+        hint = "take a text for calibration, or remove it and look at the damage with llmcompress eval"
+        yield "activations.accuracy_control", "and accuracy control goes by text, which the calibration is not", hint
     if training is not None and training.method == "fq_lora":
         yield "training.method", "and NNCF puts adapters on all of its parts", "take distillation or blocks"
 

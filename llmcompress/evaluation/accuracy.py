@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from llmcompress.errors import DataError
 from llmcompress.evaluation.graph import FIRST, REFERENCE_LOGITS, TARGETS, add_scores, vocabulary_size
 from llmcompress.evaluation.statistics import exact_kl
-from llmcompress.graph.device import PINNED, compile_model, decoder_inputs, input_names
-from llmcompress.graph.recurrence import recurrence
+from llmcompress.graph.device import PINNED, compile_model
+from llmcompress.graph.joining import text_feed
 
 if TYPE_CHECKING:
     import numpy as np
     import openvino as ov
     from numpy.typing import NDArray
+
+    from llmcompress.graph.joining import TextFeed
 
     Window = NDArray[np.int64]
     """``[seq_len]``"""
@@ -39,7 +41,9 @@ SCALES = {
 }
 
 
-def accuracy_metric(name: str, reference: ov.Model, windows: Sequence[Window]) -> AccuracyMetric:
+def accuracy_metric(
+    name: str, reference: ov.Model, windows: Sequence[Window], feed: TextFeed | None = None
+) -> AccuracyMetric:
     """A function that says how good a compiled decoder is on some of the windows, and on each of them alone.
 
     Higher is better: minus the perplexity, 1 minus the KL divergence from the reference in nats per token, or the
@@ -51,6 +55,7 @@ def accuracy_metric(name: str, reference: ov.Model, windows: Sequence[Window]) -
         reference: A stateful decoder.
         windows: int64 ``[seq_len]`` each, all of one length; for the divergence the reference's logits of all are
             kept, float32 ``[seq_len - 1, vocabulary]`` each.
+        feed: Of a decoder that does not take token ids.
 
     Raises:
         DataError: The reference gives numbers that are not finite.
@@ -58,11 +63,11 @@ def accuracy_metric(name: str, reference: ov.Model, windows: Sequence[Window]) -
     """
     import numpy as np
 
-    compiled = compile_model(reference, "CPU", PINNED)
+    compiled, feed = compile_model(reference, "CPU", PINNED), feed or text_feed(reference)
     score = _scorer(vocabulary_size(reference), "divergence" if name == "kl_divergence" else "nll")
     references: dict[bytes, NDArray[np.float32]] = {}
     for number, window in enumerate(windows, 1):
-        logits = _logits(compiled, window)
+        logits = _logits(compiled, feed(window[:-1]))
         if not np.isfinite(logits).all():
             raise DataError(
                 f"{name} cannot be computed: the uncompressed model gives NaN or infinite logits on held-out window "
@@ -73,7 +78,7 @@ def accuracy_metric(name: str, reference: ov.Model, windows: Sequence[Window]) -
         references[window.tobytes()] = logits if name == "kl_divergence" else logits.argmax(axis=1)
 
     def values(model: ov.CompiledModel, window: Window) -> float:
-        logits = _logits(model, window)
+        logits = _logits(model, feed(window[:-1]))
         known = references[window.tobytes()]
         if name == "top1_agreement":
             return float((logits.argmax(axis=1) == known).mean())
@@ -94,9 +99,8 @@ def accuracy_metric(name: str, reference: ov.Model, windows: Sequence[Window]) -
 GIVEN = "given_logits"
 
 
-def _logits(compiled: ov.CompiledModel, window: Window) -> NDArray[np.float32]:
-    """``[seq_len - 1, vocabulary]``; a request of its own has an empty cache."""
-    inputs = decoder_inputs(window[None, :-1], 0, input_names(compiled), recurrence(compiled))
+def _logits(compiled: ov.CompiledModel, inputs: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """``[tokens, vocabulary]``; a request of its own has an empty cache."""
     found = compiled.create_infer_request().infer(inputs)["logits"]
     logits: NDArray[np.float32] = found[0]
     return logits

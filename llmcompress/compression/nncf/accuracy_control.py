@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
     from llmcompress.data import CalibrationWindows
+    from llmcompress.graph.joining import TextFeed
 
 SMOOTHING = "/nncf_smooth_quant"
 """The end of the name that NNCF gives to the multiplication which SmoothQuant inserts."""
@@ -35,6 +36,7 @@ def quantize_with_accuracy_control(
     dataset: nncf.Dataset,
     validation: CalibrationWindows,
     arguments: dict[str, Any],
+    feed: TextFeed,
 ) -> tuple[ov.Model, AccuracyRecord]:
     """Quantize a model, and revert what costs most until the metric on the held-out windows dropped by little enough.
 
@@ -47,6 +49,7 @@ def quantize_with_accuracy_control(
         dataset: For calibration.
         validation: Held out from it.
         arguments: Of ``nncf.quantize``, as ``quantize_arguments`` gives them.
+        feed: Of the decoder.
 
     Raises:
         DataError: the metric cannot be computed for the reference.
@@ -55,7 +58,7 @@ def quantize_with_accuracy_control(
     import nncf
 
     held_out = list(validation.token_ids)
-    metric = accuracy_metric(control.metric, model, held_out)
+    metric = accuracy_metric(control.metric, model, held_out, feed)
     given = {name: value for name, value in arguments.items() if name not in ("mode", "advanced_parameters")}
     restorer = nncf.quantization.advanced_parameters.AdvancedAccuracyRestorerParameters(
         ranking_subset_size=control.ranking_num_samples or control.num_samples,

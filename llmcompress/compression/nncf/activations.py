@@ -65,7 +65,8 @@ def quantize_activations(
             quantized = nncf.quantize(model, dataset, **arguments)
         else:
             assert held_out is not None
-            quantized, accuracy = quantize_with_accuracy_control(model, control, dataset, held_out, arguments)
+            given = dataset, held_out, arguments, samples.feed
+            quantized, accuracy = quantize_with_accuracy_control(model, control, *given)
     # What stays in floating point is still the memory of the source.
     keep_alive(quantized, memory_owners(model))
     mark_as_optimized(quantized)
