@@ -254,7 +254,8 @@ def speed(runs: int) -> tuple[str, list[str]]:
         cells += [f"{found['output_bytes'] / 1e9:.2f} GB", "equal" if found["equal"] else "DIFFER"]
         lines.append(f"| {' | '.join(cells)} |")
     load = f"load of the machine {min(loads):.1f} to {max(loads):.1f} on {os.cpu_count()} cores"
-    sides = f"`llmcompress` first, then `optimum-cli`; {runs} runs of each, medians"
+    often = "one run of each" if runs == 1 else f"{runs} runs of each, medians"
+    sides = f"`llmcompress` first, then `optimum-cli`; {often}"
     return f"A checkpoint of {size / 1e9:.2f} GB; {sides}; {load}.", lines
 
 
