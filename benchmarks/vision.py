@@ -3,7 +3,10 @@
 A tiny random model of each type is made with its processor, loaded and compressed to int8 and int4 by llmcompress and
 by stock Optimum in the same environment: the weights of every part are compared, byte by byte. Stock Optimum opens the
 uncompressed output, whose logits of a text and of a question with a picture are compared with torch's in f32, and the
-tokens that both generate. At last OpenVINO GenAI answers a question with a picture from the int8 directory.
+tokens that both generate. OpenVINO GenAI answers a question with a picture from the int8 directory, and what its
+answers lost is measured as by `llmcompress eval`. At last the language model is taken out alone, where the exporter
+takes its type: the bytes at int4 against stock Optimum's of a text checkpoint saved by transformers, its logits against
+torch's.
 
 Each type has a process of its own, on the layer that llmcompress takes for it. What is done is kept in RESULTS.
 
@@ -78,6 +81,53 @@ def _largest(expected: Any, found: Any) -> float:
     return max(float((one - other).abs().max()) for one, other in zip(expected, found, strict=False))
 
 
+def lost(directory: Path, original: Any) -> float:
+    """KL divergence of the original's answers to two of the bundled questions about pictures, in exact arithmetic."""
+    import llmcompress
+    from llmcompress.data.pictures import read_pictures
+    from llmcompress.evaluation.pictures import Looking, look
+    from llmcompress.graph.device import properties_of
+
+    asked = read_pictures("bundled")
+    how = Looking(asked._replace(questions=asked.questions[:2]), "CPU", properties_of("CPU", "pinned"), 0.95)
+    found = look(llmcompress.load(directory, tokenizer=False), original, how, lambda progress: None).record
+    assert found is not None
+    assert found.divergence is not None
+    return found.divergence.kl_divergence.value
+
+
+def alone(checkpoint: Path, work: Path) -> dict[str, Any]:
+    """The language model as a text model: the error of its logits, and whether its bytes at int4 are stock's."""
+    import numpy as np
+    import torch
+    from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
+    from transformers import AutoModelForImageTextToText
+    from vision_fixture import text_checkpoint
+
+    import llmcompress
+    from llmcompress.errors import ModelError
+
+    try:
+        loaded = llmcompress.load(checkpoint, text_only=True)
+    except ModelError as error:
+        return {"refused": error.message}
+    llmcompress.compress(loaded, "none", work / "text-none")
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, 256, (1, 24)))
+    module = AutoModelForImageTextToText.from_pretrained(checkpoint).to(torch.float32).eval()
+    model = OVModelForCausalLM.from_pretrained(work / "text-none", ov_config=F32)
+    with torch.no_grad():
+        error = float((model(ids, attention_mask=torch.ones_like(ids)).logits - module(ids).logits).abs().max())
+    llmcompress.compress(loaded, llmcompress.load_recipe("int4", OVERRIDES["int4"]), work / "text")
+    OVModelForCausalLM.from_pretrained(
+        text_checkpoint(checkpoint, work / "text-checkpoint"),
+        export=True,
+        compile=False,
+        quantization_config=OVWeightQuantizationConfig(**OPTIONS["int4"]),
+    ).save_pretrained(work / "text-stock")
+    same = filecmp.cmp(work / "text" / "openvino_model.bin", work / "text-stock" / "openvino_model.bin", shallow=False)
+    return {"type": loaded.config["model_type"], "error": error, "same": same}
+
+
 def answered(directory: Path) -> str:
     """What OpenVINO GenAI says instead of answering; empty where it answers."""
     import numpy as np
@@ -118,6 +168,8 @@ def measure(model_type: str) -> dict[str, Any]:
             same = filecmp.cmpfiles(work / name, work / f"stock-{name}", files, shallow=False)[0]
             found[name] = sorted(set(files) - set(same))
         found["genai"] = answered(work / "int8")
+        found["lost"] = lost(work / "int8", loaded)
+        found["alone"] = alone(checkpoint, work)
         return {**found, "seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -132,12 +184,13 @@ def run_apart(model_type: str) -> dict[str, Any]:
 def page(results: dict[str, dict[str, Any]]) -> list[str]:
     """The lines of the table in Markdown."""
     lines = [
-        "| type | transformers | parts | int8 | int4 | logits of text | with a picture | tokens | GenAI |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| type | transformers | parts | int8 | int4 | logits of text | with a picture | tokens | GenAI | "
+        "answers at int8 | language model alone |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in sorted(results.items()):
         if found["state"] != "run":
-            lines.append(f"| {name} | {found['transformers']} | {found['reason'].replace('|', '/')} | | | | | | |")
+            lines.append(f"| {name} | {found['transformers']} | {found['reason'].replace('|', '/')} | | | | | | | | |")
             continue
         bound = MAX_RECURRENT_ERROR if name.startswith("qwen3_5") else MAX_ERROR
         logits = [f"{'equal' if error <= bound else 'DIFFER'}, {error:.0e}" for error in found["errors"].values()]
@@ -147,8 +200,16 @@ def page(results: dict[str, dict[str, Any]]) -> list[str]:
         parts = ", ".join(part.removesuffix("_model") for part in found["parts"])
         genai = "answers" if not found["genai"] else found["genai"].replace("|", "/")
         cells = [name, found["transformers"], parts, *same, *logits, "equal" if found["tokens"] else "differ", genai]
+        cells += [f"{found['lost']:.1e} nats", _alone_text(found["alone"], bound)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _alone_text(found: dict[str, Any], bound: float) -> str:
+    if "refused" in found:
+        return "refused by name"
+    logits = f"logits {'equal' if found['error'] <= bound else 'DIFFER'}, {found['error']:.0e}"
+    return f"{found['type']}: int4 {'equal' if found['same'] else 'differs'}, {logits}"
 
 
 def write_page(results: dict[str, dict[str, Any]], path: Path) -> None:

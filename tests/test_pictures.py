@@ -11,20 +11,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_hub import FakeHub, running, use
+from PIL import Image
+from push_fixture import TOKEN, evaluation, held
 from summary_fixture import write_evaluation, write_model
 from vision_fixture import build_vision, picture
 
 import llmcompress
+from llmcompress.artifact import write_report
 from llmcompress.cli.evaluation_report import print_evaluation
 from llmcompress.data.pictures import read_pictures
 from llmcompress.errors import DataError, ModelError, UsageError
 from llmcompress.evaluation.pictures import Looked, Looking, embedding_error, look, look_where_it_runs, score
 from llmcompress.graph.device import properties_of
+from llmcompress.loaders.processor import open_processor
 from llmcompress.loaders.seeing import Reply, answer, language_inputs, open_sight, picture_prompt
+from llmcompress.loaders.source import fetch_weights, resolve
 from llmcompress.report.text import interval_text
 from llmcompress.summary.table import lines
 
 KIND = "llava"
+PARTS = ("vision_embeddings_model", "text_embeddings_model")
 QUESTION = "What is it?"
 
 
@@ -84,6 +91,9 @@ def test_the_pictures_that_come_along_are_the_same_everywhere() -> None:
     # Of a disc of radius 130 in a square of 448.
     assert (circle[..., 1] < 100).mean() == pytest.approx(np.pi * 130**2 / 448**2, rel=0.01)
     assert found.sha256 == SHA256
+    (house,) = (each.picture for each in found.questions if each.name == "house")
+    with Image.open(Path(__file__).parent.parent / "docs" / "images" / "house.png") as shown:
+        assert shown.convert("RGB").tobytes() == house.tobytes()
 
 
 SHA256 = "82538bfcf3276a01e95fcfa4fc0ea7aa35cfca1608cefeeda3ce380f7af5cc4e"
@@ -235,6 +245,27 @@ def test_a_model_that_cannot_be_asked_is_measured_on(
     two = dataclasses.replace(loaded, source=loaded.source._replace(path=own.parent))
     with pytest.raises(ModelError, match="its processor cannot be opened"):
         open_sight(two, "CPU", {})
+
+
+def test_it_goes_to_the_hub_and_comes_back_whole(
+    looked: Looked, int8: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shutil.copytree(int8, tmp_path / "model")
+    write_report(model, "eval.json", evaluation(model).model_copy(update={"pictures": looked.record}))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with running(FakeHub()) as server:
+        use(server.url, tmp_path / "cache", monkeypatch)
+        report = llmcompress.push_to_hub(model, "acme/model")
+        assert {f"openvino_{part}.bin" for part in ("language_model", *PARTS)} <= {file.path for file in report.files}
+        page = held(server.repos["acme/model"])["README.md"].decode()
+        assert "pipeline_tag: image-text-to-text" in page
+        assert 'openvino_genai.VLMPipeline(snapshot_download("acme/model"), "CPU")' in page
+        assert "KL divergence of answers about pictures" in page
+        back = fetch_weights(resolve("acme/model", vision=True))
+        assert back.sees
+        assert llmcompress.verify(back.path).ok
+        assert llmcompress.load(back, tokenizer=False).parts.keys() == set(PARTS)
+        open_processor(back.path)
 
 
 def test_two_models_that_read_a_question_otherwise_are_not_compared(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,18 @@ def build_vision(model_type: str, directory: Path, **overrides: Any) -> Path:
     processor.chat_template = template(model_type)
     processor.save_pretrained(directory)
     return directory
+
+
+def text_checkpoint(whole: Path, output: Path) -> Path:
+    """The language model as transformers itself saves it: its class, built anew, with tensors taken over by name."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+    opened = AutoModelForImageTextToText.from_pretrained(whole)
+    module = AutoModelForCausalLM.from_config(opened.config.text_config, dtype=opened.dtype)
+    prefix = re.compile(r"^model\.(language|text)_model\.")
+    tensors = {prefix.sub("model.", name): tensor for name, tensor in opened.state_dict().items()}
+    missing, _ = module.load_state_dict(tensors, strict=False)
+    assert not [name for name in missing if name != "lm_head.weight"]
+    module.save_pretrained(output)
+    AutoTokenizer.from_pretrained(whole).save_pretrained(output)
+    return output

@@ -33,6 +33,7 @@ from llmcompress.cli.options import (
     Overwrite,
     Revision,
     Source,
+    TextOnly,
     TrustRemoteCode,
     Verbose,
     in_panels,
@@ -126,6 +127,7 @@ def compress(
         ),
     ] = None,
     file: ModelFile = None,
+    text_only: TextOnly = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -139,7 +141,8 @@ def compress(
     llmcompress compress model.Q4_K_M.gguf -o out
     """
     opened = (
-        revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context, requantize, file
+        revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context, requantize,
+        file, text_only,
     )  # fmt: skip
     found: list[_Request] = []
 
@@ -332,11 +335,13 @@ def _print(report: CompressionReport, source: str, output_dir: Path, *, stages: 
     if before:
         sizes += f" ({report.size_bytes / before:.0%})"
     revision = f" @ {report.provenance.revision[:12]}" if report.provenance.revision else ""
+    whole = report.provenance.language_model_of
+    part = f", the language model of {whole}" if whole else ""
     recipe = report.recipe.name + (f": {report.recipe.description}" if report.recipe.description else "")
     model = f"{report.provenance.architecture}, {count_text(report.num_parameters)} parameters"
     facts = {
         "Model": f"{output_dir.name}  ({model})",
-        "Source": f"{source}{revision}  ({report.provenance.dtype})",
+        "Source": f"{source}{revision}  ({report.provenance.dtype}{part})",
         "Recipe": recipe,
         "Size": sizes,
         "Bits per weight": f"{report.bits_per_weight:.2f}",

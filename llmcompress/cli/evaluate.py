@@ -196,8 +196,8 @@ def _gate_error(gate: GateRecord, asked: Collection[str], source: str) -> GateEr
 
 
 def _opened_by(access: Access) -> dict[str, Any]:
-    """How a source is opened, by the parameters' names; that it may be compressed again is for compress alone."""
-    left_out = {"requantize"} if access.file else {"requantize", "file"}
+    """How a source is opened, by the parameters' names; what compress alone does is left out."""
+    left_out = {"requantize", "text_only"} | (set() if access.file else {"file"})
     return {name: value for name, value in access._asdict().items() if name not in left_out}
 
 

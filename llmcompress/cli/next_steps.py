@@ -113,11 +113,11 @@ def _holds(there: Record | None, report: Record) -> bool:
 
 
 def _access_options(access: Access) -> list[str]:
-    """Everything but the revision, which is pinned by then."""
+    """Everything but the revision, which is pinned by then, and the part, which a comparison is of anyway."""
     from llmcompress.report.options import option_name
 
     found = []
-    for name, value in access._replace(revision=None)._asdict().items():
+    for name, value in access._replace(revision=None, text_only=False)._asdict().items():
         if value:
             found += [option_name(name)] if value is True else [option_name(name), str(value)]
     return found

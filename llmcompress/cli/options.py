@@ -71,6 +71,9 @@ def places_of_file(file: str | None, places: Collection[str]) -> set[str]:
 MergeAdapter = Annotated[
     bool, _of_sources("--merge-adapter", help="Merge a LoRA directory into the base model that it names.")
 ]
+TextOnly = Annotated[
+    bool, _of_sources("--text-only", help="Take the language model of a vision-language checkpoint alone.")
+]
 MaxContext = Annotated[
     int | None,
     _of_sources("--max-context", min=1, metavar="TOKENS", help="The model's context. Default: config.json's"),

@@ -61,6 +61,7 @@ def compress(
     engine: Engine = "llmcompress",
     requantize: bool = False,
     file: str | None = None,
+    text_only: bool = False,
     save_checkpoint: str | Path | None = None,
     graph_cache: bool | None = None,
     progress: ProgressOption = "auto",
@@ -88,6 +89,7 @@ def compress(
             layer was made.
         requantize: Compress a checkpoint that is quantized already again: its floats are computed from its codes.
         file: The GGUF or ONNX file that is meant, of a directory or repository that holds several.
+        text_only: Take the language model of a vision-language checkpoint alone, as a causal language model.
         save_checkpoint: Where the pruned checkpoint is kept too, as transformers saves it, before its weights are
             compressed; nothing may be there.
         graph_cache: Use the graph of another checkpoint of this configuration where one is kept, and keep this one:
@@ -120,7 +122,16 @@ def compress(
     if not isinstance(recipe, Recipe) and recipe not in RECOMMENDED:
         recipe = load_recipe(recipe)
     access = Access(
-        revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, max_context, requantize, file
+        revision,
+        trust_remote_code,
+        offline,
+        allow_nonfinite,
+        allow_links,
+        merge_adapter,
+        max_context,
+        requantize,
+        file,
+        text_only,
     )
     if isinstance(source, LoadedModel):
         _refuse_loading_options(source, access)
@@ -261,7 +272,15 @@ def prepare_for_layer(
 def _refuse_loading_options(loaded: LoadedModel, access: Access) -> None:
     given = [
         name
-        for name in ("revision", "trust_remote_code", "allow_nonfinite", "allow_links", "merge_adapter", "file")
+        for name in (
+            "revision",
+            "trust_remote_code",
+            "allow_nonfinite",
+            "allow_links",
+            "merge_adapter",
+            "file",
+            "text_only",
+        )
         if getattr(access, name)
     ]
     if given:

@@ -59,6 +59,8 @@ def require_prunable_source(source: Source, recipe: Recipe) -> None:
     problem = None
     if source.layout == "ir":
         problem = "an OpenVINO model has no layers in torch that could be taken out"
+    elif source.text_only:
+        problem = "it is the language model of a vision-language checkpoint"
     elif is_repacked(source.config):
         problem = "the weights of this checkpoint are quantized already"
     elif source.config.get("auto_map") and source.trust_remote_code:

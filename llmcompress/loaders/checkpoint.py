@@ -19,6 +19,7 @@ from llmcompress.errors import ModelError
 from llmcompress.graph.model import forget_conversion, keep_alive, memory_owners, read_ir
 from llmcompress.loaders.adapter import Adapter, adapters_left_out, merge
 from llmcompress.loaders.exporter import TASK
+from llmcompress.loaders.language_model import language_model, load_whole
 from llmcompress.loaders.tensor_names import refuse_other_tensors
 from llmcompress.report.file_names import MODEL, MODEL_XML, part_of
 from llmcompress.system.patching import replaced
@@ -43,6 +44,8 @@ class Given(NamedTuple):
     """Names of tensors that the model's class may drop."""
     after_load: Callable[[Any], None] | None = None
     """Called with the loaded model, before it is traced."""
+    whole: Path | None = None
+    """The vision-language checkpoint whose language model it is."""
 
 
 def convert_checkpoint(
@@ -186,9 +189,11 @@ class _StrictLoader:
         self._storages = storages
 
     def from_pretrained(self, directory: str, **kwargs: Any) -> Any:
-        where = Path(directory).name
+        where = (self._given.whole or Path(directory)).name
         try:
-            if self._given.tensors is None:
+            if self._given.whole is not None:
+                model, info = load_whole(self._given.whole, **kwargs)
+            elif self._given.tensors is None:
                 model, info = self._model_class.from_pretrained(directory, output_loading_info=True, **kwargs)
             else:
                 model, info = self._from_tensors(directory, self._given.tensors, **kwargs)
@@ -199,6 +204,8 @@ class _StrictLoader:
                 hint="the tensors' names and shapes must be those that config.json describes",
             ) from error
         refuse_other_tensors(info, type(model).__name__, where, self._given.unneeded)
+        if self._given.whole is not None:
+            model = language_model(model, where)
         if self._given.adapter is not None:
             model = merge(model, self._given.adapter)
         if self._given.after_load is not None:

@@ -20,6 +20,7 @@ from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.environments import needed_layer, on_layer
 from llmcompress.loaders.exporter import task_of
 from llmcompress.loaders.generation import read_generation_config
+from llmcompress.loaders.language_model import exported_directory, whole_config
 from llmcompress.loaders.layout import ir_files
 from llmcompress.loaders.model_card import gguf_card, read_source_card
 from llmcompress.loaders.quantized.declaration import declared, is_repacked, quantization_method
@@ -119,6 +120,7 @@ def load(
     allow_links: bool = False,
     merge_adapter: bool = False,
     file: str | None = None,
+    text_only: bool = False,
     tokenizer: bool = True,
     scratch_dir: Path | None = None,
     checked: CheckedWeights | None = None,
@@ -135,6 +137,7 @@ def load(
         allow_links: Follow links that leave the source's directory.
         merge_adapter: Load the base model of an adapter's directory and merge the adapter into it.
         file: The GGUF or ONNX file that is meant, of a directory or repository that holds several.
+        text_only: Take the language model of a vision-language checkpoint alone.
         tokenizer: Load the tokenizer, and fail where there is none.
         scratch_dir: Existing empty directory for the exporter's configuration files, and for its staged IR should
             the in-memory way be closed; by default a temporary one.
@@ -150,7 +153,16 @@ def load(
     progress = reporter(progress)
     quiet_libraries()
     if not isinstance(source, Source):
-        access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links, merge_adapter, file=file)
+        access = Access(
+            revision,
+            trust_remote_code,
+            offline,
+            allow_nonfinite,
+            allow_links,
+            merge_adapter,
+            file=file,
+            text_only=text_only,
+        )
         source = resolve(source, access, vision=True)
     return load_source(
         source,
@@ -247,14 +259,21 @@ def _load_checkpoint(
     found = source_weights(source, checked.checkpoint)
     kept, plain = None, checked.checkpoint if found is None else found.plain
     parts: dict[str, ov.Model] = {}
+    num_parameters = parameters_of(plain)
     if found is None:
-        parts = convert_parts(
-            source.path,
-            scratch_dir,
-            task=task_of(source.config),
-            trust_remote_code=source.trust_remote_code,
-            given=Given(source.adapter),
-        )
+        counts: list[int] = []
+        given = Given(source.adapter)
+        if source.text_only:
+            given = Given(after_load=lambda taken: counts.append(taken.num_parameters()), whole=source.path)
+        with exported_directory(source) as directory:
+            parts = convert_parts(
+                directory,
+                scratch_dir,
+                task=task_of(source.config),
+                trust_remote_code=source.trust_remote_code,
+                given=given,
+            )
+        num_parameters = counts[0] if counts else num_parameters
         model = _taken(parts)
     else:
         model, kept = convert_quantized(source, found, scratch_dir, allow_nonfinite=checked.allow_nonfinite)
@@ -268,7 +287,7 @@ def _load_checkpoint(
         generation_config=read_generation_config(source.path),
         provenance=provenance,
         source=source,
-        num_parameters=parameters_of(plain),
+        num_parameters=num_parameters,
         mapped_share=mapped_share(model),
         kept=kept,
         parts=parts,
@@ -362,6 +381,7 @@ def _provenance(source: Source, dtype: str, files: tuple[FileRecord, ...]) -> Pr
         quantization=_quantization(source),
         card=_card(source),
         adapter=AdapterRecord(id=adapter.id, revision=adapter.revision) if adapter else None,
+        language_model_of=str(whole_config(source).get("model_type")) if source.text_only else None,
     )
 
 

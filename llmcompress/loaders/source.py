@@ -17,6 +17,7 @@ from llmcompress.loaders.adapter import (
     require_adapter,
 )
 from llmcompress.loaders.exporter import VISION_TASK, task_of
+from llmcompress.loaders.language_model import text_config
 from llmcompress.loaders.layout import (
     IR_SIDE_FILES,
     TEMPLATES,
@@ -89,6 +90,8 @@ class Source(NamedTuple):
     """The headers of GGUF or ONNX files that hold the model; of GGUF ``path`` is a directory made of their metadata."""
     folder: str = ""
     """Of a Hub source: the folder of its repository that ``path`` is; empty: all of it."""
+    text_only: bool = False
+    """It is the language model of the vision-language checkpoint there; ``config`` is its own."""
 
     @property
     def name(self) -> str:
@@ -127,13 +130,16 @@ def resolve(source: str | Path, access: Access = Access(), *, vision: bool = Fal
         vision: Take the checkpoint of a vision-language model too.
 
     Raises:
-        UsageError: neither an existing path nor a Hub id, a revision with a path, or several GGUF or ONNX models.
-        ModelError: no readable ``config.json``, nothing that can be loaded, or a vision-language model that is not
-            asked for.
+        UsageError: neither an existing path nor a Hub id, a revision with a path, several GGUF or ONNX models, or
+            the language model alone of what is no vision-language checkpoint.
+        ModelError: no readable ``config.json``, nothing that can be loaded, a vision-language model that is not
+            asked for, or one whose language model is not exported alone.
         HubError: no such repository, no access, no network, or not cached.
         SecurityError: a file name or link that leaves the model's directory.
     """
     found = _found(source, access)
+    if access.text_only:
+        return _language_model_of(found)
     if not vision and found.sees:
         raise ModelError(
             f"{found.config.get('model_type')} is a vision-language model, which this cannot take yet",
@@ -142,6 +148,16 @@ def resolve(source: str | Path, access: Access = Access(), *, vision: bool = Fal
             "Optimum's OVModelForVisualCausalLM run; llmcompress eval measures it on text, chat shows it pictures",
         )
     return found
+
+
+def _language_model_of(found: Source) -> Source:
+    if found.layout == "ir" or found.adapter is not None or found.container is not None:
+        raise UsageError(
+            "`text_only` takes the language model of a vision-language checkpoint, and this is none",
+            where=found.name,
+            hint="give the checkpoint, or leave it out",
+        )
+    return found._replace(config=text_config(found.config, found.name), text_only=True)
 
 
 def _found(source: str | Path, access: Access) -> Source:
@@ -319,7 +335,8 @@ def identity(source: Source) -> list[object]:
         others = [] if source.is_gguf else _identity(source.id, source.revision, source.path)
         return [source.id, source.revision, str(held.path) if source.id is None else None, files, *others]
     merged = [] if adapter is None else _identity(adapter.id, adapter.revision, adapter.path)
-    return [*_identity(source.id, source.revision, source.path), *merged]
+    alone = ["text_only"] if source.text_only else []
+    return [*_identity(source.id, source.revision, source.path), *merged, *alone]
 
 
 def _identity(hub_id: str | None, revision: str | None, directory: Path) -> list[object]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from llmcompress.errors import ModelError
 from llmcompress.loaders.architecture import EXPORT_EMBEDDINGS
 from llmcompress.loaders.exporter import auto_class
+from llmcompress.loaders.language_model import whole_config
 from llmcompress.loaders.source import Source
 from llmcompress.loaders.tensors import Checkpoint
 
@@ -54,7 +55,7 @@ def require_same_tensors(source: Source, checkpoint: Checkpoint, unneeded: Set[s
         config = AutoConfig.from_pretrained(source.path, local_files_only=True)
         # The tensors are those of the model without it.
         vars(config).pop("quantization_config", None)
-        model_class = auto_class(source.config)._model_mapping[type(config)]
+        model_class = auto_class(whole_config(source))._model_mapping[type(config)]
         _, info = model_class.from_pretrained(
             None,
             config=config,

@@ -7,6 +7,7 @@ from typing import Any
 from llmcompress.errors import ModelError, last_line
 from llmcompress.loaders.adapter import adapters_left_out, merge
 from llmcompress.loaders.exporter import auto_class
+from llmcompress.loaders.language_model import language_model, load_whole
 from llmcompress.loaders.source import Source
 
 
@@ -18,12 +19,11 @@ def load_torch_model(source: Source) -> Any:
     """
     try:
         with adapters_left_out():
+            how = {"local_files_only": True, "use_safetensors": True, "torch_dtype": "auto"}
+            if source.text_only:
+                return language_model(load_whole(source.path, **how)[0], source.name)
             model = auto_class(source.config).from_pretrained(
-                source.path,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=source.trust_remote_code,
-                torch_dtype="auto",
+                source.path, trust_remote_code=source.trust_remote_code, **how
             )
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(

@@ -48,6 +48,7 @@ def _compress(manifest: CompressionReport, base: BaseModel, directory: str) -> s
     words += ["--merge-adapter"] if adapter is not None else []
     words += ["--requantize"] if manifest.provenance.is_quantized and manifest.recipe.weight_passes else []
     words += _file(base, manifest.provenance)
+    words += ["--text-only"] if manifest.provenance.language_model_of else []
     words += ["--trust-remote-code"] if manifest.provenance.trust_remote_code else []
     words += ["--no-tokenizer"] if manifest.tokenizer == "none" else []
     return command_line(["llmcompress", "compress"], [source], words)

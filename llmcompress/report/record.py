@@ -96,6 +96,8 @@ class Provenance(Record):
     """What was merged into the model, which all else here is of."""
     quantization: QuantizationRecord | None = None
     """None where the source is not quantized."""
+    language_model_of: str | None = None
+    """The type of the vision-language checkpoint whose language model it is; None of a whole model."""
     card: SourceCard | None = None
     """None where the source has no README or it was not at hand offline, and in manifests of earlier versions."""
 

@@ -31,6 +31,8 @@ class Access(NamedTuple):
     """Compress a checkpoint again that is quantized already."""
     file: str | None = None
     """The GGUF or ONNX file that is meant, of a directory or repository that holds several; of a split one any part."""
+    text_only: bool = False
+    """Take the language model of a vision-language checkpoint alone."""
 
     def of_candidate(self) -> Access:
         """Return how the model is opened whose reference is opened so: the rest is for checkpoints."""

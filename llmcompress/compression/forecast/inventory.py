@@ -10,6 +10,7 @@ from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES
 from llmcompress.errors import ModelError, RecipeError
 from llmcompress.loaders.adapter import Adapter
 from llmcompress.loaders.exporter import VISION_TASK, auto_class, dtype_argument, task_of
+from llmcompress.loaders.language_model import configuration
 from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.safetensors_file import read_header
 from llmcompress.loaders.source import Source
@@ -172,7 +173,6 @@ def _adapted(share: _Share) -> _Share:
 def _meta_model(source: Source, stored: str | None, pruning: Pruning | None) -> tuple[Any, str]:
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig
 
     dtype = _config_dtype(source) or stored or "f32"
     torch_dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}.get(dtype)
@@ -183,9 +183,7 @@ def _meta_model(source: Source, stored: str | None, pruning: Pruning | None) -> 
             hint="take a checkpoint of the model in one of these",
         )
     try:
-        config = AutoConfig.from_pretrained(
-            source.path, trust_remote_code=source.trust_remote_code, local_files_only=True
-        )
+        config = configuration(source)
         if pruning is not None:
             shrink(config, pruning)
         with init_empty_weights(include_buffers=True):

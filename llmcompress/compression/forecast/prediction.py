@@ -239,6 +239,8 @@ def _planned(weight: Weight, choice: Assignment, size: int, share: float = 1.0) 
 
 def _notes(source: Source, recipe: Recipe, passes: Sequence[WeightCompression], inventory: Inventory) -> list[str]:
     notes = []
+    if source.text_only:
+        notes.append(f"the language model alone: {source.config.get('model_type')}, a causal language model")
     mapped = _mapped_share(inventory)
     if mapped < 0.9 and not inventory.stored:
         notes.append(

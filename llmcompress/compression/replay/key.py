@@ -84,6 +84,8 @@ def why_not(source: Source, recipe: Recipe, engine: Engine) -> str:
         return "this system does not reserve room in a file"
     if source.layout != "checkpoint" or source.container is not None or is_repacked(source.config):
         return "the source is no checkpoint of floats in safetensors files"
+    if source.text_only:
+        return "it is a part of a vision-language checkpoint"
     if source.sees:
         return "a vision-language model is several graphs"
     if source.adapter is not None or source.trust_remote_code:

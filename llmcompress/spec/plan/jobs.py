@@ -162,7 +162,7 @@ def _check_searched(model: PlanModel, name: str, at: Location, place: Place) -> 
     if name in model.overrides:
         where = place((*at, "overrides", name))
         raise RecipeError("has no effect on a search, which writes the recipe", where=where, hint="remove it")
-    for field in ("merge_adapter", "max_context", "requantize", "file"):
+    for field in ("merge_adapter", "max_context", "requantize", "file", "text_only"):
         if getattr(model, field):
             raise RecipeError(
                 f"the search {name} does not take it: it begins with a whole checkpoint in floating point",

@@ -44,6 +44,8 @@ class PlanModel(StrictModel):
     """The source is quantized already: recipes that quantize may do so again."""
     file: Text | None = None
     """The GGUF file that is meant, of a directory or repository that holds several."""
+    text_only: bool = False
+    """The language model of a vision-language checkpoint alone."""
     exclude: Texts = ()
     """Names of recipes that are not for this model."""
     overrides: dict[str, Settings] = Field(default_factory=dict)
@@ -61,6 +63,7 @@ class PlanModel(StrictModel):
             self.max_context,
             self.requantize,
             file=self.file,
+            text_only=self.text_only,
         )
 
     @property
