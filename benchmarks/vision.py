@@ -96,8 +96,15 @@ def lost(directory: Path, original: Any) -> float:
     return found.divergence.kl_divergence.value
 
 
-def alone(checkpoint: Path, work: Path) -> dict[str, Any]:
+def measure_alone(model_type: str) -> dict[str, Any]:
     """The language model as a text model: the error of its logits, and whether its bytes at int4 are stock's."""
+    from vision_fixture import build_vision
+
+    with tempfile.TemporaryDirectory() as folder:
+        return _alone(build_vision(model_type, Path(folder) / "checkpoint"), Path(folder))
+
+
+def _alone(checkpoint: Path, work: Path) -> dict[str, Any]:
     import numpy as np
     import torch
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
@@ -169,7 +176,7 @@ def measure(model_type: str) -> dict[str, Any]:
             found[name] = sorted(set(files) - set(same))
         found["genai"] = answered(work / "int8")
         found["lost"] = lost(work / "int8", loaded)
-        found["alone"] = alone(checkpoint, work)
+        found["text_type"] = json.loads((checkpoint / "config.json").read_text())["text_config"]["model_type"]
         return {**found, "seconds": round(time.perf_counter() - started, 1)}
 
 
@@ -178,7 +185,10 @@ def run_apart(model_type: str) -> dict[str, Any]:
     layer = fitting_layer(model_type, VISION_TASK)
     version = layer.version if layer else installed_transformers()
     first = [str(install(layer.requirements))] if layer else []
-    return {"transformers": version} | in_child(Path(__file__), model_type, first, [])
+    found = {"transformers": version} | in_child(Path(__file__), model_type, first, [])
+    text = fitting_layer(found.get("text_type", ""))
+    first = [str(install(text.requirements))] if text else []
+    return found | {"alone": in_child(Path(__file__), model_type, first, ["--alone"])}
 
 
 def page(results: dict[str, dict[str, Any]]) -> list[str]:
@@ -206,8 +216,8 @@ def page(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _alone_text(found: dict[str, Any], bound: float) -> str:
-    if "refused" in found:
-        return "refused by name"
+    if "refused" in found or "reason" in found:
+        return "refused by name" if "refused" in found else str(found["reason"]).replace("|", "/")
     logits = f"logits {'equal' if found['error'] <= bound else 'DIFFER'}, {found['error']:.0e}"
     return f"{found['type']}: int4 {'equal' if found['same'] else 'differs'}, {logits}"
 
@@ -329,6 +339,7 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true", help="time and memory of both command lines instead")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.speed:
         text, table = speed(args.runs)
@@ -338,7 +349,7 @@ def main() -> None:
             put_table(args.page, text, table, mark="speed")
         return
     if args.child:
-        args.results.write_text(json.dumps(measure(args.types[0])))
+        args.results.write_text(json.dumps((measure_alone if args.alone else measure)(args.types[0])))
         return
     results = run_types(args, sorted(VISION_TYPES), run_apart)
     if args.page is not None:

@@ -25,7 +25,8 @@ from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.spec import Access, load_recipe
 
 ALONE = Access(text_only=True)
-TEXT_TYPES = {"llava": "llama", "gemma3": "gemma3_text", "gemma4": "gemma4_text", "mistral3": "mistral"}
+TEXT_TYPES = {"llava": "llama", "mistral3": "mistral", "idefics3": "llama"}
+"""Those that the installed transformers converts."""
 OVERRIDES = ["weights.group_size=32", "weights.group_size_fallback=adjust"]
 PINNED = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 

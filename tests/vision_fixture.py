@@ -282,7 +282,9 @@ def text_checkpoint(whole: Path, output: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     opened = AutoModelForImageTextToText.from_pretrained(whole)
-    module = AutoModelForCausalLM.from_config(opened.config.text_config, dtype=opened.dtype)
+    config = opened.config.text_config
+    config.tie_word_embeddings = opened.lm_head.weight is opened.get_input_embeddings().weight
+    module = AutoModelForCausalLM.from_config(config, dtype=opened.dtype)
     prefix = re.compile(r"^model\.(language|text)_model\.")
     tensors = {prefix.sub("model.", name): tensor for name, tensor in opened.state_dict().items()}
     missing, _ = module.load_state_dict(tensors, strict=False)
