@@ -23,6 +23,7 @@ from blocks import ALL, KINDS, PAGES, ROOT, Block, Command, blocks_of, commands_
 from fake_hub import FakeHub, running, use
 from world_fixture import (
     ARTIFACTS,
+    SEEING,
     SEES,
     add_picture,
     add_quantized,
@@ -280,7 +281,7 @@ def prepare(block: Block, here: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPa
     """Put what the page's block needs besides the world into the working directory."""
     if block.page == "quantized.md":
         add_quantized(here)
-    if block.page == "vision.md":
+    if block.page == "vision.md" or any(name in block.text for name in SEEING.values()):
         add_vision(hub, here / "seeing")
         add_picture(here / "picture.png")
         if block.language == "python":

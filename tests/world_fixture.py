@@ -23,6 +23,7 @@ ARTIFACTS = ("model-int4-ov", "model-none-ov", "ref-int4", "some/openvino/direct
 TEXTS = ("texts", "other", "train", "heldout", "wikitext2-test-part1", "hub")
 LLAMAS = ("meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B-Instruct")
 SEES = "google/gemma-3-4b-it"
+SEEING = {"gemma3": SEES, "mistral3": "mistralai/Mistral-Small-3.1-24B-Instruct-2503"}
 CONVERSATION = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
 
 
@@ -76,11 +77,12 @@ def hub_of(folder: Path) -> FakeHub:
 
 
 def add_vision(hub: FakeHub, folder: Path) -> None:
-    """A model with eyes on the Hub."""
+    """Models with eyes on the Hub."""
     from vision_fixture import build_vision
 
-    built = build_vision("gemma3", folder)
-    hub.repos[SEES] = new_repo({path.name: path.read_bytes() for path in built.iterdir()})
+    for kind, name in SEEING.items():
+        built = build_vision(kind, folder / kind)
+        hub.repos[name] = new_repo({path.name: path.read_bytes() for path in built.iterdir()})
 
 
 def without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
