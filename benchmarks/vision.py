@@ -210,7 +210,8 @@ def page(results: dict[str, dict[str, Any]]) -> list[str]:
         parts = ", ".join(part.removesuffix("_model") for part in found["parts"])
         genai = "answers" if not found["genai"] else found["genai"].replace("|", "/")
         cells = [name, found["transformers"], parts, *same, *logits, "equal" if found["tokens"] else "differ", genai]
-        cells += [f"{found['lost']:.1e} nats", _alone_text(found["alone"], bound)]
+        cells.append(f"{found['lost']:.1e} nats" if "lost" in found else "not measured")
+        cells.append(_alone_text(found["alone"], bound) if "alone" in found else "not measured")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -22,12 +22,14 @@ from llmcompress.artifact import write_report
 from llmcompress.cli.evaluation_report import print_evaluation
 from llmcompress.data.pictures import read_pictures
 from llmcompress.errors import DataError, ModelError, UsageError
+from llmcompress.evaluation.gate import gate_record, picture_checks, threshold_checks
 from llmcompress.evaluation.pictures import Looked, Looking, embedding_error, look, look_where_it_runs, score
 from llmcompress.graph.device import properties_of
 from llmcompress.loaders.processor import open_processor
 from llmcompress.loaders.seeing import Reply, answer, language_inputs, open_sight, picture_prompt
 from llmcompress.loaders.source import fetch_weights, resolve
 from llmcompress.report.text import interval_text
+from llmcompress.spec import Gate
 from llmcompress.summary.table import lines
 
 KIND = "llava"
@@ -230,6 +232,23 @@ def test_reports_cards_and_comparisons_show_it(
     write_evaluation(other, 10.0, kl=0.01, reference=made, pictures=changed)
     table = {line.title: line.texts for line in lines(llmcompress.compare([made, other]))}
     assert table["KL divergence about pictures"][1] == f"{short} [questions.jsonl 00000000]"
+
+
+def test_a_gate_holds_the_answers_below_a_limit(looked: Looked) -> None:
+    assert looked.record is not None
+    assert looked.record.divergence is not None
+    lost = looked.record.divergence.kl_divergence.value
+    for limit, passed in ((lost, True), (lost / 2, False)):
+        (check,) = picture_checks(Gate(max_picture_kl=limit), looked.record)
+        assert (check.name, check.passed, check.value, check.required) == ("max_picture_kl", passed, lost, limit)
+    without = looked.record.model_copy(update={"divergence": None})
+    for found, why in ((None, "it was not asked about pictures"), (without, "no --reference was given")):
+        (check,) = picture_checks(Gate(max_picture_kl=1.0), found)
+        assert (check.passed, check.detail) == (None, why)
+        assert gate_record([check]).status == "not_judged"
+    assert picture_checks(Gate(max_kl=1.0), looked.record) == ()
+    # Of text the limit says nothing.
+    assert [check.name for check in threshold_checks(Gate(max_kl=1.0, max_picture_kl=1.0), None)] == ["max_kl"]
 
 
 def test_a_model_that_cannot_be_asked_is_measured_on(

@@ -40,7 +40,8 @@ _WITH_CHECK_CONVERSION = {"source", "check_conversion", *_ACCESS}
 _PANELS = {
     "Text": "dataset subset split text_field chat_template protocol seq_len stride num_windows pictures",
     "Reference": "reference reference_revision reference_scores noise_floor split_damage num_generations",
-    "Verdict and gate": "confidence kl_margin perplexity_margin max_kl min_top1_agreement max_perplexity_increase",
+    "Verdict and gate": "confidence kl_margin perplexity_margin max_kl min_top1_agreement max_perplexity_increase "
+    "max_picture_kl",
     "Runtime": "device backend precision profile chunk",
     "Extras": "tasks task_limit task_path probe_context check_conversion log_to",
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmcompress.artifact import manifest_sha256, read_manifest, write_report
 from llmcompress.errors import ArtifactError
-from llmcompress.evaluation.gate import carried, combined, gate_record, worst_checks
+from llmcompress.evaluation.gate import carried, combined, gate_record, picture_checks, worst_checks
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import EVAL_REPORT
 from llmcompress.spec import Gate
@@ -51,7 +51,9 @@ def judge_again(directory: str | Path, gate: Gate) -> EvalReport:
     if earlier is None or earlier.model.manifest_sha256 != manifest_sha256(directory):
         raise ArtifactError(f"has no {EVAL_REPORT} of its bytes", where=str(directory), hint="run: llmcompress eval")
     probes = [check for check in earlier.gate.checks if check.name not in Gate.model_fields]
-    checks = (*worst_checks(combined(manifest.recipe.gate, gate), earlier.divergences), *probes)
+    thresholds = combined(manifest.recipe.gate, gate)
+    of_pictures = picture_checks(thresholds, earlier.pictures)
+    checks = (*worst_checks(thresholds, earlier.divergences), *of_pictures, *probes)
     report = earlier.model_copy(update={"gate": carried(earlier.gate, gate_record(checks))})
     if report != earlier:
         write_report(directory, EVAL_REPORT, report)

@@ -10,7 +10,7 @@ from llmcompress.artifact import MANIFEST, manifest_sha256
 from llmcompress.errors import ResourceError
 from llmcompress.evaluation.artifact_report import store_report
 from llmcompress.evaluation.diagnostics import DiagnosticResults, diagnose
-from llmcompress.evaluation.gate import combined, gate_record, verdict, worst_checks, worst_verdict
+from llmcompress.evaluation.gate import combined, gate_record, picture_checks, verdict, worst_checks, worst_verdict
 from llmcompress.evaluation.measurement import (
     ModelOnDevice,
     Scored,
@@ -191,7 +191,8 @@ def judge(request: EvalRequest, prepared: Prepared, scored: Sequence[Scored], di
         records.append(record)
     thresholds = combined(prepared.manifest.recipe.gate if prepared.manifest else None, request.gate)
     compared = {record.backend: record.divergence for record in records if record.divergence is not None}
-    checks = (*worst_checks(thresholds, compared), *diagnosis.probes)
+    of_pictures = picture_checks(thresholds, diagnosis.looked.record)
+    checks = (*worst_checks(thresholds, compared), *of_pictures, *diagnosis.probes)
     worst = worst_verdict(record.verdict for record in records if record.verdict is not None)
     return Judged(tuple(records), worst, gate_record(checks))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from llmcompress.evaluation.intervals import judge
-from llmcompress.report.evaluation import Check, DivergenceRecord, GateRecord, Verdict
+from llmcompress.report.evaluation import Check, DivergenceRecord, GateRecord, PictureRecord, Verdict
 from llmcompress.spec import EvalSpec, Gate
 from llmcompress.spec.evaluation import Backend
 
+PICTURES = "max_picture_kl"
 EARLIER = "from an earlier evaluation of the same bytes"
 
 
@@ -27,7 +28,7 @@ def threshold_checks(gate: Gate, divergence: DivergenceRecord | None) -> tuple[C
             "max_perplexity_increase": divergence.perplexity_ratio.value - 1,
         }
     checks = []
-    for name, required in gate.model_dump(exclude_none=True).items():
+    for name, required in gate.model_dump(exclude_none=True, exclude={PICTURES}).items():
         value, passed, detail = measured.get(name), None, "" if divergence else "no --reference was given"
         if value is not None:
             # What is not a number is beyond every limit.
@@ -36,6 +37,19 @@ def threshold_checks(gate: Gate, divergence: DivergenceRecord | None) -> tuple[C
             passed, detail = None, "only a lower bound was measured; take --reference-scores exact"
         checks.append(Check(name=name, passed=passed, value=value, required=required, detail=detail))
     return tuple(checks)
+
+
+def picture_checks(gate: Gate, found: PictureRecord | None) -> tuple[Check, ...]:
+    """Compare what answers about pictures lost with the threshold for it, where one is set."""
+    if gate.max_picture_kl is None:
+        return ()
+    lost = None if found is None or found.divergence is None else found.divergence.kl_divergence.value
+    detail = (
+        "" if lost is not None else "it was not asked about pictures" if found is None else "no --reference was given"
+    )
+    # What is not a number is beyond every limit.
+    passed = None if lost is None else lost <= gate.max_picture_kl
+    return (Check(name=PICTURES, passed=passed, value=lost, required=gate.max_picture_kl, detail=detail),)
 
 
 def worst_checks(gate: Gate, by_backend: Mapping[Backend, DivergenceRecord]) -> tuple[Check, ...]:

@@ -18,7 +18,7 @@ WITHOUT_OWN = Gate(max_kl=0.1, max_perplexity_increase=0.1)
 _JUDGE = "llmcompress eval DIR --reference ORIGINAL judges it; `force` pushes it all the same"
 _KEEP_MORE = "compress with a recipe that keeps more, or `force` pushes it all the same, with the verdict"
 # Thresholds below which a value must stay; the others must be reached.
-_UPPER = frozenset({"max_kl", "max_perplexity_increase"})
+_UPPER = frozenset({"max_kl", "max_perplexity_increase", "max_picture_kl"})
 
 
 class Objection(NamedTuple):

@@ -92,6 +92,8 @@ class Gate(DescribedModel):
     """Smallest share of tokens after which both models prefer the same next token."""
     max_perplexity_increase: Annotated[float, Field(ge=0)] | None = None
     """Largest relative increase of perplexity: 0.05 is 5 %."""
+    max_picture_kl: Annotated[float, Field(gt=0)] | None = None
+    """Largest mean KL divergence per token of answers about pictures, in nats, of a vision-language model."""
 
 
 class RuntimeProfile(StrictModel):
