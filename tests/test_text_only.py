@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from summary_fixture import write_evaluation, write_model
 from vision_fixture import build_vision, text_checkpoint
 
 import llmcompress
@@ -22,6 +23,7 @@ from llmcompress.loaders.environments import needed_layer
 from llmcompress.loaders.language_model import configuration, language_model, text_config
 from llmcompress.loaders.source import identity, resolve
 from llmcompress.loaders.torch_model import load_torch_model
+from llmcompress.runner.state import Original, answers, compress_reason
 from llmcompress.spec import Access, load_recipe
 
 ALONE = Access(text_only=True)
@@ -214,3 +216,32 @@ def test_the_command_takes_it(checkpoint: Path, tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "the language model of llava" in printed
     assert "--text-only" not in printed
+
+
+def test_a_plan_takes_it_and_knows_the_part_from_the_whole(checkpoint: Path, int4: Path, tmp_path: Path) -> None:
+    rows = {"models": [{"source": str(checkpoint), "text_only": True}], "recipes": ["int4"]}
+    (tmp_path / "plan.yaml").write_text(json.dumps(rows))
+    (model,) = llmcompress.load_plan(tmp_path / "plan.yaml").models
+    assert model.access(offline=True) == Access(offline=True, text_only=True)
+    manifest = read_manifest(int4)
+    alone, whole = Original(resolve(checkpoint, ALONE)), Original(resolve(checkpoint, vision=True))
+    recipe = manifest.recipe
+    assert compress_reason(int4, recipe, alone) is None
+    assert compress_reason(int4, recipe, whole) == "the model changed"
+
+
+def test_a_plan_reads_pictures_from_its_folder(checkpoint: Path, tmp_path: Path) -> None:
+    evaluation = {"pictures": "seen.jsonl", "dataset": "bundled"}
+    plan = {"models": [{"source": str(checkpoint)}], "recipes": ["int4"], "evaluation": evaluation}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    with pytest.raises(RecipeError, match=r"there is no file .*seen\.jsonl"):
+        llmcompress.load_plan(tmp_path / "plan.yaml")
+    (tmp_path / "seen.jsonl").touch()
+    read = llmcompress.load_plan(tmp_path / "plan.yaml").evaluation
+    assert read is not None
+    assert read.pictures == str(tmp_path / "seen.jsonl")
+    report = write_evaluation(write_model(tmp_path / "model"), 10.0)
+    asked = report.spec.model_copy(update={"pictures": "seen.jsonl"})
+    again = read.model_copy(update={**asked.model_dump(), "pictures": str(tmp_path / "seen.jsonl")})
+    assert answers(report.model_copy(update={"spec": asked}), again)
+    assert not answers(report, again)

@@ -107,7 +107,7 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
 
 def _questions(spec: EvalSpec, found: Source) -> PictureQuestions | None:
     """What a model is asked about pictures, if it sees."""
-    if not found.sees and spec.pictures is not None:
+    if not found.sees and spec.pictures not in (None, NO_PICTURES):
         raise UsageError(
             "`pictures` are shown to vision-language models, this is a text model",
             where=found.name,

@@ -125,7 +125,9 @@ def _origin_reason(manifest: CompressionReport, original: Original) -> str | Non
     changed = sorted(name for name in versions if manifest.environment.versions.get(name) != versions[name])
     if changed:
         return f"another version of {changed[0]}"
-    return None if original.is_of(manifest.provenance) else "the model changed"
+    is_alone = manifest.provenance.language_model_of is not None
+    same = original.is_of(manifest.provenance) and is_alone == original.source.text_only
+    return None if same else "the model changed"
 
 
 def evaluate_reason(
@@ -161,7 +163,7 @@ def answers(report: EvalReport, evaluation: Evaluation) -> bool:
     exact = report.divergence is not None and report.divergence.exact
     generations = report.generations.num_prompts if report.generations else 0
     return (
-        report.spec == as_reported(evaluation.spec(), report.text.dataset)
+        report.spec == _with_pictures_by_name(as_reported(evaluation.spec(), report.text.dataset))
         and _backends_measured(report, evaluation)
         and (evaluation.reference_scores == "auto" or exact == (evaluation.reference_scores == "exact"))
         and (not evaluation.noise_floor or report.noise_floor is not None)
@@ -169,6 +171,10 @@ def answers(report: EvalReport, evaluation: Evaluation) -> bool:
         # A text with fewer windows gives fewer prompts.
         and generations == min(evaluation.num_generations, report.text.num_windows)
     )
+
+
+def _with_pictures_by_name(spec: EvalSpec) -> EvalSpec:
+    return spec if spec.pictures is None else spec.model_copy(update={"pictures": Path(spec.pictures).name})
 
 
 def _backends_measured(report: EvalReport, evaluation: Evaluation) -> bool:

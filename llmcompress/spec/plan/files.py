@@ -8,6 +8,7 @@ from typing import Any
 
 from llmcompress.errors import RecipeError, UsageError
 from llmcompress.spec.access import check_repo_id
+from llmcompress.spec.dataset import is_file_name
 from llmcompress.spec.files import TEXTS, absolute_path, make_dataset_absolute, part_of, place_in, read_utf8
 from llmcompress.spec.plan.jobs import planned_jobs
 from llmcompress.spec.plan.records import Plan
@@ -55,6 +56,11 @@ def load_plan(path: str | Path) -> Plan:
         dataset = part.dataset_path() if part else None
         if dataset is not None and not dataset.is_file():
             raise RecipeError(f"there is no file {dataset}", where=place((name, "dataset")), hint="check the path")
+    pictures = plan.evaluation.pictures if plan.evaluation else None
+    if pictures is not None and is_file_name(pictures) and not Path(pictures).is_file():
+        raise RecipeError(
+            f"there is no file {pictures}", where=place(("evaluation", "pictures")), hint="check the path"
+        )
     assert plan.output is not None
     planned_jobs(plan, Path(plan.output), place=place)
     return plan
@@ -87,6 +93,7 @@ def _make_absolute(data: dict[str, Any], folder: Path, stem: str) -> None:
             _make_texts_absolute(settings, folder)
     for name in ("evaluation", "tune"):
         make_dataset_absolute(data.get(name), "dataset", folder)
+    make_dataset_absolute(data.get("evaluation"), "pictures", folder)
 
 
 def _check_sources(plan: Plan, document: Document, label: str) -> None:
