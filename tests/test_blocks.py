@@ -40,10 +40,7 @@ from llmcompress.cli.app import COMMANDS, command, load_command
 from llmcompress.data.pictures import read_pictures
 from llmcompress.spec.files import load_recipe
 
-QUICK = {
-    "README.md import llmcompress",
-    "graph-cache.md llmcompress compress base -r int4-sym -o base-ov --graph-cac",
-}
+QUICK = {"README.md import llmcompress"}
 """Blocks that the default run carries out, by their names."""
 ELSEWHERE = {
     "first-run.md $ llmcompress compress HuggingFaceTB/SmolLM2-135M-Instruct -": "tests/test_first_run.py",

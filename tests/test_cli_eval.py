@@ -56,8 +56,8 @@ def test_a_person_sees_numbers_intervals_and_a_verdict(output: Path, wikitext: P
     assert all(re.search(r", [\d. hmins]+s( left)?$", line) for line in done.stderr.splitlines())
 
 
-def test_the_gate_ends_with_7_and_is_written_down(output: Path, wikitext: Path, ref_model: Path) -> None:
-    done = run(output, "--reference", ref_model, "--dataset", wikitext, "--num-windows", 2, "--seq-len", 64,
+def test_the_gate_ends_with_7_and_is_written_down(output: Path, wikitext: Path, artifact: Artifacts) -> None:
+    done = run(output, "--reference", artifact("none"), "--dataset", wikitext, "--num-windows", 2, "--seq-len", 64,
                "--max-kl", "0.0001", "--json")  # fmt: skip
     assert done.returncode == 7
     report = EvalReport.model_validate(json.loads(done.stdout))

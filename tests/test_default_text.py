@@ -75,6 +75,7 @@ def test_wikitext_is_read_where_it_can_be_had(monkeypatch: pytest.MonkeyPatch) -
     )
 
 
+@pytest.mark.slow
 def test_a_person_sees_why_the_bundled_text_was_scored(demo_checkpoint: Path, tmp_path: Path) -> None:
     done = run(demo_checkpoint, "--num-windows", 2, "--seq-len", 64, hub="http://127.0.0.1:9", home=tmp_path)
     assert done.returncode == 0, done.stderr

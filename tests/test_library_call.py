@@ -126,6 +126,7 @@ with without_lines(b"x"):
     assert (done.stdout, done.stderr) == ("", "done")
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_bars_of_ours_alone(demo_checkpoint: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))

@@ -32,7 +32,7 @@ CLASSES: list[tuple[str, dict[str, Any]]] = [
     ("qwen3_moe", {"tied": True}),
 ]
 # Each takes some seconds; those whose graphs are like another's wait for `make slow`.
-SLOW = {"qwen2", "qwen3", "mistral", "phi3", "gpt_neox", "opt", "falcon", "bloom", "mixtral"}
+SLOW = {"llama", "qwen3_moe", "qwen2", "qwen3", "mistral", "phi3", "gpt_neox", "opt", "falcon", "bloom", "mixtral"}
 RECIPES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "int8": ([], {"bits": 8, "sym": False}),
     "int4-sym": (

@@ -116,6 +116,7 @@ def test_experts_are_the_stacks_that_their_class_multiplies_by(
     assert predicted.size_bytes == pytest.approx(actual, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_manifest_says_what_the_cpu_makes_of_each_kind_of_layer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,7 @@ def failures(report: RunReport) -> dict[str, tuple[str, str, int]]:
     }
 
 
+@pytest.mark.slow
 def test_three_models_by_six_recipes_with_two_failures(place: Path, calls: Calls) -> None:
     plan = write_plan(place / "three.yaml", THREE_BY_SIX)
     events: list[Event] = []

@@ -68,6 +68,7 @@ def test_data_free_equals_optimum(
     assert filecmp.cmp(tmp_path / "ours" / "openvino_model.bin", stock, shallow=False)
 
 
+@pytest.mark.slow
 def test_awq_and_scale_estimation_equal_optimum(
     checkpoint: Path, loaded: LoadedModel, text: Path, tmp_path: Path
 ) -> None:
