@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -11,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +24,9 @@ from fake_hub import COMMIT, FakeHub, running, use
 from tiny_models import build_checkpoint
 
 from llmcompress.cli.cache import KINDS, cache_entries, prune_cache
+from llmcompress.compression import request
 from llmcompress.compression.compress import compress
-from llmcompress.compression.replay import key, recording, skeleton, streaming
+from llmcompress.compression.replay import describing, keeping, key, recording, skeleton, streaming, unseen
 from llmcompress.compression.replay.content import content, mapped
 from llmcompress.compression.replay.replaying import Replay, find_replay
 from llmcompress.compression.replay.tracing import Origins
@@ -29,6 +34,7 @@ from llmcompress.errors import ModelError, UsageError
 from llmcompress.loaders.source import resolve
 from llmcompress.loaders.tensors import read_checkpoint
 from llmcompress.spec import Recipe, load_recipe
+from llmcompress.system.background import LOG, working_on
 from llmcompress.system.progress import silent
 
 ALONE = """
@@ -79,7 +85,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 
 
 @pytest.fixture
-def kept(once: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
+def kept_with_uncompressed(once: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
     """With a cache of the test's own."""
     monkeypatch.setenv(key.VARIABLE, "on")
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
@@ -88,12 +94,31 @@ def kept(once: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kept:
     return once._replace(cache=tmp_path / "cache")
 
 
+@pytest.fixture
+def kept(kept_with_uncompressed: Kept) -> Kept:
+    """What other recipes would be worked out of is not there."""
+    shutil.rmtree(uncompressed(kept_with_uncompressed))
+    return kept_with_uncompressed
+
+
 def find(checkpoint: Path, how: Recipe | None = None) -> Replay | None:
     return find_replay(resolve(checkpoint), how or recipe(), "llmcompress", tokenizer=True, progress=silent)
 
 
 def entry(kept: Kept, kind: str = key.KIND) -> Path:
-    (folder,) = (kept.cache / kind).iterdir()
+    """That of the recipe, or the only one."""
+    (folder,) = (each for each in (kept.cache / kind).iterdir() if not is_uncompressed(each))
+    return folder
+
+
+def is_uncompressed(folder: Path) -> bool:
+    return (folder / "skeleton.json").is_file() and b'"recipe":null,"engine":null' in (
+        folder / "skeleton.json"
+    ).read_bytes()
+
+
+def uncompressed(kept: Kept) -> Path:
+    (folder,) = filter(is_uncompressed, (kept.cache / key.KIND).iterdir())
     return folder
 
 
@@ -368,15 +393,23 @@ def test_other_sources_go_the_whole_way(kept: Kept) -> None:
 
 def test_it_is_switched_off_by_a_parameter_and_by_the_environment(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     neither, use, keep = key.GraphCache(), key.GraphCache(uses=True), key.GraphCache(uses=True, keeps=True)
-    asked = keep._replace(is_asked=True)
-    assert [key.cache_use(wanted) for wanted in (True, None, False)] == [asked, keep, neither]
+    asked, beside = keep._replace(is_asked=True), keep._replace(in_background=True)
+    calls: tuple[key.GraphCacheOption, ...] = (True, None, False, "background")
+    assert [key.cache_use(wanted) for wanted in calls] == [asked, keep, neither, beside]
+    monkeypatch.setenv(key.VARIABLE, "background")
+    assert [key.cache_use(wanted) for wanted in calls] == [asked, beside, neither, beside]
     monkeypatch.delenv(key.VARIABLE)
-    assert [key.cache_use(wanted) for wanted in (True, None, False)] == [asked, use, neither]
+    assert [key.cache_use(wanted) for wanted in calls] == [asked, use, neither, beside]
+    monkeypatch.setenv(key.VARIABLE, "use")
+    assert [key.cache_use(wanted) for wanted in calls] == [asked, use, neither, beside]
     monkeypatch.setenv(key.VARIABLE, "off")
-    assert [key.cache_use(wanted) for wanted in (True, None, False)] == [neither, neither, neither]
+    assert [key.cache_use(wanted) for wanted in calls] == [neither, neither, neither, neither]
     monkeypatch.setenv(key.VARIABLE, "no")
     with pytest.raises(UsageError, match="got 'no'; accepted: on, off"):
         key.cache_use(True)
+    monkeypatch.delenv(key.VARIABLE)
+    with pytest.raises(UsageError, match="got 'later'; accepted: True, False, 'background'"):
+        key.cache_use("later")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("asked", [True, None])
@@ -408,7 +441,7 @@ def test_an_interrupted_recording_leaves_no_entry_and_ends_the_run_well(
         raise stop
 
     shutil.rmtree(entry(kept))
-    monkeypatch.setattr(recording, "_graph", interrupted)
+    monkeypatch.setattr(recording, "_graphs", interrupted)
     assert recording.keep_run(kept.made, silent) == "it was interrupted"
     assert list((kept.cache / key.KIND).iterdir()) == []
     assert find(kept.other) is None
@@ -428,7 +461,7 @@ def test_an_artifact_that_is_not_what_the_graph_gives_keeps_none(
     assert "rotary" in reason
     assert "depends on weights in a way that is not known" in reason
     # Of the same configuration the next run does not try again.
-    monkeypatch.setattr(recording, "_graph", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(recording, "_graphs", lambda *_: pytest.fail("tried again"))
     assert recording.keep_run(kept.made, silent) == reason
     assert find(kept.other) is None
 
@@ -439,7 +472,8 @@ def test_a_graph_that_gives_other_bytes_is_not_kept(kept: Kept, monkeypatch: pyt
     weights = found.graph.skeleton.weights
     swapped = found.graph.skeleton.model_copy(update={"weights": weights[::-1]})
     shutil.rmtree(entry(kept))
-    monkeypatch.setattr(recording, "_graph", lambda *_: found.graph._replace(skeleton=swapped))
+    others = recording._Made(found.graph._replace(skeleton=swapped), found.graph)
+    monkeypatch.setattr(recording, "_graphs", lambda *_: others)
     assert recording.keep_run(kept.made, silent)
     assert find(kept.other) is None
 
@@ -526,3 +560,177 @@ def test_a_checkpoint_of_the_hub_has_the_graph_of_a_directory(
     assert (report.provenance.id, report.provenance.revision) == ("acme/tiny", COMMIT)
     ours, whole = tree(tmp_path / "out"), tree(kept.whole)
     assert {name for name in whole if ours.get(name) != whole[name]} == {"llmcompress.json"}
+
+
+def test_a_command_keeps_in_the_background_unless_it_ends_with_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("llmcompress.compression.compress.compress", lambda graph_cache: asked.append(graph_cache))
+    monkeypatch.setattr("llmcompress.system.environment._ends_after_this_call", False)
+    monkeypatch.setattr(request.os, "getppid", lambda: os.getpid())
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv(key.VARIABLE)
+    for wanted in (None, True, False):
+        request.requested(graph_cache=wanted)
+    monkeypatch.setenv("CI", "true")
+    request.requested(graph_cache=None)
+    monkeypatch.delenv("CI")
+    # As in a container that it is the first process of.
+    monkeypatch.setattr(request.os, "getppid", lambda: 1)
+    request.requested(graph_cache=None)
+    monkeypatch.setattr(request.os, "getppid", lambda: os.getpid())
+    monkeypatch.setenv(key.VARIABLE, "use")
+    request.requested(graph_cache=None)
+    assert asked == ["background", True, False, None, None, None]
+
+
+def test_in_the_background_a_graph_is_kept_as_before_the_call_ends(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+
+    def start(function: Callable[..., None], kwargs: dict[str, Any], *, what: str) -> bool:
+        # As another process gets it.
+        started.append((pickle.loads(pickle.dumps((function, kwargs))), what))
+        return True
+
+    monkeypatch.setattr(keeping, "start_background", start)
+    before = read(entry(kept))
+    shutil.rmtree(entry(kept))
+    compress(kept.first, recipe(), tmp_path / "first", graph_cache="background")
+    assert find(kept.other) is None
+    (((function, kwargs), what),) = started
+    assert what == "keeps the graph of first by int4-sym"
+    with threads_kept():
+        function(**kwargs)
+    took = skeleton.read_keeping(entry(kept))
+    assert took is not None
+    assert took.in_background
+    assert took.processor_s > 0
+    after = read(entry(kept))
+    assert {name for name in after if after[name] != before.get(name)} <= {"keeping.json", "skeleton.json"}
+    assert compress(kept.other, recipe(), tmp_path / "out").measured.replayed
+    assert without_measured(tmp_path / "out") == without_measured(kept.whole)
+
+
+@contextlib.contextmanager
+def threads_kept() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_in_the_background_nothing_is_kept_where_there_is_no_room(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(entry(kept))
+    monkeypatch.setattr(keeping, "free_bytes", lambda _: 1000)
+    with caplog.at_level("INFO", "llmcompress"):
+        keeping.keep_beside(kept.made)
+        monkeypatch.setattr(keeping, "memory", lambda: SimpleNamespace(available=1000))
+        keeping.keep_beside(kept.made)
+    disk, ram = (record.getMessage() for record in caplog.records if record.name == keeping.__name__)
+    assert "first by int4-sym: not kept: " in disk
+    assert "of the disk should be free beside other work" in disk
+    assert "of memory should be free beside other work" in ram
+    assert find(kept.other) is None
+
+
+def test_what_cannot_be_kept_starts_no_process(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "start_background", lambda *_, **__: False)
+    assert "another one is being kept" in keeping.keep_in_background(kept.made, silent)
+    monkeypatch.setattr(keeping, "start_background", lambda *_, **__: pytest.fail("started"))
+    searching = kept.made._replace(recipe=recipe("weights.awq=true"))
+    assert "searches for codes" in keeping.keep_in_background(searching, silent)
+
+
+@pytest.mark.slow
+def test_a_command_leaves_a_process_that_keeps_the_graph(kept: Kept, tmp_path: Path) -> None:
+    shutil.rmtree(entry(kept))
+    options = ("-r", "int4-sym", "--set", "weights.group_size=32", "-o", tmp_path / "out")
+    how = {"LLMCOMPRESS_CACHE": kept.cache, key.VARIABLE: "background"}
+    assert run("compress", kept.other, *options, **how).returncode == 0
+    listed = run("cache", "list", **how).stdout
+    deadline = time.monotonic() + 300
+    while working_on() is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "keeps the graph of other by int4-sym, for" in listed
+    assert "other by int4-sym: kept" in (kept.cache / LOG).read_text()
+    assert "of a processor, apart from its run" in run("cache", "list", **how).stdout
+    assert find(kept.first) is not None
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        load_recipe("int8"),
+        *(
+            pytest.param(load_recipe(name, overrides), marks=pytest.mark.slow)
+            for name, overrides in (
+                ("int8-sym", ()),
+                ("int4", ("weights.group_size=64",)),
+                ("int4", ("weights.group_size=32", "weights.all_layers=true")),
+                ("nf4", ("weights.group_size=32",)),
+                ("fp8", ("weights.group_size=32",)),
+                ("none", ()),
+            )
+        ),
+    ],
+    ids=lambda how: how.name,
+)
+def test_an_unseen_recipe_gives_the_bytes_of_the_whole_way(
+    how: Recipe, kept_with_uncompressed: Kept, tmp_path: Path
+) -> None:
+    kept = kept_with_uncompressed
+    assert compress(kept.other, how, tmp_path / "out").measured.replayed
+    compress(kept.other, how, tmp_path / "whole", graph_cache=False)
+    assert without_measured(tmp_path / "out") == without_measured(tmp_path / "whole")
+
+
+def test_an_unseen_recipe_that_nncf_computes_goes_the_whole_way(kept_with_uncompressed: Kept) -> None:
+    mxfp4 = load_recipe("mxfp4")
+    assert find(kept_with_uncompressed.other, mxfp4) is None
+    reasons = [path.read_text() for path in (kept_with_uncompressed.cache / key.KIND).glob("*/reason.txt")]
+    assert len(reasons) == 1
+    assert reasons[0].startswith("NNCF computes a weight of shape")
+
+
+def test_an_unseen_recipe_of_which_a_run_warns_goes_the_whole_way(kept_with_uncompressed: Kept) -> None:
+    found = skeleton.read_graph(
+        uncompressed(kept_with_uncompressed), json.loads(uncompressed_json(kept_with_uncompressed))["key"]
+    )
+    assert found is not None
+    odd = load_recipe("int4-sym", ["weights.group_size=96", "weights.group_size_fallback=adjust"])
+    with pytest.raises(describing.NotKeptError, match="a run warns"):
+        unseen.work_out(found, odd)
+
+
+def uncompressed_json(kept: Kept) -> bytes:
+    return (uncompressed(kept) / "skeleton.json").read_bytes().partition(b"\n")[2]
+
+
+def test_an_uncompressed_graph_that_gives_something_else_is_not_kept(kept_with_uncompressed: Kept) -> None:
+    kept = kept_with_uncompressed
+    sealed = skeleton.read_graph(uncompressed(kept), json.loads(uncompressed_json(kept))["key"])
+    of_recipe = skeleton.read_graph(
+        entry(kept), json.loads((entry(kept) / "skeleton.json").read_bytes().partition(b"\n")[2])["key"]
+    )
+    assert sealed is not None
+    assert of_recipe is not None
+    took = skeleton.read_keeping(entry(kept))
+    assert took is not None
+    place = uncompressed(kept)
+    shutil.rmtree(place)
+    literal = of_recipe._replace(literals=bytes(len(of_recipe.literals)))
+    unseen.keep_uncompressed(sealed, literal, recipe(), took)
+    assert "differs from the artifact" in str(skeleton.why_not_kept(place))
+    unseen.keep_uncompressed(sealed, of_recipe, recipe(), took)
+    assert skeleton.why_not_kept(place) is not None

@@ -463,18 +463,17 @@ def test_an_engine_that_is_not_installed(place: Path, calls: Calls, monkeypatch:
 
 
 def test_what_does_not_fit_into_memory(place: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.runner import compressing, measuring
+    from llmcompress.runner import measuring
     from llmcompress.system.memory import Memory
 
     little = Memory(total=10**6, available=1000, limit=None)
-    monkeypatch.setattr(compressing, "memory", lambda: little)
+    monkeypatch.setattr("llmcompress.system.background.memory", lambda: little)
     plan = write_plan(place / "little.yaml", "output: little\nmodels: [llama]\nrecipes: [int8]\n")
     report = run_plan(load_plan(plan))
     assert report.exit_code == 3
     assert report.rows[0].failure is not None
     assert "it needs at least" in report.rows[0].failure.message
     assert [name for name, _ in calls] == ["survey"]
-    monkeypatch.setattr(measuring, "memory", lambda: little)
     with pytest.raises(ResourceError, match=r"it needs about 0\.\d\d GB of memory, 0\.00 GB are available"):
         measuring._require(10**8, place)
 

@@ -18,7 +18,6 @@ from llmcompress.artifact import read_measurements
 from llmcompress.cli.search import print_search
 from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
 from llmcompress.evaluation.statistics import TokenScores
-from llmcompress.searching import search as search_module
 from llmcompress.searching.candidates import Candidate
 from llmcompress.searching.contest import Entrant, decide
 from llmcompress.searching.sensitivity import sensitivity
@@ -221,7 +220,7 @@ def test_sources_without_floats_and_too_little_memory_are_refused(
 ) -> None:
     with pytest.raises(ModelError, match="the source is an OpenVINO model"):
         llmcompress.search(found[0], _spec(text, bits_per_weight=5), tmp_path / "out")
-    monkeypatch.setattr(search_module, "memory", lambda: SimpleNamespace(available=10**6))
+    monkeypatch.setattr("llmcompress.system.background.memory", lambda: SimpleNamespace(available=10**6))
     with pytest.raises(ResourceError, match=r"a search needs about 0\.1 GB of memory, 0\.0 GB are available"):
         llmcompress.search(demo_checkpoint, _spec(text, bits_per_weight=5), tmp_path / "out")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,11 +23,15 @@ from llmcompress.errors import KilledForMemoryError, LlmcompressError
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.spec.benchmark import RuntimeName, Shape
 from llmcompress.spec.evaluation import Backend
+from llmcompress.system.background import undisturbed
 from llmcompress.system.standing import StandingWorker
 
 
 class Client:
-    """One worker process and its model; a context manager that ends it. Its errors name the model."""
+    """One worker process and its model; a context manager that ends it. Its errors name the model.
+
+    As long as there is one, work of ours in the background stands still.
+    """
 
     def __init__(
         self,
@@ -40,10 +44,12 @@ class Client:
     ) -> None:
         """Start it; it looks for modules in ``search_path`` first."""
         self._name = name
-        with self._named():
+        with self._named(), ExitStack() as stack:
+            stack.enter_context(undisturbed())
             self._worker: StandingWorker[Runtime] = StandingWorker.importing_from(
                 search_path, runtime_of, directory, runtime, backend
             )
+            self._undisturbed = stack.pop_all()
 
     @property
     def pid(self) -> int:
@@ -76,7 +82,8 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._worker.end(at_once=error is not None)
+        with self._undisturbed:
+            self._worker.end(at_once=error is not None)
 
     @contextmanager
     def _named(self) -> Iterator[None]:

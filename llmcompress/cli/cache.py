@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sqlite3
+import statistics
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,9 +19,11 @@ from filelock import Timeout
 
 from llmcompress.cli.console import plain, print_blocks, print_json, print_text, table, write_line
 from llmcompress.cli.options import Json
+from llmcompress.compression.replay.skeleton import Keeping, read_keeping
 from llmcompress.errors import UsageError
 from llmcompress.report.record import Record
 from llmcompress.report.text import duration_text, size_text
+from llmcompress.system.background import working_on
 from llmcompress.system.cache import cache_dir, lock_of
 
 cache = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
@@ -69,6 +72,12 @@ def list_cache(as_json: Json = False) -> None:
     print_blocks(found)
     total = sum(entry.size_bytes for entry in entries)
     print_text(f"{size_text(total)} in {cache_dir()}")
+    keepings = [entry.keeping for entry in entries if entry.keeping is not None]
+    if keepings:
+        apart = statistics.median(keeping.processor_s for keeping in keepings)
+        print_text(f"keeping a graph took {duration_text(apart)} of a processor, apart from its run")
+    if (work := working_on()) is not None:
+        print_text(f"process {work.pid} {work.what}, for {duration_text(time.time() - work.started)}")
 
 
 @cache.command("dir")
@@ -147,6 +156,8 @@ class CacheEntry(Record):
     last_used: str
     """UTC time, ISO 8601."""
     unused_s: float
+    keeping: Keeping | None = None
+    """Of a graph: what it took."""
 
 
 class PruneReport(Record):
@@ -247,4 +258,5 @@ def _entry(kind: str, path: Path, now: float) -> CacheEntry:
         size_bytes=size,
         last_used=datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds"),
         unused_s=max(0.0, now - used),
+        keeping=read_keeping(path) if kind == "graphs" else None,
     )

@@ -123,7 +123,8 @@ def compress(
         bool | None,
         typer.Option(
             "--graph-cache/--no-graph-cache",
-            help="Keep the graph for the next checkpoint of this configuration, or use none that is kept.",
+            help="Keep the graph for the next checkpoint of this configuration before the command ends, or use none "
+            "that is kept. Default: it is kept in the background.",
         ),
     ] = None,
     file: ModelFile = None,

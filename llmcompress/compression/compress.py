@@ -13,7 +13,8 @@ from llmcompress.compression.compressible import require_compressible
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.output import inputs, write
 from llmcompress.compression.pruned import save_pruned
-from llmcompress.compression.replay.key import GraphCache, cache_use
+from llmcompress.compression.replay.keeping import keep_in_background
+from llmcompress.compression.replay.key import GraphCache, GraphCacheOption, cache_use
 from llmcompress.compression.replay.recording import FinishedRun, keep_run
 from llmcompress.compression.replay.replaying import find_replay, replay
 from llmcompress.compression.run import CompressOptions, compress_in_memory
@@ -63,7 +64,7 @@ def compress(
     file: str | None = None,
     text_only: bool = False,
     save_checkpoint: str | Path | None = None,
-    graph_cache: bool | None = None,
+    graph_cache: GraphCacheOption = None,
     progress: ProgressOption = "auto",
 ) -> CompressionReport:
     """Compress a model by a recipe into one complete directory for OpenVINO.
@@ -93,7 +94,8 @@ def compress(
         save_checkpoint: Where the pruned checkpoint is kept too, as transformers saves it, before its weights are
             compressed; nothing may be there.
         graph_cache: Use the graph of another checkpoint of this configuration where one is kept, and keep this one:
-            the same bytes in a fraction of the time. False: neither; None: use what is kept, and keep nothing.
+            the same bytes in a fraction of the time. ``background``: a process that outlives this call keeps it. False:
+            neither; None: as ``LLMCOMPRESS_GRAPH_CACHE`` says, without it use what is kept, and keep nothing.
         progress: Told of every stage.
 
     Returns:
@@ -216,10 +218,20 @@ def compress_found(
         del compressed
     if graphs.keeps:
         made = FinishedRun(found, recipe, output.engine, report, stage.target, output.tokenizer)
-        reason = "its warnings would be missing where the graph is used" if warned else keep_run(made, progress)
-        if reason and graphs.is_asked:
-            _log.warning("%s: the graph is not kept: %s", found.name, reason)
+        _keep(made, graphs, warned, progress)
     return report
+
+
+def _keep(made: FinishedRun, graphs: GraphCache, warned: Sequence[str], progress: Reporter) -> None:
+    """Keep the graph of a run; say why not where that was asked for."""
+    if warned:
+        reason = "its warnings would be missing where the graph is used"
+    elif graphs.in_background:
+        reason = keep_in_background(made, progress)
+    else:
+        reason = keep_run(made, progress)
+    if reason and graphs.is_asked:
+        _log.warning("%s: the graph is not kept: %s", made.source.name, reason)
 
 
 def _checkpoint_place(directory: str | Path, recipe: Recipe, found: Source) -> Path:

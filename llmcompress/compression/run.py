@@ -49,6 +49,7 @@ from llmcompress.report.pruning import PruningRecord
 from llmcompress.report.record import CalibrationRecord, Provenance, Stages
 from llmcompress.spec import Access, Calibration, Recipe, WeightCompression
 from llmcompress.spec.training import with_num_steps
+from llmcompress.system.background import end_background
 from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -339,6 +340,8 @@ def _tokenize(source: Source, recipe: Recipe, options: CompressOptions, stages: 
 def _forecast(source: Source, recipe: Recipe, options: CompressOptions, progress: Reporter) -> Forecast:
     progress(Progress("forecast", 0, 1))
     predicted = forecast(source, recipe, options.target, engine=options.engine)
+    if predicted.min_memory_bytes > predicted.available_memory_bytes and end_background():
+        predicted = forecast(source, recipe, options.target, engine=options.engine)
     for warning in predicted.warnings:
         _log.warning("%s by recipe %s: %s", source.name, recipe.name, warning)
     progress(Progress("forecast", 1, 1))

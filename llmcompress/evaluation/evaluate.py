@@ -26,6 +26,7 @@ from llmcompress.graph.device import differences
 from llmcompress.report.evaluation import BackendRecord, EvalReport, GateRecord, ModelRecord, Verdict
 from llmcompress.report.record import Stages, environment_record
 from llmcompress.spec import Access, EvalSpec, Gate
+from llmcompress.system.background import available_for, undisturbed
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
 from llmcompress.system.memory import ROOM, memory
@@ -155,7 +156,7 @@ def score(request: EvalRequest, prepared: Prepared, stages: Stages, progress: Re
     how = request.reference.scores
     if reference is not None and how == "auto":
         how = _affordable(prepared.candidate, reference, at_once=request.diagnostics.runs_pairs)
-    with stages.stage("score"):
+    with stages.stage("score"), undisturbed():
         if reference is not None and how == "exact" and _fit((*candidates, reference)):
             logits_dir = request.reference.logits_dir
             return score_at_once(candidates, reference, feed, progress, logits_dir=logits_dir)
@@ -260,7 +261,8 @@ def _affordable(candidate: ModelOnDevice, reference: ModelOnDevice, *, at_once: 
 
 
 def _fit(models: Sequence[ModelOnDevice]) -> bool:
-    return _needed_bytes(models) < memory().available
+    needed = _needed_bytes(models)
+    return needed < available_for(needed)
 
 
 def _needed_bytes(models: Sequence[ModelOnDevice]) -> int:

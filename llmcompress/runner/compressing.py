@@ -19,9 +19,9 @@ from llmcompress.runner.durations import remember
 from llmcompress.runner.state import Original, compress_reason, search_reason
 from llmcompress.spec import Access, Recipe
 from llmcompress.spec.search import SearchSpec
+from llmcompress.system.background import available_for
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.files import free_bytes
-from llmcompress.system.memory import memory
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -187,8 +187,9 @@ def compress_model(
 
 def _now(job: CompressJob) -> Forecast:
     """The prediction against what this machine has at this moment."""
+    available = available_for(job.forecast.min_memory_bytes)
     return job.forecast.model_copy(
-        update={"available_memory_bytes": memory().available, "free_disk_bytes": free_bytes(job.directory)}
+        update={"available_memory_bytes": available, "free_disk_bytes": free_bytes(job.directory)}
     )
 
 

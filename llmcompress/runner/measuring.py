@@ -17,7 +17,8 @@ from llmcompress.runner.durations import remember
 from llmcompress.runner.state import Original, evaluate_reason
 from llmcompress.spec import Access, BenchSpec, Gate, Recipe
 from llmcompress.spec.plan import Evaluation
-from llmcompress.system.memory import ROOM, memory
+from llmcompress.system.background import available_for
+from llmcompress.system.memory import ROOM
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Reporter, silent
 
@@ -119,7 +120,7 @@ def _weight_bytes(found: Source) -> int:
 
 
 def _require(needed: int, directory: Path) -> None:
-    available = memory().available
+    available = available_for(needed)
     if needed > available:
         raise ResourceError(
             f"it needs about {needed / 1e9:.2f} GB of memory, {available / 1e9:.2f} GB are available",

@@ -33,9 +33,9 @@ from llmcompress.searching.speed import timed
 from llmcompress.searching.windows import SearchWindows, search_windows, stacked
 from llmcompress.spec import Access, Recipe
 from llmcompress.spec.search import Format, SearchSpec
+from llmcompress.system.background import available_for
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
-from llmcompress.system.memory import memory
 from llmcompress.system.progress import Reporter
 
 NUM_FRONT_POINTS = 16
@@ -169,7 +169,8 @@ def _checked(found: Source, spec: SearchSpec) -> Source:
             hint="give the original checkpoint",
         )
     predicted = forecast(found, Recipe(name="original", method="none"))
-    needed, available = needed_memory(predicted.num_parameters, spec), memory().available
+    needed = needed_memory(predicted.num_parameters, spec)
+    available = available_for(needed)
     if needed > available:
         raise ResourceError(
             f"a search needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available",

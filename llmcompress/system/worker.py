@@ -36,7 +36,7 @@ _held: Any
 def begin(parent_pid: int) -> None:
     """Make this process a worker, before it imports anything of what it will be asked for."""
     global _answers, _stream
-    _die_with_parent(parent_pid)
+    die_with_parent(parent_pid)
     _stream, _answers = _take_channel()
     # Ctrl-C and a closed terminal reach the whole process group; the parent decides and passes SIGTERM on.
     for name in ("SIGINT", "SIGHUP"):
@@ -54,9 +54,9 @@ def serve() -> NoReturn:
     calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     threading.Thread(target=_read_calls, args=(_stream, calls), daemon=True).start()
     while (call := calls.get()) is not None:
-        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGTERM, stop)
         answer = _answer(call)
-        if signal.getsignal(signal.SIGTERM) is _stop:
+        if signal.getsignal(signal.SIGTERM) is stop:
             # Between two calls there is nothing to clean up.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
@@ -139,14 +139,16 @@ def _take_channel() -> tuple[IO[bytes], IO[bytes]]:
     return channel
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
+def stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End what this process does at SIGTERM, and let it clean up."""
     # A second one must not break the cleaning that the first began.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # SystemExit, because libraries catch Exception and go on.
     raise SystemExit(_SIGTERM_EXIT_CODE)
 
 
-def _die_with_parent(parent_pid: int) -> None:
+def die_with_parent(parent_pid: int) -> None:
+    """Be killed with the process that started this one; at once where it is gone already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:

@@ -19,8 +19,9 @@ from llmcompress.loaders.source import Source, fetch_weights, resolve
 from llmcompress.report.evaluation import DivergenceRecord, TextRecord
 from llmcompress.spec import Gate, TuneSpec
 from llmcompress.spec.access import Access
+from llmcompress.system.background import available_for
 from llmcompress.system.environment import quiet_libraries
-from llmcompress.system.memory import ROOM, memory
+from llmcompress.system.memory import ROOM
 from llmcompress.system.progress import Reporter, silent
 
 FEWEST_WINDOWS = 2
@@ -137,7 +138,8 @@ def _parts(windows: EvaluationWindows, spec: TuneSpec) -> tuple[EvaluationWindow
 def _check_memory(candidate: ModelOnDevice, reference: ModelOnDevice) -> None:
     """Two workers hold the model while it is timed; the model and its reference run while they are compared."""
     weights = 3 * candidate.loaded.provenance.weight_bytes + reference.loaded.provenance.weight_bytes
-    needed, available = int(ROOM * weights), memory().available
+    needed = int(ROOM * weights)
+    available = available_for(needed)
     if needed > available:
         raise ResourceError(
             f"about {needed / 1e9:.1f} GB of memory are needed, {available / 1e9:.1f} GB are free",

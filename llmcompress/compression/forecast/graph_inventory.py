@@ -23,12 +23,16 @@ KINDS: dict[str, tuple[Kind, int]] = {
 
 
 def graph_inventory(source: Source, recipe: Recipe) -> Inventory:
-    """List the weights of an IR; the recipe's ignored scope is looked up in its node names.
+    """As ``model_inventory``, of an IR.
 
     Raises:
         ModelError: the IR cannot be read.
     """
-    model = read_ir(source.path)
+    return model_inventory(read_ir(source.path), recipe)
+
+
+def model_inventory(model: ov.Model, recipe: Recipe) -> Inventory:
+    """List the weights of a graph; the recipe's ignored scope is looked up in its node names."""
     first = recipe.weights or recipe.activations
     scope = None if first is None else first.ignored_scope
     total = 0

@@ -149,6 +149,11 @@ def require_fits(predicted: Forecast) -> None:
         )
 
 
+def warnings_of(inventory: Inventory, recipe: Recipe) -> list[str]:
+    """What a run has to warn of; raises RecipeError as ``forecast``."""
+    return _all_layers(inventory, recipe, recipe.weight_passes)[2]
+
+
 def _by_activations(recipe: Recipe) -> list[WeightCompression]:
     """What quantizing activations does to the weights that are left: as compressing them per channel would."""
     if recipe.activations is None:

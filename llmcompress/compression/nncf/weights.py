@@ -23,6 +23,7 @@ from llmcompress.graph.model import keep_alive, memory_owners
 from llmcompress.report.compression import Engine
 from llmcompress.spec import WeightCompression
 from llmcompress.spec.modes import GptqOrder
+from llmcompress.system.environment import threads_of_torch
 from llmcompress.system.memory import return_large_blocks
 from llmcompress.system.patching import replaced
 from llmcompress.system.progress import Reporter, silent
@@ -224,14 +225,12 @@ def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None, gpt
     if engine == "nncf":
         yield
         return
-    import torch
-
     from llmcompress.compression.nncf.awq import awq_search
     from llmcompress.compression.nncf.gptq import Gptq
     from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
     from llmcompress.compression.nncf.weight_codes import Lowering, bf16_constants
 
-    num_threads = torch.get_num_threads()
+    num_threads = threads_of_torch()
     lowering, gptq = Lowering(num_threads, file_memory), Gptq(num_threads, gptq_order)
     with contextlib.ExitStack() as stack:
         stack.enter_context(lowering.installed())

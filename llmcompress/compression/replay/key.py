@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import llmcompress
 from llmcompress.compression.replay.content import TensorMemory, content
@@ -29,7 +29,9 @@ from llmcompress.system.environment import (
 KIND = "graphs"
 """The cache's folder for them."""
 VARIABLE = "LLMCOMPRESS_GRAPH_CACHE"
-"""``on``, which is the default, or ``off``: no graph is kept or used."""
+"""What is done with kept graphs where a call does not say: one of ``_SETTINGS``."""
+_SETTINGS = ("on", "off", "background", "use")
+"""Use and keep them; neither; keep them in a process that outlives the call; use them alone."""
 
 _NAMES = ("_name_or_path", "transformers_version")
 """Of a configuration: where it came from and what wrote it, which the exporter passes over."""
@@ -58,24 +60,46 @@ class GraphCache(NamedTuple):
     keeps: bool = False
     is_asked: bool = False
     """Whether a call itself asks for keeping, and is told where that cannot be."""
+    in_background: bool = False
+    """Whether they are kept by a process that outlives the call."""
 
 
-def cache_use(wanted: bool | None) -> GraphCache:
+GraphCacheOption = bool | Literal["background"] | None
+"""Use and keep graphs, or neither; keep them in the background; None: as the environment says."""
+
+
+def cache_use(wanted: GraphCacheOption) -> GraphCache:
     """What a call does with kept graphs; ``LLMCOMPRESS_GRAPH_CACHE=off`` goes before what it asks for.
 
     Args:
-        wanted: Use and keep them, or neither. None: as the variable says, without it use what is kept: to keep a graph
-            takes as long as tracing the model.
+        wanted: None: as the variable says, without it use what is kept: to keep a graph takes as long as tracing the
+            model.
 
     Raises:
-        UsageError: The variable holds something else than ``on`` or ``off``.
+        UsageError: It is something else, or the variable holds something else than its settings.
     """
-    found = os.environ.get(VARIABLE) or None
-    if found not in ("on", "off", None):
-        raise UsageError(f"got {found!r}; accepted: on, off", where=VARIABLE, hint="write one of these")
+    found = setting()
+    if wanted not in (True, False, "background", None):
+        hint = "write one of these"
+        raise UsageError(f"got {wanted!r}; accepted: True, False, 'background'", where="`graph_cache`", hint=hint)
     if found == "off" or wanted is False:
         return GraphCache()
-    return GraphCache(uses=True, keeps=bool(wanted) or found == "on", is_asked=bool(wanted))
+    if wanted is True:
+        return GraphCache(uses=True, keeps=True, is_asked=True)
+    in_background = (wanted or found) == "background"
+    return GraphCache(uses=True, keeps=in_background or found == "on", in_background=in_background)
+
+
+def setting() -> str | None:
+    """What the variable says; None: nothing.
+
+    Raises:
+        UsageError: It holds something else than its settings.
+    """
+    found = os.environ.get(VARIABLE) or None
+    if found not in (*_SETTINGS, None):
+        raise UsageError(f"got {found!r}; accepted: {', '.join(_SETTINGS)}", where=VARIABLE, hint="write one of these")
+    return found
 
 
 def why_not(source: Source, recipe: Recipe, engine: Engine) -> str:
@@ -114,6 +138,11 @@ def configuration(source: Source, recipe: Recipe, engine: Engine) -> dict[str, A
         "engine": engine,
         **surroundings(),
     }
+
+
+def without_recipe(configured: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a key that a graph is known by before it is compressed."""
+    return {**configured, "recipe": None, "engine": None}
 
 
 def graph_key(source: Source, configured: Mapping[str, Any], tensors: TensorMemory) -> GraphKey:

@@ -14,7 +14,15 @@ from llmcompress.artifact import Staging, file_records, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED, sealed
 from llmcompress.compression.forecast.prediction import SIDE_FILES_BYTES
 from llmcompress.compression.replay.content import TensorMemory, mapped
-from llmcompress.compression.replay.key import KIND, GraphKey, configuration, graph_key, is_any_kept, why_not
+from llmcompress.compression.replay.key import (
+    KIND,
+    GraphKey,
+    configuration,
+    graph_key,
+    is_any_kept,
+    why_not,
+    without_recipe,
+)
 from llmcompress.compression.replay.skeleton import KeptGraph, read_graph, with_offsets
 from llmcompress.compression.replay.texts import (
     KeptTexts,
@@ -24,7 +32,8 @@ from llmcompress.compression.replay.texts import (
     texts_in,
     texts_key,
 )
-from llmcompress.errors import LlmcompressError
+from llmcompress.compression.replay.unseen import find_unseen
+from llmcompress.errors import InterruptedRunError, LlmcompressError
 from llmcompress.loaders.adapter import warn_of_adapter
 from llmcompress.loaders.checking import CheckedWeights
 from llmcompress.loaders.generation import read_generation_config
@@ -71,7 +80,7 @@ def find_replay(
         if source.files is not None:
             source = fetch_side_files(source)
         configured = configuration(source, recipe, engine)
-        if not is_any_kept(configured):
+        if not (is_any_kept(configured) or is_any_kept(without_recipe(configured))):
             return None
         found = fetch_weights(source, progress=progress)
         refuse_other_libraries(found)
@@ -79,7 +88,10 @@ def find_replay(
         refuse_empty(checkpoint)
         tensors = mapped(checkpoint)
         key = graph_key(found, configured, tensors)
-        graph, texts = read_graph(key.folder, key._asdict()), read_texts_of(found, tokenizer=tokenizer)
+        graph = read_graph(key.folder, key._asdict()) or find_unseen(key, recipe, progress)
+        texts = read_texts_of(found, tokenizer=tokenizer)
+    except InterruptedRunError:
+        raise
     except (LlmcompressError, OSError, ValueError):
         return None
     if graph is None:
@@ -144,7 +156,7 @@ def _new_texts(found: Replay, stage: Staging, progress: Reporter) -> KeptTexts:
     from llmcompress.loaders.tokenizer import require_tokenizer
 
     # What is left to be done needs no model.
-    leave_out_torch()
+    leave_out_torch("pandas", "scipy")
     source, others = found.source, stage.path.with_name("texts")
     with write_errors(stage.target):
         others.mkdir()

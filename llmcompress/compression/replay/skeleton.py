@@ -20,7 +20,7 @@ from llmcompress.report.record import Record
 from llmcompress.system.cache import hold
 
 _SKELETON, _LITERALS, _CONFIG = "skeleton.json", "literals.bin", "config.json"
-_REASON = "reason.txt"
+_REASON, _KEEPING = "reason.txt", "keeping.json"
 _DATA = re.compile(
     rb'<layer id="\d+" name="([^"]*)" type="Const"[^>]*>\s*<data element_type="([^"]*)" shape="[^"]*" '
     rb'offset="(\d+)" size="(\d+)"'
@@ -82,6 +82,17 @@ class SkeletonConstant(Record):
     """Number of the weight that it is a part of."""
 
 
+class Keeping(Record):
+    """What it took to keep a graph, apart from the run that it is of."""
+
+    duration_s: float
+    """What standing still took is a part of it."""
+    processor_s: float
+    peak_rss_bytes: int
+    """Of the process, which without ``in_background`` had made the artifact before."""
+    in_background: bool
+
+
 class Skeleton(Record):
     """A compressed graph without weights."""
 
@@ -139,6 +150,11 @@ def with_offsets(xml: bytes, offsets: Sequence[int]) -> bytes:
     return b"".join(parts())
 
 
+def without_offsets(xml: bytes) -> bytes:
+    """The .xml, the same wherever its constants are."""
+    return with_offsets(xml, [0] * len(xml_constants(xml)))
+
+
 def read_graph(folder: Path, key: Mapping[str, Any]) -> KeptGraph | None:
     """Read an entry and keep it from being pruned; None where there is none, or it is damaged or another's."""
     if not folder.is_dir():
@@ -157,7 +173,7 @@ def read_graph(folder: Path, key: Mapping[str, Any]) -> KeptGraph | None:
     return KeptGraph(skeleton, files[MODEL_XML], files[_LITERALS], files[_CONFIG])
 
 
-def write_graph(folder: Path, graph: KeptGraph) -> None:
+def write_graph(folder: Path, graph: KeptGraph, keeping: Keeping) -> None:
     """Put an entry in place by one rename, also where a damaged one is; of two runs the first stays.
 
     Raises:
@@ -167,7 +183,17 @@ def write_graph(folder: Path, graph: KeptGraph) -> None:
     skeleton = graph.skeleton.model_copy(update={"sha256": _hashes(files)})
     body = skeleton.model_dump_json().encode()
     files[_SKELETON] = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    # Decides no byte.
+    files[_KEEPING] = keeping.model_dump_json().encode()
     put_folder(folder, files)
+
+
+def read_keeping(folder: Path) -> Keeping | None:
+    """What it took to keep an entry; None where it does not say."""
+    try:
+        return Keeping.model_validate_json((folder / _KEEPING).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def note_not_kept(folder: Path, reason: str) -> None:
