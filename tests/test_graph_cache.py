@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 from compress_fixture import at_stage, environment, kill_both, run, tree
 from fake_hub import COMMIT, FakeHub, running, use
@@ -651,6 +652,15 @@ def test_what_cannot_be_kept_starts_no_process(kept: Kept, monkeypatch: pytest.M
     assert "searches for codes" in keeping.keep_in_background(searching, silent)
 
 
+def _let_it_have_its_share(pid: int) -> None:
+    """On a machine that has something else to do it would never end; only root may lift it all the way."""
+    with contextlib.suppress(psutil.NoSuchProcess, OSError):
+        for child in psutil.Process(pid).children():
+            for thread in child.threads():
+                os.sched_setscheduler(thread.id, os.SCHED_OTHER, os.sched_param(0))
+                os.setpriority(os.PRIO_PROCESS, thread.id, 0)
+
+
 @pytest.mark.slow
 def test_a_command_leaves_a_process_that_keeps_the_graph(kept: Kept, tmp_path: Path) -> None:
     shutil.rmtree(entry(kept))
@@ -659,8 +669,9 @@ def test_a_command_leaves_a_process_that_keeps_the_graph(kept: Kept, tmp_path: P
     assert run("compress", kept.other, *options, **how).returncode == 0
     listed = run("cache", "list", **how).stdout
     deadline = time.monotonic() + 300
-    while working_on() is not None:
+    while (work := working_on()) is not None:
         assert time.monotonic() < deadline
+        _let_it_have_its_share(work.pid)
         time.sleep(0.1)
     assert "keeps the graph of other by int4-sym, for" in listed
     assert "other by int4-sym: kept" in (kept.cache / LOG).read_text()
