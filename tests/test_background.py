@@ -164,7 +164,7 @@ def test_it_goes_with_the_process_that_watches_over_it(number: int, alone: Path)
     assert found is not None
     os.kill(found.pid, number)
     until(lambda: background.working_on() is None)
-    assert not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE
+    until(lambda: not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE)
     assert (alone / "ended").exists() == (number == signal.SIGTERM)
 
 
