@@ -35,8 +35,10 @@ STATISTICS_BYTES_PER_PARAMETER = 3
 DATA_AWARE_BYTES_PER_PARAMETER = 2
 """Rescaled weights and what the allocator keeps of the statistics while data-aware methods work."""
 
-QUANTIZE_BYTES_PER_PARAMETER = 20
-"""Models compiled in f32, and NNCF's copies of the weights, while activations are quantized."""
+QUANTIZE_COPIES = 3
+"""Of the weights as they are stored, while activations are quantized: scaled, and compiled."""
+SCALED_BYTES_PER_ELEMENT = 20
+"""Of the largest weight, while it is scaled in f64."""
 TRAINED_BYTES_PER_PARAMETER = 36
 """In f32 the weight, its values, the offset with its gradient, both moments of Adam and the best offset; and codes."""
 STATE_BYTES_PER_PARAMETER = 16
@@ -101,7 +103,7 @@ def peak_memory(
     while_traced = traced + inventory.merged_bytes + inventory.cast_bytes + inventory.rewritten_bytes
     moments = [_Moment(while_traced, pages - unread)]
     if recipe.activations is not None:
-        quantizing = traced + copies + inventory.num_parameters * QUANTIZE_BYTES_PER_PARAMETER
+        quantizing = traced + copies + _quantizing(inventory)
         moments.append(_Moment(quantizing + _accuracy_control(inventory, recipe), pages))
     if recipe.weights is None:
         codes = size_bytes if recipe.method == "keep" else 0
@@ -128,6 +130,13 @@ def peak_memory(
         in_memory=max(moment.own_bytes for moment in moments) + HOT_LIBRARY_PAGES,
         required=max(moment.own_bytes - moment.codes_bytes for moment in moments) + HOT_LIBRARY_PAGES,
     )
+
+
+def _quantizing(inventory: Inventory) -> int:
+    """What quantizing activations holds in addition: all weights scaled, and one in f64 or the compiled model."""
+    stored = sum(weight.num_parameters * ELEMENT_BYTES[weight.dtype] for weight in inventory.weights)
+    largest = max((weight.num_parameters for weight in inventory.weights), default=0)
+    return max(stored + largest * SCALED_BYTES_PER_ELEMENT, stored * QUANTIZE_COPIES)
 
 
 def training_disk_bytes(inventory: Inventory, recipe: Recipe) -> int:

@@ -53,6 +53,8 @@ def quantize_activations(
     """
     import nncf
 
+    from llmcompress.compression.nncf.quantization_memory import little_memory
+
     _check_finite(model, samples, progress)
     arguments = quantize_arguments(quantization, num_windows=len(samples))
     explained = refusals_explained(
@@ -60,7 +62,7 @@ def quantize_activations(
         hint="change the recipe's activations, or name the operations in activations.ignored_scope",
     )
     dataset, control, accuracy = samples.dataset(), quantization.accuracy_control, None
-    with explained, progress_reported(progress):
+    with explained, progress_reported(progress), little_memory(model):
         if control is None:
             quantized = nncf.quantize(model, dataset, **arguments)
         else:

@@ -142,14 +142,14 @@ def bf16_constants() -> Iterator[None]:
         is_ours = tensor.backend == TensorBackend.numpy and tensor.dtype == TensorDataType.float32
         if not is_ours or dtype != ov.Type.bf16 or not np.isfinite(tensor.data).all():
             return stock(tensor, dtype, name)
-        return opset.constant(_to_bf16(tensor.data), name=name, shared_memory=True)
+        return opset.constant(to_bf16(tensor.data), name=name, shared_memory=True)
 
     with replaced(openvino_backend, _CONSTANT_MAKER, constant):
         yield
 
 
-def _to_bf16(values: np.ndarray) -> ov.Tensor:
-    """As OpenVINO does it: half of the last place is added where that place is odd, and the rest is cut off."""
+def to_bf16(values: np.ndarray) -> ov.Tensor:
+    """Round finite f32 as OpenVINO does: half of the last place is added where that place is odd, the rest cut off."""
     stored = ov.Tensor(ov.Type.bf16, ov.Shape(values.shape))
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = bits & np.uint32(0x10000)
