@@ -241,7 +241,7 @@ def test_a_plan_reads_pictures_from_its_folder(checkpoint: Path, tmp_path: Path)
     assert read is not None
     assert read.pictures == str(tmp_path / "seen.jsonl")
     report = write_evaluation(write_model(tmp_path / "model"), 10.0)
-    asked = report.spec.model_copy(update={"pictures": "seen.jsonl"})
+    asked = report.spec.model_copy(update={"pictures": "seen.jsonl", "backend": "stateful"})
     again = read.model_copy(update={**asked.model_dump(), "pictures": str(tmp_path / "seen.jsonl")})
     assert answers(report.model_copy(update={"spec": asked}), again)
     assert not answers(report, again)
