@@ -155,7 +155,9 @@ class FakeClient:
 
     asked: list[tuple[str, str, Any]] = []  # noqa: RUF012
 
-    def __init__(self, directory: Path, engine: str, *, name: str, backend: str | None) -> None:
+    def __init__(
+        self, directory: Path, engine: str, *, name: str, backend: str | None, search_path: list[Path]
+    ) -> None:
         self.name = name
         self.clock = 0.0
 
