@@ -135,11 +135,13 @@ def measure(products: Sequence[Product], progress: Reporter) -> list[float]:
     return [float(value) / each.num_copies for value, each in zip(medians, products, strict=True)]
 
 
-def model_times(directories: Sequence[Path], phase: Phase) -> list[float]:
+def model_times(directories: Sequence[Path], phase: Phase, quantile: float = 0.5) -> list[float]:
     """Seconds a token of whole models, each in a process of its own, run in turn.
 
-    Of new tokens the median of all, of a prompt's the least of the runs: what else the machine does in a while is in
-    neither.
+    Args:
+        directories: Of the models.
+        phase: Of new tokens, each timed by itself, or of a prompt's.
+        quantile: That is taken of the times; a low one on a machine that has other work.
 
     Raises:
         UsageError: The device refuses one.
@@ -157,8 +159,7 @@ def model_times(directories: Sequence[Path], phase: Phase) -> list[float]:
                 run = client.run(shape, repetition)
                 if repetition:
                     seconds += tpot_s(run) if phase == "decode" else [ttft_s(run) / shape.prompt_tokens]
-    chosen = np.median if phase == "decode" else np.min
-    return [float(chosen(seconds)) for seconds in found]
+    return [float(np.quantile(seconds, quantile)) for seconds in found]
 
 
 def _shapes(table: Table, loaded: LoadedModel) -> dict[str, tuple[int, int]]:
