@@ -115,8 +115,8 @@ def language_model(whole: Any, where: str) -> Any:
     config.tie_word_embeddings = head.weight is whole.get_input_embeddings().weight
     with torch.device("meta"):
         model = kind(config)
-    name = model.base_model_prefix
-    if type(getattr(model, name)) is not type(decoder):
+    name = next((name for name, child in model.named_children() if type(child) is type(decoder)), None)
+    if name is None:
         raise ModelError(
             f"its decoder is a {type(decoder).__name__}, that of {kind.__name__} another one",
             where=where,
