@@ -149,7 +149,8 @@ def test_a_search_that_was_killed_makes_only_what_is_missing(tmp_path: Path, mon
     model = torch.nn.Sequential(torch.nn.Linear(32, 2, bias=False), torch.nn.Linear(32, 2, bias=False))
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     identity = {name: [Factors(torch.eye(32), torch.ones(2))] for name in parameters}
-    loaded = SimpleNamespace(clone=lambda: SimpleNamespace(model=None))
+    graph = SimpleNamespace(get_ops=list)
+    loaded = SimpleNamespace(clone=lambda: SimpleNamespace(model=None), model=graph, text_feed=lambda: None)
     sensitive = Sensitivity(1, {}, identity)
     original = Uncompressed(loaded, model, parameters, sensitive)  # type: ignore[arg-type]
     formats = Formats((Format("int4_sym", 32, "gptq"), Format("int4_sym", -1, "gptq")), (), frozenset())

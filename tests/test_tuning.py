@@ -37,6 +37,7 @@ from llmcompress.spec import (
     Workload,
     load_profile,
 )
+from llmcompress.spec.benchmark import Shape
 from llmcompress.spec.tuning import parse_duration_s, parse_workload
 from llmcompress.spec.validation import from_options
 from llmcompress.system.environment import cpu_name
@@ -102,7 +103,7 @@ def test_workloads_and_budgets_are_read() -> None:
         Workload(name="batch", prompt_tokens=256, new_tokens=64, batch_size=8),
     )
     assert [str(each) for each in spec.workloads] == ["chat:512/128", "batch:8x256/64"]
-    assert tuple(spec.workloads[1].shape()) == (8, 0, 256, 64)
+    assert spec.workloads[1].shape() == Shape(8, 0, 256, 64)
     assert spec.budget_s == 3723.5
     assert tune_spec(dataset="wikitext2", properties=["A=1,2", "B=x"]).asked_values() == {"A": ("1", "2"), "B": ("x",)}
 
