@@ -40,6 +40,7 @@ def test_a_notebook_is_stored_without_outputs_and_names_what_there_is(notebook: 
     assert f"../examples/{notebook.name}" in page
 
 
+@pytest.mark.slow
 def test_the_first_one_runs_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shown = run_here(ROOT / "examples" / "first_model.ipynb")
