@@ -64,6 +64,10 @@ def open_sight(loaded: LoadedModel, device: str, properties: Mapping[str, str]) 
     processor = open_processor(source.path, source.trust_remote_code)
     with _plain_words(source.name, "run"):
         kind, config = _class_of(source)
+        # What the exporter writes into a configuration, such as the embedding of a new line in pictures.
+        for name, value in loaded.config.items():
+            if not hasattr(config, name):
+                setattr(config, name, value)
         copies = loaded.clone()
         stated = (loaded.generation_config, loaded.config, loaded.config.get("text_config"))
         eos = frozenset[int]().union(*(eos_ids(each) for each in stated if each))
