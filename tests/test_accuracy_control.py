@@ -156,6 +156,7 @@ def _check_inside(
     assert added == sizes[0] - sizes[1]
 
 
+@pytest.mark.slow
 def test_what_costs_most_goes_back_until_the_drop_is_small(
     controlled: Made, uncontrolled: Made, loaded: LoadedModel, tiny: Path, calibration_text: Path
 ) -> None:
@@ -180,6 +181,7 @@ def test_on_a_trained_model(alpha: float, ref_model: Path, calibration_text: Pat
     _check_inside(made(control), made(None), loaded, windows, ref_model)
 
 
+@pytest.mark.slow
 def test_nothing_goes_back_where_nothing_must(
     loaded: LoadedModel, uncontrolled: Made, calibration_text: Path, tmp_path: Path
 ) -> None:

@@ -179,6 +179,7 @@ def test_what_was_quantized_is_counted_and_what_is_executed(saved: Saved) -> Non
     assert {layer.mode for layer in report.layers} == {"int8_sym"}
 
 
+@pytest.mark.slow
 def test_what_is_ignored_stays_in_float_and_is_executed_so(saved: Saved) -> None:
     _, everything = saved()
     _, spared = saved(ignored_scope={"patterns": [".*down_proj.*"]})

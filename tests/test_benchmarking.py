@@ -460,6 +460,7 @@ def test_a_checkpoint_is_benchmarked_as_its_uncompressed_ir(tmp_path: Path, monk
     assert (made / "openvino_model.bin").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_an_ir_on_the_hub_is_not_written_to(
     artifact: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -388,7 +388,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
     flags = ["--revision", "v1", "--trust-remote-code", "--offline", "--overwrite", "--allow-nonfinite"]
     flags += ["--allow-links", "--merge-adapter", "--max-context", "4096", "--requantize", "--file", "a.gguf"]
     flags += ["--save-checkpoint", str(tmp_path / "pruned"), "--no-tokenizer", "--engine", "nncf"]
-    flags += ["--no-graph-cache"]
+    flags += ["--no-graph-cache", "--text-only"]
     assert run(["compress", *arguments, *flags]) == 0
     plain, flagged = worker
     assert plain == {
@@ -410,6 +410,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "engine": "llmcompress",
         "save_checkpoint": None,
         "graph_cache": None,
+        "text_only": False,
     }
     assert isinstance(plain["recipe"], Recipe)
     assert flagged == plain | {
@@ -427,6 +428,7 @@ def test_every_option_reaches_the_worker(worker: list[dict[str, Any]], tmp_path:
         "engine": "nncf",
         "save_checkpoint": tmp_path / "pruned",
         "graph_cache": False,
+        "text_only": True,
     }
 
 

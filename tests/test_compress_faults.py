@@ -108,6 +108,7 @@ def _small_temporary_directory(tmp_path: Path) -> Iterator[Path]:
         yield place
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_nothing_and_says_so(undisturbed: Undisturbed, tmp_path: Path) -> None:
     def terminated() -> Ended:
         # As a batch system does: the parent alone.
@@ -132,6 +133,7 @@ def test_an_interruption_leaves_nothing_and_says_so(undisturbed: Undisturbed, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_neither_an_existing_output_nor_the_input_is_written_to(undisturbed: Undisturbed, tmp_path: Path) -> None:
     output = tmp_path / "out"
     write_artifact(output, OLD)
@@ -196,6 +198,7 @@ def _fill(place: Path, free: int) -> None:
     (place / "ballast").write_bytes(b"\0" * left)
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_refused_or_explained(undisturbed: Undisturbed, tmp_path: Path) -> None:
     with _memory_limit("refused", 700 * MB) as join_larger, _memory_limit("killed", 400 * MB) as join_smaller:
         refused, killed = at_once(

@@ -283,6 +283,7 @@ def test_the_caches_precision_is_seen_in_chunks_only(wikitext: Path, artifact: A
     assert spec_of(wikitext, precision="as_used").effective_chunk == 64
 
 
+@pytest.mark.slow
 def test_pinned_is_what_the_device_does_and_is_reported(wikitext: Path, artifact: Artifacts) -> None:
     report = llmcompress.evaluate(artifact("u4-cache"), spec_of(wikitext, num_windows=1), reference=artifact("int4"))
     for properties in (report.model.properties, report.reference.properties if report.reference else {}):

@@ -239,6 +239,7 @@ def test_the_manifest_says_whose_arithmetic_made_a_layer(ref_model: Path, tmp_pa
     assert {layer.engine for layer in none.layers} == {None}
 
 
+@pytest.mark.slow
 def test_codes_may_wait_on_disk(ref_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import gc
 

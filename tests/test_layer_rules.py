@@ -126,6 +126,7 @@ def test_what_ratio_spares_is_chosen_among_the_others(loaded: LoadedModel) -> No
     assert {"int4_sym", "int8_asym", "int8_sym"} == set(modes.values())
 
 
+@pytest.mark.slow
 def test_methods_leave_out_what_a_rule_says(loaded: LoadedModel, text: Path) -> None:
     import nncf
     import numpy as np

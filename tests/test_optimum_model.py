@@ -279,6 +279,7 @@ def test_changed_settings_are_saved(tiny: Path, tmp_path: Path) -> None:
     assert config["hidden_size"] == 128
 
 
+@pytest.mark.slow
 def test_a_graph_that_was_changed_is_saved_without_a_manifest(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

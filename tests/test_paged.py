@@ -253,6 +253,7 @@ def test_the_gate_judges_the_worse_backend(wikitext: Path, artifact: Artifacts, 
     assert judge_again(output, gate).gate.passed is True
 
 
+@pytest.mark.slow
 def test_a_report_of_the_stateful_graph_alone_does_not_answer_for_both(wikitext: Path, artifact: Artifacts) -> None:
     spec = spec_of(wikitext, backend="both", num_windows=1)
     report = llmcompress.evaluate(artifact("int8"), spec)

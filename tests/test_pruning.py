@@ -531,6 +531,7 @@ def test_the_example_prunes_while_it_trains(demo_checkpoint: Path, calibration_t
     assert min(held) >= min(float((weight == 0).float().mean()) for weight in linears)
 
 
+@pytest.mark.slow
 def test_a_time_decides_the_steps_of_a_healing(
     demo_checkpoint: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

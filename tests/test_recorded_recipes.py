@@ -251,6 +251,7 @@ def test_a_text_for_a_model_that_looked_at_none(stock_ir: Path, text: Path, tmp_
         Recipe.from_artifact(made, calibration=_calibration(text))
 
 
+@pytest.mark.slow
 def test_no_primary_layers_by_the_stock_class(checkpoint: Path, tmp_path: Path) -> None:
     from optimum.intel import OVModelForCausalLM
 

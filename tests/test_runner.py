@@ -224,6 +224,7 @@ def test_a_push_of_what_is_never_evaluated_is_refused_before_the_work(place: Pat
     assert job.failure.hint == "add evaluation: {}"
 
 
+@pytest.mark.slow
 def test_a_plan_logs_figures_once_and_again_where_the_tracker_failed(
     place: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
