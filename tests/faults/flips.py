@@ -8,13 +8,11 @@ Places are spread over all files by a seed: their first and last bytes, and othe
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import random
 import tempfile
 from pathlib import Path
 
-from interception import Ended
+from interception import Ended, run_here
 from points import Point, Points, table
 from scenes import TEXT
 
@@ -25,14 +23,11 @@ def artifact(place: Path) -> Path:
     """One with all reports that a directory can hold."""
     from tiny_models import build_checkpoint
 
-    from llmcompress.cli import run
-
     model, made = build_checkpoint(place / "model", num_hidden_layers=1), place / "artifact"
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        run(["compress", str(model), "-r", "int4", "--set", "weights.group_size=32", "-o", str(made)])
-        run(["eval", str(made), "--reference", str(model), "--dataset", str(TEXT), "--num-windows", "1", "--seq-len",
-             "16"])  # fmt: skip
-        run(["card", str(made)])
+    text = ("--dataset", str(TEXT), "--num-windows", "1", "--seq-len", "16")
+    run_here(["compress", str(model), "-r", "int4", "--set", "weights.group_size=32", "-o", str(made)])
+    run_here(["eval", str(made), "--reference", str(model), *text])
+    run_here(["card", str(made)])
     return made
 
 
@@ -53,12 +48,7 @@ def places(directory: Path, count: int) -> list[tuple[Path, int]]:
 
 
 def verified(directory: Path) -> Ended:
-    from llmcompress.cli import run
-
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(["verify", str(directory)])
-    return Ended(code, out.getvalue(), err.getvalue(), outlived=False)
+    return run_here(["verify", str(directory)])
 
 
 def flipped(directory: Path, path: Path, offset: int) -> Point:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import logging
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from fake_hub import FakeHub, Fault, account, new_repo, running, use
-from interception import Ended
+from interception import run_here
 from invariants import digest, leaks, said_badly, tree, units
 from points import Point, Points, table
 from scenes import SECRET, TEXT
@@ -98,25 +97,15 @@ def begun(place: Path) -> Stage:
     """Make the inputs: a checkpoint, and an artifact of it that was evaluated."""
     from tiny_models import build_checkpoint
 
-    from llmcompress.cli import run
-
     for part in ("in", *PARTS):
         (place / part).mkdir(parents=True)
     model = build_checkpoint(place / "in" / "model", num_hidden_layers=1)
     shutil.copy(TEXT, place / "in" / "text.txt")
     artifact = place / "in" / "artifact"
-    quietly(run, ["compress", str(model), "-r", "int8", "-o", str(artifact)])
-    quietly(run, ["eval", str(artifact), "--reference", str(model), "--dataset", str(place / "in/text.txt"),
+    run_here(["compress", str(model), "-r", "int8", "-o", str(artifact)])
+    run_here(["eval", str(artifact), "--reference", str(model), "--dataset", str(place / "in/text.txt"),
                   "--num-windows", "1", "--seq-len", "16"])  # fmt: skip
     return Stage(place, _files(model), _files(artifact))
-
-
-def quietly(function: Callable[[list[str]], int], arguments: list[str]) -> Ended:
-    """Run the command line in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = function(arguments)
-    return Ended(code, out.getvalue(), err.getvalue(), outlived=False)
 
 
 def _files(directory: Path) -> dict[str, bytes]:
@@ -158,12 +147,10 @@ def faked(stage: Stage) -> Iterator[FakeHub]:
 
 def tried(stage: Stage, talk: Talk, kind: str, at: int, whole: Held, inputs: dict[str, str]) -> Point:
     """Let one request meet a fault, then run the command once more."""
-    from llmcompress.cli import run
-
     lost, wrong, where = list[str](), list[str](), "not reached"
     with faked(stage) as hub:
         hub.inject(Fault(**{**KINDS[kind], "at": at}))
-        ended = quietly(run, talk.arguments(stage.place))
+        ended = run_here(talk.arguments(stage.place))
         if len(hub.requests) > at:
             where = " ".join(hub.requests[at])
         try:
@@ -180,7 +167,7 @@ def tried(stage: Stage, talk: Talk, kind: str, at: int, whole: Held, inputs: dic
         else:
             wrong += said_badly(ended, CODES)
         hub.inject()
-        again = quietly(run, talk.arguments(stage.place))
+        again = run_here(talk.arguments(stage.place))
         if again.returncode or held(stage, hub) != whole:
             lost.append(f"the next run ended with {again.returncode}: {again.stderr[-300:]}")
     if read(stage) != inputs:
@@ -237,10 +224,8 @@ def undisturbed(stage: Stage, talk: Talk) -> tuple[int, Held]:
     Raises:
         RuntimeError: It fails.
     """
-    from llmcompress.cli import run
-
     with faked(stage) as hub:
-        ended = quietly(run, talk.arguments(stage.place))
+        ended = run_here(talk.arguments(stage.place))
         if ended.returncode:
             raise RuntimeError(f"an undisturbed run failed: {ended.stderr}")
         return len(hub.requests), held(stage, hub)

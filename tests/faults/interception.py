@@ -6,13 +6,14 @@ strace cannot, and costs no time. It is compiled on the spot.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +94,16 @@ def run(
     lines = log.read_text(errors="surrogateescape").splitlines() if log.exists() else []
     calls = [Call(int(number), name, path) for number, name, path in (line.split(" ", 2) for line in lines)]
     return ended, calls
+
+
+def run_here(arguments: Sequence[str]) -> Ended:
+    """Run the command line in this process, whose libraries are imported once."""
+    from llmcompress.cli import run as run_command
+
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run_command(list(arguments))
+    return Ended(code, out.getvalue(), err.getvalue(), outlived=False)
 
 
 def _to_its_end(command: Sequence[str], environment: Mapping[str, str], cwd: Path | None) -> Ended:
