@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_hub import FakeHub, running, use
+from llava_fixture import checkpoint, int8, loaded
 from PIL import Image
 from push_fixture import TOKEN, evaluation, held
 from summary_fixture import write_evaluation, write_model
-from vision_fixture import build_vision, picture
+from vision_fixture import picture
 
 import llmcompress
 from llmcompress.artifact import write_report
@@ -32,26 +33,10 @@ from llmcompress.report.text import interval_text
 from llmcompress.spec import Gate
 from llmcompress.summary.table import lines
 
-KIND = "llava"
+__all__ = ["checkpoint", "int8", "loaded"]
+
 PARTS = ("vision_embeddings_model", "text_embeddings_model")
 QUESTION = "What is it?"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_vision(KIND, tmp_path_factory.mktemp("pictures") / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoint: Path) -> llmcompress.LoadedModel:
-    return llmcompress.load(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def int8(loaded: llmcompress.LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("pictures") / "int8"
-    llmcompress.compress(loaded, "int8", output)
-    return output
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vision_fixture import QUESTION, build_vision, picture
+from llava_fixture import KIND, checkpoint, int8, loaded
+from vision_fixture import QUESTION, picture
 
 import llmcompress
 from llmcompress.artifact import read_manifest
@@ -29,25 +30,9 @@ from llmcompress.loaders.source import Source, resolve
 from llmcompress.spec import Recipe, dump_recipe, load_recipe
 from llmcompress.spec.parts import INT8
 
-KIND = "llava"
+__all__ = ["checkpoint", "int8", "loaded"]
+
 PARTS = ("language_model", "vision_embeddings_model", "text_embeddings_model")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_vision(KIND, tmp_path_factory.mktemp("vision") / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoint: Path) -> llmcompress.LoadedModel:
-    return llmcompress.load(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def int8(loaded: llmcompress.LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("vision") / "int8"
-    llmcompress.compress(loaded, "int8", output)
-    return output
 
 
 def stock(checkpoint: Path, output: Path, **options: Any) -> Path:

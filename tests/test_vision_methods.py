@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llava_fixture import checkpoint, int8, loaded
 from plan_fixture import in_process
-from vision_fixture import build_vision
 
 import llmcompress
 from llmcompress import BenchSpec, Recipe
@@ -36,18 +36,9 @@ from llmcompress.spec.search import SearchSpec
 from llmcompress.spec.validation import from_options
 from llmcompress.tuning.application import _save
 
-KIND = "llava"
+__all__ = ["checkpoint", "int8", "loaded"]
+
 INT4 = {"mode": "int4_asym", "group_size": 32, "group_size_fallback": "adjust"}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_vision(KIND, tmp_path_factory.mktemp("vision") / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoint: Path) -> llmcompress.LoadedModel:
-    return llmcompress.load(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +47,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["a", "bird", "sings", "of", "the", "sea", "and", "light", "falls", "on", "old", "stones"]
     path.write_text(" ".join(np.random.default_rng(0).choice(words, 6000)))
     return path
-
-
-@pytest.fixture(scope="module")
-def int8(loaded: llmcompress.LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("vision") / "int8"
-    llmcompress.compress(loaded, "int8", output)
-    return output
 
 
 @pytest.fixture(scope="module")
