@@ -21,7 +21,7 @@ class Record(BaseModel):
     """A frozen report record; fields that a newer version added are tolerated when read."""
 
     # JSON has no NaN and no infinity; as strings they can be read back.
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings", defer_build=True)
 
 
 class FileRecord(Record):

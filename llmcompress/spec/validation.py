@@ -43,7 +43,15 @@ class StrictModel(BaseModel):
     """A frozen, hashable record that a person writes: unknown fields and wrong types are refused, not converted."""
 
     # The input stays out of pydantic's messages: it may hold a secret typed into the wrong place.
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        # Most commands use few of these records.
+        defer_build=True,
+    )
 
     def _refusals(self) -> Iterator[Refusal]:
         """Yield what its fields say against each other; the first one is the error."""
