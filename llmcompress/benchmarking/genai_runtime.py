@@ -64,7 +64,8 @@ class GenaiRuntime:
         inputs = openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
         raw = self._pipeline.generate(inputs, config).perf_metrics.raw_metrics
         moments = tuple(moment * MILLISECOND_S for moment in raw.m_new_token_times)
-        return Run(moments[0] - raw.m_times_to_first_token[0] * MICROSECOND_S, moments)
+        started = moments[0] - raw.m_times_to_first_token[0] * MICROSECOND_S
+        return Run(started, moments, inference_s=tuple(each * MICROSECOND_S for each in raw.token_infer_durations))
 
 
 def backend_options(backend: Backend, *, prefix_caching: bool = False) -> dict[str, Any]:

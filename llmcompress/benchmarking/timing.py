@@ -19,6 +19,8 @@ class Run(NamedTuple):
     """What of the time to first token a picture's embeddings took."""
     input_tokens: int | None = None
     """What a sequence began with, a picture's tokens among it, where only the run shows it."""
+    inference_s: tuple[float, ...] = ()
+    """Of each token, where the runtime has a clock for its inference alone."""
 
 
 def stats(values: Sequence[float]) -> Stats:
