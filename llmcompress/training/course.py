@@ -15,7 +15,9 @@ import torch
 
 from llmcompress.report.training import CurvePoint, TrainingCurve
 from llmcompress.spec.training import Training
+from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.files import replacing
+from llmcompress.system.memory import forget_file_pages
 from llmcompress.system.progress import Progress, Reporter
 from llmcompress.training.student import Learnable
 
@@ -58,6 +60,7 @@ class _State(NamedTuple):
     """The same at the best step so far."""
     best_step: int
     best_parameters: list[torch.Tensor]
+    """In a file where there is room for one: they are read again when the training ends."""
     losses: list[float]
     """Since the last point."""
 
@@ -94,7 +97,8 @@ def run(course: Course) -> TrainingCurve:
                 points.append(CurvePoint(step=step, loss=sum(losses) / len(losses), validation=float(found.mean())))
                 losses.clear()
                 if found.mean() < best.mean():
-                    best, best_step, best_parameters = found, step, _copies(parameters)
+                    best, best_step = found, step
+                    _copy(parameters, best_parameters)
                 is_early = step - best_step >= training.patience * interval
             is_whole = True
             if time.monotonic() - saved_at > SAVE_EVERY_S:
@@ -186,7 +190,9 @@ def _tell(course: Course, step: int, points: Sequence[CurvePoint]) -> None:
 def _begun(course: Course, parameters: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer) -> _State:
     first = course.validate()
     points = [CurvePoint(step=0, validation=float(first.mean()))]
-    return _State(0, list(parameters), optimizer.state_dict(), points, first, first, 0, _copies(parameters), [])
+    best_parameters = _places(course, parameters)
+    _copy(parameters, best_parameters)
+    return _State(0, list(parameters), optimizer.state_dict(), points, first, first, 0, best_parameters, [])
 
 
 def _restored(
@@ -201,8 +207,9 @@ def _restored(
             parameter.copy_(value)
     if state["optimizer"]:  # A finished training keeps none.
         optimizer.load_state_dict(state["optimizer"])
-    points = [CurvePoint(**point) for point in state["points"]]
-    return _State(**{**state, "parameters": list(parameters), "points": points})
+    points, best_parameters = [CurvePoint(**point) for point in state["points"]], _places(course, parameters)
+    _copy(state["best_parameters"], best_parameters)
+    return _State(**{**state, "parameters": list(parameters), "points": points, "best_parameters": best_parameters})
 
 
 def _save(course: Course, state: _State) -> None:
@@ -215,10 +222,36 @@ def _save(course: Course, state: _State) -> None:
             torch.save(plain, file)
     except (OSError, RuntimeError):
         return
+    finally:
+        _forget(state.best_parameters)
 
 
-def _copies(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in parameters]
+def _places(course: Course, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Room for copies of parameters: in a file, or where there is none, in memory."""
+    try:
+        course.state_file.parent.mkdir(parents=True, exist_ok=True)
+        memory = FileMemory(course.state_file.parent)
+    except OSError:
+        return [torch.empty_like(parameter, device="cpu") for parameter in parameters]
+    blocks = [memory.block(parameter.nbytes) for parameter in parameters]
+    return [
+        torch.empty_like(parameter, device="cpu")
+        if block is None
+        else torch.from_numpy(block).view(parameter.dtype).reshape(parameter.shape)
+        for parameter, block in zip(parameters, blocks, strict=True)
+    ]
+
+
+def _copy(parameters: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> None:
+    for parameter, place in zip(parameters, places, strict=True):
+        place.copy_(parameter.detach())
+    _forget(places)
+
+
+def _forget(places: Sequence[torch.Tensor]) -> None:
+    """Let go of what is in a file."""
+    for place in places:
+        forget_file_pages(place.data_ptr(), place.nbytes)
 
 
 def _gain(first: torch.Tensor, best: torch.Tensor) -> tuple[float, float]:

@@ -55,7 +55,9 @@ class LevelQuantizer(torch.nn.Module):
             differs = position.round().clamp(0, len(self.levels) - 1) != codes
             near = torch.minimum(torch.maximum(position, codes - SURE), codes + SURE)
             moved = _between(torch.where(differs, near, position), self.levels) * scale
-            return torch.where(differs, moved, weight.detach().float().reshape(codes.shape)).reshape(weight.shape)
+        # They are not asked for again.
+        self.start = self.start._replace(codes=np.empty(0, np.int16))
+        return torch.where(differs, moved, weight.detach().float().reshape(codes.shape)).reshape(weight.shape)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """The values of the codes, in the weight's shape."""

@@ -59,12 +59,15 @@ class WeightQuantizer(torch.nn.Module):
             position = weight.detach().float().reshape(codes.shape) / scale + zero_point
             differs = position.round().clamp(self.low, self.high) != codes
             near = torch.minimum(torch.maximum(position, codes - SURE), codes + SURE)
-            return ((torch.where(differs, near, position) - zero_point) * scale).reshape(weight.shape)
+            values = torch.where(differs, near, position) - zero_point
+        # They are not asked for again.
+        self.start = self.start._replace(codes=np.empty(0, np.int16))
+        return values.mul_(scale).reshape(weight.shape)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """The values of the codes, in the weight's shape."""
         codes_of = weight.reshape(self.offset.shape)
-        grid = (self._scale(), self._zero_point(), self.offset.clamp(-MAX_OFFSET, MAX_OFFSET))
+        grid = (self._scale(), self._zero_point(), self.offset)
         values: torch.Tensor = _Values.apply(codes_of, *grid, (self.low, self.high), self.keep_zeros)
         return values.reshape(weight.shape)
 
@@ -76,8 +79,7 @@ class WeightQuantizer(torch.nn.Module):
         """
         with torch.no_grad():
             scale, zero_point = self._scale(), self._zero_point()
-            offset = self.offset.clamp(-MAX_OFFSET, MAX_OFFSET)
-            codes = _codes(weight.reshape(offset.shape), scale, zero_point, offset, self.low, self.high)
+            codes = _codes(weight.reshape(self.offset.shape), scale, zero_point, self.offset, self.low, self.high)
         start = self.start
         return start._replace(
             codes=codes.cpu().numpy().astype(np.int16),
@@ -108,7 +110,14 @@ class WeightQuantizer(torch.nn.Module):
 def _codes(
     weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, offset: torch.Tensor, low: float, high: float
 ) -> torch.Tensor:
-    return torch.addcdiv(zero_point + offset, weight, scale).round_().clamp_(low, high)
+    return _positions(weight, scale, zero_point, offset).round_().clamp_(low, high)
+
+
+def _positions(
+    weight: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, offset: torch.Tensor
+) -> torch.Tensor:
+    """In codes, before they are rounded."""
+    return torch.addcdiv(offset.clamp(-MAX_OFFSET, MAX_OFFSET).add_(zero_point), weight, scale)
 
 
 class _Values(torch.autograd.Function):
@@ -132,18 +141,22 @@ class _Values(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, scale, zero_point, offset = ctx.saved_tensors
         (gradient,), (low, high) = gradients, ctx.range
-        position = torch.addcdiv(zero_point + offset, weight, scale)
+        position = _positions(weight, scale, zero_point, offset)
         inside = (position >= low - 0.5) & (position <= high + 0.5)
         by_scale = by_zero_point = by_offset = None
+        # In place where that is possible: each of these tensors is as large as the weight.
+        if ctx.needs_input_grad[1]:
+            steps = position.round_().clamp_(low, high).sub_(zero_point)
+            steps.sub_((weight / scale).mul_(inside))
+            by_scale = _summed(steps.mul_(gradient), scale)
+            del steps
+        del position
         scaled = gradient * scale
         if ctx.needs_input_grad[3]:
             by_offset = scaled * (inside & (weight != 0) if ctx.keep_zeros else inside)
+            by_offset *= offset.abs() <= MAX_OFFSET
         if ctx.needs_input_grad[2]:
             by_zero_point = _summed(scaled.masked_fill_(inside, 0), scale).neg_()
-        if ctx.needs_input_grad[1]:
-            steps = position.round().clamp_(low, high).sub_(zero_point)
-            steps.sub_(inside * (weight / scale))
-            by_scale = _summed(steps.mul_(gradient), scale)
         return None, by_scale, by_zero_point, by_offset, None, None
 
 

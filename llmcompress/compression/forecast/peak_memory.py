@@ -39,10 +39,10 @@ QUANTIZE_COPIES = 3
 """Of the weights as they are stored, while activations are quantized: scaled, and compiled."""
 SCALED_BYTES_PER_ELEMENT = 20
 """Of the largest weight, while it is scaled in f64."""
-TRAINED_BYTES_PER_PARAMETER = 36
-"""In f32 the weight, its values, the offset with its gradient, both moments of Adam and the best offset; and codes."""
-STATE_BYTES_PER_PARAMETER = 16
-"""Of them what is kept to go on from, on disk."""
+TRAINED_BYTES_PER_PARAMETER = 28
+"""In f32 the weight, its values, the offset with its gradient, both moments of Adam; and what is in between."""
+STATE_BYTES_PER_PARAMETER = 20
+"""On disk: the offset, both moments, and the best offset twice, of which one is what a training may go on from."""
 LOGITS_COPIES = 4
 """Of them what a step holds."""
 ACCURACY_BYTES_PER_PARAMETER = 3
