@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +32,17 @@ def test_the_wheel_holds_the_package_and_its_data_alone(wheel: Path) -> None:
     placed = {"optimum/commands/register/register_llmcompress.py"}
     assert packed - placed == set(tracked.stdout.split()) - {"llmcompress/cli/optimum_command.py"}
     assert placed <= packed
+
+
+def test_the_description_has_no_link_that_is_dead_on_pypi(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as packed:
+        (name,) = [each for each in packed.namelist() if each.endswith(".dist-info/METADATA")]
+        headers, _, text = packed.read(name).decode().partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in headers
+    html = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(text)
+    assert "<h1>llmcompress</h1>" in html
+    assert [each for each in re.findall(r'(?:href|src)="([^"]*)"', html) if not each.startswith("https://")] == []
+    assert "docs/training.md has the whole table" in text
 
 
 def test_the_wheel_runs_the_demo_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
