@@ -1,6 +1,6 @@
 """Do quantized activations pay where prompts are computed? Uncompressed, weights alone, activations too, in turn.
 
-`llmcompress bench` on all of them; prints the table of the README.
+`llmcompress bench` on all of them; prints the table of docs/benchmarks.md.
 
     python benchmarks/prefill.py
 """

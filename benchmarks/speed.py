@@ -1,6 +1,6 @@
 """Uncompressed, int8 and int4 of one generated model: size, speed with intervals, share of what memory allows.
 
-`llmcompress bench` on all of them, runs in turn; prints the table of the README.
+`llmcompress bench` on all of them, runs in turn; prints the table of docs/benchmarks.md.
 
     python benchmarks/speed.py
 """

@@ -7,7 +7,7 @@ open it, to see that they run at the tuned speed. The weights are random, so thi
 Damage: every setting alone on a trained model.
 
 Each model's figures go to --results, one line of JSON, as soon as they are measured. The same command again measures
-what is not there yet. The tables of the README are printed at the end, and by `table`.
+what is not there yet. The tables of docs/tune.md are printed at the end, and by `table`.
 
     python benchmarks/tune.py speed --stock
     python benchmarks/tune.py damage ../shared/models/ref-llama-8m --dataset ../shared/data/wikitext2-test-part1.txt

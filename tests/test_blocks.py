@@ -167,6 +167,8 @@ def test_a_command_in_the_text_is_one_that_there_is(page: Path) -> None:
             flags = everywhere
         elif re.match(r"(benchmarks|scripts|tests|examples)/\S+\.(py|sh|yaml)$", words[0]):
             flags = script_flags(ROOT / words[0])
+            # A command that is written out is whole.
+            assert len(words) == 1 or "..." in words or needed_flags(ROOT / words[0]) <= set(words), span
         else:
             continue
         assert {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= flags | OF_ALL, span
@@ -187,6 +189,12 @@ def script_flags(path: Path) -> set[str]:
         found |= script_flags(beside) if beside.is_file() else set()
     # argparse makes the negative form itself.
     return found | {flag.replace("--", "--no-", 1) for flag in found if "BooleanOptionalAction" in text}
+
+
+def needed_flags(path: Path) -> set[str]:
+    """The options without which a script does nothing; of one with several parts none is known."""
+    text = path.read_text(encoding="utf-8")
+    return set() if "add_subparsers" in text else set(re.findall(r'"(--[a-z][a-z-]*)", .*required=True', text))
 
 
 @by_name(of_kind("yaml"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from markdown_it import MarkdownIt
 
 import llmcompress
 from llmcompress import errors
@@ -18,6 +19,8 @@ from llmcompress.spec import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FIGURE = re.compile(r"[*+-]*\d[\d.,e-]*\**( (s|ms|min|GB|MB|%|±|→)|\s*\[|$)")
+"""A cell that holds something measured: a number with its unit, deviation or interval."""
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,30 @@ def test_a_link_leads_to_a_file(page: Path) -> None:
         if not link.startswith(("#", "reference/")) and not (page.parent / link.partition("#")[0]).exists()
     ]
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_table_of_figures_has_its_script(page: Path) -> None:
+    """In its section stands what is to be run to make it again."""
+    assert [line for line, scripts in tables_of_figures(page) if not scripts] == []
+
+
+def tables_of_figures(page: Path) -> list[tuple[int, set[str]]]:
+    """Each table with four figures or more: its line, and the scripts that its section names."""
+    found, scripts, figures = [], set[str](), 0
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(page.read_text(encoding="utf-8"))
+    for token in tokens:
+        if token.type == "heading_open" and token.tag in ("h1", "h2"):
+            scripts = set()
+        elif token.type == "table_open":
+            figures, line = 0, (token.map or [0])[0] + 1
+        elif token.type == "inline":
+            figures += bool(FIGURE.match(token.content))
+            spans = [child.content for child in token.children or () if child.type == "code_inline"]
+            scripts.update(each for span in spans for each in re.findall(r"\bbenchmarks/\w+\.py", span))
+        elif token.type == "table_close" and figures >= 4:
+            found.append((line, scripts))
+    return found
 
 
 def test_every_page_is_in_the_contents() -> None:
