@@ -43,8 +43,9 @@ autodoc_preserve_defaults = True
 copybutton_prompt_text = "$ "
 
 llms_txt_summary = (
-    "llmcompress takes a large language model from the Hugging Face Hub, compresses it for OpenVINO, proves on the "
-    "runtime what that cost, and ships it as one complete, verified directory with that evidence."
+    "llmcompress compresses large language models of the Hugging Face Hub for OpenVINO: it measures on the runtime what "
+    "that cost, wins quality back where it cost too much, and writes one complete, verified directory that carries the "
+    "evidence."
 )
 
 
