@@ -54,16 +54,21 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_a_link_leads_to_a_file(page: Path) -> None:
+def test_a_link_leads_to_a_file_and_a_heading_in_it(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
-    # The reference is made when the site is.
-    missing = [
-        link
-        for link in links
-        if not link.startswith(("#", "reference/")) and not (page.parent / link.partition("#")[0]).exists()
-    ]
-    assert not missing
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        # The reference is made when the site is.
+        if "://" not in link and not link.startswith("reference/"):
+            name, _, heading = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not heading or heading in anchors_of(target), link
+
+
+def anchors_of(page: Path) -> set[str]:
+    """What the headings of a page are linked by, as GitHub and the site make it."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
