@@ -23,11 +23,11 @@ from llmcompress.spec.validation import descriptions
 
 WRITTEN = {
     "recipe": (
-        "Recipes",
-        "Every field of a recipe; `llmcompress recipes show NAME` prints one.",
+        "Fields of a recipe",
+        "`llmcompress recipes show NAME` prints a recipe that has them.",
         (llmcompress.Recipe,),
     ),
-    "plan": ("Plans", "Every field of a plan for `llmcompress run`.", (Plan,)),
+    "plan": ("Fields of a plan", "What `llmcompress run` reads.", (Plan,)),
     "specifications": (
         "Specifications",
         "What the functions of evaluation, benchmark, tuning and search are given; the commands have options for them.",
