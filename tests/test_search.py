@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fake_hub import FakeHub, running, use
 
 import llmcompress
 from llmcompress import EvalSpec, SearchReport, SearchSpec
@@ -18,10 +19,12 @@ from llmcompress.artifact import read_measurements
 from llmcompress.cli.search import print_search
 from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
 from llmcompress.evaluation.statistics import TokenScores
+from llmcompress.loaders.source import resolve
 from llmcompress.searching.candidates import Candidate
 from llmcompress.searching.contest import Entrant, decide
 from llmcompress.searching.sensitivity import sensitivity
 from llmcompress.searching.solver import front, least_bytes, least_damage, total_bytes, total_kl
+from llmcompress.searching.windows import search_windows, stacked
 from llmcompress.spec.search import CANDIDATES, Format, parse_size
 from llmcompress.spec.validation import from_options
 from llmcompress.system.progress import silent
@@ -53,6 +56,21 @@ def _spec(text: Path, **given: Any) -> SearchSpec:
 def found(demo_checkpoint: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SearchReport]:
     directory = tmp_path_factory.mktemp("search") / "out"
     return directory, llmcompress.search(demo_checkpoint, _spec(text, bits_per_weight=5.3, num_probes=4), directory)
+
+
+def test_a_model_of_the_hub_is_read_as_a_directory_is(
+    demo_checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec(text, bits_per_weight=5)
+    files = {path.name: path.read_bytes() for path in demo_checkpoint.iterdir() if path.is_file()}
+    with running(FakeHub(files=files)) as hub:
+        use(hub.url, tmp_path, monkeypatch)
+        fetched = search_windows(resolve(hub.repo_id), spec, offline=False)
+    here = search_windows(resolve(demo_checkpoint), spec, offline=False)
+    assert np.array_equal(stacked(fetched.looked_at), stacked(here.looked_at))
+    assert np.array_equal(stacked(fetched.held_out), stacked(here.held_out))
+    # The text is read before the weights are fetched.
+    assert not hub.asked("model.safetensors")
 
 
 def test_a_plan_keeps_its_limit_and_loses_less_than_what_is_as_large(found: tuple[Path, SearchReport]) -> None:

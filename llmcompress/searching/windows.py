@@ -38,6 +38,7 @@ def search_windows(found: Source, spec: SearchSpec, *, offline: bool) -> SearchW
     Raises:
         DataError: There is too little text, or two of them have a sequence of 64 tokens in common.
     """
+    found = fetch_side_files(found)
     looked_at, held_out = _in_two(found, spec, offline=offline)
     seen = stacked(looked_at)
     require_apart(seen, held_out, "the sensitivity", "the verdict")
@@ -95,8 +96,7 @@ def _in_two(found: Source, spec: SearchSpec, *, offline: bool) -> tuple[Evaluati
 def _calibration(found: Source, spec: SearchSpec, *, offline: bool) -> CalibrationWindows | None:
     if spec.calibration is None:
         return None
-    source = fetch_side_files(found)
     recipe = uniform_recipe("calibration", Format("int4_sym", -1, "gptq"), spec.calibration)
-    windows = recipe_windows(source, recipe, require_tokenizer(source, needed=True), offline=offline)
+    windows = recipe_windows(found, recipe, require_tokenizer(found, needed=True), offline=offline)
     assert isinstance(windows, CalibrationWindows)
     return windows
