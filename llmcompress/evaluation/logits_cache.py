@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.system.files import replacing
+from llmcompress.system.json_file import noted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,11 +41,7 @@ class LogitsCache:
 
     def properties(self) -> dict[str, str] | None:
         """The reference's effective properties; None where it was not scored yet."""
-        try:
-            found: dict[str, str] = json.loads((self._directory / _PROPERTIES).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return found
+        return noted(self._directory / _PROPERTIES) or None
 
     def keep_properties(self, properties: dict[str, str]) -> None:
         """Note the reference's effective properties."""

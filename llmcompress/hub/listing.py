@@ -84,7 +84,11 @@ def tree(client: HubClient, repo_id: str, revision: str) -> tuple[HubFile, ...]:
 
     def require_list(response: httpx.Response) -> None:
         # The library takes an empty object for an empty list.
-        if response.is_success and not isinstance(json.loads(response.read()), list):
+        try:
+            is_list = not response.is_success or isinstance(json.loads(response.read()), list)
+        except RecursionError as error:
+            raise TypeError from error
+        if not is_list:
             raise TypeError
 
     try:

@@ -152,7 +152,7 @@ def _rules(recorded: Fields) -> Fields:
         return {}
     try:
         return {"rules": json.loads(recorded[RULES])}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _refuse(f"{WEIGHTS}.{RULES}", "is not what a compression writes", _BY_HAND) from None
 
 

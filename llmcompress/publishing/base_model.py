@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.record import Provenance
 from llmcompress.spec.access import check_repo_id
+from llmcompress.system.json_file import noted
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -105,10 +105,7 @@ def is_base(manifest: CompressionReport, evaluation: EvalReport) -> bool:
 
 def _recorded_name(directory: Path) -> str | None:
     """What transformers wrote down when the checkpoint was loaded by a Hub id; a local path is none."""
-    try:
-        name = json.loads((directory / "config.json").read_bytes()).get("_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        return None
+    name = noted(directory / "config.json").get("_name_or_path")
     return name if isinstance(name, str) and name.count("/") == 1 and _is_id(name) else None
 
 

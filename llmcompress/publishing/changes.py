@@ -60,7 +60,7 @@ def _earlier(client: HubClient, before: Remote, changed: list[str]) -> set[str]:
     try:
         manifest = json.loads(read_file(client, before, MANIFEST))
         return {str(record["path"]) for record in manifest["files"]} | REPORTS | set(BENCHMARK_SCORES.values())
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         # A manifest that cannot be read claims no files.
         return set()
 

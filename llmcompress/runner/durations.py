@@ -13,6 +13,7 @@ from llmcompress.loaders.source import Source, identity
 from llmcompress.system.cache import cache_dir, content_key
 from llmcompress.system.environment import cpu_name
 from llmcompress.system.files import replace_file
+from llmcompress.system.json_file import noted
 
 KIND = "durations"
 
@@ -22,16 +23,13 @@ def remember(step: str, found: Source, settings: tuple[BaseModel, ...], duration
     path = cache_dir() / KIND / f"{_key(step, found, settings)}.json"
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps({"step": step, "duration_s": duration_s}).encode(), durable=False)
+        replace_file(path, json.dumps({"step": step, "duration_s": float(duration_s)}).encode(), durable=False)
 
 
 def remembered(step: str, found: Source, settings: tuple[BaseModel, ...]) -> float | None:
     """Return the duration, in seconds, of the last such step of this source with these settings on this machine."""
-    try:
-        text = (cache_dir() / KIND / f"{_key(step, found, settings)}.json").read_text(encoding="utf-8")
-        return float(json.loads(text)["duration_s"])
-    except (OSError, ValueError, KeyError):
-        return None
+    known = noted(cache_dir() / KIND / f"{_key(step, found, settings)}.json").get("duration_s")
+    return known if isinstance(known, float) else None
 
 
 def _key(step: str, found: Source, settings: tuple[BaseModel, ...]) -> str:

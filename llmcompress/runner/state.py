@@ -30,6 +30,7 @@ from llmcompress.spec.training import with_num_steps
 from llmcompress.system.cache import content_key
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_BYTES
 from llmcompress.system.files import replace_file, short_name
+from llmcompress.system.json_file import noted
 
 SpecT = TypeVar("SpecT", EvalSpec, TuneSpec, SearchSpec)
 
@@ -213,9 +214,8 @@ def card_reason(directory: Path) -> str | None:
 
 def push_reason(directory: Path, repo_id: str, *, private: bool) -> str | None:
     """Compare what was pushed last with what is there now."""
-    try:
-        pushed = json.loads(_push_file(directory).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    pushed = noted(_push_file(directory))
+    if not pushed:
         return "not pushed yet"
     return None if pushed == _pushed(directory, repo_id, private) else "something changed since it was pushed"
 
@@ -248,11 +248,8 @@ def remember_logged(directory: Path, tracker: Tracker, report: EvalReport | Benc
 
 
 def _logged(directory: Path) -> dict[str, list[str]]:
-    try:
-        known = json.loads(_log_file(directory).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
+    known = noted(_log_file(directory))
+    return {tracker: list(map(str, keys)) for tracker, keys in known.items() if isinstance(keys, list)}
 
 
 def _key(report: EvalReport | BenchReport) -> str:

@@ -31,6 +31,7 @@ from llmcompress.spec.search import Format, Phase
 from llmcompress.system.cache import cache_dir, content_key
 from llmcompress.system.environment import cpu_name, installed_versions
 from llmcompress.system.files import replace_file
+from llmcompress.system.json_file import noted
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Progress, Reporter
 
@@ -207,11 +208,8 @@ def _run(request: tuple[ov.InferRequest, NDArray[np.float32]]) -> float:
 
 
 def _known(product: Product) -> float | None:
-    try:
-        seconds = float(json.loads(_path(product).read_text(encoding="utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return seconds if 0 < seconds < math.inf else None
+    seconds = noted(_path(product)).get("seconds")
+    return seconds if isinstance(seconds, float) and 0 < seconds < math.inf else None
 
 
 def _keep(product: Product, seconds: float) -> None:

@@ -91,7 +91,7 @@ def working_on() -> BackgroundWork | None:
             return None
         try:
             return BackgroundWork(*json.loads(file.read()))
-        except ValueError:  # It has not said yet.
+        except (ValueError, TypeError, RecursionError):  # It has not said yet.
             return BackgroundWork(0, "", time.time())
 
 

@@ -41,6 +41,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def noted(path: Path) -> dict[str, Any]:
+    """Read a JSON object that later runs can do without; empty where the file is missing, damaged or no object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object with sorted keys, UTF-8 and Unix line ends on every system."""
     text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from llmcompress.errors import UsageError
 from llmcompress.report.text import duration_text
 from llmcompress.spec.training import Training
 from llmcompress.spec.validation import MAX_COUNT
-from llmcompress.system.json_file import read_json, write_json
+from llmcompress.system.files import replace_file
+from llmcompress.system.json_file import noted
 
 MEASURED_SHARE = 0.05
 """Of the time, after which no further step is measured."""
@@ -55,14 +57,21 @@ def kept_num_steps(
         UsageError: There is no time for one step.
     """
     file, started = place / "num_steps.json", time.monotonic()
-    if file.is_file():
-        return int(read_json(file)["num_steps"])
+    known = _noted(file)
+    if known is not None:
+        return known
     with tempfile.TemporaryDirectory(dir=place) as directory:
         found = measure(Path(directory), started + MEASURED_SHARE * budget_s)
     left_s = budget_s - (time.monotonic() - started)
     num_steps = num_steps_within(left_s, training, num_windows, found)
-    write_json(file, {"num_steps": num_steps})
+    replace_file(file, json.dumps({"num_steps": num_steps}).encode(), durable=False)
     return num_steps
+
+
+def _noted(file: Path) -> int | None:
+    """The steps that were found first; None: there is no such note, or it is damaged."""
+    found = noted(file).get("num_steps")
+    return found if type(found) is int and 0 < found <= MAX_COUNT else None
 
 
 def num_steps_within(budget_s: float, training: Training, num_windows: int, durations: Durations) -> int:

@@ -19,6 +19,7 @@ from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.files import replacing
 from llmcompress.system.memory import forget_file_pages
 from llmcompress.system.progress import Progress, Reporter
+from llmcompress.system.sealed import Sealing, is_sealed
 from llmcompress.training.student import Learnable
 
 SAVE_EVERY_S = 60.0
@@ -198,8 +199,8 @@ def _begun(course: Course, parameters: Sequence[torch.Tensor], optimizer: torch.
 def _restored(
     course: Course, parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> _State | None:
-    if not course.state_file.is_file():
-        return None
+    if not is_sealed(course.state_file):
+        return None  # There is none, or it is damaged.
     device = parameters[0].device
     state = torch.load(course.state_file, map_location=device, weights_only=True)
     with torch.no_grad():
@@ -219,7 +220,9 @@ def _save(course: Course, state: _State) -> None:
     try:
         course.state_file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(course.state_file, durable=False) as file:
-            torch.save(plain, file)
+            sealing = Sealing(file)
+            torch.save(plain, sealing)
+            sealing.seal()
     except (OSError, RuntimeError):
         return
     finally:

@@ -6,6 +6,8 @@ tokens of a model of ordinary size little is missing.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmcompress.system.files import replace_file
 from llmcompress.system.progress import Progress, Reporter
 
 LEAST = 1e-9
@@ -45,7 +48,7 @@ def ask(model: Any, token_ids: NDArray[np.int64], num_top_tokens: int, directory
         progress: Told of every window.
     """
     files, whole = (directory / "teacher.npy", directory / "teacher-tokens.npy"), directory / "teacher-is-whole"
-    if whole.is_file():
+    if _is_whole(files, whole):
         return Teacher(*(np.lib.format.open_memmap(file, "r") for file in files))
     num_windows, seq_len = token_ids.shape
     num_kept = min(num_top_tokens, int(model.config.get_text_config().vocab_size))
@@ -60,9 +63,25 @@ def ask(model: Any, token_ids: NDArray[np.int64], num_top_tokens: int, directory
         values[number], tokens[number] = top.values.cpu().numpy(), top.indices.int().cpu().numpy()
     values.flush()
     tokens.flush()
-    whole.touch()
+    replace_file(whole, _hashes(files), durable=False)
     progress(Progress("ask the original", num_windows, num_windows, "windows"))
     return Teacher(values, tokens)
+
+
+def _is_whole(files: Sequence[Path], whole: Path) -> bool:
+    """Whether the answers are those that were written, every byte."""
+    try:
+        return whole.read_bytes() == _hashes(files)
+    except OSError:
+        return False
+
+
+def _hashes(files: Sequence[Path]) -> bytes:
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return "\n".join(digests).encode()
 
 
 def kl_divergence(logits: torch.Tensor, of_teacher: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from llmcompress.artifact import file_records
-from llmcompress.errors import RecipeError
+from llmcompress.errors import ArtifactError, RecipeError
 from llmcompress.report.file_names import MODEL
 from llmcompress.report.record import CalibrationRecord, Provenance
 from llmcompress.spec import Recipe, StatisticsPrecision
@@ -183,7 +183,7 @@ def _remove_abandoned(kept: Path) -> None:
 
 def _intact(directory: Path) -> bool:
     try:
-        listing = json.loads((directory / LISTING).read_text())
-    except (OSError, ValueError):
+        listing = json.loads((directory / LISTING).read_bytes())
+        return bool(listing == [record.model_dump() for record in file_records(directory, exclude=(LISTING,))])
+    except (OSError, ValueError, RecursionError, ArtifactError):
         return False
-    return bool(listing == [record.model_dump() for record in file_records(directory, exclude=(LISTING,))])
