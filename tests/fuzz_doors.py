@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import fuzz_caches
+
 from llmcompress.errors import (
     ArtifactError,
     DataError,
@@ -461,4 +463,5 @@ def doors() -> tuple[Door, ...]:
         Door("compare", _artifact, measured, _compare, (ArtifactError,), ("compare", "base", "made")),
         Door("card", _artifact, measured, _card, (ArtifactError,)),
         Door("profile", _profile, ("profile.json",), _read_profile, (RecipeError,)),
+        *(Door(*each) for each in fuzz_caches.DOORS),
     )

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from faults.points import Point, Points
 from fuzz_doors import Door, doors
 from fuzz_inputs import changed_bytes, changed_document
 from fuzz_watch import files_below, watched
@@ -39,8 +40,10 @@ from llmcompress.errors import LlmcompressError
 LIMIT_S = 10
 """Without the time in which other programs had the processor."""
 COMMAND_LIMIT_S = 60
+MILLION = 1_000_000
 SAVED = Path(tempfile.gettempdir()) / "llmcompress-fuzz"
 EXIT_CODES = range(2, 11)
+OUTSIDE = "outside of its output: "
 _TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 _ADDRESS = re.compile(r"\b0x[0-9a-f]{8,}\b")
 
@@ -55,6 +58,13 @@ class Case(NamedTuple):
     door: Door
     file: str
     content: bytes
+    how: str = "changed bytes"
+    number: int = 0
+    """With the seed's millions it names the input."""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return f"{self.door.name}: {self.file}", f"C, S: {self.how}", self.number
 
 
 class Fault(NamedTuple):
@@ -73,8 +83,8 @@ def places(slow: bool | None = None) -> list[tuple[Door, str]]:
 class Fuzzer:
     """Valid inputs, made once, and what was found."""
 
-    def __init__(self, root: Path, saved: Path = SAVED) -> None:
-        self.root, self.saved = root, saved
+    def __init__(self, root: Path, saved: Path = SAVED, state: Path | None = None) -> None:
+        self.root, self.saved, self.points = root, saved, Points(state)
         self.counts: Counter[str] = Counter()
         self.faults: list[Fault] = []
 
@@ -105,18 +115,28 @@ class Fuzzer:
         return folder
 
     def try_case(self, case: Case) -> None:
-        """Run a case in this process."""
+        """Run a case in this process, unless an earlier call has."""
+        if self.was_tried(case):
+            return
         folder = self.prepared(case)
         found = called(case.door, folder, self.root / "sandbox")
         self._note(case, *found)
 
     def try_command(self, case: Case) -> None:
-        """Run a case by the command line."""
+        """Run a case by the command line, unless an earlier call has."""
+        if self.was_tried(case):
+            return
         folder = self.prepared(case)
         self._note(case, *commanded(case.door.command, folder, self.root))
 
+    def was_tried(self, case: Case) -> bool:
+        return self.points.state is not None and self.points.has_survived(*case.key)
+
     def _note(self, case: Case, outcome: str, fault: str) -> None:
         self.counts[outcome] += 1
+        executed = (fault,) if OUTSIDE in fault else ()
+        wrong = [fault] if fault and not executed else []
+        self.points.add(Point(*case.key, outcome, 0, [], [], wrong, executed))
         if fault:
             folder = self.saved / f"{len(self.faults):03d}-{case.door.name}"
             shutil.rmtree(folder, ignore_errors=True)
@@ -147,7 +167,7 @@ def called(door: Door, folder: Path, sandbox: Path) -> tuple[str, str]:
     after = files_below(sandbox, apart=folder / "out")
     if after != before:
         seen.append(f"changed: {sorted(set(after.items()) ^ set(before.items()))[:3]}")
-    return outcome, fault or ("outside of its output: " + "; ".join(seen[:3]) if seen else "")
+    return outcome, fault or (OUTSIDE + "; ".join(seen[:3]) if seen else "")
 
 
 def wrong_error(error: LlmcompressError, door: Door) -> str:
@@ -188,7 +208,7 @@ def commanded(arguments: tuple[str, ...], folder: Path, root: Path) -> tuple[str
     if "Traceback" in told or (done.returncode and "error: " not in told):
         return "command", f"{' '.join(arguments)} says: {told[-800:]}"
     if files_below(sandbox, apart=folder / "out") != before:
-        return "command", f"{' '.join(arguments)} changed files outside of its output"
+        return "command", f"{' '.join(arguments)} changed files {OUTSIDE}"
     if left := [path for path in own["TMPDIR"].iterdir() if path.name != "pymp"]:
         return "command", f"{' '.join(arguments)} left {left} in the directory for temporary files"
     return "command", ""
@@ -264,7 +284,7 @@ def run_structured(fuzzer: Fuzzer, door: Door, file: str, count: int, number: in
         nonlocal done
         done += 1
         if done <= count:
-            fuzzer.try_case(Case(door, file, content))
+            fuzzer.try_case(Case(door, file, content, "changed values", number * MILLION + done))
 
     tried()
 
@@ -273,16 +293,16 @@ def run_bytes(fuzzer: Fuzzer, door: Door, file: str, count: int, number: int) ->
     """Try ``count`` inputs with changed bytes."""
     content = (fuzzer.valid(door) / file).read_bytes()
     chance = random.Random(f"{number} {door.name} {file}")
-    for _ in range(count):
-        fuzzer.try_case(Case(door, file, changed_bytes(content, chance)))
+    for done in range(count):
+        fuzzer.try_case(Case(door, file, changed_bytes(content, chance), "changed bytes", number * MILLION + done))
 
 
-def run(fuzzer: Fuzzer, number: int, count: int, *, slow_share: float = 0.04) -> None:
+def run(fuzzer: Fuzzer, number: int, count: int, *, slow_share: float = 0.04, only: Sequence[str] = ()) -> None:
     """Try about ``count`` inputs, of which ``slow_share`` go where one takes tenths of a second."""
-    fuzzer.warm_up([door for door in doors() if slow_share or not door.is_slow])
+    fuzzer.warm_up([door for door in doors() if (slow_share or not door.is_slow) and (not only or door.name in only)])
     for slow, share in ((False, 1 - slow_share), (True, slow_share)):
-        chosen = places(slow)
-        each = -(-round(count * share) // (2 * len(chosen))) if share else 0
+        chosen = [(door, file) for door, file in places(slow) if not only or door.name in only]
+        each = -(-round(count * share) // (2 * len(chosen))) if share and chosen else 0
         for door, file in chosen if each else []:
             run_structured(fuzzer, door, file, each, number)
             run_bytes(fuzzer, door, file, each, number)
@@ -295,7 +315,8 @@ def run_commands(fuzzer: Fuzzer, number: int, count: int) -> None:
     for index in range(count):
         door, file = chosen[index % len(chosen)]
         content = (fuzzer.valid(door) / file).read_bytes()
-        fuzzer.try_command(Case(door, file, changed_bytes(content, chance)))
+        changed = changed_bytes(content, chance)
+        fuzzer.try_command(Case(door, file, changed, "by the command line", number * MILLION + index))
 
 
 def replay(fuzzer: Fuzzer, folder: Path) -> None:
@@ -307,13 +328,13 @@ def replay(fuzzer: Fuzzer, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def fuzzer_in(root: Path, saved: Path) -> Iterator[Fuzzer]:
+def fuzzer_in(root: Path, saved: Path, state: Path | None = None) -> Iterator[Fuzzer]:
     """A fuzzer without the libraries' warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
-            yield Fuzzer(root, saved)
+            yield Fuzzer(root, saved, state)
         finally:
             logging.disable(logging.NOTSET)
 
@@ -324,16 +345,23 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--commands", type=int, default=200)
+    parser.add_argument("--door", nargs="*", default=[], choices=[door.name for door in doors()], help="default: all")
+    parser.add_argument(
+        "--state", type=Path, help="file of inputs, a line of JSON each, for a later call to go on with"
+    )
     parser.add_argument("--replay", type=Path)
     options = parser.parse_args()
     saved = SAVED / ("replayed" if options.replay else str(options.seed))
-    with tempfile.TemporaryDirectory(prefix="llmcompress-fuzz-") as root, fuzzer_in(Path(root), saved) as fuzzer:
+    with (
+        tempfile.TemporaryDirectory(prefix="llmcompress-fuzz-") as root,
+        fuzzer_in(Path(root), saved, options.state) as fuzzer,
+    ):
         if options.replay:
             fuzzer.warm_up(doors())
             replay(fuzzer, options.replay)
         else:
             try:
-                run(fuzzer, options.seed, options.count)
+                run(fuzzer, options.seed, options.count, only=options.door)
                 run_commands(fuzzer, options.seed, options.commands)
             except KeyboardInterrupt:
                 print("stopped before its end")

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz_caches import DOORS
 from fuzz_doors import Door, doors
 from fuzz_run import Case, Fuzzer, called, fuzzer_in, replay, run, run_commands
 
 from llmcompress.errors import DataError, LlmcompressError, ModelError
 
 SEED = 19
+KEPT = {door[0] for door in DOORS}
 FAST = [door for door in doors() if not door.is_slow]
 
 
@@ -44,6 +46,22 @@ def test_no_input_ends_in_a_traceback_a_hang_or_a_write_elsewhere(
     assert sum(fuzzer.counts.values()) >= 400
     assert fuzzer.counts["right result"] > 50
     assert {"RecipeError", "ModelError", "DataError", "ArtifactError"} <= set(fuzzer.counts)
+
+
+DAMAGE = (b"", b"[" * 20_000, b"[]", b'{"a": 1}', b"\0" * 100)
+
+
+@pytest.mark.parametrize("door", [door for door in FAST if door.name in KEPT], ids=lambda door: door.name)
+def test_what_is_kept_for_later_runs_is_read_whole_or_as_if_it_were_not_there(door: Door, fuzzer: Fuzzer) -> None:
+    """The doors themselves compare what is read with what was kept."""
+    for file in door.files:
+        content = (fuzzer.valid(door) / file).read_bytes()
+        cuts = [content[: len(content) * eighth // 8] for eighth in range(8)]
+        places = range(0, len(content), -(-len(content) // 16))
+        flips = [content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :] for at in places]
+        for damaged in (*DAMAGE, *cuts, *flips):
+            fuzzer.try_case(Case(door, file, damaged))
+    assert [(fault.case.file, fault.what) for fault in fuzzer.faults if fault.case.door == door] == []
 
 
 def test_a_seed_gives_the_same_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

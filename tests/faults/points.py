@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+KINDS_OF_FAILURE = ("lost", "leaked", "executed", "wrong")
+
 
 class Point(NamedTuple):
     """One fault at one place of one command."""
@@ -23,27 +25,36 @@ class Point(NamedTuple):
     """A secret, or something that was left behind."""
     wrong: list[str]
     """An exit code or words that do not say what happened, or success that is none."""
+    executed: tuple[str, ...] = ()
+    """What an input had carried out: a process, a connection, a file written elsewhere."""
 
     @property
     def survived(self) -> bool:
-        return not (self.lost or self.leaked or self.wrong)
+        return not (self.lost or self.leaked or self.executed or self.wrong)
 
 
 class Points:
-    """The points of this call and, of a file, those of earlier ones."""
+    """The points of this call and, of a file, those of earlier ones; of a point that was tried again the last."""
 
     def __init__(self, state: Path | None) -> None:
         self.state = state
         lines = state.read_text(encoding="utf-8").splitlines() if state is not None and state.exists() else []
-        self.all = [Point(**json.loads(line)) for line in lines]
-        self._done = {each[:3] for each in self.all}
+        self._by_key = {each[:3]: each for each in (Point(**json.loads(line)) for line in lines)}
+
+    @property
+    def all(self) -> list[Point]:
+        return list(self._by_key.values())
 
     def has(self, command: str, fault: str, at: int) -> bool:
-        return (command, fault, at) in self._done
+        return (command, fault, at) in self._by_key
+
+    def has_survived(self, command: str, fault: str, at: int) -> bool:
+        """Whether a point was tried and survived; for sweeps that try again what did not."""
+        return self.has(command, fault, at) and self._by_key[command, fault, at].survived
 
     def add(self, point: Point) -> None:
         """Keep a point; one that does not survive is printed."""
-        self.all.append(point)
+        self._by_key[point[:3]] = point
         line = json.dumps(point._asdict())
         if self.state is not None:
             with self.state.open("a", encoding="utf-8") as file:
