@@ -350,7 +350,9 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/api/whoami-v2", self._whoami),
             (r"/api/validate-yaml", self._validate),
             (r"/api/repos/create", self._create),
-            (r"/api/models/([^/]+/[^/]+)/revision/(.+)", self._info),
+            (r"/api/(?:models|datasets)/([^/]+/[^/]+)/revision/(.+)", self._info),
+            (r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", self._tree),
+            (r"/api/datasets/([^/]+/[^/]+)/paths-info/(.+)", self._paths),
             (r"/api/models/([^/]+/[^/]+)/tree/(.+)", self._tree),
             (r"/api/models/([^/]+/[^/]+)/refs", self._refs),
             (r"/api/models/([^/]+/[^/]+)/tag/(.+)", self._tag),
@@ -362,7 +364,7 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self._batch),
             (r"/lfs/(part|whole|complete|verify)/([0-9a-f]+)(?:/(\d+))?", self._upload),
             (r"/cdn/([0-9a-f]+)", self._cdn),
-            (r"/([^/]+/[^/]+)/resolve/(.+)", self._resolve),
+            (r"/(?:datasets/)?([^/]+/[^/]+)/resolve/(.+)", self._resolve),
         ):
             if match := re.fullmatch(pattern, path):
                 return respond(*match.groups())
@@ -414,6 +416,14 @@ class _Handler(BaseHTTPRequestHandler):
                 entry["lfs"] = {"oid": sha256(content), "size": len(content), "pointerSize": 134}
             entries.append(entry)
         return _json(entries)
+
+    def _paths(self, repo_id: str, revision: str) -> Answer:
+        """Those of the listed files that were asked for, as a form."""
+        wanted = parse_qs(self.body.decode())["paths"]
+        status, headers, body = self._tree(repo_id, revision)
+        if status != 200:
+            return status, headers, body
+        return _json([entry for entry in json.loads(body) if entry["path"] in wanted])
 
     def _refs(self, repo_id: str) -> Answer:
         repo = self.fake.repo(repo_id)

@@ -17,6 +17,11 @@ from points import Point, Points, table
 from scenes import TEXT
 
 SEED = 29
+FLIP, CUT = "C4: a bit flips", "C4: a file is cut"
+SHARES = (0, 1 / 64, 0.5, 63 / 64)
+"""Of a file, which are left of it."""
+NOT_PROMISED = frozenset({"eval.json", "README.md"})
+"""Reports and the card are no part of what the manifest promises; the manifest itself is."""
 
 
 def artifact(place: Path) -> Path:
@@ -35,8 +40,7 @@ def places(directory: Path, count: int) -> list[tuple[Path, int]]:
     """Files and offsets in them."""
     chance = random.Random(SEED)
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size)
-    # Reports and the card are no part of what the manifest promises; the manifest itself is.
-    files = [path for path in files if path.name not in {"eval.json", "README.md"}]
+    files = [path for path in files if path.name not in NOT_PROMISED]
     chosen = [(path, offset) for path in files for offset in (0, path.stat().st_size - 1)]
     sizes = [path.stat().st_size for path in files]
     while len(chosen) < count:
@@ -51,7 +55,7 @@ def verified(directory: Path) -> Ended:
     return run_here(["verify", str(directory)])
 
 
-def flipped(directory: Path, path: Path, offset: int) -> Point:
+def flipped(directory: Path, path: Path, offset: int, at: int) -> Point:
     """Change one bit of one byte, and put it back."""
     with path.open("r+b") as file:
         file.seek(offset)
@@ -62,19 +66,19 @@ def flipped(directory: Path, path: Path, offset: int) -> Point:
         ended = verified(directory)
         file.seek(offset)
         file.write(bytes([old]))
-    return _judged("a bit flips", directory, path, offset, ended)
+    return _judged(FLIP, at, directory, path, offset, ended)
 
 
-def cut(directory: Path, path: Path, size: int) -> Point:
+def cut(directory: Path, path: Path, size: int, at: int) -> Point:
     """Cut a file, and put it back."""
     content = path.read_bytes()
     path.write_bytes(content[:size])
     ended = verified(directory)
     path.write_bytes(content)
-    return _judged("a file is cut", directory, path, size, ended)
+    return _judged(CUT, at, directory, path, size, ended)
 
 
-def _judged(fault: str, directory: Path, path: Path, offset: int, ended: Ended) -> Point:
+def _judged(fault: str, at: int, directory: Path, path: Path, offset: int, ended: Ended) -> Point:
     name = path.relative_to(directory).as_posix()
     wrong = []
     if ended.returncode == 0:
@@ -83,26 +87,30 @@ def _judged(fault: str, directory: Path, path: Path, offset: int, ended: Ended) 
         wrong.append(f"exit code {ended.returncode}")
     elif path.name != "llmcompress.json" and path.name not in ended.stdout + ended.stderr:
         wrong.append("the file is not named")
-    return Point("verify", fault, offset, name, ended.returncode, [], [], wrong)
+    return Point("verify", fault, at, f"{name} at {offset}", ended.returncode, [], [], wrong)
 
 
 def main() -> None:
     """Flip and cut, and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1000, help="of flips")
-    parser.add_argument("--state", type=Path, help="file to add the points to, a line of JSON each")
+    parser.add_argument(
+        "--state", type=Path, help="file of points, a line of JSON each, for a later call to go on with"
+    )
     args = parser.parse_args()
     points = Points(args.state)
     with tempfile.TemporaryDirectory(prefix="llmcompress-faults-") as folder:
         made = artifact(Path(folder))
         if verified(made).returncode:
             raise SystemExit("the artifact does not verify undisturbed")
-        for path, offset in places(made, args.count):
-            points.add(flipped(made, path, offset))
-        for path in sorted(each for each in made.rglob("*") if each.is_file() and each.stat().st_size > 1):
-            if path.name not in {"eval.json", "README.md"}:
-                for share in (0, 1 / 64, 0.5, 63 / 64):
-                    points.add(cut(made, path, int(share * path.stat().st_size)))
+        for at, (path, offset) in enumerate(places(made, args.count)):
+            if not points.has("verify", FLIP, at):
+                points.add(flipped(made, path, offset, at))
+        files = sorted(each for each in made.rglob("*") if each.is_file() and each.stat().st_size > 1)
+        lengths = [(path, share) for path in files if path.name not in NOT_PROMISED for share in SHARES]
+        for at, (path, share) in enumerate(lengths):
+            if not points.has("verify", CUT, at):
+                points.add(cut(made, path, int(share * path.stat().st_size), at))
         if verified(made).returncode:
             raise SystemExit("the artifact was not put back")
     print(table(points.all))

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import json
 import logging
 import shutil
 import tempfile
@@ -20,12 +22,13 @@ from typing import Any, NamedTuple
 import pytest
 from fake_hub import FakeHub, Fault, account, new_repo, running, use
 from interception import run_here
-from invariants import digest, leaks, said_badly, tree, units
+from invariants import MANIFEST, digest, lasting, leaks, said_badly, tree, units
 from points import Point, Points, table
 from scenes import SECRET, TEXT
 from world_fixture import without_workers
 
-MODEL, ARTIFACT, PUSHED = "acme/base", "acme/artifact", "acme/pushed"
+MODEL, ARTIFACT, PUSHED, PLANNED = "acme/base", "acme/artifact", "acme/pushed", "acme/base-int8"
+ADAPTER, THEIRS, ROWS = "acme/adapter", "somebody/artifact", "acme/rows"
 KINDS: dict[str, dict[str, Any]] = {
     "401": {"kind": "status", "status": 401, "times": -1},
     "403": {"kind": "status", "status": 403, "times": -1},
@@ -41,6 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "redirect loop": {"kind": "redirect loop", "times": -1},
     "another commit": {"kind": "moved"},
 }
+COLLECTION = "acme/models-0123456789abcdef01234567"
 CODES = frozenset({4, 5, 6, 7, 8})
 """With which a command may end that the Hub did not let go on."""
 PARTS = ("out", "cache")
@@ -53,6 +57,26 @@ class Talk(NamedTuple):
     arguments: Callable[[Path], list[str]]
     changed_by: frozenset[str] = frozenset()
     """Faults after which another result is the right one: a manifest names the commit that it was made from."""
+    measured: tuple[str, ...] = ()
+    """Functions that are called once, in the undisturbed run: what they measure the Hub has no part in."""
+
+
+PLAN = f"""\
+output: {{place}}/out/models
+models: [{MODEL}]
+recipes: [int8]
+push: {{{{repo_id: "acme/{{{{model}}}}-{{{{recipe}}}}", force: true}}}}
+"""
+
+CALIBRATED = f"""\
+name: calibrated
+weights: {{mode: int4_asym, group_size: 32, awq: true}}
+calibration: {{dataset: {ROWS}@main, num_samples: 4, seq_len: 16}}
+"""
+
+
+def text(place: Path) -> tuple[str, str]:
+    return "--dataset", f"{place}/in/text.txt"
 
 
 TALKS = (
@@ -70,6 +94,53 @@ TALKS = (
         ],
     ),
     Talk("push", lambda place: ["push", f"{place}/in/artifact", PUSHED]),
+    Talk(
+        "push with a tag into a collection",
+        lambda place: ["push", f"{place}/in/artifact", PUSHED, "--tag", "v1", "--collection", COLLECTION],
+    ),
+    Talk("push a pull request", lambda place: ["push", f"{place}/in/artifact", THEIRS, "--create-pr"]),
+    Talk("try a push", lambda place: ["push", f"{place}/in/artifact", PUSHED, "--dry-run"]),
+    Talk(
+        "try to compress from the Hub",
+        lambda place: ["compress", MODEL, "-r", "int8", "-o", f"{place}/out/model", "--dry-run"],
+    ),
+    Talk(
+        "merge an adapter of the Hub",
+        lambda place: ["compress", ADAPTER, "--merge-adapter", "-r", "int8", "-o", f"{place}/out/model", "--overwrite"],
+        frozenset({"another commit"}),
+    ),
+    Talk("chat with a model of the Hub", lambda place: ["chat", MODEL, "-p", "Hello", "-n", "2"]),
+    Talk(
+        "bench on the Hub",
+        lambda place: ["bench", MODEL, "-p", "8", "-n", "2", "-r", "2"],
+        measured=("benchmarking.benchmark.benchmark",),
+    ),
+    Talk(
+        "search on the Hub",
+        lambda place: [
+            "search", MODEL, "--bits", "6", *text(place), "--num-samples", "4", "--num-windows", "4", "--seq-len", "32",
+            "--num-probes", "0", "-o", f"{place}/out/model", "--overwrite",
+        ],
+        frozenset({"another commit"}),
+    ),
+    Talk(
+        "tune by a reference on the Hub",
+        lambda place: [
+            "tune", f"{place}/in/artifact", "--reference", MODEL, *text(place), "--num-windows", "4", "--seq-len", "16",
+            "--workload", "chat:8/2", "-r", "2", "--property", "KV_CACHE_PRECISION=u8,f16",
+        ],
+        measured=("tuning.tune.search", "tuning.tune.verify"),
+    ),
+    Talk(
+        "calibrate by a dataset of the Hub",
+        lambda place: [
+            "compress", f"{place}/in/model", "-r", f"{place}/in/calibrated.yaml", "-o", f"{place}/out/model",
+            "--overwrite",
+        ],
+    ),
+    Talk(
+        "run a plan with the Hub", lambda place: ["run", f"{place}/in/plan.yaml"], frozenset({"another commit"}),
+    ),
 )  # fmt: skip
 
 
@@ -77,12 +148,13 @@ class Stage(NamedTuple):
     """A place with inputs, and what the Hub holds before every run."""
 
     place: Path
-    model: dict[str, bytes]
-    artifact: dict[str, bytes]
+    repos: dict[str, dict[str, bytes]]
+    measured: dict[str, Any]
+    """What functions gave that are called once."""
 
     def hub(self) -> FakeHub:
-        repos = {MODEL: new_repo(self.model), ARTIFACT: new_repo(self.artifact)}
-        return FakeHub(repos=repos, account=account())
+        repos = {name: new_repo(files) for name, files in self.repos.items()}
+        return FakeHub(repos=repos, account=account(), collections={COLLECTION: []})
 
 
 class Held(NamedTuple):
@@ -91,6 +163,8 @@ class Held(NamedTuple):
     units: dict[str, str]
     pushed: dict[str, str] | None
     """None: there is no such repository, or nothing in it yet."""
+    named: dict[str, Any]
+    """Tags, pull requests and collections: of what they lead to, the files."""
 
 
 def begun(place: Path) -> Stage:
@@ -103,9 +177,24 @@ def begun(place: Path) -> Stage:
     shutil.copy(TEXT, place / "in" / "text.txt")
     artifact = place / "in" / "artifact"
     run_here(["compress", str(model), "-r", "int8", "-o", str(artifact)])
-    run_here(["eval", str(artifact), "--reference", str(model), "--dataset", str(place / "in/text.txt"),
-                  "--num-windows", "1", "--seq-len", "16"])  # fmt: skip
-    return Stage(place, _files(model), _files(artifact))
+    run_here(["eval", str(artifact), "--reference", str(model), *text(place), "--num-windows", "1", "--seq-len", "16"])
+    (place / "in" / "plan.yaml").write_text(PLAN.format(place=place))
+    (place / "in" / "calibrated.yaml").write_text(CALIBRATED)
+    rows = [json.dumps({"text": line}) for line in TEXT.read_text(encoding="utf-8").splitlines() if line]
+    dataset = {"train.jsonl": "\n".join(rows[:100]).encode()}
+    repos = {ROWS: dataset, MODEL: _files(model), ARTIFACT: _files(artifact), THEIRS: {}}
+    return Stage(place, repos | {ADAPTER: _adapter(model, place / "in" / "adapter")}, {})
+
+
+def _adapter(model: Path, place: Path) -> dict[str, bytes]:
+    """A LoRA of the model, whose base is on the Hub."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(model), LoraConfig(target_modules=["q_proj"]))
+    adapted.peft_config["default"].base_model_name_or_path = MODEL
+    adapted.save_pretrained(place)
+    return _files(place)
 
 
 def _files(directory: Path) -> dict[str, bytes]:
@@ -115,8 +204,9 @@ def _files(directory: Path) -> dict[str, bytes]:
 
 
 def read(stage: Stage) -> dict[str, str]:
-    """What commands read; the card of an artifact is what a push writes."""
-    return {name: found for name, found in tree(stage.place / "in").items() if name != "artifact/README.md"}
+    """What commands read; the card and the tuning of an artifact are what they write."""
+    written = ("artifact/README.md", "artifact/tune.json")
+    return {name: found for name, found in tree(stage.place / "in").items() if name not in written}
 
 
 def held(stage: Stage, hub: FakeHub) -> Held:
@@ -125,30 +215,72 @@ def held(stage: Stage, hub: FakeHub) -> Held:
     Raises:
         ValueError: Something is half there.
     """
-    repo = hub.repos.get(PUSHED)
-    files = {} if repo is None else {name: digest(content) for name, content in repo.head.files.items()}
-    files.pop(".gitattributes", None)
-    # The card names the day.
-    files.pop("README.md", None)
-    return Held(units(stage.place / "out"), files or None)
+    files: dict[str, str] = {}
+    named: dict[str, Any] = {"collections": hub.collections}
+    for name in (PUSHED, PLANNED, THEIRS):
+        if (repo := hub.repos.get(name)) is not None:
+            files |= {f"{name}/{path}": found for path, found in _files_of(repo.head.files).items()}
+            named |= {f"{name} at {tag}": _files_of(repo.commits[sha].files) for tag, sha in repo.tags.items()}
+            pulls = [f"refs/pr/{pull['num']}" for pull in repo.pulls]
+            named |= {f"{name} at {ref}": _files_of(repo.commits[repo.refs[ref]].files) for ref in pulls}
+    return Held(units(stage.place / "out"), files or None, named)
+
+
+def _files_of(files: dict[str, bytes]) -> dict[str, str]:
+    """Without what the Hub puts there; the card names the day, and what was measured differs."""
+    left_out = (".gitattributes", "README.md", "late.txt")
+    return {
+        name: digest(json.dumps(lasting(json.loads(content))).encode() if name == MANIFEST else content)
+        for name, content in files.items()
+        if name not in left_out
+    }
 
 
 @contextlib.contextmanager
-def faked(stage: Stage) -> Iterator[FakeHub]:
+def faked(stage: Stage, talk: Talk) -> Iterator[FakeHub]:
     """A fresh Hub, and empty places."""
     for part in PARTS:
         shutil.rmtree(stage.place / part)
         (stage.place / part).mkdir()
     with running(stage.hub()) as hub, pytest.MonkeyPatch.context() as patch:
         use(hub.url, stage.place / "cache" / "hub", patch)
+        _use_datasets(hub.url, stage.place / "cache" / "datasets", patch)
         patch.setenv("LLMCOMPRESS_CACHE", str(stage.place / "cache" / "llmcompress"))
+        for name in talk.measured:
+            patch.setattr(f"llmcompress.{name}", _once(stage, name))
         yield hub
+
+
+def _use_datasets(url: str, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    """The same for the library of datasets, which remembers what a Hub listed."""
+    import datasets
+    from huggingface_hub import HfFileSystem
+
+    HfFileSystem.clear_instance_cache()
+    patch.setattr(datasets.config, "HF_ENDPOINT", url)
+    patch.setattr(datasets.config, "HUB_DATASETS_URL", url + "/datasets/{repo_id}/resolve/{revision}/{path}")
+    patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    patch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", cache / "downloads")
+
+
+def _once(stage: Stage, name: str) -> Callable[..., Any]:
+    """A function that is called once for the whole sweep."""
+    module, _, function = name.rpartition(".")
+    real = vars(importlib.import_module(f"llmcompress.{module}"))[function]
+
+    def call(*given: Any, **named: Any) -> Any:
+        if name not in stage.measured:
+            stage.measured[name] = real(*given, **named)
+        return stage.measured[name]
+
+    return call
 
 
 def tried(stage: Stage, talk: Talk, kind: str, at: int, whole: Held, inputs: dict[str, str]) -> Point:
     """Let one request meet a fault, then run the command once more."""
     lost, wrong, where = list[str](), list[str](), "not reached"
-    with faked(stage) as hub:
+    with faked(stage, talk) as hub:
         hub.inject(Fault(**{**KINDS[kind], "at": at}))
         ended = run_here(talk.arguments(stage.place))
         if len(hub.requests) > at:
@@ -213,7 +345,7 @@ def main() -> None:
             places = range(0, requests, args.every) if args.at is None else [args.at]
             for kind in args.fault or [kind for kind in KINDS if kind not in talk.changed_by]:
                 for at in places:
-                    if not points.has(talk.name, kind, at):
+                    if not points.has_survived(talk.name, kind, at):
                         points.add(tried(stage, talk, kind, at, whole, inputs))
     print(table(points.all))
 
@@ -224,7 +356,7 @@ def undisturbed(stage: Stage, talk: Talk) -> tuple[int, Held]:
     Raises:
         RuntimeError: It fails.
     """
-    with faked(stage) as hub:
+    with faked(stage, talk) as hub:
         ended = run_here(talk.arguments(stage.place))
         if ended.returncode:
             raise RuntimeError(f"an undisturbed run failed: {ended.stderr}")

@@ -61,7 +61,7 @@ def units(out: Path) -> dict[str, str]:
             listed.add(path)
         listed.add(manifest)
         files = sorted((file["path"], file["sha256"]) for file in record["files"])
-        found[f"{directory.relative_to(out).as_posix()}/"] = digest(json.dumps([_lasting(record), files]).encode())
+        found[f"{directory.relative_to(out).as_posix()}/"] = digest(json.dumps([lasting(record), files]).encode())
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
         if path.is_file() and path not in listed and not any(part.startswith(".") for part in Path(name).parts):
@@ -73,14 +73,14 @@ def _report(path: Path) -> str:
     content = path.read_bytes()
     if path.suffix == ".json":
         # Which run measured it is the only difference that two may have.
-        return digest(json.dumps(_lasting(json.loads(content)), sort_keys=True).encode())
+        return digest(json.dumps(lasting(json.loads(content)), sort_keys=True).encode())
     return digest(content)
 
 
-def _lasting(record: object) -> object:
+def lasting(record: object) -> object:
     if isinstance(record, dict):
-        return {name: _lasting(value) for name, value in record.items() if name not in MEASURED}
-    return [_lasting(value) for value in record] if isinstance(record, list) else record
+        return {name: lasting(value) for name, value in record.items() if name not in MEASURED}
+    return [lasting(value) for value in record] if isinstance(record, list) else record
 
 
 def said_badly(ended: Ended, codes: frozenset[int]) -> Iterator[str]:
