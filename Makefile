@@ -33,13 +33,17 @@ faults: $(DEVELOPMENT)
 	PYTHONPATH=tests $(BIN)/python tests/faults/hub_requests.py --every 5
 	PYTHONPATH=tests $(BIN)/python tests/faults/flips.py --count 300
 	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py --num-runs 1000
+	PYTHONPATH=tests $(BIN)/python tests/faults/mutants.py --module artifact/placement.py evaluation/gate.py
 
 faults-all: $(DEVELOPMENT)
 	mkdir -p build
 	PYTHONPATH=tests $(BIN)/python tests/faults/sweep.py --limit-s 7200 --state build/faults.jsonl
 	PYTHONPATH=tests $(BIN)/python tests/faults/hub_requests.py --state build/hub-faults.jsonl
-	PYTHONPATH=tests $(BIN)/python tests/faults/flips.py
-	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py
+	PYTHONPATH=tests $(BIN)/python tests/faults/flips.py --state build/flips.jsonl
+	$(BIN)/python tests/fuzz_run.py --state build/fuzz.jsonl
+	PYTHONPATH=tests $(BIN)/python tests/faults/mutants.py --limit-s 7200 --state build/mutants.jsonl
+	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py --json build/evidence.json
+	PYTHONPATH=tests $(BIN)/python tests/faults/page.py build/*.jsonl --evidence build/evidence.json --json build/faults.json
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .

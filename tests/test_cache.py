@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 import pytest
+from filelock import Timeout
 from platformdirs.macos import MacOS
 from platformdirs.unix import Unix
 
@@ -22,7 +25,7 @@ from llmcompress.cli.cache import cache_entries, prune_cache
 from llmcompress.compression.kernels import compiling
 from llmcompress.errors import WriteError
 from llmcompress.evaluation.score_cache import ScoreCache
-from llmcompress.system.cache import cache_dir, hold, hold_if_kept
+from llmcompress.system.cache import cache_dir, content_key, hold, hold_if_kept, lock_of
 
 HOLDER = """
 import sys
@@ -114,6 +117,54 @@ def test_a_model_in_the_cache_is_held_by_its_path(monkeypatch: pytest.MonkeyPatc
     hold_if_kept(cache_dir() / "reference-ir" / "aa" / "model-none-ov")
     hold_if_kept(Path.cwd())
     assert held == [cache_dir() / "reference-ir" / "aa"]
+
+
+def test_a_key_is_a_hash_of_plain_values_whatever_their_order() -> None:
+    digest = hashlib.sha256(b'{"a": [2, null], "b": "x"}').hexdigest()
+    assert content_key({"b": "x", "a": [2, None]}) == content_key({"a": [2, None], "b": "x"}) == digest
+
+
+def test_entries_whose_keys_begin_alike_have_one_lock() -> None:
+    first, same, other = (cache_dir() / "statistics" / key for key in ("aabb", "aacc", "bbbb"))
+    hold(first)
+    hold(first)
+    assert [path.name for path in (cache_dir() / "locks").glob("*.lock")] == ["statistics-aa.lock"]
+    with pytest.raises(Timeout):
+        lock_of(same).acquire_write(timeout=0)
+    writing = lock_of(other)
+    writing.acquire_write(timeout=0)
+    writing.release()
+
+
+def test_only_what_lies_in_an_entry_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Path] = []
+    monkeypatch.setattr("llmcompress.system.cache.hold", held.append)
+    hold_if_kept(cache_dir() / "reference-ir")
+    hold_if_kept(cache_dir())
+    assert held == []
+    hold_if_kept(cache_dir() / "reference-ir" / "aa")
+    assert held == [cache_dir() / "reference-ir" / "aa"]
+
+
+@pytest.mark.parametrize("error", [OSError("no"), sqlite3.OperationalError("no"), Timeout("lock")])
+def test_a_lock_that_cannot_be_had_stops_nothing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(entry: Path) -> None:
+        raise error
+
+    used = entry("statistics", "aa", size=1, days=1)
+    monkeypatch.setattr("llmcompress.system.cache.lock_of", refuse)
+    hold(used)
+    assert time.time() - used.stat().st_mtime < 60
+    hold(used.with_name("bb"))
+
+
+@pytest.mark.parametrize("error", [ValueError("elsewhere"), OSError("no")])
+def test_a_path_that_cannot_be_looked_at_is_not_held(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(self: Path) -> Path:
+        raise error
+
+    monkeypatch.setattr(Path, "resolve", refuse)
+    hold_if_kept(cache_dir() / "reference-ir" / "aa")
 
 
 def test_a_cache_that_takes_no_lock_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

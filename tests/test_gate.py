@@ -9,12 +9,23 @@ import pytest
 
 from llmcompress.data.tokens import TextEncoder
 from llmcompress.evaluation.conversation import ChatTemplate, chat_template, question_ids
-from llmcompress.evaluation.gate import EARLIER, carried, combined, gate_record, threshold_checks
+from llmcompress.evaluation.gate import (
+    EARLIER,
+    carried,
+    combined,
+    finite_check,
+    gate_record,
+    picture_checks,
+    threshold_checks,
+    verdict,
+    worst_checks,
+    worst_verdict,
+)
 from llmcompress.evaluation.generations import first_difference
 from llmcompress.evaluation.probes import LOOP_TOKENS, Answers, answer_checks, is_loop
 from llmcompress.graph.decoding import Generation
-from llmcompress.report.evaluation import Check, DivergenceRecord, Estimate, GateRecord
-from llmcompress.spec import Gate
+from llmcompress.report.evaluation import Check, DivergenceRecord, Estimate, GateRecord, PictureRecord
+from llmcompress.spec import EvalSpec, Gate
 
 
 def estimate(value: float) -> Estimate:
@@ -68,6 +79,106 @@ def test_what_was_not_measured_does_not_pass() -> None:
     assert bound.status == record.status == "not_judged"
 
 
+def test_a_value_at_its_limit_passes() -> None:
+    checks = threshold_checks(GATE, measured(kl=0.02, agreement=0.8, ratio=1.0))
+    assert [(check.name, check.passed, check.value, check.required) for check in checks] == [
+        ("max_kl", True, 0.02, 0.02),
+        ("min_top1_agreement", True, 0.8, 0.8),
+        ("max_perplexity_increase", True, 0.0, 0.05),
+    ]
+    assert {check.detail for check in checks} == {""}
+    # Only a divergence is bounded: the others are exact, and what failed by a bound has failed.
+    bound = threshold_checks(GATE, measured(kl=0.03, exact=False))
+    assert [(check.passed, check.detail) for check in bound] == [(False, ""), (True, ""), (True, "")]
+
+
+def pictures(kl: float | None) -> PictureRecord:
+    lost = None if kl is None else measured(kl=kl)
+    return PictureRecord(
+        dataset="bundled", sha256="0" * 64, num_questions=1, num_scored_tokens=1, divergence=lost, answers=()
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "passed", "value", "detail"),
+    [
+        (pictures(0.02), True, 0.02, ""),
+        (pictures(0.0), True, 0.0, ""),
+        (pictures(0.021), False, 0.021, ""),
+        (pictures(None), None, None, "no --reference was given"),
+        (None, None, None, "it was not asked about pictures"),
+    ],
+)
+def test_pictures_are_judged_by_their_own_threshold(
+    found: PictureRecord | None, passed: bool | None, value: float | None, detail: str
+) -> None:
+    (check,) = picture_checks(Gate(max_picture_kl=0.02), found)
+    assert check == Check(name="max_picture_kl", passed=passed, value=value, required=0.02, detail=detail)
+    assert picture_checks(GATE, found) == ()
+    (beyond,) = picture_checks(Gate(max_picture_kl=0.02), pictures(float("nan")))
+    assert beyond.passed is False
+    assert threshold_checks(Gate(max_picture_kl=0.02), measured()) == ()
+
+
+def test_of_two_graphs_the_worse_one_counts() -> None:
+    gate = Gate(max_kl=0.02, min_top1_agreement=0.8)
+    found = worst_checks(
+        gate, {"stateful": measured(kl=0.015, agreement=0.9), "paged": measured(kl=0.01, agreement=0.85)}
+    )
+    assert [(check.name, check.value, check.detail) for check in found] == [
+        ("max_kl", 0.015, "the stateful graph; paged 0.01"),
+        ("min_top1_agreement", 0.85, "the paged graph; stateful 0.9"),
+    ]
+    (failed, _) = worst_checks(gate, {"stateful": measured(kl=0.01, exact=False), "paged": measured(kl=0.03)})
+    assert (failed.passed, failed.value) == (False, 0.03)
+    # Not judged is worse than passed, and says why.
+    bound, other = measured(kl=0.001, exact=False), measured(kl=0.015)
+    (open_one, _) = worst_checks(gate, {"stateful": other, "paged": bound})
+    assert (open_one.passed, open_one.value) == (None, 0.001)
+    assert open_one.detail == "only a lower bound was measured; take --reference-scores exact"
+    assert worst_checks(gate, {"paged": other}) == threshold_checks(gate, other)
+    assert worst_checks(gate, {}) == threshold_checks(gate, None)
+
+
+def test_the_least_favourable_verdict_counts() -> None:
+    assert worst_verdict(["cannot tell", "equivalent"]) == "cannot tell"
+    assert worst_verdict(["equivalent", "worse", "cannot tell"]) == "worse"
+    assert worst_verdict([]) is None
+
+
+def interval(low: float, high: float) -> Estimate:
+    return Estimate(value=(low + high) / 2, standard_error=0.0, low=low, high=high)
+
+
+@pytest.mark.parametrize(
+    ("kl", "change", "exact", "expected"),
+    [
+        (interval(0.001, 0.004), interval(-0.001, 0.001), True, "equivalent"),
+        (interval(0.001, 0.004), interval(-0.001, 0.001), False, "cannot tell"),
+        (interval(0.1, 0.2), interval(-0.001, 0.001), True, "worse"),
+        (interval(0.1, 0.2), interval(-0.001, 0.001), False, "worse"),
+        (interval(0.001, 0.2), interval(-0.001, 0.001), True, "cannot tell"),
+    ],
+)
+def test_verdicts_by_the_specs_margins(kl: Estimate, change: Estimate, exact: bool, expected: str) -> None:
+    spec = EvalSpec(dataset="text.txt", kl_margin=0.005, perplexity_margin=0.02)
+    found = measured(exact=exact).model_copy(update={"kl_divergence": kl, "log_perplexity_change": change})
+    assert verdict(found, spec) == expected
+    if expected == "equivalent":
+        # The margins are not taken for each other.
+        beside = found.model_copy(update={"kl_divergence": interval(0.006, 0.01), "log_perplexity_change": change})
+        assert verdict(beside, spec) == "worse"
+        wide = found.model_copy(update={"log_perplexity_change": interval(-0.01, 0.01)})
+        assert verdict(wide, spec) == "equivalent"
+
+
+def test_every_token_has_to_have_a_probability() -> None:
+    assert finite_check(0, 8) == Check(
+        name="finite_scores", passed=True, value="0 of 8 tokens NaN or infinite", required="none"
+    )
+    assert finite_check(1, 8).passed is False
+
+
 def test_without_thresholds_nothing_is_passed_and_a_failed_probe_still_fails() -> None:
     open_probe = Check(name="stops_at_eos", passed=None, value=None, required="")
     fine, failed = (Check(name="finite_scores", passed=passed, value="", required="") for passed in (True, False))
@@ -106,6 +217,11 @@ def test_a_failed_check_stays_until_it_is_made_again() -> None:
     # What passed once, perhaps under another threshold, is not passed now.
     passed = gate_record(threshold_checks(GATE, measured()))
     assert carried(passed, gate_record(threshold_checks(GATE, None))).passed is None
+    # A check that was made again takes the earlier one's place, and none is there twice.
+    assert [check.name for check in both.checks] == ["max_kl", "finite_scores"]
+    again = carried(failed, gate_record(threshold_checks(GATE, None)))
+    assert [check.name for check in again.checks] == ["max_kl", "min_top1_agreement", "max_perplexity_increase"]
+    assert [check.passed for check in again.checks] == [False, None, None]
 
 
 def test_a_runs_thresholds_go_before_the_recipes() -> None:

@@ -26,9 +26,10 @@ from push_fixture import (
     tuning,
 )
 
-from llmcompress.artifact import replace_report, verify, write_report
+from llmcompress.artifact import read_measurements, replace_report, verify, write_report
 from llmcompress.cli import run
 from llmcompress.errors import ArtifactError, GateError, HubError, SecurityError, UsageError
+from llmcompress.publishing.gate import objection
 from llmcompress.report.evaluation import Check, Estimate, TaskScore
 from llmcompress.spec import Gate
 from llmcompress.system.progress import Progress
@@ -277,6 +278,22 @@ def test_without_thresholds_a_push_has_its_own(fake: FakeHub, tmp_path: Path) ->
     assert fake.requests == []
     lost(model, 0.0999, 1.09)
     assert pushed(model).forced is None
+
+
+def test_what_the_gate_objects_to_where_no_check_failed(tmp_path: Path) -> None:
+    model = make_artifact(tmp_path / "model")
+    # As an earlier version wrote it.
+    write_report(model, "eval.json", evaluation(model, False))
+    found = objection(read_measurements(model))
+    assert found is not None
+    assert (found.message, "keeps more" in found.hint) == ("the gate is not passed", True)
+    write_report(
+        model, "eval.json", evaluation(model, None, Check(name="max_kl", passed=None, value=None, required=0.5))
+    )
+    found = objection(read_measurements(model))
+    assert found is not None
+    assert found.message == "the gate is not judged in full: max_kl"
+    assert "llmcompress eval" in found.hint
 
 
 def test_thresholds_of_the_evaluation_stand_for_those_of_a_push(fake: FakeHub, tmp_path: Path) -> None:

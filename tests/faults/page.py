@@ -1,0 +1,187 @@
+"""The counts of docs/faults.md, from the files of points that the sweeps keep.
+
+PYTHONPATH=tests python tests/faults/page.py build/*.jsonl --evidence build/evidence.json --json build/faults.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from mutants import FAULT as SLIP
+from mutants import MODULES, equivalent
+from points import KINDS_OF_FAILURE, Point, Points
+
+PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
+
+
+class Kind(NamedTuple):
+    """A kind of faults: whose names begin so, the seed of what is drawn, and how one point is tried again."""
+
+    title: str
+    begins: str
+    seed: str
+    again: Callable[[Point], str]
+
+
+def _by(script: str, command: str, *, seed: str = "") -> tuple[str, Callable[[Point], str]]:
+    def again(point: Point) -> str:
+        return f'{script} --{command} "{point.command}" --fault "{point.fault}" --at {point.at}'
+
+    return seed, again
+
+
+def _hostile(point: Point) -> str:
+    door, _, _ = point.command.partition(": ")
+    return f'../fuzz_run.py --seed {point.at // 1_000_000} --door "{door}"'
+
+
+KINDS = (
+    Kind("killed", "K1", *_by("sweep.py", "scene")),
+    Kind("killed", "K2", *_by("sweep.py", "scene")),
+    Kind("killed again, power loss", "K", "", lambda point: f'power.py --scene "{point.command}"'),
+    Kind("disk", "D", *_by("sweep.py", "scene")),
+    Kind("memory limit", "M1", "", lambda point: f'memory_limits.py --scene "{point.command}" --at {point.at}'),
+    Kind("allocation", "M2", "", lambda point: f'allocations.py --scene "{point.command}" --at {point.at}'),
+    Kind("at once", "P", "", lambda point: "together.py, surroundings.py"),
+    Kind("batch", "B", "", lambda point: "batch.py"),
+    Kind("made again", "R", "", lambda point: f'rebuild.py --recipe "{point.command}"'),
+    Kind("changed artifact", "C4", "29", lambda point: "flips.py"),
+    Kind("hostile input", "C, S", "0", _hostile),
+    Kind("slip in a guard", "T1", "", lambda point: f"mutants.py --module {point.command} --at {point.at}"),
+    # The faults of a network have no number of their own.
+    Kind("Hub", "", *_by("hub_requests.py", "command")),
+)
+
+
+class Row(NamedTuple):
+    """Counts of one fault."""
+
+    kind: str
+    fault: str
+    num_commands: int
+    points: int
+    survived: int
+    lost: int
+    leaked: int
+    executed: int
+    wrong: int
+    seed: str
+    again: str
+    """The command of one point."""
+
+
+def rows(points: Iterable[Point]) -> list[Row]:
+    """One for each fault, in the order of ``KINDS``."""
+    found: dict[tuple[int, str], list[Point]] = {}
+    for point in points:
+        number = next(number for number, kind in enumerate(KINDS) if point.fault.startswith(kind.begins))
+        found.setdefault((number, point.fault), []).append(point)
+    return [_row(KINDS[number], fault, met) for (number, fault), met in sorted(found.items(), key=lambda item: item[0])]
+
+
+def _row(kind: Kind, fault: str, points: list[Point]) -> Row:
+    counts = Counter(name for point in points for name in ("survived", *KINDS_OF_FAILURE) if getattr(point, name))
+    numbers = [counts[name] for name in ("survived", *KINDS_OF_FAILURE)]
+    commands = {point.command for point in points}
+    shown = points[len(points) // 2]
+    return Row(kind.title, fault, len(commands), len(points), *numbers, kind.seed, kind.again(shown))
+
+
+def table(found: list[Row]) -> str:
+    """In Markdown, with a sum."""
+    columns = ("points", "survived", *KINDS_OF_FAILURE)
+    lines = [f"| | fault | commands | {' | '.join(columns)} | seed | one point again |"]
+    lines.append(f"|---|---|--:|{'--:|' * len(columns)}--:|---|")
+    for row in found:
+        numbers = " | ".join(f"{getattr(row, name):,}" for name in columns)
+        lines.append(f"| {row.kind} | {row.fault} | {row.num_commands} | {numbers} | {row.seed} | `{row.again}` |")
+    sums = " | ".join(f"**{sum(getattr(row, name) for row in found):,}**" for name in columns)
+    return "\n".join([*lines, f"| **all** | | | {sums} | | |"])
+
+
+def inputs_table(points: Iterable[Point]) -> str:
+    """Hostile inputs by what reads them."""
+    counts: dict[str, Counter[str]] = {}
+    for point in points:
+        if point.fault.startswith("C, S"):
+            found = counts.setdefault(point.command.partition(": ")[0], Counter())
+            found["inputs"] += 1
+            found["right results" if point.where == "right result" else "refused"] += 1
+            found["failed"] += not point.survived
+    lines = ["| read as | inputs | right result | refused or not there | failed |", "|---|--:|--:|--:|--:|"]
+    for door, found in sorted(counts.items()):
+        lines.append(
+            f"| {door} | {found['inputs']:,} | {found['right results']:,} | {found['refused']:,} | {found['failed']} |"
+        )
+    return "\n".join(lines)
+
+
+def mutants_table(points: Iterable[Point]) -> str:
+    """Mutants of each guard."""
+    killed: Counter[str] = Counter()
+    alive: Counter[str] = Counter()
+    for point in points:
+        if point.fault == SLIP:
+            (killed if point.survived else alive)[point.command] += 1
+    lines = ["| guard | mutants | killed | equivalent | alive | judged by |", "|---|--:|--:|--:|--:|---|"]
+    for module in MODULES:
+        if not killed[module] + alive[module]:
+            continue
+        same = len(equivalent(module))
+        tests = ", ".join(f"`{name}`" for name in MODULES[module])
+        num = killed[module] + alive[module] + same
+        lines.append(f"| `{module}` | {num} | {killed[module]} | {same} | {alive[module]} | {tests} |")
+    return "\n".join(lines)
+
+
+def evidence_table(file: Path) -> str:
+    """Of ``evidence.py --json``."""
+    lines = ["| what | under | share | wanted |", "|---|---|--:|---|"]
+    for each in json.loads(file.read_text(encoding="utf-8")):
+        mark = "" if each["right"] else " **not kept**"
+        lines.append(f"| {each['what']} | {each['under']} | {each['share']:.1%}{mark} | {each['wanted']} |")
+    return "\n".join(lines)
+
+
+def put(page: str, name: str, text: str) -> str:
+    """Put a table between its marks.
+
+    Raises:
+        ValueError: The page has no such marks.
+    """
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(page):
+        raise ValueError(f"there are no marks <!-- {name} --> and <!-- end -->")
+    return pattern.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", page, count=1)
+
+
+def main() -> None:
+    """Write the page, and the rows as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("states", type=Path, nargs="+", help="files of points")
+    parser.add_argument("--evidence", type=Path, help="the outcomes of evidence.py --json")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    args = parser.parse_args()
+    points = [point for state in args.states for point in Points(state).all]
+    found = rows(points)
+    page = args.page.read_text(encoding="utf-8")
+    for name, text in (("points", table(found)), ("inputs", inputs_table(points)), ("mutants", mutants_table(points))):
+        page = put(page, name, text)
+    if args.evidence is not None:
+        page = put(page, "evidence", evidence_table(args.evidence))
+    args.page.write_text(page, encoding="utf-8")
+    if args.json is not None:
+        args.json.write_text(json.dumps([row._asdict() for row in found], indent=2) + "\n", encoding="utf-8")
+    failed = [point for point in points if not point.survived]
+    print(f"{len(points):,} points, {len(failed)} of which did not survive")
+
+
+if __name__ == "__main__":
+    main()
