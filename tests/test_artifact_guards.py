@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from artifact_fixture import write_artifact
 
+from llmcompress.artifact import staging, write_errors
+from llmcompress.artifact.failures import size_limit_as_error
 from llmcompress.artifact.placement import checked_output, refuse_existing, refuse_overlap, resolve_output
 from llmcompress.errors import UsageError, WriteError
 
@@ -45,3 +54,156 @@ def test_an_input_that_is_not_there_yet(tmp_path: Path) -> None:
     for given, message in [(target, "is the input itself"), (target / "model", "contains the input")]:
         with pytest.raises(UsageError, match=message):
             refuse_overlap(target, [tmp_path / "other", given])
+
+
+# --- putting in place
+
+
+def test_what_is_on_the_device_before_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files, then the manifest, then the names, then the directory in its place, then its name."""
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        events.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        events.append(f"rename {self.name} to {target.name}")
+        return rename(self, target)
+
+    (tmp_path / "place").mkdir()
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    write_artifact(tmp_path / "place" / "out", 1)
+    if sys.platform != "linux":
+        pytest.skip("names of open files are read in /proc")
+    begun = events.index("sync owner.json")
+    files = events[begun + 1 : events.index("sync model", begun)]
+    assert {"sync openvino_model.bin", "sync openvino_model.xml", "sync vocab.json", "sync tokenizer"} == set(files)
+    assert events[events.index("sync model", begun) :] == [
+        "sync model",
+        "sync llmcompress.json",
+        "rename llmcompress.json to llmcompress.json",
+        "sync model",
+        "rename model to out",
+        "sync place",
+    ]
+    events.clear()
+    write_artifact(tmp_path / "place" / "new" / "deeper" / "out", 1)
+    assert events[:2] == ["sync new", "sync place"] or events[:2] == ["sync place", "sync new"]
+
+
+def test_a_place_for_scratch_is_made_once(tmp_path: Path) -> None:
+    with staging(tmp_path / "out") as stage:
+        scratch = stage.scratch_dir()
+        assert scratch.is_dir()
+        assert scratch.parent == stage.path.parent
+        with pytest.raises(WriteError, match="File exists"):
+            stage.scratch_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signal_after_signal_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[Path] = []
+
+    def interrupted(path: Path) -> None:
+        times.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llmcompress.artifact.output.shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), staging(tmp_path / "out"):
+        pass
+    assert len(times) == 5
+
+
+# --- what stopped a write
+
+
+def failed(path: Path, error: Exception) -> WriteError:
+    with pytest.raises(WriteError) as caught, write_errors(path):
+        raise error
+    return caught.value
+
+
+def test_an_error_that_names_its_place_keeps_it(tmp_path: Path) -> None:
+    with pytest.raises(WriteError) as caught, write_errors(tmp_path), write_errors(tmp_path / "inner"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.where == str(tmp_path / "inner")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert failed(tmp_path, OSError(errno.EIO, "x", b"/other")).where == "/other"
+
+
+def test_a_cause_without_advice_of_its_own(tmp_path: Path) -> None:
+    found = failed(tmp_path, OSError(errno.ENXIO, "x"))
+    assert found.message.startswith(f"cannot write: {os.strerror(errno.ENXIO)} (ENXIO); ")
+    assert found.hint == "choose another output directory"
+    assert "(12345)" in failed(tmp_path, OSError(12345, "x")).message
+
+
+def test_what_is_free_is_asked_of_the_nearest_place_that_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, "x")
+    monkeypatch.setattr(os, "statvfs", lambda place: SimpleNamespace(f_files=9, f_favail=1))
+    free = {tmp_path: 11, tmp_path.parent: 22}
+
+    def usage(place: Path) -> SimpleNamespace:
+        if place not in free:
+            raise FileNotFoundError(place)
+        return SimpleNamespace(free=free[place])
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert failed(tmp_path / "a" / "b", full).message.endswith("; 11 bytes free on its file system")
+    monkeypatch.setattr(os, "statvfs", lambda place: SimpleNamespace(f_files=9, f_favail=0))
+    assert failed(tmp_path, full).message.endswith("; 11 bytes free on its file system but no inodes")
+    # Some file systems have no such number.
+    monkeypatch.setattr(os, "statvfs", lambda place: SimpleNamespace(f_files=0, f_favail=0))
+    assert failed(tmp_path, full).message.endswith("; 11 bytes free on its file system")
+    free.clear()
+    assert failed(tmp_path, full).message.endswith("; free space unknown")
+
+
+@pytest.fixture
+def default() -> Iterator[int]:
+    number = getattr(signal, "SIGXFSZ", None)
+    if number is None:
+        pytest.skip("this system has no such signal")
+    before = signal.signal(number, signal.SIG_DFL)
+    yield number
+    signal.signal(number, before)
+
+
+def test_a_size_limit_ends_no_process(default: int) -> None:
+    with size_limit_as_error():
+        assert signal.getsignal(default) == signal.SIG_IGN
+    assert signal.getsignal(default) == signal.SIG_DFL
+
+    def fail() -> None:
+        with size_limit_as_error():
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert signal.getsignal(default) == signal.SIG_DFL
+
+
+def test_a_handler_of_the_programs_own_and_other_threads_are_left_alone(default: int) -> None:
+    found: list[object] = []
+
+    def work() -> None:
+        with size_limit_as_error():
+            found.append(signal.getsignal(default))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [signal.SIG_DFL]
+    signal.signal(default, work_on_signal)
+    work()
+    assert found[1:] == [work_on_signal]
+    assert signal.getsignal(default) == work_on_signal
+
+
+def work_on_signal(number: int, frame: object) -> None:
+    """Do nothing."""

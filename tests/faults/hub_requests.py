@@ -15,6 +15,7 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -331,9 +332,13 @@ def main() -> None:
     parser.add_argument(
         "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
     )
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no point after so many seconds")
+    parser.add_argument("--new", action="store_true", help="leave out points that did not survive when last tried")
     args = parser.parse_args()
+    deadline = time.monotonic() + args.limit_s
     logging.disable(logging.CRITICAL)
     points = Points(args.state)
+    is_done = points.has if args.new else points.has_survived
     with tempfile.TemporaryDirectory(prefix="llmcompress-faults-") as folder, hurried():
         stage = begun(Path(folder))
         inputs = read(stage)
@@ -345,8 +350,10 @@ def main() -> None:
             places = range(0, requests, args.every) if args.at is None else [args.at]
             for kind in args.fault or [kind for kind in KINDS if kind not in talk.changed_by]:
                 for at in places:
-                    if not points.has_survived(talk.name, kind, at):
+                    if not is_done(talk.name, kind, at) and time.monotonic() < deadline:
                         points.add(tried(stage, talk, kind, at, whole, inputs))
+            if time.monotonic() < deadline:
+                print(f"{talk.name}: all tried", flush=True)
     print(table(points.all))
 
 
