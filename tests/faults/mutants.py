@@ -39,7 +39,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent_mutants.yaml")
 FAULT = "T1: a slip in the code"
 LIMIT_S = 60.0
 """For a mutant, next to five times what its tests take."""
-HUB = ("test_hub.py", "test_hub_faults.py")
+HUB = ("test_hub_cache.py", "test_hub.py")
 MODULES: dict[str, tuple[str, ...]] = {
     "artifact/placement.py": ("test_artifact_guards.py", "test_artifact.py"),
     "spec/access.py": ("test_access.py", "test_hub.py"),
@@ -55,7 +55,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "artifact/reports.py": ("test_artifact.py", "test_artifact_guards.py"),
     "hub/cache.py": HUB,
     "hub/listing.py": HUB,
-    "hub/client.py": (*HUB, "test_push.py"),
+    "hub/client.py": ("test_hub.py", "test_hub_faults.py", "test_push.py"),
     "publishing/sandbox.py": ("test_cards.py",),
     "compression/replay/key.py": ("test_graph_key.py",),
     "compression/replay/content.py": ("test_graph_key.py",),
