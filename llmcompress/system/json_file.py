@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def noted(path: Path) -> dict[str, Any]:
     """Read a JSON object that later runs can do without; empty where the file is missing, damaged or no object."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

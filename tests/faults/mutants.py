@@ -46,6 +46,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "evaluation/gate.py": ("test_gate.py",),
     "publishing/gate.py": ("test_push.py",),
     "system/sealed.py": ("test_sealed.py",),
+    "system/json_file.py": ("test_json_file.py",),
     "system/cache.py": ("test_cache.py",),
     "system/files.py": ("test_files.py", "test_artifact.py"),
     "artifact/verification.py": ("test_artifact.py", "test_artifact_guards.py"),
