@@ -56,7 +56,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "artifact/reports.py": ("test_artifact.py", "test_artifact_guards.py"),
     "hub/cache.py": HUB,
     "hub/listing.py": HUB,
-    "hub/client.py": ("test_hub.py", "test_hub_faults.py", "test_push.py"),
+    "hub/client.py": ("test_hub_client.py",),
     "publishing/sandbox.py": ("test_cards.py",),
     "compression/replay/key.py": ("test_graph_key.py",),
     "compression/replay/content.py": ("test_graph_key.py",),
