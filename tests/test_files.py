@@ -114,6 +114,29 @@ def test_the_bytes_are_written_beside_another_place(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_file_is_moved_from_beside_the_other_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[Path] = []
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, target: moved.append(self.parent) or replace(self, target))
+    (tmp_path / "model").mkdir()
+    replace_file(tmp_path / "model" / "file", b"x", next_to=tmp_path / "model")
+    replace_file(tmp_path / "model" / "file", b"y")
+    assert moved == [tmp_path, tmp_path / "model"]
+
+
+def test_a_new_file_has_a_second_to_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = tmp_path / ".file.file-00000001"
+    empty.touch()
+    os.utime(empty, (1000, 1000))
+    now = [1001.0]
+    monkeypatch.setattr(files.time, "time", lambda: now[0])
+    replace_file(tmp_path / "file", b"content")
+    assert empty.exists()
+    now[0] = 1001.5
+    replace_file(tmp_path / "file", b"content")
+    assert not empty.exists()
+
+
 def test_left_by_an_exception_nothing_is_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
 
@@ -249,3 +272,45 @@ def test_two_renames_where_there_is_no_exchange(tmp_path: Path, monkeypatch: pyt
     replace_directory(new, old, aside=tmp_path / "aside")
     monkeypatch.undo()
     assert (held(old), held(tmp_path / "aside")) == (["new"], ["old"])
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_sync_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    sync_directory(tmp_path)
+
+
+def test_on_windows_directories_are_not_synced_and_open_files_are_kept_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synced: list[tuple[str, int]]
+) -> None:
+    flags: list[int] = []
+
+    class System:
+        name = "posix"
+
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(os, attribute)
+
+        def open(self, path: Path, how: int) -> int:
+            flags.append(how)
+            return os.open(path, how)
+
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(files, "os", System())
+    files._sync(file)
+    monkeypatch.setattr(System, "name", "nt")
+    sync_directory(tmp_path)
+    files._sync(file)
+    # Only a descriptor that may write is flushed there.
+    assert flags == [os.O_RDONLY, os.O_RDWR]
+    assert [name for name, _ in synced] == ["file", "file"]
+    monkeypatch.setattr(files.sys, "platform", "win32")
+    with file.open("rb") as one, file.open("rb") as other:
+        assert files._lock(one)
+        assert files._lock(other)

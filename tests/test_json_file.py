@@ -109,3 +109,13 @@ def test_the_same_content_is_written_the_same(tmp_path: Path) -> None:
     write_json(path, {"b": "ä", "a": {"d": 1, "c": [2]}})
     assert path.read_bytes() == ('{\n  "a": {\n    "c": [\n      2\n    ],\n    "d": 1\n  },\n  "b": "ä"\n}\n'.encode())
     assert json.loads(path.read_bytes()) == {"a": {"c": [2], "d": 1}, "b": "ä"}
+
+
+def test_encodings_and_line_ends_are_the_same_on_every_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, str]] = []
+    read, write = Path.read_text, Path.write_text
+    monkeypatch.setattr(Path, "read_text", lambda self, **how: asked.append(how) or read(self, **how))
+    monkeypatch.setattr(Path, "write_text", lambda self, text, **how: asked.append(how) or write(self, text, **how))
+    write_json(tmp_path / "note.json", {"a": 1})
+    assert noted(tmp_path / "note.json") == {"a": 1}
+    assert asked == [{"encoding": "utf-8", "newline": "\n"}, {"encoding": "utf-8"}]

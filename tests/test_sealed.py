@@ -41,6 +41,14 @@ def test_every_changed_bit_and_every_cut_is_seen(file: Path) -> None:
     assert not is_sealed(file)
 
 
+@pytest.mark.parametrize("size", range(17))
+def test_files_of_every_size(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealed, "_CHUNK_BYTES", 7)
+    content = bytes(range(size))
+    (tmp_path / "state").write_bytes(content + hashlib.sha256(content).digest())
+    assert is_sealed(tmp_path / "state")
+
+
 def test_what_is_not_there_is_not_sealed(tmp_path: Path) -> None:
     assert not is_sealed(tmp_path / "state")
     assert not is_sealed(tmp_path)

@@ -42,13 +42,13 @@ LIMIT_S = 60.0
 HUB = ("test_hub_cache.py", "test_hub.py")
 MODULES: dict[str, tuple[str, ...]] = {
     "artifact/placement.py": ("test_artifact_guards.py", "test_artifact.py"),
-    "spec/access.py": ("test_access.py", "test_hub.py"),
+    "spec/access.py": ("test_access.py",),
     "evaluation/gate.py": ("test_gate.py",),
     "publishing/gate.py": ("test_push.py",),
     "system/sealed.py": ("test_sealed.py",),
     "system/json_file.py": ("test_json_file.py",),
     "system/cache.py": ("test_cache.py",),
-    "system/files.py": ("test_files.py", "test_artifact.py"),
+    "system/files.py": ("test_files.py",),
     "artifact/verification.py": ("test_artifact.py", "test_artifact_guards.py"),
     "artifact/manifest.py": ("test_artifact.py", "test_artifact_guards.py"),
     "artifact/failures.py": ("test_artifact.py", "test_artifact_guards.py", "test_artifact_faults.py"),

@@ -197,12 +197,18 @@ def _constants(holder: ast.AST, node: ast.Constant) -> Iterator[ast.expr]:
         case float():
             yield ast.Constant(node.value * 2 + 1)
         case str() if node.value and " " not in node.value and isinstance(holder, ast.Compare | ast.Call | ast.Tuple):
-            yield ast.Constant(f"{node.value}_")
+            yield ast.Constant(f"{node.value}_x")
 
 
 def _calls(node: ast.Call) -> Iterator[ast.expr]:
     plain = [not isinstance(each, ast.Starred) for each in node.args]
-    if len(node.args) > 1 and all(plain[:2]) and ast.unparse(node.args[0]) != ast.unparse(node.args[1]):
+    in_any_order = _name(node.func) in ("min", "max")
+    if (
+        not in_any_order
+        and len(node.args) > 1
+        and all(plain[:2])
+        and ast.unparse(node.args[0]) != ast.unparse(node.args[1])
+    ):
         yield ast.Call(node.func, [node.args[1], node.args[0], *node.args[2:]], node.keywords)
     for index, keyword in enumerate(node.keywords):
         is_truth = isinstance(keyword.value, ast.Constant) and isinstance(keyword.value.value, bool)
