@@ -192,7 +192,8 @@ def test_versions_code_machine_and_settings(monkeypatch: pytest.MonkeyPatch) -> 
     assert {"nncf", "optimum-intel", "transformers", "torch", "tokenizers"} <= set(found["versions"])
     assert platform.machine() in found["machine"][0]
     if sys.platform == "linux":
-        assert found["machine"][2] == len(os.sched_getaffinity(0))
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2} if process == 0 else {0})
+        assert key.surroundings.__wrapped__()["machine"][2] == 3
     monkeypatch.setattr(key.sys, "platform", "darwin")
     assert key.surroundings.__wrapped__()["machine"][2] == 0
 
@@ -230,7 +231,7 @@ def test_equal_and_uniform_tensors(tmp_path: Path) -> None:
             pair=np.array([1, 1], np.int64), single=np.array([7], np.int64), other=np.array([1, 2], np.int64),
             empty=np.empty((0,), np.float32), byte=np.array([3], np.int8), again=random.permutation(100),
             twice=np.arange(40, dtype=np.int16), thrice=np.arange(40, dtype=np.int16),
-            same=np.arange(40, dtype=np.int16),
+            same=np.arange(40, dtype=np.int16), left=np.arange(50, dtype=np.int64), right=np.arange(50, dtype=np.int64),
         )
     )  # fmt: skip
     assert found.uniform == {
@@ -240,8 +241,8 @@ def test_equal_and_uniform_tensors(tmp_path: Path) -> None:
         "single": np.int64(7).tobytes().hex(),
         "byte": "03",
     }
-    assert found.equal == (("a", "b"), ("same", "thrice", "twice"))
-    assert found.plain() == {"uniform": found.uniform, "equal": [["a", "b"], ["same", "thrice", "twice"]]}
+    assert found.equal == (("a", "b"), ("left", "right"), ("same", "thrice", "twice"))
+    assert found.plain() == {"uniform": found.uniform, "equal": [list(names) for names in found.equal]}
 
 
 def test_tensors_of_fewer_bits_than_a_byte(tmp_path: Path) -> None:

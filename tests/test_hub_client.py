@@ -272,6 +272,19 @@ def test_a_try_that_brings_enough_is_no_failure(session: Session) -> None:
             client.patiently(bring(size, 9), done=lambda: there[0], enough=enough)
 
 
+def test_after_a_try_that_brought_enough_there_is_no_pause(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llmcompress.hub.patience.PAUSES_S", (20.0, 20.0))
+    there, attempt = [0], failing(3, httpx.ReadError("reset"))
+
+    def bring() -> str:
+        there[0] += 1
+        return attempt()
+
+    began = time.monotonic()
+    assert HubClient().patiently(bring, done=lambda: there[0]) == "after 3"
+    assert time.monotonic() - began < 10
+
+
 def test_a_pause_that_would_not_end_in_time_is_none(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.errors import HfHubHTTPError
 

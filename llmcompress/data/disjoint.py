@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmcompress.errors import DataError, ModelError
 from llmcompress.report.file_names import TRAINING_SEQUENCES
+from llmcompress.system.arrays import read_array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,13 +75,11 @@ def require_not_trained_on(directory: Path, windows: list[NDArray[np.int64]], da
         DataError: A window has a sequence of 64 tokens in common with the training text.
         ModelError: The file with the hashes cannot be read.
     """
-    import numpy as np
-
     path = directory / TRAINING_SEQUENCES
     if not path.is_file():
         return
     try:
-        hashes = np.load(path, allow_pickle=False)
+        hashes = read_array(path)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{TRAINING_SEQUENCES} cannot be read, so that it is not known what the model was trained on",

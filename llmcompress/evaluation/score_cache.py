@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.errors import WriteError
 from llmcompress.evaluation.scoring import Batch, Call, Feed, num_scored
+from llmcompress.system.arrays import read_arrays
 from llmcompress.system.cache import cache_dir, hold
 from llmcompress.system.files import replacing
 from llmcompress.system.progress import Progress, Reporter
@@ -31,19 +31,15 @@ class ScoreCache:
 
     def get(self, numbers: Sequence[int]) -> list[Arrays] | None:
         """The scores of a batch of windows; None where they are not there or were not written to their end."""
-        import numpy as np
-
-        with (
-            contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile),
-            np.load(self._directory / self._name(numbers)) as stored,
-        ):
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            stored = read_arrays(self._directory / self._name(numbers))
             if tuple(stored["numbers"]) != tuple(numbers):
                 return None
             found: list[Arrays] = [{} for _ in numbers]
-            for name in stored.files:
+            for name, values in stored.items():
                 row, slash, field = name.partition("/")
                 if slash:
-                    found[int(row)][field] = stored[name]
+                    found[int(row)][field] = values
             return found
         return None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from llmcompress.graph.integer_weights import IntegerWeight, codes_of, num_bits_
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.report.record import CalibrationRecord
 from llmcompress.spec.search import Format
+from llmcompress.system.arrays import read_arrays
 from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import installed_versions
 from llmcompress.system.files import replace_file
@@ -45,15 +45,13 @@ class Shelf(NamedTuple):
 
     def get(self, name: str, wanted: Format) -> IntegerWeight | None:
         """A weight, by its name in the checkpoint; None: it is not there, or damaged."""
-        import numpy as np
-
         try:
-            with np.load(self._path(name, wanted)) as found:
-                element, shape = str(found["element"]), tuple(map(int, found["shape"]))
-                codes = codes_of(found["codes"], element, shape)
-                zeros = found["zero_points"] if found["zero_points"].size else None
-                return IntegerWeight(codes, found["scales"], zeros, element)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            found = read_arrays(self._path(name, wanted))
+            element, shape = str(found["element"]), tuple(map(int, found["shape"]))
+            codes = codes_of(found["codes"], element, shape)
+            zeros = found["zero_points"] if found["zero_points"].size else None
+            return IntegerWeight(codes, found["scales"], zeros, element)
+        except (OSError, ValueError, KeyError):
             return None
 
     def has(self, name: str, wanted: Format) -> bool:

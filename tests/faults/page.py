@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mutants import FAULT as SLIP
-from mutants import MODULES, equivalent
+from mutants import MODULES, PACKAGE, equivalent
+from mutations import Module
 from points import KINDS_OF_FAILURE, Point, Points
 
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
@@ -123,20 +124,17 @@ def inputs_table(points: Iterable[Point]) -> str:
 
 
 def mutants_table(points: Iterable[Point]) -> str:
-    """Mutants of each guard."""
-    killed: Counter[str] = Counter()
-    alive: Counter[str] = Counter()
-    for point in points:
-        if point.fault == SLIP:
-            (killed if point.survived else alive)[point.command] += 1
+    """Mutants of each guard that was judged to its end."""
+    judged = {(point.command, point.at): point.survived for point in points if point.fault == SLIP}
     lines = ["| guard | mutants | killed | equivalent | alive | judged by |", "|---|--:|--:|--:|--:|---|"]
-    for module in MODULES:
-        if not killed[module] + alive[module]:
-            continue
-        same = len(equivalent(module))
-        tests = ", ".join(f"`{name}`" for name in MODULES[module])
-        num = killed[module] + alive[module] + same
-        lines.append(f"| `{module}` | {num} | {killed[module]} | {same} | {alive[module]} | {tests} |")
+    for module, tests in MODULES.items():
+        same = equivalent(module)
+        source = Module((PACKAGE / module).read_text(encoding="utf-8"), module)
+        found = [judged.get((module, each.number)) for each in source.mutants if each.name not in same]
+        if None not in found:
+            files = ", ".join(f"`{name}`" for name in dict.fromkeys(name.partition("::")[0] for name in tests))
+            counts = (len(source.mutants), found.count(True), len(same), found.count(False))
+            lines.append(f"| `{module}` | {' | '.join(map(str, counts))} | {files} |")
     return "\n".join(lines)
 
 
