@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmcompress.errors import SecurityError, UsageError
-from llmcompress.spec.access import Access, check_name, check_revision
+from llmcompress.spec.access import Access, check_name, check_repo_id, check_revision
 
 
 def test_a_candidate_is_opened_as_its_reference_is_where_that_fits_an_artifact() -> None:
@@ -25,6 +25,17 @@ def test_a_candidate_is_opened_as_its_reference_is_where_that_fits_an_artifact()
     assert Access(offline=True).of_candidate() == Access()
     assert reference.at("other") == reference._replace(revision="other")
     assert reference.at(None).revision is None
+
+
+@pytest.mark.parametrize("repo_id", ["gpt2", "acme/tiny", "a.b_c/D-9"])
+def test_ids_of_the_hub(repo_id: str) -> None:
+    assert check_repo_id(repo_id) == repo_id
+
+
+@pytest.mark.parametrize("repo_id", ["", "a/b/c", "../x", "a--b", "gpt2\n", "mоdel", "a b", "x" * 97])
+def test_what_is_no_id(repo_id: str) -> None:
+    with pytest.raises(UsageError, match="is neither an existing path nor a Hub id"):
+        check_repo_id(repo_id)
 
 
 @pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/1", "a" * 200, "feature/a.b-c_d+e"])
