@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from fake_hub import COMMIT, FakeHub, new_repo, running, use
 
-from llmcompress.errors import HubError, LockedError
+from llmcompress.errors import HubError, LockedError, SecurityError, UsageError
 from llmcompress.hub import cache as hub_cache
 from llmcompress.hub.cache import CachedRepository, cached_repository, deviation, feed, new_digest
 from llmcompress.hub.client import HubClient, StoppedError
-from llmcompress.hub.listing import HubFile, HubListing, listing
+from llmcompress.hub.listing import HubFile, HubListing, listing, tree
 
 CONTENT = b"four"
 LARGE = HubFile("weights/model.bin", 4, sha256=hashlib.sha256(CONTENT).hexdigest())
@@ -328,3 +328,53 @@ def test_what_the_cache_holds_is_listed_by_its_blobs(tmp_path: Path, monkeypatch
     assert listing("acme/tiny").files == expected
     with pytest.raises(HubError, match="v2"):
         listing("acme/tiny", "v2")
+
+
+def test_what_is_asked_for_is_checked_and_named(fake: FakeHub) -> None:
+    with pytest.raises(UsageError, match="is neither an existing path nor a Hub id"):
+        listing("../x")
+    with pytest.raises(UsageError, match="is not a revision"):
+        listing("acme/tiny", "a..b")
+    assert fake.requests == []
+    with pytest.raises(HubError) as caught:
+        listing("acme/other")
+    assert caught.value.where == "acme/other"
+    with pytest.raises(HubError, match="it has no revision 'v2'"):
+        listing("acme/tiny", "v2")
+    answer_with(fake, json_of([{**ENTRY, "path": "../../evil"}]))
+    with pytest.raises(SecurityError, match="evil"):
+        listing("acme/tiny")
+
+
+def test_offline_nobody_is_asked(fake: FakeHub, tmp_path: Path) -> None:
+    repository = CachedRepository(tmp_path / "cache" / "models--acme--tiny", tmp_path / ".locks", COMMIT)
+    put(repository, SMALL)
+    repository.show(SMALL)
+    repository.remember("main")
+    assert listing("acme/tiny", offline=True).files == (SMALL,)
+    assert fake.requests == []
+
+
+@pytest.mark.parametrize("error", [TypeError("x"), KeyError("x"), AttributeError("x")])
+def test_whatever_another_form_does_to_the_library(error: Exception) -> None:
+    class Client:
+        def call(self, function: Any, *, on_response: Any) -> Any:
+            raise error
+
+    with pytest.raises(HubError, match="list of files has another form than it documents") as caught:
+        tree(Client(), "acme/tiny", COMMIT)  # type: ignore[arg-type]
+    assert caught.value.__cause__ is error
+
+
+def test_files_of_all_folders_are_asked_for(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def list_tree(self: HfApi, repo_id: str, **how: Any) -> list[Any]:
+        asked.append((repo_id, how))
+        return []
+
+    monkeypatch.setattr(HfApi, "list_repo_tree", list_tree)
+    assert tree(HubClient(), "acme/tiny", COMMIT) == ()
+    assert asked == [("acme/tiny", {"recursive": True, "revision": COMMIT})]
