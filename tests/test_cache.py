@@ -129,7 +129,7 @@ def test_entries_whose_keys_begin_alike_have_one_lock() -> None:
     hold(first)
     hold(first)
     assert [path.name for path in (cache_dir() / "locks").glob("*.lock")] == ["statistics-aa.lock"]
-    with pytest.raises(Timeout):
+    with pytest.raises(RuntimeError, match="already holding a read lock"):
         lock_of(same).acquire_write(timeout=0)
     writing = lock_of(other)
     writing.acquire_write(timeout=0)
