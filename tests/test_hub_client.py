@@ -415,10 +415,11 @@ def test_pieces_of_files_are_counted_as_they_go(session: Session) -> None:
     assert sent[2:] == [3]
 
 
-def test_the_library_is_quiet_and_put_back(session: Session) -> None:
+def test_the_library_is_quiet_and_put_back(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     logger = logging.getLogger("huggingface_hub")
+    monkeypatch.setattr(logger, "level", logging.INFO)
     before = (constants.HF_HUB_DISABLE_XET, constants.HF_HUB_DISABLE_PROGRESS_BARS, logger.level)
     filters = list(warnings.filters)
 

@@ -287,6 +287,11 @@ def test_what_the_gate_objects_to_where_no_check_failed(tmp_path: Path) -> None:
     found = objection(read_measurements(model))
     assert found is not None
     assert (found.message, "keeps more" in found.hint) == ("the gate is not passed", True)
+    probe = Check(name="probe", passed=False, value=0.5, required="none")
+    write_report(model, "eval.json", evaluation(model, False, probe, PASSED[0].model_copy(update={"passed": False})))
+    found = objection(read_measurements(model))
+    assert found is not None
+    assert found.message == "the gate is not passed: probe: 0.5; max_kl: 0.005, required 0.01"
     write_report(
         model, "eval.json", evaluation(model, None, Check(name="max_kl", passed=None, value=None, required=0.5))
     )
