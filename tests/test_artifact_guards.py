@@ -11,11 +11,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from artifact_fixture import write_artifact
 
-from llmcompress.artifact import staging, write_errors
+from llmcompress.artifact import staging, verify, write_errors
 from llmcompress.artifact.failures import size_limit_as_error
 from llmcompress.artifact.placement import checked_output, refuse_existing, refuse_overlap, resolve_output
 from llmcompress.errors import UsageError, WriteError
@@ -115,6 +116,26 @@ def test_signal_after_signal_does_not_hold_up_the_end(tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt), staging(tmp_path / "out"):
         pass
     assert len(times) == 5
+
+
+# --- what deviates
+
+
+def test_a_file_that_cannot_be_read_is_named_among_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = write_artifact(tmp_path / "out", 1)
+    (made / "extra").touch()
+    open_ = Path.open
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name == "openvino_model.xml":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return open_(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert verify(made).problems == (
+        ("extra", "is not in the manifest"),
+        ("openvino_model.xml", "cannot be read: Permission denied"),
+    )
 
 
 # --- what stopped a write

@@ -65,7 +65,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "system/files.py": ("test_files.py",),
     "artifact/verification.py": ("test_artifact.py", "test_artifact_guards.py"),
     "artifact/manifest.py": ("test_artifact.py", "test_artifact_guards.py"),
-    "artifact/failures.py": ("test_artifact.py", "test_artifact_guards.py", "test_artifact_faults.py"),
+    "artifact/failures.py": ("test_artifact_guards.py", "test_artifact.py"),
     "artifact/output.py": ("test_artifact.py", "test_artifact_guards.py", "test_artifact_faults.py"),
     "artifact/reports.py": ("test_artifact.py", "test_artifact_guards.py"),
     "hub/cache.py": HUB,
