@@ -162,6 +162,27 @@ def test_a_cause_without_advice_of_its_own(tmp_path: Path) -> None:
     assert "(12345)" in failed(tmp_path, OSError(12345, "x")).message
 
 
+def test_what_cannot_be_written_into_the_cache_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    found = failed(tmp_path / "cache" / "graphs", OSError(errno.EROFS, "x"))
+    assert found.message.startswith("cannot write into the cache: Read-only file system (EROFS); ")
+    assert found.where == str(tmp_path / "cache" / "graphs")
+    assert found.hint == "set LLMCOMPRESS_CACHE to a directory that can be written and has room"
+    assert failed(tmp_path / "out", OSError(errno.EROFS, "x")).message.startswith("cannot write: Read-only")
+
+
+def test_where_there_are_no_limits_of_size_none_is_to_blame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**40, -1))
+    stopped = RuntimeError("basic_ios::clear: iostream error")
+    assert "ulimit" in failed(tmp_path, stopped).hint
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, 2**40))
+    assert "ulimit" not in failed(tmp_path, stopped).hint
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**40, -1))
+    monkeypatch.setattr("llmcompress.artifact.failures.sys.platform", "win32")
+    assert "ulimit" not in failed(tmp_path, stopped).hint
+
+
 def test_what_is_free_is_asked_of_the_nearest_place_that_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
