@@ -136,6 +136,23 @@ def test_entries_whose_keys_begin_alike_have_one_lock() -> None:
     writing.release()
 
 
+def test_a_lock_is_waited_for_a_minute_also_in_a_cache_that_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "new" / "cache"))
+    hold(cache_dir() / "statistics" / "aa")
+    assert (cache_dir() / "locks" / "statistics-aa.lock").is_file()
+    waited: list[float] = []
+
+    class Lock:
+        def acquire_read(self, timeout: float) -> None:
+            waited.append(timeout)
+
+    monkeypatch.setattr("llmcompress.system.cache.lock_of", lambda entry: Lock())
+    hold(cache_dir() / "statistics" / "aa")
+    assert waited == [60.0]
+
+
 def test_only_what_lies_in_an_entry_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[Path] = []
     monkeypatch.setattr("llmcompress.system.cache.hold", held.append)
@@ -211,6 +228,7 @@ def test_a_missing_home_stops_nothing(monkeypatch: pytest.MonkeyPatch, capsys: p
     for name in ("LLMCOMPRESS_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
+    assert cache_dir() == Path(os.devnull, "no home directory", "llmcompress")
     hold(cache_dir() / "statistics" / "aa")
     assert not ScoreCache("evaluations", "aa").add([0], [{"nll": np.zeros(3)}])
     assert run(["cache", "list"]) == 0

@@ -202,7 +202,7 @@ def _constants(holder: ast.AST, node: ast.Constant) -> Iterator[ast.expr]:
 
 def _calls(node: ast.Call) -> Iterator[ast.expr]:
     plain = [not isinstance(each, ast.Starred) for each in node.args]
-    in_any_order = _name(node.func) in ("min", "max")
+    in_any_order = _name(node.func).rpartition(".")[2] in ("min", "max", "suppress")
     if (
         not in_any_order
         and len(node.args) > 1
