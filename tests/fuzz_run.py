@@ -269,7 +269,10 @@ def parsed(file: str, content: bytes) -> tuple[Any, bytes]:
     if file.endswith(".jsonl"):
         return json.loads(content.splitlines()[0]), b""
     if file.endswith(".json"):
-        return (None, b"") if len(content) > 100_000 else (json.loads(content), b"")
+        try:
+            return (None, b"") if len(content) > 100_000 else (json.loads(content), b"")
+        except ValueError:
+            return None, b""  # The hash of the rest stands before it.
     return (yaml.safe_load(content), b"") if file.endswith(".yaml") else (None, b"")
 
 

@@ -18,6 +18,7 @@ from artifact_fixture import write_artifact
 
 from llmcompress.artifact import staging, verify, write_errors
 from llmcompress.artifact.failures import size_limit_as_error
+from llmcompress.artifact.manifest import is_sealed_wrong
 from llmcompress.artifact.placement import checked_output, refuse_existing, refuse_overlap, resolve_output
 from llmcompress.errors import UsageError, WriteError
 
@@ -136,6 +137,17 @@ def test_a_file_that_cannot_be_read_is_named_among_the_others(tmp_path: Path, mo
         ("extra", "is not in the manifest"),
         ("openvino_model.xml", "cannot be read: Permission denied"),
     )
+
+
+@pytest.mark.parametrize(("num_damaged", "is_known"), [(0, False), (1, True), (4, True), (5, False)])
+def test_a_seal_is_known_by_nearly_all_that_is_not_its_hash(tmp_path: Path, num_damaged: int, is_known: bool) -> None:
+    path = write_artifact(tmp_path / "out", 1) / "llmcompress.json"
+    content = bytearray(path.read_bytes())
+    begun = content.rindex(b'"sha256"')
+    for at in range(begun, begun + num_damaged):
+        content[at] ^= 1
+    path.write_bytes(content)
+    assert is_sealed_wrong(path.parent) is is_known
 
 
 # --- what stopped a write

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import torch
 
@@ -221,7 +221,7 @@ def _save(course: Course, state: _State) -> None:
         course.state_file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(course.state_file, durable=False) as file:
             sealing = Sealing(file)
-            torch.save(plain, sealing)
+            torch.save(plain, cast(IO[bytes], sealing))
             sealing.seal()
     except (OSError, RuntimeError):
         return
