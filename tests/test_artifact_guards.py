@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from artifact_fixture import write_artifact
 
-from llmcompress.artifact import staging, verify, write_errors
+from llmcompress.artifact import read_manifest, staging, verify, write_errors
 from llmcompress.artifact.failures import size_limit_as_error
 from llmcompress.artifact.manifest import is_sealed_wrong
 from llmcompress.artifact.placement import checked_output, refuse_existing, refuse_overlap, resolve_output
-from llmcompress.errors import UsageError, WriteError
+from llmcompress.errors import ArtifactError, UsageError, WriteError
 
 # --- may the output go there
 
@@ -137,6 +137,12 @@ def test_a_file_that_cannot_be_read_is_named_among_the_others(tmp_path: Path, mo
         ("extra", "is not in the manifest"),
         ("openvino_model.xml", "cannot be read: Permission denied"),
     )
+
+
+def test_a_file_is_no_artifact(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError, match=r"is no llmcompress artifact: it has no llmcompress\.json"):
+        read_manifest(tmp_path / "file")
 
 
 @pytest.mark.parametrize(("num_damaged", "is_known"), [(0, False), (1, True), (4, True), (5, False)])
