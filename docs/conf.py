@@ -43,9 +43,9 @@ autodoc_preserve_defaults = True
 copybutton_prompt_text = "$ "
 
 llms_txt_summary = (
-    "llmcompress compresses large language models of the Hugging Face Hub for OpenVINO: it measures on the runtime what "
-    "that cost, wins quality back where it cost too much, and writes one complete, verified directory that carries the "
-    "evidence."
+    "llmcompress compresses large language models of the Hugging Face Hub for OpenVINO: it measures on the runtime "
+    "what that cost, wins quality back where it cost too much, and writes one complete, verified directory that "
+    "carries the evidence."
 )
 
 
