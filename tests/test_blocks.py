@@ -21,6 +21,7 @@ import pytest
 import yaml
 from blocks import ALL, KINDS, PAGES, ROOT, Block, Command, blocks_of, commands_of, of_kind, shape, spans_of
 from fake_hub import FakeHub, running, use
+from tiny_models import build_checkpoint
 from world_fixture import (
     ARTIFACTS,
     SEEING,
@@ -297,6 +298,9 @@ def prepare(block: Block, here: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPa
         add_picture(here / "picture.png")
         if block.language == "python":
             assert run(["compress", SEES, "-r", "int4"]) == 0
+    if "does not divide" in block.text:
+        shutil.rmtree(here / "MODEL")
+        build_checkpoint(here / "MODEL", num_hidden_layers=2, intermediate_size=352)
     if re.search(r"\b(compress|search)\(", block.text):
         for name in ARTIFACTS:
             shutil.rmtree(here / name) if f'"{name}"' in block.text else None
