@@ -720,6 +720,25 @@ def test_a_reader_that_closes_the_pipe_is_quiet() -> None:
     assert child.wait() == 141
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="it is Linux that has a full device")
+@pytest.mark.parametrize(
+    ("arguments", "streams", "code", "said"),
+    [
+        ("recipes", ">/dev/full", 8, "error: stdout: cannot write: No space left on device\nhint: make room there, or"),
+        ("recipes", "<&- >&-", 0, ""),
+        ("verify .", "2>/dev/full", 4, ""),
+        ("verify . --json", "2>&-", 4, ""),
+    ],
+    ids=["stdout full", "stdout closed", "stderr full", "stderr closed"],
+)
+def test_streams_that_take_nothing(arguments: str, streams: str, code: int, said: str) -> None:
+    shell = f'"{sys.executable}" -m llmcompress {arguments} {streams}'
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(said)
+    assert bool(done.stderr) == bool(said)
+
+
 def test_an_encoding_without_our_characters_loses_nothing_needed() -> None:
     done = process("recipes", "show", "int4", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr

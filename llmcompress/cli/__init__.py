@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 COMPLETION = "_LLMCOMPRESS_COMPLETE"
 """The shell's script sets this variable to ask for completions."""
@@ -17,6 +18,7 @@ _BROKEN_PIPE_EXIT_CODE = 141
 
 def main() -> None:
     """Run the command line and end the process with its exit code."""
+    _replace_closed_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -42,11 +44,9 @@ def run(arguments: Sequence[str]) -> int:
         context = root.make_context("llmcompress", list(arguments) or ["--help"])
         with context, own_volume(), own_flags(), warnings_shown():
             root.invoke(context)
-        sys.stdout.flush()
-        return 0
+        return _end_of_output(0, tell)
     except Exit as end:
-        sys.stdout.flush()
-        return end.exit_code
+        return _end_of_output(end.exit_code, tell)
     except BrokenPipeError:
         # The reader of our stdout has seen enough; Python would complain once more while it exits.
         _silence_stdout()
@@ -63,6 +63,9 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001  (one line instead of a traceback, whatever it is)
         if hasattr(error, "format_message"):
             return tell("UsageError", *_usage_error(error), exit_code=int(getattr(error, "exit_code", 2)))
+        # Where it is what could not be printed, nor can this.
+        if isinstance(error, OSError) and (code := _end_of_output(0, tell, last="\n")):
+            return code
         if verbose:
             traceback.print_exception(error)
         hint = "" if verbose else "run it again with -v for the whole traceback"
@@ -80,11 +83,13 @@ def _tell(kind: str, message: str, where: str = "", hint: str = "", *, exit_code
     """Print an error to stderr for people, or as one line of JSON; return the exit code."""
     from llmcompress.cli.console import print_error
 
-    if as_json:
-        error = {"type": kind, "message": message, "where": where, "hint": hint, "exit_code": exit_code}
-        sys.stderr.write(json.dumps({"error": error}) + "\n")
-    else:
-        print_error(message, where=where, hint=hint)
+    error = {"type": kind, "message": message, "where": where, "hint": hint, "exit_code": exit_code}
+    # Where nobody can be told, the exit code still says it.
+    with contextlib.suppress(OSError):
+        if as_json:
+            sys.stderr.write(json.dumps({"error": error}) + "\n")
+        else:
+            print_error(message, where=where, hint=hint)
     return exit_code
 
 
@@ -94,6 +99,28 @@ def _usage_error(error: Exception) -> tuple[str, str, str]:
     path = context.command_path if context is not None else "llmcompress"
     message = str(error.format_message())  # type: ignore[attr-defined]
     return message[:1].lower() + message[1:].rstrip("."), path, f"{path} --help"
+
+
+def _replace_closed_streams() -> None:
+    """Have nothing read and write where a stream is closed: the next file would get its number, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
+def _end_of_output(code: int, tell: Callable[..., int], last: str = "") -> int:
+    """Print what is still to be printed; return the exit code, another one where that cannot be written."""
+    try:
+        sys.stdout.write(last)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _silence_stdout()
+        hint = "make room there, or send it somewhere else"
+        return tell("WriteError", f"cannot write: {error.strerror}", where="stdout", hint=hint, exit_code=8)
+    return code
 
 
 def _silence_stdout() -> None:
