@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,23 @@ def compiled(function: Any) -> Any:
             kept = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
         except RuntimeError:  # The cache's folder cannot be written.
             return numba.njit(nogil=True, error_model="numpy")(function)
-    # Its folder was made, which a full disk or another user's files do not prevent.
-    kept._cache.load_overload = _unless_refused(kept._cache.load_overload)
-    kept._cache.save_overload = _unless_refused(kept._cache.save_overload)
+    # Its folder was made, which a full disk, another user's files and a power cut do not prevent.
+    kept._cache.load_overload = _unless_refused(kept._cache.load_overload, kept._cache.flush)
+    kept._cache.save_overload = _unless_refused(kept._cache.save_overload, kept._cache.flush)
     return kept
 
 
-def _unless_refused(access: Callable[..., Any]) -> Callable[..., Any]:
-    """Take a refusal of the disk as nothing kept."""
+def _unless_refused(access: Callable[..., Any], forget: Callable[[], None]) -> Callable[..., Any]:
+    """Take a refusal of the disk as nothing kept, and forget what cannot be read."""
 
     @functools.wraps(access)
     def attempt(*arguments: Any) -> Any:
         with contextlib.suppress(OSError):
-            return access(*arguments)
+            try:
+                return access(*arguments)
+            except (EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError):
+                # Numba does not wait for the device, so that a power cut leaves files without their bytes.
+                forget()
         return None
 
     return attempt
