@@ -100,6 +100,10 @@ def _read(path: Path, kind: type[_Report], digest: str, unused: dict[str, str]) 
         place = ".".join(str(part) for part in detail["loc"])
         unused[path.name] = f"it cannot be read: {place}: {detail['msg']}" if place else "it is not JSON"
         return None
+    known = kind.model_fields["schema_version"].default
+    if report.schema_version > known:
+        unused[path.name] = f"it has version {report.schema_version}, and this llmcompress reads up to {known}"
+        return None
     measured_on = report.model.manifest_sha256 if isinstance(report, EvalReport) else report.manifest_sha256
     if measured_on == digest:
         return report
