@@ -4,7 +4,8 @@
    the number of the last one is in the file FAULTS_COUNTER, shared by all. Each is a line of FAULTS_LOG where that is
    set. The call FAULTS_AT, and with FAULTS_LATER all later ones, meets FAULTS_ACT: "group" and "self" kill the group
    of processes or the one that calls, before the call is carried out; "term" and "int" send the group that signal;
-   "short" lets a write take half of its bytes; a number is an errno with which the call fails. */
+   "short" lets a write take half of its bytes; a number is an errno with which the call fails. Before each call that
+   makes something last (fsync, rename), FAULTS_COPY is carried out by a shell, with the call's number as $0. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,6 +13,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +22,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static char under[4 * PATH_MAX];
@@ -28,6 +31,7 @@ static int log_file = -1;
 static long at;
 static int later;
 static char act[16];
+static const char *copy;
 
 __attribute__((constructor)) static void begin(void) {
   const char *value = getenv("FAULTS_UNDER");
@@ -44,6 +48,7 @@ __attribute__((constructor)) static void begin(void) {
     log_file = syscall(SYS_openat, AT_FDCWD, value, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
   at = (value = getenv("FAULTS_AT")) ? atol(value) : 0;
   later = getenv("FAULTS_LATER") != NULL;
+  copy = getenv("FAULTS_COPY");
   snprintf(act, sizeof act, "%s", (value = getenv("FAULTS_ACT")) ? value : "");
 }
 
@@ -71,6 +76,13 @@ static const char *whole(int directory, const char *path, char *into) {
   return into;
 }
 
+static void copied(long number) {
+  char text[32], *arguments[] = {"sh", "-c", (char *)copy, text, NULL}, *environment[] = {"PATH=/usr/bin:/bin", NULL};
+  pid_t child;
+  snprintf(text, sizeof text, "%ld", number);
+  if (!posix_spawn(&child, "/bin/sh", NULL, NULL, arguments, environment)) waitpid(child, NULL, 0);
+}
+
 /* -1: the call fails with errno; 1: it is to be cut short; 0: it is carried out. */
 static int meets(const char *name, int directory, const char *path, int takes_room) {
   char place[PATH_MAX], line[PATH_MAX + 64];
@@ -82,6 +94,7 @@ static int meets(const char *name, int directory, const char *path, int takes_ro
     int length = snprintf(line, sizeof line, "%ld %s %s\n", number, name, found);
     syscall(SYS_write, log_file, line, length < (int)sizeof line ? length : (int)sizeof line);
   }
+  if (copy && (strstr(name, "sync") || strstr(name, "rename"))) copied(number);
   errno = kept;
   if (!at || number < at || (number > at && !later)) return 0;
   if (!strcmp(act, "group")) kill(0, SIGKILL);

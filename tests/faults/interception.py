@@ -60,11 +60,11 @@ def why_not() -> str:
     return "" if shutil.which("cc") else "there is no C compiler (cc)"
 
 
-def build(directory: Path) -> Path:
-    """Compile the library into a directory."""
-    library = directory / "calls.so"
+def build(directory: Path, source: Path = SOURCE) -> Path:
+    """Compile a library into a directory."""
+    library = directory / f"{source.stem}.so"
     options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wno-format-truncation"]
-    subprocess.run(["cc", *options, "-o", str(library), str(SOURCE), "-ldl"], check=True)
+    subprocess.run(["cc", *options, "-o", str(library), str(source), "-ldl"], check=True)
     return library
 
 
@@ -75,9 +75,13 @@ def run(
     environment: Mapping[str, str],
     *,
     injection: Injection | None = None,
+    copy: str = "",
     cwd: Path | None = None,
 ) -> tuple[Ended, list[Call]]:
-    """Run a command to its end; returns its calls below ``under``, in order, up to the fault."""
+    """Run a command to its end; returns its calls below ``under``, in order, up to the fault.
+
+    ``copy`` is carried out by a shell before each call that makes something last, with the call's number as ``$0``.
+    """
     counter, log = library.with_name("counter"), library.with_name("log")
     counter.write_bytes(bytes(8))
     log.unlink(missing_ok=True)
@@ -90,7 +94,8 @@ def run(
     if injection is not None:
         settings |= {"FAULTS_AT": str(injection.at), "FAULTS_ACT": injection.act}
         settings |= {"FAULTS_LATER": "1"} if injection.later else {}
-    ended = _to_its_end(command, {**environment, **settings}, cwd)
+    settings |= {"FAULTS_COPY": copy} if copy else {}
+    ended = to_its_end(command, {**environment, **settings}, cwd)
     lines = log.read_text(errors="surrogateescape").splitlines() if log.exists() else []
     calls = [Call(int(number), name, path) for number, name, path in (line.split(" ", 2) for line in lines)]
     return ended, calls
@@ -106,8 +111,10 @@ def run_here(arguments: Sequence[str]) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue(), outlived=False)
 
 
-def _to_its_end(command: Sequence[str], environment: Mapping[str, str], cwd: Path | None) -> Ended:
-    # A group of its own, which a signal can reach as a terminal does.
+def to_its_end(
+    command: Sequence[str], environment: Mapping[str, str], cwd: Path | None, limit_s: float = LIMIT_S
+) -> Ended:
+    """Run a command in a group of its own, as a terminal does, until the last process of it has ended."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -118,8 +125,8 @@ def _to_its_end(command: Sequence[str], environment: Mapping[str, str], cwd: Pat
         start_new_session=True,
     )
     try:
-        stdout, stderr = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
+        stdout, stderr = process.communicate(timeout=limit_s)
+    except BaseException:  # Too long, or Ctrl-C.
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         raise

@@ -4,13 +4,15 @@
     PYTHONPATH=tests python tests/faults/sweep.py --scene compress --fault K1   # a part of it
     PYTHONPATH=tests python tests/faults/sweep.py --scene compress --fault K1 --at 37   # one point again
 
-Points are kept in ``--state`` as they are tried, so that a later call goes on.
+Points are kept in ``--state`` as they are tried, so that a later call goes on. In K3 the run that recovers from a
+kill is killed too, at ``--pairs`` moments of each command that a seed chooses.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import random
 import re
 import shutil
 import sys
@@ -43,6 +45,7 @@ class Fault(NamedTuple):
         return Injection(at, self.act, self.later)
 
 
+COMPOUND = "K3"
 FAULTS = (
     Fault("K1", "all processes are killed", "group"),
     Fault("K1-worker", "the process that calls is killed", "self"),
@@ -75,10 +78,10 @@ class Sweep(NamedTuple):
     place: Path
     library: Path
 
-    def run(self, injection: Injection | None = None) -> tuple[Ended, list[Call]]:
+    def run(self, injection: Injection | None = None, copy: str = "") -> tuple[Ended, list[Call]]:
         under = [self.place / part for part in PARTS if part != "in"]
-        arguments, settings = self.scene.arguments(self.place), environment(self.place)
-        return interception.run(arguments, self.library, under, settings, injection=injection, cwd=self.place / "work")
+        arguments, settings, cwd = self.scene.arguments(self.place), environment(self.place), self.place / "work"
+        return interception.run(arguments, self.library, under, settings, injection=injection, copy=copy, cwd=cwd)
 
 
 def begun(sweep: Sweep, warm: Path) -> Truth:
@@ -150,9 +153,30 @@ def tried(sweep: Sweep, truth: Truth, fault: Fault, call: Call) -> Point:
     """Put a fault at a call, and check what must hold then, and after the same command once more."""
     restore(sweep.place)
     ended, seen = sweep.run(fault.injection(call.number))
+    met = seen[call.number - 1] if len(seen) >= call.number else None
+    where = f"{met.name} {_shown(met.path, sweep.place)}" if met else "not reached"
+    return judged(sweep, truth, ended, Point(sweep.scene.name, fault.name, call.number, where, 0, [], [], []))
+
+
+def tried_twice(sweep: Sweep, truth: Truth, number: int) -> Point:
+    """Kill a run, and the one that recovers from it; both moments follow from the number."""
+    chance = random.Random(f"{sweep.scene.name} {number}")
+    restore(sweep.place)
+    places = []
+    for _ in range(2):
+        at = chance.randint(1, len(truth.calls))
+        ended, seen = sweep.run(Injection(at, "group"))
+        places.append(
+            f"{at} {seen[at - 1].name} {_shown(seen[at - 1].path, sweep.place)}" if len(seen) >= at else "none"
+        )
+    point = Point(sweep.scene.name, COMPOUND, number, ", then ".join(places), 0, [], [], [])
+    return judged(sweep, truth, ended, point)
+
+
+def judged(sweep: Sweep, truth: Truth, ended: Ended, point: Point) -> Point:
+    """Check what must hold after a run, and after the same command once more."""
     lost, wrong = [], []
     leaked = list(leaks(sweep.place, ended, SECRET))
-    met = seen[call.number - 1] if len(seen) >= call.number else None
     try:
         found = units(sweep.place / "out")
         for name in found.keys() | truth.old.keys() | truth.new.keys():
@@ -172,8 +196,7 @@ def tried(sweep: Sweep, truth: Truth, fault: Fault, call: Call) -> Point:
         leaked += [f"left behind: {name}" for name in sorted(_names(sweep.place) - truth.names)]
     if tree(sweep.place / "in") != truth.inputs:
         lost.append("an input was changed")
-    where = f"{met.name} {_shown(met.path, sweep.place)}" if met else "not reached"
-    return Point(sweep.scene.name, fault.name, call.number, where, ended.returncode, lost, leaked, wrong)
+    return point._replace(returncode=ended.returncode, lost=lost, leaked=leaked, wrong=wrong)
 
 
 def _after_another(sweep: Sweep, truth: Truth) -> Iterator[str]:
@@ -208,7 +231,10 @@ def main() -> None:
     """Sweep, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scene", nargs="*", choices=[scene.name for scene in SCENES], help="default: all")
-    parser.add_argument("--fault", nargs="*", choices=[fault.name for fault in FAULTS], help="default: all")
+    parser.add_argument(
+        "--fault", nargs="*", choices=[*(fault.name for fault in FAULTS), COMPOUND], help="default: all"
+    )
+    parser.add_argument("--pairs", type=int, default=5, help="of kills of a command and of what recovers from it")
     parser.add_argument("--every", type=int, default=1, help="of the calls; renames are always tried")
     parser.add_argument("--at", type=int, help="this call alone")
     parser.add_argument(
@@ -220,6 +246,7 @@ def main() -> None:
         sys.exit(f"not swept: {reason}")
     points = Points(args.state)
     deadline = time.monotonic() + args.limit_s
+    faults = [fault for fault in FAULTS if not args.fault or fault.name in args.fault]
     with tempfile.TemporaryDirectory(prefix="llmcompress-faults-") as folder:
         library, warm = interception.build(Path(folder)), Path(folder) / "warm"
         warm_up(Path(folder) / "first", warm)
@@ -230,12 +257,14 @@ def main() -> None:
             truth = begun(sweep, warm)
             print(f"{scene.name}: {len(truth.calls)} calls", flush=True)
             called = chosen(truth.calls, args.every) if args.at is None else truth.calls[args.at - 1 : args.at]
-            for fault in FAULTS:
-                if args.fault and fault.name not in args.fault:
-                    continue
+            for fault in faults:
                 for call in called:
                     if not points.has(scene.name, fault.name, call.number) and time.monotonic() < deadline:
                         points.add(tried(sweep, truth, fault, call))
+            pairs = range(1, args.pairs + 1) if args.at is None else [args.at]
+            for pair in pairs if not args.fault or COMPOUND in args.fault else ():
+                if not points.has(scene.name, COMPOUND, pair) and time.monotonic() < deadline:
+                    points.add(tried_twice(sweep, truth, pair))
             shutil.rmtree(sweep.place)
     print(table(points.all))
 
