@@ -35,7 +35,7 @@ faults: $(DEVELOPMENT)
 	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py --num-runs 1000
 	PYTHONPATH=tests $(BIN)/python tests/faults/mutants.py --module artifact/placement.py evaluation/gate.py
 	PYTHONPATH=tests $(BIN)/python tests/faults/memory_limits.py --scene "compress int8" search --every 5
-	PYTHONPATH=tests $(BIN)/python tests/faults/allocations.py --scene compress --every 200
+	PYTHONPATH=tests $(BIN)/python tests/faults/allocations.py --scene compress --every 500
 	PYTHONPATH=tests $(BIN)/python tests/faults/power.py --scene compress --every 20
 	PYTHONPATH=tests $(BIN)/python tests/faults/surroundings.py --every 6
 	PYTHONPATH=tests $(BIN)/python tests/faults/together.py --every 4
@@ -49,7 +49,7 @@ faults-all: $(DEVELOPMENT)
 	$(BIN)/python tests/fuzz_run.py --state build/fuzz.jsonl
 	PYTHONPATH=tests $(BIN)/python tests/faults/mutants.py --limit-s 7200 --state build/mutants.jsonl
 	PYTHONPATH=tests $(BIN)/python tests/faults/memory_limits.py --limit-s 7200 --state build/memory.jsonl
-	PYTHONPATH=tests $(BIN)/python tests/faults/allocations.py --limit-s 7200 --state build/allocations.jsonl
+	PYTHONPATH=tests $(BIN)/python tests/faults/allocations.py --every 20 --limit-s 7200 --state build/allocations.jsonl
 	PYTHONPATH=tests $(BIN)/python tests/faults/power.py --limit-s 7200 --state build/power.jsonl
 	PYTHONPATH=tests $(BIN)/python tests/faults/surroundings.py --state build/surroundings.jsonl
 	PYTHONPATH=tests $(BIN)/python tests/faults/together.py --state build/together.jsonl

@@ -105,6 +105,13 @@ def raise_memory_error(progress: Reporter) -> None:
     raise MemoryError
 
 
+def raise_refusal(text: str, progress: Reporter) -> None:
+    try:
+        raise RuntimeError(text)
+    except RuntimeError as error:
+        raise ModelError("cannot be converted", hint="none") from error
+
+
 def system_exit(progress: Reporter) -> None:
     sys.exit(5)
 

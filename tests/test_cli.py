@@ -372,6 +372,18 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_only_with_v(
     assert shown.endswith("error: unexpected ZeroDivisionError: by zero\n")
 
 
+def test_memory_that_this_process_does_not_get_has_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def refused() -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr("llmcompress.spec.packaged_recipes", refused)
+    assert run(["recipes"]) == 10
+    said = "error: an allocation was refused\nhint: free memory or raise the limit (ulimit -v, cgroup)\n"
+    assert capsys.readouterr().err == said
+
+
 def test_the_workers_traceback_is_shown_with_v_only(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     error = ModelError("is broken")
     error.add_note("In the worker:\nTraceback of the worker")

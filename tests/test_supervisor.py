@@ -15,7 +15,7 @@ import pytest
 import supervisor_fixture
 
 from llmcompress.errors import InterruptedRunError, KilledForMemoryError, LlmcompressError, ModelError
-from llmcompress.system.memory import Memory
+from llmcompress.system.memory import Memory, is_refusal
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Progress
 from llmcompress.system.standing import StandingWorker
@@ -129,6 +129,24 @@ def test_a_refused_allocation_is_a_memory_error_with_a_remedy() -> None:
     with pytest.raises(KilledForMemoryError, match=r"the worker got no more memory: peak .* GB") as caught:
         call("abort_for_memory")
     assert "needs less" in caught.value.hint
+
+
+def test_a_refusal_in_a_librarys_words_is_one() -> None:
+    import numpy as np
+    import torch
+
+    with pytest.raises(KilledForMemoryError, match=r"an allocation was refused; the worker had reached \d\.\d\d GB"):
+        call("raise_refusal", text="Exception from src/core: std::bad_alloc")
+    with pytest.raises(ModelError, match="cannot be converted"):
+        call("raise_refusal", text="std::bad_function_call")
+    for allocate in (lambda: torch.empty(2**60, dtype=torch.uint8), lambda: np.empty(2**60, np.uint8)):
+        with pytest.raises((RuntimeError, MemoryError)) as refused:
+            allocate()
+        assert is_refusal(refused.value)
+    with pytest.raises(ZeroDivisionError) as other:
+        _ = 1 / 0
+    other.value.__context__ = other.value
+    assert not is_refusal(other.value)
 
 
 def test_a_library_that_exits_is_an_error() -> None:

@@ -31,6 +31,7 @@ def run(arguments: Sequence[str]) -> int:
     from llmcompress.cli.flags import flags_of, own_flags, with_flags
     from llmcompress.cli.progress import warnings_shown
     from llmcompress.errors import LlmcompressError
+    from llmcompress.system.memory import is_refusal
 
     verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
     tell = functools.partial(_tell, as_json=_wants_json(arguments))
@@ -68,6 +69,9 @@ def run(arguments: Sequence[str]) -> int:
             return code
         if verbose:
             traceback.print_exception(error)
+        if is_refusal(error):
+            hint = "free memory or raise the limit (ulimit -v, cgroup)"
+            return tell("KilledForMemoryError", "an allocation was refused", hint=hint, exit_code=10)
         hint = "" if verbose else "run it again with -v for the whole traceback"
         kind = type(error).__name__
         return tell(kind, f"unexpected {kind}: {error}".splitlines()[0], hint=hint, exit_code=1)

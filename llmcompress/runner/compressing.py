@@ -22,6 +22,7 @@ from llmcompress.spec.search import SearchSpec
 from llmcompress.system.background import available_for
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.files import free_bytes
+from llmcompress.system.memory import is_refusal
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -99,12 +100,13 @@ def _outcome(job: CompressJob, make: Callable[[Reporter], None], progress: Repor
     of_recipe(Progress("begin", 0, 0))
     try:
         make(of_recipe)
-    except MemoryError:
-        # The process may be in any state: a fresh one does the rest.
-        raise
-    except LlmcompressError as error:
-        return error
-    except Exception as error:  # noqa: BLE001 - one recipe's fault must not stop the others
+    except Exception as error:
+        if is_refusal(error):
+            # The process may be in any state: a fresh one does the rest.
+            raise
+        # One recipe's fault must not stop the others.
+        if isinstance(error, LlmcompressError):
+            return error
         return LlmcompressError(f"unexpected {type(error).__name__}: {error}", where=job.name)
     return None
 

@@ -18,6 +18,8 @@ import psutil
 _M_MMAP_THRESHOLD = -3
 """The parameter's number in glibc's malloc.h."""
 _MADV_DONTNEED = 4
+_REFUSALS = ("std::bad_alloc", "can't allocate memory", "not enough memory: you tried to allocate")
+"""Of C++, and of torch on Linux and on Windows."""
 _PAGEMAP_ENTRY_BYTES = 8
 _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
 """Bits of an entry of /proc/self/pagemap."""
@@ -65,6 +67,18 @@ def kill_count() -> int | None:
         counts.append(_number(group.directory / ("memory.oom_control", "memory.events")[group.version - 1], "oom_kill"))
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error, or what it came of, is an allocation that was refused; libraries say so in their own words."""
+    found: BaseException | None = error
+    seen: list[BaseException] = []
+    while found is not None and found not in seen:
+        if isinstance(found, MemoryError) or any(words in str(found) for words in _REFUSALS):
+            return True
+        seen.append(found)
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+    return False
 
 
 def peak_rss_bytes(pid: int) -> int:

@@ -20,7 +20,7 @@ from typing import IO, Any, NoReturn
 from llmcompress.errors import InterruptedRunError, KilledForMemoryError, LlmcompressError
 from llmcompress.system.environment import leave_out_sklearn, quiet_libraries
 from llmcompress.system.library_call import let_libraries_speak
-from llmcompress.system.memory import peak_rss_bytes
+from llmcompress.system.memory import is_refusal, peak_rss_bytes
 from llmcompress.system.messages import Done, Failed, greet, receive, send, sendable
 from llmcompress.system.progress import WARNING, Progress
 
@@ -115,12 +115,15 @@ def _answer(call: bytes) -> bytes:
             return pickle.dumps(Failed(stopped, ""))
         ended = LlmcompressError(f"a library ended the worker with exit code {error.code!r}")
         return pickle.dumps(Failed(ended, _trace(error)))
-    except MemoryError as error:
-        message = f"an allocation was refused; the worker had reached {peak_rss_bytes(os.getpid()) / 1e9:.2f} GB"
-        hint = "free memory or raise the limit (ulimit -v, cgroup); a recipe without calibration data needs less"
-        return pickle.dumps(Failed(KilledForMemoryError(message, hint=hint), _trace(error)))
     except BaseException as error:  # noqa: BLE001 - whatever ends the function has to reach the parent
-        return pickle.dumps(Failed(sendable(error), _trace(error)))
+        return pickle.dumps(Failed(_refused() if is_refusal(error) else sendable(error), _trace(error)))
+
+
+def _refused() -> KilledForMemoryError:
+    return KilledForMemoryError(
+        f"an allocation was refused; the worker had reached {peak_rss_bytes(os.getpid()) / 1e9:.2f} GB",
+        hint="free memory or raise the limit (ulimit -v, cgroup); a recipe without calibration data needs less",
+    )
 
 
 def _trace(error: BaseException) -> str:

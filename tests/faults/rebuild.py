@@ -115,9 +115,11 @@ def prepared(place: Path) -> None:
     for part in PARTS:
         (place / part).mkdir(parents=True)
     build_checkpoint(place / "in/model", num_hidden_layers=1)
+    half = build_checkpoint(place / "work/half", num_hidden_layers=1, dtype="float16")
     for folder in ("model", "another name of it"):
         (place / "in" / f"{folder} quantized").mkdir()
-        write_gguf(place / "in/model", place / "in" / f"{folder} quantized" / "model.gguf")
+        write_gguf(half, place / "in" / f"{folder} quantized" / "model.gguf")
+    shutil.rmtree(half)
     shutil.copytree(place / "in/model", place / "in/another name of it")
     shutil.copy(TEXT, place / "in/text.txt")
 

@@ -115,9 +115,11 @@ def _kept(place: Path, settings: Settings) -> None:
 
 def _gguf(place: Path, settings: Settings) -> None:
     from gguf_fixture import write_gguf
+    from tiny_models import build_checkpoint
 
-    write_gguf(_checkpoint(place), place / "in" / "model.gguf")
-    shutil.rmtree(place / "in" / "model")
+    checkpoint = build_checkpoint(place / "work/checkpoint", num_hidden_layers=1, dtype="float16")
+    write_gguf(checkpoint, place / "in/model.gguf")
+    shutil.rmtree(checkpoint)
 
 
 def _evaluated(place: Path, settings: Settings) -> None:
