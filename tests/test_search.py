@@ -241,6 +241,11 @@ def test_sources_without_floats_and_too_little_memory_are_refused(
     monkeypatch.setattr("llmcompress.system.background.memory", lambda: SimpleNamespace(available=10**6))
     with pytest.raises(ResourceError, match=r"a search needs about 0\.1 GB of memory, 0\.0 GB are available"):
         llmcompress.search(demo_checkpoint, _spec(text, bits_per_weight=5), tmp_path / "out")
+    # A fresh process has the libraries still to come.
+    monkeypatch.setattr("llmcompress.searching.search.own_bytes", lambda: 0)
+    monkeypatch.setattr("llmcompress.system.background.memory", lambda: SimpleNamespace(available=5 * 10**8))
+    with pytest.raises(ResourceError, match=r"a search needs about 0\.8 GB of memory, 0\.5 GB are available"):
+        llmcompress.search(demo_checkpoint, _spec(text, bits_per_weight=5), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Literal
 from llmcompress.artifact import manifest_sha256, write_errors, write_report
 from llmcompress.artifact.placement import checked_output
 from llmcompress.compression.forecast import forecast
+from llmcompress.compression.forecast.peak_memory import LIBRARY_BYTES
 from llmcompress.compression.layers import constants_taken_by, layer_table
 from llmcompress.errors import ModelError, ResourceError
 from llmcompress.graph.model import parameter_name
@@ -36,6 +37,7 @@ from llmcompress.spec.search import Format, SearchSpec
 from llmcompress.system.background import available_for
 from llmcompress.system.environment import installed_versions, quiet_libraries
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
+from llmcompress.system.memory import own_bytes
 from llmcompress.system.progress import Reporter
 
 NUM_FRONT_POINTS = 16
@@ -169,7 +171,8 @@ def _checked(found: Source, spec: SearchSpec) -> Source:
             hint="give the original checkpoint",
         )
     predicted = forecast(found, Recipe(name="original", method="none"))
-    needed = needed_memory(predicted.num_parameters, spec)
+    # Part of the libraries has been imported.
+    needed = needed_memory(predicted.num_parameters, spec) - min(own_bytes(), LIBRARY_BYTES)
     available = available_for(needed)
     if needed > available:
         raise ResourceError(
@@ -181,8 +184,8 @@ def _checked(found: Source, spec: SearchSpec) -> Source:
 
 
 def needed_memory(num_parameters: int, spec: SearchSpec) -> int:
-    """Bytes that a search of a model takes."""
-    return num_parameters * (BYTES_PER_PARAMETER + (JOINT_BYTES_PER_PARAMETER if spec.is_calibrated else 0))
+    """Bytes that a search of a model takes in a process of its own."""
+    return LIBRARY_BYTES + num_parameters * (BYTES_PER_PARAMETER + (JOINT_BYTES_PER_PARAMETER if spec.is_calibrated else 0))
 
 
 @contextlib.contextmanager

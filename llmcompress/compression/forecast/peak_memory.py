@@ -26,6 +26,8 @@ HOT_LIBRARY_PAGES = 150 * MIB
 """Part of them without which a run only waits for the disk."""
 INTERPRETER_BYTES = 575 * MIB
 """What these libraries allocate, with the traced graph of an empty model."""
+LIBRARY_BYTES = INTERPRETER_BYTES + HOT_LIBRARY_PAGES
+"""Both, which the system cannot take back."""
 GRAPH_BYTES_PER_MODULE = 1_150_000
 """Traced and converted graph, with NNCF's copy of it, for each module with weights."""
 KEPT_GRAPH_BYTES_PER_MODULE = 420_000
