@@ -109,7 +109,7 @@ def _shortened(recipe: Mapping[str, object], place: Path) -> list[str]:
 
 def prepared(place: Path) -> None:
     """A checkpoint in two folders, one that is quantized already, and a text."""
-    from gguf_fixture import write_gguf
+    from gguf_fixture import blocks, write_gguf
     from tiny_models import build_checkpoint
 
     for part in PARTS:
@@ -118,7 +118,7 @@ def prepared(place: Path) -> None:
     half = build_checkpoint(place / "work/half", num_hidden_layers=1, dtype="float16")
     for folder in ("model", "another name of it"):
         (place / "in" / f"{folder} quantized").mkdir()
-        write_gguf(half, place / "in" / f"{folder} quantized" / "model.gguf")
+        write_gguf(half, place / "in" / f"{folder} quantized" / "model.gguf", blocks("Q8_0"))
     shutil.rmtree(half)
     shutil.copytree(place / "in/model", place / "in/another name of it")
     shutil.copy(TEXT, place / "in/text.txt")

@@ -114,11 +114,11 @@ def _kept(place: Path, settings: Settings) -> None:
 
 
 def _gguf(place: Path, settings: Settings) -> None:
-    from gguf_fixture import write_gguf
+    from gguf_fixture import blocks, write_gguf
     from tiny_models import build_checkpoint
 
     checkpoint = build_checkpoint(place / "work/checkpoint", num_hidden_layers=1, dtype="float16")
-    write_gguf(checkpoint, place / "in/model.gguf")
+    write_gguf(checkpoint, place / "in/model.gguf", blocks("Q8_0"))
     shutil.rmtree(checkpoint)
 
 

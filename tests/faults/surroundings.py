@@ -30,7 +30,6 @@ from scenes import INT4, PARTS, SECRET, command, environment
 CLOCK = Path(__file__).with_name("clock.c")
 FAILED_WRITE, REFUSED, USAGE = 8, 3, 2
 LONGEST = 255
-CACHES = ("LLMCOMPRESS_CACHE", "HF_HOME", "TMPDIR")
 READ_ONLY = (
     'for part in $0; do mount --bind "$part" "$part" && mount -o remount,bind,ro "$part" || exit 99; done; exec "$@"'
 )
@@ -57,7 +56,7 @@ class Case(NamedTuple):
     clock: tuple[int, int] = (0, 1)
     """By how many seconds it jumps, and how often it is looked at between two jumps."""
     cached: bool = True
-    """Whether ``LLMCOMPRESS_CACHE`` and ``HF_HOME`` are set."""
+    """Whether ``LLMCOMPRESS_CACHE`` and ``HF_HOME`` are set; where they are not, root would write into its own home."""
     mode: int = 0
     """Bits that no file of the output may have."""
 
@@ -66,10 +65,10 @@ DAY = 86400
 CASES = (
     Case("umask 000", shell="umask 000"),
     Case("umask 077", shell="umask 077", mode=0o077),
-    Case("umask 777", codes=(FAILED_WRITE,), shell="umask 777"),
-    Case("no HOME", without=("HOME",), cached=False),
-    Case("HOME is not there", settings=(("HOME", "/nonexistent"),), cached=False),
-    Case("HOME is empty", settings=(("HOME", ""),), cached=False),
+    Case("umask 777", codes=(FAILED_WRITE,), shell="umask 777", user=OTHER_USER),
+    Case("no HOME", without=("HOME",), cached=False, user=OTHER_USER),
+    Case("HOME is not there", settings=(("HOME", "/nonexistent"),), cached=False, user=OTHER_USER),
+    Case("HOME is empty", settings=(("HOME", ""),), cached=False, user=OTHER_USER),
     Case("HOME is read-only", read_only=("home",), cached=False),
     Case("HOME is a file", settings=(("HOME", "/dev/null"),), cached=False),
     Case("the cache is read-only", read_only=("cache",)),
