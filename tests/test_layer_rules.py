@@ -318,3 +318,21 @@ def test_the_rules_in_the_graph_are_json(loaded: LoadedModel) -> None:
     model = loaded.clone().model
     compress_weights(model, _compression(rules=[HEAD]))
     assert json.loads(model.get_rt_info(["nncf", "weight_compression", "rules"]).value) == [HEAD]
+
+
+def test_a_weight_that_nobody_named_is_called_by_what_takes_it_first() -> None:
+    import numpy as np
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    def table() -> list[tuple[str, int]]:
+        start, weight = ops.parameter([1, 4], np.float32), ops.constant(np.ones((4, 4), np.float32))
+        values = start
+        for name in ("b/MatMul", "a/MatMul"):
+            values = ops.matmul(values, weight, False, True)
+            values.set_friendly_name(name)
+        values = ops.matmul(values, ops.constant(np.zeros((4, 4), np.float32), name="named"), False, True)
+        return [(layer.name, layer.size_bytes) for layer in layer_table(ov.Model([values], [start]))]
+
+    # The runtime's own numbers go on from one model to the next.
+    assert table() == table() == [("a/MatMul", 64), ("named", 64)]

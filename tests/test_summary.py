@@ -399,6 +399,9 @@ def test_experts_of_a_block_are_one_cell_and_stacks_stay_apart() -> None:
     grid = layer_grid([layer(f"{stack}.layers.{n}.fc") for stack in ("encoder", "decoder") for n in (0, 1)])
     assert grid.blocks == ("decoder.layers.0", "decoder.layers.1", "encoder.layers.0", "encoder.layers.1")
     assert layer_grid([layer("odd")]).others.keys() == {"odd"}
+    # As activations leave it.
+    (taken_by,) = layer_grid([layer("__module.model.layers.0.mlp.up_proj/ov_ext::linear/MatMul")]).cells
+    assert taken_by == ("0", "mlp.up_proj")
 
 
 def test_commands_can_be_run_again(tmp_path: Path) -> None:

@@ -58,9 +58,10 @@ def layer_table(model: ov.Model, mode: str | None = None, ours: Set[str] = froze
             weight = _weight(op.input_value(port).get_node())
             if weight and _is_matrix(op.input_value(port)):
                 shape = tuple(int(dimension) for dimension in op.input_value(port).get_shape())
-                record = _record(shape, weight, mode, ours)
-                records.setdefault(record.name, record)
-    return tuple(records[name] for name in sorted(records))
+                record, stored = _record(shape, weight, mode, ours, op), weight.constants[0].get_name()
+                if stored not in records or record.name < records[stored].name:
+                    records[stored] = record
+    return tuple(sorted(records.values(), key=lambda record: record.name))
 
 
 def constants_taken_by(model: ov.Model, op_type: str) -> frozenset[str]:
@@ -94,10 +95,15 @@ def _weight(node: ov.Node) -> _Weight | None:
     return _Weight(tuple(largest_first), by_codebook)
 
 
-def _record(shape: tuple[int, ...], weight: _Weight, mode: str | None, ours: Set[str]) -> LayerRecord:
+def _record(
+    shape: tuple[int, ...], weight: _Weight, mode: str | None, ours: Set[str], consumer: ov.Node
+) -> LayerRecord:
     stored = weight.constants[0]
     layer_mode = _mode(weight, mode)
     name = stored.get_friendly_name().removesuffix(CODEBOOK_INDEX_SUFFIX)
+    if name == stored.get_name():
+        # Nobody named it: it has the runtime's number, which depends on what else this process has made.
+        name = consumer.get_friendly_name()
     return LayerRecord(
         name=name,
         shape=shape,

@@ -185,7 +185,8 @@ def _checked(found: Source, spec: SearchSpec) -> Source:
 
 def needed_memory(num_parameters: int, spec: SearchSpec) -> int:
     """Bytes that a search of a model takes in a process of its own."""
-    return LIBRARY_BYTES + num_parameters * (BYTES_PER_PARAMETER + (JOINT_BYTES_PER_PARAMETER if spec.is_calibrated else 0))
+    of_each = BYTES_PER_PARAMETER + (JOINT_BYTES_PER_PARAMETER if spec.is_calibrated else 0)
+    return LIBRARY_BYTES + num_parameters * of_each
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from llmcompress.summary.svg import printable
 
 KINDS = {"perplexity": "perplexity", "kl_divergence": "KL divergence", "speed": "speed"}
 _FIRST_NUMBER = re.compile(r"^(?P<stack>.*?)[./](?P<block>\d+)[./](?P<part>.+)$")
+_AROUND = re.compile(r"^(self\.|__module\.)?(model\.)?|(\._openvino_orig_weight|\.weight|/\w+::\w+/\w+)$")
 _BIT_LEVELS = (2.6, 3.6, 4.7, 6.5, 8.7, 12.0)
 """Ends of the shades of the heat map of bits."""
 _SHADES = 6
@@ -172,7 +173,7 @@ def _joined(cell: Cell | None, layer: LayerRecord) -> Cell:
 
 def _plain(name: str) -> str:
     """The name without what the exporter puts around it."""
-    return re.sub(r"^(self\.|__module\.)?(model\.)?|(\._openvino_orig_weight|\.weight)$", "", name) or name
+    return _AROUND.sub("", name) or name
 
 
 def heat_map(row: Row) -> dict[str, Any]:
