@@ -281,7 +281,14 @@ def test_a_link_to_an_artifact_stays_a_link(artifact: Path, tmp_path: Path) -> N
     assert seed_of(link, (1, 2)) == 2
 
 
-@pytest.mark.parametrize(("path", "message"), [("/", "is a mount point"), ("a\0b", "cannot be an output directory")])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/", "is a mount point"),
+        ("a\0b", "cannot be an output directory"),
+        (os.fsdecode(b"a\xff"), "is no text in UTF-8, and OpenVINO takes no other path"),
+    ],
+)
 def test_a_path_that_cannot_be_an_output(path: str, message: str) -> None:
     with pytest.raises(UsageError, match=message), staging(path):
         pass

@@ -216,6 +216,17 @@ def test_a_path_that_is_not_there(name: str) -> None:
         resolve(name)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_path_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"mod\xe8le")
+    odd.mkdir()
+    (tmp_path / "link").symlink_to(odd)
+    for path in (odd, tmp_path / "link"):
+        with pytest.raises(UsageError, match="is no text in UTF-8, and the libraries take no other") as caught:
+            resolve(path)
+        assert caught.value.hint == "rename it or a directory above it, or what it links to"
+
+
 def test_a_path_object_is_never_a_hub_id(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the path 'acme/tiny' does not exist"):
         resolve(Path("acme/tiny"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from llmcompress.artifact.failures import write_errors
 from llmcompress.errors import UsageError
 from llmcompress.report.file_names import MANIFEST
+from llmcompress.system.files import is_utf8
 
 _Identity = tuple[int, int]
 
@@ -22,6 +23,8 @@ def resolve_output(output_dir: str | Path) -> Path:
         target = Path(output_dir).resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise UsageError(f"cannot be an output directory: {error}", where=str(output_dir), hint=_ELSEWHERE) from None
+    if not is_utf8(target):
+        raise UsageError("is no text in UTF-8, and OpenVINO takes no other path", where=str(target), hint=_ELSEWHERE)
     if not target.name or os.path.ismount(target):
         raise UsageError(
             "is a mount point, which cannot be put in place by a rename",

@@ -53,6 +53,7 @@ from llmcompress.loaders.tensors import (
 from llmcompress.report.file_names import CARD, MODEL_XML, RECIPE
 from llmcompress.spec.access import Access, check_repo_id
 from llmcompress.system.cache import hold_if_kept
+from llmcompress.system.files import is_utf8
 from llmcompress.system.json_file import read_json
 from llmcompress.system.progress import Reporter, silent
 
@@ -165,6 +166,11 @@ def _found(source: str | Path, access: Access) -> Source:
     if "\0" in text or not text.strip():
         raise UsageError(f"{text!r} is neither a path nor a Hub id", hint="give 'namespace/name' or a directory")
     path = Path(os.path.expanduser(text))  # noqa: PTH111 - the method raises for an unknown user
+    if not is_utf8(Path(os.path.realpath(path))):
+        raise UsageError(
+            f"the path {text!r} is no text in UTF-8, and the libraries take no other",
+            hint="rename it or a directory above it, or what it links to",
+        )
     if not os.path.lexists(path):
         if isinstance(source, Path) or _looks_like_path(text):
             raise UsageError(

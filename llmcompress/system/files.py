@@ -41,6 +41,15 @@ def short_name(name: str) -> str:
     return f"{encoded[: _LONG_NAME - 17].decode(errors='ignore')}~{digest}"
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether a path is text, as libraries in C++ and Rust take paths; on Linux any bytes can be one."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Write a new file and wait until the device has it."""
     with path.open("xb") as file:
