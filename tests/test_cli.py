@@ -372,6 +372,20 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_only_with_v(
     assert shown.endswith("error: unexpected ZeroDivisionError: by zero\n")
 
 
+def test_a_working_directory_that_is_gone_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path
+) -> None:
+    raising(monkeypatch, FileNotFoundError(2, "No such file or directory"))
+    assert run(["compress", "some/model", "-r", "int4"]) == 1
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    capsys.readouterr()
+    assert run(["compress", "some/model", "-r", "int4"]) == 2
+    said = "error: the working directory is gone\nhint: change to a directory that is there\n"
+    assert capsys.readouterr().err == said
+
+
 def test_memory_that_this_process_does_not_get_has_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:

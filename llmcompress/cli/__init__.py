@@ -69,6 +69,9 @@ def run(arguments: Sequence[str]) -> int:
             return code
         if verbose:
             traceback.print_exception(error)
+        if isinstance(error, FileNotFoundError) and not _has_working_directory():
+            hint = "change to a directory that is there"
+            return tell("UsageError", "the working directory is gone", hint=hint, exit_code=2)
         if is_refusal(error):
             hint = "free memory or raise the limit (ulimit -v, cgroup)"
             return tell("KilledForMemoryError", "an allocation was refused", hint=hint, exit_code=10)
@@ -125,6 +128,14 @@ def _end_of_output(code: int, tell: Callable[..., int], last: str = "") -> int:
         hint = "make room there, or send it somewhere else"
         return tell("WriteError", f"cannot write: {error.strerror}", where="stdout", hint=hint, exit_code=8)
     return code
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _silence_stdout() -> None:
