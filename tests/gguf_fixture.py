@@ -91,6 +91,12 @@ SHARED_KEYS = {
 }
 
 
+def blocks(kind: str) -> Store:
+    """Every matrix in one type, by the package's own quantizers."""
+    number = gguf.GGMLQuantizationType[kind]
+    return lambda name, values: (gguf.quantize(values, number), number)
+
+
 def write_gguf(
     checkpoint: Path, path: Path, store: Store = lambda name, values: None, *, num_parts: int = 1, **metadata: Any
 ) -> Path:

@@ -10,11 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 from fake_hub import FakeHub, environment, running, use
-from gguf_fixture import Array, as_transformers, experts_as_transformers, write_gguf
+from gguf_fixture import Array, as_transformers, blocks, experts_as_transformers, write_gguf
 from layers_fixture import folder_with, logits_of_gemma
 from push_fixture import TOKEN
 from test_quantized_sources import EXACT, run, wikitext
@@ -50,12 +49,6 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
     "vocab_size": 320,
 }
-
-
-def blocks(kind: str) -> Any:
-    """Every matrix in one type, by the package's own quantizers."""
-    number = gguf.GGMLQuantizationType[kind]
-    return lambda name, values: (gguf.quantize(values, number), number)
 
 
 @pytest.fixture(scope="module")

@@ -110,10 +110,13 @@ def _usage_error(error: Exception) -> tuple[str, str, str]:
 
 def _replace_closed_streams() -> None:
     """Have nothing read and write where a stream is closed: the next file would get its number, and what is printed."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            os.open(os.devnull, os.O_RDWR)
-            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+    # In this order: a file that is opened gets the lowest number that is free.
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
 def _end_of_output(code: int, tell: Callable[..., int], last: str = "") -> int:
