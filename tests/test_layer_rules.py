@@ -332,7 +332,11 @@ def test_a_weight_that_nobody_named_is_called_by_what_takes_it_first() -> None:
             values = ops.matmul(values, weight, False, True)
             values.set_friendly_name(name)
         values = ops.matmul(values, ops.constant(np.zeros((4, 4), np.float32), name="named"), False, True)
+        folded = ops.constant(np.ones((4, 8), np.float32))
+        folded.set_friendly_name(ops.multiply(values, values).get_friendly_name())
+        values = ops.matmul(values, folded, False, False)
+        values.set_friendly_name("c/MatMul")
         return [(layer.name, layer.size_bytes) for layer in layer_table(ov.Model([values], [start]))]
 
     # The runtime's own numbers go on from one model to the next.
-    assert table() == table() == [("a/MatMul", 64), ("named", 64)]
+    assert table() == table() == [("a/MatMul", 64), ("c/MatMul", 128), ("named", 64)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Set
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 CONSUMERS = {"MatMul": (1, 0), "Gather": (0,), "Convolution": (1,), "GroupConvolution": (1,)}
 DECOMPRESSION = {"Convert", "Multiply", "Divide", "Subtract", "Reshape", "Transpose", "Broadcast"}
+_NUMBERED = re.compile(rf"({'|'.join(sorted(DECOMPRESSION | {'Constant'}))})_\d+")
+"""What the runtime calls nodes without a name."""
 FLOATS = {"bf16", "f16", "f32", "f64"}
 SCALED_FLOATS = {("f4e2m1", "f8e8m0"): "mxfp4", ("f4e2m1", "f8e4m3"): "nvfp4", ("f8e4m3", "f8e8m0"): "mxfp8_e4m3"}
 PLAIN_FLOATS = {"nf4": "nf4", "f4e2m1": "fp4", "f8e4m3": "fp8_e4m3", "f8e5m2": "fp8_e5m2"}
@@ -100,18 +103,18 @@ def _record(
 ) -> LayerRecord:
     stored = weight.constants[0]
     layer_mode = _mode(weight, mode)
-    name = stored.get_friendly_name().removesuffix(CODEBOOK_INDEX_SUFFIX)
-    if name == stored.get_name():
-        # Nobody named it: it has the runtime's number, which depends on what else this process has made.
-        name = consumer.get_friendly_name()
+    constant = stored.get_friendly_name().removesuffix(CODEBOOK_INDEX_SUFFIX)
+    # Where nobody named it, it has the runtime's number, or what was folded into it, which depends on what else this
+    # process has made.
+    is_named = _NUMBERED.fullmatch(constant) is None
     return LayerRecord(
-        name=name,
+        name=constant if is_named else consumer.get_friendly_name(),
         shape=shape,
         num_parameters=num_elements(stored),
         mode=layer_mode,
         group_size=None if layer_mode in FLOATS else _group_size(shape, weight),
         size_bytes=sum(constant.get_byte_size() for constant in weight.constants),
-        engine=None if layer_mode in FLOATS else "llmcompress" if name in ours else "nncf",
+        engine=None if layer_mode in FLOATS else "llmcompress" if constant in ours else "nncf",
     )
 
 
