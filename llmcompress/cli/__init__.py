@@ -31,7 +31,6 @@ def run(arguments: Sequence[str]) -> int:
     from llmcompress.cli.flags import flags_of, own_flags, with_flags
     from llmcompress.cli.progress import warnings_shown
     from llmcompress.errors import LlmcompressError
-    from llmcompress.system.memory import is_refusal
 
     verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
     tell = functools.partial(_tell, as_json=_wants_json(arguments))
@@ -62,6 +61,8 @@ def run(arguments: Sequence[str]) -> int:
         hint = "run the same command again"
         return tell("InterruptedRunError", "interrupted by Ctrl-C", hint=hint, exit_code=130)
     except Exception as error:  # noqa: BLE001  (one line instead of a traceback, whatever it is)
+        from llmcompress.system.memory import is_refusal
+
         if hasattr(error, "format_message"):
             return tell("UsageError", *_usage_error(error), exit_code=int(getattr(error, "exit_code", 2)))
         # Where it is what could not be printed, nor can this.
