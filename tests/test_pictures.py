@@ -6,12 +6,14 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_hub import FakeHub, running, use
+from fake_hub import FakeHub, new_repo, running, use
 from llava_fixture import checkpoint, int8, loaded
 from PIL import Image
 from push_fixture import TOKEN, evaluation, held
@@ -21,6 +23,7 @@ from vision_fixture import picture
 import llmcompress
 from llmcompress.artifact import write_report
 from llmcompress.cli.evaluation_report import print_evaluation
+from llmcompress.data.picture_pairs import picture_pairs
 from llmcompress.data.pictures import read_pictures
 from llmcompress.errors import DataError, ModelError, UsageError
 from llmcompress.evaluation.gate import gate_record, picture_checks, threshold_checks
@@ -30,7 +33,7 @@ from llmcompress.loaders.processor import open_processor
 from llmcompress.loaders.seeing import Reply, answer, language_inputs, open_sight, picture_prompt
 from llmcompress.loaders.source import fetch_weights, resolve
 from llmcompress.report.text import interval_text
-from llmcompress.spec import Gate
+from llmcompress.spec import Calibration, Gate
 from llmcompress.summary.table import lines
 
 __all__ = ["checkpoint", "int8", "loaded"]
@@ -291,6 +294,7 @@ def test_pictures_that_cannot_be_read_are_named(own: Path, tmp_path: Path) -> No
         "question is None; a text is needed": {"image": "none.png"},
         "the picture 'none.png' cannot be read: cannot identify image file": {"image": "none.png", "question": "?"},
         "the picture 'gone.png' cannot be read": {"image": "gone.png", "question": "?"},
+        "the field 'image' holds no picture": {"image": 7, "question": "?"},
     }
     for said, row in rows.items():
         file = tmp_path / "rows.jsonl"
@@ -300,6 +304,56 @@ def test_pictures_that_cannot_be_read_are_named(own: Path, tmp_path: Path) -> No
         assert caught.value.where.startswith("rows.jsonl: line 1")
     with pytest.raises(ValueError, match=r"got 'cat\.png'; bundled, none or a \.jsonl file is accepted"):
         llmcompress.EvalSpec(pictures="cat.png")
+
+
+@pytest.fixture
+def of_the_hub(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A dataset of a Hub, pinned: two pictures in a column, their questions, and a number."""
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    files = sorted((own.parent / "seen").glob("*.png"))
+    rows = pyarrow.table(
+        {
+            "image": [{"bytes": file.read_bytes(), "path": None} for file in files],
+            "question": [f"What is in {file.stem}?" for file in files],
+            "id": list(range(len(files))),
+        }
+    )
+    kinds = {"image": {"_type": "Image"}, "question": {"dtype": "string", "_type": "Value"}}
+    info = {"info": {"features": {**kinds, "id": {"dtype": "int64", "_type": "Value"}}}}
+    written = BytesIO()
+    parquet.write_table(rows.replace_schema_metadata({"huggingface": json.dumps(info)}), written)
+    (own.parent / "rows.parquet").write_bytes(written.getvalue())
+    with running(FakeHub()) as server:
+        server.repos["acme/pictures"] = new_repo({"train.parquet": written.getvalue(), "README.md": b"none"})
+        use(server.url, tmp_path / "hub", monkeypatch)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        yield f"acme/pictures@{server.repos['acme/pictures'].head.sha}"
+
+
+def test_pictures_come_from_a_dataset_of_the_hub(of_the_hub: str, own: Path) -> None:
+    seen = {name: Image.open(own.parent / "seen" / f"{name}.png").convert("RGB").tobytes() for name in ("one", "two")}
+    expected = [(f"What is in {name}?", seen[name]) for name in ("one", "two")]
+    for rows in (f"{of_the_hub}:train", str(own.parent / "rows.parquet")):
+        assert llmcompress.EvalSpec(pictures=rows).pictures == rows
+        found = read_pictures(rows)
+        assert [(each.question, each.picture.tobytes()) for each in found.questions] == expected
+        assert [each.name for each in found.questions] == ["row 1", "row 2"]
+    assert llmcompress.EvalSpec(pictures=f"{of_the_hub}:train").pictures_name == f"{of_the_hub}:train"
+    assert llmcompress.EvalSpec(pictures=rows).pictures_name == "rows.parquet"
+    first = read_pictures(f"{of_the_hub}:train[:1]", offline=True)
+    assert [each.question for each in first.questions] == ["What is in one?"]
+    fields = {"text_field": "question", "image_field": "image"}
+    shown = picture_pairs(Calibration.model_validate({"dataset": of_the_hub, "split": "train", **fields}), offline=True)
+    assert sorted((pair.text, pair.picture.tobytes()) for pair in shown) == sorted(expected)
+    with pytest.raises(DataError, match='Unknown split "test"'):
+        read_pictures(f"{of_the_hub}:test")
+    with pytest.raises(ValueError, match=r"and a \.parquet file or namespace/name@COMMIT:SPLIT of the Hub"):
+        llmcompress.EvalSpec(pictures="acme/pictures@main:train")
 
 
 def test_a_text_model_is_shown_none(demo_checkpoint: Path) -> None:

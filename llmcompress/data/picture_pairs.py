@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.data.pictures import open_picture
+from llmcompress.data.pictures import picture_of
 from llmcompress.data.texts import Columns, read_rows, text_of
-from llmcompress.errors import DataError
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -49,23 +47,7 @@ def picture_pairs(calibration: Calibration, *, offline: bool) -> Iterator[Pictur
     for index in np.random.Generator(np.random.PCG64(calibration.seed)).permutation(len(rows.records)):
         text, place = text_of(rows, int(index)), rows.place(int(index))
         shown = rows.beside(int(index)).get(calibration.image_field)
-        yield PicturePair(_at_most(_picture(shown, calibration.image_field, folder, place)), text)
-
-
-def _picture(shown: Any, field: str, folder: Path, place: str) -> PIL.Image.Image:
-    """What a row holds: a path, the bytes of a file next to its path, as Parquet files do, or the picture itself."""
-    from PIL import Image
-
-    if isinstance(shown, Image.Image):
-        return shown.convert("RGB")
-    if isinstance(shown, Mapping) and isinstance(shown.get("bytes"), bytes):
-        return open_picture(io.BytesIO(shown["bytes"]), place)
-    path = shown.get("path") if isinstance(shown, Mapping) else shown
-    if not isinstance(path, str) or not path:
-        raise DataError(
-            f"the field {field!r} holds no picture", where=place, hint="write the path of a PNG or JPEG file into it"
-        )
-    return open_picture(folder / path, place)
+        yield PicturePair(_at_most(picture_of(shown, calibration.image_field, folder, place)), text)
 
 
 def _at_most(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from llmcompress.data.texts import Columns, Rows, read_rows
 from llmcompress.errors import DataError, last_line
-from llmcompress.spec.dataset import BUNDLED
+from llmcompress.spec.dataset import BUNDLED, hub_split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,21 +56,52 @@ class PictureQuestions(NamedTuple):
         return digest.hexdigest()
 
 
-def read_pictures(pictures: str) -> PictureQuestions:
+def read_pictures(pictures: str, *, offline: bool = False) -> PictureQuestions:
     """Read questions with pictures.
 
     Args:
-        pictures: A ``.jsonl`` file whose rows have an ``image``, a path that starts at the file's folder, and a
-            ``question``; or ``bundled``.
+        pictures: A ``.jsonl`` or ``.parquet`` file, or ``namespace/name@commit:split`` of the Hub, whose rows have an
+            ``image``, which may be a path that starts at the file's folder, and a ``question``; or ``bundled``.
+        offline: Take a Hub dataset from the local cache only.
 
     Raises:
-        DataError: The file, a row or a picture cannot be read.
+        DataError: The dataset, a row or a picture cannot be read.
+        HubError: The Hub dataset cannot be had.
     """
     if pictures == BUNDLED:
         return PictureQuestions(tuple(_drawn()), BUNDLED)
-    path = Path(pictures)
-    rows = read_rows(path, _COLUMNS, subset=None, split=None, offline=True)
-    return PictureQuestions(tuple(_read(rows, index, path.parent) for index in range(len(rows.records))), path.name)
+    of_hub = hub_split(pictures)
+    path, (dataset, split) = Path(pictures), of_hub or (pictures, None)
+    rows = read_rows(dataset, _COLUMNS, subset=None, split=split, offline=offline)
+    folder = Path() if of_hub else path.parent
+    questions = tuple(_read(rows, index, folder) for index in range(len(rows.records)))
+    return PictureQuestions(questions, pictures if of_hub else path.name)
+
+
+def picture_of(shown: Any, field: str, folder: Path, place: str) -> PIL.Image.Image:
+    """What a row holds: a path, the bytes of a file next to its path, as Parquet files do, or the picture itself.
+
+    Args:
+        shown: Of the row.
+        field: Its name.
+        folder: Where paths start.
+        place: Of the row, for people.
+
+    Raises:
+        DataError: It is no picture, or cannot be read.
+    """
+    from PIL import Image
+
+    if isinstance(shown, Image.Image):
+        return shown.convert("RGB")
+    if isinstance(shown, Mapping) and isinstance(shown.get("bytes"), bytes):
+        return open_picture(io.BytesIO(shown["bytes"]), place)
+    path = shown.get("path") if isinstance(shown, Mapping) else shown
+    if not isinstance(path, str) or not path:
+        raise DataError(
+            f"the field {field!r} holds no picture", where=place, hint="write the path of a PNG or JPEG file into it"
+        )
+    return open_picture(folder / path, place)
 
 
 def open_picture(file: Path | BinaryIO, place: str) -> PIL.Image.Image:
@@ -97,10 +129,11 @@ def open_picture(file: Path | BinaryIO, place: str) -> PIL.Image.Image:
 
 def _read(rows: Rows, index: int, folder: Path) -> PictureQuestion:
     place, row = rows.place(index), rows.records[index]
-    for name in ("image", "question"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            raise DataError(f"{name} is {row.get(name)!r}; a text is needed", where=place, hint=_COLUMNS.hint)
-    return PictureQuestion(open_picture(folder / row["image"], place), row["question"], row["image"])
+    question, shown = row.get("question"), row["image"]
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"question is {question!r}; a text is needed", where=place, hint=_COLUMNS.hint)
+    name = shown if isinstance(shown, str) else f"{rows.unit} {rows.numbers[index]}"
+    return PictureQuestion(picture_of(shown, "image", folder, place), question, name)
 
 
 class _Canvas:

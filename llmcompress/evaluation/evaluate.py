@@ -208,7 +208,6 @@ def report(
 ) -> EvalReport:
     """Put together what was measured."""
     spec, feed, reference, first = request.spec, prepared.feed, prepared.reference, scored[0]
-    pictures = None if spec.pictures is None else Path(spec.pictures).name
 
     def model(ran: ModelOnDevice, nll: str, properties: dict[str, str]) -> ModelRecord:
         directory = ran.loaded.source.path
@@ -221,7 +220,7 @@ def report(
 
     return EvalReport(
         llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
-        spec=spec.model_copy(update={"dataset": feed.windows.record.dataset, "pictures": pictures}),
+        spec=spec.model_copy(update={"dataset": feed.windows.record.dataset, "pictures": spec.pictures_name}),
         chunk=feed.chunk,
         text=feed.windows.record,
         model=model(prepared.candidate, "nll", first.properties),

@@ -68,7 +68,7 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
     access = request.access
     with stages.stage("read the text"):
         progress(Progress("read the text", 0, 1))
-        questions = _questions(request.spec, found)
+        questions = _questions(request.spec, found, access.offline)
         documents = read_documents(request.spec, offline=access.offline)
         spec = documents.spec
         found = fetch_weights(found, progress=progress)
@@ -105,7 +105,7 @@ def prepare(request: EvalRequest, stages: Stages, progress: Reporter) -> Prepare
     return Prepared(candidates, refusal, reference, Feed(windows, chunk), encoder, manifest, questions, tuple(whole))
 
 
-def _questions(spec: EvalSpec, found: Source) -> PictureQuestions | None:
+def _questions(spec: EvalSpec, found: Source, offline: bool) -> PictureQuestions | None:
     """What a model is asked about pictures, if it sees."""
     if not found.sees and spec.pictures not in (None, NO_PICTURES):
         raise UsageError(
@@ -113,7 +113,9 @@ def _questions(spec: EvalSpec, found: Source) -> PictureQuestions | None:
             where=found.name,
             hint="leave `pictures` out",
         )
-    return read_pictures(spec.pictures or BUNDLED) if found.sees and spec.pictures != NO_PICTURES else None
+    if not found.sees or spec.pictures == NO_PICTURES:
+        return None
+    return read_pictures(spec.pictures or BUNDLED, offline=offline)
 
 
 def _chunk(request: EvalRequest, sources: list[Source]) -> int:

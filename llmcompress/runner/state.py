@@ -175,7 +175,7 @@ def answers(report: EvalReport, evaluation: Evaluation) -> bool:
 
 
 def _with_pictures_by_name(spec: EvalSpec) -> EvalSpec:
-    return spec if spec.pictures is None else spec.model_copy(update={"pictures": Path(spec.pictures).name})
+    return spec.model_copy(update={"pictures": spec.pictures_name})
 
 
 def _backends_measured(report: EvalReport, evaluation: Evaluation) -> bool:

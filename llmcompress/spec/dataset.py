@@ -57,6 +57,12 @@ class Dataset(DescribedModel):
         return self.model_copy(update=changes)
 
 
+def hub_split(dataset: str) -> tuple[str, str] | None:
+    """Name and split of ``namespace/name@commit:split``; None of anything else."""
+    name, colon, split = dataset.partition(":")
+    return (name, split) if colon and split and _HUB.fullmatch(name) else None
+
+
 def is_file_name(dataset: str) -> bool:
     """Whether ``dataset`` names a local file and not a Hub dataset, judged by its ending alone."""
     return dataset.lower().endswith(FILE_TYPES)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from llmcompress.spec.dataset import BUNDLED, ScoredText
+from llmcompress.spec.dataset import BUNDLED, ScoredText, hub_split, is_file_name
 from llmcompress.spec.runtime import RuntimeProfile
 from llmcompress.spec.validation import MAX_COUNT, Count, CountOrAll, Refusal, Text
 
@@ -23,6 +24,12 @@ DEFAULT_SCORED_TOKENS = 16_384
 
 DEFAULT_CHUNK = 64
 """Tokens per call that let the cache's precision show; calls stay large, as windows are batched."""
+
+
+def _are_pictures(pictures: str | None) -> bool:
+    """Whether questions with pictures can be read of it."""
+    known = pictures in (None, BUNDLED, NO_PICTURES)
+    return known or str(pictures).lower().endswith((".jsonl", ".parquet")) or hub_split(str(pictures)) is not None
 
 
 class EvalSpec(ScoredText):
@@ -49,7 +56,8 @@ class EvalSpec(ScoredText):
     blocks. Default: both for an OpenVINO directory on the CPU, else stateful"""
     pictures: Text | None = None
     """Questions that a vision-language model is asked about pictures: bundled, none, or a .jsonl file whose rows have
-    image, a path, and question. Default: bundled"""
+    image, a path, and question; or a .parquet file or namespace/name@COMMIT:SPLIT of the Hub with these columns.
+    Default: bundled"""
     profile: RuntimeProfile | None = None
     """Runtime profile of this machine, by tune; both models are run with it."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
@@ -69,14 +77,23 @@ class EvalSpec(ScoredText):
             yield Refusal("stride", problem, "take a smaller one")
         if self.chunk is not None and self.chunk > self.seq_len:
             yield Refusal("chunk", f"{self.chunk} is more than a window of {self.seq_len}", "take at most seq_len")
-        if self.pictures not in (None, BUNDLED, NO_PICTURES) and not str(self.pictures).lower().endswith(".jsonl"):
-            problem = f"got {self.pictures!r}; bundled, none or a .jsonl file is accepted"
+        if not _are_pictures(self.pictures):
+            problem = (
+                f"got {self.pictures!r}; bundled, none or a .jsonl file is accepted, and a .parquet file or "
+                "namespace/name@COMMIT:SPLIT of the Hub"
+            )
             yield Refusal("pictures", problem, "write one row for each picture, with image and question")
         if self.backend in ("paged", "both") and self.device != "CPU":
             problem = f"{self.backend} runs the paged graph, whose cache is laid out here for the CPU"
             yield Refusal("backend", problem, "take stateful, or device CPU")
         if self.profile is not None:
             yield from profile_refusals(self.profile, self.device, self.precision)
+
+    @property
+    def pictures_name(self) -> str | None:
+        """Of the pictures, in reports: a file's without its folder."""
+        is_file = self.pictures is not None and is_file_name(self.pictures)
+        return Path(str(self.pictures)).name if is_file else self.pictures
 
     @property
     def max_windows(self) -> int | None:
