@@ -14,8 +14,10 @@ import llmcompress
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.loaders import exporter
 from llmcompress.loaders.architecture import check_architecture
+from llmcompress.loaders.checkpoint import Given, _instrumented_exporter
+from llmcompress.loaders.exporter import VISION_TASK, auto_class, task_of
 from llmcompress.loaders.quantized.declaration import check_quantization
-from llmcompress.loaders.remote_code import check_tokenizer
+from llmcompress.loaders.remote_code import ALLOW, check_tokenizer
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
 
@@ -275,12 +277,41 @@ def test_where_optimum_trusts_unasked_is_where_this_was_looked_at() -> None:
                     if keyword.arg == "trust_remote_code" and getattr(keyword.value, "value", None) is True:
                         places.add(getattr(outer, "name", "module"))
     assert places <= {"LlavaQwen2OpenVINOConfig", "Phi3VisionOpenVINOConfig"}
-    for config in (
-        {"model_type": "llava-qwen2", "mm_vision_tower": "x"},
-        {"model_type": "phi3_v", "img_processor": {}},
-    ):
-        with pytest.raises(ModelError):
-            check_architecture(config, trust_remote_code=True)
+    with pytest.raises(ModelError):
+        check_architecture({"model_type": "llava-qwen2", "mm_vision_tower": "x"}, trust_remote_code=True)
+
+
+def test_the_encoder_that_a_phi3_vision_names_is_never_opened(tmp_path: Path) -> None:
+    from optimum.exporters.openvino import model_configs
+    from transformers import AutoConfig, Phi3Config
+
+    (tmp_path / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}')
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    config = Phi3Config(img_processor={"model_name": str(tmp_path)})
+    with _instrumented_exporter(Given(), VISION_TASK, {}, []):
+        exported = model_configs.Phi3VisionOpenVINOConfig(config, "image-text-to-text")
+    assert not (tmp_path / "ran").exists()
+    # That of CLIP's large encoder, as the published ones name it.
+    assert exported._normalized_config.image_size == 336
+    assert model_configs.AutoConfig is AutoConfig
+
+
+@pytest.mark.parametrize(
+    ("model_type", "more", "version"),
+    [("internvl_chat", {"vision_config": {}}, "4.57.6"), ("phi3_v", {"img_processor": {}}, "4.53.3")],
+)
+def test_what_sees_by_code_of_its_repository_needs_that_to_be_allowed(
+    model_type: str, more: dict[str, Any], version: str
+) -> None:
+    code = {"AutoConfig": "c.Config", "AutoModelForCausalLM": "m.Model"}
+    config = {"model_type": model_type, "architectures": ["Model"], "auto_map": code, **more}
+    assert task_of(config) == VISION_TASK
+    with pytest.raises(SecurityError, match="is not part of transformers") as caught:
+        check_architecture(config, transformers=version)
+    assert caught.value.hint == ALLOW
+    assert check_architecture(config, trust_remote_code=True, transformers=version).remote_code
+    assert auto_class(config).__name__ == "AutoModelForCausalLM"
+    assert auto_class({"model_type": "llava", "vision_config": {}}).__name__ == "AutoModelForImageTextToText"
 
 
 @pytest.mark.parametrize("name", ["TinyTokenizer", None])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
+from llmcompress.compression.forecast.inventory import _by_part
 from llmcompress.compression.forecast.precision import assign, primary_share
 from llmcompress.compression.forecast.records import Weight
 from llmcompress.compression.forecast.stored_bytes import compressed_bytes, layout
@@ -411,3 +412,26 @@ def test_quantized_activations(name: str, mode: str, tmp_path: Path) -> None:
     assert abs(predicted.size_bytes - actual) < 0.04 * actual
     weights_alone = forecast(resolve(checkpoint), recipe_of(mode="int8_sym"))
     assert predicted.peak_rss_bytes > weights_alone.peak_rss_bytes
+
+
+@pytest.mark.parametrize("path", ["vision_embed_tokens", "embed_tokens_extend"])
+def test_what_sees_inside_a_decoder_is_no_part_of_the_language_model(path: str) -> None:
+    """As Phi-3-vision and Phi-4-multimodal have it."""
+    import torch
+
+    class Decoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed_tokens, self.layers = torch.nn.Embedding(7, 4), torch.nn.Linear(4, 4)
+            self.add_module(path, torch.nn.Sequential(torch.nn.Linear(4, 4)))
+
+        def get_input_embeddings(self) -> torch.nn.Module:
+            return self.embed_tokens
+
+    names = ("embed_tokens.weight", f"{path}.0.weight", "layers.weight")
+    weights = tuple(Weight(name=name, kind="matmul", shape=(4, 4), in_axis=1, dtype="f32") for name in names)
+    language, parts = _by_part(Decoder(), weights)
+    # Without a head of its own, the table is that once more.
+    assert [weight.name for weight in language] == ["layers.weight", "embed_tokens.weight"]
+    assert [weight.name for weight in parts["vision_embeddings_model"]] == [f"{path}.0.weight"]
+    assert [weight.name for weight in parts["text_embeddings_model"]] == ["embed_tokens.weight"]

@@ -6,6 +6,7 @@ import filecmp
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from llmcompress.graph.joining import text_decoder
 from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.environments import needed_layer
 from llmcompress.loaders.exporter import TASK, VISION_TASK, task_of
-from llmcompress.loaders.processor import check_processor, open_processor
+from llmcompress.loaders.processor import check_processor, open_processor, save_code
+from llmcompress.loaders.seeing import Sight, picture_prompt
 from llmcompress.loaders.source import Source, resolve
 from llmcompress.spec import Recipe, dump_recipe, load_recipe
 from llmcompress.spec.parts import INT8
@@ -279,6 +281,38 @@ def test_a_processor_that_is_not_the_sources_is_refused(int8: Path, checkpoint: 
         check_processor(found, output)
     with pytest.raises(ModelError, match="its processor cannot be opened"):
         open_processor(tmp_path)
+
+
+def test_a_model_without_a_processors_class_has_its_tokenizer_and_its_pictures(
+    demo_checkpoint: Path, tmp_path: Path
+) -> None:
+    from optimum.intel.openvino.modeling_visual_language import MODEL_TYPE_TO_CLS_MAPPING
+    from transformers import CLIPImageProcessor
+
+    checkpoint = shutil.copytree(demo_checkpoint, tmp_path / "internvl")
+    CLIPImageProcessor(size={"shortest_edge": 56}).save_pretrained(checkpoint)
+    found = open_processor(checkpoint)
+    assert found.image_processor.size["shortest_edge"] == 56
+    sizes = SimpleNamespace(image_size=56, patch_size=14)
+    model = SimpleNamespace(
+        preprocess_inputs=MODEL_TYPE_TO_CLS_MAPPING["internvl_chat"].preprocess_inputs,
+        config=SimpleNamespace(vision_config=sizes, downsample_ratio=0.5),
+    )
+    prompt = picture_prompt(Sight(model, found, frozenset(), "m"), "What is it?", picture())
+    # Of a square of 112 pixels four parts of 56, and the whole; a quarter of 16 patches each.
+    assert prompt["pixel_values"].shape == (5, 3, 56, 56)
+    text = found.tokenizer.decode(prompt["input_ids"][0])
+    assert text.count("<IMG_CONTEXT>") == 5 * 4
+    with pytest.raises(ModelError, match="it has no processor of pictures"):
+        open_processor(demo_checkpoint)
+
+
+def test_code_of_a_repository_goes_along_where_it_may_run(checkpoint: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    (copied / "own.py").write_text("NUMBER = 1\n")
+    for trusted in (False, True):
+        save_code(source("llava")._replace(path=copied, trust_remote_code=trusted), tmp_path)
+        assert (tmp_path / "own.py").exists() == trusted
 
 
 def test_a_language_model_that_takes_more_than_text_says_so() -> None:

@@ -12,29 +12,36 @@ import numpy as np
 import pytest
 from llava_fixture import checkpoint, int8, loaded
 from plan_fixture import in_process
+from vision_fixture import picture
 
 import llmcompress
-from llmcompress import BenchSpec, Recipe
+from llmcompress import BenchSpec, Recipe, TuneSpec
 from llmcompress.artifact import read_manifest, read_measurements
 from llmcompress.benchmarking.benchmark import _require_shown, bench_case
 from llmcompress.benchmarking.ratios import ratios
 from llmcompress.benchmarking.timing import Run
 from llmcompress.benchmarking.worker import Opened, open_model, run_model, runtime_of
+from llmcompress.cli import run as run_command
 from llmcompress.compression.parts import require_parts
 from llmcompress.compression.picture_samples import picture_samples
 from llmcompress.data.picture_pairs import picture_pairs
-from llmcompress.errors import DataError, RecipeError, UsageError
+from llmcompress.errors import DataError, ModelError, RecipeError, SecurityError, UsageError
 from llmcompress.graph.joining import text_feed
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.layout import decoder_part
 from llmcompress.loaders.source import Source, resolve
 from llmcompress.report.benchmark import LoadTime
+from llmcompress.report.evaluation import Estimate
 from llmcompress.report.text import shape_text
+from llmcompress.searching.search import _checked
 from llmcompress.spec import Calibration, load_recipe
 from llmcompress.spec.benchmark import Setting, Shape
 from llmcompress.spec.search import SearchSpec
+from llmcompress.spec.tuning import parse_workload
 from llmcompress.spec.validation import from_options
+from llmcompress.tuning import trials
 from llmcompress.tuning.application import _save
+from llmcompress.tuning.race import Race, race
 
 __all__ = ["checkpoint", "int8", "loaded"]
 
@@ -241,6 +248,19 @@ def test_what_is_not_done_with_it_is_refused_by_name(checkpoint: Path, text: Pat
     with pytest.raises(RecipeError, match="and NNCF puts adapters on all of its parts") as caught:
         require_parts(found, with_adapters)
     assert caught.value.where == "recipe int4-learned: training.method"
+
+
+def test_of_code_of_a_repository_nothing_is_learned_or_searched(text: Path) -> None:
+    config = {"model_type": "internvl_chat", "vision_config": {}, "auto_map": {"AutoConfig": "c.Config"}}
+    found = Source("checkpoint", "checkpoint", Path("m"), config, trust_remote_code=True)
+    learned = load_recipe("int4-learned", [f"training.dataset={text}"])
+    with pytest.raises(
+        RecipeError, match="whose class is code of its repository, of which nothing is learned"
+    ) as caught:
+        require_parts(found, learned)
+    assert caught.value.where == "recipe int4-learned: training"
+    with pytest.raises(ModelError, match="that of what sees is code of its repository here"):
+        _checked(found, SearchSpec(max_bytes=1000))
 
 
 def test_its_mtp_part_takes_the_format_without_the_data(text: Path) -> None:
@@ -470,6 +490,20 @@ def test_pictures_in_a_benchmark_are_refused_where_nothing_sees_them(int8: Path,
         _require_shown(resolve(int8, vision=True), BenchSpec(engine="genai", batch_sizes=(1, 4)))
 
 
+def test_a_processors_own_code_runs_in_a_benchmark_where_it_may(int8: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(int8, tmp_path / "own")
+    (directory / "processor_config.json").unlink()
+    settings = json.loads((directory / "preprocessor_config.json").read_text())
+    code = {"auto_map": {"AutoProcessor": "own.Own"}}
+    (directory / "preprocessor_config.json").write_text(json.dumps({**settings, **code}))
+    (directory / "llmcompress.json").unlink()
+    shape = Shape(1, 0, 4, 2, picture_size=56)
+    with pytest.raises(SecurityError, match="auto_map: loading it runs Python code"):
+        runtime_of(directory, "openvino").run(shape, 0)
+    with pytest.raises(ModelError, match=r"its processor cannot be opened: .*own\.py"):
+        runtime_of(directory, "openvino", trust_remote_code=True).run(shape, 0)
+
+
 def test_what_genai_has_no_pipeline_for_is_named(int8: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(int8, tmp_path / "other")
     config = json.loads((directory / "config.json").read_text())
@@ -586,6 +620,47 @@ def test_tuned_options_lie_in_the_language_model(int8: Path, tmp_path: Path, mon
     assert (decoder_part(names), decoder_part(["openvino_model.xml"])) == ("language_model", "model")
     stored = (int8 / "openvino_language_model.bin").read_bytes()
     assert (tmp_path / "openvino_language_model.bin").read_bytes() == stored
+
+
+@pytest.mark.slow
+def test_its_tuned_twin_opens_in_stock_libraries(
+    int8: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino as ov
+    import openvino_genai
+    from optimum.intel import OVModelForVisualCausalLM
+
+    def told(candidate: Any, default: Any, spec: TuneSpec, **options: Any) -> Race:
+        # Of a model of this size no setting is faster beyond noise.
+        found = race(candidate, default, spec, undecided=lambda gain: False)
+        return found._replace(gain=Estimate(value=1.5, standard_error=0.05, low=1.4, high=1.6), judgement="better")
+
+    monkeypatch.setattr(trials, "race", told)
+    untuned = shutil.copytree(int8, tmp_path / "untuned")
+    spec = {
+        "dataset": str(text),
+        "seq_len": 32,
+        "chunk": 8,
+        "num_windows": 2,
+        "workloads": (parse_workload("chat:8/3"),),
+    }
+    llmcompress.tune(untuned, TuneSpec(**spec, repetitions=3, properties=("KV_CACHE_PRECISION=f16",), max_kl=1.0))
+    twin = tmp_path / "twin"
+    assert run_command(["tune", str(untuned), "--measured", "--apply", "-o", str(twin)]) == 0
+    assert llmcompress.verify(twin).ok
+    assert sorted(path.name for path in twin.glob("*.bin")) == sorted(path.name for path in untuned.glob("*.bin"))
+    names = [path.name for path in twin.glob("*.bin")]
+    assert filecmp.cmpfiles(untuned, twin, names, shallow=False)[0] == names
+    model = OVModelForVisualCausalLM.from_pretrained(twin)
+    held = model.language_model.request.get_compiled_model().get_property("KEY_CACHE_PRECISION")
+    assert held.get_type_name() == "f16"
+    given = openvino_genai.VLMPipeline(str(untuned), "CPU", KV_CACHE_PRECISION="f16")
+    shown = [ov.Tensor(np.asarray(picture()))]
+    answers = [
+        pipeline.generate("What is it?", images=shown, max_new_tokens=8, ignore_eos=True).texts
+        for pipeline in (openvino_genai.VLMPipeline(str(twin), "CPU"), given)
+    ]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.slow

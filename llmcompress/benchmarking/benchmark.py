@@ -66,6 +66,7 @@ def benchmark(
     spec: BenchSpec,
     *,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     offline: bool = False,
     allow_links: bool = False,
     max_context: int | None = None,
@@ -78,6 +79,7 @@ def benchmark(
             ``bench.json``, in the place of an earlier one of the same shapes, devices and settings.
         spec: Devices, shapes and repetitions.
         revision: Branch, tag or commit of the Hub sources.
+        trust_remote_code: Run the Python code of a model that is shown pictures by its repository's own processor.
         offline: Use local files and caches only.
         allow_links: Follow links that leave a source's directory.
         max_context: Tokens that the models' positions reach, where a configuration states another context.
@@ -105,7 +107,7 @@ def benchmark(
             for source in sources:
                 # A revision is of the Hub sources among them.
                 of_hub = None if Path(source).exists() else revision
-                access = Access(of_hub, offline=offline, allow_links=allow_links, max_context=max_context)
+                access = Access(of_hub, trust_remote_code, offline, allow_links=allow_links, max_context=max_context)
                 bench.models.append(_start(bench, source, access, stack))
         memories: list[MemoryUse] = []
         for setting in spec.settings():
@@ -160,6 +162,7 @@ def _start(bench: _Bench, source: str | Path, access: Access, stack: contextlib.
             name=found.name,
             backend=bench.spec.effective_backend,
             search_path=_search_path(found, bench, offline=access.offline),
+            trust_remote_code=access.trust_remote_code,
         )
     )
     return _Model(found.name, found.path, found.id is None, client, [], [])

@@ -41,13 +41,14 @@ class Client:
         name: str,
         backend: Backend | None = None,
         search_path: Sequence[Path] = (),
+        trust_remote_code: bool = False,
     ) -> None:
         """Start it; it looks for modules in ``search_path`` first."""
         self._name = name
         with self._named(), ExitStack() as stack:
             stack.enter_context(undisturbed())
             self._worker: StandingWorker[Runtime] = StandingWorker.importing_from(
-                search_path, runtime_of, directory, runtime, backend
+                search_path, runtime_of, directory, runtime, backend, trust_remote_code
             )
             self._undisturbed = stack.pop_all()
 

@@ -12,9 +12,10 @@ from llmcompress.benchmarking.openvino_runtime import OpenvinoRuntime, last_posi
 from llmcompress.benchmarking.picture_prompts import random_picture, random_text
 from llmcompress.benchmarking.timing import Run
 from llmcompress.loaders.loaded_model import load_source
-from llmcompress.loaders.seeing import Sight, open_sight, picture_prompt
+from llmcompress.loaders.seeing import Sight, encoder_of, open_sight, picture_prompt
 from llmcompress.loaders.source import resolve
 from llmcompress.report.benchmark import LoadTime
+from llmcompress.spec.access import Access
 from llmcompress.spec.benchmark import Shape
 from llmcompress.spec.evaluation import Backend
 
@@ -27,8 +28,8 @@ class VisionRuntime:
 
     has_model_cache = True
 
-    def __init__(self, directory: Path, backend: Backend = "stateful") -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, backend: Backend = "stateful", *, trusted: bool = False) -> None:
+        self.directory, self._trusted = directory, trusted
         self._text = OpenvinoRuntime(directory, backend)
         self._sight: Sight | None = None
         self._device, self._properties = "CPU", dict[str, str]()
@@ -71,7 +72,8 @@ class VisionRuntime:
 
         if self._sight is None:
             self._text.close()
-            loaded = load_source(resolve(self.directory, vision=True), tokenizer=False)
+            access = Access(trust_remote_code=self._trusted)
+            loaded = load_source(resolve(self.directory, access, vision=True), tokenizer=False)
             last_position_only(loaded.model)
             self._sight = open_sight(loaded, self._device, self._properties)
         sight, generator = self._sight, np.random.default_rng(seed)
@@ -100,7 +102,8 @@ class _Times:
 @contextlib.contextmanager
 def _timed(model: Any) -> Iterator[_Times]:
     """Note when a model of Optimum's class has a picture's embeddings, and each token."""
-    times, encode, forward = _Times(), model.get_vision_embeddings, model.language_model.forward
+    times, name, forward = _Times(), encoder_of(model), model.language_model.forward
+    encode = getattr(model, name)
 
     def encoded(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
@@ -114,8 +117,10 @@ def _timed(model: Any) -> Iterator[_Times]:
         times.tokens.append(time.perf_counter())
         return found
 
-    model.get_vision_embeddings, model.language_model.forward = encoded, forwarded
+    setattr(model, name, encoded)
+    model.language_model.forward = forwarded
     try:
         yield times
     finally:
-        del model.get_vision_embeddings, model.language_model.forward
+        delattr(model, name)
+        del model.language_model.forward

@@ -52,19 +52,22 @@ class MemoryUse(NamedTuple):
 Runtime = OpenvinoRuntime | VisionRuntime | GenaiRuntime | GenaiVisionRuntime
 
 
-def runtime_of(directory: Path, name: RuntimeName, backend: Backend | None = None) -> Runtime:
+def runtime_of(
+    directory: Path, name: RuntimeName, backend: Backend | None = None, trust_remote_code: bool = False
+) -> Runtime:
     """What runs a model; nothing is opened yet.
 
     Args:
         directory: Of the model.
         name: Of the runtime.
         backend: None: the runtime's default.
+        trust_remote_code: The model's own code may run, which pictures take in the runtime openvino.
     """
     sees = (directory / VISION_XML).is_file()
-    kind: type[Runtime] = VisionRuntime if sees else OpenvinoRuntime
+    how = {} if backend is None else {"backend": backend}
     if name == "genai":
-        kind = GenaiVisionRuntime if sees else GenaiRuntime
-    return kind(directory) if backend is None else kind(directory, backend)
+        return GenaiVisionRuntime(directory, **how) if sees else GenaiRuntime(directory, **how)
+    return VisionRuntime(directory, trusted=trust_remote_code, **how) if sees else OpenvinoRuntime(directory, **how)
 
 
 def open_model(runtime: Runtime, device: str, properties: dict[str, str]) -> Opened:

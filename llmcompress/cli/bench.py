@@ -145,6 +145,7 @@ def bench(
             "sources": found,
             "spec": spec,
             "revision": revision,
+            "trust_remote_code": trust_remote_code,
             "offline": offline,
             "allow_links": allow_links,
             "max_context": max_context,

@@ -127,7 +127,7 @@ def _save_side_files(
     compressed: CompressedModel, stage: Staging, progress: Reporter
 ) -> Literal["equal", "none", "not checked"]:
     """Write all but the model and the manifest; returns how the converted chat template compares with the original."""
-    from llmcompress.loaders.processor import check_processor, save_processor
+    from llmcompress.loaders.processor import check_processor, save_code, save_processor
 
     loaded = compressed.loaded
     with write_errors(stage.target):
@@ -138,6 +138,7 @@ def _save_side_files(
             write_sequences(stage.path, compressed.training_windows.training.token_ids)
         if loaded.parts:
             save_processor(loaded.source, stage.path)
+            save_code(loaded.source, stage.path)
     configs = loaded.config, loaded.generation_config
     verdict = save_texts(compressed.tokenizer, loaded.source, configs, stage, progress)
     if loaded.parts and compressed.tokenizer is not None:

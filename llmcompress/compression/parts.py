@@ -54,11 +54,11 @@ def require_parts(source: Source, recipe: Recipe) -> None:
             where=source.name,
             hint="give the original checkpoint, in floating point",
         )
-    for part, problem, hint in _not_of_parts(recipe):
+    for part, problem, hint in _not_of_parts(source, recipe):
         raise RecipeError(f"{source.name} is a vision-language model, {problem}", where=f"{where}: {part}", hint=hint)
 
 
-def _not_of_parts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+def _not_of_parts(source: Source, recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """What of a recipe is for text models, why, and what to do."""
     activations, training = recipe.activations, recipe.training
     if recipe.pruning is not None:
@@ -67,6 +67,12 @@ def _not_of_parts(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     if shown and activations is not None and activations.accuracy_control is not None:
         hint = "take a text for calibration, or remove it and look at the damage with llmcompress eval"
         yield "activations.accuracy_control", "and accuracy control goes by text, which the calibration is not", hint
+    if training is not None and source.runs_code:
+        yield (
+            "training",
+            "whose class is code of its repository, of which nothing is learned",
+            "take a recipe without it",
+        )
     if training is not None and training.method == "fq_lora":
         yield "training.method", "and NNCF puts adapters on all of its parts", "take distillation or blocks"
 

@@ -13,6 +13,7 @@ import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.errors import ModelError
@@ -148,7 +149,7 @@ def _instrumented_exporter(
     """
     import torch
     from optimum.exporters.openvino import __main__ as exporter
-    from optimum.exporters.openvino import convert
+    from optimum.exporters.openvino import convert, model_configs
     from optimum.exporters.tasks import TasksManager
 
     wanted = {MODEL}
@@ -173,11 +174,20 @@ def _instrumented_exporter(
         if hasattr(convert, "save_model") and export_models is not None:
             stack.enter_context(replaced(convert, "save_model", take))
             stack.enter_context(replaced(convert, "export_models", export_parts))
+        # A Phi-3-vision names another repository, whose code the exporter would run unasked.
+        stack.enter_context(replaced(model_configs, "AutoConfig", SimpleNamespace(from_pretrained=_encoder_of_phi3_v)))
         if task == TASK and hasattr(exporter, "load_preprocessors"):
             stack.enter_context(replaced(exporter, "load_preprocessors", lambda *args, **kwargs: []))
         stack.enter_context(replaced(torch.jit, "trace", functools.partial(torch.jit.trace, check_trace=False)))
         stack.enter_context(replaced(TasksManager, "get_model_class_for_task", staticmethod(strict_model_class)))
         yield
+
+
+def _encoder_of_phi3_v(name: str, **kwargs: Any) -> Any:
+    """The configuration of the encoder that all published ones have, CLIP's large one for 336 pixels a side."""
+    from transformers import CLIPConfig
+
+    return CLIPConfig(vision_config={"image_size": 336, "patch_size": 14})
 
 
 class _StrictLoader:

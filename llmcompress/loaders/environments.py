@@ -117,8 +117,7 @@ def is_known(source: Source) -> bool:
     """Whether the installed transformers can build the model of a source from its configuration, without its code."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    runs_code = source.trust_remote_code and bool(source.config.get("auto_map"))
-    return source.config.get("model_type") in CONFIG_MAPPING_NAMES and not runs_code
+    return source.config.get("model_type") in CONFIG_MAPPING_NAMES and not source.runs_code
 
 
 def fitting_layer(model_type: str, task: str = TASK) -> TransformersLayer | None:

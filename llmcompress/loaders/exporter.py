@@ -104,10 +104,15 @@ def task_of(config: Mapping[str, Any]) -> str:
 
 
 def auto_class(config: Mapping[str, Any]) -> Any:
-    """The automatic class of transformers that holds a model, by its ``config.json``."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    """The automatic class of transformers that holds a model, by its ``config.json``.
 
-    return AutoModelForImageTextToText if task_of(config) == VISION_TASK else AutoModelForCausalLM
+    What is code of its repository is a causal model to it, pictures or not.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    is_own = config.get("model_type") in CONFIG_MAPPING_NAMES
+    return AutoModelForImageTextToText if is_own and task_of(config) == VISION_TASK else AutoModelForCausalLM
 
 
 def window_of(config: Mapping[str, Any]) -> VersionWindow | None:

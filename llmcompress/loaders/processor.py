@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmcompress.errors import ModelError, one_line
-from llmcompress.loaders.source import Source
+from llmcompress.loaders.source import Source, side_files
 
 IMAGE_PROCESSOR = "preprocessor_config.json"
 """Which OpenVINO GenAI opens."""
@@ -15,6 +15,13 @@ _FILES = (IMAGE_PROCESSOR, "processor_config.json", "video_preprocessor_config.j
 _HINT = "fetch the checkpoint again, with its processor's files"
 _SIZE = (64, 96)
 """Height and width of the picture that both are shown; no square, and no multiple of usual sizes."""
+
+
+class TokenizerAndImages(NamedTuple):
+    """In place of the processor of a model that has none, such as InternVL; Optimum's class writes its prompts."""
+
+    tokenizer: Any
+    image_processor: Any
 
 
 def save_processor(source: Source, output_dir: Path) -> None:
@@ -30,16 +37,26 @@ def save_processor(source: Source, output_dir: Path) -> None:
         open_processor(source.path, source.trust_remote_code).image_processor.save_pretrained(output_dir)
 
 
+def save_code(source: Source, output_dir: Path) -> None:
+    """Copy the Python files of a source whose code may run, with which Optimum's class opens the output."""
+    for name in side_files(source):
+        if name.endswith(".py") and "/" not in name:
+            shutil.copyfile(source.path / name, output_dir / name)
+
+
 def open_processor(directory: Path, trust_remote_code: bool = False) -> Any:
     """The processor of transformers in a directory.
 
     Raises:
         ModelError: There is none, or transformers cannot open it.
     """
-    from transformers import AutoProcessor
+    from transformers import AutoImageProcessor, AutoProcessor
 
     try:
-        found = AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
+        how = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+        found = AutoProcessor.from_pretrained(directory, **how)
+        if not hasattr(found, "image_processor") and (directory / IMAGE_PROCESSOR).is_file():
+            found = TokenizerAndImages(found, AutoImageProcessor.from_pretrained(directory, **how))
     except Exception as error:  # the processor's own classes may raise anything
         raise ModelError(
             f"its processor cannot be opened: {one_line(str(error), 200)}", where=directory.name, hint=_HINT

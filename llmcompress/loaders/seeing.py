@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmcompress.errors import ModelError, one_line
 from llmcompress.graph.decoding import eos_ids
 from llmcompress.graph.joining import TEXT
-from llmcompress.loaders.chat import render
+from llmcompress.loaders.chat import render, wants_parts
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.loaders.processor import open_processor
 from llmcompress.loaders.source import Source
@@ -66,7 +66,7 @@ def open_sight(loaded: LoadedModel, device: str, properties: Mapping[str, str]) 
         kind, config = _class_of(source)
         # What the exporter writes into a configuration, such as the embedding of a new line in pictures.
         for name, value in loaded.config.items():
-            if not hasattr(config, name):
+            if getattr(config, name, None) is None:
                 setattr(config, name, value)
         copies = loaded.clone()
         stated = (loaded.generation_config, loaded.config, loaded.config.get("text_config"))
@@ -110,6 +110,16 @@ def _class_of(source: Source) -> tuple[Any, Any]:
     return MODEL_TYPE_TO_CLS_MAPPING[config.model_type], config
 
 
+def encoder_of(model: Any) -> str:
+    """The name of the method of Optimum's class that makes embeddings of a picture."""
+    return "image_embed" if _sees_inside(model) else "get_vision_embeddings"
+
+
+def _sees_inside(model: Any) -> bool:
+    """Whether a class puts a picture's embeddings among those of the text itself, as that of Phi-4-multimodal."""
+    return hasattr(model, "image_embed")
+
+
 def picture_prompt(sight: Sight, question: str, picture: PIL.Image.Image) -> dict[str, torch.Tensor]:
     """What the model's processor makes of a picture and a question behind it, by the chat template, as Optimum does.
 
@@ -117,12 +127,19 @@ def picture_prompt(sight: Sight, question: str, picture: PIL.Image.Image) -> dic
         ModelError: The template or the processor refuses them.
         SecurityError: The template breaks out of its bounds.
     """
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    if getattr(sight.processor, "chat_template", None) is not None:
-        render(sight.processor, [{"role": "user", "content": content}], add_generation_prompt=True)
+    tokenizer = sight.processor.tokenizer
+    writers = [each for each in (sight.processor, tokenizer) if getattr(each, "chat_template", None) is not None]
+    for writer in writers[:1]:
+        parts = [{"type": "image"}, {"type": "text", "text": question}]
+        content = parts if wants_parts(writer) else question
+        render(writer, [{"role": "user", "content": content}], add_generation_prompt=True)
     with _plain_words(sight.where, "asked about a picture"):
         made = sight.model.preprocess_inputs(
-            text=question, image=picture, processor=sight.processor, config=sight.model.config
+            text=question,
+            image=picture,
+            processor=sight.processor,
+            tokenizer=tokenizer,
+            config=sight.model.config,
         )
         return dict(made)
 
@@ -146,7 +163,8 @@ def answer(
 
     start, seen = prompt["input_ids"].shape[1], list[Any]()
     say = LogitsProcessorList([] if given is None else [_saying(start, given)])
-    with _plain_words(sight.where, "asked about a picture"), _heard(sight.model, "get_vision_embeddings", seen.append):
+    sees = "vision_projection" if _sees_inside(sight.model) else "get_vision_embeddings"
+    with _plain_words(sight.where, "asked about a picture"), _heard(sight.model, sees, seen.append):
         found = sight.model.generate(
             **prompt,
             do_sample=False,
@@ -205,8 +223,8 @@ def _rows(found: Any) -> NDArray[np.float32]:
 
 @contextlib.contextmanager
 def _heard(owner: Any, name: str, hear: Callable[[Any], None]) -> Iterator[None]:
-    """Have a method of one object tell what it returns."""
-    method = getattr(owner, name)
+    """Have a method or a part of one object tell what it returns."""
+    method, own = getattr(owner, name), vars(owner).get(name)
 
     def telling(*args: Any, **kwargs: Any) -> Any:
         found = method(*args, **kwargs)
@@ -217,7 +235,10 @@ def _heard(owner: Any, name: str, hear: Callable[[Any], None]) -> Iterator[None]
     try:
         yield
     finally:
-        delattr(owner, name)
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
 
 
 @contextlib.contextmanager

@@ -107,6 +107,11 @@ class Source(NamedTuple):
         return VISION_XML in file_names(self)
 
     @property
+    def runs_code(self) -> bool:
+        """Whether the model's class is code of its repository, which may run."""
+        return self.trust_remote_code and bool(self.config.get("auto_map"))
+
+    @property
     def is_gguf(self) -> bool:
         """Whether GGUF files hold the model."""
         return self.container is not None and is_gguf(self.container.files[0])

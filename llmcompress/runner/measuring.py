@@ -104,7 +104,8 @@ def benchmark_artifact(
     directory, recipe, source, access = artifact
     _require(needed_bytes(directory), directory)
     started = time.perf_counter()
-    kwargs = {"sources": [directory], "spec": spec, "offline": access.offline}
+    allowed = {"trust_remote_code": access.trust_remote_code, "offline": access.offline}
+    kwargs = {"sources": [directory], "spec": spec, **allowed}
     run_supervised(benchmark, kwargs, progress=progress, logs=logs)
     remember(
         "benchmark", resolve(source, access, vision=True), (recipe.portable(), spec), time.perf_counter() - started

@@ -170,6 +170,12 @@ def _checked(found: Source, spec: SearchSpec) -> Source:
             where=found.name,
             hint="give the original checkpoint",
         )
+    if found.sees and found.runs_code:
+        raise ModelError(
+            "a search asks the model's class in torch about text, and that of what sees is code of its repository here",
+            where=found.name,
+            hint="compress it by a recipe",
+        )
     predicted = forecast(found, Recipe(name="original", method="none"))
     # Part of the libraries has been imported.
     needed = needed_memory(predicted.num_parameters, spec) - min(own_bytes(), LIBRARY_BYTES)

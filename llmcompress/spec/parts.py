@@ -36,6 +36,12 @@ class Parts(StrictModel):
     vision_resampler_model: Part = INT8
     multi_modal_projector_model: Part = INT8
     resampler_model: Part = INT8
+    audio_embeddings_model: Part = INT8
+    """What hears, of which the exporter makes five parts."""
+    audio_forward_embeddings_model: Part = INT8
+    audio_encoder_model: Part = INT8
+    audio_vision_projection_model: Part = INT8
+    audio_speech_projection_model: Part = INT8
     mtp_model: Part = INT8
     """Predicts further tokens; where it is not named it takes ``weights``, as Optimum does."""
 

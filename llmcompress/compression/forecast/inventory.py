@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.compression.forecast.records import Inventory, Kind, Weight
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 SHORT_DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 HEADER_DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
+
+
+_IN_THE_DECODER = re.compile(r"(^|\.)(vision_embed_tokens|embed_tokens_extend)\.")
+"""Where Phi-3-vision and Phi-4-multimodal keep what sees."""
 
 
 class _Use(NamedTuple):
@@ -90,7 +95,13 @@ def _by_part(model: Any, weights: tuple[Weight, ...]) -> tuple[tuple[Weight, ...
     table = model.get_input_embeddings().weight
     names = {use.name for parameter, uses in _uses(model) if parameter is table for use in uses}
     text = tuple(weight for weight in weights if weight.name in names)
-    language = tuple(w for w in weights if w not in text and (w.is_head or "language_model." in w.name))
+    apart = any("language_model." in weight.name for weight in weights)
+    language = tuple(
+        weight
+        for weight in weights
+        if weight not in text
+        and (weight.is_head or ("language_model." in weight.name if apart else not _IN_THE_DECODER.search(weight.name)))
+    )
     if not any(weight.is_head for weight in language):
         language += tuple(weight._replace(kind="matmul", is_head=True) for weight in text)
     seen = tuple(weight for weight in weights if weight not in (*text, *language))
