@@ -156,7 +156,14 @@ class FakeClient:
     asked: list[tuple[str, str, Any]] = []  # noqa: RUF012
 
     def __init__(
-        self, directory: Path, engine: str, *, name: str, backend: str | None, search_path: list[Path]
+        self,
+        directory: Path,
+        engine: str,
+        *,
+        name: str,
+        backend: str | None,
+        search_path: list[Path],
+        trust_remote_code: bool,
     ) -> None:
         self.name = name
         self.clock = 0.0
