@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,19 +23,25 @@ PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 
 
 class Kind(NamedTuple):
-    """A kind of faults: whose names begin so, the seed of what is drawn, and how one point is tried again."""
+    """What one script tries: its state file, the seed of what is drawn, and how one point is tried again."""
 
     title: str
-    begins: str
-    seed: str
+    state: str
+    """The name of its file of points."""
     again: Callable[[Point], str]
+    seed: str = ""
 
 
-def _by(script: str, command: str, *, seed: str = "") -> tuple[str, Callable[[Point], str]]:
-    def again(point: Point) -> str:
-        return f'{script} --{command} "{point.command}" --fault "{point.fault}" --at {point.at}'
+def _by(script: str, command: str) -> Callable[[Point], str]:
+    return lambda point: f'{script} --{command} "{point.command}" --fault "{point.fault}" --at {point.at}'
 
-    return seed, again
+
+def _at(script: str, command: str) -> Callable[[Point], str]:
+    return lambda point: f'{script} --{command} "{point.command}" --at {point.at}'
+
+
+def _all(script: str) -> Callable[[Point], str]:
+    return lambda _: script
 
 
 def _hostile(point: Point) -> str:
@@ -44,20 +50,18 @@ def _hostile(point: Point) -> str:
 
 
 KINDS = (
-    Kind("killed", "K1", *_by("sweep.py", "scene")),
-    Kind("killed", "K2", *_by("sweep.py", "scene")),
-    Kind("killed again, power loss", "K", "", lambda point: f'power.py --scene "{point.command}"'),
-    Kind("disk", "D", *_by("sweep.py", "scene")),
-    Kind("memory limit", "M1", "", lambda point: f'memory_limits.py --scene "{point.command}" --at {point.at}'),
-    Kind("allocation", "M2", "", lambda point: f'allocations.py --scene "{point.command}" --at {point.at}'),
-    Kind("at once", "P", "", lambda point: "together.py, surroundings.py"),
-    Kind("batch", "B", "", lambda point: "batch.py"),
-    Kind("made again", "R", "", lambda point: f'rebuild.py --recipe "{point.command}"'),
-    Kind("changed artifact", "C4", "29", lambda point: "flips.py"),
-    Kind("hostile input", "C, S", "0", _hostile),
-    Kind("slip in a guard", "T1", "", lambda point: f"mutants.py --module {point.command} --at {point.at}"),
-    # The faults of a network have no number of their own.
-    Kind("Hub", "", *_by("hub_requests.py", "command")),
+    Kind("kill or disk", "faults", _by("sweep.py", "scene")),
+    Kind("power loss", "power", lambda point: f'power.py --scene "{point.command}"'),
+    Kind("memory limit", "memory", _at("memory_limits.py", "scene")),
+    Kind("allocation", "allocations", _at("allocations.py", "scene")),
+    Kind("surroundings", "surroundings", _all("surroundings.py")),
+    Kind("at the same time", "together", _all("together.py")),
+    Kind("batch", "batch", _all("batch.py")),
+    Kind("made again", "rebuild", lambda point: f'rebuild.py --recipe "{point.command}"'),
+    Kind("changed artifact", "flips", _all("flips.py"), "29"),
+    Kind("hostile input", "fuzz", _hostile, "0"),
+    Kind("slip in a guard", "mutants", _at("mutants.py", "module")),
+    Kind("Hub", "hub-faults", _by("hub_requests.py", "command")),
 )
 
 
@@ -78,13 +82,15 @@ class Row(NamedTuple):
     """The command of one point."""
 
 
-def rows(points: Iterable[Point]) -> list[Row]:
-    """One for each fault, in the order of ``KINDS``."""
-    found: dict[tuple[int, str], list[Point]] = {}
-    for point in points:
-        number = next(number for number, kind in enumerate(KINDS) if point.fault.startswith(kind.begins))
-        found.setdefault((number, point.fault), []).append(point)
-    return [_row(KINDS[number], fault, met) for (number, fault), met in sorted(found.items(), key=lambda item: item[0])]
+def rows(points: Mapping[str, Sequence[Point]]) -> list[Row]:
+    """One for each fault, in the order of ``KINDS``; points by the names of their files."""
+    found: list[Row] = []
+    for kind in KINDS:
+        met: dict[str, list[Point]] = {}
+        for point in points.get(kind.state, ()):
+            met.setdefault(point.fault, []).append(point)
+        found += [_row(kind, fault, members) for fault, members in sorted(met.items())]
+    return found
 
 
 def _row(kind: Kind, fault: str, points: list[Point]) -> Row:
@@ -169,15 +175,20 @@ def put(page: str, name: str, text: str) -> str:
 def main() -> None:
     """Write the page, and the rows as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("states", type=Path, nargs="+", help="files of points")
+    parser.add_argument("states", type=Path, nargs="+", help="files of points, by the names in `make faults-all`")
     parser.add_argument("--evidence", type=Path, help="the outcomes of evidence.py --json")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--page", type=Path, default=PAGE)
     args = parser.parse_args()
-    points = [point for state in args.states for point in Points(state).all]
+    by_state = {state.stem: Points(state).all for state in args.states}
+    if unknown := by_state.keys() - {kind.state for kind in KINDS}:
+        parser.error(f"{', '.join(sorted(unknown))}: no script keeps its points in a file of that name")
     # A mutant of an earlier version of its module is none.
-    points = [point for point in points if point.fault != SLIP or point.at in there(point.command)[0]]
-    found = rows(points)
+    by_state |= {
+        name: [point for point in points if point.fault != SLIP or point.at in there(point.command)[0]]
+        for name, points in by_state.items()
+    }
+    found, points = rows(by_state), [point for points in by_state.values() for point in points]
     page = args.page.read_text(encoding="utf-8")
     for name, text in (("points", table(found)), ("inputs", inputs_table(points)), ("mutants", mutants_table(points))):
         page = put(page, name, text)
