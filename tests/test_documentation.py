@@ -89,7 +89,9 @@ def tables_of_figures(page: Path) -> list[tuple[int, set[str]]]:
         elif token.type == "inline":
             figures += bool(FIGURE.match(token.content))
             spans = [child.content for child in token.children or () if child.type == "code_inline"]
-            scripts.update(each for span in spans for each in re.findall(r"\bbenchmarks/\w+\.py", span))
+            scripts.update(
+                each for span in spans for each in re.findall(r"\b(?:benchmarks|tests|tests/faults)/\w+\.py", span)
+            )
         elif token.type == "table_close" and figures >= 4:
             found.append((line, scripts))
     return found

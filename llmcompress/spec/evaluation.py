@@ -56,7 +56,7 @@ class EvalSpec(ScoredText):
     blocks. Default: both for an OpenVINO directory on the CPU, else stateful"""
     pictures: Text | None = None
     """Questions that a vision-language model is asked about pictures: bundled, none, or a .jsonl file whose rows have
-    image, a path, and question; or a .parquet file or namespace/name@COMMIT:SPLIT of the Hub with these columns.
+    image, a path, and question; or a .parquet file or ID@COMMIT:SPLIT of the Hub with these columns.
     Default: bundled"""
     profile: RuntimeProfile | None = None
     """Runtime profile of this machine, by tune; both models are run with it."""
