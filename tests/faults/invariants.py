@@ -71,10 +71,16 @@ def units(out: Path) -> dict[str, str]:
 
 def _report(path: Path) -> str:
     content = path.read_bytes()
-    if path.suffix == ".json":
-        # Which run measured it is the only difference that two may have.
-        return digest(json.dumps(lasting(json.loads(content)), sort_keys=True).encode())
-    return digest(content)
+    if path.suffix != ".json":
+        return digest(content)
+    record = json.loads(content)
+    manifest = path.with_name(MANIFEST)
+    # The manifest says when it was written, so that its hash is another each time.
+    of = record.pop("manifest_sha256", None) if manifest.is_file() else None
+    if of is not None and of != digest(manifest.read_bytes()):
+        raise ValueError(f"{path} is of another manifest")
+    # Which run measured it is the only difference that two may have.
+    return digest(json.dumps(lasting(record), sort_keys=True).encode())
 
 
 def lasting(record: object) -> object:
