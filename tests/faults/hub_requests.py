@@ -28,7 +28,7 @@ from points import Point, Points, table
 from scenes import SECRET, TEXT
 from world_fixture import without_workers
 
-MODEL, ARTIFACT, PUSHED, PLANNED = "acme/base", "acme/artifact", "acme/pushed", "acme/base-int8"
+MODEL, ARTIFACT, PUSHED = "acme/base", "acme/artifact", "acme/pushed"
 ADAPTER, THEIRS, ROWS = "acme/adapter", "somebody/artifact", "acme/rows"
 KINDS: dict[str, dict[str, Any]] = {
     "401": {"kind": "status", "status": 401, "times": -1},
@@ -66,13 +66,12 @@ PLAN = f"""\
 output: {{place}}/out/models
 models: [{MODEL}]
 recipes: [int8]
-push: {{{{repo_id: "acme/{{{{model}}}}-{{{{recipe}}}}", force: true}}}}
 """
 
 CALIBRATED = f"""\
 name: calibrated
-weights: {{mode: int4_asym, group_size: 32, awq: true}}
-calibration: {{dataset: {ROWS}@main, num_samples: 4, seq_len: 16}}
+weights: {{{{mode: int4_asym, group_size: 32, awq: true}}}}
+calibration: {{{{dataset: "{ROWS}@{{commit}}", split: train, num_samples: 4, seq_len: 16}}}}
 """
 
 
@@ -113,7 +112,7 @@ TALKS = (
     Talk("chat with a model of the Hub", lambda place: ["chat", MODEL, "-p", "Hello", "-n", "2"]),
     Talk(
         "bench on the Hub",
-        lambda place: ["bench", MODEL, "-p", "8", "-n", "2", "-r", "2"],
+        lambda place: ["bench", MODEL, "-p", "8", "-n", "2", "-r", "3"],
         measured=("benchmarking.benchmark.benchmark",),
     ),
     Talk(
@@ -127,8 +126,8 @@ TALKS = (
     Talk(
         "tune by a reference on the Hub",
         lambda place: [
-            "tune", f"{place}/in/artifact", "--reference", MODEL, *text(place), "--num-windows", "4", "--seq-len", "16",
-            "--workload", "chat:8/2", "-r", "2", "--property", "KV_CACHE_PRECISION=u8,f16",
+            "tune", f"{place}/in/artifact", "--reference", MODEL, *text(place), "--num-windows", "4", "--seq-len", "96",
+            "--workload", "chat:8/2", "-r", "3", "--property", "KV_CACHE_PRECISION=u8,f16",
         ],
         measured=("tuning.tune.search", "tuning.tune.verify"),
     ),
@@ -180,9 +179,10 @@ def begun(place: Path) -> Stage:
     run_here(["compress", str(model), "-r", "int8", "-o", str(artifact)])
     run_here(["eval", str(artifact), "--reference", str(model), *text(place), "--num-windows", "1", "--seq-len", "16"])
     (place / "in" / "plan.yaml").write_text(PLAN.format(place=place))
-    (place / "in" / "calibrated.yaml").write_text(CALIBRATED)
     rows = [json.dumps({"text": line}) for line in TEXT.read_text(encoding="utf-8").splitlines() if line]
     dataset = {"train.jsonl": "\n".join(rows[:100]).encode()}
+    commit = new_repo(dataset).head.sha
+    (place / "in" / "calibrated.yaml").write_text(CALIBRATED.format(commit=commit))
     repos = {ROWS: dataset, MODEL: _files(model), ARTIFACT: _files(artifact), THEIRS: {}}
     return Stage(place, repos | {ADAPTER: _adapter(model, place / "in" / "adapter")}, {})
 
@@ -218,7 +218,7 @@ def held(stage: Stage, hub: FakeHub) -> Held:
     """
     files: dict[str, str] = {}
     named: dict[str, Any] = {"collections": hub.collections}
-    for name in (PUSHED, PLANNED, THEIRS):
+    for name in (PUSHED, THEIRS):
         if (repo := hub.repos.get(name)) is not None:
             files |= {f"{name}/{path}": found for path, found in _files_of(repo.head.files).items()}
             named |= {f"{name} at {tag}": _files_of(repo.commits[sha].files) for tag, sha in repo.tags.items()}

@@ -45,6 +45,8 @@ class Fault(NamedTuple):
         return Injection(at, self.act, self.later)
 
 
+UNLOCKED_S = 1.1
+"""A file that has no byte yet may be one that another run has just begun: for a second it is left alone."""
 COMPOUND = "K3"
 FAULTS = (
     Fault("K1", "all processes are killed", "group"),
@@ -192,6 +194,8 @@ def judged(sweep: Sweep, truth: Truth, ended: Ended, point: Point) -> Point:
         wrong += said_badly(ended, sweep.scene.codes)
     # Beside the fault itself, what a kill leaves is for the next run to clear away.
     if not lost:
+        if ended.returncode < 0:
+            time.sleep(UNLOCKED_S)
         lost += _after_another(sweep, truth)
         leaked += [f"left behind: {name}" for name in sorted(_names(sweep.place) - truth.names)]
     if tree(sweep.place / "in") != truth.inputs:
