@@ -263,11 +263,11 @@ def main() -> None:
             called = chosen(truth.calls, args.every) if args.at is None else truth.calls[args.at - 1 : args.at]
             for fault in faults:
                 for call in called:
-                    if not points.has(scene.name, fault.name, call.number) and time.monotonic() < deadline:
+                    if not points.has_survived(scene.name, fault.name, call.number) and time.monotonic() < deadline:
                         points.add(tried(sweep, truth, fault, call))
             pairs = range(1, args.pairs + 1) if args.at is None else [args.at]
             for pair in pairs if not args.fault or COMPOUND in args.fault else ():
-                if not points.has(scene.name, COMPOUND, pair) and time.monotonic() < deadline:
+                if not points.has_survived(scene.name, COMPOUND, pair) and time.monotonic() < deadline:
                     points.add(tried_twice(sweep, truth, pair))
             shutil.rmtree(sweep.place)
     print(table(points.all))
