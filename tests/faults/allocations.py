@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import interception
-from points import Points, table
+from points import Points, add_arguments, table
 from scenes import SCENES, Scene
 from sweep import Fault, Sweep, begun, tried, warm_up
 
@@ -48,10 +48,7 @@ def main() -> None:
     parser.add_argument("--fault", nargs="*", choices=[fault.name for fault in FAULTS], help="default: all")
     parser.add_argument("--every", type=int, default=1, help="of the allocations")
     parser.add_argument("--at", type=int, help="this allocation alone")
-    parser.add_argument(
-        "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
-    )
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no point after so many seconds")
+    add_arguments(parser)
     args = parser.parse_args()
     if reason := interception.why_not():
         sys.exit(f"not swept: {reason}")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from interception import Ended, to_its_end
 from invariants import leaks, said_badly, tree, units
-from points import Point, Points, table
+from points import Point, Points, add_arguments, table
 from scenes import PARTS, SECRET, command, environment
 
 COUNT = 20
@@ -125,10 +125,7 @@ def main() -> None:
     """Run both cases, and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="*", choices=list(CASES), default=list(CASES), help="default: all")
-    parser.add_argument(
-        "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
-    )
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no case after so many seconds")
+    add_arguments(parser, "case")
     args = parser.parse_args()
     points, deadline = Points(args.state), time.monotonic() + args.limit_s
     with tempfile.TemporaryDirectory(prefix="llmcompress-faults-") as folder:

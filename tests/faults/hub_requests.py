@@ -24,7 +24,7 @@ import pytest
 from fake_hub import FakeHub, Fault, account, new_repo, running, use
 from interception import run_here
 from invariants import MANIFEST, digest, lasting, leaks, said_badly, tree, units
-from points import Point, Points, table
+from points import Point, Points, add_arguments, table
 from scenes import SECRET, TEXT
 from world_fixture import without_workers
 
@@ -329,10 +329,7 @@ def main() -> None:
     parser.add_argument("--fault", nargs="*", choices=list(KINDS), help="default: all")
     parser.add_argument("--every", type=int, default=1, help="of the requests")
     parser.add_argument("--at", type=int, help="this request alone, counted from 0")
-    parser.add_argument(
-        "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
-    )
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no point after so many seconds")
+    add_arguments(parser)
     parser.add_argument("--new", action="store_true", help="leave out points that did not survive when last tried")
     args = parser.parse_args()
     deadline = time.monotonic() + args.limit_s

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import memory_group
 from interception import Ended
 from invariants import leaks, said_badly, tree, units
-from points import Point, Points, table
+from points import Point, Points, add_arguments, table
 from scenes import PARTS, SECRET, TEXT, Scene, Settings, command, environment, made
 
 STEP = 5
@@ -259,10 +259,7 @@ def main() -> None:
     parser.add_argument("--scene", nargs="*", choices=[scene.name for scene in SCENES], help="default: all")
     parser.add_argument("--every", type=int, default=1, help="of the limits")
     parser.add_argument("--at", type=int, help="this limit alone, in per cent")
-    parser.add_argument(
-        "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
-    )
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no point after so many seconds")
+    add_arguments(parser)
     args = parser.parse_args()
     if reason := memory_group.why_not():
         sys.exit(f"not swept: {reason}")

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from mutations import Module, Mutant
-from points import Point, Points, table
+from points import Point, Points, add_arguments, table
 
 TESTS = Path(__file__).parent.parent
 PACKAGE = TESTS.parent / "llmcompress"
@@ -329,10 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--module", nargs="*", choices=list(MODULES), help="default: all")
     parser.add_argument("--at", type=int, help="the mutant of this number alone")
-    parser.add_argument(
-        "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
-    )
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no mutant after so many seconds")
+    add_arguments(parser, "mutant")
     parser.add_argument("--new", action="store_true", help="leave out those that lived when they were last judged")
     args = parser.parse_args()
     ask = Asked(time.monotonic() + args.limit_s, args.at, args.new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -61,6 +62,14 @@ class Points:
                 file.write(line + "\n")
         if not point.survived:
             print(line, flush=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser, unit: str = "point") -> None:
+    """Where a sweep keeps its points, and for how long it begins further units."""
+    parser.add_argument(
+        "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
+    )
+    parser.add_argument("--limit-s", type=float, default=float("inf"), help=f"begin no {unit} after so many seconds")
 
 
 def table(points: Iterable[Point]) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import interception
 from invariants import tree, units
-from points import Point, Points, table
+from points import Point, Points, add_arguments, table
 from scenes import SCENES, Scene
 from sweep import Sweep, Truth, begun, restore, warm_up
 
@@ -138,10 +138,7 @@ def main() -> None:
     parser.add_argument("--scene", nargs="*", choices=names, help="default: all")
     parser.add_argument("--every", type=int, default=5, help="of the copies: the same command runs on it once more")
     parser.add_argument("--at", type=int, help="the copy before this call alone")
-    parser.add_argument(
-        "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
-    )
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no command after so many seconds")
+    add_arguments(parser, "command")
     args = parser.parse_args()
     points, deadline = Points(args.state), time.monotonic() + args.limit_s
     with tempfile.TemporaryDirectory(prefix="llmcompress-faults-") as folder:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from interception import to_its_end
 from invariants import digest
-from points import Point, Points
+from points import Point, Points, add_arguments
 from scenes import PARTS, ROOT, TEXT, command, environment
 
 FEW = ("num_samples=2", "seq_len=32")
@@ -223,10 +223,7 @@ def main() -> None:
     parser.add_argument("--recipe", nargs="*", help="default: all")
     parser.add_argument("--way", nargs="*", choices=[way.name for way in WAYS], help="default: all")
     parser.add_argument("--every", type=int, default=1, help="of the recipes")
-    parser.add_argument(
-        "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
-    )
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no way after so many seconds")
+    add_arguments(parser, "way")
     args = parser.parse_args()
     points, deadline = Points(args.state), time.monotonic() + args.limit_s
     refused = other_user_refused()

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import interception
 from interception import Ended, to_its_end
 from invariants import leaks, said_badly, tree, units
-from points import Point, Points, table
+from points import Point, Points, add_arguments, table
 from rebuild import OTHER_USER, as_user, other_user_refused
 from scenes import INT4, PARTS, SECRET, command, environment
 
@@ -197,10 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="*", choices=[case.name for case in CASES], help="default: all")
     parser.add_argument("--every", type=int, default=1, help="of the cases")
-    parser.add_argument(
-        "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
-    )
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no case after so many seconds")
+    add_arguments(parser, "case")
     args = parser.parse_args()
     if reason := interception.why_not():
         sys.exit(f"not swept: {reason}")

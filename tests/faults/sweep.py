@@ -25,7 +25,7 @@ from typing import NamedTuple
 import interception
 from interception import Call, Ended, Injection
 from invariants import leaks, said_badly, tree, units
-from points import Point, Points, table
+from points import Point, Points, add_arguments, table
 from scenes import PARTS, SCENES, SECRET, Scene, environment
 
 WRITTEN = ("out", "cache", "home", "tmp", "work")
@@ -241,10 +241,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="of kills of a command and of what recovers from it")
     parser.add_argument("--every", type=int, default=1, help="of the calls; renames are always tried")
     parser.add_argument("--at", type=int, help="this call alone")
-    parser.add_argument(
-        "--state", type=Path, help="file of points, a line of JSON each, that a later call goes on with"
-    )
-    parser.add_argument("--limit-s", type=float, default=float("inf"), help="begin no point after so many seconds")
+    add_arguments(parser)
     args = parser.parse_args()
     if reason := interception.why_not():
         sys.exit(f"not swept: {reason}")
