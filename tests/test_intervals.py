@@ -50,8 +50,10 @@ def test_an_interval_allows_for_a_few_texts_in_which_much_is_lost() -> None:
     generator = np.random.default_rng(3)
     sums, counts = windows(generator, 40, 0.01, between=1.0).sum(axis=1), np.full(40, NUM_TOKENS, dtype=np.int64)
     got = clustered_mean(sums, counts, 0.95)
+    # How far each window lies from the mean of the others.
     means = sums / NUM_TOKENS
-    deviation, skewness = float(means.std(ddof=1)), float(((means - means.mean()) ** 3).mean() / means.std(ddof=1) ** 3)
+    others = np.array([np.delete(means, number).mean() for number in range(40)])
+    deviation, skewness = float((means - others).std(ddof=1)), float(stats.skew(means, bias=False))
     for end, quantile in ((got.low, 0.975), (got.high, 0.025)):
         assert end is not None
         off = (got.value - end) / deviation
@@ -74,6 +76,19 @@ def test_unequal_clusters_weigh_by_their_tokens() -> None:
     residuals = sums - 31 / 11 * counts
     variance = 2 / (2 - 1) * float((residuals**2).sum()) / 11**2
     assert got.standard_error == pytest.approx(math.sqrt(variance))
+
+
+def test_a_long_cluster_does_not_narrow_the_interval() -> None:
+    """What is left of a cluster is measured from the ratio of the others' totals, weighed by their tokens."""
+    sums, counts = np.array([1.0, 5.0, 2.0, 60.0]), np.array([2, 4, 3, 20], dtype=np.int64)
+    got = clustered_mean(sums, counts, 0.95)
+    others = [np.delete(sums, number).sum() / np.delete(counts, number).sum() for number in range(4)]
+    left_out = (sums - np.array(others) * counts) * 4 / counts.sum()
+    deviation, skewness = float(left_out.std(ddof=1)), float(stats.skew(left_out, bias=False))
+    assert got.low is not None
+    off = (got.value - got.low) / deviation
+    transformed = off + skewness * off**2 / 3 + skewness**2 * off**3 / 27 + skewness / (6 * 4)
+    assert transformed == pytest.approx(stats.t.ppf(0.975, 3) / 2)
 
 
 def test_one_cluster_has_no_interval() -> None:

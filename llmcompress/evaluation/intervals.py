@@ -21,9 +21,11 @@ def clustered_mean(sums: NDArray[np.float64], counts: NDArray[Any], confidence: 
     """Mean over all units of all clusters, with a cluster-robust standard error and an interval.
 
     The ratio of two totals, linearised over the clusters, with the factor G / (G - 1): the estimator of Liang and Zeger
-    (1986) for a mean. The interval is Student's with G - 1 degrees of freedom after a transformation that removes the
-    skewness of the clusters (Hall, 1992, "On the removal of skewness by transformation"): a few texts in which a model
-    loses much more than in the others make the upper end the farther one.
+    (1986) for a mean. The interval is Student's with G - 1 degrees of freedom over how far each cluster lies from the
+    mean of the others (CR3 of Bell and McCaffrey, 2002), since a long one draws the mean of all to itself, and after a
+    transformation that removes the skewness of the clusters (Hall, 1992, "On the removal of skewness by
+    transformation"): a few texts in which a model loses much more than in the others make the upper end the farther
+    one.
 
     Args:
         sums: Sum of the values in each cluster, float64 ``[num_clusters]``.
@@ -43,10 +45,19 @@ def clustered_mean(sums: NDArray[np.float64], counts: NDArray[Any], confidence: 
     # Zero on average by construction, apart from rounding.
     assert abs(float(np.mean(shares))) <= 1e-6 * max(1.0, abs(mean))
     reach = float(stats.t.ppf((1 + confidence) / 2, num_clusters - 1)) / math.sqrt(num_clusters)
-    deviation = error * math.sqrt(num_clusters)
-    skewness = float(np.mean(shares**3)) / deviation**3 if deviation > 0 else 0.0
+    from_others = shares / (1 - counts / total)
+    deviation = float(np.std(from_others, ddof=1))
+    skewness = _skewness(from_others - from_others.mean(), deviation)
     low, high = (mean - deviation * _deskewed(end, skewness, num_clusters) for end in (reach, -reach))
     return Estimate(value=mean, standard_error=error, low=low, high=high)
+
+
+def _skewness(residuals: NDArray[np.float64], deviation: float) -> float:
+    """Without the bias of few residuals: G1 of Joanes and Gill (1998); zero where it cannot be told."""
+    count = len(residuals)
+    if count < 3 or deviation == 0:
+        return 0.0
+    return float((residuals**3).sum()) * count / ((count - 1) * (count - 2)) / deviation**3
 
 
 def _deskewed(end: float, skewness: float, num_clusters: int) -> float:
