@@ -16,7 +16,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -328,6 +328,7 @@ def main() -> None:
     parser.add_argument("--command", nargs="*", choices=[talk.name for talk in TALKS], help="default: all")
     parser.add_argument("--fault", nargs="*", choices=list(KINDS), help="default: all")
     parser.add_argument("--every", type=int, default=1, help="of the requests")
+    parser.add_argument("--turns", type=int, help="faults that each request meets, other ones in turn; default: all")
     parser.add_argument("--at", type=int, help="this request alone, counted from 0")
     add_arguments(parser)
     parser.add_argument("--new", action="store_true", help="leave out points that did not survive when last tried")
@@ -345,13 +346,20 @@ def main() -> None:
             requests, whole = undisturbed(stage, talk)
             print(f"{talk.name}: {requests} requests", flush=True)
             places = range(0, requests, args.every) if args.at is None else [args.at]
-            for kind in args.fault or [kind for kind in KINDS if kind not in talk.changed_by]:
-                for at in places:
-                    if not is_done(talk.name, kind, at) and time.monotonic() < deadline:
-                        points.add(tried(stage, talk, kind, at, whole, inputs))
+            kinds = args.fault or [kind for kind in KINDS if kind not in talk.changed_by]
+            for kind, at in met(kinds, places, args.turns or len(kinds)):
+                if not is_done(talk.name, kind, at) and time.monotonic() < deadline:
+                    points.add(tried(stage, talk, kind, at, whole, inputs))
             if time.monotonic() < deadline:
                 print(f"{talk.name}: all tried", flush=True)
     print(table(points.all))
+
+
+def met(kinds: Sequence[str], places: Sequence[int], turns: int) -> Iterator[tuple[str, int]]:
+    """Which request meets which fault: each request ``turns`` of them, where the one before it left off."""
+    for number, at in enumerate(places):
+        for turn in range(min(turns, len(kinds))):
+            yield kinds[(number * turns + turn) % len(kinds)], at
 
 
 def undisturbed(stage: Stage, talk: Talk) -> tuple[int, Held]:
