@@ -24,7 +24,7 @@ from rich.table import Table
 import llmcompress
 from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.timing import decode_tokens_per_s
-from llmcompress.report.text import interval_text
+from llmcompress.report.estimate import interval_text
 from llmcompress.spec.benchmark import Shape
 
 SHAPE = Shape(batch_size=1, depth=0, prompt_tokens=128, new_tokens=64)

@@ -24,7 +24,7 @@ from llmcompress.evaluation.statistics import divergence
 from llmcompress.graph.device import properties_of
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.torch_model import load_torch_model
-from llmcompress.report.evaluation import Estimate
+from llmcompress.report.estimate import Estimate
 from llmcompress.system.cache import cache_dir
 from llmcompress.system.progress import silent
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llmcompress
-from llmcompress.report.text import interval_text
+from llmcompress.report.estimate import interval_text
 from llmcompress.spec import Calibration, Recipe, Training, WeightCompression, override_recipe
 
 SIDES = ("data-free", "awq+se", "gptq", "blocks", "distillation", "gptq, then distillation")

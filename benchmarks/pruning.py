@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llmcompress
-from llmcompress.report.text import interval_text
+from llmcompress.report.estimate import interval_text
 
 BITS = ("none", "int8", "int4-mixed", "int4")
 PRUNINGS = ("depth:1", "depth:2", "depth:3", "depth:4", "width:640", "magnitude:0.5", "wanda:0.5", "sparsegpt:0.5",

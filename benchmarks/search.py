@@ -31,7 +31,7 @@ from rich.table import Table
 import llmcompress
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.loaders.loaded_model import load
-from llmcompress.report.text import interval_text
+from llmcompress.report.estimate import interval_text
 from llmcompress.searching.candidates import uniform
 from llmcompress.searching.contest import AT_ONCE, Output, Workshop
 from llmcompress.searching.repair import redrawn

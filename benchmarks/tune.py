@@ -35,8 +35,8 @@ from generated_llama import body_arguments, generate
 
 import llmcompress
 from llmcompress.data.texts import BUNDLED_TEXT
-from llmcompress.report.evaluation import Estimate
-from llmcompress.report.text import interval_text, settings_text
+from llmcompress.report.estimate import Estimate, interval_text
+from llmcompress.report.text import settings_text
 from llmcompress.spec import TuneSpec, tune_spec
 from llmcompress.spec.benchmark import RuntimeName
 from llmcompress.tuning.race import race, start

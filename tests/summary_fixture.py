@@ -11,9 +11,9 @@ from llmcompress.artifact import add_benchmark, file_records, manifest_sha256
 from llmcompress.artifact.manifest import manifest_bytes
 from llmcompress.report.benchmark import BenchCase, BenchReport, Stats, Steadiness
 from llmcompress.report.compression import CompressionReport, LayerRecord
+from llmcompress.report.estimate import Estimate
 from llmcompress.report.evaluation import (
     DivergenceRecord,
-    Estimate,
     EvalReport,
     GateRecord,
     Histogram,

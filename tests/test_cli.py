@@ -22,9 +22,9 @@ from llmcompress.compression.request import requested
 from llmcompress.errors import HubError, InterruptedRunError, LlmcompressError, ModelError, UsageError
 from llmcompress.report.benchmark import BenchCase, BenchReport, Stats, Steadiness
 from llmcompress.report.compression import CompressionReport, LayerRecord
+from llmcompress.report.estimate import Estimate
 from llmcompress.report.evaluation import (
     DivergenceRecord,
-    Estimate,
     EvalReport,
     GateRecord,
     ModelRecord,

@@ -24,7 +24,8 @@ from llmcompress.evaluation.gate import (
 from llmcompress.evaluation.generations import first_difference
 from llmcompress.evaluation.probes import LOOP_TOKENS, Answers, answer_checks, is_loop
 from llmcompress.graph.decoding import Generation
-from llmcompress.report.evaluation import Check, DivergenceRecord, Estimate, GateRecord, PictureRecord
+from llmcompress.report.estimate import Estimate
+from llmcompress.report.evaluation import Check, DivergenceRecord, GateRecord, PictureRecord
 from llmcompress.spec import EvalSpec, Gate
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from llmcompress.evaluation.intervals import clustered_mean, exponential, judge
-from llmcompress.report.evaluation import Estimate
+from llmcompress.report.estimate import Estimate
 
 NUM_TOKENS = 64
 

@@ -32,7 +32,7 @@ from llmcompress.graph.device import properties_of
 from llmcompress.loaders.processor import open_processor
 from llmcompress.loaders.seeing import Reply, answer, language_inputs, open_sight, picture_prompt
 from llmcompress.loaders.source import fetch_weights, resolve
-from llmcompress.report.text import interval_text
+from llmcompress.report.estimate import interval_text
 from llmcompress.spec import Calibration, Gate
 from llmcompress.summary.table import lines
 

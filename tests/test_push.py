@@ -30,7 +30,8 @@ from llmcompress.artifact import read_measurements, replace_report, verify, writ
 from llmcompress.cli import run
 from llmcompress.errors import ArtifactError, GateError, HubError, SecurityError, UsageError
 from llmcompress.publishing.gate import objection
-from llmcompress.report.evaluation import Check, Estimate, TaskScore
+from llmcompress.report.estimate import Estimate
+from llmcompress.report.evaluation import Check, TaskScore
 from llmcompress.spec import Gate
 from llmcompress.system.progress import Progress
 

@@ -14,7 +14,8 @@ import pytest
 from llmcompress.data.protocols import EvaluationWindows, Window
 from llmcompress.errors import DataError, UsageError
 from llmcompress.evaluation.statistics import TokenScores
-from llmcompress.report.evaluation import Estimate, TextRecord
+from llmcompress.report.estimate import Estimate
+from llmcompress.report.evaluation import TextRecord
 from llmcompress.report.search import Contender, FrontPoint, WeightChoice
 from llmcompress.searching.candidates import Candidate, Table
 from llmcompress.searching.contest import Output, Planned

@@ -25,7 +25,8 @@ from llmcompress.benchmarking.timing import Run
 from llmcompress.benchmarking.worker import MemoryUse
 from llmcompress.errors import ArtifactError, DataError, ModelError, RecipeError, ResourceError, UsageError
 from llmcompress.report.compression import CompressionReport
-from llmcompress.report.evaluation import DivergenceRecord, Estimate, TextRecord
+from llmcompress.report.estimate import Estimate
+from llmcompress.report.evaluation import DivergenceRecord, TextRecord
 from llmcompress.report.tuning import Trial, TuneReport, TuningVerification
 from llmcompress.spec import (
     BenchSpec,

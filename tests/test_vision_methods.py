@@ -30,9 +30,8 @@ from llmcompress.graph.joining import text_feed
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.layout import decoder_part
 from llmcompress.loaders.source import Source, resolve
-from llmcompress.report.benchmark import LoadTime
-from llmcompress.report.evaluation import Estimate
-from llmcompress.report.text import shape_text
+from llmcompress.report.benchmark import LoadTime, shape_text
+from llmcompress.report.estimate import Estimate
 from llmcompress.searching.search import _checked
 from llmcompress.spec import Calibration, load_recipe
 from llmcompress.spec.benchmark import Setting, Shape

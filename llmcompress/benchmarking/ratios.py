@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from llmcompress.report.benchmark import BenchCase, Judgement, Ratio
-from llmcompress.report.evaluation import Estimate
+from llmcompress.report.estimate import Estimate
 
 Figure = Literal["image_encoding_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s"]
 LESS_IS_BETTER = {"image_encoding_s", "ttft_s"}

@@ -44,8 +44,9 @@ from llmcompress.cli.options import (
 from llmcompress.cli.progress import run_watched, watching
 from llmcompress.cli.spec_options import Flag, with_fields
 from llmcompress.errors import UsageError
+from llmcompress.report.benchmark import rate_text, shape_text
 from llmcompress.report.file_names import LANGUAGE_MODEL, MODEL, model_files
-from llmcompress.report.text import duration_text, property_text, rate_text, shape_text, size_text
+from llmcompress.report.text import duration_text, property_text, size_text
 from llmcompress.spec import BenchSpec
 from llmcompress.spec.benchmark import RuntimeName
 from llmcompress.spec.validation import from_options

@@ -19,11 +19,11 @@ from llmcompress.cli.console import (
 )
 from llmcompress.cli.options import Json, Verbose
 from llmcompress.cli.progress import run_watched
-from llmcompress.report.benchmark import BenchReport
+from llmcompress.report.benchmark import BenchReport, rate_text
 from llmcompress.report.compression import CompressionReport
-from llmcompress.report.evaluation import EvalReport
+from llmcompress.report.evaluation import EvalReport, quoted_text
 from llmcompress.report.record import Record
-from llmcompress.report.text import duration_text, quoted_text, rate_text, size_text
+from llmcompress.report.text import duration_text, size_text
 from llmcompress.spec import BenchSpec, EvalSpec
 from llmcompress.spec.dataset import BUNDLED
 from llmcompress.system.command_line import command_line

@@ -5,14 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmcompress.cli.console import facts_table, print_blocks, print_text, table, write_line
-from llmcompress.report.text import (
-    DAMAGE_PARTS,
-    GATE_STATUSES,
-    PICTURE_DAMAGE_PARTS,
-    duration_text,
-    interval_text,
-    property_text,
-)
+from llmcompress.report.estimate import interval_text
+from llmcompress.report.evaluation import DAMAGE_PARTS, GATE_STATUSES, PICTURE_DAMAGE_PARTS
+from llmcompress.report.text import duration_text, property_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,8 @@ from llmcompress.cli.options import (
 )
 from llmcompress.cli.progress import run_watched
 from llmcompress.cli.spec_options import DATASET, Flag, with_fields
-from llmcompress.report.text import duration_text, interval_text, size_text
+from llmcompress.report.estimate import interval_text
+from llmcompress.report.text import duration_text, size_text
 from llmcompress.spec.search import SearchSpec, parse_size
 from llmcompress.spec.tuning import parse_duration_s
 

@@ -35,7 +35,9 @@ from llmcompress.cli.options import (
 from llmcompress.cli.progress import run_watched
 from llmcompress.cli.spec_options import DATASET, DEVICE, Flag, with_fields
 from llmcompress.errors import GateError, UsageError
-from llmcompress.report.text import interval_text, rate_text, settings_text, size_text
+from llmcompress.report.benchmark import rate_text
+from llmcompress.report.estimate import interval_text
+from llmcompress.report.text import settings_text, size_text
 from llmcompress.spec import TuneSpec
 from llmcompress.spec.tuning import parse_duration_s, parse_workload
 

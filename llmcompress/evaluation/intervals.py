@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.report.evaluation import Estimate, Verdict
+from llmcompress.report.estimate import Estimate
+from llmcompress.report.evaluation import Verdict
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,10 +17,10 @@ from llmcompress.loaders.exporter import VISION_TASK
 from llmcompress.loaders.loaded_model import LoadedModel, load_source
 from llmcompress.loaders.seeing import Reply, Sight, answer, open_sight, picture_prompt
 from llmcompress.loaders.source import Source
+from llmcompress.report.estimate import Estimate
 from llmcompress.report.evaluation import (
     Check,
     DivergenceRecord,
-    Estimate,
     PictureAnswer,
     PictureDamage,
     PicturePart,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.data.protocols import EvaluationWindows
 from llmcompress.evaluation.intervals import clustered_mean, exponential, transformed
-from llmcompress.report.evaluation import BackendShare, DivergenceRecord, Estimate, Histogram, PerplexityRecord
+from llmcompress.report.estimate import Estimate
+from llmcompress.report.evaluation import BackendShare, DivergenceRecord, Histogram, PerplexityRecord
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,6 @@ from llmcompress.loaders.adapter import (
     require_adapter,
 )
 from llmcompress.loaders.exporter import VISION_TASK, task_of
-from llmcompress.loaders.language_model import text_config
 from llmcompress.loaders.layout import (
     IR_SIDE_FILES,
     TEMPLATES,
@@ -50,6 +49,7 @@ from llmcompress.loaders.tensors import (
     read_checkpoint,
     read_index,
 )
+from llmcompress.loaders.text_config import text_config
 from llmcompress.report.file_names import CARD, MODEL_XML, RECIPE
 from llmcompress.spec.access import Access, check_repo_id
 from llmcompress.system.cache import hold_if_kept

@@ -14,7 +14,8 @@ from typing import Any
 from llmcompress.artifact import Measurements
 from llmcompress.publishing.base_model import BaseModel
 from llmcompress.report.compression import CompressionReport
-from llmcompress.report.evaluation import Estimate, EvalReport
+from llmcompress.report.estimate import Estimate
+from llmcompress.report.evaluation import EvalReport
 from llmcompress.report.file_names import EVAL_REPORT
 from llmcompress.spec.yaml_text import dump_yaml
 

@@ -10,17 +10,17 @@ from markupsafe import Markup
 from llmcompress.artifact import Measurements
 from llmcompress.publishing.base_model import BaseModel, is_base
 from llmcompress.publishing.markdown import code, prose
-from llmcompress.report.benchmark import BenchCase, BenchReport
-from llmcompress.report.evaluation import DivergenceRecord, EvalReport, PictureRecord
-from llmcompress.report.text import (
+from llmcompress.report.benchmark import BenchCase, BenchReport, rate_text, shape_text
+from llmcompress.report.estimate import interval_text
+from llmcompress.report.evaluation import (
     DAMAGE_PARTS,
     GATE_STATUSES,
     PICTURE_DAMAGE_PARTS,
-    interval_text,
-    rate_text,
-    shape_text,
-    size_text,
+    DivergenceRecord,
+    EvalReport,
+    PictureRecord,
 )
+from llmcompress.report.text import size_text
 
 Row = dict[str, Any]
 

@@ -20,8 +20,8 @@ from markupsafe import Markup
 
 from llmcompress.errors import UsageError
 from llmcompress.publishing.markdown import chat_request, code, fence, prose, python_text, shell_word
-from llmcompress.report.evaluation import Estimate
-from llmcompress.report.text import count_text, interval_text, size_text
+from llmcompress.report.estimate import Estimate, interval_text
+from llmcompress.report.text import count_text, size_text
 from llmcompress.system.deadline import OutOfTimeError, deadline
 
 PACKAGED = "card.md.j2"

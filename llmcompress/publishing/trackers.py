@@ -13,10 +13,10 @@ from typing import NamedTuple, get_args
 
 from llmcompress.errors import ResourceError, UsageError, WriteError, one_line
 from llmcompress.hub.account import staying_offline
-from llmcompress.report.benchmark import BenchCase, BenchReport, BenchSetting, Ratio, Stats
-from llmcompress.report.evaluation import BackendRecord, Check, DamagePart, Estimate, EvalReport, TaskScore, TextRecord
+from llmcompress.report.benchmark import BenchCase, BenchReport, BenchSetting, Ratio, Stats, shape_text
+from llmcompress.report.estimate import Estimate
+from llmcompress.report.evaluation import BackendRecord, Check, DamagePart, EvalReport, TaskScore, TextRecord
 from llmcompress.report.record import EnvironmentRecord, Provenance, Record, StageTime
-from llmcompress.report.text import shape_text
 from llmcompress.spec.plan import Tracker
 from llmcompress.system.library_call import library_call
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from llmcompress.report.evaluation import Estimate
+from llmcompress.report.estimate import Estimate
 from llmcompress.report.readable import Readable
 from llmcompress.report.record import EnvironmentRecord, Measured, Record
-from llmcompress.report.text import rate_text, shape_text, size_text
+from llmcompress.report.text import size_text
 from llmcompress.spec.benchmark import BenchSpec
 
 Judgement = Literal["better", "worse", "inside the noise"]
@@ -172,3 +172,18 @@ class BenchFile(BenchReport):
     def runs(self) -> tuple[BenchReport, ...]:
         """All of them, the newest first."""
         return (BenchReport.model_validate(dict(self)), *self.other_runs)
+
+
+def rate_text(stats: Stats | None) -> str:
+    """A rate with its spread over the repetitions: `52.3 ± 0.4`."""
+    if stats is None:
+        return ""
+    return f"{stats.p50:,.0f} ± {stats.std:,.0f}" if stats.p50 >= 100 else f"{stats.p50:.1f} ± {stats.std:.1f}"
+
+
+def shape_text(case: BenchCase) -> str:
+    """A shape in short: `512+128`, `4 x 512+128 at 2048`, `448 px, 64+128` with a picture."""
+    batch = f"{case.batch_size} x " if case.batch_size > 1 else ""
+    depth = f" at {case.depth}" if case.depth else ""
+    picture = f"{case.picture_size} px, " if case.picture_size else ""
+    return f"{picture}{batch}{case.prompt_tokens}+{case.new_tokens}{depth}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from llmcompress.report.estimate import Estimate, interval_text
 from llmcompress.report.readable import Readable
 from llmcompress.report.record import EnvironmentRecord, Measured, Provenance, Record
-from llmcompress.report.text import interval_text
 from llmcompress.spec import EvalSpec, Gate
 from llmcompress.spec.evaluation import Backend
 
@@ -18,16 +19,29 @@ PicturePart = Literal["language_model", "other_parts"]
 """Of a vision-language model: what generates, and what embeds text and pictures."""
 GateStatus = Literal["no_thresholds", "passed", "failed", "not_judged"]
 
+DAMAGE_PARTS = {
+    "weights": "weights alone",
+    "kv_cache": "with the cache's precision",
+    "dynamic_quantization": "with dynamic quantization",
+    "execution_precision": "with the execution precision",
+    "all": "all as used",
+    "paged": "all as used, paged",
+}
+"""What is added, step by step, from the weights alone to the model as it is used."""
 
-class Estimate(Record):
-    """A mean over tokens with its interval, which takes the tokens of a window or document as one cluster."""
+PICTURE_DAMAGE_PARTS = {
+    "language_model": "the language model alone",
+    "other_parts": "what sees and embeds alone",
+}
+"""What is compressed where the other parts are the original's."""
 
-    value: float
-    standard_error: float | None
-    """None where there are fewer than two clusters."""
-    low: float | None
-    """Lower end of the interval at the spec's confidence."""
-    high: float | None
+GATE_STATUSES: dict[GateStatus, str] = {
+    "no_thresholds": "no thresholds set",
+    "passed": "passed",
+    "failed": "FAILED",
+    "not_judged": "not judged",
+}
+"""What the gate says of a model."""
 
 
 class TextRecord(Record):
@@ -356,3 +370,13 @@ class EvalReport(Readable):
         if self.verdict is not None:
             facts["verdict"] = self.verdict
         return facts
+
+
+def quoted_text(reports: Mapping[str, EvalReport]) -> str:
+    """Say of which graph a table's quality is, where more than one was measured; empty where none of them was."""
+    of: dict[str, list[str]] = {}
+    for name, report in reports.items():
+        if len(report.backends) > 1:
+            of.setdefault(report.worst.backend, []).append(name)
+    words = "; ".join(f"{backend} of {', '.join(names)}" for backend, names in of.items())
+    return words and f"Quality is that of the graph that loses more, where both were measured: {words}."

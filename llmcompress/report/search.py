@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmcompress.report.evaluation import Estimate, TextRecord
+from llmcompress.report.estimate import Estimate
+from llmcompress.report.evaluation import TextRecord
 from llmcompress.report.readable import Readable
 from llmcompress.report.record import EnvironmentRecord, Measured, Record
 from llmcompress.spec.search import Phase, SearchSpec

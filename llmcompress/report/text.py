@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from llmcompress.report.benchmark import BenchCase, Stats
-    from llmcompress.report.evaluation import Estimate, EvalReport, GateStatus
 
 _PROPERTIES = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "dynamic quantization",
@@ -25,30 +20,6 @@ _PROPERTIES = {
     "PERFORMANCE_HINT": "mode",
 }
 """For a table, in which the plugin's names would fill the line."""
-
-DAMAGE_PARTS = {
-    "weights": "weights alone",
-    "kv_cache": "with the cache's precision",
-    "dynamic_quantization": "with dynamic quantization",
-    "execution_precision": "with the execution precision",
-    "all": "all as used",
-    "paged": "all as used, paged",
-}
-"""What is added, step by step, from the weights alone to the model as it is used."""
-
-PICTURE_DAMAGE_PARTS = {
-    "language_model": "the language model alone",
-    "other_parts": "what sees and embeds alone",
-}
-"""What is compressed where the other parts are the original's."""
-
-GATE_STATUSES: dict[GateStatus, str] = {
-    "no_thresholds": "no thresholds set",
-    "passed": "passed",
-    "failed": "FAILED",
-    "not_judged": "not judged",
-}
-"""What the gate says of a model."""
 
 
 def size_text(num_bytes: float) -> str:
@@ -79,23 +50,6 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def rate_text(stats: Stats | None) -> str:
-    """A rate with its spread over the repetitions: `52.3 ± 0.4`."""
-    if stats is None:
-        return ""
-    return f"{stats.p50:,.0f} ± {stats.std:,.0f}" if stats.p50 >= 100 else f"{stats.p50:.1f} ± {stats.std:.1f}"
-
-
-def quoted_text(reports: Mapping[str, EvalReport]) -> str:
-    """Say of which graph a table's quality is, where more than one was measured; empty where none of them was."""
-    of: dict[str, list[str]] = {}
-    for name, report in reports.items():
-        if len(report.backends) > 1:
-            of.setdefault(report.worst.backend, []).append(name)
-    words = "; ".join(f"{backend} of {', '.join(names)}" for backend, names in of.items())
-    return words and f"Quality is that of the graph that loses more, where both were measured: {words}."
-
-
 def settings_text(properties: Mapping[str, str], between: str = ", ") -> str:
     """Settings in short: ``dynamic quantization 128, cache u8``."""
     return between.join(property_text(name, value) for name, value in sorted(properties.items())) or "default"
@@ -104,18 +58,3 @@ def settings_text(properties: Mapping[str, str], between: str = ", ") -> str:
 def property_text(name: str, value: str) -> str:
     """One setting in short: ``cache u8``."""
     return f"{_PROPERTIES.get(name, name)} {value}"
-
-
-def shape_text(case: BenchCase) -> str:
-    """A shape in short: `512+128`, `4 x 512+128 at 2048`, `448 px, 64+128` with a picture."""
-    batch = f"{case.batch_size} x " if case.batch_size > 1 else ""
-    depth = f" at {case.depth}" if case.depth else ""
-    picture = f"{case.picture_size} px, " if case.picture_size else ""
-    return f"{picture}{batch}{case.prompt_tokens}+{case.new_tokens}{depth}"
-
-
-def interval_text(estimate: Estimate, form: str = ".4g") -> str:
-    """A value with its interval: `0.00479 [0.00457, 0.00501]`."""
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:{form}} [no interval]"
-    return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"

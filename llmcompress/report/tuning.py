@@ -7,10 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from llmcompress.report.benchmark import Judgement, Stats
-from llmcompress.report.evaluation import DivergenceRecord, Estimate, GateRecord, TextRecord
+from llmcompress.report.estimate import Estimate, interval_text
+from llmcompress.report.evaluation import DivergenceRecord, GateRecord, TextRecord
 from llmcompress.report.readable import Readable
 from llmcompress.report.record import EnvironmentRecord, Measured, Provenance, Record
-from llmcompress.report.text import interval_text, settings_text
+from llmcompress.report.text import settings_text
 from llmcompress.spec.tuning import Objective, TuneSpec
 
 TrialStatus = Literal["default", "measured", "beaten", "not permitted", "refused"]

@@ -21,7 +21,8 @@ from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.layout import weight_bytes
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.report.compression import CompressionReport
-from llmcompress.report.evaluation import DivergenceRecord, Estimate
+from llmcompress.report.estimate import Estimate
+from llmcompress.report.evaluation import DivergenceRecord
 from llmcompress.searching.candidates import Table
 from llmcompress.searching.plans import Rival, plan_recipe, rivals
 from llmcompress.searching.shelf import OnShelf, Shelf

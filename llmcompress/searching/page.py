@@ -7,8 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from llmcompress.report.estimate import interval_text
 from llmcompress.report.search import SearchReport, WeightChoice
-from llmcompress.report.text import interval_text, size_text
+from llmcompress.report.text import size_text
 from llmcompress.summary.charts import trade_off_chart
 from llmcompress.summary.page import Filters, interval_below, put_page, rendered
 from llmcompress.summary.trade_offs import Point, TradeOff

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,9 +18,6 @@ from llmcompress.spec.training import Training, training_refusals
 from llmcompress.spec.validation import Refusal, StrictModel, Text
 from llmcompress.spec.weight_refusals import data_refusals
 from llmcompress.spec.weights import WeightCompression
-
-if TYPE_CHECKING:
-    from llmcompress.integrations.quantization_config import OVRecipeConfig
 
 NPU_GROUP_SIZES = (128, -1)
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -113,8 +110,8 @@ class Recipe(StrictModel):
         """Whether it makes codes of floats."""
         return self.method not in ("none", "keep")
 
-    def to_quantization_config(self, **options: Any) -> OVRecipeConfig:
-        """Alias of ``llmcompress.to_quantization_config``, for those who look for it here."""
+    def to_quantization_config(self, **options: Any) -> Any:
+        """Alias of ``llmcompress.to_quantization_config``, which gives an ``OVRecipeConfig``."""
         return llmcompress.to_quantization_config(self, **options)
 
     @classmethod

@@ -12,7 +12,8 @@ from llmcompress.report.evaluation import EvalReport, ModelRecord
 from llmcompress.report.options import eval_options, recipe_option, spec_options
 from llmcompress.report.record import Provenance
 from llmcompress.spec import BenchSpec
-from llmcompress.summary.comparison import Comparison, Row
+from llmcompress.summary.comparison import Comparison
+from llmcompress.summary.rows import Row
 from llmcompress.system.command_line import command_line
 
 

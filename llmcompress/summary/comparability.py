@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from llmcompress.report.benchmark import BenchCase, BenchReport
+from llmcompress.report.benchmark import BenchCase, BenchReport, shape_text
 from llmcompress.report.evaluation import EvalReport, ModelRecord
 from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.report.record import Record
-from llmcompress.report.text import shape_text
-
-if TYPE_CHECKING:
-    from llmcompress.summary.comparison import Row
+from llmcompress.summary.rows import Row
 
 Kind = Literal["perplexity", "kl_divergence", "speed"]
 _PREFIXES: dict[Kind, str] = {"perplexity": "P", "kl_divergence": "K", "speed": "S"}

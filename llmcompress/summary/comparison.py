@@ -9,46 +9,12 @@ from pathlib import Path
 from llmcompress.artifact import Measurements, read_measurements
 from llmcompress.errors import UsageError
 from llmcompress.report.benchmark import BenchReport
-from llmcompress.report.compression import CompressionReport
-from llmcompress.report.evaluation import DivergenceRecord, EvalReport
 from llmcompress.report.readable import Readable
-from llmcompress.report.record import Record
 from llmcompress.report.text import size_text
 from llmcompress.spec import BenchSpec
 from llmcompress.summary.comparability import Basis, Kind, find_bases
+from llmcompress.summary.rows import FailedRow, Row
 from llmcompress.summary.trade_offs import TradeOff, find_trade_offs
-
-
-class Row(Record):
-    """One artifact; a report is None where nothing was measured of these bytes."""
-
-    name: str
-    """The shortest ending of its path that no other row has."""
-    directory: str
-    """As it was given."""
-    manifest_sha256: str
-    manifest: CompressionReport
-    evaluation: EvalReport | None
-    benchmark: BenchReport | None
-    kept_defaults: str = ""
-    """Why tuning found nothing to put into it; empty where it did, and where nothing was tuned."""
-    passed_over: dict[str, str]
-    """Reports that are there and not shown, by file name, and why."""
-
-    @property
-    def divergence(self) -> DivergenceRecord | None:
-        """How far it is from its reference on the backend that loses most; None where that was not measured."""
-        return self.evaluation.worst.divergence if self.evaluation else None
-
-
-class FailedRow(Record):
-    """A job that made no artifact."""
-
-    name: str
-    reason: str
-    """One line."""
-    exit_code: int
-    """Of the class of its error, as in ``llmcompress.errors``."""
 
 
 class Comparison(Readable):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.artifact import write_errors
 from llmcompress.errors import UsageError
-from llmcompress.report.text import rate_text, size_text
+from llmcompress.report.benchmark import rate_text
+from llmcompress.report.text import size_text
 from llmcompress.summary.commands import commands
 from llmcompress.summary.comparison import Comparison
 from llmcompress.summary.sections import (

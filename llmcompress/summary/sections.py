@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llmcompress.report.benchmark import BenchCase
+from llmcompress.report.benchmark import BenchCase, shape_text
 from llmcompress.report.compression import LayerRecord
 from llmcompress.report.record import EnvironmentRecord
-from llmcompress.report.text import shape_text, size_text
+from llmcompress.report.text import size_text
 from llmcompress.summary.charts import (
     AXES,
     distribution_chart,
@@ -18,8 +18,9 @@ from llmcompress.summary.charts import (
     quantiles,
     trade_off_chart,
 )
-from llmcompress.summary.comparison import Comparison, Row
+from llmcompress.summary.comparison import Comparison
 from llmcompress.summary.labels import short_names
+from llmcompress.summary.rows import Row
 from llmcompress.summary.svg import printable
 
 KINDS = {"perplexity": "perplexity", "kl_divergence": "KL divergence", "speed": "speed"}

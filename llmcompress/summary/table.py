@@ -8,19 +8,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from llmcompress.report.benchmark import BenchCase
-from llmcompress.report.evaluation import Estimate
-from llmcompress.report.text import (
-    GATE_STATUSES,
-    interval_text,
-    quoted_text,
-    rate_text,
-    settings_text,
-    shape_text,
-    size_text,
-)
+from llmcompress.report.benchmark import BenchCase, rate_text, shape_text
+from llmcompress.report.estimate import Estimate, interval_text
+from llmcompress.report.evaluation import GATE_STATUSES, quoted_text
+from llmcompress.report.text import settings_text, size_text
 from llmcompress.summary.comparability import Kind
-from llmcompress.summary.comparison import Comparison, Row
+from llmcompress.summary.comparison import Comparison
+from llmcompress.summary.rows import Row
 from llmcompress.summary.trade_offs import pruned_and_beaten
 
 Group = Literal["size", "quality", "speed", "memory", "runtime"]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from llmcompress.report.evaluation import Estimate
+from llmcompress.report.estimate import Estimate
 from llmcompress.report.record import Record
 from llmcompress.summary.comparability import Basis
-
-if TYPE_CHECKING:
-    from llmcompress.summary.comparison import Row
+from llmcompress.summary.rows import Row
 
 Cost = Literal["size_bytes", "decode_tokens_per_s", "gain"]
 MORE_IS_BETTER = frozenset({"decode_tokens_per_s", "gain"})

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from llmcompress.evaluation.gate import gate_record, threshold_checks
-from llmcompress.report.evaluation import DivergenceRecord, Estimate, GateRecord
+from llmcompress.report.estimate import Estimate
+from llmcompress.report.evaluation import DivergenceRecord, GateRecord
 from llmcompress.report.tuning import Trial
 from llmcompress.spec import Gate
 from llmcompress.summary.trade_offs import pareto_front

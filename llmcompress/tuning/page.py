@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmcompress.report.text import interval_text, rate_text, settings_text, size_text
+from llmcompress.report.benchmark import rate_text
+from llmcompress.report.estimate import interval_text
+from llmcompress.report.text import settings_text, size_text
 from llmcompress.report.tuning import Trial, TuneReport
 from llmcompress.summary.charts import trade_off_chart
 from llmcompress.summary.page import Filters, interval_below, put_page, rendered

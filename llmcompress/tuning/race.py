@@ -12,7 +12,7 @@ from llmcompress.benchmarking.ratios import judge_ratio, paired_ratio
 from llmcompress.benchmarking.timing import Run, decode_tokens_per_s, prefill_tokens_per_s, stats
 from llmcompress.benchmarking.worker import MemoryUse
 from llmcompress.report.benchmark import Judgement
-from llmcompress.report.evaluation import Estimate
+from llmcompress.report.estimate import Estimate
 from llmcompress.report.tuning import WorkloadSpeed
 from llmcompress.spec import TuneSpec, Workload
 

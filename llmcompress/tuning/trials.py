@@ -8,7 +8,7 @@ from typing import NamedTuple
 from llmcompress.benchmarking.client import Client
 from llmcompress.benchmarking.ratios import judge_ratio
 from llmcompress.errors import UsageError
-from llmcompress.report.evaluation import Estimate
+from llmcompress.report.estimate import Estimate
 from llmcompress.report.text import duration_text
 from llmcompress.report.tuning import Trial, TuningVerification
 from llmcompress.system.process import run_supervised

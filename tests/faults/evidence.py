@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from llmcompress.benchmarking.ratios import judge_ratio, paired_ratio
 from llmcompress.evaluation.intervals import clustered_mean, judge
-from llmcompress.report.evaluation import Estimate
+from llmcompress.report.estimate import Estimate
 
 TOKEN_SPREAD = 1.2
 """Standard deviation of the logarithm of a token's KL divergence."""
