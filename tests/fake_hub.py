@@ -287,7 +287,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
             return body
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        length = int(self.headers.get("Content-Length", 0))
+        if len(body := self.rfile.read(length)) < length:
+            raise ConnectionResetError("the client hung up")
+        return body
 
     def _reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -346,6 +349,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _answer(self, path: str) -> Answer:
+        written = (self._create, self._paths, self._tag, self._preupload, self._commit, self._batch)
         for pattern, respond in (
             (r"/api/whoami-v2", self._whoami),
             (r"/api/validate-yaml", self._validate),
@@ -367,7 +371,8 @@ class _Handler(BaseHTTPRequestHandler):
             (r"/(?:datasets/)?([^/]+/[^/]+)/resolve/(.+)", self._resolve),
         ):
             if match := re.fullmatch(pattern, path):
-                return respond(*match.groups())
+                # A redirected POST comes as a GET.
+                return _refusal(405) if self.command == "GET" and respond in written else respond(*match.groups())
         return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
 
     def _whoami(self) -> Answer:
@@ -534,7 +539,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _collection(self, slug: str, items: str | None) -> Answer:
         if slug not in self.fake.collections:
             return _refusal(404)
-        if items:
+        if items and self.command == "POST":
             name = json.loads(self.body)["item"]["id"]
             if name in self.fake.collections[slug]:
                 return _refusal(409)
