@@ -56,7 +56,7 @@ faults-all: $(DEVELOPMENT)
 	PYTHONPATH=tests $(BIN)/python tests/faults/batch.py --state build/batch.jsonl
 	PYTHONPATH=tests $(BIN)/python tests/faults/rebuild.py --limit-s 7200 --state build/rebuild.jsonl
 	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py --json build/evidence.json
-	PYTHONPATH=tests $(BIN)/python tests/faults/page.py build/*.jsonl --evidence build/evidence.json --json build/faults.json
+	PYTHONPATH=tests $(BIN)/python tests/faults/page.py build/*.jsonl --evidence build/evidence.json
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .
