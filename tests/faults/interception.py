@@ -123,6 +123,8 @@ def to_its_end(
         env=dict(environment),
         cwd=cwd,
         start_new_session=True,
+        # A sweep that a shell put into the background ignores Ctrl-C, and so would what it starts.
+        preexec_fn=_heeding_interrupts,
     )
     try:
         stdout, stderr = process.communicate(timeout=limit_s)
@@ -137,6 +139,10 @@ def to_its_end(
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     return Ended(process.returncode, stdout.decode(errors="replace"), stderr.decode(errors="replace"), outlived)
+
+
+def _heeding_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _is_alive(group: int) -> bool:

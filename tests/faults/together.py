@@ -24,11 +24,11 @@ import interception
 from interception import Ended, to_its_end
 from invariants import leaks, said_badly, tree, units
 from points import Point, Points, add_arguments, table
-from scenes import INT4, PARTS, SECRET, command, environment
+from scenes import KEPT, PARTS, SECRET, command, environment
 
 FLOCK = Path(__file__).with_name("flock.c")
 AT_ONCE = 6
-RECIPES = (("-r", "int8"), INT4)
+RECIPES = (("-r", "int8"), KEPT)
 EXISTS, DAMAGED, LOCKED = 2, 4, 9
 LOOK_S = 0.5
 
