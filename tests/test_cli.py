@@ -773,6 +773,16 @@ def test_an_encoding_without_our_characters_loses_nothing_needed() -> None:
     assert done.stdout.isascii()
 
 
+def test_names_in_an_encoding_without_their_characters_are_escaped() -> None:
+    name = "größer, 模型 \U0001f600"
+    program = f"import sys, llmcompress.cli as cli; cli.run = lambda _: print({name!r}); sys.argv[1:] = []; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(b'"' + done.stdout.strip() + b'"') == name
+
+
 def terminal_output(program: str, **environment: str) -> str:
     """Run a program whose stderr is a terminal of 100 columns; return what the terminal received."""
     pty = pytest.importorskip("pty", reason="needs a POSIX pseudo-terminal")

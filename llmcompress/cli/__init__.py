@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
+import io
 import itertools
 import json
 import os
@@ -19,6 +21,7 @@ _BROKEN_PIPE_EXIT_CODE = 141
 def main() -> None:
     """Run the command line and end the process with its exit code."""
     _replace_closed_streams()
+    _escape_what_stdout_cannot_show()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -118,6 +121,19 @@ def _replace_closed_streams() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+
+
+def _escape_what_stdout_cannot_show() -> None:
+    """Have characters that are not in stdout's encoding printed as JSON escapes, so that `--json` stays JSON."""
+    codecs.register_error("llmcompress.json", _as_json)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="llmcompress.json")
+
+
+def _as_json(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _end_of_output(code: int, tell: Callable[..., int], last: str = "") -> int:
