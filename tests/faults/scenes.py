@@ -70,7 +70,7 @@ def made(place: Path, settings: Settings, *arguments: str | Path) -> None:
 def _checkpoint(place: Path) -> Path:
     from tiny_models import build_checkpoint
 
-    return build_checkpoint(place / "in" / "model", num_hidden_layers=1)
+    return build_checkpoint(place / "in" / "model", num_hidden_layers=1, num_key_value_heads=4)
 
 
 def _text(place: Path) -> Path:
@@ -101,7 +101,7 @@ def _old(place: Path, settings: Settings) -> None:
 
 INT4 = ("-r", "int4", "--set", "weights.group_size=32")
 KEPT = ("-r", "int4-sym", "--set", "weights.group_size=32")
-"""A graph is not kept where NNCF computes by NumPy, as it does asymmetric codes of weights as small as these."""
+"""A graph of which NNCF computes nothing by NumPy, as it does the codes of the smallest weights: it can be kept."""
 
 
 def _compress(place: Path, settings: Settings) -> None:
