@@ -70,7 +70,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "artifact/reports.py": ("test_reports.py", "test_artifact.py::test_a_report_is_put_in_place_or_the_old_one_stays"),
     "hub/cache.py": HUB,
     "hub/listing.py": HUB,
+    "hub/failures.py": ("test_hub_failures.py",),
     "hub/client.py": ("test_hub_client.py",),
+    "hub/patience.py": (
+        "test_patience.py",
+        "test_hub_client.py::test_a_transient_refusal_is_ours_before_the_library_tries_on_its_own",
+    ),
     "hub/account.py": ("test_account.py",),
     "hub/download.py": ("test_download.py",),
     "hub/transfer.py": ("test_download.py",),
