@@ -322,37 +322,15 @@ def read_notes(folder: Path) -> Any:
     return reason, unlogged(made, "mlflow")
 
 
-def _search_report(folder: Path) -> Any:
-    from push_fixture import EVALUATION
-    from summary_fixture import environment, estimate
-
-    from llmcompress import SearchReport, SearchSpec
-    from llmcompress.artifact import manifest_sha256
-    from llmcompress.report.search import Contender, FrontPoint, WeightChoice
-
-    plan = Contender(
-        name="searched", kind="searched", size_bytes=1000, predicted_kl=0.01, kl_divergence=estimate(0.01),
-        top1_agreement=estimate(0.9),
-    )  # fmt: skip
-    weight = WeightChoice(name="a", num_parameters=10, format="int4_sym:32", size_bytes=5, kl_divergence=0.01)
-    return SearchReport(
-        llmcompress_version="1", spec=SearchSpec(dataset="text.txt", bits_per_weight=4.5),
-        manifest_sha256=manifest_sha256(folder),
-        text=EVALUATION.text, num_sensitivity_tokens=100, num_parameters=1000, contenders=(plan,), gain=None,
-        chosen="searched", reason="there is no rival", weights=(weight,),
-        front=(FrontPoint(size_bytes=1000, kl_divergence=0.01),), environment=environment(),
-        measured=EVALUATION.measured,
-    )  # fmt: skip
-
-
 def make_searched(folder: Path) -> None:
     """An artifact that a search wrote."""
+    from push_fixture import searched
     from summary_fixture import write_model
 
     from llmcompress.artifact.reports import write_report
 
     made = write_model(folder / "made")
-    write_report(made, "search.json", _search_report(made))
+    write_report(made, "search.json", searched(made))
 
 
 def read_searched(folder: Path) -> Any:

@@ -7,12 +7,14 @@ from typing import Any
 
 from artifact_fixture import contents, manifest_for
 from fake_hub import FakeHub, Repo
+from summary_fixture import environment, estimate
 from test_cli import EVALUATION, SPEED
 
 from llmcompress.artifact import manifest_sha256, staging, write_report
 from llmcompress.report.evaluation import Check, EvalReport, GateRecord
+from llmcompress.report.search import Contender, FrontPoint, SearchReport, WeightChoice
 from llmcompress.report.tuning import TuneReport, TuningReference
-from llmcompress.spec import Gate, Recipe, TuneSpec
+from llmcompress.spec import Gate, Recipe, SearchSpec, TuneSpec
 
 TOKEN = "hf_canarycanarycanarycanarycanarycanar"
 
@@ -65,6 +67,23 @@ def tuning(directory: Path) -> TuneReport:
         environment=EVALUATION.environment,
         measured=EVALUATION.measured,
     )
+
+
+def searched(directory: Path) -> SearchReport:
+    """A search for the formats of weights without a rival."""
+    plan = Contender(
+        name="searched", kind="searched", size_bytes=1000, predicted_kl=0.01, kl_divergence=estimate(0.01),
+        top1_agreement=estimate(0.9),
+    )  # fmt: skip
+    weight = WeightChoice(name="a", num_parameters=10, format="int4_sym:32", size_bytes=5, kl_divergence=0.01)
+    return SearchReport(
+        llmcompress_version="1", spec=SearchSpec(dataset="text.txt", bits_per_weight=4.5),
+        manifest_sha256=manifest_sha256(directory),
+        text=EVALUATION.text, num_sensitivity_tokens=100, num_parameters=1000, contenders=(plan,), gain=None,
+        chosen="searched", reason="there is no rival", weights=(weight,),
+        front=(FrontPoint(size_bytes=1000, kl_divergence=0.01),), environment=environment(),
+        measured=EVALUATION.measured,
+    )  # fmt: skip
 
 
 def make_evaluated(output: Path, **options: Any) -> Path:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -13,14 +15,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
-from artifact_fixture import write_artifact
+from artifact_fixture import manifest_for, write_artifact
+from filelock import FileLock
 
-from llmcompress.artifact import read_manifest, staging, verify, write_errors
+from llmcompress.artifact import (
+    output,
+    read_manifest,
+    remove_artifact,
+    remove_leftovers,
+    staging,
+    verify,
+    write_errors,
+)
 from llmcompress.artifact.failures import size_limit_as_error
 from llmcompress.artifact.manifest import is_sealed_wrong
 from llmcompress.artifact.placement import checked_output, refuse_existing, refuse_overlap, resolve_output
-from llmcompress.errors import ArtifactError, UsageError, WriteError
+from llmcompress.errors import ArtifactError, LockedError, UsageError, WriteError
 
 # --- may the output go there
 
@@ -104,6 +116,99 @@ def test_a_place_for_scratch_is_made_once(tmp_path: Path) -> None:
         with pytest.raises(WriteError, match="File exists"):
             stage.scratch_dir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replaced_output_is_in_its_place_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = write_artifact(tmp_path / "out", 1)
+    monkeypatch.setattr("llmcompress.system.files._exchange", lambda first, second: False)
+    with staging(made, overwrite=True) as stage:
+        (stage.path / "new").touch()
+        stage.publish(manifest_for(stage.path))
+        assert (made / "new").exists()
+
+
+def test_a_link_among_the_files_is_not_put_in_place(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"content")
+    with staging(tmp_path / "out") as stage:
+        (stage.path / "file").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ArtifactError, match="does not list what was written; they differ in file"):
+            stage.publish(manifest_for(stage.path))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [("iterdir", "place"), ("mkdir", ".out.staging-"), ("mkdir", "model"), ("rename", "out"), ("acquire", "")],
+)
+def test_what_refuses_at_one_place_is_a_write_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str, name: str
+) -> None:
+    made = write_artifact(tmp_path / "place" / "out", 1)
+    owner = FileLock if call == "acquire" else Path
+    usual = getattr(owner, call)
+
+    def refuse(self: Any, *arguments: Any, **options: Any) -> Any:
+        if call == "acquire" or self.name.startswith(name):
+            raise OSError(errno.EROFS, "Read-only file system", *([str(self)] if call != "acquire" else []))
+        return usual(self, *arguments, **options)
+
+    monkeypatch.setattr(owner, call, refuse)
+    with pytest.raises(WriteError, match=r"cannot write: Read-only file system \(EROFS\)"):
+        remove_artifact(made)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "place").iterdir()] == ["out"]
+    assert caplog.records == []
+
+
+def test_an_artifact_that_is_removed_stays_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = write_artifact(tmp_path / "out", 1)
+    synced: list[tuple[str, bool]] = []
+    monkeypatch.setattr(output, "sync_directory", lambda path: synced.append((path.name, made.exists())))
+    remove_artifact(made)
+    assert synced == [(tmp_path.name, False)]
+    assert list(tmp_path.iterdir()) == []
+    remove_artifact(made)
+
+
+# --- the lock
+
+
+def test_what_a_run_left_that_was_killed_at_the_lock_goes(tmp_path: Path) -> None:
+    (tmp_path / ".out.lock").touch()
+    remove_leftovers(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_removed_keeps_nothing_from_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        if self.name == ".out.lock":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert verify(write_artifact(tmp_path / "out", 1)).ok
+
+
+@pytest.mark.parametrize(
+    ("later_s", "is_alive"), [(0.5, True), (-0.5, True), (1.0, False), (1.5, False), (-1.5, False)]
+)
+def test_a_process_is_known_by_the_second_it_began(tmp_path: Path, later_s: float, is_alive: bool) -> None:
+    parent = psutil.Process(os.getppid())
+    directory = tmp_path / ".out.staging-0123abcd"
+    directory.mkdir()
+    mark = {"pid": parent.pid, "started": parent.create_time() - later_s, "host": platform.node()}
+    (directory / "owner.json").write_text(json.dumps(mark))
+    if not is_alive:
+        write_artifact(tmp_path / "out", 1)
+        assert not directory.exists()
+        return
+    with pytest.raises(LockedError, match="is writing this output"):
+        write_artifact(tmp_path / "out", 1)
+    assert directory.exists()
 
 
 def test_signal_after_signal_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +327,12 @@ def test_what_is_free_is_asked_of_the_nearest_place_that_answers(
     assert failed(tmp_path, full).message.endswith("; 11 bytes free on its file system")
     free.clear()
     assert failed(tmp_path, full).message.endswith("; free space unknown")
+
+
+def test_while_an_output_is_made_a_size_limit_is_an_error(tmp_path: Path, default: int) -> None:
+    with staging(tmp_path / "out"):
+        assert signal.getsignal(default) == signal.SIG_IGN
+    assert signal.getsignal(default) == signal.SIG_DFL
 
 
 @pytest.fixture

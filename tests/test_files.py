@@ -18,6 +18,7 @@ import pytest
 from llmcompress.system import files
 from llmcompress.system.files import (
     free_bytes,
+    is_utf8,
     replace_directory,
     replace_file,
     replacing,
@@ -52,6 +53,11 @@ def num_open() -> int:
 def test_what_is_free_of_a_place_that_is_not_there_yet(tmp_path: Path) -> None:
     assert abs(free_bytes(tmp_path / "a" / "b") - shutil.disk_usage(tmp_path).free) < 2**30
     assert abs(free_bytes(tmp_path) - shutil.disk_usage(tmp_path).free) < 2**30
+
+
+def test_paths_that_are_text(tmp_path: Path) -> None:
+    assert is_utf8(tmp_path / "größe 模型")
+    assert not is_utf8(Path(os.fsdecode(b"/tmp/gr\xf6\xdfe")))
 
 
 def test_long_names_leave_room(tmp_path: Path) -> None:

@@ -18,9 +18,16 @@ from safetensors.numpy import save_file
 from llmcompress.errors import HubError, ModelError, SecurityError
 from llmcompress.loaders import nonfinite
 from llmcompress.loaders import scan as scanning
-from llmcompress.loaders.safetensors_file import TensorInfo, read_header
+from llmcompress.loaders.safetensors_file import BITS, TensorInfo, read_header
 from llmcompress.loaders.scan import scan
-from llmcompress.loaders.tensors import INDEX, SINGLE, read_checkpoint
+from llmcompress.loaders.tensors import (
+    INDEX,
+    SINGLE,
+    choose_weights,
+    is_pickled_weight,
+    read_checkpoint,
+    refuse_empty,
+)
 from llmcompress.system.progress import Progress
 
 TENSORS = {
@@ -99,6 +106,37 @@ def test_headers_that_are_refused_by_name(tmp_path: Path, header: object, data: 
     if header != b" {}" and "more" not in str(header):  # the library takes these two, against its format
         with pytest.raises(SafetensorError):
             safe_open(path, "numpy")
+
+
+@pytest.mark.parametrize("dtype", BITS)
+def test_elements_have_the_bits_that_the_library_gives_them(tmp_path: Path, dtype: str) -> None:
+    for bits in (4, 6, 8, 16, 32, 64):
+        path = write(tmp_path / SINGLE, {"a": entry(dtype, [8], [0, bits])}, bytes(bits))
+        try:
+            with safe_open(path, "numpy"):
+                pass
+        except SafetensorError:
+            with pytest.raises(ModelError, match=f"'a' of {dtype} .* needs .* bytes, and has {bits}"):
+                read_header(path)
+        else:
+            assert read_header(path)["a"].dtype == dtype
+            assert BITS[dtype] == bits
+
+
+def test_every_dtype_of_the_format_is_known() -> None:
+    assert sorted(BITS) == [
+        "BF16", "BOOL", "C64", "F16", "F32", "F4", "F64", "F6_E2M3", "F6_E3M2", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2",
+        "F8_E5M2FNUZ", "F8_E8M0", "I16", "I32", "I64", "I8", "U16", "U32", "U64", "U8",
+    ]  # fmt: skip
+
+
+def test_sizes_are_numbers_of_64_bits(tmp_path: Path) -> None:
+    largest = (1 << 63) - 1
+    path = write(tmp_path / SINGLE, {"a": entry(shape=[largest, 0], offsets=[0, 0])})
+    assert read_header(path)["a"].shape == (largest, 0)
+    write(path, {"a": entry(shape=[largest + 1, 0], offsets=[0, 0])})
+    with pytest.raises(ModelError, match="shape that is no list of sizes"):
+        read_header(path)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +277,61 @@ def test_only_pickle_files(tmp_path: Path) -> None:
     with pytest.raises(SecurityError, match=r"pickle files \(pytorch_model\.bin\), .* safetensors is needed") as caught:
         read_checkpoint(tmp_path)
     assert "save_pretrained" in caught.value.hint
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"])
+def test_names_of_weights_that_can_run_code(suffix: str) -> None:
+    assert is_pickled_weight(f"pytorch_model{suffix}")
+    assert is_pickled_weight(f"sub/optimizer/model{suffix}")
+    assert not is_pickled_weight(f"model{suffix}.safetensors")
+    for name in ("training_args", "optimizer", "scheduler", "rng_state_0", "scaler", "openvino_model"):
+        assert not is_pickled_weight(f"{name}{suffix}")
+        assert not is_pickled_weight(f"sub/{name}{suffix}")
+    with pytest.raises(SecurityError, match=rf"the weights are pickle files \(a\{suffix}\)"):
+        choose_weights([f"optimizer{suffix}", f"a{suffix}"], where="x")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("model-00001-of-00002.safetensors", f"the index of these shards is missing: fetch {INDEX} as well"),
+        ("adapter_model.safetensors", "it is an adapter: merge it into its base model with `merge_adapter`"),
+        ("consolidated.00.safetensors", "it is in its trainer's own layout: give the model as transformers saves it"),
+        ("other.safetensors", f"transformers reads {SINGLE} alone: rename the file, if it holds the whole model"),
+        ("model.gguf", "give a checkpoint directory as transformers saves it"),
+        ("flax_model.msgpack", "give a checkpoint directory as transformers saves it"),
+        ("tf_model.h5", "give a checkpoint directory as transformers saves it"),
+        ("model.onnx", "give a checkpoint directory as transformers saves it"),
+    ],
+)
+def test_weights_of_another_layout_say_what_to_do(name: str, hint: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        choose_weights(["config.json", name], where="x")
+    assert caught.value.message == f"there is neither {SINGLE} nor {INDEX}; weights of another layout: {name}"
+    assert (caught.value.where, caught.value.hint) == ("x", hint)
+    with pytest.raises(ModelError) as caught:
+        choose_weights(["config.json"], where="x")
+    assert caught.value.message == f"there is neither {SINGLE} nor {INDEX}"
+
+
+def test_of_many_names_five_are_shown() -> None:
+    for count, end in ((5, r"e\.bin\), which"), (6, r"e\.bin and 1 more\), which"), (7, r"e\.bin and 2 more\), which")):
+        with pytest.raises(SecurityError, match=r"pickle files \(a\.bin, b\.bin, c\.bin, d\.bin, " + end):
+            choose_weights([f"{letter}.bin" for letter in "abcdefg"[:count]], where="x")
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+def test_weights_without_elements_are_refused(tmp_path: Path, dtype: str) -> None:
+    header = {"a": entry(dtype, [0, 4], [0, 0]), "b": entry("F32", [1], [0, 4]), "ids": entry("I64", [0], [4, 4])}
+    write(tmp_path / SINGLE, header, bytes(4))
+    with pytest.raises(
+        ModelError, match="1 of 3 tensors are empty, as in a save under DeepSpeed's ZeRO-3: a\n"
+    ) as caught:
+        refuse_empty(read_checkpoint(tmp_path))
+    assert caught.value.hint.startswith("gather them: run zero_to_fp32.py")
+    header.pop("a")
+    write(tmp_path / SINGLE, header, bytes(4))
+    refuse_empty(read_checkpoint(tmp_path))
 
 
 def test_no_weights(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def _read(path: Path, kind: type[_Report], digest: str, unused: dict[str, str]) 
         unused[path.name] = f"it cannot be read: {error.strerror}"
         return None
     except ValidationError as error:
-        detail = error.errors(include_url=False, include_input=False)[0]
+        detail = error.errors()[0]
         place = ".".join(str(part) for part in detail["loc"])
         unused[path.name] = f"it cannot be read: {place}: {detail['msg']}" if place else "it is not JSON"
         return None

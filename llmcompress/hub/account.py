@@ -56,7 +56,7 @@ def find_account(client: HubClient) -> Account:
         raise HubError(message, hint=hint)
     if current_token() is None:
         raise HubError("nobody is logged in to the Hub", hint=login)
-    with translated_errors("the account", "main", writing=True):
+    with translated_errors("the account", "", writing=True):
         answer = client.call(lambda api: api.whoami())
     try:
         token = answer.get("auth", {}).get("accessToken") or {}

@@ -131,8 +131,8 @@ def _obtain_all(
             for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
                 job.result()
         finally:
+            # What has not begun ends where it would wait for its lock.
             client.stop()
-            pool.shutdown(cancel_futures=True)
 
 
 def _obtain(

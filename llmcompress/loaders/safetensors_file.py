@@ -91,8 +91,7 @@ def header_of(path: Path, size: int, first: Callable[[int], bytes]) -> dict[str,
         raise _wrong(path, f"the header gives {error.args[0]!r} twice") from error
     except (ValueError, RecursionError) as error:
         raise _wrong(path, f"the header is no JSON text ({type(error).__name__})") from error
-    if not isinstance(header, dict):
-        raise _wrong(path, f"the header is a {type(header).__name__}; a JSON object is needed")
+    # It begins with a brace, so it is an object.
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _wrong(path, "__metadata__ is not an object of texts")

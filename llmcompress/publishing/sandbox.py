@@ -83,8 +83,6 @@ def render(variables: Mapping[str, object], template: Path | None = None) -> str
         raise UsageError(
             f"includes {error.name!r}; only {PACKAGED!r} is there", where=where, hint="put the text into the template"
         ) from None
-    except UsageError:
-        raise
     except (TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError,
             ValueError) as error:  # fmt: skip
         # A template is a program: it can raise anything.
