@@ -110,8 +110,10 @@ def quantize_float_groups(weights: Any, floats: Any, into: Any, first: int, last
                 into.scales[group] = scale
             elif not np.isfinite(scale) or scale == np.float32(0):
                 return False
-            for i in range(place, place + group_size):
-                values[i] = values[i] / scale
+            own = values[place : place + group_size]
+            # From 0 on, where an index is known not to be negative: only such a loop becomes vectors.
+            for i in range(group_size):
+                own[i] = own[i] / scale
         count = end - begin
         if len(floats.midpoints):
             _nearest_level(values[:count], floats.midpoints, codes)

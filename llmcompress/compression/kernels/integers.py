@@ -150,6 +150,19 @@ def parameters(least: Any, largest: Any, integers: Any) -> Any:
 
 
 @compiled
+def _round(values: Any, scale: Any, zero_point: Any, integers: Any) -> None:
+    """Replace the values of a group by their codes.
+
+    A function of its own: from 0 on an index is known not to be negative, and only such a loop becomes vectors.
+    """
+    low, high = integers.low, integers.high
+    for i in range(len(values)):
+        code = np.rint(values[i] / scale + zero_point)
+        code = low if code < low else code
+        values[i] = high if code > high else code
+
+
+@compiled
 def quantize_groups(weights: Any, integers: Any, into: Any, first: int, last: int) -> bool:
     """Quantize groups ``first`` to ``last``; ``first`` is a multiple of 8.
 
@@ -163,7 +176,7 @@ def quantize_groups(weights: Any, integers: Any, into: Any, first: int, last: in
     Returns:
         False where a weight, or a scale that was given, is not finite: the output is undefined then.
     """
-    group_size, low, high = weights.group_size, integers.low, integers.high
+    group_size = weights.group_size
     scales, zero_points, is_given = into.scales, into.zero_points, into.are_scales_given
     unit = 8 // math.gcd(8, group_size)  # Groups that end on a whole byte, whatever the number of bits.
     span = unit * max(1, BLOCK_VALUES // (unit * group_size))
@@ -186,10 +199,7 @@ def quantize_groups(weights: Any, integers: Any, into: Any, first: int, last: in
                 scales[group], zero_points[group] = scale, zero_point
             elif not np.isfinite(scale) or scale == _ZERO:
                 return False
-            for i in range(place, place + group_size):
-                code = np.rint(values[i] / scale + zero_point)
-                code = low if code < low else code
-                values[i] = high if code > high else code
+            _round(values[place : place + group_size], scale, zero_point, integers)
         # Apart, since a loop that ends in bytes is unrolled beyond the length of a small group.
         for i in range(end - begin):
             codes[i] = np.uint8(np.int32(values[i]) + integers.offset)
