@@ -44,6 +44,10 @@ def test_values_are_inert_and_the_templates_own_text_is_not(rendered: Callable[.
     assert rendered("{{ title | upper }} {{ more }}", more="<i>") == "A\\*B &#60;i&#62;"
 
 
+def test_what_a_filter_made_stays_so_next_to_what_is_made_inert(rendered: Callable[..., str]) -> None:
+    assert rendered("{{ ('x' | code) ~ more }}", more="<b>") == "`x`&lt;b&gt;"
+
+
 def test_blocks_leave_no_lines_and_the_end_stays(rendered: Callable[..., str]) -> None:
     assert rendered("a\n  {% if true %}\nb\n  {% endif %}\nc\n\n") == "a\nb\nc\n\n"
 
