@@ -199,7 +199,9 @@ def _read_lines(stream: IO[bytes], last_lines: deque[str], logs: Callable[[str],
 def _interrupted(number: int, answer: Done | Failed | None, *, killed: bool) -> InterruptedRunError:
     by = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     if isinstance(answer, Done):
-        error = InterruptedRunError(f"interrupted by {by}, but the work was already done: its output is complete")
+        error = InterruptedRunError(
+            f"interrupted by {by}, but the work was already done: its output is complete", hint="use it as it is"
+        )
     elif killed:
         error = InterruptedRunError(
             f"interrupted by {by}; the worker did not stop by itself and was killed: the output is untouched, "
