@@ -153,10 +153,12 @@ def test_divergence_equals_the_full_vocabulary_in_numpy(ref_model: Path, wikitex
     assert found.rms_probability_change == pytest.approx(
         float(np.sqrt((np.concatenate(probability) ** 2).mean())), rel=1e-3
     )
-    # The interval is that of the windows' means.
+    # The interval is that of how far each window lies from the mean of the others.
     means = np.array([part.mean() for part in kl])
-    deviation, num_windows = means.std(ddof=1), len(means)
-    skewness = ((means - means.mean()) ** 3).mean() / deviation**3
+    num_windows = len(means)
+    deviation = means.std(ddof=1) * num_windows / (num_windows - 1)
+    third = ((means - means.mean()) ** 3).mean() / means.std(ddof=1) ** 3
+    skewness = third * num_windows**2 / ((num_windows - 1) * (num_windows - 2))
     assert found.kl_divergence.high is not None
     off = (means.mean() - found.kl_divergence.high) / deviation
     # Hall's transformation of how far the truth is off, whose quantiles are Student's.
