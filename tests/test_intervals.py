@@ -91,8 +91,10 @@ def test_a_long_cluster_does_not_narrow_the_interval() -> None:
     assert transformed == pytest.approx(stats.t.ppf(0.975, 3) / 2)
 
 
-def test_one_cluster_has_no_interval() -> None:
-    got = clustered_mean(np.array([3.0]), np.array([2], dtype=np.int64), 0.95)
+@pytest.mark.parametrize("counts", [[2], [0, 2, 0]])
+def test_one_cluster_has_no_interval(counts: list[int]) -> None:
+    sums = np.where(counts, 3.0, 0.0)
+    got = clustered_mean(sums, np.array(counts, dtype=np.int64), 0.95)
     assert (got.value, got.standard_error, got.low, got.high) == (1.5, None, None, None)
     small = Estimate(value=0.0, standard_error=None, low=None, high=None)
     assert judge(small, small, kl_margin=1.0, perplexity_margin=1.0) == "cannot tell"

@@ -55,6 +55,13 @@ def collected(model: Any, directory: Path) -> dict[str, np.ndarray]:
     return {f"{path.name}/{name}": value for path in files for name, value in load_file(path).items()}
 
 
+def skip_without_bf16() -> None:
+    import openvino as ov
+
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this machine's processor does not compute in bf16")
+
+
 def test_statistics_equal_nncf_and_take_no_output(ref_model: Path, tmp_path: Path, inferred: list[set[str]]) -> None:
     model = llmcompress.load(ref_model).model
     names = model.outputs[0].get_names()
@@ -69,6 +76,12 @@ def test_statistics_equal_nncf_and_take_no_output(ref_model: Path, tmp_path: Pat
     assert stock.keys() == lean.keys()
     for name, values in stock.items():
         np.testing.assert_array_equal(lean[name], values, strict=True)
+
+
+def test_statistics_in_bf16_lie_near_those_in_f32(ref_model: Path, tmp_path: Path) -> None:
+    skip_without_bf16()
+    model = llmcompress.load(ref_model).model
+    stock = collected(model, tmp_path / "stock")
     with lean_statistics("bf16"):
         short = collected(model, tmp_path / "short")
     means = [name for name in stock if "mean_values" in name]
@@ -111,10 +124,7 @@ def test_a_processor_without_bf16(ref_model: Path, tmp_path: Path, monkeypatch: 
 
 
 def test_a_run_in_bf16_says_so(tmp_path: Path, inferred: list[set[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    import openvino as ov
-
-    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        pytest.skip("this machine's processor does not compute in bf16")
+    skip_without_bf16()
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
     loaded = llmcompress.load(build_checkpoint(tmp_path / "tiny"))
     (tmp_path / "text.txt").write_text(TEXT.read_text()[:50_000])

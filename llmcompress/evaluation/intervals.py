@@ -39,7 +39,8 @@ def clustered_mean(sums: NDArray[np.float64], counts: NDArray[Any], confidence: 
     total = float(counts.sum())
     mean = float(sums.sum() / total)
     num_clusters = len(sums)
-    if num_clusters < 2 or not math.isfinite(mean):
+    # Where one cluster has all units, there are no others to measure it from.
+    if num_clusters < 2 or counts.max() == total or not math.isfinite(mean):
         return Estimate(value=mean, standard_error=None, low=None, high=None)
     shares = (sums - mean * counts) * (num_clusters / total)
     error = float(stats.sem(shares))
@@ -54,7 +55,10 @@ def clustered_mean(sums: NDArray[np.float64], counts: NDArray[Any], confidence: 
 
 
 def _skewness(residuals: NDArray[np.float64], deviation: float) -> float:
-    """Without the bias of few residuals: G1 of Joanes and Gill (1998); zero where it cannot be told."""
+    """Without the bias of few residuals: G1 of Joanes and Gill (1998); zero where it cannot be told.
+
+    Not scipy's: that warns where all residuals are alike.
+    """
     count = len(residuals)
     if count < 3 or deviation == 0:
         return 0.0
