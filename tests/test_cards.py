@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page import Page, front_matter, metadata
+from rendered_card import Page, front_matter, metadata
 
 import llmcompress
 from llmcompress import render_card, write_card
