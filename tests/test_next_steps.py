@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -200,6 +201,37 @@ def test_after_an_evaluation_of_a_good_model_its_speed_and_then_a_talk(model: Pa
     assert shown.endswith("Next: llmcompress chat model-int4-ov\n")
     after_eval(good, "some/model", good.spec, None)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("longest", "options"),
+    [
+        (640, ""),
+        (512, " --prompt-tokens 256"),
+        (100, " --prompt-tokens 50 --new-tokens 50"),
+    ],
+)
+def test_the_speed_of_a_short_model_is_measured_within_its_context(
+    longest: int, options: str, model: Path, capsys: Captured
+) -> None:
+    config = {"model_type": "llama", "max_position_embeddings": longest}
+    (model / "config.json").write_text(json.dumps(config))
+    good = stored(model, EVALUATION.model_copy(update={"verdict": "equivalent"}))
+    after_eval(good, str(model), good.spec, None)
+    assert capsys.readouterr().out.endswith(f"Next: llmcompress bench model-int4-ov{options}\n")
+
+
+def test_code_that_was_trusted_is_trusted_next(model: Path, capsys: Captured) -> None:
+    manifest = read_measurements(model).manifest
+    origin = manifest.provenance.model_copy(update={"trust_remote_code": True})
+    (model / "llmcompress.json").write_bytes(manifest_bytes(manifest.model_copy(update={"provenance": origin})))
+    good = stored(model, EVALUATION.model_copy(update={"verdict": "equivalent"}))
+    after_eval(good, str(model), good.spec, None)
+    assert capsys.readouterr().out.endswith("Next: llmcompress bench model-int4-ov --trust-remote-code\n")
+    add_benchmark(model, benched(model))
+    after_eval(good, str(model), good.spec, "some/model")
+    expected = "Next: llmcompress chat model-int4-ov --trust-remote-code --with some/model\n"
+    assert expected in capsys.readouterr().out
 
 
 def test_a_cache_that_lost_it_is_set_in_the_same_recipe(model: Path, capsys: Captured) -> None:

@@ -50,10 +50,11 @@ def after_eval(report: EvalReport, source: str, spec: EvalSpec, reference: str |
         stdout().print(facts_table(_advice_facts(given)))
     _print_written([directory / EVAL_REPORT] if _holds(found.evaluation, report) else [])
     if given is None:
+        trusted = ["--trust-remote-code"] if found.manifest.provenance.trust_remote_code else []
         if found.benchmark is None:
-            print_next("bench", [source])
+            print_next("bench", [source], [*trusted, *_fitting_prompts(directory)])
         else:
-            print_next("chat", [source], ["--with", reference] if reference else [])
+            print_next("chat", [source], [*trusted, *(["--with", reference] if reference else [])])
     elif given.first is not None:
         _print_again(given.first, found.manifest, directory, reference)
     elif not report.split_damage and reference is not None:
@@ -125,14 +126,30 @@ def _access_options(access: Access) -> list[str]:
 
 def _fitting_windows(directory: Path) -> list[str]:
     """The length of windows where the default is longer than the model's context."""
-    from llmcompress.loaders.context import longest_context
-    from llmcompress.loaders.source import resolve
     from llmcompress.spec import EvalSpec
 
-    if not (directory / "config.json").is_file():
-        return []
-    longest, default = longest_context(resolve(directory, vision=True)), EvalSpec.model_fields["seq_len"].default
+    longest, default = _context(directory), EvalSpec.model_fields["seq_len"].default
     return ["--seq-len", str(longest)] if longest is not None and longest < default else []
+
+
+def _fitting_prompts(directory: Path) -> list[str]:
+    """Half of the model's context where the default is longer, with what is generated, than all of it."""
+    from llmcompress.spec import BenchSpec
+
+    longest, defaults = _context(directory), BenchSpec()
+    if longest is None or longest >= max(defaults.prompt_tokens) + max(defaults.new_tokens):
+        return []
+    new = [] if longest >= 2 * max(defaults.new_tokens) else ["--new-tokens", str(longest // 2)]
+    return ["--prompt-tokens", str(longest // 2), *new]
+
+
+def _context(directory: Path) -> int | None:
+    from llmcompress.loaders.context import longest_context
+    from llmcompress.loaders.source import resolve
+
+    if not (directory / "config.json").is_file():
+        return None
+    return longest_context(resolve(directory, vision=True))
 
 
 def _print_again(remedy: Remedy, manifest: CompressionReport, directory: Path, reference: str | None) -> None:
