@@ -240,7 +240,7 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=5, help="of kills of a command and of what recovers from it")
     parser.add_argument("--every", type=int, default=1, help="of the calls; renames are always tried")
-    parser.add_argument("--at", type=int, help="this call alone")
+    parser.add_argument("--at", type=int, nargs="+", help="these calls alone")
     add_arguments(parser)
     args = parser.parse_args()
     if reason := interception.why_not():
@@ -257,12 +257,13 @@ def main() -> None:
             sweep = Sweep(scene, Path(folder) / f"place-{number}", library)
             truth = begun(sweep, warm)
             print(f"{scene.name}: {len(truth.calls)} calls", flush=True)
-            called = chosen(truth.calls, args.every) if args.at is None else truth.calls[args.at - 1 : args.at]
+            asked = [call for call in truth.calls if args.at and call.number in args.at]
+            called = chosen(truth.calls, args.every) if args.at is None else asked
             for fault in faults:
                 for call in called:
                     if not points.has_survived(scene.name, fault.name, call.number) and time.monotonic() < deadline:
                         points.add(tried(sweep, truth, fault, call))
-            pairs = range(1, args.pairs + 1) if args.at is None else [args.at]
+            pairs = args.at or range(1, args.pairs + 1)
             for pair in pairs if not args.fault or COMPOUND in args.fault else ():
                 if not points.has_survived(scene.name, COMPOUND, pair) and time.monotonic() < deadline:
                     points.add(tried_twice(sweep, truth, pair))
