@@ -68,7 +68,7 @@ def main() -> None:
             for fault in FAULTS:
                 for call in called:
                     is_left = (not args.fault or fault.name in args.fault) and time.monotonic() < deadline
-                    if is_left and not points.has(scene.name, fault.name, call.number):
+                    if is_left and not points.has_survived(scene.name, fault.name, call.number):
                         points.add(tried(sweep, truth, fault, call))
             shutil.rmtree(sweep.place)
     print(table(points.all))

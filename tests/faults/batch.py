@@ -136,7 +136,7 @@ def main() -> None:
             raise SystemExit(f"an undisturbed run failed: {ended.stderr}")
         whole = units(place / "out")
         for case in args.case:
-            if not points.has("run", f"{case}, then mended", 0) and time.monotonic() < deadline:
+            if not points.has_survived("run", f"{case}, then mended", 0) and time.monotonic() < deadline:
                 for point in tried(place, plan, case, whole):
                     points.add(point)
     print(table(points.all))

@@ -104,12 +104,12 @@ def main() -> None:
         if verified(made).returncode:
             raise SystemExit("the artifact does not verify undisturbed")
         for at, (path, offset) in enumerate(places(made, args.count)):
-            if not points.has("verify", FLIP, at):
+            if not points.has_survived("verify", FLIP, at):
                 points.add(flipped(made, path, offset, at))
         files = sorted(each for each in made.rglob("*") if each.is_file() and each.stat().st_size > 1)
         lengths = [(path, share) for path in files if path.name not in NOT_PROMISED for share in SHARES]
         for at, (path, share) in enumerate(lengths):
-            if not points.has("verify", CUT, at):
+            if not points.has_survived("verify", CUT, at):
                 points.add(cut(made, path, int(share * path.stat().st_size), at))
         if verified(made).returncode:
             raise SystemExit("the artifact was not put back")

@@ -266,7 +266,7 @@ def main() -> None:
     points, deadline = Points(args.state), time.monotonic() + args.limit_s
     for scene in SCENES:
         percents = [args.at] if args.at else range(100, 0, -STEP * args.every)
-        left = [each for each in percents if not points.has(scene.name, "M1", each)]
+        left = [each for each in percents if not points.has_survived(scene.name, "M1", each)]
         if not left or (args.scene and scene.name not in args.scene) or time.monotonic() > deadline:
             continue
         with tempfile.TemporaryDirectory(prefix="llmcompress-faults-") as folder:

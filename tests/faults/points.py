@@ -50,7 +50,7 @@ class Points:
         return (command, fault, at) in self._by_key
 
     def has_survived(self, command: str, fault: str, at: int) -> bool:
-        """Whether a point was tried and survived; for sweeps that try again what did not."""
+        """Whether a point was tried and survived: what did not is tried again."""
         return self.has(command, fault, at) and self._by_key[command, fault, at].survived
 
     def add(self, point: Point) -> None:

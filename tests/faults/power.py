@@ -125,7 +125,7 @@ def swept(scene: Scene, folder: Path, library: Path, warm: Path, args: argparse.
     copies = sorted(photographed(sweep, folder).iterdir(), key=lambda path: int(path.name))
     print(f"{scene.name}: {len(copies)} copies", flush=True)
     for number, copy in enumerate(copies, 1):
-        if args.at in (None, int(copy.name)) and not points.has(scene.name, FAULT, int(copy.name)):
+        if args.at in (None, int(copy.name)) and not points.has_survived(scene.name, FAULT, int(copy.name)):
             recovers = number % args.every == 0 or copy is copies[-1] or args.at is not None
             points.add(looked_at(sweep, truth, copy, recovers=recovers))
         copy.unlink()

@@ -235,7 +235,7 @@ def main() -> None:
         recipes = [recipe for recipe in recipes if not args.recipe or recipe.name in args.recipe]
         first: Made = {}
         for way in WAYS:
-            left = [recipe for recipe in recipes if not points.has(recipe.name, way.name, 0)]
+            left = [recipe for recipe in recipes if not points.has_survived(recipe.name, way.name, 0)]
             if not left or time.monotonic() > deadline or (args.way and way.name not in args.way):
                 continue
             if way.user is not None and refused:

@@ -208,7 +208,7 @@ def main() -> None:
         place, clock = Path(folder) / "place", interception.build(Path(folder), CLOCK)
         whole = begun(place)
         for case in CASES[:: args.every]:
-            if (args.case and case.name not in args.case) or points.has("compress, verify", case.name, 0):
+            if (args.case and case.name not in args.case) or points.has_survived("compress, verify", case.name, 0):
                 continue
             if refused and (case.user is not None or case.read_only):
                 print(f"not swept: {case.name}: {refused}")
