@@ -28,7 +28,7 @@ from llmcompress.report.estimate import interval_text
 
 BITS = ("none", "int8", "int4-mixed", "int4")
 PRUNINGS = ("depth:1", "depth:2", "depth:3", "depth:4", "width:640", "magnitude:0.5", "wanda:0.5", "sparsegpt:0.5",
-            "sparsegpt:2:4", "experts:0.25")  # fmt: skip
+            "sparsegpt:2:4", "experts:0.25", "experts:0.25:merge")  # fmt: skip
 
 
 def pruning_of(text: str) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def pruning_of(text: str) -> dict[str, Any]:
     if method == "width":
         return {"method": method, "intermediate_size": int(size)}
     if method == "experts":
-        return {"method": method, "ratio": float(size)}
+        ratio, _, merge = size.partition(":")
+        return {"method": method, "ratio": float(ratio), "merge": merge == "merge"}
     return {"method": method, "pattern": size} if ":" in size else {"method": method, "sparsity": float(size)}
 
 

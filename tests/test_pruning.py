@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -396,24 +396,30 @@ def test_other_projections_are_named(run: Run, tmp_path: Path) -> None:
 # --- experts
 
 
-@pytest.mark.parametrize(("model_type", "name"), [("mixtral", "num_local_experts"), ("qwen3_moe", "num_experts")])
-def test_experts_that_matter_least_go(model_type: str, name: str, run: Run, tmp_path: Path) -> None:
-    source = build_checkpoint(tmp_path / "model", model_type)
-    original, windows = opened(source), np.random.default_rng(0).integers(0, 512, (3, 48))
-    num_experts = getattr(original.config, name)
+class ByHand(NamedTuple):
+    """What each expert of each layer does on a text, written out: ``[num_layers, num_experts]``."""
+
+    saliency: NDArray[np.float64]
+    calls: NDArray[np.float64]
+    answers: NDArray[np.float64]
+    """The mean over all tokens, ``[num_layers, num_experts, hidden_size]``."""
+
+
+def by_hand(original: Any, num_experts: int, windows: NDArray[np.int64]) -> ByHand:
     saliency, calls = np.zeros((2, num_experts)), np.zeros((2, num_experts))
+    answers = np.zeros((2, num_experts, original.config.hidden_size))
 
     def counted(number: int) -> Any:
         def hook(module: Any, args: tuple[Any, ...], kwargs: Any) -> None:
             hidden, chosen, weights = (*args, *kwargs.values())[:3]
-            gate_up, down = module.gate_up_proj, module.down_proj
-            for token, (experts, gates) in enumerate(zip(chosen.tolist(), weights.tolist(), strict=True)):
-                for expert, gate in zip(experts, gates, strict=True):
-                    both = gate_up[expert] @ hidden[token]
-                    half = len(both) // 2
-                    found = down[expert] @ (torch.nn.functional.silu(both[:half]) * both[half:])
-                    saliency[number, expert] += gate * float(found.norm())
-                    calls[number, expert] += 1
+            for expert in range(num_experts):
+                gate, up = (hidden @ module.gate_up_proj[expert].T).chunk(2, dim=-1)
+                found = (torch.nn.functional.silu(gate) * up) @ module.down_proj[expert].T
+                answers[number, expert] += found.detach().double().sum(dim=0).numpy() / windows.size
+                for token, (experts, gates) in enumerate(zip(chosen.tolist(), weights.tolist(), strict=True)):
+                    if expert in experts:
+                        saliency[number, expert] += gates[experts.index(expert)] * float(found[token].norm())
+                        calls[number, expert] += 1
 
         return hook
 
@@ -425,17 +431,48 @@ def test_experts_that_matter_least_go(model_type: str, name: str, run: Run, tmp_
         logits(original, window[None])
     for hook in hooks:
         hook.remove()
-    pruned = run(source, windows=windows, method="experts", ratio=0.25)
+    return ByHand(saliency, calls, answers)
+
+
+@pytest.mark.parametrize(("model_type", "name"), [("mixtral", "num_local_experts"), ("qwen3_moe", "num_experts")])
+@pytest.mark.parametrize("merge", [False, True])
+def test_experts_that_matter_least_go(model_type: str, name: str, merge: bool, run: Run, tmp_path: Path) -> None:
+    source = build_checkpoint(tmp_path / "model", model_type)
+    original, windows = opened(source), np.random.default_rng(0).integers(0, 512, (3, 48))
+    num_experts = getattr(original.config, name)
+    truth = by_hand(original, num_experts, windows)
+    pruned = run(source, windows=windows, method="experts", ratio=0.5, merge=merge)
     after = opened(pruned.path)
-    num_kept = num_experts * 3 // 4
+    num_kept = num_experts // 2
     assert getattr(after.config, name) == num_kept
     for number, (part, layer) in enumerate(zip(pruned.record.parts, after.model.layers, strict=True)):
-        kept = np.sort(np.argsort(-saliency[number])[:num_kept])
-        assert part.dropped == tuple(sorted(set(range(num_experts)) - set(kept.tolist())))
-        assert part.coverage == pytest.approx(calls[number][kept].sum() / calls[number].sum())
+        calls, answers = truth.calls[number], truth.answers[number]
+        kept = np.sort(np.argsort(-truth.saliency[number])[:num_kept])
+        dropped = sorted(set(range(num_experts)) - set(kept.tolist()))
+        assert part.dropped == tuple(dropped)
+        assert part.coverage == pytest.approx(calls[kept].sum() / calls.sum())
         was = original.model.layers[number].mlp
         assert torch.equal(layer.mlp.gate.weight, was.gate.weight[torch.from_numpy(kept)])
-        assert torch.equal(layer.mlp.experts.down_proj, was.experts.down_proj[torch.from_numpy(kept)])
+        into = [kept[np.linalg.norm(answers[kept] - answers[gone], axis=-1).argmin()] for gone in dropped]
+        assert part.merged_into == (tuple(into) if merge else ())
+        for place, stays in enumerate(kept):
+            group = [stays, *(gone for gone, other in zip(dropped, into, strict=True) if other == stays and merge)]
+            for stack in ("gate_up_proj", "down_proj"):
+                weights = getattr(was.experts, stack).detach().double().numpy()[group]
+                mean = np.average(weights, axis=0, weights=calls[group])
+                got = getattr(layer.mlp.experts, stack)[place].detach().double().numpy()
+                # As the checkpoint's dtype holds it.
+                np.testing.assert_allclose(got, mean, rtol=2**-8 if len(group) > 1 else 0, atol=1e-7)
+
+
+def test_experts_that_no_token_calls_stay_as_they_are() -> None:
+    """The weights of those that stay are not touched where all that would be merged were never called."""
+    from llmcompress.training.pruning.experts import _merge, _Mixture
+
+    experts = torch.nn.Module()
+    experts.stack = torch.nn.Parameter(torch.arange(6.0).reshape(3, 2), requires_grad=False)
+    _merge(_Mixture("mlp", None, experts, torch.zeros(3), torch.zeros(3), {}), [(2, 0)])
+    assert torch.equal(experts.stack, torch.arange(6.0).reshape(3, 2))
 
 
 # --- through compress

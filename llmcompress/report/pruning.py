@@ -12,6 +12,8 @@ class PrunedLayer(Record):
     """In the checkpoint's class."""
     dropped: tuple[int, ...]
     """Numbers of its experts, channels or groups of heads."""
+    merged_into: tuple[int, ...] = ()
+    """For each expert that was dropped, the one that took it up; empty: none did."""
     coverage: float | None = None
     """Of experts: share of the text's choices that fell on those that are kept."""
 

@@ -18,13 +18,15 @@ UNSTRUCTURED: frozenset[Method] = frozenset({"magnitude", "wanda", "sparsegpt"})
 """Methods that set single weights to zero."""
 _FIELDS: dict[Method, tuple[str, ...]] = {
     "depth": ("num_layers", "max_kl", "layers", "selection"),
-    "experts": ("ratio",),
+    "experts": ("ratio", "merge"),
     "width": ("intermediate_size", "num_key_value_heads"),
     "magnitude": ("sparsity", "pattern"),
     "wanda": ("sparsity", "pattern"),
     "sparsegpt": ("sparsity", "pattern"),
 }
 """What each method goes by; one of them at least, and no other."""
+_HOW = ("selection", "merge")
+"""Fields that say how, and not how much."""
 _PATTERN = r"^[1-9][0-9]?:[1-9][0-9]?$"
 
 
@@ -34,11 +36,11 @@ class Pruning(StrictModel):
     ``depth`` drops decoder layers, by the measured KL divergence of each drop, one after another (``greedy``), or the
     block of consecutive layers whose input and output are nearest in angle (``contiguous``, arXiv:2403.17887).
     ``experts`` drops of every layer the experts that the text calls least, weighted by their router and their output's
-    norm (REAP, arXiv:2510.13999). ``width`` drops channels between the projections of an MLP, and groups of heads that
-    share keys and values, by the norm of what they add; the projection behind them is refitted to the original's output
-    by least squares. These make a smaller model, which is faster everywhere. ``magnitude``, ``wanda``
-    (arXiv:2306.11695) and ``sparsegpt`` (arXiv:2301.00774) set single weights of linear layers to zero: size and speed
-    stay what they are on devices without kernels for that.
+    norm (REAP, arXiv:2510.13999); with ``merge`` those that stay take them up. ``width`` drops channels between the
+    projections of an MLP, and groups of heads that share keys and values, by the norm of what they add; the projection
+    behind them is refitted to the original's output by least squares. These make a smaller model, which is faster
+    everywhere. ``magnitude``, ``wanda`` (arXiv:2306.11695) and ``sparsegpt`` (arXiv:2301.00774) set single weights of
+    linear layers to zero: size and speed stay what they are on devices without kernels for that.
     """
 
     method: Method
@@ -51,6 +53,8 @@ class Pruning(StrictModel):
     selection: Literal["greedy", "contiguous"] = "greedy"
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the experts of each layer to drop."""
+    merge: bool = False
+    """Average each expert that goes, by calls, into the one that stays and answers most like it (arXiv:2410.08589)."""
     intermediate_size: Count | None = None
     """Channels of each MLP that are kept."""
     num_key_value_heads: Count | None = None
@@ -79,7 +83,7 @@ class Pruning(StrictModel):
         for name in sorted(others):
             if getattr(self, name) != type(self).model_fields[name].default:
                 yield Refusal(name, f"has no effect with method {self.method}", "remove it")
-        sizes = [name for name in own if name != "selection"]
+        sizes = [name for name in own if name not in _HOW]
         given = [name for name in sizes if getattr(self, name) is not None]
         if not given:
             yield Refusal(sizes[0], f"is missing; method {self.method} needs {' or '.join(sizes)}", "write one of them")

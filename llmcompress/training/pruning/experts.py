@@ -26,6 +26,8 @@ class _Mixture(NamedTuple):
     saliency: torch.Tensor
     """Of each expert: the sum of its router's weight times its output's norm (REAP, arXiv:2510.13999)."""
     num_calls: torch.Tensor
+    answers: dict[int, torch.Tensor] | None = None
+    """Of each expert the sum of what it makes of every token, float64 ``[hidden_size]``; None: nothing is merged."""
 
 
 @torch.no_grad()
@@ -33,6 +35,9 @@ def drop_experts(
     model: Any, pruning: Pruning, token_ids: NDArray[np.int64], progress: Reporter
 ) -> tuple[PrunedLayer, ...]:
     """Take out of every layer the experts that matter least on a text, in place, with their rows of the router.
+
+    With ``merge`` each is averaged into the expert that stays and whose mean answer over all tokens lies nearest, all
+    weighted by how often they are called (HC-SMoE, arXiv:2410.08589, around the experts that matter most).
 
     Args:
         model: In f32.
@@ -54,6 +59,8 @@ def drop_experts(
             where="pruning.method",
             hint="write pruning.method: depth, which drops whole layers of any architecture",
         )
+    if pruning.merge:
+        mixtures = [mixture._replace(answers={}) for mixture in mixtures]
     hooks = [mixture.experts.register_forward_pre_hook(_counted(mixture), with_kwargs=True) for mixture in mixtures]
     try:
         for number, window in enumerate(token_ids):
@@ -93,10 +100,16 @@ def _counted(mixture: _Mixture) -> Any:
         try:
             values = (*args, *kwargs.values())
             hidden, chosen, weights = values[:3]
-            for expert in chosen.unique().tolist():
+            everyone = range(len(mixture.num_calls))
+            for expert in chosen.unique().tolist() if mixture.answers is None else everyone:
                 tokens, places = (chosen == expert).nonzero(as_tuple=True)
-                alone = torch.full((len(tokens), 1), expert, dtype=chosen.dtype, device=chosen.device)
-                found = experts(hidden[tokens], alone, torch.ones_like(alone, dtype=weights.dtype))
+                asked = tokens if mixture.answers is None else torch.arange(len(hidden), device=hidden.device)
+                alone = torch.full((len(asked), 1), expert, dtype=chosen.dtype, device=chosen.device)
+                found = experts(hidden[asked], alone, torch.ones_like(alone, dtype=weights.dtype))
+                if mixture.answers is not None:
+                    answer = found.sum(dim=0, dtype=torch.float64).cpu()
+                    mixture.answers[expert] = answer + mixture.answers.get(expert, 0)
+                    found = found[tokens]
                 mixture.saliency[expert] += float((weights[tokens, places] * found.norm(dim=-1)).sum())
                 mixture.num_calls[expert] += len(tokens)
         finally:
@@ -107,6 +120,11 @@ def _counted(mixture: _Mixture) -> Any:
 
 def _dropped(mixture: _Mixture, num_experts: int, num_kept: int) -> PrunedLayer:
     kept = mixture.saliency.topk(num_kept).indices.sort().values
+    stays = set(kept.tolist())
+    dropped = [number for number in range(num_experts) if number not in stays]
+    merged_into = _nearest(mixture.answers, kept, dropped) if mixture.answers is not None else []
+    if merged_into:
+        _merge(mixture, list(zip(dropped, merged_into, strict=True)))
     for module in (mixture.router, mixture.experts):
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.shape[0] == num_experts:
@@ -117,10 +135,30 @@ def _dropped(mixture: _Mixture, num_experts: int, num_kept: int) -> PrunedLayer:
         for name in NUM_EXPERTS:
             if getattr(module, name, None) == num_experts:
                 setattr(module, name, num_kept)
-    stays = set(kept.tolist())
     total = float(mixture.num_calls.sum())
     return PrunedLayer(
         name=mixture.name,
-        dropped=tuple(number for number in range(num_experts) if number not in stays),
+        dropped=tuple(dropped),
+        merged_into=tuple(merged_into),
         coverage=float(mixture.num_calls[kept].sum()) / total if total else 1.0,
     )
+
+
+def _nearest(answers: dict[int, torch.Tensor], kept: torch.Tensor, dropped: list[int]) -> list[int]:
+    """For each expert that goes the one that stays whose answers are nearest: all are sums over the same tokens."""
+    stay = torch.stack([answers[number] for number in kept.tolist()])
+    return [int(kept[(stay - answers[number]).norm(dim=-1).argmin()]) for number in dropped]
+
+
+def _merge(mixture: _Mixture, pairs: list[tuple[int, int]]) -> None:
+    """Make each expert that takes others up the mean of them all, weighted by their calls."""
+    for into in {into for _, into in pairs}:
+        group = torch.tensor([into, *(number for number, other in pairs if other == into)])
+        calls = mixture.num_calls[group]
+        # Of those that were never called nothing is known.
+        if calls.sum() == 0:
+            continue
+        for parameter in mixture.experts.parameters(recurse=False):
+            if parameter.shape[0] == len(mixture.num_calls):
+                share = (calls / calls.sum()).to(parameter)
+                parameter[into] = torch.tensordot(share, parameter[group], dims=1)
