@@ -930,11 +930,27 @@ def test_applying_no_gain_writes_nothing_says_so_and_is_no_failure(tuned: Path, 
     copy = shutil.copytree(tuned, tmp_path / "copy")
     same = read_tuning(copy).model_copy(update={"chosen": {}, "in_model": {}, "in_profile": {}, "reason": "all noise"})
     (copy / "tune.json").write_text(same.model_dump_json())
-    done = cli("tune", copy, "--measured", "--apply", "-o", tmp_path / "new")
+    new, profile = tmp_path / "new", tmp_path / "p.json"
+    done = cli("tune", copy, "--measured", "--apply", "-o", new, "--profile-output", profile)
     assert done.returncode == 0, done.stderr
     assert "Choice: the defaults: all noise" in done.stdout
-    assert done.stderr == f"nothing to apply: all noise; {tmp_path / 'new'} was not written\n"
-    assert not (tmp_path / "new").exists()
+    assert done.stderr == (
+        f"nothing to apply: all noise; {new} was not written\n"
+        f"no profile to write: all noise; {profile} was not written\n"
+    )
+    assert not new.exists()
+    assert not profile.exists()
+
+
+def test_a_choice_that_a_model_holds_needs_no_profile(tuned: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tuned, tmp_path / "copy")
+    report = read_tuning(copy)
+    (copy / "tune.json").write_text(report.model_copy(update={"in_profile": {}}).model_dump_json())
+    done = cli("tune", copy, "--measured", "--profile-output", tmp_path / "p.json")
+    assert done.returncode == 0, done.stderr
+    reason = "what was chosen needs no runtime profile"
+    assert done.stderr == f"no profile to write: {reason}; {tmp_path / 'p.json'} was not written\n"
+    assert not (tmp_path / "p.json").exists()
 
 
 def test_the_page_shows_every_setting(tuned: Path, tmp_path: Path) -> None:

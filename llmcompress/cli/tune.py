@@ -183,13 +183,11 @@ def _put(
 
     if output is not None and not report.chosen:
         tell(f"nothing to apply: {report.reason}; {output} was not written")
-        return
+        output = None
     profile: RuntimeProfile | None = runtime_profile(report)
     if profile_output is not None and profile is None:
-        raise UsageError(
-            "nothing to write: what was chosen needs no runtime profile" if report.chosen else report.reason,
-            where="--profile-output",
-        )
+        reason = "what was chosen needs no runtime profile" if report.chosen else report.reason
+        tell(f"no profile to write: {reason}; {profile_output} was not written")
     if output is not None:
         options = {"directory": directory, "output_dir": output.absolute(), "overwrite": overwrite}
         run_watched(apply_tuning, options, verbose=verbose)
