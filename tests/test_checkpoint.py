@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from tiny_models import build_checkpoint
 
-from llmcompress.errors import ModelError
+from llmcompress.errors import ModelError, WriteError
 from llmcompress.graph.model import check_decoder, mapped_share
 from llmcompress.loaders import load
 from llmcompress.loaders.checkpoint import clone_model, convert_checkpoint
@@ -124,6 +125,22 @@ def test_exporter_error_is_one_line(checkpoint: Path, tmp_path: Path, monkeypatc
     with pytest.raises(ModelError, match="optimum's exporter could not convert this checkpoint") as caught:
         convert_checkpoint(checkpoint, tmp_path)
     assert caught.value.message.endswith("the exporter's own words")
+
+
+def test_a_disk_that_fails_under_the_exporter_is_no_fault_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optimum.exporters.openvino import __main__ as exporter
+
+    for failing, expected in ((tmp_path / "scratch", WriteError), (tmp_path / "source", ModelError)):
+
+        def main_export(failing: Path = failing, **others: Any) -> None:
+            raise OSError(errno.EIO, "Input/output error", str(failing / "config.json"))
+
+        monkeypatch.setattr(exporter, "main_export", main_export)
+        with pytest.raises(expected, match="Input/output error") as caught:
+            convert_checkpoint(tmp_path / "source", tmp_path / "scratch")
+        assert ("the device reports" in (caught.value.hint or "")) == (expected is WriteError)
 
 
 def test_ir_that_is_no_decoder_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmcompress.artifact.failures import write_errors
 from llmcompress.errors import ModelError
 from llmcompress.graph.model import forget_conversion, keep_alive, memory_owners, read_ir
 from llmcompress.loaders.adapter import Adapter, adapters_left_out, merge
@@ -79,6 +80,7 @@ def convert_parts(
 
     Raises:
         ModelError: The weights do not fit the architecture, or the exporter refuses it.
+        WriteError: ``scratch_dir`` cannot be written.
     """
     from optimum.exporters.openvino.__main__ import main_export
     from optimum.exporters.openvino.utils import clear_class_registry
@@ -103,6 +105,9 @@ def convert_parts(
     except _ModelTaken as signal:
         signal.__traceback__ = None
     except (ValueError, RuntimeError, KeyError, NotImplementedError, ImportError, OSError) as error:
+        if isinstance(error, OSError) and scratch_dir in Path(str(error.filename)).parents:
+            with write_errors(scratch_dir):
+                raise
         raise ModelError(
             f"optimum's exporter could not convert this checkpoint: {_first_line(error)}",
             where=directory.name,
