@@ -17,7 +17,7 @@ from pathlib import Path
 from interception import Ended
 
 MANIFEST = "llmcompress.json"
-MEASURED = {"measured", "environment"}
+MEASURED = {"measured", "environment", "scored_tokens_per_s"}
 """Parts of a report that no two runs share."""
 FOREIGN_LINES = ("Traceback (most recent call last)", "Fatal Python error", "terminate called")
 
