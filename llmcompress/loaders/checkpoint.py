@@ -108,16 +108,20 @@ def convert_parts(
         if isinstance(error, OSError) and scratch_dir in Path(str(error.filename)).parents:
             with write_errors(scratch_dir):
                 raise
-        raise ModelError(
-            f"optimum's exporter could not convert this checkpoint: {_first_line(error)}",
-            where=directory.name,
-            hint="run with -v for its full output; `llmcompress doctor` compares the installed versions",
-        ) from error
+        raise _refusal(error, directory.name) from error
     finally:
         clear_class_registry()
         # The torch module and the traced graph are large; they go before compression begins.
         gc.collect()
     return _finished(taken, storages) if taken else _staged(scratch_dir)
+
+
+def _refusal(error: Exception, name: str) -> ModelError:
+    return ModelError(
+        f"optimum's exporter could not convert this checkpoint: {_first_line(error)}",
+        where=name,
+        hint="run with -v for its full output; `llmcompress doctor` compares the installed versions",
+    )
 
 
 def _finished(taken: dict[str, ov.Model], storages: list[object]) -> dict[str, ov.Model]:
