@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import llmcompress
 from llmcompress.compression.replay.content import TensorMemory, content
 from llmcompress.errors import UsageError
 from llmcompress.loaders.generation import read_generation_config
@@ -182,7 +181,7 @@ def surroundings() -> dict[str, Any]:
 def _code() -> str:
     """A hash of our own sources: of an installed version they do not change, of a working tree they do."""
     digest = hashlib.sha256()
-    root = Path(llmcompress.__file__).parent
+    root = Path(__file__).parents[2]
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
