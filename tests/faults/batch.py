@@ -22,6 +22,7 @@ from scenes import PARTS, SECRET, command, environment
 
 COUNT = 20
 DAMAGED_MODEL = 4
+LIMIT_S = 1800
 
 
 def _cut(model: Path) -> None:
@@ -67,7 +68,7 @@ def begun(place: Path) -> Path:
 
 
 def run(place: Path, plan: Path) -> Ended:
-    return to_its_end(command("run", plan), environment(place), place / "work")
+    return to_its_end(command("run", plan), environment(place), place / "work", LIMIT_S)
 
 
 def identities(place: Path) -> dict[str, tuple[int, int]]:

@@ -31,8 +31,6 @@ STEP = 5
 MARGIN = 1.2
 WRITTEN = ("out", "cache", "home", "tmp", "work")
 LASTING = ("out", "home", "work")
-TIMED = ("bench.json", "tune.json")
-"""Reports that no two runs share."""
 LARGE: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 2048,
@@ -145,11 +143,11 @@ def begun(place: Path, scene: Scene) -> Truth:
     shutil.rmtree(place / "template/cache")
     shutil.copytree(place / "cache", place / "template/cache", symlinks=True)
     restore(place)
-    old = found(place)
+    old = units(place / "out")
     with memory_group.limited(None) as group:
         _whole(group, place, scene.arguments(place))
         need = group.peak_bytes()
-    new, names = found(place), lasting(place)
+    new, names = units(place / "out"), lasting(place)
     with memory_group.limited(None) as group:
         _whole(group, place, command("recipes"))
         bare = group.peak_bytes()
@@ -172,12 +170,6 @@ def _whole(group: memory_group.Group, place: Path, arguments: list[str]) -> None
     ended = group.run(arguments, environment(place), place / "work")
     if ended.returncode:
         raise RuntimeError(f"an undisturbed run failed: {ended.stderr}")
-
-
-def found(place: Path) -> dict[str, str]:
-    """What is in ``out``; of what differs from run to run only that it is there."""
-    everything = units(place / "out").items()
-    return {name: "measured" if name.endswith(TIMED) else content for name, content in everything}
 
 
 def lasting(place: Path) -> set[str]:
@@ -218,7 +210,7 @@ def tried(scene: Scene, truth: Truth, percent: int) -> Point:
 
 def _lost(truth: Truth, ended: Ended) -> Iterator[str]:
     try:
-        now = found(truth.place)
+        now = units(truth.place / "out")
     except (ValueError, OSError, KeyError) as error:
         yield f"not whole: {error}"
         return

@@ -10,7 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,13 @@ PARTS = ("in", "out", "cache", "home", "tmp", "work")
 TEXT = ROOT / "llmcompress" / "data" / "heldout.txt"
 
 Settings = Mapping[str, str]
+PUSHED = "acme/pushed"
+
+
+@contextmanager
+def alone(place: Path) -> Iterator[Settings]:
+    """What a command needs that needs nothing but its place."""
+    yield {}
 
 
 class Scene(NamedTuple):
@@ -33,6 +41,8 @@ class Scene(NamedTuple):
     """With which the command may end where a file system or a signal stopped it."""
     begins_cold: bool = False
     """Whether each run begins with the cache as prepared, not as a first run left it."""
+    around: Callable[[Path], AbstractContextManager[Settings]] = alone
+    """Holds while a run lasts, and says what the run then sees of it in its environment."""
 
 
 def environment(place: Path) -> dict[str, str]:
@@ -139,6 +149,12 @@ def _learned(place: Path, settings: Settings) -> None:
     _learning(place)
 
 
+def _judged(place: Path, settings: Settings) -> None:
+    """An artifact that can be pushed: it was evaluated."""
+    _evaluated(place, settings)
+    made(place, settings, *_eval(place)[len(command()) :])
+
+
 def _planned(place: Path, settings: Settings) -> None:
     _checkpoint(place)
     _plan(place)
@@ -160,6 +176,30 @@ def _eval(place: Path) -> list[str]:
     return command("eval", place / "out/model", "--reference", place / "in/model", *text, "--backend", "stateful")
 
 
+def _tune(place: Path) -> list[str]:
+    few = ("--workload", "chat:8/2", "-r", "3", "--property", "KV_CACHE_PRECISION=u8,f16")
+    text = ("--dataset", place / "in/text.txt", "--num-windows", "4", "--seq-len", "96")
+    return command("tune", place / "out/model", "--reference", place / "in/model", *text, *few)
+
+
+@contextmanager
+def on_a_hub(place: Path) -> Iterator[Settings]:
+    """A Hub that holds what ``out/hub`` holds, which then is what a reader of it sees."""
+    from fake_hub import FakeHub, environment, new_repo, running
+
+    directory = place / "out" / "hub"
+    files = {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*")}
+    with running(FakeHub(repos={PUSHED: new_repo(files)} if files else {})) as hub:
+        yield {**environment(hub, place / "cache" / "hub"), "HF_HUB_OFFLINE": "0"}
+        pushed = hub.repos[PUSHED].head.files if PUSHED in hub.repos else {}
+    shutil.rmtree(directory, ignore_errors=True)
+    for name, content in pushed.items():
+        # What the Hub itself puts into each new repository.
+        if name != ".gitattributes":
+            directory.mkdir(exist_ok=True)
+            (directory / name).write_bytes(content)
+
+
 SCENES: tuple[Scene, ...] = (
     Scene("compress", _compress, lambda place: _to(place, "model", *INT4)),
     Scene(
@@ -174,5 +214,7 @@ SCENES: tuple[Scene, ...] = (
     Scene("eval", _evaluated, _eval),
     Scene("run a plan", _planned, lambda place: command("run", place / "in/plan.yaml")),
     Scene("write a card", _compress, lambda place: command("card", place / "out/model")),
+    Scene("tune", _evaluated, _tune),
+    Scene("push", _judged, lambda place: command("push", place / "out/model", PUSHED), around=on_a_hub),
     Scene("prune the cache", _kept, lambda place: command("cache", "prune", "--all"), begins_cold=True),
 )

@@ -82,8 +82,10 @@ class Sweep(NamedTuple):
 
     def run(self, injection: Injection | None = None, copy: str = "") -> tuple[Ended, list[Call]]:
         under = [self.place / part for part in PARTS if part != "in"]
-        arguments, settings, cwd = self.scene.arguments(self.place), environment(self.place), self.place / "work"
-        return interception.run(arguments, self.library, under, settings, injection=injection, copy=copy, cwd=cwd)
+        arguments, cwd = self.scene.arguments(self.place), self.place / "work"
+        with self.scene.around(self.place) as more:
+            settings = {**environment(self.place), **more}
+            return interception.run(arguments, self.library, under, settings, injection=injection, copy=copy, cwd=cwd)
 
 
 def begun(sweep: Sweep, warm: Path) -> Truth:

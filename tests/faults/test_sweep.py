@@ -86,6 +86,14 @@ def test_what_is_half_there_is_seen(tmp_path: Path) -> None:
     assert units(tmp_path) == whole
     (directory / "eval.json").write_text('{"kl": 2, "measured": 2}')
     assert units(tmp_path) != whole
+    # Of a tuning, all of which is measured, only that it is there and whole.
+    for seconds in (1, 2):
+        (directory / "tune.json").write_text(json.dumps({"runs": [seconds]}))
+        assert units(tmp_path)["model/tune.json"] == "measured"
+    (directory / "tune.json").write_text('{"runs": [')
+    with pytest.raises(ValueError, match="Expecting value"):
+        units(tmp_path)
+    (directory / "tune.json").unlink()
     (directory / "a.bin").write_bytes(b"b")
     with pytest.raises(ValueError, match="is not what the manifest says"):
         units(tmp_path)
