@@ -24,7 +24,7 @@ import memory_group
 from interception import Ended
 from invariants import leaks, said_badly, tree, units
 from points import Point, Points, add_arguments, table
-from scenes import PARTS, SECRET, TEXT, Scene, Settings, command, environment, made
+from scenes import PARTS, SECRET, TEXT, Scene, Settings, command, environment, gguf, made, tune
 
 STEP = 5
 """Per cent between two limits."""
@@ -87,6 +87,11 @@ def _evaluated(place: Path, settings: Settings) -> None:
     made(place, settings, "compress", place / "in/model", "-r", "int8", "-o", place / "out/model")
 
 
+def _planned(place: Path, settings: Settings) -> None:
+    _large(place, settings)
+    (place / "in/plan.yaml").write_text(f"output: {place}/out/models\nmodels: [{place}/in/model]\nrecipes: [int8]\n")
+
+
 def _compress(place: Path, *recipe: str | Path) -> list[str]:
     return command("compress", place / "in/model", *recipe, "-o", place / "out/model")
 
@@ -124,6 +129,13 @@ SCENES = (
     Scene("eval", _evaluated, _eval),
     Scene("eval of two at once", _evaluated, lambda place: _eval(place, "--noise-floor")),
     Scene("bench", _evaluated, _bench),
+    Scene("tune", _evaluated, tune),
+    Scene(
+        "import a GGUF file",
+        lambda place, _: gguf(place, **LARGE),
+        lambda place: command("compress", place / "in/model.gguf", "-o", place / "out/model"),
+    ),
+    Scene("run a plan", _planned, lambda place: command("run", place / "in/plan.yaml")),
 )
 
 
@@ -231,7 +243,7 @@ def _error(ended: Ended) -> str:
 def _said_yes(truth: Truth, arguments: list[str], ended: Ended, limit: int) -> bool:
     """Whether the forecast of a run that was killed said that it fits."""
     verb = arguments[3]
-    if verb == "compress":
+    if verb in ("compress", "run"):
         return run_at(truth, [*arguments, "--dry-run"], limit).returncode == 0
     # A search asks before its first stage.
     return verb == "search" and "in stage '" in ended.stderr

@@ -130,11 +130,12 @@ def _kept(place: Path, settings: Settings) -> None:
         shutil.rmtree(place / f"work/{number}")
 
 
-def _gguf(place: Path, settings: Settings) -> None:
+def gguf(place: Path, **sizes: int) -> None:
+    """A GGUF file of a model of these sizes."""
     from gguf_fixture import blocks, write_gguf
     from tiny_models import build_checkpoint
 
-    checkpoint = build_checkpoint(place / "work/checkpoint", num_hidden_layers=1, dtype="float16")
+    checkpoint = build_checkpoint(place / "work/checkpoint", dtype="float16", **sizes)
     write_gguf(checkpoint, place / "in/model.gguf", blocks("Q8_0"))
     shutil.rmtree(checkpoint)
 
@@ -176,7 +177,7 @@ def _eval(place: Path) -> list[str]:
     return command("eval", place / "out/model", "--reference", place / "in/model", *text, "--backend", "stateful")
 
 
-def _tune(place: Path) -> list[str]:
+def tune(place: Path) -> list[str]:
     few = ("--workload", "chat:8/2", "-r", "3", "--property", "KV_CACHE_PRECISION=u8,f16")
     text = ("--dataset", place / "in/text.txt", "--num-windows", "4", "--seq-len", "96")
     return command("tune", place / "out/model", "--reference", place / "in/model", *text, *few)
@@ -208,13 +209,15 @@ SCENES: tuple[Scene, ...] = (
         lambda place: ["env", "LLMCOMPRESS_GRAPH_CACHE=on", *_to(place, "model", *KEPT)],
     ),
     Scene("keep a graph", _compress, lambda place: _to(place, "model", *KEPT, "--graph-cache"), begins_cold=True),
-    Scene("import a GGUF file", _gguf, lambda place: _to(place, "model.gguf")),
+    Scene(
+        "import a GGUF file", lambda place, _: gguf(place, num_hidden_layers=1), lambda place: _to(place, "model.gguf")
+    ),
     Scene("train", _learned, lambda place: _to(place, "model", "-r", place / "in/learned.yaml")),
     Scene("search", _evaluated, _search),
     Scene("eval", _evaluated, _eval),
     Scene("run a plan", _planned, lambda place: command("run", place / "in/plan.yaml")),
     Scene("write a card", _compress, lambda place: command("card", place / "out/model")),
-    Scene("tune", _evaluated, _tune),
+    Scene("tune", _evaluated, tune),
     Scene("push", _judged, lambda place: command("push", place / "out/model", PUSHED), around=on_a_hub),
     Scene("prune the cache", _kept, lambda place: command("cache", "prune", "--all"), begins_cold=True),
 )
