@@ -298,6 +298,23 @@ def test_no_tokenizer(loaded: LoadedModel, tmp_path: Path) -> None:
     assert llmcompress.verify(tmp_path / "out").ok
 
 
+def test_code_of_a_repository_goes_along_for_stock_optimum(tmp_path: Path) -> None:
+    from optimum.intel import OVModelForCausalLM
+
+    source = build_checkpoint(tmp_path / "checkpoint", num_hidden_layers=1)
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config = json.loads((source / "config.json").read_text()) | {"auto_map": classes}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\nclass OwnConfig(LlamaConfig):\n    pass\n\n\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    report = llmcompress.compress(source, "int8", tmp_path / "out", trust_remote_code=True)
+    assert "own.py" in {file.path for file in report.files}
+    opened = OVModelForCausalLM.from_pretrained(tmp_path / "out", compile=False, trust_remote_code=True)
+    assert type(opened.config).__name__ == "OwnConfig"
+
+
 def test_hints_reach_the_compiled_model(loaded: LoadedModel, tmp_path: Path) -> None:
     import openvino as ov
 

@@ -26,7 +26,8 @@ from llmcompress.graph.joining import text_decoder
 from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.environments import needed_layer
 from llmcompress.loaders.exporter import TASK, VISION_TASK, task_of
-from llmcompress.loaders.processor import check_processor, open_processor, save_code
+from llmcompress.loaders.processor import check_processor, open_processor
+from llmcompress.loaders.remote_code import save_code
 from llmcompress.loaders.seeing import Sight, picture_prompt
 from llmcompress.loaders.source import Source, resolve
 from llmcompress.spec import Recipe, dump_recipe, load_recipe

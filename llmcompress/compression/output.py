@@ -127,7 +127,8 @@ def _save_side_files(
     compressed: CompressedModel, stage: Staging, progress: Reporter
 ) -> Literal["equal", "none", "not checked"]:
     """Write all but the model and the manifest; returns how the converted chat template compares with the original."""
-    from llmcompress.loaders.processor import check_processor, save_code, save_processor
+    from llmcompress.loaders.processor import check_processor, save_processor
+    from llmcompress.loaders.remote_code import save_code
 
     loaded = compressed.loaded
     with write_errors(stage.target):
@@ -138,6 +139,7 @@ def _save_side_files(
             write_sequences(stage.path, compressed.training_windows.training.token_ids)
         if loaded.parts:
             save_processor(loaded.source, stage.path)
+        if loaded.parts or loaded.source.runs_code:
             save_code(loaded.source, stage.path)
     configs = loaded.config, loaded.generation_config
     verdict = save_texts(compressed.tokenizer, loaded.source, configs, stage, progress)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmcompress.errors import ModelError, one_line
-from llmcompress.loaders.source import Source, side_files
+from llmcompress.loaders.source import Source
 
 IMAGE_PROCESSOR = "preprocessor_config.json"
 """Which OpenVINO GenAI opens."""
@@ -35,13 +35,6 @@ def save_processor(source: Source, output_dir: Path) -> None:
             shutil.copyfile(source.path / name, output_dir / name)
     if not (output_dir / IMAGE_PROCESSOR).is_file():
         open_processor(source.path, source.trust_remote_code).image_processor.save_pretrained(output_dir)
-
-
-def save_code(source: Source, output_dir: Path) -> None:
-    """Copy the Python files of a source whose code may run, with which Optimum's class opens the output."""
-    for name in side_files(source):
-        if name.endswith(".py") and "/" not in name:
-            shutil.copyfile(source.path / name, output_dir / name)
 
 
 def open_processor(directory: Path, trust_remote_code: bool = False) -> Any:
