@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import gc
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,23 @@ def test_a_disk_that_fails_under_the_exporter_is_no_fault_of_the_checkpoint(
         with pytest.raises(expected, match="Input/output error") as caught:
             convert_checkpoint(tmp_path / "source", tmp_path / "scratch")
         assert ("the device reports" in (caught.value.hint or "")) == (expected is WriteError)
+
+
+def test_scratch_that_cannot_be_removed_stops_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, kept = os.unlink, []
+
+    def unlink(path: Any, *, dir_fd: int | None = None) -> None:
+        if path == "config.json":
+            kept.append(path)
+            raise OSError(errno.EIO, "Input/output error", path)
+        real(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert load(checkpoint, tokenizer=False).config["model_type"] == "llama"
+    assert kept
 
 
 def test_ir_that_is_no_decoder_is_refused(checkpoint: Path, tmp_path: Path) -> None:

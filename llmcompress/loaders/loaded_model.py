@@ -188,7 +188,9 @@ def load_source(
         require_convertible(source)
     with ExitStack() as stack:
         if scratch_dir is None:
-            scratch_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llmcompress-")))
+            # What was loaded is good, whether or not the device lets go of what it was made from.
+            scratch = tempfile.TemporaryDirectory(prefix="llmcompress-", ignore_cleanup_errors=True)
+            scratch_dir = Path(stack.enter_context(scratch))
         layer = needed_layer(source)
         if layer is not None:
             how = {"allow_nonfinite": allow_nonfinite, "directory": scratch_dir}
