@@ -55,17 +55,26 @@ class GenaiRuntime:
         import openvino as ov
         import openvino_genai
 
-        config = self._pipeline.get_generation_config()
-        config.max_new_tokens = shape.new_tokens
-        config.ignore_eos = True
-        config.do_sample = False
         count = shape.depth + shape.prompt_tokens
         ids = random_ids(self.directory, (shape.batch_size, count), seed)
         inputs = openvino_genai.TokenizedInputs(ov.Tensor(ids), ov.Tensor(np.ones_like(ids)))
-        raw = self._pipeline.generate(inputs, config).perf_metrics.raw_metrics
-        moments = tuple(moment * MILLISECOND_S for moment in raw.m_new_token_times)
-        started = moments[0] - raw.m_times_to_first_token[0] * MICROSECOND_S
-        return Run(started, moments, inference_s=tuple(each * MICROSECOND_S for each in raw.token_infer_durations))
+        raw = self._pipeline.generate(inputs, greedy(self._pipeline, shape.new_tokens)).perf_metrics.raw_metrics
+        return Run(*moments(raw), inference_s=tuple(each * MICROSECOND_S for each in raw.token_infer_durations))
+
+
+def greedy(pipeline: Any, num_tokens: int) -> Any:
+    """The configuration by which a pipeline makes so many tokens, whatever they are."""
+    config = pipeline.get_generation_config()
+    config.max_new_tokens = num_tokens
+    config.ignore_eos = True
+    config.do_sample = False
+    return config
+
+
+def moments(raw: Any) -> tuple[float, tuple[float, ...]]:
+    """When a pipeline was asked, and when it gave each token, in seconds, by its own raw metrics."""
+    tokens = tuple(moment * MILLISECOND_S for moment in raw.m_new_token_times)
+    return tokens[0] - raw.m_times_to_first_token[0] * MICROSECOND_S, tokens
 
 
 def backend_options(backend: Backend, *, prefix_caching: bool = False) -> dict[str, Any]:

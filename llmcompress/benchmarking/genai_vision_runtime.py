@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.benchmarking.genai_runtime import MICROSECOND_S, MILLISECOND_S, backend_options
+from llmcompress.benchmarking.genai_runtime import MICROSECOND_S, backend_options, greedy, moments
 from llmcompress.benchmarking.picture_prompts import random_picture, random_text
 from llmcompress.benchmarking.timing import Run
 from llmcompress.errors import UsageError, last_line
@@ -62,10 +62,7 @@ class GenaiVisionRuntime:
         import numpy as np
         import openvino as ov
 
-        config = self._pipeline.get_generation_config()
-        config.max_new_tokens = shape.new_tokens
-        config.ignore_eos = True
-        config.do_sample = False
+        config = greedy(self._pipeline, shape.new_tokens)
         config.apply_chat_template = False
         generator = np.random.default_rng(seed)
         tokenizer = self._pipeline.get_tokenizer()
@@ -78,11 +75,9 @@ class GenaiVisionRuntime:
         if shape.picture_size:
             shown["images"] = [ov.Tensor(random_picture(shape.picture_size, generator))]
         metrics = self._pipeline.generate(text, generation_config=config, **shown).perf_metrics
-        raw, seen = metrics.raw_metrics, metrics.vlm_raw_metrics
-        moments = tuple(moment * MILLISECOND_S for moment in raw.m_new_token_times)
+        seen = metrics.vlm_raw_metrics.vision_encoding_durations
         return Run(
-            started=moments[0] - raw.m_times_to_first_token[0] * MICROSECOND_S,
-            tokens=moments,
-            encoding_s=sum(seen.vision_encoding_durations) * MICROSECOND_S if shown else 0.0,
+            *moments(metrics.raw_metrics),
+            encoding_s=sum(seen) * MICROSECOND_S if shown else 0.0,
             input_tokens=metrics.get_num_input_tokens(),
         )
