@@ -17,8 +17,8 @@ from pathlib import Path
 from interception import Ended
 
 MANIFEST = "llmcompress.json"
-MEASURED = {"measured", "environment", "scored_tokens_per_s"}
-"""Parts of a report that no two runs share."""
+MEASURED = {"measured", "environment", "scored_tokens_per_s", "num_windows_resumed"}
+"""Parts of a report that no two runs share, and how many windows an earlier run had left scored."""
 TIMED = ("bench.json", "tune.json")
 """Reports of which no two runs share anything but that they are there, whole."""
 FOREIGN_LINES = ("Traceback (most recent call last)", "Fatal Python error", "terminate called")
