@@ -73,6 +73,8 @@ def units(out: Path) -> dict[str, str]:
 
 def _report(path: Path) -> str:
     content = path.read_bytes()
+    if path.suffix == ".html" and not content.rstrip().endswith(b"</html>"):
+        raise ValueError(f"{path} has no end")
     if path.suffix != ".json":
         return digest(content)
     record = json.loads(content)

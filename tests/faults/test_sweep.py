@@ -94,6 +94,12 @@ def test_what_is_half_there_is_seen(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Expecting value"):
         units(tmp_path)
     (directory / "tune.json").unlink()
+    (tmp_path / "page.html").write_text("<html></html>\n")
+    assert len(units(tmp_path)) == 3
+    (tmp_path / "page.html").write_text("<html>")
+    with pytest.raises(ValueError, match="has no end"):
+        units(tmp_path)
+    (tmp_path / "page.html").unlink()
     (directory / "a.bin").write_bytes(b"b")
     with pytest.raises(ValueError, match="is not what the manifest says"):
         units(tmp_path)
