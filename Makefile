@@ -29,17 +29,18 @@ fuzz: $(DEVELOPMENT)
 # Kills, full disks, a Hub that fails, changed bytes: a sample in about 20 minutes, and all of it, which goes on where
 # an earlier call was ended. docs/faults.md
 faults: $(DEVELOPMENT)
-	PYTHONPATH=tests $(BIN)/python tests/faults/sweep.py --every 40 --limit-s 600
-	PYTHONPATH=tests $(BIN)/python tests/faults/hub_requests.py --every 5
+	PYTHONPATH=tests $(BIN)/python tests/faults/sweep.py --scene compress push "write a card" \
+	  --fault K1 K2-int D1-once D4-EIO --every 100 --limit-s 300
+	PYTHONPATH=tests $(BIN)/python tests/faults/hub_requests.py --every 5 --limit-s 120
 	PYTHONPATH=tests $(BIN)/python tests/faults/flips.py --count 300
-	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py --num-runs 1000
-	PYTHONPATH=tests $(BIN)/python tests/faults/mutants.py --module artifact/placement.py evaluation/gate.py
-	PYTHONPATH=tests $(BIN)/python tests/faults/memory_limits.py --scene "compress int8" search --every 5
-	PYTHONPATH=tests $(BIN)/python tests/faults/allocations.py --scene compress --every 500
-	PYTHONPATH=tests $(BIN)/python tests/faults/power.py --scene compress --every 20
-	PYTHONPATH=tests $(BIN)/python tests/faults/surroundings.py --every 6
-	PYTHONPATH=tests $(BIN)/python tests/faults/together.py --every 4
-	PYTHONPATH=tests $(BIN)/python tests/faults/rebuild.py --recipe int4 int8-ptq keep
+	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py --num-runs 500
+	PYTHONPATH=tests $(BIN)/python tests/faults/mutants.py --module artifact/placement.py --limit-s 60
+	PYTHONPATH=tests $(BIN)/python tests/faults/memory_limits.py --scene "compress int8" --every 5 --limit-s 60
+	PYTHONPATH=tests $(BIN)/python tests/faults/allocations.py --scene compress --every 900 --limit-s 60
+	PYTHONPATH=tests $(BIN)/python tests/faults/power.py --scene compress --every 40 --limit-s 60
+	PYTHONPATH=tests $(BIN)/python tests/faults/surroundings.py --every 12 --limit-s 60
+	PYTHONPATH=tests $(BIN)/python tests/faults/together.py --every 8 --limit-s 60
+	PYTHONPATH=tests $(BIN)/python tests/faults/rebuild.py --recipe int4 --limit-s 60
 
 faults-all: $(DEVELOPMENT)
 	mkdir -p build

@@ -257,7 +257,7 @@ def main() -> None:
         library, warm = interception.build(Path(folder)), Path(folder) / "warm"
         warm_up(Path(folder) / "first", warm)
         for number, scene in enumerate(SCENES):
-            if args.scene and scene.name not in args.scene:
+            if (args.scene and scene.name not in args.scene) or time.monotonic() > deadline:
                 continue
             sweep = Sweep(scene, Path(folder) / f"place-{number}", library)
             truth = begun(sweep, warm)
