@@ -29,8 +29,8 @@ fuzz: $(DEVELOPMENT)
 # Kills, full disks, a Hub that fails, changed bytes: a sample in about 20 minutes, and all of it, which goes on where
 # an earlier call was ended. docs/faults.md
 faults: $(DEVELOPMENT)
-	PYTHONPATH=tests $(BIN)/python tests/faults/sweep.py --scene compress push "write a card" \
-	  --fault K1 K2-int D1-once D4-EIO --every 100 --limit-s 300
+	PYTHONPATH=tests $(BIN)/python tests/faults/sweep.py --scene push "write a card" --every 3 --limit-s 120
+	PYTHONPATH=tests $(BIN)/python tests/faults/sweep.py --scene compress --fault K1 D1-once --every 130 --limit-s 180
 	PYTHONPATH=tests $(BIN)/python tests/faults/hub_requests.py --every 5 --limit-s 120
 	PYTHONPATH=tests $(BIN)/python tests/faults/flips.py --count 300
 	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py --num-runs 500
