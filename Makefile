@@ -35,9 +35,9 @@ faults: $(DEVELOPMENT)
 	PYTHONPATH=tests $(BIN)/python tests/faults/flips.py --count 300
 	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py --num-runs 500
 	PYTHONPATH=tests $(BIN)/python tests/faults/mutants.py --module artifact/placement.py --limit-s 60
-	PYTHONPATH=tests $(BIN)/python tests/faults/memory_limits.py --scene "compress int8" --every 5 --limit-s 60
-	PYTHONPATH=tests $(BIN)/python tests/faults/allocations.py --scene compress --every 900 --limit-s 60
-	PYTHONPATH=tests $(BIN)/python tests/faults/power.py --scene compress --every 40 --limit-s 60
+	PYTHONPATH=tests $(BIN)/python tests/faults/memory_limits.py --scene "compress int8" --every 5 --limit-s 120
+	PYTHONPATH=tests $(BIN)/python tests/faults/allocations.py --scene compress --every 900 --limit-s 120
+	PYTHONPATH=tests $(BIN)/python tests/faults/power.py --scene compress --every 40 --limit-s 120
 	PYTHONPATH=tests $(BIN)/python tests/faults/surroundings.py --every 12 --limit-s 60
 	PYTHONPATH=tests $(BIN)/python tests/faults/together.py --every 8 --limit-s 60
 	PYTHONPATH=tests $(BIN)/python tests/faults/rebuild.py --recipe int4 --limit-s 60
