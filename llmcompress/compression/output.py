@@ -16,7 +16,7 @@ from llmcompress.compression.zeros import archive_share, sparse_speed
 from llmcompress.data.disjoint import write_sequences
 from llmcompress.loaders.environments import transformers_needed
 from llmcompress.loaders.layout import ir_files
-from llmcompress.loaders.source import Source
+from llmcompress.loaders.source import Source, save_code
 from llmcompress.report.compression import CompressionReport, PartRecord
 from llmcompress.report.file_names import RECIPE, model_files
 from llmcompress.report.record import FileRecord, environment_record
@@ -128,7 +128,6 @@ def _save_side_files(
 ) -> Literal["equal", "none", "not checked"]:
     """Write all but the model and the manifest; returns how the converted chat template compares with the original."""
     from llmcompress.loaders.processor import check_processor, save_processor
-    from llmcompress.loaders.remote_code import save_code
 
     loaded = compressed.loaded
     with write_errors(stage.target):

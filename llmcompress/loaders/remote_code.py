@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmcompress.errors import SecurityError
 from llmcompress.system.environment import allow_sklearn
-
-if TYPE_CHECKING:
-    from llmcompress.loaders.source import Source
 
 _KERNEL_KEYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 ALLOW = "read that code first; `trust_remote_code` then allows it to run"
@@ -88,10 +83,3 @@ def check_tokenizer(
         where=where,
         hint=ALLOW,
     )
-
-
-def save_code(source: Source, output_dir: Path) -> None:
-    """Copy the Python files of a source whose code may run, with which Optimum's class opens the output."""
-    if source.trust_remote_code:
-        for path in source.path.glob("*.py"):
-            shutil.copyfile(path, output_dir / path.name)

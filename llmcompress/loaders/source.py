@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -368,6 +369,13 @@ def side_files(source: Source) -> tuple[str, ...]:
     templates = [path.relative_to(source.path).as_posix() for path in source.path.glob(TEMPLATES) if path.is_file()]
     names = (*names_in(source.path), *templates)
     return tuple(sorted(name for name in names if is_side_file(name, with_code=source.trust_remote_code)))
+
+
+def save_code(source: Source, output_dir: Path) -> None:
+    """Copy the Python files of a source whose code may run, with which Optimum's class opens the output."""
+    for name in side_files(source):
+        if name.endswith(".py") and "/" not in name:
+            shutil.copyfile(source.path / name, output_dir / name)
 
 
 def _looks_like_path(text: str) -> bool:
