@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 import llmcompress
+from llmcompress.benchmarking.token_times import model_times
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.loaders.loaded_model import load
 from llmcompress.report.estimate import interval_text
@@ -37,7 +38,7 @@ from llmcompress.searching.contest import AT_ONCE, Output, Workshop
 from llmcompress.searching.repair import redrawn
 from llmcompress.searching.search import corrected_table, predicted_table, workshop
 from llmcompress.searching.solver import fastest, least_damage, total_kl, total_seconds
-from llmcompress.searching.speed import model_times, timed
+from llmcompress.searching.speed import timed
 from llmcompress.searching.windows import search_windows
 from llmcompress.spec import Calibration, Recipe
 from llmcompress.spec.search import SearchSpec, parse_format

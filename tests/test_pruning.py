@@ -22,13 +22,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import llmcompress
 from llmcompress import Recipe, compare
 from llmcompress.cli.compress import _pruning_text
+from llmcompress.compression import depth_speed
 from llmcompress.compression.forecast import forecast
+from llmcompress.compression.layers import layer_table
 from llmcompress.errors import LlmcompressError, ModelError, RecipeError, UsageError
 from llmcompress.graph.integer_weights import integer_weights
 from llmcompress.graph.model import parameter_name, read_ir
 from llmcompress.loaders.source import resolve
 from llmcompress.report.pruning import PruningRecord
-from llmcompress.report.record import Measured, SparseSpeed
+from llmcompress.report.record import DepthSpeed, Measured, SparseSpeed
+from llmcompress.runner.state import Original, compress_reason
 from llmcompress.spec import Pruning, load_recipe, override_recipe
 from llmcompress.summary.table import notes
 from llmcompress.training.layers import layer_list
@@ -259,6 +262,88 @@ def test_layers_are_dropped_up_to_a_divergence(run: Run, demo_checkpoint: Path, 
     scores = [kl_of_classes(wanted, logits(without(original, (number,)), token_ids)) for number in range(5)]
     pruned = run(demo_checkpoint, method="depth", max_kl=min(scores) * 1.1)
     assert pruned.record.layers == (int(np.argmin(scores)),)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A device on which a decoder layer takes one millisecond and the rest two; the formats of what it has timed."""
+    models: list[list[str]] = []
+
+    def times(directories: list[Path], phase: str) -> list[float]:
+        assert phase == "decode"
+        found = []
+        for directory in directories:
+            model = read_ir(directory)
+            assert json.loads((directory / "config.json").read_text())["num_hidden_layers"] == num_attentions(model)
+            models.append(sorted({layer.mode for layer in layer_table(model)}))
+            found.append(2e-3 + 1e-3 * num_attentions(model))
+        return found
+
+    monkeypatch.setattr(depth_speed, "model_times", times)
+    return models
+
+
+def num_attentions(model: Any) -> int:
+    return [op.get_type_name() for op in model.get_ops()].count("ScaledDotProductAttention")
+
+
+def test_layers_are_dropped_for_a_speed(
+    timed: list[list[str]], demo_checkpoint: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    text = {"dataset": str(calibration_text), "seq_len": 64, "num_samples": 2}
+    weights = {"mode": "int4_asym", "group_size": 32, "gptq": True}
+    asked = Recipe.model_validate(
+        {"name": "p", "weights": weights, "calibration": text, "pruning": {"method": "depth", "speedup": 1.3}}
+    )
+    made = llmcompress.compress(demo_checkpoint, asked, tmp_path / "out")
+    # 7 ms by five layers: one less is 1.17 times as fast, two 1.4 times.
+    assert made.pruning is not None
+    assert made.pruning.speedup == 1.3
+    assert len(made.pruning.layers) == 2
+    assert made.measured.depth_speed is not None
+    assert made.measured.depth_speed.token_s == pytest.approx(7e-3)
+    assert made.measured.depth_speed.layer_s == pytest.approx(1e-3)
+    assert made.measured.depth_speed.ratio == pytest.approx(1.4)
+    # What was timed has the recipe's format, without its data.
+    assert timed == [["int4_asym", "int8_asym"]] * 2
+    assert not list(tmp_path.glob(".*"))
+    # The recipe that is written makes the same anywhere.
+    by_number = load_recipe(tmp_path / "out" / "recipe.yaml")
+    assert by_number.pruning == Pruning(method="depth", num_layers=2)
+    again = llmcompress.compress(
+        demo_checkpoint, override_recipe(asked, ["pruning.speedup=null", "pruning.num_layers=2"]), tmp_path / "again"
+    )
+    assert {file.path: file.sha256 for file in again.files} == {file.path: file.sha256 for file in made.files}
+    # Of a plan's model, which is loaded once.
+    loaded = llmcompress.load(demo_checkpoint)
+    assert llmcompress.compress(loaded, asked, tmp_path / "of-loaded").files == made.files
+    assert num_attentions(loaded.model) == 5
+    # A plan takes it for done, unless it asks for another speed.
+    original = Original(loaded.source)
+    assert compress_reason(tmp_path / "out", asked, original) is None
+    faster = override_recipe(asked, ["pruning.speedup=1.5"])
+    assert compress_reason(tmp_path / "out", faster, original) == "the speed that pruning is for changed"
+
+
+def test_a_speed_that_no_drop_gives_is_refused(
+    timed: list[list[str]],
+    demo_checkpoint: Path,
+    calibration_text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = Recipe.model_validate(
+        {**NONE, "calibration": {"dataset": str(calibration_text)}, "pruning": {"method": "depth", "speedup": 3}}
+    )
+    with pytest.raises(
+        RecipeError,
+        match=r"of which each of 5 decoder layers takes 1 ms: with one layer left it is 2.33 times as fast",
+    ):
+        llmcompress.compress(demo_checkpoint, recipe, tmp_path / "out")
+    monkeypatch.setattr(depth_speed, "model_times", lambda directories, phase: [7e-3, 8e-3])
+    with pytest.raises(RecipeError, match=r"a token takes 7 ms here, and no less without half of the decoder layers"):
+        llmcompress.compress(demo_checkpoint, recipe, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_contiguous_block_is_the_nearest_in_angle(
@@ -693,12 +778,14 @@ def test_pruned_checkpoints_open_in_stock_optimum_and_genai(
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"method": "depth"}, r"num_layers: is missing; method depth needs num_layers or max_kl or layers"),
+        ({"method": "depth"}, r"num_layers: is missing; method depth needs num_layers or max_kl or speedup or"),
         ({"method": "width"}, r"intermediate_size: is missing; method width needs intermediate_size or num_key_value"),
         ({"method": "wanda", "ratio": 0.5}, r"ratio: has no effect with method wanda"),
         ({"method": "wanda", "sparsity": 0.5, "pattern": "2:4"}, r"pattern: has no effect beside sparsity"),
         ({"method": "wanda", "pattern": "4:4"}, r"pattern: 4:4 leaves nothing"),
-        ({"method": "depth", "max_kl": 0.1, "selection": "contiguous"}, r"selection: contiguous needs num_layers"),
+        ({"method": "depth", "max_kl": 0.1, "selection": "contiguous"}, r"selection: contiguous needs num_layers or"),
+        ({"method": "depth", "num_layers": 1, "speedup": 1.2}, r"speedup: has no effect beside num_layers"),
+        ({"method": "depth", "speedup": 1}, r"speedup: Input should be greater than 1|speedup: .*1"),
         ({"method": "depth", "layers": [1, 1]}, r"layers: names a layer twice"),
     ],
 )
@@ -755,6 +842,22 @@ HEAL = {"method": "distillation", "dataset": "a.txt", "what": ["weights"]}
                 ({"what": ["adapters"], "weight_learning_rate": 0.1}, r"weight_learning_rate: has no effect on adapt"),
                 ({"budget_s": 60.0, "num_steps": 3}, r"training.num_steps: has no effect with budget_s"),
                 ({"what": ["weights", "weights"]}, r"training.what: names something twice"),
+            )
+        ),
+        *(
+            (
+                {
+                    "name": "p",
+                    "calibration": {"dataset": "a.txt"},
+                    "pruning": {"method": "depth", "speedup": 1.2},
+                    **changes,
+                },
+                rf"pruning.speedup: is measured before there is any data, .* not beside {name}",
+            )
+            for name, changes in (
+                ("weights.rules", {"weights": {"mode": "int4_asym", "rules": [{"match": "a", "mode": "int8_asym"}]}}),
+                ("weights.lora_correction", {"weights": {"mode": "int4_asym", "lora_correction": True}}),
+                ("activations", {"method": "activations", "activations": {"mode": "int8"}}),
             )
         ),
         (
@@ -858,8 +961,10 @@ def test_the_forecast_knows_what_is_left(demo_checkpoint: Path, tmp_path: Path) 
     by_kl = Recipe.model_validate(
         {**INT4, "pruning": {"method": "depth", "max_kl": 0.1}, "calibration": {"dataset": "a.txt"}}
     )
-    notes = forecast(resolve(demo_checkpoint), by_kl).notes
-    assert any("how many layers pruning.max_kl drops is not predicted" in note for note in notes)
+    by_speed = override_recipe(by_kl, ["pruning.max_kl=null", "pruning.speedup=1.2"])
+    for by, name in ((by_kl, "max_kl"), (by_speed, "speedup")):
+        notes = forecast(resolve(demo_checkpoint), by).notes
+        assert any(f"how many layers pruning.{name} drops is not predicted" in note for note in notes)
 
 
 # --- what people read
@@ -880,6 +985,10 @@ def test_what_went_is_said_in_a_line() -> None:
     sparse = record(density=0.5, archive_share=0.8)
     assert _pruning_text(sparse, measured) == (
         "depth: 50% of the decoder layers' weights are zero, 80% of the size in an archive"
+    )
+    depth = DepthSpeed(device="CPU", token_s=0.01, layer_s=0.001, ratio=1.25)
+    assert "20.0% of the parameters, for 1.25 times the decode speed; KL" in _pruning_text(
+        by_text, measured.model_copy(update={"depth_speed": depth})
     )
     speed = SparseSpeed(device="CPU", shape=(8, 8), ratio=0.987)
     assert "zero (one layer alone runs 0.99 times as fast here, 80% of the size in an archive)" in _pruning_text(

@@ -427,7 +427,9 @@ def _pruning_text(pruning: PruningRecord, measured: Measured) -> str:
     if pruning.density is not None:
         what = f"{1 - pruning.density:.0%} of the decoder layers' weights are zero{_zeros_text(pruning, measured)}"
     elif pruning.layers:
-        what = f"decoder layers {', '.join(map(str, pruning.layers))} dropped, {share:.1%} of the parameters"
+        speed = "" if measured.depth_speed is None else f", for {measured.depth_speed.ratio:.2f} times the decode speed"
+        numbers = ", ".join(map(str, pruning.layers))
+        what = f"decoder layers {numbers} dropped, {share:.1%} of the parameters{speed}"
     else:
         what = f"{share:.1%} of the parameters dropped"
     if pruning.kl_divergence is None:

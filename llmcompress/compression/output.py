@@ -55,6 +55,8 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
         largest = max((layer.shape for layer in compressed.layers if len(layer.shape) == 2), key=math.prod)
         speed = sparse_speed((largest[0], largest[1]), density)
         measured = measured.model_copy(update={"sparse_speed": speed})
+    if compressed.depth_speed is not None:
+        measured = measured.model_copy(update={"depth_speed": compressed.depth_speed})
     environment = environment_record(torch.get_num_threads(), loaded.versions)
     report = CompressionReport(
         llmcompress_version=environment.versions["llmcompress"],

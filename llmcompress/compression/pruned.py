@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.artifact import write_errors
+from llmcompress.compression.depth_speed import depth_for_speed
 from llmcompress.errors import RecipeError
 from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.source import Source
 from llmcompress.report.pruning import PruningRecord
-from llmcompress.report.record import Provenance
+from llmcompress.report.record import DepthSpeed, Provenance
 from llmcompress.report.training import TrainingRecord
 from llmcompress.spec import Recipe
+from llmcompress.spec.pruning import Pruning, with_num_layers
 from llmcompress.system.files import sync_tree
 from llmcompress.system.json_file import read_json
 from llmcompress.system.progress import Reporter
 
 if TYPE_CHECKING:
     from llmcompress.data import CalibrationWindows
+    from llmcompress.loaders.loaded_model import LoadedModel
     from llmcompress.training.pruning.prune import Healing
     from llmcompress.training.train import TrainingWindows
+
+
+_PLACE = "pruning"
+"""Within the scratch directory."""
 
 
 class PrunedSource(NamedTuple):
@@ -33,6 +42,8 @@ class PrunedSource(NamedTuple):
     record: PruningRecord
     healing: TrainingRecord | None
     """How what was left was healed."""
+    depth_speed: DepthSpeed | None = None
+    """What was measured where a speed decides."""
 
 
 class PruningInputs(NamedTuple):
@@ -70,6 +81,45 @@ def require_prunable_source(source: Source, recipe: Recipe) -> None:
         raise RecipeError(problem, where=where, hint=hint)
 
 
+def prune_for_speed(
+    source: Source,
+    recipe: Recipe,
+    inputs: PruningInputs,
+    compressed: Callable[[Source, Path], LoadedModel],
+    progress: Reporter,
+) -> PrunedSource:
+    """Prune as ``prune_source``, of as few decoder layers as the recipe's speed takes.
+
+    Args:
+        source: A checkpoint whose files are there.
+        recipe: Its pruning has a speed.
+        inputs: What else it needs.
+        compressed: Compresses a checkpoint as the recipe does where there is no data, with an empty directory for
+            files of its own.
+        progress: Told of every stage.
+
+    Raises:
+        RecipeError: No drop that leaves a layer makes the model as fast; and as ``prune_source``.
+        ModelError, UsageError, WriteError: As ``prune_source``.
+    """
+    from transformers import AutoConfig
+
+    asked = recipe.pruning
+    assert asked is not None
+    assert asked.speedup is not None
+    config = AutoConfig.from_pretrained(source.path, local_files_only=True)
+    num_layers: int = config.get_text_config().num_hidden_layers
+    half = num_layers // 2
+    of_half = Pruning(method="depth", layers=tuple(range(half, num_layers)))
+    part = prune_source(source, recipe.model_copy(update={"pruning": of_half, "training": None}), inputs, progress)
+    models = {num_layers: functools.partial(compressed, source), half: functools.partial(compressed, part.source)}
+    found = depth_for_speed(asked.speedup, models, inputs.scratch_dir, inputs.target)
+    shutil.rmtree(inputs.scratch_dir / _PLACE)
+    pruned = prune_source(source, with_num_layers(recipe, found.num_layers), inputs, progress)
+    record = pruned.record.model_copy(update={"speedup": asked.speedup})
+    return pruned._replace(record=record, depth_speed=found.measured)
+
+
 def prune_source(source: Source, recipe: Recipe, inputs: PruningInputs, progress: Reporter) -> PrunedSource:
     """Prune a checkpoint whose files are there, and heal it where the recipe says so.
 
@@ -82,7 +132,7 @@ def prune_source(source: Source, recipe: Recipe, inputs: PruningInputs, progress
     from llmcompress.training.train import state_directory, training_record, writable
 
     assert recipe.pruning is not None
-    place = inputs.scratch_dir / "pruning"
+    place = inputs.scratch_dir / _PLACE
     with ExitStack() as stack:
         healing, state_dir = None, None
         if inputs.training is not None and recipe.training is not None and recipe.training.heals:

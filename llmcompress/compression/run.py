@@ -25,7 +25,13 @@ from llmcompress.compression.kept import kept_layers, kept_record
 from llmcompress.compression.layers import CODEBOOKS, activation_record, constants_taken_by, layer_table
 from llmcompress.compression.nncf.statistics import statistics
 from llmcompress.compression.parts import compress_parts, require_parts
-from llmcompress.compression.pruned import PrunedSource, PruningInputs, prune_source, require_prunable_source
+from llmcompress.compression.pruned import (
+    PrunedSource,
+    PruningInputs,
+    prune_for_speed,
+    prune_source,
+    require_prunable_source,
+)
 from llmcompress.data.calibration import CalibrationWindows
 from llmcompress.graph.integer_weights import Rescaling
 from llmcompress.graph.model import mark_quantized_source, parameter_name, set_runtime_options, unpin_cache
@@ -46,8 +52,9 @@ from llmcompress.report.compression import (
     runtime_options,
 )
 from llmcompress.report.pruning import PruningRecord
-from llmcompress.report.record import CalibrationRecord, Provenance, Stages
+from llmcompress.report.record import CalibrationRecord, DepthSpeed, Provenance, Stages
 from llmcompress.spec import Access, Calibration, Recipe, WeightCompression
+from llmcompress.spec.pruning import with_num_layers
 from llmcompress.spec.training import with_num_steps
 from llmcompress.system.background import end_background
 from llmcompress.system.file_memory import FileMemory
@@ -133,6 +140,8 @@ class CompressedModel:
     """The same of the graphs next to a language model."""
     activations: ActivationRecord | None
     pruning: PruningRecord | None
+    depth_speed: DepthSpeed | None
+    """Where a speed decided how many decoder layers went."""
     training: TrainingRecord | None
     training_windows: TrainingWindows | None
     rescaled: Mapping[str, Rescaling]
@@ -203,6 +212,8 @@ def compress_in_memory(
     trained = pruned.healing if pruned else None
     if trained is not None and trained.num_steps is not None:
         recipe = with_num_steps(recipe, trained.num_steps)
+    if pruned is not None and pruned.depth_speed is not None:
+        recipe = with_num_layers(recipe, len(pruned.record.layers))
     if ready.texts.training is not None and trained is None:
         with stages.stage("train"):
             original = ready.source if pruned else None
@@ -218,6 +229,7 @@ def compress_in_memory(
         parts=parts,
         activations=activations,
         pruning=pruned.record if pruned else None,
+        depth_speed=pruned.depth_speed if pruned else None,
         training=trained,
         training_windows=ready.texts.training,
         rescaled=applied.rescaled,
@@ -249,7 +261,22 @@ def _prune(
     target = options.target or options.scratch_dir
     windows = ready.texts.windows if isinstance(ready.texts.windows, CalibrationWindows) else None
     inputs = PruningInputs(provenance, windows, ready.texts.training, options.scratch_dir, target)
-    return prune_source(ready.source, recipe, inputs, progress), provenance
+    if recipe.pruning is None or recipe.pruning.speedup is None:
+        return prune_source(ready.source, recipe, inputs, progress), provenance
+
+    def without_data(source: Source, scratch_dir: Path) -> LoadedModel:
+        if isinstance(given, LoadedModel) and source is ready.source:
+            loaded = given.clone()
+        else:
+            loaded = _load(source, None, options._replace(scratch_dir=scratch_dir), progress)
+        weights = recipe.weights and recipe.weights.data_free
+        further = tuple(each.data_free for each in recipe.further_weights)
+        parts = {"weights": weights, "further_weights": further, "pruning": None, "training": None}
+        applied = apply_recipe(loaded, recipe.model_copy(update=parts), None, options.engine, None, progress)
+        _inspect(applied, recipe)
+        return applied.loaded
+
+    return prune_for_speed(ready.source, recipe, inputs, without_data, progress), provenance
 
 
 def _train(

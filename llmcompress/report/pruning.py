@@ -24,6 +24,8 @@ class PruningRecord(Record):
     method: str
     num_parameters_before: int
     num_parameters: int
+    speedup: float | None = None
+    """Of a new token, which decided how many decoder layers went; None: something else did."""
     layers: tuple[int, ...] = ()
     """Decoder layers that were dropped, by their numbers in the original."""
     layer_scores: tuple[float, ...] = ()

@@ -149,6 +149,18 @@ class SparseSpeed(Record):
     """The plugin's property that was set for the sparse one, where it has one."""
 
 
+class DepthSpeed(Record):
+    """What of the time of a new token is that of decoder layers: by a whole model and one with fewer, run in turn."""
+
+    device: str
+    token_s: float
+    """Of the whole model; median."""
+    layer_s: float
+    """Of one decoder layer."""
+    ratio: float
+    """Time of a token of the whole model to that without the layers that were dropped, as the two above say."""
+
+
 class Measured(Record):
     """What differs from run to run."""
 
@@ -159,6 +171,8 @@ class Measured(Record):
     stages: tuple[StageTime, ...]
     sparse_speed: SparseSpeed | None = None
     """Where a pruning has set weights to zero."""
+    depth_speed: DepthSpeed | None = None
+    """Where a speed decided how many decoder layers went."""
     replayed: bool = False
     """Whether it was made by the kept graph of another checkpoint; the bytes are the same."""
     sha256: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None

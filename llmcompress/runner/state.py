@@ -25,6 +25,7 @@ from llmcompress.report.record import CalibrationRecord, FileRecord, Provenance
 from llmcompress.spec import BenchSpec, EvalSpec, Gate, Recipe, TuneSpec
 from llmcompress.spec.dataset import AUTO, BUNDLED, WIKITEXT
 from llmcompress.spec.plan import Evaluation, Tracker
+from llmcompress.spec.pruning import with_num_layers
 from llmcompress.spec.search import SearchSpec
 from llmcompress.spec.training import with_num_steps
 from llmcompress.system.cache import content_key
@@ -85,6 +86,10 @@ def compress_reason(
         if manifest.training.budget_s != recipe.training.budget_s:
             return "the time for training changed"
         wanted = with_num_steps(wanted, manifest.training.num_steps or 0)
+    if recipe.pruning is not None and recipe.pruning.speedup is not None and manifest.pruning is not None:
+        if manifest.pruning.speedup != recipe.pruning.speedup:
+            return "the speed that pruning is for changed"
+        wanted = with_num_layers(wanted, len(manifest.pruning.layers))
     if manifest.recipe != wanted:
         return "the recipe changed"
     if (changed := _origin_reason(manifest, original)) is not None:

@@ -7,6 +7,7 @@ import time
 from decimal import Decimal
 from pathlib import Path
 
+from llmcompress.benchmarking.token_times import model_times
 from llmcompress.errors import UsageError
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.report.search import FurtherSize, SpeedRecord
@@ -23,7 +24,6 @@ from llmcompress.searching.solver import (
     total_kl,
     total_seconds,
 )
-from llmcompress.searching.speed import model_times
 
 MAX_TRIES = 5
 """Of plans until one keeps the limit as measured."""

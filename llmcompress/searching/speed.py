@@ -1,4 +1,4 @@
-"""What each weight costs in time, from a table that is measured on this device, and what a whole model takes.
+"""What each weight costs in time, from a table that is measured on this device.
 
 The product of a token, or of a prompt's tokens, with a matrix is timed for each shape and format in turn, in a process
 of its own; as many copies are multiplied in one call as the model has matrices of the shape, so that their bytes come
@@ -18,15 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.benchmarking.client import Client
-from llmcompress.benchmarking.timing import tpot_s, ttft_s
+from llmcompress.benchmarking.token_times import DEVICE, PREFILL
 from llmcompress.compression.layers import constants_taken_by, layer_table
 from llmcompress.compression.nncf.weights import compress_weights
 from llmcompress.errors import ModelError
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.searching.candidates import REST, Candidate, Table, uniform
-from llmcompress.spec.benchmark import Shape
 from llmcompress.spec.search import Format, Phase
 from llmcompress.system.cache import cache_dir, content_key
 from llmcompress.system.environment import cpu_name, installed_versions
@@ -42,18 +40,13 @@ if TYPE_CHECKING:
 
 KIND = "speeds"
 """Of entries in the cache."""
-DEVICE = "CPU"
 PROMPT_TOKENS = 128
 """That are multiplied at once for the time of a prompt token."""
-DECODE = Shape(batch_size=1, depth=0, prompt_tokens=32, new_tokens=65)
-PREFILL = Shape(batch_size=1, depth=0, prompt_tokens=4 * PROMPT_TOKENS, new_tokens=1)
 MAX_BYTES = 64_000_000
 """In f32 of the matrices of one call: beyond the caches more of them change nothing."""
 ROUNDS = 15
 RUNS = 4
 """Of one product in each round, after one that is not counted; the least counts."""
-REPETITIONS = 9
-"""Of whole models, in turn."""
 
 
 class Product(NamedTuple):
@@ -134,33 +127,6 @@ def measure(products: Sequence[Product], progress: Reporter) -> list[float]:
     progress(Progress("time products", ROUNDS, ROUNDS, "rounds"))
     medians = np.median(seconds, axis=0)
     return [float(value) / each.num_copies for value, each in zip(medians, products, strict=True)]
-
-
-def model_times(directories: Sequence[Path], phase: Phase, quantile: float = 0.5) -> list[float]:
-    """Seconds a token of whole models, each in a process of its own, run in turn.
-
-    Args:
-        directories: Of the models.
-        phase: Of new tokens, each timed by itself, or of a prompt's.
-        quantile: That is taken of the times; a low one on a machine that has other work.
-
-    Raises:
-        UsageError: The device refuses one.
-    """
-    import numpy as np
-
-    shape = DECODE if phase == "decode" else PREFILL
-    found: list[list[float]] = [[] for _ in directories]
-    with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(Client(each, "openvino", name=each.name)) for each in directories]
-        for client in clients:
-            client.open(DEVICE, {})
-        for repetition in range(1 + REPETITIONS):
-            for client, seconds in zip(clients, found, strict=True):
-                run = client.run(shape, repetition)
-                if repetition:
-                    seconds += tpot_s(run) if phase == "decode" else [ttft_s(run) / shape.prompt_tokens]
-    return [float(np.quantile(seconds, quantile)) for seconds in found]
 
 
 def _shapes(table: Table, loaded: LoadedModel) -> dict[str, tuple[int, int]]:

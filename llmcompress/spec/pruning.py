@@ -17,7 +17,7 @@ Method = Literal["depth", "experts", "width", "magnitude", "wanda", "sparsegpt"]
 UNSTRUCTURED: frozenset[Method] = frozenset({"magnitude", "wanda", "sparsegpt"})
 """Methods that set single weights to zero."""
 _FIELDS: dict[Method, tuple[str, ...]] = {
-    "depth": ("num_layers", "max_kl", "layers", "selection"),
+    "depth": ("num_layers", "max_kl", "speedup", "layers", "selection"),
     "experts": ("ratio", "merge"),
     "width": ("intermediate_size", "num_key_value_heads"),
     "magnitude": ("sparsity", "pattern"),
@@ -48,6 +48,9 @@ class Pruning(StrictModel):
     """Decoder layers to drop."""
     max_kl: Annotated[float, Field(gt=0)] | None = None
     """Drop layers as long as the KL divergence on the text, before any healing, stays within these nats a token."""
+    speedup: Annotated[float, Field(gt=1)] | None = None
+    """Drop as few layers as make a new token this many times as fast, by times that are measured on this machine's
+    CPU; how many that are stands as ``num_layers`` in the manifest's recipe."""
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)] | None = None
     """Numbers of the decoder layers to drop, from 0; no text is needed."""
     selection: Literal["greedy", "contiguous"] = "greedy"
@@ -89,12 +92,20 @@ class Pruning(StrictModel):
             yield Refusal(sizes[0], f"is missing; method {self.method} needs {' or '.join(sizes)}", "write one of them")
         if len(given) > 1 and self.method != "width":
             yield Refusal(given[1], f"has no effect beside {given[0]}", f"write {given[0]} or {given[1]}")
-        if self.selection == "contiguous" and self.num_layers is None:
-            yield Refusal("selection", "contiguous needs num_layers", "write num_layers, or remove selection")
+        if self.selection == "contiguous" and self.num_layers is None and self.speedup is None:
+            hint = "write one of them, or remove selection"
+            yield Refusal("selection", "contiguous needs num_layers or speedup", hint)
         if self.layers is not None and len(set(self.layers)) < len(self.layers):
             yield Refusal("layers", "names a layer twice", "every layer once is accepted")
         if self.zeros_of is not None and self.zeros_of[0] >= self.zeros_of[1]:
             yield Refusal("pattern", f"{self.pattern} leaves nothing", "write 2:4 for two zeros of every four weights")
+
+
+def with_num_layers(recipe: Recipe, num_layers: int) -> Recipe:
+    """A recipe that prunes, with a number of layers in place of a speed."""
+    assert recipe.pruning is not None
+    pruning = recipe.pruning.model_copy(update={"num_layers": num_layers, "speedup": None})
+    return recipe.model_copy(update={"pruning": pruning})
 
 
 def pruning_refusals(recipe: Recipe) -> Iterator[Refusal]:
@@ -110,6 +121,8 @@ def pruning_refusals(recipe: Recipe) -> Iterator[Refusal]:
     if pruning.uses_data and recipe.calibration is None:
         hint = "add calibration: {dataset: FILE.txt}"
         yield Refusal("calibration", f"is missing; pruning.method {pruning.method} looks at data", hint)
+    if pruning.speedup is not None:
+        yield from _speed_refusals(recipe)
     if pruning.method in UNSTRUCTURED:
         for number, weights in enumerate(recipe.weight_passes):
             for name in ("gptq", "awq", "lora_correction"):
@@ -121,3 +134,13 @@ def pruning_refusals(recipe: Recipe) -> Iterator[Refusal]:
         if training is not None and not training.heals and (training.method == "fq_lora" or mode not in INTEGER):
             problem = f"moves zeros, which pruning.method {pruning.method} has set"
             yield Refusal("training.method", problem, "take distillation or blocks, of weights in integers")
+
+
+def _speed_refusals(recipe: Recipe) -> Iterator[Refusal]:
+    """What makes a model slower or faster that is not known before it is made with data."""
+    fields = ("rules", "lora_correction")
+    given = [name for name in fields if any(getattr(weights, name) for weights in recipe.weight_passes)]
+    of_data = "weights." + given[0] if given else "activations" if recipe.activations is not None else None
+    if of_data is not None:
+        problem = f"is measured before there is any data, of one format for all weights: not beside {of_data}"
+        yield Refusal("pruning.speedup", problem, f"write pruning.num_layers, or remove {of_data}")

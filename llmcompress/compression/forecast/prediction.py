@@ -267,8 +267,9 @@ def _notes(source: Source, recipe: Recipe, passes: Sequence[WeightCompression], 
     if recipe.pruning is not None:
         size = _gigabytes(inventory.checkpoint_bytes)
         notes.append(f"the pruned checkpoint of {size} lies next to the output while the run lasts")
-        if recipe.pruning.max_kl is not None:
-            notes.append("how many layers pruning.max_kl drops is not predicted: this is the size without a drop")
+        for name in ("max_kl", "speedup"):
+            if getattr(recipe.pruning, name) is not None:
+                notes.append(f"how many layers pruning.{name} drops is not predicted: this is the size without a drop")
     if recipe.training is not None:
         kept = _gigabytes(training_disk_bytes(inventory, recipe))
         notes.append(f"training keeps about {kept} in the cache while it runs")
