@@ -29,18 +29,18 @@ fuzz: $(DEVELOPMENT)
 # Kills, full disks, a Hub that fails, changed bytes: a sample in about 20 minutes, and all of it, which goes on where
 # an earlier call was ended. docs/faults.md
 faults: $(DEVELOPMENT)
-	PYTHONPATH=tests $(BIN)/python tests/faults/sweep.py --scene push "write a card" --every 3 --limit-s 120
+	PYTHONPATH=tests $(BIN)/python tests/faults/sweep.py --scene push "write a card" --every 3 --limit-s 90
 	PYTHONPATH=tests $(BIN)/python tests/faults/sweep.py --scene compress --fault K1 D1-once --every 130 --limit-s 180
-	PYTHONPATH=tests $(BIN)/python tests/faults/hub_requests.py --every 5 --limit-s 120
+	PYTHONPATH=tests $(BIN)/python tests/faults/hub_requests.py --every 5 --limit-s 100
 	PYTHONPATH=tests $(BIN)/python tests/faults/flips.py --count 300
 	PYTHONPATH=tests $(BIN)/python tests/faults/evidence.py --num-runs 500
 	PYTHONPATH=tests $(BIN)/python tests/faults/mutants.py --module artifact/placement.py --limit-s 60
 	PYTHONPATH=tests $(BIN)/python tests/faults/memory_limits.py --scene "compress int8" --every 5 --limit-s 120
-	PYTHONPATH=tests $(BIN)/python tests/faults/allocations.py --scene compress --every 900 --limit-s 120
-	PYTHONPATH=tests $(BIN)/python tests/faults/power.py --scene compress --every 40 --limit-s 120
+	PYTHONPATH=tests $(BIN)/python tests/faults/allocations.py --scene compress --every 900 --limit-s 90
+	PYTHONPATH=tests $(BIN)/python tests/faults/power.py --scene compress --every 40 --limit-s 90
 	PYTHONPATH=tests $(BIN)/python tests/faults/surroundings.py --every 12 --limit-s 60
 	PYTHONPATH=tests $(BIN)/python tests/faults/together.py --every 8 --limit-s 60
-	PYTHONPATH=tests $(BIN)/python tests/faults/rebuild.py --recipe int4 --limit-s 60
+	PYTHONPATH=tests $(BIN)/python tests/faults/rebuild.py --recipe int4 --limit-s 90
 
 faults-all: $(DEVELOPMENT)
 	mkdir -p build
