@@ -9,6 +9,7 @@ bf16.
     python benchmarks/learned.py --source ../shared/models/ref-llama-8m --text HELDOUT.txt --train TRAIN.txt
     python benchmarks/learned.py ... --modes int4_asym int4_sym --group-sizes 64 128 --num-steps 1000 --other-text O.txt
     python benchmarks/learned.py ... --sides data-free distillation --num-steps 5 --speed   # learned bits run as fast
+    python benchmarks/learned.py ... --engine llmcompress   # NNCF's sides by this project's kernels: its bytes, sooner
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--num-samples", type=int, default=128, help="windows of NNCF's calibration, and of blocks")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--num-windows", type=int, default=64)
+    parser.add_argument("--engine", choices=("nncf", "llmcompress"), default="nncf", help="what makes NNCF's sides")
     parser.add_argument("--speed", action="store_true", help="decode speed of the last side to that of the first")
     parser.add_argument("--repetitions", type=int, default=15, help="of the speed")
     args = parser.parse_args()
@@ -142,7 +144,8 @@ def main() -> None:
                         recipe = with_training(recipe, side, args) if side != "searched" else recipe
                     else:
                         recipe = recipe_of(side, mode, group_size, args)
-                    engine = "nncf" if side in ("awq+se", "gptq") else "llmcompress"
+                    peers = side in ("awq+se", "gptq")
+                    engine = args.engine if peers else "llmcompress"
                     made = llmcompress.compress(args.source, recipe, output, engine=engine)
                     line = {"mode": mode, "group_size": group_size, "side": side}
                     line |= {"duration_s": time.perf_counter() - started, "size_bytes": made.size_bytes}
@@ -152,7 +155,7 @@ def main() -> None:
                     line |= {f"other_{name}": value for name, value in other.items()}
                     if made.training is not None:
                         line["training"] = made.training.model_dump(mode="json")
-                    if engine == "nncf" or side == "data-free":
+                    if peers or side == "data-free":
                         best = min(best, float(str(line["kl"])))
                     results.append(line)
                     table.add_row(
