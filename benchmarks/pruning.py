@@ -139,9 +139,8 @@ def measure(side: Side, source: Path, output: Path, args: argparse.Namespace) ->
 def add_speed(results: list[dict[str, Any]], directories: list[Path], repetitions: int) -> None:
     """The decode speed of each to that of the first, runs in turn, each in a process of its own."""
     bench = llmcompress.BenchSpec(prompt_tokens=(32,), new_tokens=(128,), repetitions=repetitions)
-    _, report = llmcompress.benchmark(directories, bench)
-    ratios = [each.ratio for each in report.ratios if each.figure == "decode_tokens_per_s"]
-    for result, ratio in zip(results[1:], ratios, strict=True):
+    for result, report in zip(results[1:], llmcompress.benchmark(directories, bench)[1:], strict=True):
+        (ratio,) = (each.ratio for each in report.ratios if each.figure == "decode_tokens_per_s")
         result["decode_ratio"] = interval_text(ratio, ".2f")
     print(json.dumps({"decode_ratios": [result.get("decode_ratio") for result in results]}), flush=True)
 
