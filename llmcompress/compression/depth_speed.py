@@ -17,6 +17,7 @@ from llmcompress.errors import RecipeError
 from llmcompress.report.file_names import MODEL_XML
 from llmcompress.report.record import DepthSpeed
 from llmcompress.system.json_file import write_json
+from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
     from llmcompress.loaders.loaded_model import LoadedModel
@@ -31,7 +32,11 @@ class DepthForSpeed(NamedTuple):
 
 
 def depth_for_speed(
-    speedup: float, models: Mapping[int, Callable[[Path], LoadedModel]], scratch_dir: Path, target: Path
+    speedup: float,
+    models: Mapping[int, Callable[[Path], LoadedModel]],
+    scratch_dir: Path,
+    target: Path,
+    progress: Reporter,
 ) -> DepthForSpeed:
     """Find the least number of decoder layers whose drop makes a new token so many times as fast.
 
@@ -41,13 +46,16 @@ def depth_for_speed(
             directory for its files.
         scratch_dir: Existing directory, for the models while they are timed.
         target: Named where the disk refuses something.
+        progress: Told when the models are timed.
 
     Raises:
         RecipeError: No drop that leaves a layer does.
         WriteError: The disk does not hold the models.
     """
     directories = [_saved(make, scratch_dir / f"of-{number}-layers", target) for number, make in models.items()]
+    progress(Progress("time a token", 0, 1))
     whole_s, part_s = model_times(directories, "decode")
+    progress(Progress("time a token", 1, 1))
     for directory in directories:
         shutil.rmtree(directory)
     num_whole, num_part = models

@@ -113,7 +113,7 @@ def prune_for_speed(
     of_half = Pruning(method="depth", layers=tuple(range(half, num_layers)))
     part = prune_source(source, recipe.model_copy(update={"pruning": of_half, "training": None}), inputs, progress)
     models = {num_layers: functools.partial(compressed, source), half: functools.partial(compressed, part.source)}
-    found = depth_for_speed(asked.speedup, models, inputs.scratch_dir, inputs.target)
+    found = depth_for_speed(asked.speedup, models, inputs.scratch_dir, inputs.target, progress)
     shutil.rmtree(inputs.scratch_dir / _PLACE)
     pruned = prune_source(source, with_num_layers(recipe, found.num_layers), inputs, progress)
     record = pruned.record.model_copy(update={"speedup": asked.speedup})

@@ -64,10 +64,12 @@ def _greedy(model: Any, pruning: Pruning, divergence: Callable[[], float], progr
     while len(dropped) < num_dropped:
         scores: dict[int, float] = {}
         left = [number for number in range(num_layers) if number not in dropped]
+        stage = f"drop layer {len(dropped) + 1} of {num_dropped}"
         for number in left:
-            progress(Progress(f"drop layer {len(dropped) + 1} of {num_dropped}", len(scores), len(left), "measured"))
+            progress(Progress(stage, len(scores), len(left), "measured"))
             with _without(model, pruning, {*dropped, number}):
                 scores[number] = divergence()
+        progress(Progress(stage, len(left), len(left), "measured"))
         first = first or tuple(scores.values())
         best = min(scores, key=lambda number: scores[number])
         if pruning.max_kl is not None and scores[best] > pruning.max_kl:
