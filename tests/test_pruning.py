@@ -346,6 +346,14 @@ def test_a_speed_that_no_drop_gives_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_layers_take_no_more_than_all_there_is() -> None:
+    """Five layers cannot take ten of seven milliseconds, but noise can say so."""
+    found = depth_speed._solved(3, 5, token_s=7e-3, layer_s=2e-3)
+    assert found.num_layers == 4
+    assert found.measured.layer_s == pytest.approx(1.4e-3)
+    assert found.measured.ratio == pytest.approx(5)
+
+
 def test_a_contiguous_block_is_the_nearest_in_angle(
     run: Run, demo_checkpoint: Path, token_ids: NDArray[np.int64]
 ) -> None:

@@ -67,10 +67,11 @@ def _solved(speedup: float, num_layers: int, token_s: float, layer_s: float) -> 
     if layer_s <= 0:
         problem = f"a token takes {token_s * 1e3:.3g} ms here, and no less without half of the decoder layers"
         raise RecipeError(problem, where="pruning.speedup", hint=hint)
-    # Noise may make layers out to take more than all there is.
-    num_dropped = math.ceil((1 - 1 / speedup) * max(token_s / layer_s, num_layers))
+    # By noise layers may seem to take more than all there is.
+    layer_s = min(layer_s, token_s / num_layers)
+    num_dropped = math.ceil((1 - 1 / speedup) * token_s / layer_s)
     if num_dropped >= num_layers:
-        most = token_s / max(token_s - (num_layers - 1) * layer_s, layer_s)
+        most = token_s / (token_s - (num_layers - 1) * layer_s)
         raise RecipeError(
             f"got {speedup:g}, and a token takes {token_s * 1e3:.3g} ms here, of which each of {num_layers} decoder "
             f"layers takes {layer_s * 1e3:.3g} ms: with one layer left it is {most:.2f} times as fast",
