@@ -107,7 +107,7 @@ def prune_for_speed(
     asked = recipe.pruning
     assert asked is not None
     assert asked.speedup is not None
-    config = AutoConfig.from_pretrained(source.path, local_files_only=True)
+    config = AutoConfig.from_pretrained(source.path, local_files_only=True, trust_remote_code=source.trust_remote_code)
     num_layers: int = config.get_text_config().num_hidden_layers
     half = num_layers // 2
     of_half = Pruning(method="depth", layers=tuple(range(half, num_layers)))
