@@ -210,10 +210,7 @@ def compress_in_memory(
         applied = apply_recipe(loaded, recipe, ready.texts.windows, options.engine, file_memory, progress)
         parts = compress_parts(loaded.parts, recipe, engine=options.engine, file_memory=file_memory, progress=progress)
     trained = pruned.healing if pruned else None
-    if trained is not None and trained.num_steps is not None:
-        recipe = with_num_steps(recipe, trained.num_steps)
-    if pruned is not None and pruned.depth_speed is not None:
-        recipe = with_num_layers(recipe, len(pruned.record.layers))
+    recipe = _as_pruned(recipe, pruned) if pruned else recipe
     if ready.texts.training is not None and trained is None:
         with stages.stage("train"):
             original = ready.source if pruned else None
@@ -277,6 +274,15 @@ def _prune(
         return applied.loaded
 
     return prune_for_speed(ready.source, recipe, inputs, without_data, progress), provenance
+
+
+def _as_pruned(recipe: Recipe, pruned: PrunedSource) -> Recipe:
+    """The recipe with the number of layers that a speed took, and the steps that a time sufficed for."""
+    if pruned.depth_speed is not None:
+        recipe = with_num_layers(recipe, len(pruned.record.layers))
+    if pruned.healing is not None and pruned.healing.num_steps is not None:
+        recipe = with_num_steps(recipe, pruned.healing.num_steps)
+    return recipe
 
 
 def _train(
