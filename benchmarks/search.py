@@ -233,7 +233,7 @@ def speeds(bench: Bench, names: list[str], phase: Any) -> None:
     measured = np.median([model_times(directories, phase, QUANTILE) for _ in range(NUM_PROCESSES)], axis=0)
     products = [total_seconds(made.plan) for _, _, made in plans]
     # What a model takes beyond its products is the same for all of them.
-    rest = float(np.median(np.array(measured) - products))
+    rest = float(np.median(measured - products))
     table = Table("bytes of", "plan", "MB", "KL predicted", "tokens/s predicted", "tokens/s")
     for (limit_name, name, made), product, seconds in zip(plans, products, measured, strict=True):
         rates = [1 / (product + rest), 1 / seconds]

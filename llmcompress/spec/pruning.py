@@ -137,10 +137,16 @@ def pruning_refusals(recipe: Recipe) -> Iterator[Refusal]:
 
 
 def _speed_refusals(recipe: Recipe) -> Iterator[Refusal]:
-    """What makes a model slower or faster that is not known before it is made with data."""
-    fields = ("rules", "lora_correction")
-    given = [name for name in fields if any(getattr(weights, name) for weights in recipe.weight_passes)]
-    of_data = "weights." + given[0] if given else "activations" if recipe.activations is not None else None
-    if of_data is not None:
-        problem = f"is measured before there is any data, of one format for all weights: not beside {of_data}"
-        yield Refusal("pruning.speedup", problem, f"write pruning.num_layers, or remove {of_data}")
+    """What changes a model's speed and is not in the model that is timed, which is made without data."""
+    fields = [
+        f"weights.{name}"
+        for name in ("rules", "lora_correction")
+        if any(getattr(weights, name) for weights in recipe.weight_passes)
+    ]
+    if any(weights.mode == "adaptive_codebook" for weights in recipe.weight_passes):
+        fields.append("weights.mode adaptive_codebook")
+    if recipe.activations is not None:
+        fields.append("activations")
+    for name in fields[:1]:
+        problem = f"is measured before there is any data, of one format for all weights: not beside {name}"
+        yield Refusal("pruning.speedup", problem, f"write pruning.num_layers, or remove {name}")
