@@ -30,19 +30,20 @@ import llmcompress
 from llmcompress.report.estimate import interval_text
 from llmcompress.spec import Calibration, Recipe, Training, WeightCompression, override_recipe
 
-SIDES = ("data-free", "awq+se", "gptq", "blocks", "distillation", "gptq, then distillation")
+STARTS = ("data-free", "awq+se", "gptq")
+SIDES = (*STARTS, "blocks", "distillation", "gptq, then distillation")
+OTHER_SIDES = ("awq+se, then distillation",)
 SEARCHED = ("searched", "searched, then distillation")
 """A format for each weight at no more bytes than the data-free side has, among what GPTQ makes; learned from there."""
 
 
 def recipe_of(side: str, mode: str, group_size: int, args: argparse.Namespace) -> Recipe:
     """The recipe of one side of the comparison."""
-    gptq = side.startswith("gptq")
-    methods = {"awq": True, "scale_estimation": True} if side == "awq+se" else {"gptq": gptq}
+    gptq, awq = side.startswith("gptq"), side.startswith("awq+se")
+    methods = {"awq": awq, "scale_estimation": awq, "gptq": gptq}
     weights = WeightCompression(mode=mode, group_size=group_size, group_size_fallback="adjust", **methods)
     calibration = Calibration(dataset=str(args.train), num_samples=args.num_samples, seq_len=args.seq_len)
-    needs_text = gptq or side == "awq+se"
-    recipe = Recipe(name="side", weights=weights, calibration=calibration if needs_text else None)
+    recipe = Recipe(name="side", weights=weights, calibration=calibration if gptq or awq else None)
     return with_training(recipe, side, args) if side.endswith(("blocks", "distillation")) else recipe
 
 
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("--other-text", type=Path, help="held-out text of another kind")
     parser.add_argument("--modes", nargs="+", default=["int4_asym", "int4_sym", "int3_sym", "int2_sym"])
     parser.add_argument("--group-sizes", nargs="+", type=int, default=[64, 128])
-    parser.add_argument("--sides", nargs="+", default=SIDES, choices=(*SIDES, *SEARCHED))
+    parser.add_argument("--sides", nargs="+", default=SIDES, choices=(*SIDES, *OTHER_SIDES, *SEARCHED))
     parser.add_argument("--num-steps", type=int, default=500)
     parser.add_argument("--num-block-steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -169,7 +170,7 @@ def main() -> None:
                     line |= {f"other_{name}": value for name, value in other.items()}
                     if made.training is not None:
                         line["training"] = made.training.model_dump(mode="json")
-                    if peers or side == "data-free":
+                    if side in STARTS:
                         best = min(best, float(str(line["kl"])))
                     results.append(line)
                     table.add_row(

@@ -22,9 +22,9 @@ from platformdirs.unix import Unix
 from llmcompress.artifact import staging
 from llmcompress.cli import run
 from llmcompress.cli.cache import cache_entries, prune_cache
-from llmcompress.compression.kernels import compiling
 from llmcompress.errors import WriteError
 from llmcompress.evaluation.score_cache import ScoreCache
+from llmcompress.system import compiling
 from llmcompress.system.cache import cache_dir, content_key, hold, hold_if_kept, lock_of
 
 HOLDER = """
@@ -267,7 +267,7 @@ def test_what_lies_in_the_cache_and_cannot_be_written_names_it(unusable: Path) -
 
 
 def test_machine_code_that_cannot_be_kept_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_machine_code_dir", lambda: str(tmp_path / "kernels"))
+    monkeypatch.setattr(compiling, "_machine_code_dir", lambda _: str(tmp_path / "kernels"))
     double = compiling.compiled(_double)
     assert double(4) == 8
     # Of an index and of a file of code a power cut may leave the name, or the first bytes.

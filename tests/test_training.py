@@ -34,7 +34,7 @@ from llmcompress.spec import dump_recipe, load_recipe, override_recipe
 from llmcompress.spec.plan import planned_jobs
 from llmcompress.spec.training import Learned, Training
 from llmcompress.training import blocks as blocks_module
-from llmcompress.training import course, methods
+from llmcompress.training import course, group_values, methods
 from llmcompress.training.budget import Durations, num_steps_within
 from llmcompress.training.devices import training_device
 from llmcompress.training.level_quantizer import LevelQuantizer
@@ -166,9 +166,15 @@ def test_training_begins_at_the_compressed_weight(element: str) -> None:
     assert np.array_equal(learned.scales, weight.scales)
 
 
+@pytest.mark.parametrize("by", ["compiled loops", "torch"])
 @pytest.mark.parametrize("element", ["u4", "i4"])
-def test_gradients_are_those_of_straight_through_rounding(element: str) -> None:
-    weight = _weight(element)
+def test_gradients_are_those_of_straight_through_rounding(
+    element: str, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = _weight(element, shape=(8, 4, 30))
+    assert group_values.fits(torch.from_numpy(weight.values()), torch.from_numpy(weight.scales.astype(np.float32)))
+    if by == "torch":  # As on an accelerator.
+        monkeypatch.setattr(group_values, "fits", lambda *_: False)
     quantizer = WeightQuantizer(weight, ALL)
     original = torch.from_numpy(weight.values()) + 0.01 * torch.randn(weight.codes.shape, generator=_generator())
     with torch.no_grad():
@@ -195,6 +201,36 @@ def test_gradients_are_those_of_straight_through_rounding(element: str) -> None:
     for mine, theirs in zip(found, (scale.grad, zero_point.grad, offset.grad), strict=True):
         if mine is not None and theirs is not None and not (element == "i4" and mine.numel() == 1):
             assert torch.allclose(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_threads_and_zeros_change_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = _weight("u4", shape=(64, 16, 30))
+    quantizer = WeightQuantizer(weight, ALL, keep_zeros=True)
+    original = torch.from_numpy(weight.values()) + 0.01 * torch.randn(weight.codes.shape, generator=_generator())
+    original[::3] = 0
+    with torch.no_grad():
+        quantizer.offset.copy_(0.3 * torch.randn(weight.codes.shape, generator=_generator()))
+
+    def passed() -> list[torch.Tensor | None]:
+        quantizer.zero_grad()
+        values = quantizer(original)
+        values.square().sum().backward()
+        return [values, *(each.grad for each in (quantizer.scale, quantizer.zero_point, quantizer.offset))]
+
+    one = passed()
+    assert torch.equal(one[0], quantizer(original))
+    monkeypatch.setattr(group_values, "CHUNK_VALUES", 1 << 10)
+    torch.set_num_threads(2)
+    several = passed()
+    torch.set_num_threads(1)
+    assert all(torch.equal(*pair) for pair in zip(one, several, strict=True))
+    assert one[3] is not None
+    assert not one[3][::3].any()
+    assert one[3][1::3].any()
+    monkeypatch.setattr(group_values, "fits", lambda *_: False)
+    by_torch = passed()
+    assert torch.equal(by_torch[0], one[0])
+    assert torch.equal(by_torch[3], one[3])
 
 
 def _with_values(checkpoint: Path, weights: dict[str, IntegerWeight]) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils import parametrize
 
 from llmcompress.spec.training import MAX_LOGITS, Training
 from llmcompress.system.progress import Reporter
@@ -70,7 +71,9 @@ def distillation(
     @torch.no_grad()
     def validate() -> torch.Tensor:
         held_out = slice(windows.num_training, len(windows.token_ids))
-        return torch.cat([divergence(part).mean(-1).cpu() for part in _parts(held_out, at_once)])
+        # The values of codes are made once for all parts, in the memory that a step's activations took.
+        with parametrize.cached():
+            return torch.cat([divergence(part).mean(-1).cpu() for part in _parts(held_out, at_once)])
 
     return Course("model", learnables, training, windows.num_training, backward, validate, state_file, progress)
 

@@ -14,7 +14,8 @@ import torch
 
 from llmcompress.graph.integer_weights import IntegerWeight
 from llmcompress.spec.training import Learned
-from llmcompress.training.quantizer import MAX_CHANGE, MAX_OFFSET, SURE, _summed
+from llmcompress.training.group_values import MAX_OFFSET
+from llmcompress.training.quantizer import MAX_CHANGE, SURE, _summed
 
 
 class LevelQuantizer(torch.nn.Module):

@@ -15,9 +15,9 @@ import torch
 
 from llmcompress.graph.integer_weights import IntegerWeight
 from llmcompress.spec.training import Learned
+from llmcompress.training import group_values
+from llmcompress.training.group_values import MAX_OFFSET
 
-MAX_OFFSET = 0.5
-"""Steps between two codes that a weight may be moved by."""
 SURE = 0.3
 """Steps from the start's code within which a weight is put that has another code than the nearest: by GPTQ, whose
 choice the noise of the first steps would otherwise undo."""
@@ -135,12 +135,20 @@ class _Values(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(weight, scale, zero_point, offset)
         ctx.range, ctx.keep_zeros = limits, keep_zeros
+        if group_values.fits(weight, scale):
+            groups = group_values.groups_of(weight, offset, scale, zero_point, limits, keep_zeros=keep_zeros)
+            return group_values.values(groups).reshape(weight.shape)
         return _codes(weight, scale, zero_point, offset, *limits).sub_(zero_point).mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, scale, zero_point, offset = ctx.saved_tensors
         (gradient,), (low, high) = gradients, ctx.range
+        if group_values.fits(weight, scale):
+            groups = group_values.groups_of(weight, offset, scale, zero_point, ctx.range, keep_zeros=ctx.keep_zeros)
+            offsets, scales, zero_points = group_values.gradients(groups, gradient)
+            found = scales.reshape(scale.shape), zero_points.reshape(scale.shape), offsets.reshape(offset.shape)
+            return None, *found, None, None
         position = _positions(weight, scale, zero_point, offset)
         inside = (position >= low - 0.5) & (position <= high + 0.5)
         by_scale = by_zero_point = by_offset = None

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmcompress.compression.kernels.compiling import compiled
 from llmcompress.compression.kernels.integers import (
     Codes,
     Integers,
@@ -21,6 +20,7 @@ from llmcompress.compression.kernels.integers import (
     parameters,
     quantize_groups,
 )
+from llmcompress.system.compiling import compiled
 
 _EPSILON = np.float32(np.finfo(np.float32).eps)
 _ZERO = np.float32(0)

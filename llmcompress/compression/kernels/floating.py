@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmcompress.compression.kernels.compiling import compiled
 from llmcompress.compression.kernels.integers import BLOCK_VALUES, _widen, find_limits, pack
+from llmcompress.system.compiling import compiled
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _EPSILON = np.float32(np.finfo(np.float32).eps)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.linalg import blas, lapack
 
-from llmcompress.compression.kernels.compiling import compiled
+from llmcompress.system.compiling import compiled
 
 PIECE_ROWS = 64
 """Rows that are worked on together: 128 columns of them fit the first level of a cache."""

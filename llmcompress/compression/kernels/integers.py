@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmcompress.compression.kernels.compiling import compiled
+from llmcompress.system.compiling import compiled
 
 BLOCK_VALUES = 1 << 12
 """Values that are quantized before they are packed; with their floats they fit the first two levels of a cache."""

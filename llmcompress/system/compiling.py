@@ -16,9 +16,9 @@ from llmcompress.system.patching import replaced
 
 
 @functools.cache
-def _machine_code_dir() -> str:
-    """One for each state of the kernels: Numba compares a function's own file, but not those that it calls into."""
-    sources = {path.name: path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py")}
+def _machine_code_dir(room: Path) -> str:
+    """One for each state of a room: Numba compares a function's own file, but not those that it calls into."""
+    sources = {path.name: path.read_text(encoding="utf-8") for path in room.glob("*.py")}
     return str(cache_dir() / "kernels" / content_key(sources)[:16])
 
 
@@ -27,7 +27,8 @@ def compiled(function: Any) -> Any:
 
     The division by zero of Numba's NumPy model is IEEE's; Python's would be checked for, value by value.
     """
-    with replaced(numba.config, "CACHE_DIR", _machine_code_dir()):
+    room = Path(function.__code__.co_filename).parent
+    with replaced(numba.config, "CACHE_DIR", _machine_code_dir(room)):
         try:
             kept = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
         except RuntimeError:  # The cache's folder cannot be written.
