@@ -2,8 +2,10 @@
 
 Both sides in turn (A B A B ...) in one process, after one call of each that is not counted: NNCF's ``compress_weight``
 as its backend calls it, with the constants made of the result; the same arithmetic in torch operations; the scales that
-NNCF's scale estimation and its AWQ find; and GPTQ of one layer on 32 windows of 256 activations, whose sums are not
-added in NNCF's order. Medians, rates in GB of stored weights a second, the ratio pair by pair.
+NNCF's scale estimation and its AWQ find; GPTQ of one layer on 32 windows of 256 activations, whose sums are not added
+in NNCF's order; and the values of codes that are learned with the gradients of these, next to torch operations (of
+scales and zero points they differ in the last bits). Medians, rates in GB of stored weights a second, the ratio pair by
+pair.
 
     python benchmarks/kernels.py
     python benchmarks/kernels.py --rows 1024 --columns 1024 --runs 3
@@ -43,6 +45,10 @@ from llmcompress.compression.nncf.awq import awq_search
 from llmcompress.compression.nncf.gptq import Gptq
 from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
 from llmcompress.compression.nncf.weight_codes import Lowering
+from llmcompress.graph.integer_weights import IntegerWeight
+from llmcompress.system.patching import replaced
+from llmcompress.training import group_values
+from llmcompress.training.quantizer import WeightQuantizer
 
 CASES = (
     ("int8_asym", -1),
@@ -223,6 +229,29 @@ def compare_gptq(weight: Tensor, num_bytes: int, runs: int, num_threads: int) ->
     return in_turn("GPTQ, int4_asym, groups of 128", num_bytes, runs, ours, stock)
 
 
+def compare_learned(weight: Tensor, num_bytes: int, runs: int, num_threads: int) -> dict[str, Any]:
+    """Forward and backward pass of a weight whose codes, scales and zero points are trained."""
+    torch.set_num_threads(num_threads)
+    original = torch.from_numpy(weight.as_numpy_tensor().astype(nncf.tensor.TensorDataType.float32).data)
+    groups = original.numpy().reshape(len(original), -1, 128)
+    scales = ((groups.max(2, keepdims=True) - groups.min(2, keepdims=True)) / 15).astype(np.float16)
+    start = IntegerWeight(np.zeros(groups.shape, np.int16), scales, np.full(scales.shape, 8, np.int16), "u4")
+    quantizer = WeightQuantizer(start, frozenset({"scales", "zero_points", "rounding"}))
+    gradient = torch.randn(original.shape, generator=torch.Generator().manual_seed(0))
+
+    def ours() -> list[np.ndarray]:
+        quantizer.zero_grad()
+        values = quantizer(original)
+        values.backward(gradient)
+        return [each.detach().numpy() for each in (values, quantizer.offset.grad, quantizer.scale.grad)]
+
+    def in_torch() -> list[np.ndarray]:
+        with replaced(group_values, "fits", lambda *_: False):
+            return ours()
+
+    return in_turn("learned int4_asym, groups of 128, against torch", num_bytes, runs, ours, in_torch)
+
+
 def main() -> None:
     """Run the comparison and print a table, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -239,6 +268,7 @@ def main() -> None:
         results.append(compare_torch(weight, num_bytes, args.runs, Lowering(args.threads)))
     results += compare_searches(weight, num_bytes, args.runs, args.threads)
     results.append(compare_gptq(weight, num_bytes, args.runs, args.threads))
+    results.append(compare_learned(weight, num_bytes, args.runs, args.threads))
     table = Table("case", "ours", "the other", "times as fast", "equal bytes")
     for result in results:
         rates = result["gb_per_s"]
