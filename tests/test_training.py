@@ -21,8 +21,9 @@ from torch.nn.utils import parametrize
 
 import llmcompress
 from llmcompress import EvalSpec, Recipe
+from llmcompress.compression.application import apply_recipe
 from llmcompress.compression.nncf import fq_lora
-from llmcompress.compression.run import apply_recipe, training_windows
+from llmcompress.compression.preparation import training_windows
 from llmcompress.data import of_windows
 from llmcompress.data.disjoint import BLOCK, SEQUENCE, sequence_hashes, shares_sequence
 from llmcompress.errors import DataError, ModelError, RecipeError, UsageError

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmcompress.artifact import Staging
 from llmcompress.compression.nncf.weights import OWN_SETTINGS, record_methods
 from llmcompress.compression.output import write
-from llmcompress.compression.run import CompressOptions, compress_in_memory
+from llmcompress.compression.preparation import CompressOptions
+from llmcompress.compression.run import compress_in_memory
 from llmcompress.graph.integer_weights import replace_integer_weights
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.report.compression import CompressionReport

@@ -12,12 +12,13 @@ from llmcompress.artifact.placement import checked_output
 from llmcompress.compression.compressible import require_compressible
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.output import inputs, write
+from llmcompress.compression.preparation import CompressOptions
 from llmcompress.compression.pruned import save_pruned
 from llmcompress.compression.replay.keeping import keep_in_background
 from llmcompress.compression.replay.key import GraphCache, GraphCacheOption, cache_use
 from llmcompress.compression.replay.recording import FinishedRun, keep_run
 from llmcompress.compression.replay.replaying import find_replay, replay
-from llmcompress.compression.run import CompressOptions, compress_in_memory
+from llmcompress.compression.run import compress_in_memory
 from llmcompress.data.texts import fetch_text
 from llmcompress.errors import UsageError
 from llmcompress.loaders.environments import (

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from llmcompress.artifact import staging
 from llmcompress.compression.output import inputs, write
-from llmcompress.compression.run import CompressedModel, CompressOptions, compress_in_memory
+from llmcompress.compression.preparation import CompressOptions
+from llmcompress.compression.run import CompressedModel, compress_in_memory
 from llmcompress.errors import RecipeError, UsageError
 from llmcompress.loaders.source import resolve
 from llmcompress.report.compression import CompressionReport

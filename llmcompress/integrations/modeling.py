@@ -17,7 +17,8 @@ from transformers import AutoConfig, GenerationConfig
 
 from llmcompress.artifact import staging
 from llmcompress.compression.output import inputs, write
-from llmcompress.compression.run import CompressedModel, CompressOptions, compress_in_memory
+from llmcompress.compression.preparation import CompressOptions
+from llmcompress.compression.run import CompressedModel, compress_in_memory
 from llmcompress.errors import UsageError
 from llmcompress.graph.model import nncf_records
 from llmcompress.integrations.quantization_config import OVRecipeConfig

@@ -6,7 +6,7 @@ from functools import cached_property
 
 from pydantic import BaseModel
 
-from llmcompress.compression.run import recipe_windows, training_windows
+from llmcompress.compression.preparation import recipe_windows, training_windows
 from llmcompress.data.protocols import scored_text
 from llmcompress.loaders.context import require_context
 from llmcompress.loaders.source import Source, fetch_side_files, resolve

@@ -11,7 +11,7 @@ from llmcompress.compression.assembly import FinishedWeights, assemble
 from llmcompress.compression.compress import compress
 from llmcompress.compression.layers import layer_table
 from llmcompress.compression.output import inputs
-from llmcompress.compression.run import CompressOptions
+from llmcompress.compression.preparation import CompressOptions
 from llmcompress.data.protocols import EvaluationWindows
 from llmcompress.evaluation.measurement import ModelOnDevice, score_at_once
 from llmcompress.evaluation.scoring import Feed, recurrent_chunk

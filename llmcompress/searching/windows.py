@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.compression.run import recipe_windows
+from llmcompress.compression.preparation import recipe_windows
 from llmcompress.data.calibration import CalibrationWindows
 from llmcompress.data.disjoint import SEQUENCE, num_sharing, sequence_hashes
 from llmcompress.data.documents import read_documents, texts_for

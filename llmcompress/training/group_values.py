@@ -26,7 +26,7 @@ _HALF = np.float32(0.5)
 _ZERO = np.float32(0)
 
 
-class Groups(NamedTuple):
+class WeightGroups(NamedTuple):
     """A weight that is trained, one group after another in memory; all in f32."""
 
     weight: Any
@@ -123,7 +123,7 @@ def fits(weight: torch.Tensor, scale: torch.Tensor) -> bool:
     return on_processor and weight.ndim > 1 and scale.shape == (*weight.shape[:-1], 1)
 
 
-def values(groups: Groups) -> torch.Tensor:
+def values(groups: WeightGroups) -> torch.Tensor:
     """``(codes - zero_point) * scale``, ``[num_groups, group_size]``."""
     found = np.empty_like(groups.weight)
     arrays = (*groups[:-1], found)
@@ -131,7 +131,7 @@ def values(groups: Groups) -> torch.Tensor:
     return torch.from_numpy(found)
 
 
-def gradients(groups: Groups, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def gradients(groups: WeightGroups, given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of a loss, by offset, scale and zero point.
 
     Args:
@@ -152,15 +152,15 @@ def groups_of(
     limits: tuple[float, float],
     *,
     keep_zeros: bool,
-) -> Groups:
+) -> WeightGroups:
     """Views of a weight and of what is trained of it, where they ``fits``."""
     size = weight.shape[-1]
     whole, moved = (each.detach().contiguous().numpy().reshape(-1, size) for each in (weight, offset))
     scales, zeros = (each.detach().expand_as(scale).contiguous().numpy().reshape(-1) for each in (scale, zero_point))
-    return Groups(whole, moved, scales, zeros, np.float32(limits[0]), np.float32(limits[1]), keep_zeros)
+    return WeightGroups(whole, moved, scales, zeros, np.float32(limits[0]), np.float32(limits[1]), keep_zeros)
 
 
-def _in_pieces(do: Callable[[int, int], None], groups: Groups) -> None:
+def _in_pieces(do: Callable[[int, int], None], groups: WeightGroups) -> None:
     """As many threads as torch has, each with some groups."""
     num_groups, size = groups.weight.shape
     step, num_threads = max(1, CHUNK_VALUES // size), torch.get_num_threads()
