@@ -71,8 +71,8 @@ def searched(directory: Path, max_bytes: int, args: argparse.Namespace) -> Recip
     return llmcompress.load_recipe(directory / "recipe.yaml", [f"calibration.dataset={args.train}"])
 
 
-def measured(directory: Path, text: Path, args: argparse.Namespace) -> dict[str, object]:
-    """How near an artifact is to its source on a text."""
+def measured(directory: Path, text: Path, kept: Path, args: argparse.Namespace) -> dict[str, object]:
+    """How near an artifact is to its source on a text, of which the source's logits are kept for the next one."""
     spec = llmcompress.EvalSpec(
         dataset=str(text),
         seq_len=args.seq_len,
@@ -80,7 +80,7 @@ def measured(directory: Path, text: Path, args: argparse.Namespace) -> dict[str,
         precision="pinned",
         backend="stateful",
     )
-    report = llmcompress.evaluate(directory, spec, reference=args.source)
+    report = llmcompress.evaluate(directory, spec, reference=args.source, keep_logits_in=kept)
     divergence = report.divergence
     assert divergence is not None
     return {
@@ -148,6 +148,8 @@ def main() -> None:
     )
     table, results = Table(*columns), []
     with tempfile.TemporaryDirectory(prefix="llmcompress-bench-") as folder:
+        kept = Path(folder) / "logits"
+        kept.mkdir()
         for mode in args.modes:
             for group_size in args.group_sizes:
                 best = float("inf")
@@ -165,8 +167,8 @@ def main() -> None:
                     line = {"mode": mode, "group_size": group_size, "side": side}
                     line |= {"duration_s": time.perf_counter() - started, "size_bytes": made.size_bytes}
                     line |= {"bin_bytes": (output / "openvino_model.bin").stat().st_size}
-                    line |= measured(output, args.text, args)
-                    other = measured(output, args.other_text, args) if args.other_text else {}
+                    line |= measured(output, args.text, kept, args)
+                    other = measured(output, args.other_text, kept, args) if args.other_text else {}
                     line |= {f"other_{name}": value for name, value in other.items()}
                     if made.training is not None:
                         line["training"] = made.training.model_dump(mode="json")
