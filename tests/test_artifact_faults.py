@@ -351,7 +351,9 @@ def test_the_second_of_two_runs_is_refused_and_names_the_first(tmp_path: Path, o
     while not list(work.glob(".out.staging-*/model/openvino_model.bin")):
         assert first.poll() is None
         time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)  # However long the second takes to start.
     second = run(work / "out", OLD, "--overwrite", *options)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 9
     assert f"another run (process {first.pid} on " in second.stderr
     assert "hint: wait until it ends" in second.stderr
