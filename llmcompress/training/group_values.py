@@ -43,16 +43,6 @@ class WeightGroups(NamedTuple):
     """A weight that is zero gives its offset no gradient."""
 
 
-class Gradients(NamedTuple):
-    """Written; the first two of the weight's shape, the others one for each group."""
-
-    given: Any
-    """Of what the codes stand for: read."""
-    offset: Any
-    scale: Any
-    zero_point: Any
-
-
 # Numba reads arrays of a tuple again in every group, so that the loops are given arrays.
 
 
@@ -126,8 +116,7 @@ def fits(weight: torch.Tensor, scale: torch.Tensor) -> bool:
 def values(groups: WeightGroups) -> torch.Tensor:
     """``(codes - zero_point) * scale``, ``[num_groups, group_size]``."""
     found = np.empty_like(groups.weight)
-    arrays = (*groups[:-1], found)
-    _in_pieces(functools.partial(_values, *arrays), groups)
+    _in_pieces(functools.partial(_values, *groups[:-1], found), groups)
     return torch.from_numpy(found)
 
 
@@ -138,10 +127,10 @@ def gradients(groups: WeightGroups, given: torch.Tensor) -> tuple[torch.Tensor, 
         groups: The weight.
         given: The gradient by what ``values`` gave.
     """
-    of_given = given.contiguous().numpy().reshape(groups.weight.shape)
-    found = Gradients(of_given, *(np.empty_like(each) for each in (of_given, groups.scale, groups.scale)))
-    _in_pieces(functools.partial(_gradients, *groups, *found), groups)
-    return torch.from_numpy(found.offset), torch.from_numpy(found.scale), torch.from_numpy(found.zero_point)
+    of_given = given.detach().contiguous().numpy().reshape(groups.weight.shape)
+    by_offset, by_scale, by_zero_point = (np.empty_like(each) for each in (of_given, groups.scale, groups.scale))
+    _in_pieces(functools.partial(_gradients, *groups, of_given, by_offset, by_scale, by_zero_point), groups)
+    return torch.from_numpy(by_offset), torch.from_numpy(by_scale), torch.from_numpy(by_zero_point)
 
 
 def groups_of(
