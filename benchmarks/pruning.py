@@ -25,6 +25,7 @@ from rich.table import Table
 
 import llmcompress
 from llmcompress.report.estimate import interval_text
+from llmcompress.spec import override_recipe
 
 BITS = ("none", "int8", "int4-mixed", "int4")
 PRUNINGS = ("depth:1", "depth:2", "depth:3", "depth:4", "width:640", "magnitude:0.5", "wanda:0.5", "sparsegpt:0.5",
@@ -72,7 +73,10 @@ def sides(source: Path, folder: Path, args: argparse.Namespace) -> Iterator[Side
             recipe["calibration"] = {**text, "num_samples": args.num_samples}
         for added, training in (("", {}), (", healed", {"training": healing}))[: 2 if args.num_steps else 1]:
             checkpoint = folder / f"checkpoint-{number}{added}"
-            yield Side(each + added, source, llmcompress.Recipe.model_validate({**recipe, **training}), checkpoint)
+            pruned = llmcompress.Recipe.model_validate({**recipe, **training})
+            if training:
+                pruned = override_recipe(pruned, [f"training.{each}" for each in args.set])
+            yield Side(each + added, source, pruned, checkpoint)
             yield Side(f"{each}{added}, int4", checkpoint, int4)
 
 
@@ -122,7 +126,8 @@ def measure(side: Side, source: Path, output: Path, args: argparse.Namespace) ->
     started = time.perf_counter()
     made = llmcompress.compress(side.source, side.recipe, output, save_checkpoint=side.checkpoint)
     duration_s = time.perf_counter() - started
-    divergence = llmcompress.evaluate(output, spec, reference=source).divergence
+    kept = output.parent / "logits"
+    divergence = llmcompress.evaluate(output, spec, reference=source, keep_logits_in=kept).divergence
     assert divergence is not None
     size_bytes = (output / "openvino_model.bin").stat().st_size
     found: dict[str, Any] = {"source": source.name, "side": side.name, "bin_bytes": size_bytes}
@@ -154,6 +159,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=PRUNINGS, help="prunings, such as depth:2 or sparsegpt:2:4")
     parser.add_argument("--num-steps", type=int, default=500, help="of the healing; 0 leaves it out")
     parser.add_argument("--batch-size", type=int, default=8, help="of the healing")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of the healing: patience=20")
     parser.add_argument("--num-samples", type=int, default=32, help="windows that decide what goes")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--num-windows", type=int, default=64)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from summary_fixture import write_evaluation, write_model
 from tiny_models import build_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import llmcompress
 from llmcompress import Recipe, compare
@@ -254,6 +255,51 @@ def test_layers_are_dropped_by_what_each_drop_costs(
         logits(found, token_ids), logits(without(original, pruned.record.layers), token_ids), atol=1e-4
     )
     assert pruned.record.num_parameters == sum(each.numel() for each in found.parameters())
+
+
+def test_what_comes_before_a_drop_is_computed_once_for_all(
+    run: Run, demo_checkpoint: Path, token_ids: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_calls, forward = 0, LlamaMLP.forward
+
+    def counted(self: LlamaMLP, inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal num_calls
+        num_calls += 1
+        return forward(self, inputs)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    run(demo_checkpoint, method="depth", num_layers=1)
+    answers, handed, drops, pruned = 5, 5, 4 + 3 + 2 + 1 + 0, 4
+    # Of one window it is shown before that later layers need no earlier ones, and what is saved is opened and compared.
+    shown, saved = 5 + 5 + (4 + 3 + 2 + 1 + 0), 2 * 4
+    assert num_calls == len(token_ids) * (answers + handed + drops + pruned) + shown + saved
+
+
+def test_layers_that_leave_more_behind_are_all_computed(
+    run: Run, demo_checkpoint: Path, token_ids: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where later layers take the keys of earlier ones."""
+    left, forward, embed = [torch.zeros(())], LlamaMLP.forward, torch.nn.Embedding.forward
+
+    def each_alone(model: Any, windows: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.concatenate([logits(model, window[None]) for window in windows])
+
+    def shared(self: LlamaMLP, inputs: torch.Tensor) -> torch.Tensor:
+        found = forward(self, inputs)
+        left[0], before = found, left[0]
+        return found + 0.1 * before.mean()
+
+    def begun(self: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+        left[0] = torch.zeros(())
+        return embed(self, ids)
+
+    monkeypatch.setattr(LlamaMLP, "forward", shared)
+    monkeypatch.setattr(torch.nn.Embedding, "forward", begun)
+    original = opened(demo_checkpoint)
+    wanted = each_alone(original, token_ids)
+    scores = [kl_of_classes(wanted, each_alone(without(original, (number,)), token_ids)) for number in range(5)]
+    pruned = run(demo_checkpoint, method="depth", num_layers=1)
+    np.testing.assert_allclose(pruned.record.layer_scores, scores, rtol=1e-3)
 
 
 def test_layers_are_dropped_up_to_a_divergence(run: Run, demo_checkpoint: Path, token_ids: NDArray[np.int64]) -> None:

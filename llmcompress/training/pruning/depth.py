@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from llmcompress.spec.pruning import Pruning
 from llmcompress.system.progress import Progress, Reporter
 from llmcompress.training.layers import layer_list, output
 from llmcompress.training.pruning.configuration import chosen, shrink
+from llmcompress.training.pruning.text import Text, mean, window, window_divergence
 
 
 class DroppedLayers(NamedTuple):
@@ -34,11 +35,7 @@ def drop_layers(model: Any, pruning: Pruning, layers: Collection[int]) -> None:
 
 @torch.no_grad()
 def choose_layers(
-    model: Any,
-    pruning: Pruning,
-    token_ids: NDArray[np.int64],
-    divergence: Callable[[], float],
-    progress: Reporter,
+    model: Any, pruning: Pruning, token_ids: NDArray[np.int64], text: Text | None, progress: Reporter
 ) -> DroppedLayers:
     """Choose the layers that go; the model stays whole.
 
@@ -46,36 +43,87 @@ def choose_layers(
         model: The original.
         pruning: How many, or up to what.
         token_ids: int64 ``[num_windows, seq_len]``.
-        divergence: The KL divergence of the model, as it is, to the original on these windows.
+        text: The same windows; None where layers are named.
         progress: Told of every drop that is measured.
     """
-    if pruning.layers is not None:
+    if pruning.layers is not None or text is None:
         return DroppedLayers(tuple(sorted(chosen(model.config.get_text_config(), pruning))))
     if pruning.selection == "contiguous":
         return DroppedLayers(_nearest_in_angle(model, token_ids, len(chosen(model.config.get_text_config(), pruning))))
-    return _greedy(model, pruning, divergence, progress)
+    return _greedy(model, pruning, text, progress)
 
 
-def _greedy(model: Any, pruning: Pruning, divergence: Callable[[], float], progress: Reporter) -> DroppedLayers:
+def _greedy(model: Any, pruning: Pruning, text: Text, progress: Reporter) -> DroppedLayers:
     num_layers = len(layer_list(model)[1])
     num_dropped = len(chosen(model.config.get_text_config(), pruning)) if pruning.num_layers else num_layers - 1
+    can_skip = _can_skip(model, window(model, text.token_ids, 0))
     dropped: list[int] = []
     first: tuple[float, ...] = ()
     while len(dropped) < num_dropped:
-        scores: dict[int, float] = {}
         left = [number for number in range(num_layers) if number not in dropped]
-        stage = f"drop layer {len(dropped) + 1} of {num_dropped}"
-        for number in left:
-            progress(Progress(stage, len(scores), len(left), "measured"))
-            with _without(model, pruning, {*dropped, number}):
-                scores[number] = divergence()
-        progress(Progress(stage, len(left), len(left), "measured"))
-        first = first or tuple(scores.values())
-        best = min(scores, key=lambda number: scores[number])
+        total, stage = len(text.token_ids) * len(left), f"drop layer {len(dropped) + 1} of {num_dropped}"
+        found: list[list[float]] = [[] for _ in left]
+        for number in range(len(text.token_ids)):
+            with _without(model, pruning, dropped):
+                handed = _handed(model, window(model, text.token_ids, number)) if can_skip else ()
+            for place, layer in enumerate(left):
+                progress(Progress(stage, number * len(left) + place, total, "drops of a window"))
+                with _without(model, pruning, {*dropped, layer}), _skipped(model, place, handed):
+                    found[place].append(window_divergence(model, text, number))
+        progress(Progress(stage, total, total, "drops of a window"))
+        scores = [mean(each) for each in found]
+        first = first or tuple(scores)
+        best = min(range(len(left)), key=lambda place: scores[place])
         if pruning.max_kl is not None and scores[best] > pruning.max_kl:
             break
-        dropped.append(best)
+        dropped.append(left[best])
     return DroppedLayers(tuple(sorted(dropped)), first)
+
+
+def _handed(model: Any, ids: torch.Tensor) -> list[Any]:
+    """What each layer, and then the end of the model, is handed on a window, as layers return it."""
+    handed: list[Any] = []
+    modules = layer_list(model)[1]
+
+    def given(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        handed.append(args[0])
+
+    def made(module: torch.nn.Module, args: tuple[Any, ...], returned: Any) -> None:
+        is_tuple = isinstance(returned, tuple)
+        handed[:] = [((each, *returned[1:]) if is_tuple else each) for each in (*handed, output(returned))]
+
+    hooks = [module.register_forward_pre_hook(given) for module in modules]
+    hooks.append(modules[-1].register_forward_hook(made))
+    try:
+        model(ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return handed
+
+
+@contextlib.contextmanager
+def _skipped(model: Any, num_layers: int, handed: Sequence[Any]) -> Iterator[None]:
+    """The first layers hand on what was handed to the one after them, and compute nothing."""
+    with contextlib.ExitStack() as stack:
+        for module in layer_list(model)[1][: num_layers if handed else 0]:
+            vars(module)["forward"] = lambda *_, **__: handed[num_layers]
+            stack.callback(vars(module).pop, "forward")
+        yield
+
+
+def _can_skip(model: Any, ids: torch.Tensor) -> bool:
+    """Whether layers compute the same without those before them, which may leave more behind than what they return."""
+    try:
+        handed = _handed(model, ids)
+        whole = model(ids, use_cache=False).logits
+        for place in range(1, len(handed)):
+            with _skipped(model, place, handed):
+                if not torch.equal(model(ids, use_cache=False).logits, whole):
+                    return False
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError):
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -116,9 +164,9 @@ def _nearest_in_angle(model: Any, token_ids: NDArray[np.int64], num_dropped: int
     hooks.append(modules[-1].register_forward_hook(made))
     angles = torch.zeros(len(modules) - num_dropped + 1, dtype=torch.float64)
     try:
-        for window in token_ids:
+        for number in range(len(token_ids)):
             states.clear()
-            model(torch.from_numpy(window[None].copy()).to(model.device), use_cache=False)
+            model(window(model, token_ids, number), use_cache=False)
             for first in range(len(angles)):
                 cosine = torch.cosine_similarity(states[first], states[first + num_dropped], dim=-1)
                 angles[first] += float(cosine.clamp(-1, 1).arccos().mean()) / math.pi

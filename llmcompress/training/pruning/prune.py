@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,11 +30,10 @@ from llmcompress.training.pruning.healing import learnables, merged
 from llmcompress.training.pruning.inputs import hessians, linears_of
 from llmcompress.training.pruning.masks import by_magnitude, by_wanda
 from llmcompress.training.pruning.sparsegpt import sparsegpt
+from llmcompress.training.pruning.text import Text, divergence, text_of
 from llmcompress.training.pruning.width import narrow
-from llmcompress.training.teacher import Teacher, ask, kl_divergence
+from llmcompress.training.teacher import Teacher, ask
 
-NUM_TOP_TOKENS = 256
-"""Of the original's distribution at each position of the text; the others count as one."""
 BATCH_SIZE = 8
 """Windows that a decoder layer is given at once."""
 
@@ -95,10 +92,10 @@ def prune(task: PruneTask) -> Pruned:
     require_prunable(model.config, task.pruning)
     dtype, num_before = model.dtype, _num_parameters(model)
     model = model.float().to(device)
-    text = _asked(model, task.token_ids, task.place, task.progress)
+    text = None if task.token_ids is None else text_of(model, task.token_ids, task.place, task.progress)
     answers = _answers(model, healing, task.progress) if healing else None
     record = _taken_away(model, task, text)
-    before = text() if text else None
+    before = divergence(model, text) if text else None
     healed = _healed(model, healing, answers, task) if healing and answers else None
     model = model.to("cpu")
     with torch.no_grad():
@@ -109,41 +106,18 @@ def prune(task: PruneTask) -> Pruned:
             "num_parameters_before": num_before,
             "num_parameters": _num_parameters(model),
             "kl_divergence": before,
-            "kl_divergence_healed": text() if text and healed is not None else None,
+            "kl_divergence_healed": divergence(model, text) if text and healed is not None else None,
             "density": _density(model) if task.pruning.method in UNSTRUCTURED else None,
         }
     )
     return Pruned(save_checkpoint(model, dtype, task.source, task.place), record, healed)
 
 
-def _asked(
-    model: Any, token_ids: NDArray[np.int64] | None, place: Path, progress: Reporter
-) -> Callable[[], float] | None:
-    """How far a model is from what it is now, in nats a token, on a text."""
-    if token_ids is None:
-        return None
-    place = place / "text"
-    place.mkdir()
-    teacher = ask(model, token_ids, NUM_TOP_TOKENS, place, progress)
-
-    @torch.no_grad()
-    def divergence() -> float:
-        found = []
-        for number, window in enumerate(token_ids):
-            ids = torch.from_numpy(window[None].copy()).to(model.device)
-            logits = model(ids, use_cache=False).logits.float()
-            of_window = teacher.of(slice(number, number + 1), logits.device)
-            found.append(float(kl_divergence(logits, of_window).mean()))
-        return math.fsum(found) / len(found)
-
-    return divergence
-
-
-def _taken_away(model: Any, task: PruneTask, divergence: Callable[[], float] | None) -> PruningRecord:
+def _taken_away(model: Any, task: PruneTask, text: Text | None) -> PruningRecord:
     pruning, record = task.pruning, PruningRecord(method=task.pruning.method, num_parameters_before=0, num_parameters=0)
     token_ids = task.token_ids if task.token_ids is not None else np.zeros((0, 0), np.int64)
     if pruning.method == "depth":
-        dropped = choose_layers(model, pruning, token_ids, divergence or (lambda: 0.0), task.progress)
+        dropped = choose_layers(model, pruning, token_ids, text, task.progress)
         drop_layers(model, pruning, dropped.layers)
         return record.model_copy(update={"layers": dropped.layers, "layer_scores": dropped.scores})
     if pruning.method == "experts":
