@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -27,13 +28,24 @@ from tiny_models import build_checkpoint
 from llmcompress.cli.cache import KINDS, cache_entries, prune_cache
 from llmcompress.compression import request
 from llmcompress.compression.compress import compress
-from llmcompress.compression.replay import describing, keeping, key, recording, skeleton, streaming, unseen
-from llmcompress.compression.replay.content import content, mapped
+from llmcompress.compression.replay import (
+    describing,
+    keeping,
+    key,
+    recording,
+    replaying,
+    skeleton,
+    streaming,
+    unseen,
+)
+from llmcompress.compression.replay.content import TensorMemory, content, mapped
+from llmcompress.compression.replay.hashing import SourceHashes, begin_hashing
 from llmcompress.compression.replay.replaying import Replay, find_replay
 from llmcompress.compression.replay.tracing import Origins
-from llmcompress.errors import ModelError, UsageError
+from llmcompress.errors import ModelError, UsageError, WriteError
 from llmcompress.loaders.source import resolve
 from llmcompress.loaders.tensors import read_checkpoint
+from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.spec import Recipe, load_recipe
 from llmcompress.system.background import LOG, working_on
 from llmcompress.system.progress import silent
@@ -367,8 +379,58 @@ def test_a_file_that_changes_while_it_is_read_leaves_a_doubt(kept: Kept, tmp_pat
         (copy / "model.safetensors").touch()
 
     with (tmp_path / "model.bin").open("xb+") as file, pytest.raises(streaming.DoubtError, match="changed"):
-        streaming.stream(found.graph, found.tensors, file, 1, touch)
+        streaming.stream(found.graph, found.tensors, found.hashes, file, 1, touch)
     assert steps
+
+
+def test_the_device_takes_weights_while_others_are_computed(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "SYNC_BYTES", 1)
+    threads = []
+
+    def synced(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").resolve().name == MODEL_BIN:
+            threads.append(threading.current_thread())
+        fsync(descriptor)
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", synced)
+    assert compress(kept.other, recipe(), tmp_path / "out").measured.replayed
+    assert without_measured(tmp_path / "out") == without_measured(kept.whole)
+    # Once more at the end, by the one that puts the directory in place.
+    assert len(threads) > 1
+    assert [thread is threading.main_thread() for thread in threads] == [False] * (len(threads) - 1) + [True]
+
+
+def test_a_device_that_refuses_some_of_it_meanwhile_is_told_of(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "SYNC_BYTES", 1)
+
+    def refused(descriptor: int) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", refused)
+    with pytest.raises(WriteError, match="Input/output error"):
+        compress(kept.other, recipe(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_are_hashed_no_longer_than_somebody_waits(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[SourceHashes] = []
+
+    def noted(tensors: TensorMemory) -> SourceHashes:
+        begun.append(begin_hashing(tensors))
+        return begun[-1]
+
+    monkeypatch.setattr(replaying, "begin_hashing", noted)
+    _cut("literals.bin")(entry(kept))
+    assert find(kept.other) is None
+    assert [hashes.ended.is_set() for hashes in begun] == [True]
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        begun[0].pool.submit(print)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.compression.replay.content import TensorMemory, content, mapped
 from llmcompress.compression.replay.describing import NotKeptError, compress_noted, describe, saved_xml
+from llmcompress.compression.replay.hashing import begin_hashing, end_hashing
 from llmcompress.compression.replay.key import GraphKey, configuration, graph_key, why_not
 from llmcompress.compression.replay.skeleton import (
     Keeping,
@@ -201,8 +202,12 @@ def _verify(graph: KeptGraph, made: FinishedRun, tensors: TensorMemory, num_thre
     from llmcompress.compression.replay.streaming import stream
 
     progress(Progress(STAGE, 2, 3))
-    with tempfile.TemporaryFile(dir=made.artifact.parent) as file:
-        done = stream(graph, tensors, file, num_threads)
+    hashes = begin_hashing(tensors)
+    try:
+        with tempfile.TemporaryFile(dir=made.artifact.parent) as file:
+            done = stream(graph, tensors, hashes, file, num_threads)
+    finally:
+        end_hashing(hashes)
     before = {each.path: each.sha256 for each in made.report.provenance.weight_files}
     offsets = [constant.offset for constant in xml_constants(graph.xml)]
     if done.sha256 != made.hash_of(MODEL_BIN) or list(done.offsets) != offsets:

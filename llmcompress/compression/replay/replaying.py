@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from llmcompress.artifact import Staging, file_records, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED, sealed
 from llmcompress.compression.forecast.prediction import SIDE_FILES_BYTES
 from llmcompress.compression.replay.content import TensorMemory, mapped
+from llmcompress.compression.replay.hashing import SourceHashes, begin_hashing, end_hashing
 from llmcompress.compression.replay.key import (
     KIND,
     GraphKey,
@@ -41,7 +42,7 @@ from llmcompress.loaders.loaded_model import checkpoint_provenance, parameters_o
 from llmcompress.loaders.other_libraries import refuse_other_libraries
 from llmcompress.loaders.scan import check_hashes
 from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights, file_names, source_checkpoint
-from llmcompress.loaders.tensors import refuse_empty
+from llmcompress.loaders.tensors import Checkpoint, refuse_empty
 from llmcompress.report.compression import CompressionReport, Engine
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE
 from llmcompress.report.record import FileRecord, Stages, environment_record
@@ -59,6 +60,8 @@ class Replay(NamedTuple):
     source: Source
     recipe: Recipe
     tensors: TensorMemory
+    hashes: SourceHashes
+    """Of its files, begun."""
     key: GraphKey
     graph: KeptGraph
     texts: KeptTexts | None
@@ -86,17 +89,34 @@ def find_replay(
         refuse_other_libraries(found)
         checkpoint = source_checkpoint(found)
         refuse_empty(checkpoint)
-        tensors = mapped(checkpoint)
-        key = graph_key(found, configured, tensors)
-        graph = read_graph(key.folder, key._asdict()) or find_unseen(key, recipe, progress)
-        texts = read_texts_of(found, tokenizer=tokenizer)
+        return _of_files(found, checkpoint, configured, recipe, tokenizer=tokenizer, progress=progress)
     except InterruptedRunError:
         raise
     except (LlmcompressError, OSError, ValueError):
         return None
-    if graph is None:
-        return None
-    return Replay(found, recipe, tensors, key, graph, texts, tokenizer)
+
+
+def _of_files(
+    source: Source,
+    checkpoint: Checkpoint,
+    configured: Mapping[str, Any],
+    recipe: Recipe,
+    *,
+    tokenizer: bool,
+    progress: Reporter,
+) -> Replay | None:
+    """What is kept of a checkpoint that is here; its files are being hashed then."""
+    tensors = mapped(checkpoint)
+    with ExitStack() as stack:
+        hashes = begin_hashing(tensors)
+        stack.callback(end_hashing, hashes)
+        key = graph_key(source, configured, tensors)
+        graph = read_graph(key.folder, key._asdict()) or find_unseen(key, recipe, progress)
+        texts = read_texts_of(source, tokenizer=tokenizer)
+        if graph is None:
+            return None
+        stack.pop_all()
+        return Replay(source, recipe, tensors, hashes, key, graph, texts, tokenizer)
 
 
 def replay(found: Replay, stage: Staging, stages: Stages, progress: Reporter) -> CompressionReport | None:
@@ -106,6 +126,13 @@ def replay(found: Replay, stage: Staging, stages: Stages, progress: Reporter) ->
         WriteError: The output could not be written.
         HubError: A file has another hash than the Hub states.
     """
+    try:
+        return _replayed(found, stage, stages, progress)
+    finally:
+        end_hashing(found.hashes)
+
+
+def _replayed(found: Replay, stage: Staging, stages: Stages, progress: Reporter) -> CompressionReport | None:
     from llmcompress.compression.replay.streaming import DoubtError, stream
 
     size = sum(constant.size for constant in found.graph.skeleton.constants)
@@ -116,7 +143,7 @@ def replay(found: Replay, stage: Staging, stages: Stages, progress: Reporter) ->
     try:
         with stages.stage("compress by the kept graph"), write_errors(stage.target):
             with (stage.path / MODEL_BIN).open("xb+") as file:
-                made = stream(found.graph, found.tensors, file, num_threads, progress)
+                made = stream(found.graph, found.tensors, found.hashes, file, num_threads, progress)
             check_hashes(made.sources, found.source.expected_sha256, found.source.path)
             xml = with_offsets(found.graph.xml, made.offsets)
             (stage.path / MODEL_XML).write_bytes(xml)

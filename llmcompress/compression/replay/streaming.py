@@ -19,6 +19,7 @@ import numpy as np
 from llmcompress.compression.kernels.groups import packed_zero_points, quantize
 from llmcompress.compression.kernels.integers import Codes, Integers, StoredWeights
 from llmcompress.compression.replay.content import TensorMemory, let_go, same_bytes
+from llmcompress.compression.replay.hashing import SourceHashes, file_states, source_records
 from llmcompress.compression.replay.skeleton import CodedWeight, KeptGraph
 from llmcompress.compression.replay.values import as_kernels_take_it, format_of, values_of
 from llmcompress.loaders.nonfinite import Search, Span
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STAGE = "compress by the kept graph"
-_HASH_BLOCK_BYTES = 8 << 20
+SYNC_BYTES = 64 << 20
+"""Are handed to the device while others are computed."""
 _PREFIX_BYTES = 256
 
 
@@ -49,38 +51,42 @@ class Streamed(NamedTuple):
 
 
 def stream(
-    graph: KeptGraph, tensors: TensorMemory, file: IO[bytes], num_threads: int, progress: Reporter = silent
+    graph: KeptGraph,
+    tensors: TensorMemory,
+    hashes: SourceHashes,
+    file: IO[bytes],
+    num_threads: int,
+    progress: Reporter = silent,
 ) -> Streamed:
     """Write the .bin of a checkpoint.
 
     Args:
         graph: What was kept of another checkpoint with the same key.
         tensors: The checkpoint.
+        hashes: Of its files, begun.
         file: The .bin, empty and open for reading and writing.
-        num_threads: For the kernels; hashes have threads of their own.
+        num_threads: For the kernels; hashes, and what waits for the device, have threads of their own.
         progress: Told of the bytes that are written.
 
     Raises:
         DoubtError: A value is not finite, or a file changed.
         OSError: The disk refuses.
     """
-    before = _states(tensors)
     room = max(sum(constant.size for constant in graph.skeleton.constants), 1)
-    with ThreadPoolExecutor(num_threads) as pool, ThreadPoolExecutor(1) as hasher:
-        sources = hasher.submit(_source_records, tensors)
+    with ThreadPoolExecutor(num_threads) as pool:
         # Only what is there for certain: writing to a mapped page for which the disk has no room ends the process.
         os.posix_fallocate(file.fileno(), 0, room)
-        writer = _Writer(mmap.mmap(file.fileno(), room), pool)
+        writer = _Writer(file.fileno(), room, pool)
         try:
             for done in _constants(graph, tensors, writer):
                 progress(Progress(STAGE, min(done, room), room, "bytes"))
             _refuse_nonfinite(graph, tensors)
             sha256, num_bytes = writer.sha256(), writer.position
-            records = sources.result()
+            records = source_records(hashes)
         finally:
             writer.close()
         os.ftruncate(file.fileno(), num_bytes)
-    if _states(tensors) != before:
+    if file_states(hashes.checkpoint) != hashes.states:
         raise DoubtError("a file of the checkpoint changed while it was read")
     progress(Progress(STAGE, room, room, "bytes"))
     return Streamed(tuple(writer.offsets), num_bytes, sha256, records)
@@ -89,16 +95,20 @@ def stream(
 class _Writer:
     """Puts constants into a mapped file, one after another; what equals an earlier one is not there twice."""
 
-    def __init__(self, memory: mmap.mmap, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, descriptor: int, room: int, pool: ThreadPoolExecutor) -> None:
         self.pool = pool
         self.position = 0
         self.offsets: list[int] = []
-        self._memory = memory
-        self._array = np.frombuffer(memory, np.uint8)
+        self._descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, room)
+        self._array = np.frombuffer(self._memory, np.uint8)
         self._seen: dict[tuple[int, bytes], list[int]] = defaultdict(list)
         self._digest = hashlib.sha256()
         self._hasher = ThreadPoolExecutor(1)
         self._hashed: Future[None] | None = None
+        self._syncer = ThreadPoolExecutor(1)
+        self._synced: Future[None] | None = None
+        self._synced_bytes = 0
 
     def room(self, size: int) -> NDArray[np.uint8]:
         """Where the next constant goes, if there is none like it."""
@@ -122,16 +132,29 @@ class _Writer:
     def _hash(self, start: int, size: int) -> None:
         self._digest.update(self._array[start : start + size].data)
         let_go(self._memory, start, start + size)
+        # Else the device would have all of it to take at the end, when there is nothing else to do.
+        is_free = self._synced is None or (self._synced.done() and self._synced.exception() is None)
+        if is_free and start + size - self._synced_bytes >= SYNC_BYTES:
+            self._synced_bytes = start + size
+            self._synced = self._syncer.submit(os.fsync, self._descriptor)
 
     def sha256(self) -> str:
-        """Of all that was put."""
+        """Of all that was put.
+
+        Raises:
+            OSError: The device refused some of it.
+        """
         if self._hashed is not None:
             self._hashed.result()
+        # Of bytes that the device refused the system tells once, and would not at the end.
+        if self._synced is not None:
+            self._synced.result()
         return self._digest.hexdigest()
 
     def close(self) -> None:
-        """Wait for the thread that reads the file."""
+        """Wait for the threads that read the file."""
         self._hasher.shutdown(wait=True)
+        self._syncer.shutdown(wait=True)
 
 
 def _constants(graph: KeptGraph, tensors: TensorMemory, writer: _Writer) -> Iterator[int]:
@@ -209,28 +232,3 @@ def _refuse_nonfinite(graph: KeptGraph, tensors: TensorMemory) -> None:
         search.look(memoryview(tensors.files[tensor.file]), 0, Span(0, tensor.start, tensor.end))
         if search.found():
             raise DoubtError("a weight is not finite")
-
-
-def _source_records(tensors: TensorMemory) -> tuple[FileRecord, ...]:
-    """Size and hash of each weight file, and of the shard index; the pages are those that the kernels read."""
-    checkpoint = tensors.checkpoint
-    with ThreadPoolExecutor(min(len(checkpoint.files), os.cpu_count() or 1)) as pool:
-        records = list(pool.map(lambda name: _mapped_record(name, tensors.files[name]), checkpoint.files))
-    if checkpoint.index_file:
-        content = (checkpoint.path / checkpoint.index_file).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        records.append(FileRecord(path=checkpoint.index_file, size_bytes=len(content), sha256=digest))
-    return tuple(records)
-
-
-def _mapped_record(name: str, memory: mmap.mmap) -> FileRecord:
-    digest, view = hashlib.sha256(), memoryview(memory)
-    for start in range(0, len(view), _HASH_BLOCK_BYTES):
-        digest.update(view[start : start + _HASH_BLOCK_BYTES])
-        let_go(memory, start, min(start + _HASH_BLOCK_BYTES, len(view)))
-    return FileRecord(path=name, size_bytes=len(view), sha256=digest.hexdigest())
-
-
-def _states(tensors: TensorMemory) -> list[tuple[int, int]]:
-    stats = [(tensors.checkpoint.path / name).stat() for name in tensors.checkpoint.files]
-    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
