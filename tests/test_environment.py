@@ -189,3 +189,23 @@ print(sys.modules["torch"])
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["False", "None"]
+
+
+def test_kernels_begin_without_scipy_only_in_a_process_that_ends_with_its_call() -> None:
+    """Elsewhere somebody's own functions may need what Numba does by it."""
+    program = """
+import sys
+import numpy as np
+if sys.argv[1] == "ends":
+    from llmcompress.system.environment import ends_after_this_call
+    ends_after_this_call()
+from llmcompress.compression.kernels.integers import pack
+packed = np.zeros(1, np.uint8)
+pack(np.array([1, 2], np.uint8), 4, packed)
+print(packed[0], "scipy.linalg" in sys.modules)
+import numba
+print(numba.njit(lambda a: a @ a)(np.eye(2))[0, 0] if sys.argv[1] == "goes on" else 1.0)
+"""
+    for what, is_there in (("ends", "False"), ("goes on", "True")):
+        done = subprocess.run([sys.executable, "-c", program, what], check=True, capture_output=True, text=True)
+        assert done.stdout.split() == ["33", is_there, "1.0"]

@@ -12,6 +12,7 @@ from typing import Any
 import numba
 
 from llmcompress.system.cache import cache_dir, content_key
+from llmcompress.system.environment import left_out_meanwhile
 from llmcompress.system.patching import replaced
 
 
@@ -22,11 +23,20 @@ def _machine_code_dir(room: Path) -> str:
     return str(cache_dir() / "kernels" / content_key(sources)[:16])
 
 
+@functools.cache
+def _begin_without_scipy() -> None:
+    """Numba begins by importing SciPy's products of matrices, which no kernel calls, in a third of its time."""
+    with left_out_meanwhile("scipy.linalg") as is_left_out:
+        if is_left_out:
+            import numba.np.arraymath  # noqa: F401
+
+
 def compiled(function: Any) -> Any:
     """Compile at the first call, in machine code that is kept for the next process.
 
     The division by zero of Numba's NumPy model is IEEE's; Python's would be checked for, value by value.
     """
+    _begin_without_scipy()
     room = Path(function.__code__.co_filename).parent
     with replaced(numba.config, "CACHE_DIR", _machine_code_dir(room)):
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES_THAT_DECIDE_BYTES = (
@@ -80,6 +82,23 @@ def leave_out_torch(*others: str) -> None:
     if _ends_after_this_call and "transformers" not in sys.modules:
         for name in ("torch", *others):
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def left_out_meanwhile(name: str) -> Iterator[bool]:
+    """Make a package unimportable for a while, where nothing has imported it, in a process that ends with this call.
+
+    Yields:
+        Whether it is.
+    """
+    is_left_out = _ends_after_this_call and name not in sys.modules
+    if is_left_out:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield is_left_out
+    finally:
+        if is_left_out:
+            del sys.modules[name]
 
 
 def threads_of_torch() -> int:
