@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import hashlib
 import json
@@ -17,7 +18,7 @@ from tiny_models import build_checkpoint
 import llmcompress
 from llmcompress.compression import output
 from llmcompress.compression.layers import layer_table
-from llmcompress.errors import ModelError, RecipeError, UsageError
+from llmcompress.errors import ModelError, RecipeError, UsageError, WriteError
 from llmcompress.loaders import LoadedModel, load
 from llmcompress.loaders.tokenizer import REQUIRED_FILES
 from llmcompress.spec import Recipe, load_recipe, override_recipe, packaged_recipes
@@ -289,6 +290,21 @@ def test_the_model_is_hashed_while_the_tokenizers_directories_come_and_go(
         "openvino_model.bin": (7, hashlib.sha256(b"weights").hexdigest()),
         "openvino_model.xml": (5, hashlib.sha256(b"graph").hexdigest()),
     }
+
+
+def test_a_device_that_refuses_the_weights_is_told_of(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of bytes that it does not take the system tells once, and here that is before the directory is put in place."""
+
+    def refuse(path: Path) -> None:
+        assert path.name in {"openvino_model.bin", "openvino_model.xml"}
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(output, "sync", refuse)
+    with pytest.raises(WriteError, match="Input/output error"):
+        llmcompress.compress(loaded, load_recipe("int4"), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_tokenizer(loaded: LoadedModel, tmp_path: Path) -> None:

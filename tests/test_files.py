@@ -309,10 +309,10 @@ def test_on_windows_directories_are_not_synced_and_open_files_are_kept_by_it(
     file = tmp_path / "file"
     file.touch()
     monkeypatch.setattr(files, "os", System())
-    files._sync(file)
+    files.sync(file)
     monkeypatch.setattr(System, "name", "nt")
     sync_directory(tmp_path)
-    files._sync(file)
+    files.sync(file)
     # Only a descriptor that may write is flushed there.
     assert flags == [os.O_RDONLY, os.O_RDWR]
     assert [name for name, _ in synced] == ["file", "file"]

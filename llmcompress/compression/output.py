@@ -21,6 +21,7 @@ from llmcompress.report.compression import CompressionReport, PartRecord
 from llmcompress.report.file_names import RECIPE, model_files
 from llmcompress.report.record import FileRecord, environment_record
 from llmcompress.spec import Recipe, dump_recipe
+from llmcompress.system.files import sync
 from llmcompress.system.json_file import write_json
 from llmcompress.system.progress import Progress, Reporter, silent
 
@@ -42,11 +43,16 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
     names = frozenset(name for part in graphs for name in model_files(part))
     with stages.stage("save"):
         _save_graphs(graphs, stage, progress)
-    with stages.stage("convert the tokenizer and hash"), ThreadPoolExecutor(1) as pool:
+    with stages.stage("convert the tokenizer and hash"), ThreadPoolExecutor(2) as pool:
         saved = pool.submit(_model_records, stage.path)
+        # Else it would be waited for at the end, when there is nothing else to do.
+        synced = [pool.submit(sync, stage.path / name) for name in sorted(names)]
         chat_template = _save_side_files(compressed, stage, progress)
         side_files = file_records(stage.path, exclude=NOT_LISTED | names)
         files = tuple(sorted((*saved.result(), *side_files), key=lambda file: file.path))
+        with write_errors(stage.target):
+            for each in synced:
+                each.result()
     weights = {part: next(file for file in files if file.path == model_files(part)[1]) for part in graphs}
     bin_bytes = sum(file.size_bytes for file in weights.values())
     pruning, measured = compressed.pruning, stages.measured()

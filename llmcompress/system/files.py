@@ -132,7 +132,7 @@ def sync_tree(directory: Path) -> None:
     """Wait until the device has every file and directory from ``directory`` down."""
     for folder, _, files in os.walk(directory, topdown=False):
         for name in files:
-            _sync(Path(folder, name))
+            sync(Path(folder, name))
         sync_directory(Path(folder))
 
 
@@ -141,7 +141,7 @@ def sync_directory(directory: Path) -> None:
     if os.name == "nt":
         return
     try:
-        _sync(directory)
+        sync(directory)
     except OSError as error:
         # Some network file systems sync files only.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
@@ -179,7 +179,8 @@ def _exchange(first: Path, second: Path) -> bool:
     raise OSError(number, os.strerror(number), str(second))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until the device has a file's bytes."""
     # Windows flushes only a descriptor that may write.
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
