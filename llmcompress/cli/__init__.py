@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import functools
+import gc
 import io
 import itertools
 import json
@@ -22,7 +23,10 @@ def main() -> None:
     """Run the command line and end the process with its exit code."""
     _replace_closed_streams()
     _escape_what_stdout_cannot_show()
-    sys.exit(run(sys.argv[1:]))
+    exit_code = run(sys.argv[1:])
+    # Python would look through every object several times more before it ends, which takes a fifth of a second.
+    gc.freeze()
+    sys.exit(exit_code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from llmcompress.artifact import staging
+from llmcompress.artifact import Staging, staging
 from llmcompress.artifact.placement import checked_output
 from llmcompress.compression.compressible import require_compressible
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
@@ -40,6 +40,7 @@ from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import PACKAGES_THAT_DECIDE_SCORES, quiet_libraries
 from llmcompress.system.files import short_name
 from llmcompress.system.library_call import ProgressOption, library_call, reporter, warnings_counted
+from llmcompress.system.memory import objects_uncollected
 from llmcompress.system.progress import Progress, Reporter, silent
 
 _log = logging.getLogger(__name__)
@@ -202,12 +203,7 @@ def compress_found(
     stages = stages or Stages()
     graphs = output.graphs if isinstance(source, Source) else GraphCache()
     with staging(output.directory, overwrite=output.overwrite, inputs=inputs(found, recipe)) as stage:
-        kept = (
-            find_replay(found, recipe, output.engine, tokenizer=output.tokenizer, progress=progress)
-            if graphs.uses
-            else None
-        )
-        if kept is not None and (report := replay(kept, stage, stages, progress)) is not None:
+        if graphs.uses and (report := _by_kept_graph(found, recipe, output, stage, stages, progress)) is not None:
             return report
         options = CompressOptions(stage.scratch_dir(), stage.target, access, output.tokenizer, output.engine)
         with warnings_counted() as warned:
@@ -221,6 +217,15 @@ def compress_found(
         made = FinishedRun(found, recipe, output.engine, report, stage.target, output.tokenizer)
         _keep(made, graphs, warned, progress)
     return report
+
+
+def _by_kept_graph(
+    source: Source, recipe: Recipe, output: OutputOptions, stage: Staging, stages: Stages, progress: Reporter
+) -> CompressionReport | None:
+    """What the whole way would write; None: nothing is kept of such a checkpoint, or a doubt is left."""
+    with objects_uncollected():
+        kept = find_replay(source, recipe, output.engine, tokenizer=output.tokenizer, progress=progress)
+        return None if kept is None else replay(kept, stage, stages, progress)
 
 
 def _keep(made: FinishedRun, graphs: GraphCache, warned: Sequence[str], progress: Reporter) -> None:

@@ -72,6 +72,8 @@ def start(*, stderr: int | None = None, search_path: Sequence[Path] = (), first_
     # The worker imports from where this process imports; -P keeps it from adding the working directory to that.
     path = [*map(str, search_path), *sys.path]
     lines = [
+        # Nothing that is imported goes again: looking through it for what could takes a sixth of the time.
+        "import gc; gc.disable()",
         f"import sys; sys.path = {path!r}",
         "from llmcompress.system import worker",
         f"worker.begin({os.getpid()})",

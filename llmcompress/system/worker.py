@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import pickle
@@ -51,6 +52,8 @@ def begin(parent_pid: int) -> None:
 
 def serve() -> NoReturn:
     """Carry out the functions that come through stdin, until it ends; answer through stdout."""
+    gc.freeze()
+    gc.enable()
     calls: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     threading.Thread(target=_read_calls, args=(_stream, calls), daemon=True).start()
     while (call := calls.get()) is not None:
