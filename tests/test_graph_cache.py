@@ -418,6 +418,20 @@ def test_a_device_that_refuses_some_of_it_meanwhile_is_told_of(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_only_compared_does_not_reach_the_device(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "SYNC_BYTES", 1)
+
+    def refused(descriptor: int) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        fsync(descriptor)
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", refused)
+    _cut("literals.bin")(entry(kept))
+    assert recording.keep_run(kept.made, silent) == ""
+    assert find(kept.other) is not None
+
+
 def test_files_are_hashed_no_longer_than_somebody_waits(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[SourceHashes] = []
 

@@ -205,7 +205,7 @@ def _verify(graph: KeptGraph, made: FinishedRun, tensors: TensorMemory, num_thre
     hashes = begin_hashing(tensors)
     try:
         with tempfile.TemporaryFile(dir=made.artifact.parent) as file:
-            done = stream(graph, tensors, hashes, file, num_threads)
+            done = stream(graph, tensors, hashes, file, num_threads, durable=False)
     finally:
         end_hashing(hashes)
     before = {each.path: each.sha256 for each in made.report.provenance.weight_files}

@@ -57,6 +57,8 @@ def stream(
     file: IO[bytes],
     num_threads: int,
     progress: Reporter = silent,
+    *,
+    durable: bool = True,
 ) -> Streamed:
     """Write the .bin of a checkpoint.
 
@@ -67,6 +69,7 @@ def stream(
         file: The .bin, empty and open for reading and writing.
         num_threads: For the kernels; hashes, and what waits for the device, have threads of their own.
         progress: Told of the bytes that are written.
+        durable: The device is to have the bytes in the end, and takes them on the way.
 
     Raises:
         DoubtError: A value is not finite, or a file changed.
@@ -76,7 +79,7 @@ def stream(
     with ThreadPoolExecutor(num_threads) as pool:
         # Only what is there for certain: writing to a mapped page for which the disk has no room ends the process.
         os.posix_fallocate(file.fileno(), 0, room)
-        writer = _Writer(file.fileno(), room, pool)
+        writer = _Writer(file.fileno(), room, pool, durable)
         try:
             for done in _constants(graph, tensors, writer):
                 progress(Progress(STAGE, min(done, room), room, "bytes"))
@@ -95,8 +98,9 @@ def stream(
 class _Writer:
     """Puts constants into a mapped file, one after another; what equals an earlier one is not there twice."""
 
-    def __init__(self, descriptor: int, room: int, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, descriptor: int, room: int, pool: ThreadPoolExecutor, durable: bool) -> None:
         self.pool = pool
+        self.durable = durable
         self.position = 0
         self.offsets: list[int] = []
         self._descriptor = descriptor
@@ -134,7 +138,7 @@ class _Writer:
         let_go(self._memory, start, start + size)
         # Else the device would have all of it to take at the end, when there is nothing else to do.
         is_free = self._synced is None or (self._synced.done() and self._synced.exception() is None)
-        if is_free and start + size - self._synced_bytes >= SYNC_BYTES:
+        if self.durable and is_free and start + size - self._synced_bytes >= SYNC_BYTES:
             self._synced_bytes = start + size
             self._synced = self._syncer.submit(os.fsync, self._descriptor)
 
