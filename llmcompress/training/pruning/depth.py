@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from llmcompress.spec.pruning import Pruning
 from llmcompress.system.progress import Progress, Reporter
 from llmcompress.training.layers import layer_list, output
 from llmcompress.training.pruning.configuration import chosen, shrink
-from llmcompress.training.pruning.text import Text, mean, window, window_divergence
+from llmcompress.training.pruning.text import Text, window, window_divergence
 
 
 class DroppedLayers(NamedTuple):
@@ -34,22 +33,19 @@ def drop_layers(model: Any, pruning: Pruning, layers: Collection[int]) -> None:
 
 
 @torch.no_grad()
-def choose_layers(
-    model: Any, pruning: Pruning, token_ids: NDArray[np.int64], text: Text | None, progress: Reporter
-) -> DroppedLayers:
+def choose_layers(model: Any, pruning: Pruning, text: Text | None, progress: Reporter) -> DroppedLayers:
     """Choose the layers that go; the model stays whole.
 
     Args:
         model: The original.
         pruning: How many, or up to what.
-        token_ids: int64 ``[num_windows, seq_len]``.
-        text: The same windows; None where layers are named.
+        text: What decides; None where layers are named.
         progress: Told of every drop that is measured.
     """
     if pruning.layers is not None or text is None:
         return DroppedLayers(tuple(sorted(chosen(model.config.get_text_config(), pruning))))
     if pruning.selection == "contiguous":
-        return DroppedLayers(_nearest_in_angle(model, token_ids, len(chosen(model.config.get_text_config(), pruning))))
+        return DroppedLayers(_nearest_in_angle(model, text, len(chosen(model.config.get_text_config(), pruning))))
     return _greedy(model, pruning, text, progress)
 
 
@@ -71,7 +67,7 @@ def _greedy(model: Any, pruning: Pruning, text: Text, progress: Reporter) -> Dro
                 with _without(model, pruning, {*dropped, layer}), _skipped(model, place, handed):
                     found[place].append(window_divergence(model, text, number))
         progress(Progress(stage, total, total, "drops of a window"))
-        scores = [mean(each) for each in found]
+        scores = [fmean(each) for each in found]
         first = first or tuple(scores)
         best = min(range(len(left)), key=lambda place: scores[place])
         if pruning.max_kl is not None and scores[best] > pruning.max_kl:
@@ -149,29 +145,13 @@ def _put(model: Any, name: str, modules: Iterable[torch.nn.Module]) -> None:
                 each.layer_idx = number  # type: ignore[assignment]
 
 
-def _nearest_in_angle(model: Any, token_ids: NDArray[np.int64], num_dropped: int) -> tuple[int, ...]:
+def _nearest_in_angle(model: Any, text: Text, num_dropped: int) -> tuple[int, ...]:
     """The block whose input and output are nearest, by the mean angle of the last token's (arXiv:2403.17887)."""
-    modules = layer_list(model)[1]
-    states: list[torch.Tensor] = []
-
-    def given(_: Any, args: tuple[torch.Tensor, ...]) -> None:
-        states.append(args[0][:, -1].float())
-
-    def made(_: Any, __: Any, returned: Any) -> None:
-        states.append(output(returned)[:, -1].float())
-
-    hooks = [module.register_forward_pre_hook(given) for module in modules]
-    hooks.append(modules[-1].register_forward_hook(made))
-    angles = torch.zeros(len(modules) - num_dropped + 1, dtype=torch.float64)
-    try:
-        for number in range(len(token_ids)):
-            states.clear()
-            model(window(model, token_ids, number), use_cache=False)
-            for first in range(len(angles)):
-                cosine = torch.cosine_similarity(states[first], states[first + num_dropped], dim=-1)
-                angles[first] += float(cosine.clamp(-1, 1).arccos().mean()) / math.pi
-    finally:
-        for hook in hooks:
-            hook.remove()
+    angles = torch.zeros(len(layer_list(model)[1]) - num_dropped + 1, dtype=torch.float64)
+    for number in range(len(text.token_ids)):
+        states = [output(each)[:, -1].float() for each in _handed(model, window(model, text.token_ids, number))]
+        for first in range(len(angles)):
+            cosine = torch.cosine_similarity(states[first], states[first + num_dropped], dim=-1)
+            angles[first] += float(cosine.clamp(-1, 1).arccos().mean()) / math.pi
     first = int(angles.argmin())
     return tuple(range(first, first + num_dropped))

@@ -117,7 +117,7 @@ def _taken_away(model: Any, task: PruneTask, text: Text | None) -> PruningRecord
     pruning, record = task.pruning, PruningRecord(method=task.pruning.method, num_parameters_before=0, num_parameters=0)
     token_ids = task.token_ids if task.token_ids is not None else np.zeros((0, 0), np.int64)
     if pruning.method == "depth":
-        dropped = choose_layers(model, pruning, token_ids, text, task.progress)
+        dropped = choose_layers(model, pruning, text, task.progress)
         drop_layers(model, pruning, dropped.layers)
         return record.model_copy(update={"layers": dropped.layers, "layer_scores": dropped.scores})
     if pruning.method == "experts":

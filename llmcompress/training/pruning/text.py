@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,14 +42,9 @@ def window_divergence(model: Any, text: Text, number: int) -> float:
 
 def divergence(model: Any, text: Text) -> float:
     """KL(original || model), in nats a token."""
-    return mean([window_divergence(model, text, number) for number in range(len(text.token_ids))])
+    return fmean(window_divergence(model, text, number) for number in range(len(text.token_ids)))
 
 
 def window(model: Any, token_ids: NDArray[np.int64], number: int) -> torch.Tensor:
     """Token ids of a window, ``[1, seq_len]``, where the model is."""
     return torch.from_numpy(token_ids[number : number + 1].copy()).to(model.device)
-
-
-def mean(values: list[float]) -> float:
-    """The same in any order."""
-    return math.fsum(values) / len(values)
