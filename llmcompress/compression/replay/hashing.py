@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from threading import Event
 from typing import NamedTuple
 
@@ -27,10 +27,6 @@ class SourceHashes(NamedTuple):
     pool: ThreadPoolExecutor
     ended: Event
     """Nobody waits for them any more."""
-
-
-class _NoLongerNeededError(Exception):
-    """Ends the hashing of a run that has failed or takes the whole way."""
 
 
 def begin_hashing(tensors: TensorMemory) -> SourceHashes:
@@ -67,7 +63,7 @@ def _record(name: str, memory: mmap.mmap, ended: Event) -> FileRecord:
     digest, view = hashlib.sha256(), memoryview(memory)
     for start in range(0, len(view), _BLOCK_BYTES):
         if ended.is_set():
-            raise _NoLongerNeededError
+            raise CancelledError
         digest.update(view[start : start + _BLOCK_BYTES])
         let_go(memory, start, min(start + _BLOCK_BYTES, len(view)))
     return FileRecord(path=name, size_bytes=len(view), sha256=digest.hexdigest())
