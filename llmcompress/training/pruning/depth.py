@@ -63,10 +63,10 @@ def _greedy(model: Any, pruning: Pruning, text: Text, progress: Reporter) -> Dro
             with _without(model, pruning, dropped):
                 handed = _handed(model, window(model, text.token_ids, number)) if can_skip else ()
             for place, layer in enumerate(left):
-                progress(Progress(stage, number * len(left) + place, total, "drops of a window"))
+                progress(Progress(stage, number * len(left) + place, total, "measurements"))
                 with _without(model, pruning, {*dropped, layer}), _skipped(model, place, handed):
                     found[place].append(window_divergence(model, text, number))
-        progress(Progress(stage, total, total, "drops of a window"))
+        progress(Progress(stage, total, total, "measurements"))
         scores = [fmean(each) for each in found]
         first = first or tuple(scores)
         best = min(range(len(left)), key=lambda place: scores[place])
