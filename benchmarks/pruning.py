@@ -33,10 +33,12 @@ PRUNINGS = ("depth:1", "depth:2", "depth:3", "depth:4", "width:640", "magnitude:
 
 
 def pruning_of(text: str) -> dict[str, Any]:
-    """``depth:2`` as a recipe's part."""
+    """``depth:2``, or ``layers:3,1`` that were chosen before, as a recipe's part."""
     method, _, size = text.partition(":")
     if method == "depth":
         return {"method": method, "num_layers": int(size)}
+    if method == "layers":
+        return {"method": "depth", "layers": tuple(map(int, size.split(",")))}
     if method == "width":
         return {"method": method, "intermediate_size": int(size)}
     if method == "experts":
@@ -69,7 +71,7 @@ def sides(source: Path, folder: Path, args: argparse.Namespace) -> Iterator[Side
     for number, each in enumerate(each for each in args.only if each.startswith("experts") == has_experts):
         pruning = pruning_of(each)
         recipe: dict[str, Any] = {"name": "side", "method": "none", "pruning": pruning}
-        if pruning["method"] != "magnitude":
+        if pruning["method"] != "magnitude" and "layers" not in pruning:
             recipe["calibration"] = {**text, "num_samples": args.num_samples}
         for added, training in (("", {}), (", healed", {"training": healing}))[: 2 if args.num_steps else 1]:
             checkpoint = folder / f"checkpoint-{number}{added}"

@@ -27,7 +27,7 @@ class PruningRecord(Record):
     speedup: float | None = None
     """Of a new token, which decided how many decoder layers went; None: something else did."""
     layers: tuple[int, ...] = ()
-    """Decoder layers that were dropped, by their numbers in the original."""
+    """Decoder layers that were dropped, by their numbers in the original, in the order in which they were chosen."""
     layer_scores: tuple[float, ...] = ()
     """KL divergence of dropping each decoder layer alone, in nats a token on the text."""
     parts: tuple[PrunedLayer, ...] = ()

@@ -18,7 +18,7 @@ from llmcompress.training.pruning.text import Text, window, window_divergence
 
 
 class DroppedLayers(NamedTuple):
-    """What went, by the numbers in the original."""
+    """What went, by the numbers in the original, in the order in which it did."""
 
     layers: tuple[int, ...]
     scores: tuple[float, ...] = ()
@@ -73,7 +73,7 @@ def _greedy(model: Any, pruning: Pruning, text: Text, progress: Reporter) -> Dro
         if pruning.max_kl is not None and scores[best] > pruning.max_kl:
             break
         dropped.append(left[best])
-    return DroppedLayers(tuple(sorted(dropped)), first)
+    return DroppedLayers(tuple(dropped), first)
 
 
 def _handed(model: Any, ids: torch.Tensor) -> list[Any]:
