@@ -34,7 +34,7 @@ from llmcompress.data.tokens import text_encoder
 from llmcompress.evaluation.graph import add_scores, vocabulary_size
 from llmcompress.evaluation.scoring import Feed, batches, calls, score
 from llmcompress.graph.device import decoder_inputs, input_names
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 
 TEXT = BUNDLED_TEXT
 

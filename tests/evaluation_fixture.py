@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import llmcompress
 from llmcompress.data.protocols import EvaluationWindows, evaluation_windows
 from llmcompress.data.tokens import TextEncoder, text_encoder
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 from llmcompress.spec import EvalSpec, Recipe
 
 SEQ_LEN = 128

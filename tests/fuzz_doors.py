@@ -185,7 +185,7 @@ def _repack(folder: Path) -> Any:
     from llmcompress.loaders.quantized.declaration import check_quantization
     from llmcompress.loaders.quantized.packed import dequantized
     from llmcompress.loaders.quantized.source_weights import source_weights
-    from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.resolving import resolve
     from llmcompress.loaders.tensors import read_checkpoint
 
     source = resolve(folder)
@@ -218,7 +218,8 @@ def _repack_container(folder: Path) -> Any:
     """Whatever is read of a GGUF or ONNX file has the sizes that its header gives, each within the file."""
     from llmcompress.loaders.quantized.packed import dequantized
     from llmcompress.loaders.quantized.source_weights import source_weights
-    from llmcompress.loaders.source import resolve, source_checkpoint
+    from llmcompress.loaders.resolving import resolve
+    from llmcompress.loaders.source import source_checkpoint
 
     # The configuration and tokenizer of GGUF go to the cache, which the door may write to.
     with mock.patch.dict(os.environ, {"LLMCOMPRESS_CACHE": str(folder / "out")}):
@@ -262,7 +263,7 @@ def _dry_run(folder: Path) -> Any:
 
 
 def _tokenizer(folder: Path) -> Any:
-    from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.resolving import resolve
     from llmcompress.loaders.token_ids import num_embeddings
     from llmcompress.loaders.tokenizer import source_tokenizer
     from llmcompress.spec import Access

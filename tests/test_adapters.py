@@ -22,7 +22,9 @@ from llmcompress.errors import LlmcompressError, ModelError, ResourceError, Secu
 from llmcompress.loaders import load
 from llmcompress.loaders.adapter import adapters_left_out, merge, require_mergeable
 from llmcompress.loaders.convertible import require_convertible
-from llmcompress.loaders.source import fetch_side_files, fetch_weights, identity, resolve
+from llmcompress.loaders.fetching import fetch_side_files, fetch_weights
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import identity
 from llmcompress.runner import run_plan
 from llmcompress.runner.state import Original
 from llmcompress.spec.access import Access

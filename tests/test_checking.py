@@ -15,7 +15,8 @@ from tiny_models import build_checkpoint
 from llmcompress.errors import ModelError
 from llmcompress.loaders import load, loaded_model
 from llmcompress.loaders.checking import CheckedWeights, weights_checked
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.loaders.tensors import read_checkpoint
 from llmcompress.report.record import FileRecord
 from llmcompress.system.progress import Progress

@@ -15,7 +15,8 @@ from llmcompress.evaluation.conversion import check_conversion
 from llmcompress.evaluation.evaluate import evaluate
 from llmcompress.loaders.context import ChangingRope, changing_rope, longest_context, require_context
 from llmcompress.loaders.convertible import require_convertible
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.spec import EvalSpec
 from llmcompress.spec.access import Access
 from tests.tiny_models import build_checkpoint

@@ -16,7 +16,7 @@ from llmcompress.data.documents import read_documents, texts_for
 from llmcompress.data.protocols import evaluation_windows, scored_text
 from llmcompress.data.tokens import text_encoder
 from llmcompress.errors import DataError, SecurityError, UsageError
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 from llmcompress.spec import Calibration, EvalSpec
 from tests import tokenizer_fixture
 

@@ -17,8 +17,8 @@ from llmcompress.errors import HubError, LlmcompressError, ModelError, RecipeErr
 from llmcompress.loaders import hub_headers, other_libraries, tensor_names
 from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.environments import LayerMissingError
+from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.safetensors_file import read_header
-from llmcompress.loaders.source import resolve
 from llmcompress.loaders.tensors import read_checkpoint
 from llmcompress.runner.survey import survey
 from llmcompress.spec import Access, Recipe, load_recipe

@@ -16,7 +16,7 @@ from evaluation_fixture import windows_of
 import llmcompress
 from llmcompress.data.documents import read_documents
 from llmcompress.data.texts import BUNDLED_TEXT
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 from llmcompress.runner.state import as_reported
 from llmcompress.spec import EvalSpec, TuneSpec
 from llmcompress.spec.plan import Evaluation, Tuning

@@ -18,7 +18,8 @@ from llmcompress.compression.forecast.precision import assign, primary_share
 from llmcompress.compression.forecast.records import Weight
 from llmcompress.compression.forecast.stored_bytes import compressed_bytes, layout
 from llmcompress.errors import ModelError, RecipeError, ResourceError
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.spec import AdvancedCompression, IgnoredScope, Recipe, WeightCompression
 from tests.tiny_models import ARCHITECTURES, build_checkpoint
 

@@ -27,11 +27,13 @@ from llmcompress.cli.dry_run import forecast_source
 from llmcompress.errors import ModelError, SecurityError, UsageError
 from llmcompress.graph.model import read_ir
 from llmcompress.loaders.environments import fitting_layer
+from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.quantized.gguf.blocks import BLOCK_FORMATS
 from llmcompress.loaders.quantized.gguf.source import gguf_names
 from llmcompress.loaders.quantized.packed import dequantized
 from llmcompress.loaders.quantized.source_weights import source_weights
-from llmcompress.loaders.source import fetch_weights, resolve, source_checkpoint
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import source_checkpoint
 from llmcompress.spec import Access, EvalSpec, load_recipe
 from llmcompress.spec.plan import load_plan
 from llmcompress.system.process import run_supervised

@@ -20,7 +20,8 @@ from llmcompress.errors import ModelError
 from llmcompress.loaders.quantized.gguf.architectures import architecture_of, gguf_config, named_tensors
 from llmcompress.loaders.quantized.gguf.file import read_gguf
 from llmcompress.loaders.quantized.source_weights import source_weights
-from llmcompress.loaders.source import resolve, source_checkpoint
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import source_checkpoint
 
 IDS = np.arange(1, 33).reshape(2, 16)
 SIZES: dict[str, Any] = {

@@ -20,7 +20,8 @@ from llmcompress.loaders.quantized.gguf.source import require_gguf_tokenizer
 from llmcompress.loaders.quantized.gguf.tokenizer import gguf_tokenizer, token_ids
 from llmcompress.loaders.quantized.packed import dequantized
 from llmcompress.loaders.quantized.source_weights import SourceWeights, source_weights
-from llmcompress.loaders.source import resolve, source_checkpoint
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import source_checkpoint
 from llmcompress.loaders.tokenizer import source_tokenizer
 
 MODELS = Path(__file__).parent / "gguf_models"

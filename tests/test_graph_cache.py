@@ -43,7 +43,7 @@ from llmcompress.compression.replay.hashing import SourceHashes, begin_hashing
 from llmcompress.compression.replay.replaying import Replay, find_replay
 from llmcompress.compression.replay.tracing import Origins
 from llmcompress.errors import ModelError, UsageError, WriteError
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.tensors import read_checkpoint
 from llmcompress.report.file_names import MODEL_BIN
 from llmcompress.spec import Recipe, load_recipe

@@ -21,7 +21,8 @@ from llmcompress.compression.replay import content as contents
 from llmcompress.compression.replay import key
 from llmcompress.compression.replay.content import content, let_go, mapped, same_bytes
 from llmcompress.errors import UsageError
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.loaders.tensors import read_checkpoint
 from llmcompress.spec import Recipe, WeightCompression, load_recipe
 

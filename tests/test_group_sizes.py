@@ -16,7 +16,7 @@ from llmcompress.cli import run
 from llmcompress.compression.forecast import forecast
 from llmcompress.compression.layers import layer_table
 from llmcompress.errors import RecipeError
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 from llmcompress.spec import IgnoredScope, Recipe, WeightCompression
 from tests.test_forecast import config_only, recipe_of, stock_ir
 from tests.tiny_models import build_checkpoint

@@ -560,7 +560,7 @@ def test_layers_that_gptq_does_not_take_are_named_before_the_model_is_loaded(
     from llmcompress.compression import run
     from llmcompress.compression.forecast import forecast
     from llmcompress.errors import RecipeError
-    from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.resolving import resolve
 
     monkeypatch.setattr(run, "load_source", lambda *args, **kwargs: pytest.fail("it is loaded"))
     with pytest.raises(RecipeError) as refused:

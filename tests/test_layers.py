@@ -38,7 +38,8 @@ from llmcompress.loaders.environments import (
 )
 from llmcompress.loaders.exporter import declared_windows
 from llmcompress.loaders.layer_folders import folder_of, install, remove
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.system.cache import lock_of
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Progress, silent

@@ -14,7 +14,7 @@ import llmcompress
 from llmcompress.artifact import read_manifest
 from llmcompress.errors import ModelError, SecurityError
 from llmcompress.loaders.model_card import read_source_card
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 from llmcompress.report.record import SourceCard
 
 

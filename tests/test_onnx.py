@@ -32,12 +32,14 @@ from llmcompress.cli import run as run_command
 from llmcompress.cli.compress import default_output_name
 from llmcompress.cli.dry_run import forecast_source
 from llmcompress.errors import ModelError, SecurityError, UsageError
+from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.quantized.onnx.file import read_graph
 from llmcompress.loaders.quantized.onnx.source import local_onnx
 from llmcompress.loaders.quantized.onnx.weights import onnx_weights
 from llmcompress.loaders.quantized.packed import PackedWeight, dequantized
+from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.scan import scan
-from llmcompress.loaders.source import fetch_weights, resolve, source_checkpoint
+from llmcompress.loaders.source import source_checkpoint
 from llmcompress.spec import Access, EvalSpec, load_recipe
 from llmcompress.system.progress import silent
 

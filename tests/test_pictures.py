@@ -29,9 +29,10 @@ from llmcompress.errors import DataError, ModelError, UsageError
 from llmcompress.evaluation.gate import gate_record, picture_checks, threshold_checks
 from llmcompress.evaluation.pictures import Looked, Looking, embedding_error, look, look_where_it_runs, score
 from llmcompress.graph.device import properties_of
+from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.processor import open_processor
+from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.seeing import Reply, answer, language_inputs, open_sight, picture_prompt
-from llmcompress.loaders.source import fetch_weights, resolve
 from llmcompress.report.estimate import interval_text
 from llmcompress.spec import Calibration, Gate
 from llmcompress.summary.table import lines

@@ -29,7 +29,7 @@ from llmcompress.compression.layers import layer_table
 from llmcompress.errors import LlmcompressError, ModelError, RecipeError, UsageError
 from llmcompress.graph.integer_weights import integer_weights
 from llmcompress.graph.model import parameter_name, read_ir
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 from llmcompress.report.pruning import PruningRecord
 from llmcompress.report.record import DepthSpeed, Measured, SparseSpeed
 from llmcompress.runner.state import Original, compress_reason

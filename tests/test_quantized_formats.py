@@ -20,7 +20,7 @@ from llmcompress.loaders.quantized.experts import halves_joined, one_expert
 from llmcompress.loaders.quantized.packed import PackedWeight, dequantized
 from llmcompress.loaders.quantized.slim_stacks import SlimStacks
 from llmcompress.loaders.quantized.source_weights import source_weights
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.tensors import read_checkpoint
 
 CHECKPOINTS = Path(__file__).parent / "quantized_checkpoints"

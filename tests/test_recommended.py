@@ -17,7 +17,8 @@ from tiny_models import build_checkpoint
 import llmcompress
 from llmcompress.errors import RecipeError
 from llmcompress.loaders.recommended import recommended_recipe
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.spec import Recipe, load_recipe
 
 GENERAL = {"mode": "int4_asym", "group_size": 128}

@@ -558,7 +558,7 @@ def llmcompress_memory() -> object:
 def test_the_windows_compared_are_those_of_the_run_where_many_are_held_out(tmp_path: Path) -> None:
     from llmcompress.cli.demo import CHECKPOINT as DIRECTORY
     from llmcompress.compression.preparation import recipe_windows
-    from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.resolving import resolve
     from llmcompress.loaders.tokenizer import load_tokenizer
     from llmcompress.runner.model import PlannedModel
 

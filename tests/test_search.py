@@ -19,7 +19,7 @@ from llmcompress.artifact import read_measurements
 from llmcompress.cli.search import print_search
 from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
 from llmcompress.evaluation.statistics import TokenScores
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 from llmcompress.searching.candidates import Candidate
 from llmcompress.searching.contest import Entrant, decide
 from llmcompress.searching.sensitivity import sensitivity

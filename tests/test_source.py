@@ -15,7 +15,9 @@ from safetensors.numpy import save
 
 from llmcompress.errors import HubError, ModelError, SecurityError, UsageError
 from llmcompress.loaders.architecture import check_architecture
-from llmcompress.loaders.source import fetch_weights, resolve, side_files
+from llmcompress.loaders.fetching import fetch_weights
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import side_files
 from llmcompress.spec import Access
 
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}

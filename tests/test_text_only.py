@@ -21,7 +21,8 @@ from llmcompress.compression.replay.key import why_not
 from llmcompress.errors import ModelError, RecipeError, UsageError
 from llmcompress.loaders.environments import needed_layer
 from llmcompress.loaders.language_model import configuration, language_model
-from llmcompress.loaders.source import identity, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import identity
 from llmcompress.loaders.text_config import text_config
 from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.runner.state import Original, answers, compress_reason

@@ -20,7 +20,8 @@ import llmcompress
 from llmcompress.errors import ModelError, ResourceError
 from llmcompress.loaders import tokenizer_files
 from llmcompress.loaders.chat_template import check_chat_template
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.loaders.tokenizer import CHECK_TEXTS, CONVERTED_FILES, check_tokenizer, load_tokenizer, save_tokenizer
 from llmcompress.spec.access import Access
 from tests import tokenizer_fixture

@@ -27,8 +27,9 @@ from llmcompress.loaders.architecture import check_architecture
 from llmcompress.loaders.environments import needed_layer
 from llmcompress.loaders.exporter import TASK, VISION_TASK, task_of
 from llmcompress.loaders.processor import check_processor, open_processor
+from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.seeing import Sight, picture_prompt
-from llmcompress.loaders.source import Source, resolve, save_code
+from llmcompress.loaders.source import Source, save_code
 from llmcompress.spec import Recipe, dump_recipe, load_recipe
 from llmcompress.spec.parts import INT8
 

@@ -29,7 +29,8 @@ from llmcompress.errors import DataError, ModelError, RecipeError, SecurityError
 from llmcompress.graph.joining import text_feed
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.layout import decoder_part
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.report.benchmark import LoadTime, shape_text
 from llmcompress.report.estimate import Estimate
 from llmcompress.searching.search import _checked

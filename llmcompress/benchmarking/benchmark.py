@@ -27,8 +27,10 @@ from llmcompress.graph.device import check_device, properties_of
 from llmcompress.loaders.context import require_context
 from llmcompress.loaders.environments import at_hand, fitting_layer
 from llmcompress.loaders.exporter import VISION_TASK
+from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.layout import weight_bytes
-from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.report.benchmark import BenchCase, BenchReport, BenchSetting, LoadTimes
 from llmcompress.report.record import Stages, environment_record
 from llmcompress.spec.access import Access

@@ -12,8 +12,8 @@ from llmcompress.benchmarking.openvino_runtime import OpenvinoRuntime, last_posi
 from llmcompress.benchmarking.picture_prompts import random_picture, random_text
 from llmcompress.benchmarking.timing import Run
 from llmcompress.loaders.loaded_model import load_source
+from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.seeing import Sight, encoder_of, open_sight, picture_prompt
-from llmcompress.loaders.source import resolve
 from llmcompress.report.benchmark import LoadTime
 from llmcompress.spec.access import Access
 from llmcompress.spec.benchmark import Shape

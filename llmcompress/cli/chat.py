@@ -118,7 +118,8 @@ def _directory(place: str, revision: str | None, access: dict[str, Any], *, verb
     """An OpenVINO directory of a source; a checkpoint's is made in a process of its own."""
     from llmcompress.cli.progress import run_watched
     from llmcompress.compression.compress import reference_ir
-    from llmcompress.loaders.source import fetch_weights, resolve
+    from llmcompress.loaders.fetching import fetch_weights
+    from llmcompress.loaders.resolving import resolve
     from llmcompress.spec import Access
 
     revision = None if Path(place).exists() else revision

@@ -175,7 +175,7 @@ def decoder_talk(directory: Path, spec: TalkSpec) -> Talk:
     from llmcompress.graph.decoding import compile_decoder, eos_ids, next_tokens
     from llmcompress.graph.sampling import chooser
     from llmcompress.loaders.chat import render
-    from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.resolving import resolve
     from llmcompress.spec import Access
     from llmcompress.system.json_file import read_json
 

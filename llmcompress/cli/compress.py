@@ -288,7 +288,7 @@ def _within(recipe: Recipe, budget: str) -> Recipe:
 def is_quantized(source: str, access: Access, progress: Reporter) -> bool:
     """Whether a source is a checkpoint whose codes can be kept; reads no weight. For a worker."""
     from llmcompress.loaders.quantized.declaration import check_quantization
-    from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.resolving import resolve
 
     found = resolve(source, access, vision=True)
     return found.layout == "checkpoint" and check_quantization(found.config)[0] == "keep"
@@ -311,7 +311,7 @@ def _recommended(source: str, name: str, overrides: list[str], access: Access, *
 def recommend(source: str, name: str, overrides: list[str], access: Access, progress: Reporter) -> Recipe:
     """Find the source and what Optimum recommends for it; reads no weight. For a worker."""
     from llmcompress.loaders.recommended import recommended_recipe
-    from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.resolving import resolve
 
     return recommended_recipe(resolve(source, access, vision=True), name, overrides)
 

@@ -62,7 +62,7 @@ def forecast_source(
     from llmcompress.compression.compress import predict
     from llmcompress.compression.compressible import require_compressible
     from llmcompress.loaders.environments import is_known, needed_layer
-    from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.resolving import resolve
     from llmcompress.loaders.tokenizer import require_tokenizer
     from llmcompress.system.environment import quiet_libraries
 

@@ -145,7 +145,7 @@ def _fitting_prompts(directory: Path) -> list[str]:
 
 def _context(directory: Path) -> int | None:
     from llmcompress.loaders.context import longest_context
-    from llmcompress.loaders.source import resolve
+    from llmcompress.loaders.resolving import resolve
 
     if not (directory / "config.json").is_file():
         return None

@@ -29,10 +29,12 @@ from llmcompress.loaders.environments import (
     on_layer,
     versions_for,
 )
+from llmcompress.loaders.fetching import fetch_listed
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.loaders.quantized.declaration import check_quantization, is_repacked
 from llmcompress.loaders.recommended import recommended_recipe
-from llmcompress.loaders.source import Source, fetch_listed, identity, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source, identity
 from llmcompress.report.compression import CompressionReport, Engine
 from llmcompress.report.record import Stages
 from llmcompress.spec import RECOMMENDED, Access, Recipe, load_recipe

@@ -12,7 +12,7 @@ from llmcompress.compression.output import inputs, write
 from llmcompress.compression.preparation import CompressOptions
 from llmcompress.compression.run import CompressedModel, compress_in_memory
 from llmcompress.errors import RecipeError, UsageError
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.record import Stages
 from llmcompress.report.training import TrainingRecord

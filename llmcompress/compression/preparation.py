@@ -18,8 +18,9 @@ from llmcompress.compression.pruned import require_prunable_source
 from llmcompress.data.calibration import CalibrationWindows
 from llmcompress.loaders.checking import CheckedWeights, StartCheck
 from llmcompress.loaders.context import longest_context
+from llmcompress.loaders.fetching import fetch_side_files, fetch_weights
 from llmcompress.loaders.processor import open_processor
-from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights
+from llmcompress.loaders.source import Source
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.loaders.tokenizer import require_tokenizer
 from llmcompress.report.compression import Engine

@@ -15,9 +15,11 @@ from llmcompress.loaders.adapter import adapters_left_out, merge
 from llmcompress.loaders.context import ChangingRope, changing_rope
 from llmcompress.loaders.environments import needed_layer, on_layer
 from llmcompress.loaders.exporter import dtype_argument
+from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.quantized.declaration import is_repacked
-from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.report.evaluation import ConversionRecord
 from llmcompress.spec.access import Access
 from llmcompress.system.environment import quiet_libraries

@@ -21,8 +21,10 @@ from llmcompress.graph.decoding import generate
 from llmcompress.graph.device import check_device, properties_of
 from llmcompress.graph.paged import no_paged_form
 from llmcompress.loaders.context import changing_rope, require_context
+from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.loaded_model import LoadedModel, load
-from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.record import Stages
 from llmcompress.spec import EvalSpec

@@ -25,7 +25,8 @@ from llmcompress.integrations.quantization_config import OVRecipeConfig
 from llmcompress.loaders.environments import needed_layer, transformers_needed
 from llmcompress.loaders.generation import save_generation_config
 from llmcompress.loaders.recommended import recommended_recipe
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.report.file_names import MODEL_XML
 from llmcompress.report.record import Stages
 from llmcompress.spec import RECOMMENDED, Recipe, load_recipe

@@ -13,7 +13,8 @@ from typing import Any
 from llmcompress.data import calibration_windows
 from llmcompress.errors import RecipeError
 from llmcompress.loaders.context import longest_context
-from llmcompress.loaders.source import fetch_side_files, resolve
+from llmcompress.loaders.fetching import fetch_side_files
+from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.token_ids import num_embeddings
 from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.spec import Gate, Recipe

@@ -16,7 +16,8 @@ from llmcompress.errors import UsageError
 from llmcompress.integrations.modeling import LoadingOptions, chosen_recipe, is_recipe, ours_over, refuse_positional
 from llmcompress.loaders.environments import needed_layer, transformers_needed
 from llmcompress.loaders.recommended import recommended_recipe
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.spec import Recipe
 from llmcompress.system.environment import quiet_libraries
 from llmcompress.system.library_call import library_call

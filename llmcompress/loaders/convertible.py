@@ -7,10 +7,11 @@ from llmcompress.loaders.adapter import require_mergeable, warn_of_adapter
 from llmcompress.loaders.architecture import Architecture, check_architecture
 from llmcompress.loaders.context import warn_of_frozen_positions
 from llmcompress.loaders.environments import needed_layer, require_layer
+from llmcompress.loaders.fetching import check_code, fetch_listed
 from llmcompress.loaders.hub_headers import read_hub_checkpoint
 from llmcompress.loaders.other_libraries import refuse_other_libraries
 from llmcompress.loaders.quantized.source_weights import source_weights
-from llmcompress.loaders.source import Source, check_code, fetch_listed, file_names, source_checkpoint
+from llmcompress.loaders.source import Source, file_names, source_checkpoint
 from llmcompress.loaders.tensor_names import require_same_tensors
 from llmcompress.loaders.tensors import Checkpoint, choose_weights, refuse_empty
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from llmcompress.errors import UsageError
 from llmcompress.loaders.exporter import TASK, VersionWindow, declared_windows, window_of
+from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.layer_folders import folder_of, install
-from llmcompress.loaders.source import Source, fetch_weights
+from llmcompress.loaders.source import Source
 from llmcompress.system.cache import hold
 from llmcompress.system.environment import installed_versions
 from llmcompress.system.library_call import libraries_speak

@@ -19,14 +19,16 @@ from llmcompress.loaders.checking import CheckedWeights, weights_checked
 from llmcompress.loaders.convertible import require_convertible
 from llmcompress.loaders.environments import needed_layer, on_layer
 from llmcompress.loaders.exporter import task_of
+from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.language_model import exported_directory, whole_config
 from llmcompress.loaders.layout import ir_files
 from llmcompress.loaders.model_card import gguf_card, read_source_card
 from llmcompress.loaders.quantized.declaration import declared, is_repacked, quantization_method
 from llmcompress.loaders.quantized.source_weights import source_weights
+from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.scan import check_hashes, scan_constants
-from llmcompress.loaders.source import Source, fetch_weights, resolve, side_files, text_files
+from llmcompress.loaders.source import Source, side_files, text_files
 from llmcompress.loaders.tensors import INDEX, Checkpoint, choose_weights, read_index
 from llmcompress.loaders.tokenizer import source_tokenizer
 from llmcompress.report.file_names import LANGUAGE_MODEL, MODEL, model_files, part_of

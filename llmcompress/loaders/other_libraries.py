@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from llmcompress.errors import ModelError
 from llmcompress.loaders.architecture import EMBEDDING, EXPORT_EMBEDDINGS
-from llmcompress.loaders.source import SENTENCE_TRANSFORMERS, Source, file_names
+from llmcompress.loaders.fetching import SENTENCE_TRANSFORMERS
+from llmcompress.loaders.source import Source, file_names
 
 _MAX_BYTES = 1_000_000
 _VALUE_HEADS = ("value_head.safetensors", "value_head.bin", "v_head.safetensors", "v_head.bin")

@@ -14,7 +14,8 @@ from llmcompress.compression.forecast import Forecast, require_fits
 from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError
 from llmcompress.loaders import load
 from llmcompress.loaders.environments import needed_layer, on_layer
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.runner.durations import remember
 from llmcompress.runner.state import Original, compress_reason, search_reason
 from llmcompress.spec import Access, Recipe

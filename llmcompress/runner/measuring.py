@@ -12,7 +12,8 @@ from llmcompress.errors import ResourceError
 from llmcompress.evaluation.artifact_report import judge_again
 from llmcompress.evaluation.evaluate import evaluate
 from llmcompress.loaders.layout import weight_bytes
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.runner.durations import remember
 from llmcompress.runner.state import Original, evaluate_reason
 from llmcompress.spec import Access, BenchSpec, Gate, Recipe

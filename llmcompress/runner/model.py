@@ -9,7 +9,9 @@ from pydantic import BaseModel
 from llmcompress.compression.preparation import recipe_windows, training_windows
 from llmcompress.data.protocols import scored_text
 from llmcompress.loaders.context import require_context
-from llmcompress.loaders.source import Source, fetch_side_files, resolve
+from llmcompress.loaders.fetching import fetch_side_files
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.report.record import CalibrationRecord
 from llmcompress.runner.durations import remembered
 from llmcompress.runner.records import MEASURED, Step

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llmcompress.artifact import MANIFEST, read_manifest, read_measurements, remove_artifact, verify
 from llmcompress.errors import ArtifactError, GateError
-from llmcompress.loaders.source import resolve
+from llmcompress.loaders.resolving import resolve
 from llmcompress.runner.durations import remember
 from llmcompress.runner.measuring import PlannedArtifact, needed_bytes
 from llmcompress.runner.state import Original, as_reported

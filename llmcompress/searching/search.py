@@ -15,9 +15,11 @@ from llmcompress.compression.forecast.peak_memory import LIBRARY_BYTES
 from llmcompress.compression.layers import constants_taken_by, layer_table
 from llmcompress.errors import ModelError, ResourceError
 from llmcompress.graph.model import parameter_name
+from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.quantized.declaration import is_repacked
-from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.file_names import SEARCH_REPORT
 from llmcompress.report.record import Stages, environment_record

@@ -11,7 +11,8 @@ from llmcompress.data.documents import read_documents, texts_for
 from llmcompress.data.protocols import EvaluationWindows, evaluation_windows
 from llmcompress.data.tokens import text_encoder
 from llmcompress.errors import DataError
-from llmcompress.loaders.source import Source, fetch_side_files
+from llmcompress.loaders.fetching import fetch_side_files
+from llmcompress.loaders.source import Source
 from llmcompress.loaders.tokenizer import require_tokenizer
 from llmcompress.searching.plans import uniform_recipe
 from llmcompress.spec.search import Format, SearchSpec

@@ -14,8 +14,10 @@ from llmcompress.evaluation.measurement import ModelOnDevice, check_vocabularies
 from llmcompress.evaluation.scoring import Feed, recurrent_chunk
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.graph.device import properties_of
+from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.loaded_model import load
-from llmcompress.loaders.source import Source, fetch_weights, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.report.evaluation import DivergenceRecord, TextRecord
 from llmcompress.spec import Gate, TuneSpec
 from llmcompress.spec.access import Access

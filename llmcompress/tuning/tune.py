@@ -14,7 +14,8 @@ from llmcompress.errors import UsageError
 from llmcompress.evaluation.gate import combined
 from llmcompress.graph.device import check_device, properties_of
 from llmcompress.loaders.context import require_context
-from llmcompress.loaders.source import Source, resolve
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.source import Source
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.file_names import TUNE_REPORT
 from llmcompress.report.record import Stages, environment_record

@@ -37,11 +37,12 @@ from llmcompress.compression.replay.unseen import find_unseen
 from llmcompress.errors import InterruptedRunError, LlmcompressError
 from llmcompress.loaders.adapter import warn_of_adapter
 from llmcompress.loaders.checking import CheckedWeights
+from llmcompress.loaders.fetching import fetch_side_files, fetch_weights
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.loaded_model import checkpoint_provenance, parameters_of
 from llmcompress.loaders.other_libraries import refuse_other_libraries
 from llmcompress.loaders.scan import check_hashes
-from llmcompress.loaders.source import Source, fetch_side_files, fetch_weights, file_names, source_checkpoint
+from llmcompress.loaders.source import Source, file_names, source_checkpoint
 from llmcompress.loaders.tensors import Checkpoint, refuse_empty
 from llmcompress.report.compression import CompressionReport, Engine
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML, RECIPE
