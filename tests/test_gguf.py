@@ -22,7 +22,8 @@ from tiny_models import ARCHITECTURES, build_checkpoint
 import llmcompress
 from llmcompress.artifact import read_manifest
 from llmcompress.cli import run as run_command
-from llmcompress.cli.compress import _kept_text, default_output_name, is_quantized
+from llmcompress.cli.compress import default_output_name, is_quantized
+from llmcompress.cli.compression_report import _kept_text
 from llmcompress.cli.dry_run import forecast_source
 from llmcompress.errors import ModelError, SecurityError, UsageError
 from llmcompress.graph.model import read_ir

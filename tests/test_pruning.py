@@ -22,7 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import llmcompress
 from llmcompress import Recipe, compare
-from llmcompress.cli.compress import _pruning_text
+from llmcompress.cli.compression_report import _pruning_text
 from llmcompress.compression import depth_speed
 from llmcompress.compression.forecast import forecast
 from llmcompress.compression.layers import layer_table
