@@ -19,6 +19,7 @@ from llmcompress.data.calibration import CalibrationWindows
 from llmcompress.loaders.checking import CheckedWeights, StartCheck
 from llmcompress.loaders.context import longest_context
 from llmcompress.loaders.fetching import fetch_side_files, fetch_weights
+from llmcompress.loaders.light_imports import light_imports
 from llmcompress.loaders.processor import open_processor
 from llmcompress.loaders.source import Source
 from llmcompress.loaders.token_ids import num_embeddings
@@ -142,7 +143,7 @@ def make_ready(
     """Refuse what cannot be done before anything large is fetched; then fetch the weights and begin their check."""
     # The weights of a directory are here already; their check takes the time of the libraries' import.
     checked = check(fetch_weights(source)) if source.kind == "checkpoint" else None
-    with stages.stage("forecast"):
+    with stages.stage("forecast"), light_imports(source):
         require_compressible(source, recipe, requantize=options.access.requantize)
         predicted = _forecast(source, recipe, options, progress)
         require_fits(predicted if options.target else predicted.model_copy(update={"disk_bytes": 0}))

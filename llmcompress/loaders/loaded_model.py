@@ -23,6 +23,7 @@ from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.generation import read_generation_config
 from llmcompress.loaders.language_model import exported_directory, whole_config
 from llmcompress.loaders.layout import ir_files
+from llmcompress.loaders.light_imports import light_imports
 from llmcompress.loaders.model_card import gguf_card, read_source_card
 from llmcompress.loaders.quantized.declaration import declared, is_repacked, quantization_method
 from llmcompress.loaders.quantized.source_weights import source_weights
@@ -206,6 +207,7 @@ def load_source(
             start = stack.enter_context(weights_checked(allow_nonfinite=allow_nonfinite, progress=progress))
             source = fetch_weights(source, progress=progress)
             checked = start(source)
+        stack.enter_context(light_imports(source))
         return _load_checkpoint(source, checked, scratch_dir, tokenizer, progress)
 
 

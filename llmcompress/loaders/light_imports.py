@@ -1,0 +1,97 @@
+"""Importing what converts a text model without what its conversion never uses."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from llmcompress.loaders.source import Source
+from llmcompress.system.environment import left_out_meanwhile, will_end
+from llmcompress.system.patching import replaced
+
+# transformers and optimum look for these while they are imported, and do without: for pictures and data sets by name.
+_UNUSED = ("torchvision", "datasets")
+_FLEX = "is_torch_flex_attn_available"
+
+
+@contextlib.contextmanager
+def light_imports(source: Source) -> Iterator[None]:
+    """Import transformers and optimum without torch's compiler, pictures and data sets meanwhile.
+
+    Only in a process that ends with this call, and for a text model whose class is transformers' own: other code may
+    look for what transformers then takes as not installed.
+
+    Args:
+        source: What will be converted.
+    """
+    is_plain = source.layout == "checkpoint" and source.adapter is None and not source.text_only
+    if not will_end() or not is_plain or source.runs_code or source.sees:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for name in _UNUSED:
+            stack.enter_context(left_out_meanwhile(name))
+        # What marks functions for the compiler imports it; this process compiles none.
+        stack.enter_context(_stand_in("torch._dynamo", disable=_unmarked, allow_in_graph=_unmarked))
+        if "transformers.masking_utils" not in sys.modules:
+            # SciPy is for what detectors are trained by; NNCF needs it later.
+            with left_out_meanwhile("scipy"), _without_flex_attention():
+                import transformers.masking_utils
+                import transformers.modeling_utils  # noqa: F401
+        yield
+
+
+def _unmarked(function: Any = None, *_: object, **__: object) -> Any:
+    return (lambda each: each) if function is None else function
+
+
+@contextlib.contextmanager
+def _without_flex_attention() -> Iterator[None]:
+    """Have transformers take it as not available; a class that it needs of torch's compiler comes where it is made."""
+    import transformers.utils
+    from transformers.utils import import_utils
+
+    wrapped = "torch._dynamo._trace_wrapped_higher_order_op"
+
+    def late() -> Any:
+        return importlib.import_module(wrapped).TransformGetItemToIndex()
+
+    with contextlib.ExitStack() as stack:
+        for owner in (transformers.utils, import_utils):
+            if _FLEX in vars(owner):
+                stack.enter_context(replaced(owner, _FLEX, lambda: False))
+        stack.enter_context(_stand_in(wrapped, is_package=False, TransformGetItemToIndex=late))
+        yield
+
+
+@contextlib.contextmanager
+def _stand_in(name: str, *, is_package: bool = True, **has: object) -> Iterator[None]:
+    """Have a module that is not imported yet look as if it were, with little in it; for more of it, it is imported."""
+    if name in sys.modules:
+        yield
+        return
+    module: Any = ModuleType(name)
+    vars(module).update(has, __getattr__=functools.partial(_of_real, module, is_package))
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        _forget(module)
+
+
+def _forget(stand_in: ModuleType) -> None:
+    if sys.modules.get(stand_in.__name__) is stand_in:
+        del sys.modules[stand_in.__name__]
+
+
+def _of_real(stand_in: ModuleType, is_package: bool, name: str) -> Any:
+    # Every import asks for some of these; that of a module in a package asks the package for its path.
+    if name.startswith("__") and not (is_package and name == "__path__"):
+        raise AttributeError(name)
+    _forget(stand_in)
+    return getattr(importlib.import_module(stand_in.__name__), name)
