@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ def light_imports(source: Source) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_uncollected())
         for name in _UNUSED:
             stack.enter_context(left_out_meanwhile(name))
         # What marks functions for the compiler imports it; this process compiles none.
@@ -44,6 +46,18 @@ def light_imports(source: Source) -> Iterator[None]:
                 import transformers.masking_utils
                 import transformers.modeling_utils  # noqa: F401
         yield
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Of what is imported and traced nothing goes again: looking through it for what could is time for nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _unmarked(function: Any = None, *_: object, **__: object) -> Any:
