@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +16,7 @@ from llmcompress.system.patching import replaced
 
 # transformers and optimum look for these while they are imported, and do without: for pictures and data sets by name.
 _UNUSED = ("torchvision", "datasets")
+_COMPILER = "torch._dynamo"
 _FLEX = "is_torch_flex_attn_available"
 
 
@@ -39,7 +39,8 @@ def light_imports(source: Source) -> Iterator[None]:
         for name in _UNUSED:
             stack.enter_context(left_out_meanwhile(name))
         # What marks functions for the compiler imports it; this process compiles none.
-        stack.enter_context(_stand_in("torch._dynamo", disable=_unmarked, allow_in_graph=_unmarked))
+        marks = {"disable": _unmarked, "allow_in_graph": _unmarked}
+        stack.enter_context(_stand_in(_COMPILER, marks, _compiler))
         if "transformers.masking_utils" not in sys.modules:
             # SciPy is for what detectors are trained by; NNCF needs it later.
             with left_out_meanwhile("scipy"), _without_flex_attention():
@@ -70,27 +71,36 @@ def _without_flex_attention() -> Iterator[None]:
     import transformers.utils
     from transformers.utils import import_utils
 
-    wrapped = "torch._dynamo._trace_wrapped_higher_order_op"
-
-    def late() -> Any:
-        return importlib.import_module(wrapped).TransformGetItemToIndex()
-
     with contextlib.ExitStack() as stack:
         for owner in (transformers.utils, import_utils):
             if _FLEX in vars(owner):
                 stack.enter_context(replaced(owner, _FLEX, lambda: False))
-        stack.enter_context(_stand_in(wrapped, is_package=False, TransformGetItemToIndex=late))
+        wrapped = f"{_COMPILER}._trace_wrapped_higher_order_op"
+        late = {"TransformGetItemToIndex": lambda: _wrapped().TransformGetItemToIndex()}
+        stack.enter_context(_stand_in(wrapped, late, _wrapped))
         yield
 
 
+def _compiler() -> ModuleType:
+    import torch._dynamo
+
+    return torch._dynamo
+
+
+def _wrapped() -> ModuleType:
+    from torch._dynamo import _trace_wrapped_higher_order_op
+
+    return _trace_wrapped_higher_order_op
+
+
 @contextlib.contextmanager
-def _stand_in(name: str, *, is_package: bool = True, **has: object) -> Iterator[None]:
+def _stand_in(name: str, has: Mapping[str, object], real: Callable[[], ModuleType]) -> Iterator[None]:
     """Have a module that is not imported yet look as if it were, with little in it; for more of it, it is imported."""
     if name in sys.modules:
         yield
         return
     module: Any = ModuleType(name)
-    vars(module).update(has, __getattr__=functools.partial(_of_real, module, is_package))
+    vars(module).update(has, __getattr__=functools.partial(_of_real, module, real))
     sys.modules[name] = module
     try:
         yield
@@ -103,9 +113,9 @@ def _forget(stand_in: ModuleType) -> None:
         del sys.modules[stand_in.__name__]
 
 
-def _of_real(stand_in: ModuleType, is_package: bool, name: str) -> Any:
+def _of_real(stand_in: ModuleType, real: Callable[[], ModuleType], name: str) -> Any:
     # Every import asks for some of these; that of a module in a package asks the package for its path.
-    if name.startswith("__") and not (is_package and name == "__path__"):
+    if name.startswith("__") and (stand_in.__name__, name) != (_COMPILER, "__path__"):
         raise AttributeError(name)
     _forget(stand_in)
-    return getattr(importlib.import_module(stand_in.__name__), name)
+    return getattr(real(), name)
