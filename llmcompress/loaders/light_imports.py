@@ -41,11 +41,13 @@ def light_imports(source: Source) -> Iterator[None]:
         # What marks functions for the compiler imports it; this process compiles none.
         marks = {"disable": _unmarked, "allow_in_graph": _unmarked}
         stack.enter_context(_stand_in(_COMPILER, marks, _compiler))
-        if "transformers.masking_utils" not in sys.modules:
+        if "transformers.modeling_utils" not in sys.modules:
             # SciPy is for what detectors are trained by; NNCF needs it later.
             with left_out_meanwhile("scipy"), _without_flex_attention():
-                import transformers.masking_utils
-                import transformers.modeling_utils  # noqa: F401
+                import transformers.modeling_utils
+
+                with contextlib.suppress(ModuleNotFoundError):  # Versions before 4.53 lack it.
+                    import transformers.masking_utils  # noqa: F401
         yield
 
 
