@@ -48,6 +48,8 @@ def light_imports(source: Source) -> Iterator[None]:
 
                 with contextlib.suppress(ModuleNotFoundError):  # Versions before 4.53 lack it.
                     import transformers.masking_utils  # noqa: F401
+            # Modules stay, and no later look goes through them.
+            gc.freeze()
         yield
 
 
