@@ -40,7 +40,7 @@ LONG = "a-model-with-a-long-name-of-its-own-0123456789-int4-group-size-128-awq-s
 SHOW = """
 import sys
 from pathlib import Path
-from llmcompress.cli import bench, compress, demo, doctor, evaluation_report, push, run_plan, tune
+from llmcompress.cli import bench, compression_report, demo, doctor, evaluation_report, push, run_plan, tune
 from llmcompress.report.benchmark import BenchReport
 from llmcompress.report.compression import CompressionReport
 from llmcompress.report.evaluation import EvalReport
@@ -49,7 +49,10 @@ from llmcompress.report.tuning import TuneReport
 from llmcompress.runner import Outlook, RunReport
 what, name, file = sys.argv[1:]
 record, show = {
-    "compress": (CompressionReport, lambda made: compress._print(made, "some/model", Path(name), stages=True)),
+    "compress": (
+        CompressionReport,
+        lambda made: compression_report.print_compression(made, "some/model", Path(name), stages=True),
+    ),
     "eval": (EvalReport, lambda made: evaluation_report.print_evaluation(made, source=name, stages=True)),
     "bench": (BenchReport, lambda made: bench.print_reports([made.model_copy(update={"source": name})], "table")),
     "tune": (TuneReport, tune.print_tuning),
