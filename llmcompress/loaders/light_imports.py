@@ -12,6 +12,7 @@ from typing import Any
 
 from llmcompress.loaders.source import Source
 from llmcompress.system.environment import left_out_meanwhile, will_end
+from llmcompress.system.memory import objects_uncollected
 from llmcompress.system.patching import replaced
 
 # transformers and optimum look for these while they are imported, and do without: for pictures and data sets by name.
@@ -35,7 +36,7 @@ def light_imports(source: Source) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_uncollected())
+        stack.enter_context(objects_uncollected())
         for name in _UNUSED:
             stack.enter_context(left_out_meanwhile(name))
         # What marks functions for the compiler imports it; this process compiles none.
@@ -51,18 +52,6 @@ def light_imports(source: Source) -> Iterator[None]:
             # Modules stay, and no later look goes through them.
             gc.freeze()
         yield
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Of what is imported and traced nothing goes again: looking through it for what could is time for nothing."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _unmarked(function: Any = None, *_: object, **__: object) -> Any:
