@@ -39,7 +39,8 @@ RECIPES: dict[str, tuple[str, list[str]]] = {
         ["--weight-format", "int4", "--sym", "--group-size", "64", "--ratio", "1.0"],
     ),
     "int4-sym-channel": (
-        "{recipe: int4-sym, name: int4-sym-channel, set: {weights.group_size: -1, weights.group_size_fallback: error}}",
+        "{recipe: int4-sym, name: int4-sym-channel, set: {weights.group_size: -1, weights.group_size_fallback: error,"
+        " runtime.dynamic_quantization_group_size: null}}",
         ["--weight-format", "int4", "--sym", "--group-size", "-1", "--ratio", "1.0"],
     ),
     "nf4-g64": (

@@ -285,7 +285,7 @@ def test_the_model_is_hashed_while_the_tokenizers_directories_come_and_go(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", vanished)
-    found = {record.path: (record.size_bytes, record.sha256) for record in output._model_records(tmp_path)}
+    found = {record.path: (record.size_bytes, record.sha256) for record in output._model_records(tmp_path, None)}
     assert found == {
         "openvino_model.bin": (7, hashlib.sha256(b"weights").hexdigest()),
         "openvino_model.xml": (5, hashlib.sha256(b"graph").hexdigest()),

@@ -26,8 +26,9 @@ from fake_hub import COMMIT, FakeHub, running, use
 from tiny_models import build_checkpoint
 
 from llmcompress.cli.cache import KINDS, cache_entries, prune_cache
-from llmcompress.compression import request
+from llmcompress.compression import bin_file, request
 from llmcompress.compression.compress import compress
+from llmcompress.compression.doubt import DoubtError
 from llmcompress.compression.replay import (
     describing,
     keeping,
@@ -43,6 +44,7 @@ from llmcompress.compression.replay.hashing import SourceHashes, begin_hashing
 from llmcompress.compression.replay.replaying import Replay, find_replay
 from llmcompress.compression.replay.tracing import Origins
 from llmcompress.errors import ModelError, UsageError, WriteError
+from llmcompress.graph.xml_file import XmlConstant, xml_constants
 from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.tensors import read_checkpoint
 from llmcompress.report.file_names import MODEL_BIN
@@ -378,7 +380,7 @@ def test_a_file_that_changes_while_it_is_read_leaves_a_doubt(kept: Kept, tmp_pat
         steps.append(step)
         (copy / "model.safetensors").touch()
 
-    with (tmp_path / "model.bin").open("xb+") as file, pytest.raises(streaming.DoubtError, match="changed"):
+    with (tmp_path / "model.bin").open("xb+") as file, pytest.raises(DoubtError, match="changed"):
         streaming.stream(found.graph, found.tensors, found.hashes, file, 1, touch)
     assert steps
 
@@ -386,7 +388,7 @@ def test_a_file_that_changes_while_it_is_read_leaves_a_doubt(kept: Kept, tmp_pat
 def test_the_device_takes_weights_while_others_are_computed(
     kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "SYNC_BYTES", 1)
+    monkeypatch.setattr(bin_file, "SYNC_BYTES", 1)
     threads = []
 
     def synced(descriptor: int) -> None:
@@ -406,7 +408,7 @@ def test_the_device_takes_weights_while_others_are_computed(
 def test_a_device_that_refuses_some_of_it_meanwhile_is_told_of(
     kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "SYNC_BYTES", 1)
+    monkeypatch.setattr(bin_file, "SYNC_BYTES", 1)
 
     def refused(descriptor: int) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -419,7 +421,7 @@ def test_a_device_that_refuses_some_of_it_meanwhile_is_told_of(
 
 
 def test_what_is_only_compared_does_not_reach_the_device(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "SYNC_BYTES", 1)
+    monkeypatch.setattr(bin_file, "SYNC_BYTES", 1)
 
     def refused(descriptor: int) -> None:
         assert threading.current_thread() is threading.main_thread()
@@ -555,9 +557,9 @@ def test_a_graph_that_gives_other_bytes_is_not_kept(kept: Kept, monkeypatch: pyt
     assert find(kept.other) is None
 
 
-def _a_literal(kept: Kept) -> skeleton.XmlConstant:
+def _a_literal(kept: Kept) -> XmlConstant:
     """Of no tensor: the frequencies of the positions."""
-    constants = skeleton.xml_constants((kept.made.artifact / "openvino_model.xml").read_bytes())
+    constants = xml_constants((kept.made.artifact / "openvino_model.xml").read_bytes())
     return max((each for each in constants if "rotary" in each.name), key=lambda each: each.size)
 
 

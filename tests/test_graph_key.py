@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import mmap
 import os
 import platform
 import sys
@@ -17,9 +16,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import llmcompress
-from llmcompress.compression.replay import content as contents
 from llmcompress.compression.replay import key
-from llmcompress.compression.replay.content import content, let_go, mapped, same_bytes
+from llmcompress.compression.replay.content import content, mapped
 from llmcompress.errors import UsageError
 from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.source import Source
@@ -253,18 +251,6 @@ def test_tensors_of_fewer_bits_than_a_byte(tmp_path: Path) -> None:
     assert content(mapped(read_checkpoint(tmp_path))).uniform == {"a": "22"}
 
 
-@pytest.mark.parametrize("place", [0, 6, 7, 13, 20])
-def test_bytes_are_compared_piece_by_piece(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "_CHUNK_BYTES", 7)
-    one = np.arange(21, dtype=np.uint8)
-    assert same_bytes(one, one.copy())
-    assert not same_bytes(one, one[:-1])
-    assert not same_bytes(one[:-1], one)
-    other = one.copy()
-    other[place] += 1
-    assert not same_bytes(one, other)
-
-
 def test_what_is_written_to_a_private_map_stays_here(tmp_path: Path) -> None:
     values = np.arange(4, dtype=np.int8)
     tensors = checkpoint(tmp_path / "model", a=values)
@@ -274,17 +260,3 @@ def test_what_is_written_to_a_private_map_stays_here(tmp_path: Path) -> None:
     private.bytes_of("a")[:] = 9
     assert private.bytes_of("a").tobytes() == b"\x09" * 4
     assert mapped(read_checkpoint(tmp_path / "model")).bytes_of("a").tobytes() == values.tobytes()
-
-
-def test_pages_are_let_go_inside_a_range_alone(tmp_path: Path) -> None:
-    asked: list[tuple[int, int, int]] = []
-
-    class Memory:
-        def madvise(self, advice: int, start: int, length: int) -> None:
-            asked.append((advice, start, length))
-
-    page, memory = mmap.PAGESIZE, Memory()
-    for start, stop in ((0, page), (1, page), (1, 2 * page), (page, 3 * page + 1), (page - 1, page + 1)):
-        let_go(memory, start, stop)  # type: ignore[arg-type]
-    gone = mmap.MADV_DONTNEED
-    assert asked == [(gone, 0, page), (gone, page, page), (gone, page, 2 * page)]

@@ -17,10 +17,12 @@ from llmcompress.system.memory import (
     control_groups,
     forget_file_pages,
     kill_count,
+    let_go,
     memory,
     own_bytes,
     peak_rss_bytes,
     reaped_peak_rss_bytes,
+    same_bytes,
 )
 
 GB = 10**9
@@ -208,3 +210,29 @@ def test_a_full_disk_gives_no_block(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     assert FileMemory(tmp_path).block(1) is None
+
+
+@pytest.mark.parametrize("place", [0, 6, 7, 13, 20])
+def test_bytes_are_compared_piece_by_piece(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "_CHUNK_BYTES", 7)
+    one = np.arange(21, dtype=np.uint8)
+    assert same_bytes(one, one.copy())
+    assert not same_bytes(one, one[:-1])
+    assert not same_bytes(one[:-1], one)
+    other = one.copy()
+    other[place] += 1
+    assert not same_bytes(one, other)
+
+
+def test_pages_are_let_go_inside_a_range_alone(tmp_path: Path) -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    class Memory:
+        def madvise(self, advice: int, start: int, length: int) -> None:
+            asked.append((advice, start, length))
+
+    page, mapped = mmap.PAGESIZE, Memory()
+    for start, stop in ((0, page), (1, page), (1, 2 * page), (page, 3 * page + 1), (page - 1, page + 1)):
+        let_go(mapped, start, stop)  # type: ignore[arg-type]
+    gone = mmap.MADV_DONTNEED
+    assert asked == [(gone, 0, page), (gone, page, page), (gone, page, 2 * page)]

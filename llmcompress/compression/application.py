@@ -22,6 +22,7 @@ from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.progress import Reporter
 
 if TYPE_CHECKING:
+    from llmcompress.compression.late_codes import LateCodes
     from llmcompress.compression.nncf.runs import Samples
     from llmcompress.compression.picture_samples import PictureSamples
 
@@ -36,6 +37,8 @@ class Applied(NamedTuple):
     """Names of the weights that our kernels have made."""
     rescaled: Mapping[str, Rescaling] = {}
     """What AWQ did to weights, by their names."""
+    late: LateCodes | None = None
+    """Weights that are compressed when the model is saved."""
 
 
 def apply_recipe(
@@ -93,6 +96,25 @@ def apply_recipe(
     held_out = windows.held_out if isinstance(windows, CalibrationWindows) else None
     model, accuracy = quantize_activations(loaded.model, recipe.activations, samples, held_out, progress=progress)
     return Applied(replace(loaded, model=model), accuracy, by_kernels)
+
+
+def apply_late(loaded: LoadedModel, recipe: Recipe, progress: Reporter) -> Applied:
+    """As ``apply_recipe``, of a recipe that can be late, and without the codes that our kernels make.
+
+    Raises:
+        ModelError: As ``apply_recipe``.
+    """
+    from llmcompress.compression.late_codes import LateCodes, codes_left_for_later
+    from llmcompress.compression.nncf.weights import compress_weights
+
+    loaded = loaded.dequantized()
+    refuse_compressed(loaded.model, loaded.source, recipe)
+    original = loaded.clone()
+    by_kernels: set[str] = set()
+    with codes_left_for_later(loaded.model) as found:
+        for weights in recipe.weight_passes:
+            by_kernels |= compress_weights(loaded.model, weights, progress=progress).by_kernels
+    return Applied(loaded, by_kernels=frozenset(by_kernels), late=LateCodes(found, original))
 
 
 def _samples(loaded: LoadedModel, windows: CalibrationWindows | PictureSamples, progress: Reporter) -> Samples:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_args
 from llmcompress.artifact import Staging, staging
 from llmcompress.artifact.placement import checked_output
 from llmcompress.compression.compressible import require_compressible
+from llmcompress.compression.doubt import DoubtError
 from llmcompress.compression.forecast import Forecast, forecast, require_fits
 from llmcompress.compression.output import inputs, write
 from llmcompress.compression.preparation import CompressOptions
@@ -207,10 +208,18 @@ def compress_found(
     with staging(output.directory, overwrite=output.overwrite, inputs=inputs(found, recipe)) as stage:
         if graphs.uses and (report := _by_kept_graph(found, recipe, output, stage, stages, progress)) is not None:
             return report
-        options = CompressOptions(stage.scratch_dir(), stage.target, access, output.tokenizer, output.engine)
+        options = CompressOptions(
+            stage.scratch_dir(), stage.target, access, output.tokenizer, output.engine, late_codes=True
+        )
         with warnings_counted() as warned:
             compressed = compress_in_memory(source, recipe, options, stages, progress)
-            report = write(compressed, stage, progress=progress)
+            try:
+                report = write(compressed, stage, progress=progress)
+            except DoubtError:
+                assert compressed.late is not None
+                options, source = options._replace(late_codes=False), compressed.late.original
+                compressed = compress_in_memory(source, recipe, options, stages, progress)
+                report = write(compressed, stage, progress=progress)
         if output.checkpoint is not None:
             save_pruned(compressed.loaded.source.path, output.checkpoint)
         found = compressed.loaded.source

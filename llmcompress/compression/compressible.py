@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from llmcompress.compression.layers import EXECUTED_AS, LOW_PRECISIONS
@@ -215,3 +216,12 @@ def refuse_compressed(model: ov.Model, source: Source, recipe: Recipe) -> None:
             where=source.name,
             hint="give the original checkpoint",
         )
+
+
+def can_be_late(recipe: Recipe, engine: Engine) -> bool:
+    """Whether nothing but the .bin needs the codes that a recipe gives, and each depends on its own weight alone."""
+    if not hasattr(os, "posix_fallocate") or engine != "llmcompress":
+        return False
+    if recipe.method != "weights" or recipe.texts or recipe.training or recipe.pruning:
+        return False
+    return not any(each.awq or any(rule.method for rule in each.rules) for each in recipe.weight_passes)

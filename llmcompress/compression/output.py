@@ -33,6 +33,7 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
     """Write a compressed model, its tokenizer and its manifest, and put the directory in place.
 
     Raises:
+        DoubtError: As ``save_with_codes``; nothing is put in place.
         ModelError: The tokenizer's conversion differs from the original.
         WriteError: The output could not be written.
     """
@@ -42,9 +43,9 @@ def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = s
     graphs = {loaded.part: compressed.model, **loaded.parts}
     names = frozenset(name for part in graphs for name in model_files(part))
     with stages.stage("save"):
-        _save_graphs(graphs, stage, progress)
+        coded = _save_graphs(graphs, compressed, stage, progress)
     with stages.stage("convert the tokenizer and hash"), ThreadPoolExecutor(2) as pool:
-        saved = pool.submit(_model_records, stage.path)
+        saved = pool.submit(_model_records, stage.path, coded)
         # Else it would be waited for at the end, when there is nothing else to do.
         synced = [pool.submit(sync, stage.path / name) for name in sorted(names)]
         chat_template = _save_side_files(compressed, stage, progress)
@@ -110,25 +111,38 @@ def inputs(found: Source, recipe: Recipe) -> list[Path]:
     return [*places, *(path for path in texts if path)]
 
 
-def _save_graphs(graphs: Mapping[str, ov.Model], stage: Staging, progress: Reporter) -> None:
+def _save_graphs(
+    graphs: Mapping[str, ov.Model], compressed: CompressedModel, stage: Staging, progress: Reporter
+) -> FileRecord | None:
+    """Save all graphs; of a .bin that was hashed on the way its record."""
     import openvino as ov
 
     from llmcompress.graph.model import number_nodes
 
+    coded = None
     for number, (part, model) in enumerate(graphs.items()):
         progress(Progress("save", number, len(graphs)))
         number_nodes(model)
+        path = stage.path / model_files(part)[0]
         with write_errors(stage.target):
-            ov.save_model(model, stage.path / model_files(part)[0], compress_to_fp16=False)
+            if part == compressed.loaded.part and compressed.late is not None:
+                from llmcompress.compression.late_codes import save_with_codes
+
+                coded = save_with_codes(model, compressed.late.weights, path, progress)
+            else:
+                ov.save_model(model, path, compress_to_fp16=False)
     progress(Progress("save", len(graphs), len(graphs)))
+    return coded
 
 
-def _model_records(directory: Path) -> tuple[FileRecord, ...]:
+def _model_records(directory: Path, known: FileRecord | None) -> tuple[FileRecord, ...]:
     """Hashed while the tokenizer is converted; other files of the directory are still being written."""
     # Not the directories in it, which the tokenizer's conversion makes and removes.
     with os.scandir(directory) as found:
         entries = {entry.name: entry for entry in found}
-    return tuple(file_record(name, entries[name]) for name in ir_files(entries))
+    names = [name for name in ir_files(entries) if known is None or name != known.path]
+    records = (file_record(name, entries[name]) for name in names)
+    return (*records, known) if known else tuple(records)
 
 
 def _save_side_files(

@@ -49,6 +49,8 @@ class CompressOptions(NamedTuple):
     """Load the tokenizer, and fail where there is none."""
     engine: Engine = "llmcompress"
     """Whose arithmetic makes the codes of weights."""
+    late_codes: bool = False
+    """Leave to ``save_with_codes`` what can be left to it."""
 
 
 def recipe_windows(
@@ -172,9 +174,10 @@ def _tokenize(source: Source, recipe: Recipe, options: CompressOptions, stages: 
 
 def _forecast(source: Source, recipe: Recipe, options: CompressOptions, progress: Reporter) -> Forecast:
     progress(Progress("forecast", 0, 1))
-    predicted = forecast(source, recipe, options.target, engine=options.engine)
+    how: dict[str, Any] = {"engine": options.engine, "held": not options.late_codes}
+    predicted = forecast(source, recipe, options.target, **how)
     if predicted.min_memory_bytes > predicted.available_memory_bytes and end_background():
-        predicted = forecast(source, recipe, options.target, engine=options.engine)
+        predicted = forecast(source, recipe, options.target, **how)
     for warning in predicted.warnings:
         _log.warning("%s by recipe %s: %s", source.name, recipe.name, warning)
     progress(Progress("forecast", 1, 1))

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.artifact import write_errors
-from llmcompress.compression.application import Applied, apply_recipe, inspect_layers
-from llmcompress.compression.compressible import require_engine
+from llmcompress.compression.application import Applied, apply_late, apply_recipe, inspect_layers
+from llmcompress.compression.compressible import can_be_late, require_engine
 from llmcompress.compression.kept import kept_record
 from llmcompress.compression.parts import compress_parts
 from llmcompress.compression.preparation import CompressOptions, Ready, make_ready, ready_of_loaded
@@ -33,6 +33,7 @@ from llmcompress.system.progress import Reporter, silent
 if TYPE_CHECKING:
     import openvino as ov
 
+    from llmcompress.compression.late_codes import LateCodes
     from llmcompress.report.training import TrainingRecord
     from llmcompress.training.train import TrainingWindows
 
@@ -60,6 +61,8 @@ class CompressedModel:
     training_windows: TrainingWindows | None
     rescaled: Mapping[str, Rescaling]
     """What AWQ did to weights, by their names."""
+    late: LateCodes | None
+    """Weights that are compressed when the model is saved."""
     kept: KeptRecord | None
     stages: Stages
     """Time and memory so far."""
@@ -106,9 +109,7 @@ def compress_in_memory(
             else:
                 loaded = _load(ready.source, ready.checked, options, progress)
     with stages.stage("compress"):
-        file_memory = FileMemory(options.scratch_dir) if ready.codes_on_disk else None
-        applied = apply_recipe(loaded, recipe, ready.texts.windows, options.engine, file_memory, progress)
-        parts = compress_parts(loaded.parts, recipe, engine=options.engine, file_memory=file_memory, progress=progress)
+        applied, parts = _apply(loaded, recipe, ready, options, progress)
     trained = pruned.healing if pruned else None
     recipe = _as_pruned(recipe, pruned) if pruned else recipe
     if ready.texts.training is not None and trained is None:
@@ -130,9 +131,23 @@ def compress_in_memory(
         training=trained,
         training_windows=ready.texts.training,
         rescaled=applied.rescaled,
+        late=applied.late,
         kept=kept_record(applied.loaded.model, applied.loaded.kept),
         stages=stages,
     )
+
+
+def _apply(
+    loaded: LoadedModel, recipe: Recipe, ready: Ready, options: CompressOptions, progress: Reporter
+) -> tuple[Applied, Mapping[str, tuple[LayerRecord, ...]]]:
+    """Compress the graph, and those next to it; of these the layers."""
+    file_memory = FileMemory(options.scratch_dir) if ready.codes_on_disk else None
+    if options.late_codes and can_be_late(recipe, options.engine):
+        applied = apply_late(loaded, recipe, progress)
+    else:
+        applied = apply_recipe(loaded, recipe, ready.texts.windows, options.engine, file_memory, progress)
+    parts = compress_parts(loaded.parts, recipe, engine=options.engine, file_memory=file_memory, progress=progress)
+    return applied, parts
 
 
 def _load(source: Source, checked: CheckedWeights | None, options: CompressOptions, progress: Reporter) -> LoadedModel:

@@ -5,7 +5,7 @@ The layout is NNCF's: constants ``NAME``, ``NAME/scale`` and, where codes are no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.graph.model import keep_alive, memory_owners
@@ -149,6 +149,19 @@ class _Constants(NamedTuple):
     codes: ov.Node
     scale: ov.Node
     zero_point: ov.Node | None
+
+
+def weight_part(constant: str, weights: Container[str]) -> tuple[str, str]:
+    """Take a constant's name apart: the weight's that it is a part of, and what follows; its own name where of none.
+
+    Args:
+        constant: A name in a compressed graph.
+        weights: Names of compressed weights.
+    """
+    for suffix in (SCALE, ZERO_POINT):
+        if constant.endswith(suffix) and constant.removesuffix(suffix) in weights:
+            return constant.removesuffix(suffix), suffix
+    return constant, ""
 
 
 def integer_weights(model: ov.Model) -> GraphWeights:

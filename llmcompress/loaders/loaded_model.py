@@ -187,9 +187,10 @@ def load_source(
     progress: Reporter = silent,
 ) -> LoadedModel:
     """Load what ``resolve`` found; arguments and errors as those of ``load``."""
-    if checked is None:
-        require_convertible(source)
     with ExitStack() as stack:
+        stack.enter_context(light_imports(source))
+        if checked is None:
+            require_convertible(source)
         if scratch_dir is None:
             # What was loaded is good, whether or not the device lets go of what it was made from.
             scratch = tempfile.TemporaryDirectory(prefix="llmcompress-", ignore_cleanup_errors=True)
@@ -207,7 +208,6 @@ def load_source(
             start = stack.enter_context(weights_checked(allow_nonfinite=allow_nonfinite, progress=progress))
             source = fetch_weights(source, progress=progress)
             checked = start(source)
-        stack.enter_context(light_imports(source))
         return _load_checkpoint(source, checked, scratch_dir, tokenizer, progress)
 
 

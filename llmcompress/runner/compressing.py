@@ -21,7 +21,7 @@ from llmcompress.runner.state import Original, compress_reason, search_reason
 from llmcompress.spec import Access, Recipe
 from llmcompress.spec.search import SearchSpec
 from llmcompress.system.background import available_for
-from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.environment import ends_after_this_call, is_worker, quiet_libraries
 from llmcompress.system.files import free_bytes
 from llmcompress.system.memory import is_refusal
 from llmcompress.system.process import run_supervised
@@ -67,6 +67,8 @@ def compress_loaded(
     Raises: what ``load`` raises, and MemoryError.
     """
     quiet_libraries()
+    if is_worker() and not any(job.search for job in jobs):
+        ends_after_this_call()
     started = time.perf_counter()
     found = resolve(source, access, vision=True)
     layer = needed_layer(found)

@@ -17,6 +17,7 @@ from llmcompress.compression.compressible import require_compressible
 from llmcompress.compression.forecast import Forecast
 from llmcompress.errors import GateError, UsageError
 from llmcompress.graph.device import check_device
+from llmcompress.loaders.light_imports import light_imports
 from llmcompress.loaders.source import Source
 from llmcompress.publishing.trackers import require_tracker
 from llmcompress.runner.model import PlannedModel
@@ -34,7 +35,7 @@ from llmcompress.runner.tuning import apply_reason, kept_defaults, tune_reason
 from llmcompress.spec import Recipe
 from llmcompress.spec.plan import Job, Plan
 from llmcompress.spec.search import SearchSpec
-from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.environment import ends_after_this_call, is_worker, quiet_libraries
 from llmcompress.system.progress import Progress, Reporter, silent
 from llmcompress.tuning import check_properties
 
@@ -69,6 +70,9 @@ def survey(
         ResourceError: The benchmark's engine or the tracker is not installed.
     """
     quiet_libraries()
+    if is_worker() and len({job.model.source for job in jobs}) == 1:
+        # Of several models one may need what the imports of another leave out.
+        ends_after_this_call()
     if plan.log_to is not None:
         require_tracker(plan.log_to)
     if devices:
@@ -108,7 +112,8 @@ def _surveyed(job: Job, plan: Plan, model: PlannedModel, *, here: bool, base_is_
     if "compress" in steps:
         # Next to recipes that keep codes or give their floats.
         again = job.model.requantize and recipe.quantizes
-        require_compressible(found, recipe, requantize=again, here=here, offline=model.offline)
+        with light_imports(found):
+            require_compressible(found, recipe, requantize=again, here=here, offline=model.offline)
     if "tune" in steps:
         _ = model.tuning_token_ids_sha256
     if "evaluate" in steps and plan.evaluation is not None:

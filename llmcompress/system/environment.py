@@ -34,6 +34,7 @@ _STAY_AT_HOME = {
 }
 
 
+_is_worker = False
 _ends_after_this_call = False
 
 
@@ -66,6 +67,17 @@ def leave_out_sklearn() -> None:
     transformers imports it, for assisted generation, wherever it is installed: a second of every start.
     """
     sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+
+
+def becomes_worker() -> None:
+    """Say that this process was started to carry out calls of another one."""
+    global _is_worker
+    _is_worker = True
+
+
+def is_worker() -> bool:
+    """Whether this process was started to carry out calls of another one."""
+    return _is_worker
 
 
 def ends_after_this_call() -> None:

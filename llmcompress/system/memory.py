@@ -13,9 +13,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _M_MMAP_THRESHOLD = -3
 """The parameter's number in glibc's malloc.h."""
@@ -23,6 +27,7 @@ _MADV_DONTNEED = 4
 _REFUSALS = ("std::bad_alloc", "can't allocate memory", "not enough memory: you tried to allocate")
 """Of C++, and of torch on Linux and on Windows."""
 _PAGEMAP_ENTRY_BYTES = 8
+_CHUNK_BYTES = 1 << 20
 _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
 """Bits of an entry of /proc/self/pagemap."""
 ROOM = 1.5
@@ -226,3 +231,18 @@ def forget_file_pages(address: int, size_bytes: int) -> int:
     length = (last - first) * page
     advised = ctypes.CDLL(None).madvise(ctypes.c_void_p(first * page), ctypes.c_size_t(length), _MADV_DONTNEED)
     return length if advised == 0 else 0
+
+
+def let_go(memory: mmap.mmap, start: int, stop: int) -> None:
+    """Leave the pages of a range of a mapped file to the file: they count no more, and are found there again."""
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def same_bytes(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
+    """Whether two arrays are equal; what differs early is told early."""
+    if len(one) != len(other):
+        return False
+    chunks = range(0, len(one), _CHUNK_BYTES)
+    return all(bool((one[at : at + _CHUNK_BYTES] == other[at : at + _CHUNK_BYTES]).all()) for at in chunks)

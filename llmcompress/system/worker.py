@@ -19,7 +19,7 @@ from types import FrameType
 from typing import IO, Any, NoReturn
 
 from llmcompress.errors import InterruptedRunError, KilledForMemoryError, LlmcompressError
-from llmcompress.system.environment import leave_out_sklearn, quiet_libraries
+from llmcompress.system.environment import becomes_worker, leave_out_sklearn, quiet_libraries
 from llmcompress.system.library_call import let_libraries_speak
 from llmcompress.system.memory import is_refusal, peak_rss_bytes
 from llmcompress.system.messages import Done, Failed, greet, receive, send, sendable
@@ -37,6 +37,7 @@ _held: Any
 def begin(parent_pid: int) -> None:
     """Make this process a worker, before it imports anything of what it will be asked for."""
     global _answers, _stream
+    becomes_worker()
     die_with_parent(parent_pid)
     _stream, _answers = _take_channel()
     # Ctrl-C and a closed terminal reach the whole process group; the parent decides and passes SIGTERM on.

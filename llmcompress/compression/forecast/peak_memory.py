@@ -62,6 +62,14 @@ class PeakMemory(NamedTuple):
     """The same where codes that our kernels have made wait on disk."""
 
 
+class KernelCodes(NamedTuple):
+    """What our kernels will make of an output."""
+
+    num_bytes: int
+    are_late: bool
+    """Whether they go straight into the file."""
+
+
 class _Moment(NamedTuple):
     """What is resident at one time."""
 
@@ -76,7 +84,7 @@ def peak_memory(
     inventory: Inventory,
     recipe: Recipe,
     size_bytes: int,
-    codes_bytes: int,
+    codes: KernelCodes,
     by_nncf: Sequence[Weight],
     whole: Inventory | None = None,
 ) -> PeakMemory:
@@ -84,14 +92,14 @@ def peak_memory(
 
     These moments can be the fullest: the trace, when weights the class cannot show in place exist twice; the activation
     statistics, where the recipe has data; the quantization of activations; the first compressed weight, as the largest
-    goes first and NNCF works on it in f32; the last one, when the whole output is in memory. What our kernels compress
-    they read in place, and its pages go as soon as it is done.
+    goes first and NNCF works on it in f32; the last one, when the whole output is in memory, but for codes that are
+    made where they are saved. What our kernels compress they read in place, and its pages go as soon as it is done.
 
     Args:
         inventory: The model.
         recipe: What will be done.
         size_bytes: Of the output.
-        codes_bytes: Part of it that our kernels will make.
+        codes: Part of it.
         by_nncf: The weights that they will not make.
         whole: The model before a pruning; None: nothing is taken away.
     """
@@ -108,8 +116,7 @@ def peak_memory(
         quantizing = traced + copies + _quantizing(inventory)
         moments.append(_Moment(quantizing + _accuracy_control(inventory, recipe), pages))
     if recipe.weights is None:
-        codes = size_bytes if recipe.method == "keep" else 0
-        moments.append(_Moment(traced + copies + codes, pages))
+        moments.append(_Moment(traced + copies + (size_bytes if recipe.method == "keep" else 0), pages))
     else:
         largest = max(inventory.weights, key=lambda w: w.num_parameters, default=None)
         read = 0 if largest is None else uncompressed_bytes(largest)
@@ -121,8 +128,9 @@ def peak_memory(
             worked_on += inventory.num_parameters * DATA_AWARE_BYTES_PER_PARAMETER
         moments.append(_Moment(traced + copies + worked_on, min(pages, pages - unread + read)))
         # Where our engine takes no part, pages stay.
-        left = pages - inventory.mapped_bytes if codes_bytes else pages
-        moments.append(_Moment(kept + copies + size_bytes, left, codes_bytes))
+        left = pages - inventory.mapped_bytes if codes.num_bytes else pages
+        late_bytes = codes.num_bytes if codes.are_late else 0
+        moments.append(_Moment(kept + copies + size_bytes - late_bytes, left, codes.num_bytes - late_bytes))
         if recipe.training is not None and not recipe.training.heals:
             moments.append(_Moment(kept + copies + size_bytes + _training(inventory, recipe.training), pages))
     if whole is not None:

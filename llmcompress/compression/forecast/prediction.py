@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from llmcompress.compression.compressible import can_be_late
 from llmcompress.compression.forecast.inventory import checkpoint_inventory
 from llmcompress.compression.forecast.kept import kept_layer, with_quantized
-from llmcompress.compression.forecast.peak_memory import BY_KERNELS, peak_memory, training_disk_bytes
+from llmcompress.compression.forecast.peak_memory import (
+    BY_KERNELS,
+    KernelCodes,
+    PeakMemory,
+    peak_memory,
+    training_disk_bytes,
+)
 from llmcompress.compression.forecast.precision import (
     LEFT,
     Assignment,
@@ -43,7 +50,12 @@ SIDE_FILES_BYTES = 30_000_000
 
 
 def forecast(
-    source: Source, recipe: Recipe, output_dir: Path | None = None, *, engine: Engine = "llmcompress"
+    source: Source,
+    recipe: Recipe,
+    output_dir: Path | None = None,
+    *,
+    engine: Engine = "llmcompress",
+    held: bool = False,
 ) -> Forecast:
     """Say what compressing ``source`` by ``recipe`` will give and take. Reads no weight.
 
@@ -54,6 +66,7 @@ def forecast(
         recipe: What to do.
         output_dir: Where the output would go; its file system is asked for free space (None: the working directory's).
         engine: Whose arithmetic will make the codes of weights; NNCF's needs more memory.
+        held: The model stays in memory, and is not saved.
 
     Raises:
         ModelError: the configuration describes no model that transformers can build, or the IR is damaged.
@@ -63,26 +76,21 @@ def forecast(
     inventory = _inventory(source, recipe)
     _require_gradients(source, recipe, inventory)
     passes = [*recipe.weight_passes, *_by_activations(recipe)]
-    whole = None
-    if recipe.pruning is not None:
-        whole, inventory = inventory, checkpoint_inventory(source, recipe.pruning)
+    whole = inventory if recipe.pruning else None
+    if recipe.pruning:
+        inventory = checkpoint_inventory(source, recipe.pruning)
     notes = [*inventory.notes, *_notes(source, recipe, passes, inventory)]
     layers, size_bytes, warned, remarks = _all_layers(inventory, recipe, passes)
-    ours = [engine == "llmcompress" and layer.mode in BY_KERNELS and layer.stored_as is None for layer in layers]
-    codes_bytes = sum(layer.size_bytes for layer, is_ours in zip(layers, ours, strict=True) if is_ours)
-    by_nncf = [weight for weight, is_ours in zip(inventory.all_weights, ours, strict=True) if not is_ours]
-    peak = peak_memory(inventory, recipe, size_bytes, codes_bytes, by_nncf, whole)
+    codes, by_nncf = _shares(inventory.all_weights, layers, engine, are_late=not held and can_be_late(recipe, engine))
+    peak = peak_memory(inventory, recipe, size_bytes, codes, by_nncf, whole)
     # The libraries, which the peak counts, have been imported in part.
     available = memory().available + own_bytes()
     codes_on_disk = available < peak.in_memory and peak.required < peak.in_memory
-    disk_bytes = size_bytes + SIDE_FILES_BYTES + (codes_bytes + SEGMENT_BYTES if codes_on_disk else 0)
-    disk_bytes += inventory.checkpoint_bytes if whole else 0
-    free = free_bytes(output_dir or Path())
-    training_bytes, free_cache_bytes = training_disk_bytes(inventory, recipe), free_bytes(cache_dir())
-    if codes_on_disk:
-        notes.append("memory is short: codes that are done wait in a temporary file next to the output")
-    if peak.required <= available < peak.total:
-        notes.append("memory is short of the whole peak: pages of the checkpoint will be read again, which is slower")
+    disk_bytes = size_bytes + SIDE_FILES_BYTES + (inventory.checkpoint_bytes if whole else 0)
+    disk_bytes += codes.num_bytes + SEGMENT_BYTES if codes_on_disk else 0
+    training_bytes = training_disk_bytes(inventory, recipe)
+    free, free_cache_bytes = free_bytes(output_dir or Path()), free_bytes(cache_dir())
+    notes += _notes_of_memory(peak, available, codes_on_disk=codes_on_disk)
     return Forecast(
         num_parameters=inventory.num_parameters,
         layers=layers,
@@ -101,6 +109,23 @@ def forecast(
         notes=tuple(notes + warned + remarks),
         warnings=tuple(warned),
     )
+
+
+def _shares(
+    weights: Sequence[Weight], layers: Sequence[PlannedLayer], engine: Engine, *, are_late: bool
+) -> tuple[KernelCodes, list[Weight]]:
+    """What our kernels make, and the weights that they leave to NNCF."""
+    ours = [engine == "llmcompress" and layer.mode in BY_KERNELS and layer.stored_as is None for layer in layers]
+    num_bytes = sum(layer.size_bytes for layer, is_ours in zip(layers, ours, strict=True) if is_ours)
+    by_nncf = [weight for weight, is_ours in zip(weights, ours, strict=True) if not is_ours]
+    return KernelCodes(num_bytes, are_late), by_nncf
+
+
+def _notes_of_memory(peak: PeakMemory, available: int, *, codes_on_disk: bool) -> Iterator[str]:
+    if codes_on_disk:
+        yield "memory is short: codes that are done wait in a temporary file next to the output"
+    if peak.required <= available < peak.total:
+        yield "memory is short of the whole peak: pages of the checkpoint will be read again, which is slower"
 
 
 def _inventory(source: Source, recipe: Recipe) -> Inventory:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.loaders.safetensors_file import BITS
 from llmcompress.loaders.tensors import Checkpoint
+from llmcompress.system.memory import same_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 _PREFIX_BYTES = 256
-_CHUNK_BYTES = 1 << 20
 
 
 class TensorMemory(NamedTuple):
@@ -54,13 +54,6 @@ def mapped(checkpoint: Checkpoint, *, private: bool = False) -> TensorMemory:
     return TensorMemory(checkpoint, files)
 
 
-def let_go(memory: mmap.mmap, start: int, stop: int) -> None:
-    """Leave the pages of a range of a mapped file to the file: they count no more, and are found there again."""
-    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
-    if last > first:
-        memory.madvise(mmap.MADV_DONTNEED, first, last - first)
-
-
 class Content(NamedTuple):
     """What of the values decides the graph."""
 
@@ -87,14 +80,6 @@ def content(tensors: TensorMemory) -> Content:
             uniform[name] = value.hex()
     classes = [each for names in alike.values() if len(names) > 1 for each in _classes(tensors, names)]
     return Content(uniform, tuple(sorted(classes)))
-
-
-def same_bytes(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    """Whether two arrays are equal; what differs early is told early."""
-    if len(one) != len(other):
-        return False
-    chunks = range(0, len(one), _CHUNK_BYTES)
-    return all(bool((one[at : at + _CHUNK_BYTES] == other[at : at + _CHUNK_BYTES]).all()) for at in chunks)
 
 
 def _only_value(values: NDArray[np.uint8], size: int) -> bytes | None:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmcompress.compression.nncf.weights import compress_weights
-from llmcompress.compression.replay.content import same_bytes
-from llmcompress.compression.replay.skeleton import (
-    CodedWeight,
-    ConstantValues,
-    SkeletonConstant,
-    XmlConstant,
-    xml_constants,
-)
-from llmcompress.graph.integer_weights import SCALE, ZERO_POINT
-from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
+from llmcompress.compression.replay.skeleton import CodedWeight, ConstantValues, SkeletonConstant
+from llmcompress.graph.integer_weights import SCALE, ZERO_POINT, weight_part
+from llmcompress.graph.xml_file import XmlConstant, xml_constants
 from llmcompress.spec import Recipe
+from llmcompress.system.memory import same_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +19,12 @@ if TYPE_CHECKING:
 
 Origin = Mapping[int, ConstantValues | None]
 """Of the constants of an uncompressed graph, by where their values are: which tensors they are made of."""
+
+_KINDS: Mapping[str, Literal["codes", "scales", "zero_points"]] = {
+    "": "codes",
+    SCALE: "scales",
+    ZERO_POINT: "zero_points",
+}
 
 
 class NotKeptError(Exception):
@@ -72,23 +69,13 @@ def compress_noted(model: ov.Model, recipe: Recipe, origins: Origin) -> CodedWei
             raise NotKeptError(f"nothing says of which tensors {names.get(weight.address)} is made")
         coded = CodedWeight(
             values=values,
-            group_size=weight.groups.size,
-            num_columns=weight.groups.num_columns,
-            num_groups=weight.num_groups,
-            format=plain_format(weight.codes),
+            group_size=weight.layout.group_size,
+            num_columns=weight.layout.num_columns,
+            num_groups=weight.layout.num_groups,
+            format=plain_format(weight.layout.codes),
         )
         found[names[weight.address]] = len(found), coded
     return CodedWeights(found, frozenset(by_kernels))
-
-
-def saved_xml(model: ov.Model) -> bytes:
-    """The .xml of a graph whose .bin nobody needs."""
-    import openvino as ov
-
-    with tempfile.TemporaryDirectory(prefix="llmcompress-") as folder:
-        Path(folder, MODEL_BIN).symlink_to(os.devnull)
-        ov.save_model(model, Path(folder, MODEL_XML), compress_to_fp16=False)
-        return Path(folder, MODEL_XML).read_bytes()
 
 
 class Described(NamedTuple):
@@ -135,16 +122,12 @@ def describe(
 
 def _code_part(constant: XmlConstant, coded: CodedWeights) -> SkeletonConstant | None:
     """What our kernels make; None: it is something else."""
-    weights, name, suffix = coded.by_name, constant.name, ""
-    for each in (SCALE, ZERO_POINT):
-        if name.endswith(each) and name.removesuffix(each) in weights:
-            name, suffix = name.removesuffix(each), each
+    name, suffix = weight_part(constant.name, coded.by_name)
     # The zero point of all weights of two or three bits is one number.
-    is_number = suffix == ZERO_POINT and not weights[name][1].format.fields["is_asymmetric"]
-    if name not in weights or is_number:
+    is_number = suffix == ZERO_POINT and not coded.by_name[name][1].format.fields["is_asymmetric"]
+    if name not in coded.by_name or is_number:
         return None
-    kind = {"": "codes", SCALE: "scales", ZERO_POINT: "zero_points"}[suffix]
-    return SkeletonConstant(size=constant.size, kind=kind, weight=weights[name][0])  # type: ignore[arg-type]
+    return SkeletonConstant(size=constant.size, kind=_KINDS[suffix], weight=coded.by_name[name][0])
 
 
 def _literal(constant: XmlConstant, node: ov.Node, stored: NDArray[np.uint8] | None) -> bytes:

@@ -9,9 +9,10 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from threading import Event
 from typing import NamedTuple
 
-from llmcompress.compression.replay.content import TensorMemory, let_go
+from llmcompress.compression.replay.content import TensorMemory
 from llmcompress.loaders.tensors import Checkpoint
 from llmcompress.report.record import FileRecord
+from llmcompress.system.memory import let_go
 
 _BLOCK_BYTES = 8 << 20
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.compression.replay.content import TensorMemory, content, mapped
-from llmcompress.compression.replay.describing import NotKeptError, compress_noted, describe, saved_xml
+from llmcompress.compression.replay.describing import NotKeptError, compress_noted, describe
 from llmcompress.compression.replay.hashing import begin_hashing, end_hashing
 from llmcompress.compression.replay.key import GraphKey, configuration, graph_key, why_not
 from llmcompress.compression.replay.skeleton import (
@@ -28,15 +28,14 @@ from llmcompress.compression.replay.skeleton import (
     note_not_kept,
     read_graph,
     why_not_kept,
-    without_offsets,
     write_graph,
-    xml_constants,
 )
 from llmcompress.compression.replay.stand_ins import substitutes
 from llmcompress.compression.replay.texts import TextsVerdict, keep_texts, read_texts_of, texts_in, texts_key
 from llmcompress.compression.replay.tracing import Origins
 from llmcompress.compression.replay.unseen import described_uncompressed, keep_uncompressed
 from llmcompress.graph.model import number_nodes, set_runtime_options
+from llmcompress.graph.xml_file import saved_xml, without_offsets, xml_constants
 from llmcompress.loaders.checkpoint import Given, clone_model, convert_checkpoint
 from llmcompress.loaders.source import Source, side_files, source_checkpoint
 from llmcompress.report.compression import CompressionReport, Engine

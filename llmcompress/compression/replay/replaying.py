@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from llmcompress.artifact import Staging, file_records, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED, sealed
+from llmcompress.compression.doubt import DoubtError
 from llmcompress.compression.forecast.prediction import SIDE_FILES_BYTES
 from llmcompress.compression.replay.content import TensorMemory, mapped
 from llmcompress.compression.replay.hashing import SourceHashes, begin_hashing, end_hashing
@@ -24,7 +25,7 @@ from llmcompress.compression.replay.key import (
     why_not,
     without_recipe,
 )
-from llmcompress.compression.replay.skeleton import KeptGraph, read_graph, with_offsets
+from llmcompress.compression.replay.skeleton import KeptGraph, read_graph
 from llmcompress.compression.replay.texts import (
     KeptTexts,
     TextsVerdict,
@@ -35,6 +36,7 @@ from llmcompress.compression.replay.texts import (
 )
 from llmcompress.compression.replay.unseen import find_unseen
 from llmcompress.errors import InterruptedRunError, LlmcompressError
+from llmcompress.graph.xml_file import with_offsets
 from llmcompress.loaders.adapter import warn_of_adapter
 from llmcompress.loaders.checking import CheckedWeights
 from llmcompress.loaders.fetching import fetch_side_files, fetch_weights
@@ -134,7 +136,7 @@ def replay(found: Replay, stage: Staging, stages: Stages, progress: Reporter) ->
 
 
 def _replayed(found: Replay, stage: Staging, stages: Stages, progress: Reporter) -> CompressionReport | None:
-    from llmcompress.compression.replay.streaming import DoubtError, stream
+    from llmcompress.compression.replay.streaming import stream
 
     size = sum(constant.size for constant in found.graph.skeleton.constants)
     if free_bytes(stage.target) < size + SIDE_FILES_BYTES:

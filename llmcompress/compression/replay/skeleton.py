@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,10 +20,6 @@ from llmcompress.system.cache import hold
 
 _SKELETON, _LITERALS, _CONFIG = "skeleton.json", "literals.bin", "config.json"
 _REASON, _KEEPING = "reason.txt", "keeping.json"
-_DATA = re.compile(
-    rb'<layer id="\d+" name="([^"]*)" type="Const"[^>]*>\s*<data element_type="([^"]*)" shape="[^"]*" '
-    rb'offset="(\d+)" size="(\d+)"'
-)
 
 
 class TensorPiece(Record):
@@ -113,46 +108,6 @@ class KeptGraph(NamedTuple):
     xml: bytes
     literals: bytes
     config: bytes
-
-
-class XmlConstant(NamedTuple):
-    """A constant as an .xml has it."""
-
-    name: str
-    element: str
-    offset: int
-    size: int
-
-
-def xml_constants(xml: bytes) -> list[XmlConstant]:
-    """The constants of an .xml, in its order."""
-    return [
-        XmlConstant(match[1].decode(), match[2].decode(), int(match[3]), int(match[4])) for match in _DATA.finditer(xml)
-    ]
-
-
-def with_offsets(xml: bytes, offsets: Sequence[int]) -> bytes:
-    """The .xml with other places of its constants in the .bin.
-
-    Args:
-        xml: As OpenVINO writes it.
-        offsets: One for each constant.
-    """
-
-    def parts() -> Iterator[bytes]:
-        at = 0
-        for match, offset in zip(_DATA.finditer(xml), offsets, strict=True):
-            yield xml[at : match.start(3)]
-            yield str(offset).encode()
-            at = match.end(3)
-        yield xml[at:]
-
-    return b"".join(parts())
-
-
-def without_offsets(xml: bytes) -> bytes:
-    """The .xml, the same wherever its constants are."""
-    return with_offsets(xml, [0] * len(xml_constants(xml)))
 
 
 def read_graph(folder: Path, key: Mapping[str, Any]) -> KeptGraph | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.compression.replay.content import Content, TensorMemory, same_bytes
+from llmcompress.compression.replay.content import Content, TensorMemory
 from llmcompress.loaders.safetensors_file import BITS
+from llmcompress.system.memory import same_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.compression.replay.content import same_bytes
 from llmcompress.compression.replay.skeleton import ConstantValues, TensorPiece
+from llmcompress.system.memory import same_bytes
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,7 +21,6 @@ from llmcompress.compression.replay.describing import (
     Origin,
     compress_noted,
     describe,
-    saved_xml,
 )
 from llmcompress.compression.replay.key import GraphKey, without_recipe
 from llmcompress.compression.replay.skeleton import (
@@ -31,13 +30,11 @@ from llmcompress.compression.replay.skeleton import (
     note_not_kept,
     read_graph,
     why_not_kept,
-    with_offsets,
-    without_offsets,
     write_graph,
-    xml_constants,
 )
 from llmcompress.errors import InterruptedRunError, LlmcompressError
 from llmcompress.graph.model import number_nodes, set_runtime_options
+from llmcompress.graph.xml_file import saved_xml, with_offsets, without_offsets, xml_constants
 from llmcompress.report.compression import CompressionReport, runtime_options
 from llmcompress.report.file_names import MODEL_BIN, MODEL_XML
 from llmcompress.spec import Recipe

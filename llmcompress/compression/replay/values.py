@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,16 +13,6 @@ from llmcompress.compression.replay.skeleton import CodeFormat, ConstantValues, 
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-def as_kernels_take_it(values: NDArray[Any]) -> NDArray[Any]:
-    """The same memory, which a kernel only reads, as an array that may be written: others would be compiled apart."""
-    if not values.flags.aligned:
-        return values.copy()
-    if values.flags.writeable:
-        return values
-    kind = {2: ctypes.c_uint16, 4: ctypes.c_uint32}[values.itemsize]
-    return np.ctypeslib.as_array((kind * len(values)).from_address(values.ctypes.data))
 
 
 def plain_format(codes: Integers | Floats) -> CodeFormat:
