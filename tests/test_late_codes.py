@@ -155,13 +155,14 @@ def test_a_system_that_reserves_no_room_makes_them_at_once(monkeypatch: pytest.M
 
 
 def graph(*names: str) -> ov.Model:
-    """Adds constants of eight bytes to its input."""
+    """Adds constants of eight bytes to its input, those called scale in half precision."""
     given = opset.parameter([8], np.uint8, name="input")
-    total = given
+    total: Any = given
     for number, name in enumerate(names):
-        constant = opset.constant(np.arange(number, number + 8, dtype=np.uint8))
+        is_scale = name.endswith("/scale")
+        constant = opset.constant(np.arange(number, number + 8, dtype=np.float16 if is_scale else np.uint8))
         constant.set_friendly_name(name)
-        total = opset.add(total, constant)
+        total = opset.add(total, opset.convert(constant, np.uint8) if is_scale else constant)
     return ov.Model([total], [given], "graph")
 
 
@@ -176,6 +177,9 @@ def weight(num_bytes: int) -> NotedWeight:
         (lambda: graph("a", "a"), {}, "constants are not told apart by their names"),
         (lambda: graph("a"), {"b": weight(16)}, "what belongs to b is not in the graph"),
         (lambda: graph("a"), {"a": weight(16)}, "what belongs to a is not in the graph"),
+        (lambda: graph("a/scale", "a"), {"a": weight(32)}, "a/scale comes before the codes that it belongs to"),
+        (lambda: graph("a", "a/scale"), {"a": weight(64)}, "constant a has another size"),
+        (lambda: graph("a", "a/scale"), {"a": weight(32)}, "constant a/scale has another size"),
     ],
 )
 def test_a_graph_that_names_do_not_explain_is_not_saved(

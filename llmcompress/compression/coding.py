@@ -27,6 +27,11 @@ class WeightLayout(NamedTuple):
     num_groups: int
     codes: Integers | Floats
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the codes; eight values always fill whole bytes."""
+        return self.num_groups * self.group_size // 8 * self.codes.num_bits
+
 
 class CodedParts(NamedTuple):
     """What stands next to the codes of a weight, as it is stored."""

@@ -132,11 +132,15 @@ def _content(
 
     content: NDArray[np.uint8]
     name, suffix = weight_part(constant.name, codes)
+    if suffix and name not in parts:
+        raise DoubtError(f"constant {constant.name} comes before the codes that it belongs to")
     is_number = suffix == ZERO_POINT and not len(parts[name].zero_points)
     if name not in codes or is_number:
         content = nodes[constant.name].data.reshape(-1).view(np.uint8)
     elif not suffix:
         weight = codes[name]
+        if constant.size != weight.layout.num_bytes:
+            raise DoubtError(f"constant {constant.name} has another size")
         parts[name] = write_codes(weight.values, weight.layout, writer.room(constant.size), pool)
         # Read once; the pages of the whole checkpoint would otherwise add up.
         forget_file_pages(weight.address, len(weight.values))
