@@ -29,6 +29,7 @@ from llmcompress.cli.cache import KINDS, cache_entries, prune_cache
 from llmcompress.compression import bin_file, request
 from llmcompress.compression.compress import compress
 from llmcompress.compression.doubt import DoubtError
+from llmcompress.compression.forecast import forecast
 from llmcompress.compression.replay import (
     describing,
     keeping,
@@ -48,7 +49,9 @@ from llmcompress.graph.xml_file import XmlConstant, xml_constants
 from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.tensors import read_checkpoint
 from llmcompress.report.file_names import MODEL_BIN
-from llmcompress.spec import Recipe, load_recipe
+from llmcompress.runner import compressing
+from llmcompress.runner.compressing import CompressJob, compress_loaded
+from llmcompress.spec import Access, Recipe, load_recipe
 from llmcompress.system.background import LOG, working_on
 from llmcompress.system.progress import silent
 
@@ -148,6 +151,33 @@ def test_another_checkpoint_gets_the_bytes_of_the_whole_way(kept: Kept, tmp_path
     report = compress(kept.other, recipe(), tmp_path / "out")
     assert report.measured.replayed
     assert without_measured(tmp_path / "out") == without_measured(kept.whole)
+
+
+def test_a_plan_makes_what_is_kept_without_loading_the_model(
+    kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[object] = []
+
+    def loaded(source: object, **options: object) -> object:
+        loads.append(source)
+        return load(source, **options)  # type: ignore[arg-type]
+
+    load = compressing.load
+    monkeypatch.setattr(compressing, "load", loaded)
+
+    def job(name: str, how: Recipe) -> CompressJob:
+        predicted = forecast(resolve(kept.other), how)
+        return CompressJob(name, how, tmp_path / name, None, predicted)
+
+    jobs = [job("kept", recipe()), job("new", load_recipe("int8"))]
+    assert compress_loaded(str(kept.other), Access(), jobs[:1], progress=silent) == {"kept": None}
+    assert not loads
+    assert without_measured(tmp_path / "kept") == without_measured(kept.whole)
+    shutil.rmtree(tmp_path / "kept")
+    assert compress_loaded(str(kept.other), Access(), jobs, progress=silent) == {"kept": None, "new": None}
+    assert len(loads) == 1
+    measured = [json.loads((tmp_path / each.name / "llmcompress.json").read_bytes())["measured"] for each in jobs]
+    assert [each["replayed"] for each in measured] == [True, False]
 
 
 def test_neither_torch_nor_the_exporter_nor_openvino_is_imported(kept: Kept, tmp_path: Path) -> None:

@@ -91,3 +91,14 @@ for each in (
     first, *others = run(program, demo_checkpoint)
     assert "torch._dynamo.config" in first
     assert others == ["False"] * 3
+
+
+def test_what_was_imported_otherwise_gets_all_that_it_expects(demo_checkpoint: Path) -> None:
+    program = """
+import optimum.exporters.openvino
+ends_after_this_call()
+with light_imports(source):
+    import datasets, torchvision
+print("both")
+"""
+    assert run(program, demo_checkpoint) == ["both"]

@@ -230,6 +230,17 @@ def compress_found(
     return report
 
 
+def compress_by_kept_graph(
+    source: Source, recipe: Recipe, output: OutputOptions, *, progress: Reporter = silent
+) -> CompressionReport | None:
+    """Compress what was found by the graph that is kept of its configuration; None: there is none, nothing is written.
+
+    Raises: as ``compress``.
+    """
+    with staging(output.directory, overwrite=output.overwrite, inputs=inputs(source, recipe)) as stage:
+        return _by_kept_graph(source, recipe, output, stage, Stages(), progress)
+
+
 def _by_kept_graph(
     source: Source, recipe: Recipe, output: OutputOptions, stage: Staging, stages: Stages, progress: Reporter
 ) -> CompressionReport | None:

@@ -21,6 +21,9 @@ _COMPILER = "torch._dynamo"
 _FLEX = "is_torch_flex_attn_available"
 
 
+_is_light = False
+
+
 @contextlib.contextmanager
 def light_imports(source: Source) -> Iterator[None]:
     """Import transformers and optimum without torch's compiler, pictures and data sets meanwhile.
@@ -31,10 +34,14 @@ def light_imports(source: Source) -> Iterator[None]:
     Args:
         source: What will be converted.
     """
+    global _is_light
     is_plain = source.layout == "checkpoint" and source.adapter is None and not source.text_only
-    if not will_end() or not is_plain or source.runs_code or source.sees:
+    # transformers that was imported otherwise expects what is left out here.
+    is_late = "transformers" in sys.modules and not _is_light
+    if not will_end() or not is_plain or source.runs_code or source.sees or is_late:
         yield
         return
+    _is_light = True
     with contextlib.ExitStack() as stack:
         stack.enter_context(objects_uncollected())
         for name in _UNUSED:

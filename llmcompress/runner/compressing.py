@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, manifest_sha256, remove_leftovers
-from llmcompress.compression.compress import compress, prepare_for_layer
+from llmcompress.compression.compress import OutputOptions, compress, compress_by_kept_graph, prepare_for_layer
 from llmcompress.compression.forecast import Forecast, require_fits
+from llmcompress.compression.replay.key import cache_use
 from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError
 from llmcompress.loaders import load
 from llmcompress.loaders.environments import needed_layer, on_layer
@@ -67,15 +68,14 @@ def compress_loaded(
     Raises: what ``load`` raises, and MemoryError.
     """
     quiet_libraries()
-    if is_worker() and not any(job.search for job in jobs):
-        ends_after_this_call()
     started = time.perf_counter()
     found = resolve(source, access, vision=True)
     layer = needed_layer(found)
     outcomes: dict[str, LlmcompressError | None] = {}
     by_recipe = [job for job in jobs if job.search is None]
     if by_recipe and layer is None:
-        outcomes = compress_by_all(found, access, by_recipe, started=started, progress=progress)
+        ends = len(by_recipe) == len(jobs)
+        outcomes = compress_by_all(found, access, by_recipe, started=started, ends=ends, progress=progress)
     elif by_recipe and layer is not None:
         read = prepare_for_layer(layer, found, [job.recipe for job in by_recipe], None, access, progress)
         how = {"access": read, "jobs": by_recipe}
@@ -115,10 +115,28 @@ def _outcome(job: CompressJob, make: Callable[[Reporter], None], progress: Repor
 
 
 def compress_by_all(
-    source: Source, access: Access, jobs: Sequence[CompressJob], *, started: float | None = None, progress: Reporter
+    source: Source,
+    access: Access,
+    jobs: Sequence[CompressJob],
+    *,
+    started: float | None = None,
+    ends: bool = False,
+    progress: Reporter,
 ) -> dict[str, LlmcompressError | None]:
-    """Do what ``compress_loaded`` does, with a source that was found."""
+    """Do what ``compress_loaded`` does, with a source that was found; ``ends``: a worker has nothing to do after it."""
     started, found = started or time.perf_counter(), source
+    outcomes: dict[str, LlmcompressError | None] = {}
+    if cache_use(None).uses:
+        made: set[str] = set()
+        for job in jobs:
+            error = _outcome(job, functools.partial(_by_kept_graph, found, job, made), progress)
+            if error is not None or job.name in made:
+                outcomes[job.name] = error
+    left = [job for job in jobs if job.name not in outcomes]
+    if not left:
+        return outcomes
+    if ends and is_worker():
+        ends_after_this_call()
 
     def of_model(step: Progress) -> None:
         progress(step._replace(stage=step.stage.replace(": ", " ")))
@@ -139,7 +157,16 @@ def compress_by_all(
         )
         remember("compress", found, (job.recipe.portable(),), report.measured.duration_s)
 
-    return {job.name: _outcome(job, functools.partial(make, job), progress) for job in jobs}
+    return outcomes | {job.name: _outcome(job, functools.partial(make, job), progress) for job in left}
+
+
+def _by_kept_graph(source: Source, job: CompressJob, made: set[str], progress: Reporter) -> None:
+    """Make an artifact without loading the model, where its graph is kept; it is noted then."""
+    output = OutputOptions(job.directory, overwrite=True)
+    report = compress_by_kept_graph(source, job.recipe, output, progress=progress)
+    if report is not None:
+        made.add(job.name)
+        remember("compress", source, (job.recipe.portable(),), report.measured.duration_s)
 
 
 def compress_model(
