@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+from llmcompress.loaders import light_imports
 
 PROGRAM = """
 import sys
@@ -102,3 +106,29 @@ with light_imports(source):
 print("both")
 """
     assert run(program, demo_checkpoint) == ["both"]
+
+
+def chosen(module: str, distributions: list[str]) -> str:
+    """The one whose version transformers asks for."""
+    names = {name.replace("_", "-"): name for name in distributions}
+    return names.get(module.replace("_", "-"), distributions[0])
+
+
+def test_the_distribution_of_each_module_is_found_by_its_name() -> None:
+    every = importlib.metadata.packages_distributions()
+    asked: list[int] = []
+
+    def whole() -> Mapping[str, list[str]]:
+        asked.append(1)
+        return every
+
+    found = light_imports._Distributions(whole)
+    assert found["torch"] == ["torch"]
+    assert not asked
+    for module, distributions in every.items():
+        assert chosen(module, found[module]) == chosen(module, distributions), module
+    assert found["PIL"] == ["pillow"]
+    assert asked == [1]
+    assert set(found) == set(every)
+    assert len(found) == len(every)
+    assert found.get("no_such_module") is None

@@ -92,8 +92,11 @@ def save_with_codes(
     ):
         parts: dict[str, CodedParts] = {}
         done = 0
+        told = 0
         for constant in constants:
-            progress(Progress(STAGE, done, room, "bytes"))
+            if done >= told:
+                progress(Progress(STAGE, done, room, "bytes"))
+                told += room // 100
             writer.put(_content(constant, nodes, codes, parts, writer, pool), constant.size)
             done += constant.size
         sha256 = writer.sha256()
@@ -143,7 +146,7 @@ def _content(
             raise DoubtError(f"constant {constant.name} has another size")
         parts[name] = write_codes(weight.values, weight.layout, writer.room(constant.size), pool)
         # Read once; the pages of the whole checkpoint would otherwise add up.
-        forget_file_pages(weight.address, len(weight.values))
+        pool.submit(forget_file_pages, weight.address, len(weight.values))
         return None
     else:
         content = parts[name].scales if suffix == SCALE else parts[name].zero_points

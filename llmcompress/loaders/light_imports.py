@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,8 +17,8 @@ from llmcompress.system.environment import left_out_meanwhile, will_end
 from llmcompress.system.memory import objects_uncollected
 from llmcompress.system.patching import replaced
 
-# transformers and optimum look for these while they are imported, and do without: for pictures and data sets by name.
-_UNUSED = ("torchvision", "datasets")
+# What is imported looks for these, and does without: pictures, data sets, the command line of an HTTP client.
+_UNUSED = ("torchvision", "datasets", "httpx._main")
 _COMPILER = "torch._dynamo"
 _FLEX = "is_torch_flex_attn_available"
 
@@ -51,7 +53,7 @@ def light_imports(source: Source) -> Iterator[None]:
         stack.enter_context(_stand_in(_COMPILER, marks, _compiler))
         if "transformers.modeling_utils" not in sys.modules:
             # SciPy is for what detectors are trained by; NNCF needs it later.
-            with left_out_meanwhile("scipy"), _without_flex_attention():
+            with left_out_meanwhile("scipy"), _distributions_on_demand(), _without_flex_attention():
                 import transformers.modeling_utils
 
                 with contextlib.suppress(ModuleNotFoundError):  # Versions before 4.53 lack it.
@@ -63,6 +65,35 @@ def light_imports(source: Source) -> Iterator[None]:
 
 def _unmarked(function: Any = None, *_: object, **__: object) -> Any:
     return (lambda each: each) if function is None else function
+
+
+class _Distributions(Mapping[str, list[str]]):
+    """By which distributions a module is installed, looked up by its name; of all modules it takes most of a second."""
+
+    def __init__(self, all_of_them: Callable[[], Mapping[str, list[str]]]) -> None:
+        self._whole = functools.cache(all_of_them)
+
+    def __getitem__(self, module: str) -> list[str]:
+        try:
+            distribution = importlib.metadata.distribution(module.replace("_", "-"))
+        except importlib.metadata.PackageNotFoundError:
+            return self._whole()[module]
+        # Another one may have its name.
+        is_its = any(Path(str(distribution.locate_file(name))).exists() for name in (module, f"{module}.py"))
+        return [distribution.metadata["Name"]] if is_its else self._whole()[module]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole())
+
+    def __len__(self) -> int:
+        return len(self._whole())
+
+
+@contextlib.contextmanager
+def _distributions_on_demand() -> Iterator[None]:
+    found = _Distributions(importlib.metadata.packages_distributions)
+    with replaced(importlib.metadata, "packages_distributions", lambda: found):
+        yield
 
 
 @contextlib.contextmanager
