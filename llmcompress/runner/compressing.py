@@ -12,6 +12,7 @@ from llmcompress.artifact import MANIFEST, manifest_sha256, remove_leftovers
 from llmcompress.compression.compress import OutputOptions, compress, compress_by_kept_graph, prepare_for_layer
 from llmcompress.compression.forecast import Forecast, require_fits
 from llmcompress.compression.replay.key import cache_use
+from llmcompress.compression.replay.replaying import may_replay
 from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError
 from llmcompress.loaders import load
 from llmcompress.loaders.environments import needed_layer, on_layer
@@ -129,6 +130,8 @@ def compress_by_all(
     if cache_use(None).uses:
         made: set[str] = set()
         for job in jobs:
+            if not may_replay(found, job.recipe, "llmcompress"):
+                continue
             error = _outcome(job, functools.partial(_by_kept_graph, found, job, made), progress)
             if error is not None or job.name in made:
                 outcomes[job.name] = error

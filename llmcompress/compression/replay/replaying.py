@@ -80,13 +80,9 @@ def find_replay(
 
     The weights of a Hub source are fetched where a graph of its configuration is kept.
     """
-    if why_not(source, recipe, engine) or not (cache_dir() / KIND).is_dir():
-        return None
     try:
-        if source.files is not None:
-            source = fetch_side_files(source)
-        configured = configuration(source, recipe, engine)
-        if not (is_any_kept(configured) or is_any_kept(without_recipe(configured))):
+        configured = _kept_configuration(source, recipe, engine)
+        if configured is None:
             return None
         found = fetch_weights(source, progress=progress)
         refuse_other_libraries(found)
@@ -97,6 +93,26 @@ def find_replay(
         raise
     except (LlmcompressError, OSError, ValueError):
         return None
+
+
+def may_replay(source: Source, recipe: Recipe, engine: Engine) -> bool:
+    """Whether a graph is kept of a source's configuration; its weights are not looked at."""
+    try:
+        return _kept_configuration(source, recipe, engine) is not None
+    except InterruptedRunError:
+        raise
+    except (LlmcompressError, OSError, ValueError):
+        return False
+
+
+def _kept_configuration(source: Source, recipe: Recipe, engine: Engine) -> Mapping[str, Any] | None:
+    """The part of a key that is known without the weights; None where no graph is kept of it."""
+    if why_not(source, recipe, engine) or not (cache_dir() / KIND).is_dir():
+        return None
+    if source.files is not None:
+        source = fetch_side_files(source)
+    configured = configuration(source, recipe, engine)
+    return configured if is_any_kept(configured) or is_any_kept(without_recipe(configured)) else None
 
 
 def _of_files(
