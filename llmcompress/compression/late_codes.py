@@ -79,7 +79,7 @@ def save_with_codes(
         DoubtError: A weight cannot be compressed here, and nothing of the graph is to be used.
         OSError: The disk refuses.
     """
-    xml = saved_xml(model)
+    xml = saved_xml(model, xml_path.parent)
     constants = xml_constants(xml)
     nodes = {op.get_friendly_name(): op for op in _constants(model)}
     _require_whole(constants, nodes, codes)

@@ -29,11 +29,16 @@ class XmlConstant(NamedTuple):
     size: int
 
 
-def saved_xml(model: ov.Model) -> bytes:
-    """The .xml of a graph whose .bin nobody needs."""
+def saved_xml(model: ov.Model, place: Path | None = None) -> bytes:
+    """The .xml of a graph whose .bin nobody needs.
+
+    Args:
+        model: The graph.
+        place: Where it may lie for a moment; by default where temporary files do.
+    """
     import openvino as ov
 
-    with tempfile.TemporaryDirectory(prefix="llmcompress-") as folder:
+    with tempfile.TemporaryDirectory(prefix="llmcompress-", dir=place) as folder:
         Path(folder, MODEL_BIN).symlink_to(os.devnull)
         ov.save_model(model, Path(folder, MODEL_XML), compress_to_fp16=False)
         return Path(folder, MODEL_XML).read_bytes()
