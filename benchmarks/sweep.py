@@ -98,7 +98,7 @@ def main() -> None:
         table.add_row(
             field,
             f"{figure['ours'] / scale:.2f} {unit}",
-            f"{figure['optimum'] / scale:.2f} {unit}",
+            f"{figure['the other'] / scale:.2f} {unit}",
             f"{figure['ratio']:.2f}",
         )
     Console().print(table)
