@@ -96,7 +96,7 @@ def save_with_codes(
         for constant in constants:
             if done >= told:
                 progress(Progress(STAGE, done, room, "bytes"))
-                told += room // 100
+                told = done + room // 100
             writer.put(_content(constant, nodes, codes, parts, writer, pool), constant.size)
             done += constant.size
         sha256 = writer.sha256()
