@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from llmcompress.compression.forecast import Forecast, forecast, require_fits
+from llmcompress.compression.forecast import Forecast, forecast, inventory, require_fits
 from llmcompress.compression.forecast.inventory import _by_part
 from llmcompress.compression.forecast.precision import assign, primary_share
 from llmcompress.compression.forecast.records import Weight
@@ -188,6 +188,24 @@ def test_nothing_but_the_configuration_is_read(llama: Path, tmp_path: Path) -> N
     without_files, with_files = forecast(source, recipe), forecast(resolve(llama), recipe)
     assert without_files.layers == with_files.layers
     assert without_files.size_bytes == with_files.size_bytes
+
+
+def test_a_model_is_listed_once_for_several_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    build = inventory._meta_model
+    monkeypatch.setattr(inventory, "_meta_model", lambda *given: built.append(given) or build(*given))
+    source = resolve(build_checkpoint(tmp_path / "llama"))
+    forecasts = [forecast(source, recipe_of(mode=mode)) for mode in ("int8_asym", "int4_sym", "int8_sym")]
+    assert len(built) == 1
+    assert forecasts[1].size_bytes < forecasts[0].size_bytes
+    larger = resolve(build_checkpoint(tmp_path / "llama", num_hidden_layers=5))
+    assert forecast(larger, recipe_of(mode="int8_asym")).num_parameters > forecasts[0].num_parameters
+    # The same directory, and what its files say about their precision.
+    in_f32 = source._replace(config={**source.config, "dtype": "float32", "torch_dtype": "float32"})
+    forecast(in_f32, recipe_of(mode="int8_asym"))
+    (tmp_path / "llama" / "model.safetensors").unlink()
+    forecast(in_f32, recipe_of(mode="int8_asym"))
+    assert len(built) == 4
 
 
 def test_layers_of_a_llama(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
 import pytest
 from fake_hub import FakeHub, running, use
 from plan_fixture import Calls, artifact_bytes, identities, in_process, write_plan
@@ -29,6 +30,7 @@ from llmcompress.evaluation import measurement
 from llmcompress.runner import Event, RunReport, outlook, run_plan
 from llmcompress.spec import Gate, Recipe, load_recipe
 from llmcompress.spec.plan import load_plan, planned_jobs
+from llmcompress.system import process
 
 TEXT = "\n\n".join(
     f"The quick brown fox {number} jumps over the lazy dog, and {number} cats look on." for number in range(300)
@@ -384,6 +386,28 @@ def test_a_broken_model_does_not_stop_the_others(place: Path, calls: Calls) -> N
     assert not (place / "b" / "broken").exists() or not list((place / "b" / "broken").iterdir())
 
 
+def test_one_worker_looks_at_one_model_and_compresses_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    begin = process.start
+
+    def start(**options: Any) -> process.Started:
+        started.append((new := begin(**options)).process.pid)
+        return new
+
+    monkeypatch.setattr(process, "start", start)
+    plan = load_plan(write_plan(place / "one.yaml", "output: one\nmodels: [llama]\nrecipes: [int8, int4-sym]\n"))
+    assert run_plan(plan).exit_code == 0
+    assert len(started) == 1
+    # Nothing is left to do, and no worker is left.
+    assert run_plan(plan).exit_code == 0
+    assert len(started) == 2
+    assert process.waiting_bytes() == 0
+    assert not any(psutil.pid_exists(pid) for pid in started)
+    for recipe in ("int8", "int4-sym"):
+        llmcompress.compress(place / "llama", recipe, place / "alone" / recipe, graph_cache=False)
+    assert artifact_bytes(place / "one" / "llama") == artifact_bytes(place / "alone")
+
+
 def test_a_worker_that_dies_is_replaced(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe that it was at failed, what it had made stays, and a fresh one does the rest."""
     calls = in_process(monkeypatch)
@@ -535,7 +559,7 @@ def test_a_kill_for_memory_is_reported_as_such(place: Path, monkeypatch: pytest.
     killed = explain(Death(-9, "int8: applying", 3_000_000_000, llmcompress_memory(), 1, ()))
     assert isinstance(killed, KilledForMemoryError)
 
-    def die(target: str, kwargs: dict[str, object], *, progress: object, logs: object) -> object:
+    def die(target: str, kwargs: dict[str, object], *, progress: object, **options: object) -> object:
         progress(Progress("load and trace", 1, 1))  # type: ignore[operator]
         progress(Progress("int8: applying weight compression", 1, 2))  # type: ignore[operator]
         raise killed

@@ -16,7 +16,7 @@ import supervisor_fixture
 
 from llmcompress.errors import InterruptedRunError, KilledForMemoryError, LlmcompressError, ModelError
 from llmcompress.system.memory import Memory, is_refusal
-from llmcompress.system.process import run_supervised
+from llmcompress.system.process import end_waiting, run_supervised, waiting_bytes
 from llmcompress.system.progress import Progress
 from llmcompress.system.standing import StandingWorker
 from llmcompress.system.starting import Death, explain
@@ -46,6 +46,44 @@ def test_arguments_are_found_out_while_the_worker_starts() -> None:
     with pytest.raises(ModelError, match="refused"):
         run_supervised(supervisor_fixture.add, refuse)
     assert psutil.Process().children() == before
+
+
+def test_a_worker_that_was_left_is_taken_once() -> None:
+    before = psutil.Process().children()
+    first = run_supervised(supervisor_fixture.count, {"upto": 1}, leaves=True)
+    (waiting,) = set(psutil.Process().children()) - set(before)
+    assert waiting.pid == first
+    assert waiting_bytes() > 0
+    seen: list[Progress] = []
+    assert run_supervised(supervisor_fixture.count, {"upto": 2}, progress=seen.append, takes=True) == first
+    assert [step.done for step in seen] == [1, 2]
+    assert waiting_bytes() == 0
+    assert run_supervised(supervisor_fixture.count, {"upto": 1}, takes=True) != first
+    assert psutil.Process().children() == before
+
+
+def test_a_worker_that_was_left_is_not_used_for_anything_else() -> None:
+    before = psutil.Process().children()
+    first = run_supervised(supervisor_fixture.count, {"upto": 1}, leaves=True)
+    assert run_supervised(supervisor_fixture.count, {"upto": 1}) != first
+    assert psutil.Process().children() == before
+    first = run_supervised(supervisor_fixture.count, {"upto": 1}, leaves=True)
+    # It writes to where its first caller looks.
+    assert run_supervised(supervisor_fixture.count, {"upto": 1}, logs=print, takes=True) != first
+    run_supervised(supervisor_fixture.count, {"upto": 1}, leaves=True)
+    end_waiting()
+    assert psutil.Process().children() == before
+
+
+@posix
+def test_a_worker_that_was_left_and_died_is_replaced() -> None:
+    first = run_supervised(supervisor_fixture.count, {"upto": 1}, leaves=True)
+    psutil.Process(first).kill()
+    psutil.Process(first).wait()
+    assert run_supervised(supervisor_fixture.count, {"upto": 1}, takes=True) != first
+    with pytest.raises(ModelError):
+        run_supervised(supervisor_fixture.raise_model_error, {}, leaves=True)
+    assert waiting_bytes() == 0
 
 
 def test_progress_arrives_complete_in_order_and_in_this_thread() -> None:
@@ -213,7 +251,7 @@ def test_a_kill_by_a_control_group_is_reported_with_peak_and_limit() -> None:
     program = (
         "import os, json\n"
         f"open({str(group / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n"
-        "import supervisor_fixture\nfrom llmcompress.system.process import run_supervised\n"
+        "import supervisor_fixture\nfrom llmcompress.system.process import end_waiting, run_supervised, waiting_bytes\n"
         "try: run_supervised(supervisor_fixture.allocate, {'num_bytes': 400_000_000})\n"
         "except Exception as error: print(json.dumps([type(error).__name__, error.message]))\n"
     )
@@ -262,7 +300,7 @@ PARENT = """
 import json, sys
 from pathlib import Path
 import supervisor_fixture
-from llmcompress.system.process import run_supervised
+from llmcompress.system.process import end_waiting, run_supervised, waiting_bytes
 stages = []
 def report(event):
     stages.append(event.stage)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from llmcompress.artifact import MANIFEST, manifest_sha256, remove_leftovers
 from llmcompress.compression.compress import OutputOptions, compress, compress_by_kept_graph, prepare_for_layer
 from llmcompress.compression.forecast import Forecast, require_fits
+from llmcompress.compression.nncf.graph_reading import graphs_read_once
 from llmcompress.compression.replay.key import cache_use
 from llmcompress.compression.replay.replaying import may_replay
 from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError
@@ -26,7 +27,7 @@ from llmcompress.system.background import available_for
 from llmcompress.system.environment import ends_after_this_call, is_worker, quiet_libraries
 from llmcompress.system.files import free_bytes
 from llmcompress.system.memory import is_refusal
-from llmcompress.system.process import run_supervised
+from llmcompress.system.process import run_supervised, waiting_bytes
 from llmcompress.system.progress import Progress, Reporter, silent
 
 _ACCESS_OF_SEARCHES = ("revision", "trust_remote_code", "offline", "allow_nonfinite", "allow_links")
@@ -160,7 +161,8 @@ def compress_by_all(
         )
         remember("compress", found, (job.recipe.portable(),), report.measured.duration_s)
 
-    return outcomes | {job.name: _outcome(job, functools.partial(make, job), progress) for job in left}
+    with graphs_read_once():
+        return outcomes | {job.name: _outcome(job, functools.partial(make, job), progress) for job in left}
 
 
 def _by_kept_graph(source: Source, job: CompressJob, made: set[str], progress: Reporter) -> None:
@@ -204,7 +206,7 @@ def compress_model(
 
         try:
             kwargs = {"source": source, "access": access, "jobs": todo}
-            outcomes |= run_supervised(compress_loaded, kwargs, progress=watch, logs=logs)
+            outcomes |= run_supervised(compress_loaded, kwargs, progress=watch, logs=logs, takes=True)
             break
         except InterruptedRunError:
             raise
@@ -222,7 +224,8 @@ def compress_model(
 
 def _now(job: CompressJob) -> Forecast:
     """The prediction against what this machine has at this moment."""
-    available = available_for(job.forecast.min_memory_bytes)
+    # What the survey's worker has imported is what this one needs.
+    available = available_for(job.forecast.min_memory_bytes) + waiting_bytes()
     return job.forecast.model_copy(
         update={"available_memory_bytes": available, "free_disk_bytes": free_bytes(job.directory)}
     )

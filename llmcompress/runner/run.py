@@ -88,7 +88,9 @@ def run_plan(
     jobs = chosen_jobs(plan, output_dir, only)
     ledger = Ledger(plan, watch)
     with RayExecutor(ledger.tell, address) if executor == "ray" else LocalExecutor(ledger.tell, logs) as workers:
-        surveyed = _surveyed(jobs, plan, executor, offline, progress, logs)
+        # Of several models one may need what the imports of another leave out.
+        leaves = executor == "local" and len({job.model.source for job in jobs}) == 1
+        surveyed = _surveyed(jobs, plan, executor, offline, progress, logs, leaves=leaves)
         ledger.take(surveyed)
         while True:
             ledger.ship()
@@ -150,7 +152,14 @@ def _output(plan: Plan, output_dir: str | Path | None) -> Path:
 
 
 def _surveyed(
-    jobs: Sequence[Job], plan: Plan, executor: ExecutorName, offline: bool, progress: Reporter, logs: Logs
+    jobs: Sequence[Job],
+    plan: Plan,
+    executor: ExecutorName,
+    offline: bool,
+    progress: Reporter,
+    logs: Logs,
+    *,
+    leaves: bool = False,
 ) -> tuple[Surveyed, ...]:
     kwargs = {"jobs": jobs, "plan": plan, "offline": offline, "devices": executor == "local"}
-    return run_supervised(survey, kwargs, progress=progress, logs=logs)
+    return run_supervised(survey, kwargs, progress=progress, logs=logs, leaves=leaves)

@@ -103,9 +103,9 @@ def peak_rss_bytes(pid: int) -> int:
     return int(getattr(info, "peak_wset", info.rss))
 
 
-def own_bytes() -> int:
-    """Return the memory that this process holds for itself, outside files; 0 where the system does not tell."""
-    held = _number(Path("/proc/self/status"), "RssAnon:")
+def own_bytes(pid: int | None = None) -> int:
+    """Return the memory that a process, this one by default, holds outside files; 0 where the system does not tell."""
+    held = _number(Path(f"/proc/{pid or 'self'}/status"), "RssAnon:")
     return 0 if held is None else held * 1024
 
 

@@ -18,10 +18,10 @@ from types import FrameType
 from typing import IO, Any, NamedTuple, TypeVar, cast
 
 from llmcompress.errors import InterruptedRunError
-from llmcompress.system.memory import peak_rss_bytes
+from llmcompress.system.memory import own_bytes, peak_rss_bytes
 from llmcompress.system.messages import Done, Failed, await_greeting, receive, result_of
 from llmcompress.system.progress import Progress, Reporter, silent
-from llmcompress.system.starting import start
+from llmcompress.system.starting import Started, start
 from llmcompress.system.worker import call_with_progress
 
 ResultT = TypeVar("ResultT")
@@ -35,6 +35,31 @@ _Inbox = queue.SimpleQueue[bytes | None]
 """Messages, still pickles: what they import takes its time in the thread that waits for them. None: no more come."""
 
 
+class _Worker(NamedTuple):
+    """A worker, and what listens to it."""
+
+    started: Started
+    inbox: _Inbox
+    last_lines: deque[str]
+    log_reader: threading.Thread
+    kind: tuple[object, ...]
+    """What it was started with."""
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        return self.started.process
+
+    def end(self) -> None:
+        """Let it end, which it does when nothing can be asked of it any more."""
+        with contextlib.suppress(OSError):
+            if self.process.stdin is not None:
+                self.process.stdin.close()
+
+
+_waiting: list[_Worker] = []
+"""One at most, which the next call takes or ends."""
+
+
 def run_supervised(
     function: Callable[..., ResultT],
     kwargs: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
@@ -44,8 +69,10 @@ def run_supervised(
     grace_s: float = 10.0,
     search_path: Sequence[Path] = (),
     first_import: str = "",
+    leaves: bool = False,
+    takes: bool = False,
 ) -> ResultT:
-    """Call `function(**kwargs, progress=...)` in a fresh Python process and return what it returns.
+    """Call `function(**kwargs, progress=...)` in a Python process of its own and return what it returns.
 
     Args:
         function: a function of a module, whose name a pickle keeps; arguments, result and errors travel as pickles.
@@ -58,6 +85,8 @@ def run_supervised(
             kills it at once.
         search_path: Where the worker looks for modules before it looks where this process does.
         first_import: A module that the worker imports meanwhile.
+        leaves: The worker waits for the next call afterwards; a call that does not take it ends it.
+        takes: Where an earlier call left a worker, it is that one, with what it has imported; else a fresh one.
 
     Raises:
         Whatever the function raised, its traceback added as a note; of a foreign exception its name and message, as a
@@ -66,30 +95,60 @@ def run_supervised(
         InterruptedRunError: this process was told to stop; `exit_code` is 128 plus the signal's number.
         LlmcompressError: the worker crashed.
     """
-    started = start(stderr=subprocess.PIPE, search_path=search_path, first_import=first_import)
-    worker = started.process
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    assert worker.stderr is not None
-    last_lines: deque[str] = deque(maxlen=_LAST_LINES)
-    inbox: _Inbox = queue.SimpleQueue()
-    threading.Thread(target=_read_messages, args=(worker.stdout, inbox), daemon=True).start()
-    log_reader = threading.Thread(target=_read_lines, args=(worker.stderr, last_lines, logs), daemon=True)
-    log_reader.start()
-    with _stopping(worker, grace_s) as received:
-        started.call(call_with_progress, function, dict(kwargs() if callable(kwargs) else kwargs))
-        watched = _watch(worker, inbox, received, progress)
-        with contextlib.suppress(OSError):
-            worker.stdin.close()
-        returncode = worker.wait()
-    log_reader.join(timeout=1)
+    kind = (logs, tuple(search_path), first_import)
+    worker = _take_waiting(kind if takes else None) or _listened_to(
+        start(stderr=subprocess.PIPE, search_path=search_path, first_import=first_import), logs, kind
+    )
+    with _stopping(worker.process, grace_s) as received:
+        worker.started.call(call_with_progress, function, dict(kwargs() if callable(kwargs) else kwargs))
+        watched = _watch(worker.process, worker.inbox, received, progress)
+        if leaves and isinstance(watched.answer, Done) and not received:
+            _waiting.append(worker)
+            return cast(ResultT, result_of(watched.answer))
+        worker.end()
+        returncode = worker.process.wait()
+    worker.log_reader.join(timeout=1)
     if received:
         raise _interrupted(received[0], watched.answer, killed=returncode == -9)
     if watched.answer is None:
-        raise started.death(
-            stage=watched.stage, peak_rss_bytes_seen=watched.peak_rss_bytes, last_lines=tuple(last_lines)
+        raise worker.started.death(
+            stage=watched.stage, peak_rss_bytes_seen=watched.peak_rss_bytes, last_lines=tuple(worker.last_lines)
         )
     return cast(ResultT, result_of(watched.answer))
+
+
+def end_waiting() -> None:
+    """End the worker that a call left, where there is one."""
+    _take_waiting(None)
+
+
+def waiting_bytes() -> int:
+    """Memory that the worker holds which a call left; 0: there is none."""
+    return sum(own_bytes(worker.process.pid) for worker in _waiting)
+
+
+def _take_waiting(kind: tuple[object, ...] | None) -> _Worker | None:
+    """Take the worker that waits; one of another kind, or that is gone, ends."""
+    if not _waiting:
+        return None
+    worker = _waiting.pop()
+    if worker.kind == kind and worker.process.poll() is None:
+        return worker
+    worker.end()
+    worker.process.wait()
+    return None
+
+
+def _listened_to(started: Started, logs: Callable[[str], None] | None, kind: tuple[object, ...]) -> _Worker:
+    process = started.process
+    assert process.stdout is not None
+    assert process.stderr is not None
+    last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+    inbox: _Inbox = queue.SimpleQueue()
+    threading.Thread(target=_read_messages, args=(process.stdout, inbox), daemon=True).start()
+    log_reader = threading.Thread(target=_read_lines, args=(process.stderr, last_lines, logs), daemon=True)
+    log_reader.start()
+    return _Worker(started, inbox, last_lines, log_reader, kind)
 
 
 class _Watched(NamedTuple):
@@ -153,7 +212,7 @@ def _stopping(worker: subprocess.Popen[bytes], grace_s: float) -> Iterator[list[
     try:
         yield received
     finally:
-        if worker.poll() is None:
+        if worker.poll() is None and not _waits(worker):
             # Only an error of this side (a reporter that raised) comes here with the worker still running.
             _ask_to_stop(worker)
             try:
@@ -165,9 +224,14 @@ def _stopping(worker: subprocess.Popen[bytes], grace_s: float) -> Iterator[list[
         for number, handler in previous.items():
             # None: a handler from outside Python, which cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        with contextlib.suppress(OSError):
-            if worker.stdin is not None:
-                worker.stdin.close()
+        if not _waits(worker):
+            with contextlib.suppress(OSError):
+                if worker.stdin is not None:
+                    worker.stdin.close()
+
+
+def _waits(worker: subprocess.Popen[bytes]) -> bool:
+    return any(each.process is worker for each in _waiting)
 
 
 def _ask_to_stop(worker: subprocess.Popen[bytes]) -> None:

@@ -14,8 +14,9 @@ from llmcompress.loaders.exporter import VISION_TASK, auto_class, dtype_argument
 from llmcompress.loaders.language_model import configuration
 from llmcompress.loaders.quantized.declaration import is_repacked
 from llmcompress.loaders.safetensors_file import read_header
-from llmcompress.loaders.source import Source
+from llmcompress.loaders.source import Source, identity
 from llmcompress.spec.pruning import Pruning
+from llmcompress.system.cache import content_key
 from llmcompress.training.pruning.configuration import shrink
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ class _Use(NamedTuple):
     name: str
 
 
+_last: dict[str, Inventory] = {}
+"""What was listed last: the recipes of one model ask for the same."""
+
+
 def checkpoint_inventory(source: Source, pruning: Pruning | None = None) -> Inventory:
     """List what the exporter will make of a checkpoint's weights.
 
@@ -52,6 +57,18 @@ def checkpoint_inventory(source: Source, pruning: Pruning | None = None) -> Inve
         RecipeError: The model does not have what is to go.
         ModelError: transformers cannot build the model from this configuration.
     """
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(source.path.iterdir())]
+    wanted = {"source": identity(source), "files": files, "config": source.config, "code": source.trust_remote_code}
+    taken = pruning.model_dump(mode="json") if pruning else None
+    key = content_key({**wanted, "max_context": source.max_context, "pruning": taken})
+    if key not in _last:
+        found = _inventory(source, pruning)
+        _last.clear()
+        _last[key] = found
+    return _last[key]
+
+
+def _inventory(source: Source, pruning: Pruning | None) -> Inventory:
     # Of what is quantized the codes are most of the elements, and say nothing of the rest.
     stored = None if is_repacked(source.config) else _stored_dtype(source)
     model, dtype = _meta_model(source, stored, pruning)

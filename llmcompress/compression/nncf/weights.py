@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmcompress.compression.nncf.graph_reading import reading_sped_up
 from llmcompress.compression.nncf.runs import (
     Samples,
     mark_as_optimized,
@@ -99,6 +100,7 @@ def compress_weights(
             explained,
             progress_reported(progress),
             _compiled_once(),
+            reading_sped_up(),
             collecting,
             _lowered(ours, engine, file_memory, weights.gptq_order),
             _gptq_changed(weights),

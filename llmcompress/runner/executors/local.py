@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, Self
 
 from llmcompress.errors import InterruptedRunError
+from llmcompress.system.process import end_waiting
 from llmcompress.system.progress import Progress
 
 
@@ -84,3 +85,4 @@ class LocalExecutor:
 
     def __exit__(self, *raised: object) -> None:
         self._task = None
+        end_waiting()
