@@ -25,8 +25,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Calls:
         *,
         progress: Reporter = silent,
         logs: Callable[[str], None] | None = None,
-        leaves: bool = False,
-        takes: bool = False,
+        waiting: str = "none",
     ) -> object:
         calls.append((function.__name__, dict(kwargs)))
         return function(**kwargs, progress=progress)

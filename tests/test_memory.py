@@ -18,6 +18,7 @@ from llmcompress.system.memory import (
     forget_file_pages,
     kill_count,
     let_go,
+    make_writable,
     memory,
     own_bytes,
     peak_rss_bytes,
@@ -167,6 +168,29 @@ def test_pages_that_hold_the_only_copy_stay(tmp_path: Path) -> None:
     anonymous = np.full(64 * page, 3, np.uint8)
     assert forget_file_pages(anonymous.ctypes.data, anonymous.nbytes) == 0
     assert (anonymous == 3).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux makes pages ready")
+def test_pages_are_made_ready_before_they_are_written(tmp_path: Path) -> None:
+    import resource
+
+    page = mmap.PAGESIZE
+    file = tmp_path / "written"
+    with file.open("wb+") as opened:
+        opened.truncate(64 * page)
+        memory = mmap.mmap(opened.fileno(), 64 * page)
+        written = np.frombuffer(memory, np.uint8)
+        assert resident_file_bytes(file) == 0
+        if not make_writable(written.ctypes.data + 8 * page, 16 * page - 1):
+            pytest.skip("this kernel does it page by page")
+        assert resident_file_bytes(file) == 16 * page
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        written[8 * page : 24 * page : page] = 1
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 16
+        # What lies beyond a file's end is no memory.
+        opened.truncate(32 * page)
+        assert not make_writable(written.ctypes.data + 40 * page, page)
+    assert np.array_equal(np.flatnonzero(np.fromfile(file, np.uint8)), np.arange(8, 24) * page)
 
 
 def resident_file_bytes(file: Path) -> int:

@@ -50,39 +50,39 @@ def test_arguments_are_found_out_while_the_worker_starts() -> None:
 
 def test_a_worker_that_was_left_is_taken_once() -> None:
     before = psutil.Process().children()
-    first = run_supervised(supervisor_fixture.count, {"upto": 1}, leaves=True)
+    first = run_supervised(supervisor_fixture.count, {"upto": 1}, waiting="leave")
     (waiting,) = set(psutil.Process().children()) - set(before)
     assert waiting.pid == first
     assert waiting_bytes() > 0
     seen: list[Progress] = []
-    assert run_supervised(supervisor_fixture.count, {"upto": 2}, progress=seen.append, takes=True) == first
+    assert run_supervised(supervisor_fixture.count, {"upto": 2}, progress=seen.append, waiting="take") == first
     assert [step.done for step in seen] == [1, 2]
     assert waiting_bytes() == 0
-    assert run_supervised(supervisor_fixture.count, {"upto": 1}, takes=True) != first
+    assert run_supervised(supervisor_fixture.count, {"upto": 1}, waiting="take") != first
     assert psutil.Process().children() == before
 
 
 def test_a_worker_that_was_left_is_not_used_for_anything_else() -> None:
     before = psutil.Process().children()
-    first = run_supervised(supervisor_fixture.count, {"upto": 1}, leaves=True)
+    first = run_supervised(supervisor_fixture.count, {"upto": 1}, waiting="leave")
     assert run_supervised(supervisor_fixture.count, {"upto": 1}) != first
     assert psutil.Process().children() == before
-    first = run_supervised(supervisor_fixture.count, {"upto": 1}, leaves=True)
+    first = run_supervised(supervisor_fixture.count, {"upto": 1}, waiting="leave")
     # It writes to where its first caller looks.
-    assert run_supervised(supervisor_fixture.count, {"upto": 1}, logs=print, takes=True) != first
-    run_supervised(supervisor_fixture.count, {"upto": 1}, leaves=True)
+    assert run_supervised(supervisor_fixture.count, {"upto": 1}, logs=print, waiting="take") != first
+    run_supervised(supervisor_fixture.count, {"upto": 1}, waiting="leave")
     end_waiting()
     assert psutil.Process().children() == before
 
 
 @posix
 def test_a_worker_that_was_left_and_died_is_replaced() -> None:
-    first = run_supervised(supervisor_fixture.count, {"upto": 1}, leaves=True)
+    first = run_supervised(supervisor_fixture.count, {"upto": 1}, waiting="leave")
     psutil.Process(first).kill()
     psutil.Process(first).wait()
-    assert run_supervised(supervisor_fixture.count, {"upto": 1}, takes=True) != first
+    assert run_supervised(supervisor_fixture.count, {"upto": 1}, waiting="take") != first
     with pytest.raises(ModelError):
-        run_supervised(supervisor_fixture.raise_model_error, {}, leaves=True)
+        run_supervised(supervisor_fixture.raise_model_error, {}, waiting="leave")
     assert waiting_bytes() == 0
 
 
@@ -300,14 +300,15 @@ PARENT = """
 import json, sys
 from pathlib import Path
 import supervisor_fixture
-from llmcompress.system.process import end_waiting, run_supervised, waiting_bytes
+from llmcompress.system import process
+process.GRACE_S = float(sys.argv[3])
 stages = []
 def report(event):
     stages.append(event.stage)
     (Path(sys.argv[2]) / event.stage).touch()
 try:
-    result = run_supervised(getattr(supervisor_fixture, sys.argv[1]), {"directory": Path(sys.argv[2])},
-                            progress=report, grace_s=float(sys.argv[3]))
+    result = process.run_supervised(getattr(supervisor_fixture, sys.argv[1]), {"directory": Path(sys.argv[2])},
+                                    progress=report)
 except Exception as error:
     print(json.dumps([type(error).__name__, error.exit_code, error.message, stages]))
 """

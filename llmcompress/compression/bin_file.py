@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from llmcompress.system.memory import let_go, same_bytes
+from llmcompress.system.memory import let_go, make_writable, same_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SYNC_BYTES = 64 << 20
 """Are handed to the device while others are computed."""
 _PREFIX_BYTES = 256
+_AHEAD_BYTES, _STEP_BYTES = 64 << 20, 8 << 20
+"""How far pages are made ready before what is written, and how many at a time."""
 
 
 class BinFile:
@@ -56,10 +58,20 @@ class BinFile:
         self._syncer = ThreadPoolExecutor(1)
         self._synced: Future[None] | None = None
         self._synced_bytes = 0
+        self._preparer = ThreadPoolExecutor(1)
+        self._prepared_bytes = 0
 
     def room(self, size: int) -> NDArray[np.uint8]:
         """Where the next constant goes, if there is none like it."""
+        self._prepare(self.num_bytes + size + _AHEAD_BYTES)
         return self._array[self.num_bytes : self.num_bytes + size]
+
+    def _prepare(self, stop: int) -> None:
+        """Have another thread make pages ready: whoever computes would wait for each."""
+        while self._prepared_bytes < min(stop, len(self._array)):
+            start, size = self._prepared_bytes, min(_STEP_BYTES, len(self._array) - self._prepared_bytes)
+            self._preparer.submit(make_writable, self._array.ctypes.data + start, size)
+            self._prepared_bytes += size
 
     def put(self, content: NDArray[np.uint8] | None, size: int) -> None:
         """Add a constant; None: it was written to ``room`` already."""
@@ -102,6 +114,7 @@ class BinFile:
         """Wait for the threads that read the file."""
         self._hasher.shutdown(wait=True)
         self._syncer.shutdown(wait=True)
+        self._preparer.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager

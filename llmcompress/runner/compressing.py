@@ -206,7 +206,7 @@ def compress_model(
 
         try:
             kwargs = {"source": source, "access": access, "jobs": todo}
-            outcomes |= run_supervised(compress_loaded, kwargs, progress=watch, logs=logs, takes=True)
+            outcomes |= run_supervised(compress_loaded, kwargs, progress=watch, logs=logs, waiting="take")
             break
         except InterruptedRunError:
             raise

@@ -5,14 +5,14 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llmcompress.errors import UsageError
 from llmcompress.runner.executors import LocalExecutor, RayExecutor
 from llmcompress.runner.ledger import Ledger, Watcher
 from llmcompress.runner.records import Outlook, RunReport
 from llmcompress.runner.schedule import due
-from llmcompress.runner.survey import Surveyed, survey
+from llmcompress.runner.survey import survey
 from llmcompress.spec.plan import Job, Plan, planned_jobs
 from llmcompress.spec.validation import did_you_mean, shown
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
@@ -39,7 +39,8 @@ def outlook(
     """
     plan = _with_absolute_paths(plan)
     jobs = chosen_jobs(plan, output_dir, only)
-    return tuple(each.outlook for each in _surveyed(jobs, plan, executor, offline, progress, logs))
+    surveyed = run_supervised(survey, _look_at(jobs, plan, executor, offline), progress=progress, logs=logs)
+    return tuple(each.outlook for each in surveyed)
 
 
 @library_call
@@ -89,9 +90,11 @@ def run_plan(
     ledger = Ledger(plan, watch)
     with RayExecutor(ledger.tell, address) if executor == "ray" else LocalExecutor(ledger.tell, logs) as workers:
         # Of several models one may need what the imports of another leave out.
-        leaves = executor == "local" and len({job.model.source for job in jobs}) == 1
-        surveyed = _surveyed(jobs, plan, executor, offline, progress, logs, leaves=leaves)
-        ledger.take(surveyed)
+        serves_all = executor == "local" and len({job.model.source for job in jobs}) == 1
+        given = _look_at(jobs, plan, executor, offline)
+        ledger.take(
+            run_supervised(survey, given, progress=progress, logs=logs, waiting="leave" if serves_all else "none")
+        )
         while True:
             ledger.ship()
             for each in due(ledger.jobs, plan, offline=offline):
@@ -151,15 +154,6 @@ def _output(plan: Plan, output_dir: str | Path | None) -> Path:
     return Path(chosen).absolute()
 
 
-def _surveyed(
-    jobs: Sequence[Job],
-    plan: Plan,
-    executor: ExecutorName,
-    offline: bool,
-    progress: Reporter,
-    logs: Logs,
-    *,
-    leaves: bool = False,
-) -> tuple[Surveyed, ...]:
-    kwargs = {"jobs": jobs, "plan": plan, "offline": offline, "devices": executor == "local"}
-    return run_supervised(survey, kwargs, progress=progress, logs=logs, leaves=leaves)
+def _look_at(jobs: Sequence[Job], plan: Plan, executor: ExecutorName, offline: bool) -> dict[str, Any]:
+    """What the survey is given."""
+    return {"jobs": jobs, "plan": plan, "offline": offline, "devices": executor == "local"}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _M_MMAP_THRESHOLD = -3
 """The parameter's number in glibc's malloc.h."""
-_MADV_DONTNEED = 4
+_MADV_DONTNEED, _MADV_POPULATE_WRITE = 4, 23
 _REFUSALS = ("std::bad_alloc", "can't allocate memory", "not enough memory: you tried to allocate")
 """Of C++, and of torch on Linux and on Windows."""
 _PAGEMAP_ENTRY_BYTES = 8
@@ -238,6 +238,24 @@ def let_go(memory: mmap.mmap, start: int, stop: int) -> None:
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
         memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def make_writable(address: int, size_bytes: int) -> bool:
+    """Have the pages of a mapped file in a range at hand, so that writing to them waits for nothing.
+
+    Python's lock is free meanwhile.
+
+    Args:
+        address: Of a page.
+        size_bytes: What follows it.
+
+    Returns:
+        False where the system does it page by page, when they are written to (Linux before 5.14, and all others).
+    """
+    if sys.platform != "linux":
+        return False
+    where = ctypes.c_void_p(address), ctypes.c_size_t(size_bytes)
+    return int(ctypes.CDLL(None).madvise(*where, _MADV_POPULATE_WRITE)) == 0
 
 
 def same_bytes(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, NamedTuple, TypeVar, cast
+from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 
 from llmcompress.errors import InterruptedRunError
 from llmcompress.system.memory import own_bytes, peak_rss_bytes
@@ -26,6 +26,7 @@ from llmcompress.system.worker import call_with_progress
 
 ResultT = TypeVar("ResultT")
 
+GRACE_S = 10.0
 _TICK_S = 0.2
 _LAST_LINES = 10
 _LAST_WORDS_S = 2.0
@@ -66,11 +67,9 @@ def run_supervised(
     *,
     progress: Reporter = silent,
     logs: Callable[[str], None] | None = None,
-    grace_s: float = 10.0,
     search_path: Sequence[Path] = (),
     first_import: str = "",
-    leaves: bool = False,
-    takes: bool = False,
+    waiting: Literal["none", "leave", "take"] = "none",
 ) -> ResultT:
     """Call `function(**kwargs, progress=...)` in a Python process of its own and return what it returns.
 
@@ -81,12 +80,13 @@ def run_supervised(
         progress: called here, in this thread, with each Progress that the function reports, in order.
         logs: called with each line that the worker writes to stdout or stderr, from another thread; by default only
             the last lines of a worker that crashed are shown, in the error.
-        grace_s: seconds from Ctrl-C, SIGTERM or SIGHUP until a worker that does not stop is killed. A second signal
-            kills it at once.
         search_path: Where the worker looks for modules before it looks where this process does.
         first_import: A module that the worker imports meanwhile.
-        leaves: The worker waits for the next call afterwards; a call that does not take it ends it.
-        takes: Where an earlier call left a worker, it is that one, with what it has imported; else a fresh one.
+        waiting: `leave`: the worker waits for the next call afterwards, and one that does not take it ends it.
+            `take`: where a call left a worker, it is that one, with what it has imported; else a fresh one.
+
+    Ctrl-C, SIGTERM and SIGHUP are passed on to the worker; one that does not stop within `GRACE_S` is killed, at once
+    with a second signal.
 
     Raises:
         Whatever the function raised, its traceback added as a note; of a foreign exception its name and message, as a
@@ -96,13 +96,13 @@ def run_supervised(
         LlmcompressError: the worker crashed.
     """
     kind = (logs, tuple(search_path), first_import)
-    worker = _take_waiting(kind if takes else None) or _listened_to(
+    worker = _take_waiting(kind if waiting == "take" else None) or _listened_to(
         start(stderr=subprocess.PIPE, search_path=search_path, first_import=first_import), logs, kind
     )
-    with _stopping(worker.process, grace_s) as received:
+    with _stopping(worker.process) as received:
         worker.started.call(call_with_progress, function, dict(kwargs() if callable(kwargs) else kwargs))
         watched = _watch(worker.process, worker.inbox, received, progress)
-        if leaves and isinstance(watched.answer, Done) and not received:
+        if waiting == "leave" and isinstance(watched.answer, Done) and not received:
             _waiting.append(worker)
             return cast(ResultT, result_of(watched.answer))
         worker.end()
@@ -188,10 +188,10 @@ def _watch(worker: subprocess.Popen[bytes], inbox: _Inbox, received: Sequence[in
 
 
 @contextlib.contextmanager
-def _stopping(worker: subprocess.Popen[bytes], grace_s: float) -> Iterator[list[int]]:
+def _stopping(worker: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     """Pass this process's stop signals on to the worker; yields the list of those received; leaves no worker behind."""
     received: list[int] = []
-    killer = threading.Timer(grace_s, worker.kill)
+    killer = threading.Timer(GRACE_S, worker.kill)
     killer.daemon = True
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -216,7 +216,7 @@ def _stopping(worker: subprocess.Popen[bytes], grace_s: float) -> Iterator[list[
             # Only an error of this side (a reporter that raised) comes here with the worker still running.
             _ask_to_stop(worker)
             try:
-                worker.wait(grace_s)
+                worker.wait(GRACE_S)
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
