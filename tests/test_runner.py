@@ -27,6 +27,7 @@ from llmcompress.errors import (
     WriteError,
 )
 from llmcompress.evaluation import measurement
+from llmcompress.loaders import tokenizer
 from llmcompress.runner import Event, RunReport, outlook, run_plan
 from llmcompress.spec import Gate, Recipe, load_recipe
 from llmcompress.spec.plan import load_plan, planned_jobs
@@ -406,6 +407,30 @@ def test_one_worker_looks_at_one_model_and_compresses_it(place: Path, monkeypatc
     for recipe in ("int8", "int4-sym"):
         llmcompress.compress(place / "llama", recipe, place / "alone" / recipe, graph_cache=False)
     assert artifact_bytes(place / "one" / "llama") == artifact_bytes(place / "alone")
+
+
+def test_a_tokenizer_is_converted_once_for_a_model(
+    place: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    converted: list[Path] = []
+    convert = tokenizer.save_tokenizer
+
+    def save(opened: Any, directory: Path, source: Any) -> None:
+        converted.append(directory)
+        convert(opened, directory, source)
+
+    monkeypatch.setattr(tokenizer, "save_tokenizer", save)
+    text = "models: [llama, qwen]\nrecipes: [none, int8, int4-sym]\n"
+    plan = load_plan(write_plan(place / "tokenizers.yaml", text))
+    assert run_plan(plan, output_dir=tmp_path / "out").exit_code == 0
+    assert len(converted) == 2
+    # Outside a plan each call converts its own.
+    for model in ("llama", "qwen"):
+        for recipe in ("none", "int8"):
+            llmcompress.compress(place / model, recipe, tmp_path / "alone" / model / recipe, graph_cache=False)
+    assert len(converted) == 6
+    made, alone = artifact_bytes(tmp_path / "out"), artifact_bytes(tmp_path / "alone")
+    assert alone.items() <= made.items()
 
 
 def test_a_worker_that_dies_is_replaced(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

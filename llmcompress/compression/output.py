@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from llmcompress.artifact import Staging, file_records, write_errors
 from llmcompress.artifact.manifest import NOT_LISTED, file_record, sealed
@@ -16,17 +17,41 @@ from llmcompress.compression.zeros import archive_share, sparse_speed
 from llmcompress.data.disjoint import write_sequences
 from llmcompress.loaders.environments import transformers_needed
 from llmcompress.loaders.layout import ir_files
-from llmcompress.loaders.source import Source, save_code
+from llmcompress.loaders.source import Source, identity, save_code
 from llmcompress.report.compression import CompressionReport, PartRecord
 from llmcompress.report.file_names import RECIPE, model_files
 from llmcompress.report.record import FileRecord, environment_record
 from llmcompress.spec import Recipe, dump_recipe
+from llmcompress.system.cache import content_key
 from llmcompress.system.files import sync
 from llmcompress.system.json_file import write_json
 from llmcompress.system.progress import Progress, Reporter, silent
 
 if TYPE_CHECKING:
     import openvino as ov
+
+
+class _Texts(NamedTuple):
+    """What was written of a tokenizer."""
+
+    key: str
+    files: Mapping[str, bytes]
+    """By their names in the artifact."""
+    chat_template: Literal["equal", "none", "not checked"]
+
+
+_written: list[_Texts] | None = None
+
+
+@contextlib.contextmanager
+def texts_converted_once() -> Iterator[None]:
+    """Convert and compare a tokenizer once for the artifacts of one model that are written meanwhile."""
+    global _written
+    _written = []
+    try:
+        yield
+    finally:
+        _written = None
 
 
 def write(compressed: CompressedModel, stage: Staging, *, progress: Reporter = silent) -> CompressionReport:
@@ -162,10 +187,30 @@ def _save_side_files(
             save_processor(loaded.source, stage.path)
         if loaded.parts or loaded.source.runs_code:
             save_code(loaded.source, stage.path)
-    configs = loaded.config, loaded.generation_config
-    verdict = save_texts(compressed.tokenizer, loaded.source, configs, stage, progress)
+    verdict = _save_texts_once(compressed, stage, progress)
     if loaded.parts and compressed.tokenizer is not None:
         check_processor(loaded.source, stage.path)
+    return verdict
+
+
+def _save_texts_once(
+    compressed: CompressedModel, stage: Staging, progress: Reporter
+) -> Literal["equal", "none", "not checked"]:
+    """As ``save_texts``; what was written of the same tokenizer before is written again where that is asked for."""
+    loaded = compressed.loaded
+    configs = loaded.config, loaded.generation_config
+    key = content_key({"source": identity(loaded.source), "configs": configs, "none": compressed.tokenizer is None})
+    if _written and _written[0].key == key:
+        with write_errors(stage.target):
+            for name, content in _written[0].files.items():
+                (stage.path / name).write_bytes(content)
+        return _written[0].chat_template
+    before = set(stage.path.iterdir())
+    verdict = save_texts(compressed.tokenizer, loaded.source, configs, stage, progress)
+    added = [path for path in stage.path.iterdir() if path not in before]
+    # A processor's files may have been there before, and templates lie in a folder.
+    if _written is not None and not loaded.parts and all(path.is_file() for path in added):
+        _written[:] = [_Texts(key, {path.name: path.read_bytes() for path in added}, verdict)]
     return verdict
 
 

@@ -12,6 +12,7 @@ from llmcompress.artifact import MANIFEST, manifest_sha256, remove_leftovers
 from llmcompress.compression.compress import OutputOptions, compress, compress_by_kept_graph, prepare_for_layer
 from llmcompress.compression.forecast import Forecast, require_fits
 from llmcompress.compression.nncf.graph_reading import graphs_read_once
+from llmcompress.compression.output import texts_converted_once
 from llmcompress.compression.replay.key import cache_use
 from llmcompress.compression.replay.replaying import may_replay
 from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError
@@ -161,7 +162,7 @@ def compress_by_all(
         )
         remember("compress", found, (job.recipe.portable(),), report.measured.duration_s)
 
-    with graphs_read_once():
+    with graphs_read_once(), texts_converted_once():
         return outcomes | {job.name: _outcome(job, functools.partial(make, job), progress) for job in left}
 
 
