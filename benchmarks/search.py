@@ -87,7 +87,9 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="text for GPTQ, of candidates and of the grid")
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="uniform formats whose bytes are the limits")
     parser.add_argument("--grid", type=Path, help="file of what NNCF's recipes lose, made where it is not there")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="of the grid's points")
+    parser.add_argument(
+        "--methods", nargs="*", default=list(METHODS), help="of the points that --grid adds; may be none"
+    )
     parser.add_argument("--only-grid", action="store_true", help="make that file and end")
     parser.add_argument("--k-quants", action="store_true", help="take llama.cpp's mixtures as limits and rivals")
     parser.add_argument("--predictions", action="store_true", help="measure plans near each size, without searches")
@@ -172,7 +174,9 @@ def front(bench: Bench, limits: Iterable[Limit], points: list[Point]) -> None:
     table = Table("bytes of", "MB", "best other", "its KL", "searched KL", "ratio", "predicted")
     for limit, plan in zip((*others, largest), found, strict=True):
         known = [(kl, name) for name, size, kl in points if size <= limit.size_bytes]
-        best_kl, best = min(known) if limit.kl_divergence is None else (limit.kl_divergence, limit.name)
+        if limit.kl_divergence is not None:
+            known = [(limit.kl_divergence, limit.name)]
+        best_kl, best = min(known, default=(float("nan"), "not measured"))
         row = [limit.name, f"{limit.size_bytes / 1e6:.2f}", best, f"{best_kl:.3g}"]
         row += [interval_text(plan.kl_divergence, ".3g"), f"{plan.kl_divergence.value / best_kl:.2f}"]
         table.add_row(*row, f"{plan.predicted_kl:.3g}")

@@ -16,6 +16,7 @@ from llmcompress.cli import run
 from llmcompress.compression.forecast import forecast
 from llmcompress.compression.layers import layer_table
 from llmcompress.errors import RecipeError
+from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.resolving import resolve
 from llmcompress.spec import IgnoredScope, Recipe, WeightCompression
 from tests.test_forecast import config_only, recipe_of, stock_ir
@@ -177,3 +178,32 @@ def test_a_dry_run_prints_the_warning(
     assert run([*arguments, "--dry-run", "-o", str(tmp_path / "out")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert f"warning: {UNDIVIDED} (352): weights.group_size_fallback adjust gives these groups of 32" in shown
+
+
+@pytest.mark.parametrize("engine", ["llmcompress", "nncf"])
+def test_awq_leaves_out_what_it_would_fold_into_undivided_layers(
+    engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a layer that its groups do not divide NNCF collects no statistics, for which its AWQ then looks."""
+    checkpoint = build_checkpoint(tmp_path / "odd", hidden_size=160, intermediate_size=256, num_hidden_layers=2)
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog, and the dog looks on. " * 200)
+    recipe = Recipe.model_validate(
+        {
+            "name": "test",
+            "weights": {**INT4, "group_size_fallback": "ignore", "awq": True},
+            "calibration": {"dataset": str(tmp_path / "text.txt"), "num_samples": 2, "seq_len": 32},
+        }
+    )
+    with caplog.at_level(logging.WARNING, "llmcompress"):
+        report = llmcompress.compress(checkpoint, recipe, tmp_path / "out", engine=engine)
+    (warning,) = [each.message for each in caplog.records if "AWQ" in each.message]
+    assert warning == (
+        "AWQ leaves out 2 weights, such as model.layers.0.mlp.down_proj.weight: their scales would go into weights "
+        "that the groups do not divide"
+    )
+    in_four_bits = {parameter_name(layer.name) for layer in report.layers if layer.mode == "int4_sym"}
+    assert "model.layers.0.mlp.down_proj.weight" in in_four_bits
+    assert "model.layers.0.mlp.up_proj.weight" not in in_four_bits
+    without = recipe.model_copy(update={"weights": WeightCompression(**INT4, group_size_fallback="ignore")})
+    plain = llmcompress.compress(checkpoint, without.model_copy(update={"calibration": None}), tmp_path / "plain")
+    assert report.bits_per_weight == plain.bits_per_weight

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -31,7 +32,10 @@ from llmcompress.compression.kernels.estimation import NotFiniteError, blocks, r
 from llmcompress.compression.nncf.group_codes import FORMATS, is_by_numpy
 from llmcompress.compression.nncf.weight_codes import agrees
 from llmcompress.graph.integer_weights import Rescaling
+from llmcompress.graph.model import parameter_name
 from llmcompress.system.patching import replaced
+
+_log = logging.getLogger(__name__)
 
 _NAME = "_data_aware_step"
 _ARGUMENTS = ("self", "wp", "weight", "statistics", "act_ch_axis", "prev_weight", "prev_statistics")
@@ -61,16 +65,34 @@ def awq_search(num_threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def scales_recorded(found: dict[str, Rescaling]) -> Iterator[None]:
-    """Note by what NNCF's AWQ multiplies each weight, by its constant's name."""
+    """Note by what NNCF's AWQ multiplies each weight, by its constant's name.
+
+    Weights whose scale would go into a layer of which NNCF has no statistics are left out, where it fails by itself:
+    it collects none of layers that its groups do not divide.
+    """
     stock, match = awq.AWQ.apply, awq.AWQ._get_awq_data
     matched: dict[str, Any] = {}
+    known: list[Mapping[str, Any]] = []
 
-    def kept(*arguments: Any) -> dict[str, Any]:
-        matched.update(match(*arguments))
+    def kept(algorithm: Any, graph: Any, *arguments: Any) -> dict[str, Any]:
+        found = match(algorithm, graph, *arguments)
+        lacking = [node for node, each in found.items() if known and _lacks(algorithm, graph, each, known[0])]
+        if lacking:
+            names = [_weight_of(algorithm._backend_entity, graph, found[node])[0] for node in lacking]
+            _log.warning(
+                "AWQ leaves out %d weights, such as %s: their scales would go into weights that the groups do not "
+                "divide",
+                len(lacking),
+                min(map(parameter_name, names)),
+            )
+        matched.update({node: each for node, each in found.items() if node not in lacking})
         return matched
 
-    def noted(algorithm: Any, model: Any, graph: Any, *arguments: Any, **options: Any) -> Any:
-        result = stock(algorithm, model, graph, *arguments, **options)
+    def noted(
+        algorithm: Any, model: Any, graph: Any, weights: Any, statistics: Any = None, *arguments: Any, **options: Any
+    ) -> Any:
+        known[:] = [statistics] if statistics is not None and algorithm._prefer_data_aware_scaling else []
+        result = stock(algorithm, model, graph, weights, statistics, *arguments, **options)
         for node, scale in algorithm._scale_per_target_node.items():
             _note(found, algorithm._backend_entity, graph, matched[node], np.asarray(scale.data, np.float32))
         return result
@@ -79,18 +101,35 @@ def scales_recorded(found: dict[str, Rescaling]) -> Iterator[None]:
         yield
 
 
+def _lacks(algorithm: Any, graph: Any, match: Any, statistics: Mapping[str, Any]) -> bool:
+    merged = _merged_into(algorithm._backend_entity, graph, match)
+    return bool(merged) and match.merge_node.node_name not in statistics
+
+
+def _weight_of(backend: Any, graph: Any, match: Any) -> tuple[str, list[int]]:
+    """Name and shape of the weight that is scaled."""
+    (name, port), *_ = backend.get_weight_names_and_port_ids(match.weight_params.node_with_weight, graph)
+    return name, list(backend.get_weight_shape(match.weight_params.node_with_weight, port, graph))
+
+
+def _merged_into(backend: Any, graph: Any, match: Any) -> list[str]:
+    """The weights of the layer before that take the inverse of a scale; none: the activations do."""
+    before, num_axes = match.merge_node, len(_weight_of(backend, graph, match)[1])
+    if not backend.is_node_with_weights(before, graph):
+        return []
+    ports = backend.get_weight_names_and_port_ids(before, graph)
+    if num_axes not in [len(backend.get_weight_shape(before, port, graph)) for _, port in ports]:
+        return []
+    return [name for name, _ in ports]
+
+
 def _note(found: dict[str, Rescaling], backend: Any, graph: Any, match: Any, scale: np.ndarray) -> None:
     """Note what one scale, that of the activations, was multiplied into, and its inverse."""
-    parameters, before = match.weight_params, match.merge_node
-    (axis,) = parameters.reduction_axes
-    ((name, port),) = backend.get_weight_names_and_port_ids(parameters.node_with_weight, graph)
-    shape = [1] * len(backend.get_weight_shape(parameters.node_with_weight, port, graph))
+    (axis,) = match.weight_params.reduction_axes
+    name, weight_shape = _weight_of(backend, graph, match)
+    shape = [1] * len(weight_shape)
     shape[axis] = scale.size
-    merged: list[str] = []
-    if backend.is_node_with_weights(before, graph):
-        ports = backend.get_weight_names_and_port_ids(before, graph)
-        if len(shape) in [len(backend.get_weight_shape(before, each, graph)) for _, each in ports]:
-            merged = [each for each, _ in ports]
+    merged = _merged_into(backend, graph, match)
     _add(found, name, Rescaling((np.reciprocal(scale).reshape(shape),), None if merged else scale.reshape(-1)))
     for each in merged:
         _add(found, each, Rescaling((scale,)))
