@@ -41,7 +41,7 @@ from llmcompress.searching.solver import fastest, least_damage, total_kl, total_
 from llmcompress.searching.speed import timed
 from llmcompress.searching.windows import search_windows
 from llmcompress.spec import Calibration, Recipe
-from llmcompress.spec.search import SearchSpec, parse_format
+from llmcompress.spec.search import SearchSpec, parse_format, parse_size
 from llmcompress.system.progress import silent
 
 SIZES = ("int2_sym:64", "int2_sym:32", "int4_sym:128", "int4_asym:128", "int4_sym:64", "int4_asym:64", "int4_asym:32")
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, help="checkpoint")
     parser.add_argument("--text", type=Path, required=True, help="text for sensitivity and verdict")
     parser.add_argument("--calibration", type=Path, help="text for GPTQ, of candidates and of the grid")
-    parser.add_argument("--sizes", nargs="+", default=SIZES, help="uniform formats whose bytes are the limits")
+    parser.add_argument("--sizes", nargs="+", default=SIZES, help="limits: uniform formats with such bytes, or 6.5MB")
     parser.add_argument("--grid", type=Path, help="file of what NNCF's recipes lose, made where it is not there")
     parser.add_argument(
         "--methods", nargs="*", default=list(METHODS), help="of the points that --grid adds; may be none"
@@ -121,8 +121,11 @@ def main() -> None:
 
 
 def uniform_limits(bench: Bench, names: list[str]) -> Iterator[Limit]:
-    """The bytes of uniform formats."""
+    """The bytes of uniform formats, or those that are given."""
     for name in names:
+        if ":" not in name:
+            yield Limit(name, parse_size(name))
+            continue
         directory = bench.folder / name.replace(":", "-")
         recipe = Recipe(name="uniform", weights=uniform(parse_format(name)))
         llmcompress.compress(bench.source, recipe, directory, tokenizer=False)

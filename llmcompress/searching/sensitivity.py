@@ -9,6 +9,7 @@ of the Fisher matrix.
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,11 +70,18 @@ def sensitivity(
     matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim >= 2}
     model.requires_grad_(False)
     diagonal = {name: torch.zeros_like(parameter.requires_grad_(True)) for name, parameter in matrices.items()}
+
+    def add(name: str, parameter: torch.Tensor) -> None:
+        # At once: gradients of all weights together would take as much memory as these do.
+        assert parameter.grad is not None
+        diagonal[name].addcmul_(parameter.grad, parameter.grad)
+        parameter.grad = None
+
     with contextlib.ExitStack() as stack:
         factors = stack.enter_context(factors_summed(model)) if jointly else {}
+        for name, parameter in matrices.items():
+            handle = parameter.register_post_accumulate_grad_hook(functools.partial(add, name))
+            stack.callback(handle.remove)
         for _ in backward_passes(model, token_ids, seed, progress):
-            for name, parameter in matrices.items():
-                if parameter.grad is not None:
-                    diagonal[name].addcmul_(parameter.grad, parameter.grad)
-                    parameter.grad = None
+            pass
     return Sensitivity(token_ids.size, diagonal, factors)
