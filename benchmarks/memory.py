@@ -5,6 +5,7 @@ Each run gets a control group of its own with a limit on its memory, page cache 
 
     python benchmarks/memory.py                     # 1.1 B parameters, bf16, generated; int4
     python benchmarks/memory.py --recipes int4 int8 --layers 8 --hidden 1024 --intermediate 2816
+    python benchmarks/memory.py --recipes int4-sym --sides llmcompress kept    # on the whole way, and by a kept graph
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ from llmcompress.system.memory import ControlGroup, control_groups
 
 LIMIT = {1: "memory.limit_in_bytes", 2: "memory.max"}
 ENTER = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+SIDES: dict[str, Callable[[Path, Path, str], list[str]]] = {
+    "llmcompress": ours,
+    "kept": functools.partial(ours, graph_cache=True),
+    "optimum-cli": theirs,
+}
 KILLED_FOR_MEMORY = {3, 10, 137, -9}
 """Exit codes: refused beforehand, or killed."""
 
@@ -83,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 8 GB)")
     parser.add_argument("--recipes", nargs="*", default=["int4"], choices=sorted(RECIPES))
+    parser.add_argument("--sides", nargs="+", default=["llmcompress", "optimum-cli"], choices=sorted(SIDES))
     parser.add_argument("--step", type=int, default=100, metavar="MB")
     parser.add_argument("--most", type=int, default=2400, metavar="MB", help="the largest limit that is tried")
     shape_arguments(parser)
@@ -92,12 +99,16 @@ def main() -> None:
     with generated(args) as (source, work):
         for recipe in args.recipes:
             found: dict[str, int | None] = {}
-            for name, command in (("llmcompress", ours), ("optimum-cli", theirs)):
+            for name in args.sides:
                 output, log = work / "output", work / f"{name}.log"
-                passes = functools.partial(completes, command(source, output, recipe), output, parent, log)
+                command = SIDES[name](source, output, recipe)
+                if name == "kept":
+                    subprocess.run(command, check=True, capture_output=True)
+                passes = functools.partial(completes, command, output, parent, log)
                 found[name] = smallest(passes, 0, args.most, args.step)
+                shutil.rmtree(output, ignore_errors=True)
             results.append({"case": recipe, "smallest_limit_mb": found})
-    table = Table("recipe", "llmcompress", "optimum-cli", title="smallest limit in MB")
+    table = Table("recipe", *args.sides, title="smallest limit in MB")
     for result in results:
         limits = result["smallest_limit_mb"]
         assert isinstance(limits, dict)
