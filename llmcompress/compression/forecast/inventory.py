@@ -57,7 +57,8 @@ def checkpoint_inventory(source: Source, pruning: Pruning | None = None) -> Inve
         RecipeError: The model does not have what is to go.
         ModelError: transformers cannot build the model from this configuration.
     """
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(source.path.iterdir())]
+    stats = [(path.name, path.stat()) for path in sorted(source.path.iterdir()) if path.is_file()]
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     wanted = {"source": identity(source), "files": files, "config": source.config, "code": source.trust_remote_code}
     taken = pruning.model_dump(mode="json") if pruning else None
     key = content_key({**wanted, "max_context": source.max_context, "pruning": taken})

@@ -91,7 +91,8 @@ def scales_recorded(found: dict[str, Rescaling]) -> Iterator[None]:
     def noted(
         algorithm: Any, model: Any, graph: Any, weights: Any, statistics: Any = None, *arguments: Any, **options: Any
     ) -> Any:
-        known[:] = [statistics] if statistics is not None and algorithm._prefer_data_aware_scaling else []
+        by_data = statistics is not None and getattr(algorithm, "_prefer_data_aware_scaling", True)
+        known[:] = [statistics] if by_data else []
         result = stock(algorithm, model, graph, weights, statistics, *arguments, **options)
         for node, scale in algorithm._scale_per_target_node.items():
             _note(found, algorithm._backend_entity, graph, matched[node], np.asarray(scale.data, np.float32))
