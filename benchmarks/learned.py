@@ -41,7 +41,8 @@ def recipe_of(side: str, mode: str, group_size: int, args: argparse.Namespace) -
     """The recipe of one side of the comparison."""
     gptq, awq = side.startswith("gptq"), side.startswith("awq+se")
     methods = {"awq": awq, "scale_estimation": awq, "gptq": gptq}
-    weights = WeightCompression(mode=mode, group_size=group_size, group_size_fallback="adjust", **methods)
+    mixed = {} if args.ratio == 1 else {"ratio": args.ratio}
+    weights = WeightCompression(mode=mode, group_size=group_size, group_size_fallback="adjust", **methods, **mixed)
     calibration = Calibration(dataset=str(args.train), num_samples=args.num_samples, seq_len=args.seq_len)
     recipe = Recipe(name="side", weights=weights, calibration=calibration if gptq or awq else None)
     return with_training(recipe, side, args) if side.endswith(("blocks", "distillation")) else recipe
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--other-text", type=Path, help="held-out text of another kind")
     parser.add_argument("--modes", nargs="+", default=["int4_asym", "int4_sym", "int3_sym", "int2_sym"])
     parser.add_argument("--group-sizes", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--ratio", type=float, default=1.0, help="of NNCF's sides: layers of the mode, the rest int8")
     parser.add_argument("--sides", nargs="+", default=SIDES, choices=(*SIDES, *OTHER_SIDES, *SEARCHED))
     parser.add_argument("--num-steps", type=int, default=500)
     parser.add_argument("--num-block-steps", type=int, default=200)
