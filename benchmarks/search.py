@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="limits: uniform formats with such bytes, or 6.5MB")
     parser.add_argument("--grid", type=Path, help="file of what NNCF's recipes lose, made where it is not there")
     parser.add_argument(
-        "--methods", nargs="*", default=list(METHODS), help="of the points that --grid adds; may be none"
+        "--methods", nargs="*", choices=METHODS, default=list(METHODS), help="of points that --grid adds; may be none"
     )
     parser.add_argument("--only-grid", action="store_true", help="make that file and end")
     parser.add_argument("--k-quants", action="store_true", help="take llama.cpp's mixtures as limits and rivals")

@@ -184,9 +184,9 @@ def test_pages_are_made_ready_before_they_are_written(tmp_path: Path) -> None:
         if not make_writable(written.ctypes.data + 8 * page, 16 * page - 1):
             pytest.skip("this kernel does it page by page")
         assert resident_file_bytes(file) == 16 * page
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
         written[8 * page : 24 * page : page] = 1
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 16
+        assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - faults < 16
         # What lies beyond a file's end is no memory.
         opened.truncate(32 * page)
         assert not make_writable(written.ctypes.data + 40 * page, page)

@@ -53,7 +53,7 @@ def test_a_worker_that_was_left_is_taken_once() -> None:
     first = run_supervised(supervisor_fixture.count, {"upto": 1}, waiting="leave")
     (waiting,) = set(psutil.Process().children()) - set(before)
     assert waiting.pid == first
-    assert waiting_bytes() > 0
+    assert waiting_bytes() > 0 or sys.platform != "linux"
     seen: list[Progress] = []
     assert run_supervised(supervisor_fixture.count, {"upto": 2}, progress=seen.append, waiting="take") == first
     assert [step.done for step in seen] == [1, 2]

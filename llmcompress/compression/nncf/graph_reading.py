@@ -76,7 +76,7 @@ def find_patterns(graph: Any, pattern_graph: GraphPattern, strict: bool = True) 
     patterns = [[kind for _, kind in each.nodes(data=True)] for each in pattern_graph.get_weakly_connected_subgraphs()]
     kinds = [kind for pattern in patterns for kind in pattern]
     part = nx.MultiDiGraph()
-    part.add_nodes_from((name, node) for name, node in graph.nodes(data=True) if _any(is_of_kind, node, kinds))
+    part.add_nodes_from(each for each in graph.nodes(data=True) if any(is_of_kind(each[1], kind) for kind in kinds))
     part.add_edges_from(edge for edge in graph.edges(keys=True, data=True) if edge[0] in part and edge[1] in part)
     possible = set[str]()
     for names in nx.weakly_connected_components(part):
@@ -85,7 +85,3 @@ def find_patterns(graph: Any, pattern_graph: GraphPattern, strict: bool = True) 
             possible |= names
     part.remove_nodes_from([name for name in part if name not in possible])
     return list(find_subgraphs_matching_pattern(part, pattern_graph, strict))
-
-
-def _any(is_of_kind: Any, node: Any, kinds: list[Any]) -> bool:
-    return any(is_of_kind(node, kind) for kind in kinds)
