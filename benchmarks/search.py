@@ -50,6 +50,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "awq+se": {"awq": True, "scale_estimation": True},
     "gptq": {"gptq": True},
 }
+GRID = (
+    *(f"{mode}:{size}" for mode in ("int4_sym", "int4_asym") for size in (32, 64, 128)),
+    *("int3_sym:64", "int3_sym:128", "int2_sym:32", "int2_sym:64"),
+)
+"""Formats of the grid's points."""
 Point = tuple[str, int, float]
 """A recipe's name, its bytes and its KL divergence."""
 PLANS_PER_SIZE = 4
@@ -90,6 +95,7 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="*", choices=METHODS, default=list(METHODS), help="of points that --grid adds; may be none"
     )
+    parser.add_argument("--formats", nargs="+", default=GRID, help="of points that --grid adds")
     parser.add_argument("--only-grid", action="store_true", help="make that file and end")
     parser.add_argument("--k-quants", action="store_true", help="take llama.cpp's mixtures as limits and rivals")
     parser.add_argument("--predictions", action="store_true", help="measure plans near each size, without searches")
@@ -109,7 +115,7 @@ def main() -> None:
         elif args.speed:
             speeds(bench, args.sizes, args.speed)
         else:
-            known = grid(bench, args.grid, args.methods) if args.grid else []
+            known = grid(bench, args.grid, args.methods, args.formats) if args.grid else []
             if args.k_quants:
                 front(bench, mixtures(bench), known)
             elif args.only_grid:
@@ -261,11 +267,11 @@ def shop_of(bench: Bench, size_bytes: int) -> Workshop:
     return workshop(loaded, spec, search_windows(loaded.source, spec, offline=True), place, silent)
 
 
-def grid(bench: Bench, file: Path, methods: list[str]) -> list[Point]:
+def grid(bench: Bench, file: Path, methods: list[str], formats: list[str]) -> list[Point]:
     """Names, bytes and KL divergences of NNCF's recipes on the windows of the verdict; what the file lacks is made."""
     known = [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
     shop = shop_of(bench, 1)
-    for name, weights, needs_data in points(methods):
+    for name, weights, needs_data in points(methods, formats):
         if name in {each[0] for each in known} or (needs_data and shop.spec.calibration is None):
             continue
         started = time.perf_counter()
@@ -281,12 +287,11 @@ def grid(bench: Bench, file: Path, methods: list[str]) -> list[Point]:
     return known
 
 
-def points(methods: list[str]) -> Iterator[tuple[str, dict[str, Any], bool]]:
+def points(methods: list[str], formats: list[str]) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """The grid: a name, the weights of a recipe, and whether it needs data; what loses least comes first."""
-    whole = [f"{mode}:{size}" for mode in ("int4_sym", "int4_asym") for size in (32, 64, 128)]
     chosen = [each for each in reversed(METHODS) if each in methods]
     for method, ratio in itertools.product(chosen, (1, 0.8, 0.6, 0.4, 0.2)):
-        for text in (*whole, "int3_sym:64", "int3_sym:128", "int2_sym:32", "int2_sym:64"):
+        for text in formats:
             if ratio == 1 or text in ("int4_sym:128", "int4_asym:64"):
                 base = uniform(parse_format(text)).model_dump(exclude_defaults=True)
                 fields = METHODS[method]
