@@ -36,7 +36,7 @@ from llmcompress.report.estimate import interval_text
 from llmcompress.searching.candidates import uniform
 from llmcompress.searching.contest import AT_ONCE, Output, Workshop
 from llmcompress.searching.repair import redrawn
-from llmcompress.searching.search import corrected_table, predicted_table, workshop
+from llmcompress.searching.search import corrected_table, predicted_table, uncompressed, workshop
 from llmcompress.searching.solver import fastest, least_damage, total_kl, total_seconds
 from llmcompress.searching.speed import timed
 from llmcompress.searching.windows import search_windows
@@ -201,7 +201,7 @@ def predictions(bench: Bench, names: list[str]) -> None:
     plain = None
     for limit in uniform_limits(bench, names):
         shop = shop_of(bench, limit.size_bytes)
-        plain = plain or predicted_table(shop)
+        plain = plain or predicted_table(shop, uncompressed(shop))
         better, _ = corrected_table(shop, plain)
         first = least_damage(better.permitted, limit.size_bytes)
         others = redrawn(better.permitted, limit.size_bytes, 0, REDRAWN_BY)
@@ -231,7 +231,7 @@ def speeds(bench: Bench, names: list[str], phase: Any) -> None:
     plans = []
     for limit in uniform_limits(bench, names):
         shop = shop_of(bench, limit.size_bytes)
-        plain = plain or predicted_table(shop)
+        plain = plain or predicted_table(shop, uncompressed(shop))
         spec_table = spec_table or timed(plain, shop.loaded, phase, silent)
         best = least_damage(spec_table.permitted, limit.size_bytes)
         assert best is not None

@@ -244,9 +244,11 @@ def test_codes_may_wait_on_disk(ref_model: Path, tmp_path: Path, monkeypatch: py
     import gc
 
     import llmcompress
-    from llmcompress.compression import run
+    from llmcompress.compression import preparation
     from llmcompress.system.file_memory import FileMemory
 
+    # Codes that depend on their weight alone are made where they are saved, and wait nowhere.
+    recipe = llmcompress.load_recipe("int4", ["weights.awq=true"])
     taken: list[int] = []
 
     def short_of_memory(*args: Any, **kwargs: Any) -> Any:
@@ -256,11 +258,11 @@ def test_codes_may_wait_on_disk(ref_model: Path, tmp_path: Path, monkeypatch: py
         taken.append(size_bytes)
         return block(self, size_bytes)
 
-    forecast, block = run.forecast, FileMemory.block
-    llmcompress.compress(ref_model, "int4", tmp_path / "in memory", tokenizer=False)
-    monkeypatch.setattr(run, "forecast", short_of_memory)
+    forecast, block = preparation.forecast, FileMemory.block
+    llmcompress.compress(ref_model, recipe, tmp_path / "in memory", tokenizer=False)
+    monkeypatch.setattr(preparation, "forecast", short_of_memory)
     monkeypatch.setattr(FileMemory, "block", noted)
-    report = llmcompress.compress(ref_model, "int4", tmp_path / "on disk", tokenizer=False)
+    report = llmcompress.compress(ref_model, recipe, tmp_path / "on disk", tokenizer=False)
     codes = [layer.num_parameters * (1 if layer.mode == "int8_asym" else 0.5) for layer in report.layers]
     assert sum(taken) == sum(codes)
     assert not [path for path in tmp_path.iterdir() if path.name not in ("in memory", "on disk")]

@@ -180,7 +180,7 @@ def test_a_search_that_was_killed_makes_only_what_is_missing(tmp_path: Path, mon
     assert found[0].kl_divergence == pytest.approx(float(parameters[found[0].weight].square().sum()) / 2)
 
 
-def test_the_cost_of_a_matrix_is_that_of_its_errors_together() -> None:
+def test_the_cost_of_a_matrix_is_that_of_its_errors_together(tmp_path: Path) -> None:
     """Against the Fisher matrix of a linear layer before a softmax, by its formula, token by token."""
     torch.manual_seed(0)
     table, layer = torch.randn(5, 8), torch.nn.Linear(8, 6, bias=False)
@@ -194,7 +194,7 @@ def test_the_cost_of_a_matrix_is_that_of_its_errors_together() -> None:
             return SimpleNamespace(logits=self.layer(table[ids]))
 
     windows = np.tile(np.arange(5), (3000, 1))
-    found = sensitivity(Model(), windows, 0, silent, jointly=True)
+    found = sensitivity(Model(), windows, 0, tmp_path, silent, jointly=True)
     error = 1e-2 * torch.randn(6, 8)
     probabilities = layer(table).detach().softmax(-1)
     variances = (probabilities * (1 - probabilities)).mean(0)
@@ -206,7 +206,7 @@ def test_the_cost_of_a_matrix_is_that_of_its_errors_together() -> None:
     assert found.cost("layer.weight", unseen) > 0.1 * expected
 
 
-def test_sensitivity_sums_factors_only_where_asked() -> None:
+def test_sensitivity_sums_factors_only_where_asked(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Embedding(4, 4))
 
     class Model(torch.nn.Module):
@@ -217,7 +217,7 @@ def test_sensitivity_sums_factors_only_where_asked() -> None:
         def forward(self, ids: torch.Tensor, use_cache: bool) -> Any:
             return SimpleNamespace(logits=self.inner(ids))
 
-    found: Sensitivity = sensitivity(Model(), np.zeros((1, 4), np.int64), 0, silent)
+    found: Sensitivity = sensitivity(Model(), np.zeros((1, 4), np.int64), 0, tmp_path, silent)
     assert not found.factors
 
 

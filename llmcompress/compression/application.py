@@ -137,7 +137,7 @@ def _embeddings_by_gptq(
     from llmcompress.compression.fisher import embedding_moments
     from llmcompress.compression.nncf.embeddings import embeddings_by_gptq
 
-    model = load_torch_model(loaded.source).float()
+    model = load_torch_model(loaded.source)
     return embeddings_by_gptq(embedding_moments(model, names, windows.token_ids, windows.record.seed, progress))
 
 

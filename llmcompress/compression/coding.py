@@ -1,4 +1,4 @@
-"""A weight's codes by the kernels, straight to where they are stored, with the scales and zero points next to them."""
+"""A weight's codes by the kernels, straight to where they are stored, and their errors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from llmcompress.compression.doubt import DoubtError
+from llmcompress.compression.kernels.errors import weighted_squares
 from llmcompress.compression.kernels.floating import Floats
-from llmcompress.compression.kernels.groups import packed_zero_points, quantize
+from llmcompress.compression.kernels.groups import CHUNK_VALUES, packed_zero_points, quantize
 from llmcompress.compression.kernels.integers import Codes, Integers, StoredWeights
 
 if TYPE_CHECKING:
@@ -55,25 +56,68 @@ def write_codes(
     Raises:
         DoubtError: A weight is not finite, or its scale is not in half precision.
     """
-    codes, element = layout.codes, layout.element
-    is_integer = isinstance(codes, Integers)
-    scales = np.empty(layout.num_groups, np.float32)
-    zero_points = np.zeros(layout.num_groups if is_integer else 0, np.float32)
-    stored = StoredWeights(
+    codes = layout.codes
+    made, rounded = _made(_stored(values, layout), layout, packed, pool)
+    is_asymmetric = isinstance(codes, Integers) and codes.is_asymmetric
+    zeros = packed_zero_points(made.zero_points, codes.num_bits) if is_asymmetric else np.empty(0, np.uint8)
+    return CodedParts(rounded.view(np.uint8), zeros)
+
+
+def weighted_error(
+    values: NDArray[np.uint8], layout: WeightLayout, factors: NDArray[np.float32], pool: ThreadPoolExecutor
+) -> float | None:
+    """The squared errors of a weight's codes, each times a factor, together.
+
+    Args:
+        values: Of the weight, only read.
+        layout: Of them.
+        factors: float32 ``[num_values]``, as the values lie.
+        pool: Whose threads compute.
+
+    Returns:
+        None: groups do not lie in one piece, or are no integers.
+
+    Raises:
+        DoubtError: As ``write_codes``.
+    """
+    codes = layout.codes
+    if layout.num_columns > 1 or not isinstance(codes, Integers):
+        return None
+    stored = _stored(values, layout)
+    made, rounded = _made(stored, layout, np.empty(layout.num_bytes, np.uint8), pool)
+    scales = rounded.astype(np.float32)
+    step = max(1, CHUNK_VALUES // layout.group_size)
+    pieces = [(first, min(first + step, layout.num_groups)) for first in range(0, layout.num_groups, step)]
+    return float(sum(pool.map(lambda piece: weighted_squares(stored, codes, made, scales, factors, piece), pieces)))
+
+
+def _stored(values: NDArray[np.uint8], layout: WeightLayout) -> StoredWeights:
+    element = layout.element
+    return StoredWeights(
         _as_kernels_take_it(values.view(np.uint32 if element == "f32" else np.uint16)),
         np.uint32(16 if element == "bf16" else 0),
         element == "f16",
         layout.group_size,
         layout.num_columns,
     )
-    if not quantize(stored, codes, Codes(False, scales, zero_points, packed), pool):
+
+
+def _made(
+    stored: StoredWeights, layout: WeightLayout, packed: NDArray[np.uint8], pool: ThreadPoolExecutor
+) -> tuple[Codes, NDArray[np.float16]]:
+    """Codes, and their scales as they are stored.
+
+    Raises:
+        DoubtError: As ``write_codes``.
+    """
+    zero_points = np.zeros(layout.num_groups if isinstance(layout.codes, Integers) else 0, np.float32)
+    made = Codes(False, np.empty(layout.num_groups, np.float32), zero_points, packed)
+    if not quantize(stored, layout.codes, made, pool):
         raise DoubtError("a weight is not finite")
-    rounded = scales.astype(np.float16)
+    rounded = made.scales.astype(np.float16)
     if not np.isfinite(rounded).all():
         raise DoubtError("a scale exceeds half precision")
-    is_asymmetric = isinstance(codes, Integers) and codes.is_asymmetric
-    zeros = packed_zero_points(zero_points, codes.num_bits) if is_asymmetric else np.empty(0, np.uint8)
-    return CodedParts(rounded.view(np.uint8), zeros)
+    return made, rounded
 
 
 def _as_kernels_take_it(values: NDArray[Any]) -> NDArray[Any]:

@@ -9,15 +9,20 @@ of the gradients of what it gives, and how often each row was looked up.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+import functools
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.checkpoint import checkpoint
 
+from llmcompress.compression.matrix_uses import MatrixUses, Use, uses_noted
 from llmcompress.errors import ModelError
+from llmcompress.system.memory import return_large_blocks
 from llmcompress.system.progress import Progress, Reporter
+from llmcompress.training.layers import layer_list
 
 
 class Factors(NamedTuple):
@@ -30,54 +35,80 @@ class Factors(NamedTuple):
 
 
 def backward_passes(
-    model: Any, token_ids: NDArray[np.int64], seed: int, progress: Reporter, stage: str = "sensitivity"
+    model: Any, batches: Iterable[NDArray[np.int64]], seed: int, uses: MatrixUses, *, recomputed: bool = False
 ) -> Iterator[None]:
-    """Run each window forth and back once; the caller says before of what gradients are, and has them after each.
+    """Run batches of windows forth and back, one after the other; each is begun when the next one is asked for.
 
     Args:
-        model: In f32.
-        token_ids: int64 ``[num_windows, seq_len]``.
+        model: Of which the uses are noted.
+        batches: int64 ``[num_windows, seq_len]`` each.
         seed: Of the labels.
-        progress: Told of every window.
-        stage: Its name.
+        uses: Those.
+        recomputed: What is inside a decoder layer is not kept for the way back, but computed again.
+
+    Raises:
+        OtherUseError: A matrix is not used as is noted.
     """
+    # Activations of a layer would otherwise stay in the heap.
+    return_large_blocks()
     generator = torch.Generator().manual_seed(seed)
-    for number, window in enumerate(token_ids):
-        progress(Progress(stage, number, len(token_ids), "windows"))
-        logits = model(torch.from_numpy(window[None].copy()), use_cache=False).logits[0].float()
-        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        loss.backward()  # type: ignore[no-untyped-call]
-        yield
-    progress(Progress(stage, len(token_ids), len(token_ids), "windows"))
+    with layers_recomputed(model, uses) if recomputed else contextlib.nullcontext():
+        for batch in batches:
+            uses.begin()
+            logits = model(torch.from_numpy(batch.copy()), use_cache=False).logits
+            uses.check()
+            # Of the cross entropy with labels that are drawn.
+            gradient = torch.empty_like(logits, dtype=torch.float32)
+            for window, of_window in zip(logits.detach(), gradient, strict=True):
+                torch.softmax(window.float(), -1, out=of_window)
+                labels = torch.multinomial(of_window, 1, generator=generator)
+                of_window.scatter_add_(-1, labels, torch.full(labels.shape, -1.0))
+            logits.backward(gradient.to(logits.dtype))
+            uses.check()
+            yield
 
 
 @contextlib.contextmanager
-def factors_summed(model: Any, names: Collection[str] | None = None) -> Iterator[dict[str, list[Factors]]]:
-    """Add up the factors of linear layers and embeddings in each pass, by the names of parameters.
+def layers_recomputed(model: Any, uses: MatrixUses) -> Iterator[None]:
+    """Have decoder layers keep what they are given alone, and compute the rest again on the way back.
 
-    Args:
-        model: In f32.
-        names: Of the parameters; None: all. A head that shares its weight with an embedding is a second use of it.
+    Raises:
+        ModelError: The model has no list of them.
     """
-    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
-    tables = _tables(model)
-    found: dict[str, list[Factors]] = {}
-    handles = []
-    for module in (*tables, *(each for each in model.modules() if isinstance(each, torch.nn.Linear))):
-        name = name_of.get(id(module.weight))
-        if name is None or (names is not None and name not in names):
-            continue
-        num_rows, num_columns = module.weight.shape
-        factors = Factors(torch.zeros(num_columns, num_columns), torch.zeros(num_rows))
-        found.setdefault(name, []).append(factors)
-        summing = _of_embedding if module in tables else _of_linear
-        handles.append(module.register_forward_hook(summing(factors)))
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    _, layers = layer_list(model)
+    # torch computes it outside of what is entered around the way back.
+    how = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": lambda: (contextlib.nullcontext(), uses)}
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            vars(layer)["forward"] = functools.partial(checkpoint, layer.forward, **how)
+            stack.callback(vars(layer).pop, "forward")
+        yield
+
+
+class FactorSums:
+    """Adds up the factors of matrices, use by use; a head that shares its weight with an embedding is a second use."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.found: dict[str, list[Factors]] = {}
+        self._of_use: dict[tuple[str, bool], Factors] = {}
+
+    def add(self, use: Use, num_rows: int) -> None:
+        """Add what one use of a matrix of so many rows gives."""
+        factors = self._of_use.get((use.name, use.is_lookup))
+        if factors is None:
+            num_columns = (use.gradient if use.is_lookup else use.given).shape[-1]
+            factors = Factors(torch.zeros(num_columns, num_columns), torch.zeros(num_rows))
+            self._of_use[use.name, use.is_lookup] = factors
+            self.found.setdefault(use.name, []).append(factors)
+        gradient = use.gradient.flatten(0, -2)
+        if use.is_lookup:
+            factors.columns.addmm_(gradient.T, gradient)
+            factors.rows.add_(torch.bincount(use.given.flatten(), minlength=num_rows))
+        else:
+            given = use.given.flatten(0, -2)
+            factors.columns.addmm_(given.T, given)
+            factors.rows.add_(gradient.square().sum(0))
 
 
 def embedding_names(model: Any) -> frozenset[str]:
@@ -92,7 +123,7 @@ def embedding_moments(
     """What GPTQ of embeddings goes by, in the place of a layer's inputs: of which error in a row the model loses most.
 
     Args:
-        model: In f32; requires no gradients afterwards.
+        model: Of the checkpoint's precision; requires no gradients afterwards.
         names: Of the parameters.
         token_ids: int64 ``[num_windows, seq_len]``.
         seed: Of the labels.
@@ -113,49 +144,22 @@ def embedding_moments(
             hint="write method: data_free into the rule of this weight",
         )
     model.requires_grad_(False)
-    with factors_summed(model, names) as found:
-        for _ in backward_passes(model, token_ids, seed, progress, "gradients of embeddings"):
-            pass
+    sums, num_rows = FactorSums(), {name: len(model.get_parameter(name)) for name in names}
+    stage, total = "gradients of embeddings", len(token_ids)
+    with uses_noted(model, names, lambda use: sums.add(use, num_rows[use.name]), once=False) as noted:
+        passes = backward_passes(model, (window[None] for window in token_ids), seed, noted)
+        progress(Progress(stage, 0, total, "windows"))
+        for number, _ in enumerate(passes):
+            progress(Progress(stage, number + 1, total, "windows"))
     moments = {}
-    for name, uses in found.items():
-        total = sum(each.columns * each.rows.sum() for each in uses)
-        assert isinstance(total, torch.Tensor)
-        moments[name] = (total / total.diagonal().mean()).numpy()
+    for name, uses in sums.found.items():
+        together = sum(each.columns * each.rows.sum() for each in uses)
+        assert isinstance(together, torch.Tensor)
+        moments[name] = (together / together.diagonal().mean()).numpy()
     return moments
-
-
-_Hook = Callable[[Any, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor | None]
 
 
 def _tables(model: Any) -> list[Any]:
     """Embeddings of token ids and others that look up what they are given; some of positions compute it first."""
     of_tokens = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     return [each for each in model.modules() if type(each) is torch.nn.Embedding or each is of_tokens]
-
-
-def _of_linear(factors: Factors) -> _Hook:
-    def add_gradient(gradient: torch.Tensor) -> None:
-        factors.rows.add_(gradient.flatten(0, -2).square().sum(0))
-
-    def add(module: Any, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
-        rows = given[0].detach().flatten(0, -2)
-        factors.columns.addmm_(rows.T, rows)
-        if result.requires_grad:
-            result.register_hook(add_gradient)  # type: ignore[no-untyped-call]
-
-    return add
-
-
-def _of_embedding(factors: Factors) -> _Hook:
-    def add_gradient(gradient: torch.Tensor) -> None:
-        rows = gradient.flatten(0, -2)
-        factors.columns.addmm_(rows.T, rows)
-
-    def add(module: Any, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> torch.Tensor:
-        factors.rows.add_(torch.bincount(given[0].flatten(), minlength=len(factors.rows)))
-        # With a frozen table the graph begins here; a copy, since what follows may work in place.
-        begun = result if result.requires_grad else result.detach().requires_grad_()
-        begun.register_hook(add_gradient)  # type: ignore[no-untyped-call]
-        return begun if begun is result else begun.clone()
-
-    return add

@@ -140,7 +140,7 @@ def _of_search(predicted: Forecast, spec: SearchSpec) -> Forecast:
     """What a search takes, by the forecast of an ordinary recipe."""
     from llmcompress.searching.search import needed_memory
 
-    memory_bytes = max(predicted.min_memory_bytes, needed_memory(predicted.num_parameters, spec))
+    memory_bytes = max(predicted.min_memory_bytes, needed_memory(predicted, spec))
     size_bytes = spec.max_bytes or predicted.size_bytes
     if spec.bits_per_weight is not None:
         size_bytes = int(predicted.num_parameters * spec.bits_per_weight / 8)

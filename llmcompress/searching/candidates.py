@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmcompress.compression.coding import weighted_error, write_codes
+from llmcompress.compression.late_codes import codes_left_for_later
 from llmcompress.compression.layers import constants_taken_by, layer_table
 from llmcompress.compression.nncf.weights import compress_weights
-from llmcompress.graph.integer_weights import integer_weights
+from llmcompress.graph.integer_weights import IntegerWeight, codes_of, integer_weights
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel
 from llmcompress.report.search import ExpertsRecord
@@ -18,12 +21,14 @@ from llmcompress.searching.shelf import Shelf
 from llmcompress.spec import WeightCompression
 from llmcompress.spec.modes import INT8
 from llmcompress.spec.search import Format
+from llmcompress.system.environment import threads_of_torch
 from llmcompress.system.progress import Progress, Reporter
 
 if TYPE_CHECKING:
     import torch
 
     from llmcompress.compression.nncf.gptq_formats import Made
+    from llmcompress.compression.nncf.noted_codes import NotedWeight
     from llmcompress.data import CalibrationWindows
     from llmcompress.searching.sensitivity import Sensitivity
 
@@ -148,9 +153,9 @@ class Uncompressed(NamedTuple):
     loaded: LoadedModel
     """Uncompressed."""
     model: Any
-    """The same in torch, f32."""
+    """The same in torch."""
     parameters: Mapping[str, torch.Tensor]
-    """By name, f32."""
+    """By name, matrices in the checkpoint's precision."""
     sensitivity: Sensitivity
     pieces: Mapping[str, Piece] = {}
     """Constants that are cut out of stacks of experts, by their names."""
@@ -183,39 +188,78 @@ def uniform(wanted: Format, *, all_layers: bool = False) -> WeightCompression:
 
 
 def data_free(original: Uncompressed, formats: Formats, progress: Reporter) -> Iterator[Candidate]:
-    """Compress a copy of the graph in each format, and weigh each weight's error by its sensitivity.
+    """Weigh each weight's error in each format by its sensitivity, with no codes made where our kernels make them.
 
     Args:
         original: The model.
         formats: To try; weights whose channels a group size does not divide go without that one.
         progress: Told of every format.
     """
+    every = (*formats.everywhere, *formats.further)
+    with ThreadPoolExecutor(threads_of_torch()) as pool:
+        for number, wanted in enumerate(every):
+            progress(Progress("candidates", number, len(every), "formats"))
+            model = original.loaded.clone().model
+            with codes_left_for_later(model) as noted:
+                compress_weights(model, uniform(wanted, all_layers=True))
+            weights, records = integer_weights(model), {layer.name: layer for layer in layer_table(model)}
+            for constant in weights:
+                name, record, piece = parameter_name(constant), records.get(constant), original.pieces.get(constant)
+                if record is None or wanted not in formats.of(name):
+                    continue
+                if (record.mode, record.group_size) != (wanted.mode, wanted.group_size):
+                    continue
+                if len(record.shape) == 3 and wanted.mode not in OF_STACKS:
+                    continue
+                cost = 0.0
+                if (name if piece is None else piece.stack) in original.sensitivity.diagonal:
+                    cost = _cost_of_rounding(original, name, piece, _Rounded(weights, constant, noted), pool)
+                elif wanted != BACKUP:
+                    continue
+                yield Candidate(name, wanted, record.num_parameters, record.size_bytes, cost)
+    progress(Progress("candidates", len(every), len(every), "formats"))
+
+
+class _Rounded(NamedTuple):
+    """A weight of a compressed graph."""
+
+    weights: Mapping[str, IntegerWeight]
+    constant: str
+    noted: Mapping[str, NotedWeight]
+    """Those of which the graph has no codes yet."""
+
+    def finished(self, pool: ThreadPoolExecutor) -> IntegerWeight:
+        """The weight with its codes."""
+        import numpy as np
+
+        found, noted = self.weights[self.constant], self.noted.get(self.constant)
+        if noted is None:
+            return found
+        packed = np.empty(noted.layout.num_bytes, np.uint8)
+        parts = write_codes(noted.values, noted.layout, packed, pool)
+        codes = codes_of(packed, found.element, found.codes.shape)
+        scales = parts.scales.view(np.float16).reshape(found.scales.shape)
+        zeros = found.zero_points
+        if zeros is not None and len(parts.zero_points):
+            zeros = codes_of(parts.zero_points, found.element, zeros.shape)
+        return IntegerWeight(codes, scales, zeros, found.element)
+
+
+def _cost_of_rounding(
+    original: Uncompressed, name: str, piece: Piece | None, rounded: _Rounded, pool: ThreadPoolExecutor
+) -> float:
+    """What a weight costs that is rounded."""
     import torch
 
-    every = (*formats.everywhere, *formats.further)
-    for number, wanted in enumerate(every):
-        progress(Progress("candidates", number, len(every), "formats"))
-        model = original.loaded.clone().model
-        compress_weights(model, uniform(wanted, all_layers=True))
-        records = {layer.name: layer for layer in layer_table(model)}
-        for constant, weight in integer_weights(model).items():
-            name, record, piece = parameter_name(constant), records.get(constant), original.pieces.get(constant)
-            if record is None or wanted not in formats.of(name):
-                continue
-            if (record.mode, record.group_size) != (wanted.mode, wanted.group_size):
-                continue
-            if len(record.shape) == 3 and wanted.mode not in OF_STACKS:
-                continue
-            of = name if piece is None else piece.stack
-            cost = 0.0
-            if of in original.sensitivity.diagonal:
-                before = original.parameters[of] if piece is None else piece.of(original.parameters[of])
-                error = torch.from_numpy(weight.values()).reshape(before.shape).sub_(before)
-                cost = original.sensitivity.cost(of, error, piece)
-            elif wanted != BACKUP:
-                continue
-            yield Candidate(name, wanted, record.num_parameters, record.size_bytes, cost)
-    progress(Progress("candidates", len(every), len(every), "formats"))
+    sensitivity, noted = original.sensitivity, rounded.noted.get(rounded.constant)
+    if piece is None and noted is not None and original.parameters[name].ndim == 2:
+        cost = sensitivity.cost_by(name, lambda factors: weighted_error(noted.values, noted.layout, factors, pool))
+        if cost is not None:
+            return cost
+    of = name if piece is None else piece.stack
+    before = original.parameters[of] if piece is None else piece.of(original.parameters[of])
+    error = torch.from_numpy(rounded.finished(pool).values()).reshape(before.shape).sub_(before)
+    return sensitivity.cost(of, error, piece)
 
 
 def by_gptq(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 
 from llmcompress.artifact import manifest_sha256, write_errors, write_report
 from llmcompress.artifact.placement import checked_output
-from llmcompress.compression.forecast import forecast
+from llmcompress.compression.forecast import Forecast, forecast
 from llmcompress.compression.forecast.peak_memory import LIBRARY_BYTES
 from llmcompress.compression.layers import constants_taken_by, layer_table
 from llmcompress.errors import ModelError, ResourceError
@@ -43,8 +44,10 @@ from llmcompress.system.memory import own_bytes
 from llmcompress.system.progress import Reporter
 
 NUM_FRONT_POINTS = 16
-BYTES_PER_PARAMETER = 18
-"""In f32 the weight, its gradient and its sensitivity; and codes of one format with the values they stand for."""
+BYTES_PER_PARAMETER = 7
+"""Of the verdict: weights of the original in f32, and those of four plans."""
+BYTES_PER_STACKED = 4
+"""Further ones of stacks of experts, which are in f32 while sensitivities are taken, with the gradient of one."""
 JOINT_BYTES_PER_PARAMETER = 5
 """Further ones where errors make up for each other: products of a layer's inputs, as a llama's layers have them."""
 
@@ -105,8 +108,11 @@ def search(
         loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
     with _place_next_to(output) as place:
         shop = workshop(loaded, spec, windows, place, progress)
+        with stages.stage("sensitivity"):
+            original = uncompressed(shop)
         with stages.stage("candidates"):
-            table = predicted_table(shop)
+            table = predicted_table(shop, original)
+        del original
         if spec.phase is not None:
             with stages.stage("time products"):
                 table = timed(table, loaded, spec.phase, progress)
@@ -180,7 +186,7 @@ def _checked(found: Source, spec: SearchSpec) -> Source:
         )
     predicted = forecast(found, Recipe(name="original", method="none"))
     # Part of the libraries has been imported.
-    needed = needed_memory(predicted.num_parameters, spec) - min(own_bytes(), LIBRARY_BYTES)
+    needed = needed_memory(predicted, spec) - min(own_bytes(), LIBRARY_BYTES)
     available = available_for(needed)
     if needed > available:
         raise ResourceError(
@@ -191,10 +197,16 @@ def _checked(found: Source, spec: SearchSpec) -> Source:
     return found
 
 
-def needed_memory(num_parameters: int, spec: SearchSpec) -> int:
-    """Bytes that a search of a model takes in a process of its own."""
+def needed_memory(predicted: Forecast, spec: SearchSpec) -> int:
+    """Bytes that a search of a model takes in a process of its own.
+
+    Args:
+        predicted: Of the model, whatever the recipe.
+        spec: Whether GPTQ is tried.
+    """
     of_each = BYTES_PER_PARAMETER + (JOINT_BYTES_PER_PARAMETER if spec.is_calibrated else 0)
-    return LIBRARY_BYTES + num_parameters * of_each
+    in_stacks = sum(math.prod(layer.shape) for layer in predicted.layers if len(layer.shape) == 3)
+    return LIBRARY_BYTES + predicted.num_parameters * of_each + in_stacks * BYTES_PER_STACKED
 
 
 @contextlib.contextmanager
@@ -220,18 +232,22 @@ def workshop(
     return Workshop(loaded, spec, place, windows.looked_at, windows.held_out, calibrated, progress)
 
 
-def predicted_table(shop: Workshop) -> Table:
-    """What each weight costs in each format, as its actual error predicts."""
+def uncompressed(shop: Workshop) -> Uncompressed:
+    """The model that errors are taken from, with what they cost."""
     from llmcompress.searching.sensitivity import sensitivity
 
-    loaded, spec, calibrated = shop.loaded, shop.spec, shop.calibrated
-    model = load_torch_model(loaded.source).float()
-    token_ids = stacked(shop.looked_at)
-    sensitive = sensitivity(model, token_ids, spec.seed, shop.progress, jointly=calibrated is not None)
+    loaded = shop.loaded
+    model = load_torch_model(loaded.source)
+    token_ids, jointly = stacked(shop.looked_at), shop.calibrated is not None
+    sensitive = sensitivity(model, token_ids, shop.spec.seed, shop.place, shop.progress, jointly=jointly)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     layers = {layer.name for layer in layer_table(loaded.model)}
-    places = pieces(loaded.model, layers, parameters)
-    original = Uncompressed(loaded, model, parameters, sensitive, places)
+    return Uncompressed(loaded, model, parameters, sensitive, pieces(loaded.model, layers, parameters))
+
+
+def predicted_table(shop: Workshop, original: Uncompressed) -> Table:
+    """What each weight costs in each format, as its actual error predicts."""
+    loaded, spec, calibrated = shop.loaded, shop.spec, shop.calibrated
     formats = _formats(original, spec)
     found = list(data_free(original, formats.by("data_free"), shop.progress))
     if calibrated is not None:
@@ -245,7 +261,7 @@ def predicted_table(shop: Workshop) -> Table:
         permitted,
         frozenset(special),
         formats.looked_up,
-        token_ids.size,
+        original.sensitivity.num_tokens,
         settled=original.settled(),
         experts=_experts(original),
     )

@@ -10,15 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmcompress.compression.fisher import Factors, backward_passes, factors_summed
+from llmcompress.compression.fisher import Factors, FactorSums, backward_passes
+from llmcompress.compression.matrix_uses import MatrixUses, OtherUseError, Use, uses_noted
+from llmcompress.errors import ModelError
 from llmcompress.searching.pieces import Piece
-from llmcompress.system.progress import Reporter
+from llmcompress.system.file_memory import FileMemory
+from llmcompress.system.memory import forget_file_pages
+from llmcompress.system.progress import Progress, Reporter
+from llmcompress.training.layers import layer_list
+
+LOGITS_SHARE = 1 / 16
+"""Of the number of parameters, that logits of windows which go together may be."""
 
 
 class Sensitivity(NamedTuple):
@@ -26,7 +37,7 @@ class Sensitivity(NamedTuple):
 
     num_tokens: int
     diagonal: dict[str, torch.Tensor]
-    """Squared gradients of each window's loss, f32, of the parameters' shapes."""
+    """Squared gradients of each window's loss, f32, of the parameters' shapes, in a file."""
     factors: dict[str, list[Factors]]
     """Of matrices, where it was asked for, of each use."""
 
@@ -40,10 +51,22 @@ class Sensitivity(NamedTuple):
         """
         diagonal = self.diagonal[name]
         found = float(error.square_().mul_(diagonal if piece is None else piece.of(diagonal)).sum())
+        forget(diagonal)
         if diagonal.ndim == 3:
             called = self.called(name)
             found *= len(called) / max(int(called.sum()), 1)
         return found / (2 * self.num_tokens)
+
+    def cost_by(self, name: str, squares: Callable[[NDArray[np.float32]], float | None]) -> float | None:
+        """The same of a matrix, by who sums its squared errors.
+
+        Args:
+            name: Of the parameter.
+            squares: Takes a factor for each error, as the matrix lies in memory; None: it cannot tell.
+        """
+        found = squares(self.diagonal[name].numpy().reshape(-1))
+        forget(self.diagonal[name])
+        return None if found is None else found / (2 * self.num_tokens)
 
     def called(self, stack: str) -> torch.Tensor:
         """Which experts of a stack some token was sent to, bool ``[experts]``."""
@@ -56,32 +79,149 @@ class Sensitivity(NamedTuple):
 
 
 def sensitivity(
-    model: Any, token_ids: NDArray[np.int64], seed: int, progress: Reporter, *, jointly: bool = False
+    model: Any, token_ids: NDArray[np.int64], seed: int, place: Path, progress: Reporter, *, jointly: bool = False
 ) -> Sensitivity:
     """Run each window forth and back once.
 
+    Windows go together where each matrix tells their tokens apart, with the insides of decoder layers computed again on
+    the way back: sums of squares are then written once or a few times, in place of once a window.
+
     Args:
-        model: In f32; all of its matrices are looked at.
+        model: Of the checkpoint's precision; matrices stay so, where they are only multiplied by or looked up.
         token_ids: int64 ``[num_windows, seq_len]``.
         seed: Of the labels.
-        progress: Told of every window.
+        place: Existing directory, where the squares lie as long as the result does.
+        progress: Told of every step.
         jointly: For errors that make up for each other as well.
     """
-    matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim >= 2}
-    model.requires_grad_(False)
-    diagonal = {name: torch.zeros_like(parameter.requires_grad_(True)) for name, parameter in matrices.items()}
+    run = _Run(model, token_ids, seed, place, jointly)
+    # Of stacks of experts and convolutions gradients are asked for as a whole, of one window at a time.
+    wholes = frozenset(name for name, parameter in model.named_parameters() if parameter.ndim > 2)
+    together = 1 if wholes else _num_together(model, token_ids)
+    while True:
+        try:
+            return _summed(run, wholes, together, progress)
+        except OtherUseError as error:
+            wholes, together = wholes | error.names, 1
 
-    def add(name: str, parameter: torch.Tensor) -> None:
-        # At once: gradients of all weights together would take as much memory as these do.
+
+class _Run(NamedTuple):
+    """What is asked for."""
+
+    model: Any
+    token_ids: NDArray[np.int64]
+    seed: int
+    place: Path
+    jointly: bool
+
+
+def _num_together(model: Any, token_ids: NDArray[np.int64]) -> int:
+    """Windows at a time, whose logits are few beside the model's parameters."""
+    try:
+        layer_list(model)
+    except (AttributeError, ModelError):
+        return 1
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    of_window: int = token_ids.shape[1] * model.config.get_text_config().vocab_size
+    return max(1, int(LOGITS_SHARE * num_parameters) // of_window)
+
+
+def _summed(run: _Run, wholes: frozenset[str], together: int, progress: Reporter) -> Sensitivity:
+    """One attempt.
+
+    Raises:
+        OtherUseError: A matrix, which it may name, is used otherwise.
+    """
+    run.model.requires_grad_(False)
+    parameters = {name: parameter for name, parameter in run.model.named_parameters() if parameter.ndim >= 2}
+    squares, factors = _Squares(parameters, FileMemory(run.place)), FactorSums()
+
+    def note(use: Use) -> None:
+        if together > 1 and not _has_windows(use):
+            raise OtherUseError(())
+        squares.add(use, noted, together)
+        if run.jointly:
+            factors.add(use, len(parameters[use.name]))
+
+    total = len(run.token_ids)
+    with contextlib.ExitStack() as stack:
+        for name in wholes:
+            parameter = parameters[name].requires_grad_(True)
+            handle = parameter.register_post_accumulate_grad_hook(functools.partial(squares.add_whole, name))
+            stack.callback(handle.remove)
+        noted = stack.enter_context(uses_noted(run.model, parameters.keys() - wholes, note, once=True))
+        batches = [run.token_ids[first : first + together] for first in range(0, total, together)]
+        progress(Progress("sensitivity", 0, total, "windows"))
+        passes = backward_passes(run.model, batches, run.seed, noted, recomputed=together > 1)
+        for number, _ in enumerate(passes):
+            progress(Progress("sensitivity", min((number + 1) * together, total), total, "windows"))
+    return Sensitivity(run.token_ids.size, squares.sums, factors.found)
+
+
+def _has_windows(use: Use) -> bool:
+    """Whether its tensors are ``[num_windows, seq_len, ...]``."""
+    given = use.given.shape if use.is_lookup else use.given.shape[:-1]
+    return len(given) == 2 and given == use.gradient.shape[:-1]
+
+
+class _Squares:
+    """Adds up squared gradients of windows."""
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor], memory: FileMemory) -> None:
+        self._kept: dict[str, list[torch.Tensor]] = {}
+        """Of a head that shares its weight with an embedding: gradients of the rows that were looked up."""
+        self.sums = {name: _zeros(parameter.shape, memory) for name, parameter in parameters.items()}
+
+    def add(self, use: Use, noted: MatrixUses, together: int) -> None:
+        """Add those of one use."""
+        total = self.sums[use.name]
+        if use.is_lookup:
+            self._add_lookup(use, total, together)
+        else:
+            self._add_product(use, total, noted, together)
+        forget(total)
+
+    def add_whole(self, name: str, parameter: torch.Tensor) -> None:
+        """Add a parameter's gradient, and let it go: together they would take as much memory as the squares."""
         assert parameter.grad is not None
-        diagonal[name].addcmul_(parameter.grad, parameter.grad)
+        self.sums[name].addcmul_(parameter.grad, parameter.grad)
+        forget(self.sums[name])
         parameter.grad = None
 
-    with contextlib.ExitStack() as stack:
-        factors = stack.enter_context(factors_summed(model)) if jointly else {}
-        for name, parameter in matrices.items():
-            handle = parameter.register_post_accumulate_grad_hook(functools.partial(add, name))
-            stack.callback(handle.remove)
-        for _ in backward_passes(model, token_ids, seed, progress):
-            pass
-    return Sensitivity(token_ids.size, diagonal, factors)
+    def _add_product(self, use: Use, total: torch.Tensor, noted: MatrixUses, together: int) -> None:
+        looked_up = noted.looked_up.get(use.name)
+        rows = _by_window(looked_up, 0, together) if looked_up is not None else itertools.repeat(None)
+        windows = zip(_by_window(use.given, 1, together), _by_window(use.gradient, 1, together), rows, strict=False)
+        for given, gradient, of_rows in windows:
+            found = torch.mm(gradient.T, given, out=noted.room(total.shape))
+            total.addcmul_(found, found)
+            if of_rows is not None:
+                self._kept.setdefault(use.name, []).append(found[torch.unique(of_rows)])
+
+    def _add_lookup(self, use: Use, total: torch.Tensor, together: int) -> None:
+        kept = self._kept.pop(use.name, None)
+        windows = zip(_by_window(use.given, 0, together), _by_window(use.gradient, 1, together), strict=True)
+        for number, (given, gradient) in enumerate(windows):
+            rows, place = torch.unique(given, return_inverse=True)
+            found = torch.zeros(len(rows), total.shape[1]).index_add_(0, place, gradient)
+            squared = found.square()
+            if kept is not None:
+                # The square of the sum, of which that of the product is there already.
+                squared.addcmul_(found, kept[number], value=2)
+            total.index_add_(0, rows, squared)
+
+
+def _by_window(values: torch.Tensor, num_further: int, together: int) -> Iterator[torch.Tensor]:
+    """Tokens of each window, ``[num_tokens, ...]``."""
+    shape = values.shape[values.ndim - num_further :]
+    return iter(values.reshape(len(values) if together > 1 else 1, -1, *shape))
+
+
+def _zeros(shape: torch.Size, memory: FileMemory) -> torch.Tensor:
+    block = memory.block(4 * shape.numel())
+    return torch.zeros(shape) if block is None else torch.from_numpy(block).view(torch.float32).view(shape)
+
+
+def forget(squares: torch.Tensor) -> None:
+    """Give the memory of squares in a file back to the system."""
+    forget_file_pages(squares.data_ptr(), squares.nbytes)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmcompress.compression.kernels.integers import BLOCK_VALUES, _widen, find_limits, pack
+from llmcompress.compression.kernels.integers import BLOCK_VALUES, find_limits, pack, widen
 from llmcompress.system.compiling import compiled
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -98,7 +98,7 @@ def quantize_float_groups(weights: Any, floats: Any, into: Any, first: int, last
     for start in range(first, last, span):
         stop = min(start + span, last)
         begin, end = start * group_size, stop * group_size
-        _widen(weights.values[begin:end], weights.shift, weights.is_half, values, bits)
+        widen(weights.values[begin:end], weights.shift, weights.is_half, values, bits)
         for group in range(start, stop):
             place = (group - start) * group_size
             if not find_limits(bits[place : place + group_size], limit_bits):

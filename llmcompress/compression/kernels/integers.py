@@ -28,7 +28,7 @@ _LEAST_HALF = np.float32(2**-24)
 
 
 @compiled
-def _widen(source: Any, shift: Any, is_half: bool, values: Any, bits: Any) -> None:
+def widen(source: Any, shift: Any, is_half: bool, values: Any, bits: Any) -> None:
     """Store floats as single precision in ``values``, of which ``bits`` is a view."""
     for i in range(len(source)):
         bits[i] = np.int32(np.uint32(source[i]) << shift)
@@ -150,7 +150,7 @@ def parameters(least: Any, largest: Any, integers: Any) -> Any:
 
 
 @compiled
-def _round(values: Any, scale: Any, zero_point: Any, integers: Any) -> None:
+def round_values(values: Any, scale: Any, zero_point: Any, integers: Any) -> None:
     """Replace the values of a group by their codes.
 
     A function of its own: from 0 on an index is known not to be negative, and only such a loop becomes vectors.
@@ -188,7 +188,7 @@ def quantize_groups(weights: Any, integers: Any, into: Any, first: int, last: in
     for start in range(first, last, span):
         stop = min(start + span, last)
         begin, end = start * group_size, stop * group_size
-        _widen(weights.values[begin:end], weights.shift, weights.is_half, values, bits)
+        widen(weights.values[begin:end], weights.shift, weights.is_half, values, bits)
         for group in range(start, stop):
             place = (group - start) * group_size
             if not find_limits(bits[place : place + group_size], limit_bits):
@@ -199,7 +199,7 @@ def quantize_groups(weights: Any, integers: Any, into: Any, first: int, last: in
                 scales[group], zero_points[group] = scale, zero_point
             elif not np.isfinite(scale) or scale == _ZERO:
                 return False
-            _round(values[place : place + group_size], scale, zero_point, integers)
+            round_values(values[place : place + group_size], scale, zero_point, integers)
         # Apart, since a loop that ends in bytes is unrolled beyond the length of a small group.
         for i in range(end - begin):
             codes[i] = np.uint8(np.int32(values[i]) + integers.offset)
@@ -215,7 +215,7 @@ def _find_column_limits(weights: Any, block: int, left: int, values: Any, bits: 
     least[:], largest[:] = _MAGNITUDE, -_MAGNITUDE
     for row in range(block * weights.group_size, (block + 1) * weights.group_size):
         begin = row * weights.num_columns + left
-        _widen(weights.values[begin : begin + width], weights.shift, weights.is_half, values, bits)
+        widen(weights.values[begin : begin + width], weights.shift, weights.is_half, values, bits)
         for i in range(width):
             key = bits[i] ^ ((bits[i] >> np.int32(31)) & _MAGNITUDE)
             least[i] = min(least[i], key)
@@ -263,7 +263,7 @@ def quantize_columns(weights: Any, integers: Any, into: Any, first: int, last: i
                 scale[i], zero_point[i] = parameters(least[i], largest[i], integers)
         for row in range(block * group_size, (block + 1) * group_size):
             begin, end = row * num_columns + left, row * num_columns + right
-            _widen(weights.values[begin:end], weights.shift, weights.is_half, values, bits)
+            widen(weights.values[begin:end], weights.shift, weights.is_half, values, bits)
             for i in range(width):
                 code = np.rint(values[i] / scale[i] + zero_point[i])
                 code = low if code < low else code

@@ -1,0 +1,203 @@
+"""What a model in torch uses its matrices for, noted while it runs forth and back.
+
+Products and sums are in f32, and matrices stay in the precision in which they were loaded, which may be mapped from the
+checkpoint: each is made f32 where it is used, in a place that all share, and has no gradient that would stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+class Use(NamedTuple):
+    """One use of a matrix."""
+
+    name: str
+    given: torch.Tensor
+    """What it was multiplied by, f32 ``[num_windows, ..., num_columns]``, or the rows that were looked up, int64."""
+    gradient: torch.Tensor
+    """Of what came out, f32 ``[num_windows, ..., num_rows]``, where rows were looked up ``[..., num_columns]``."""
+    is_lookup: bool
+
+
+Note = Callable[[Use], None]
+
+
+class OtherUseError(Exception):
+    """A matrix is used in a way that cannot be noted."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        """Take the names of the matrices."""
+        super().__init__(", ".join(sorted(names)))
+        self.names = frozenset(names)
+
+
+@contextlib.contextmanager
+def uses_noted(model: Any, names: Collection[str], note: Note, *, once: bool) -> Iterator[MatrixUses]:
+    """Have each product with some matrices, and each lookup of their rows, noted in the backward pass.
+
+    Args:
+        model: All of its parameters become f32, and stay so, but matrices that require no gradient.
+        names: Of these, whose uses are noted.
+        note: Called with each use, from the last one to the first.
+        once: ``MatrixUses.check`` refuses second uses of a kind in a pass, and other ones.
+    """
+    matrices = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and not parameter.requires_grad:
+            matrices[id(parameter)] = (name, parameter.detach())
+        else:
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                module._buffers[name] = buffer.float()
+    with MatrixUses(matrices, frozenset(names), note, once=once) as uses:
+        yield uses
+
+
+class MatrixUses(TorchFunctionMode):
+    """Takes the place of products with matrices and of looking up their rows."""
+
+    def __init__(
+        self, matrices: Mapping[int, tuple[str, torch.Tensor]], names: frozenset[str], note: Note, *, once: bool
+    ) -> None:
+        """Take the matrices by the identity of their parameters, with their names."""
+        super().__init__()
+        self._matrices, self._names, self._note, self._once = matrices, names, note, once
+        self.looked_up: dict[str, torch.Tensor] = {}
+        """Rows of matrices, in this pass."""
+        self._others: set[str] = set()
+        self._used: set[tuple[str, bool]] = set()
+        self._anchor = torch.zeros((), requires_grad=True)
+        largest = max((each.numel() for _, each in matrices.values()), default=0)
+        # Memory that is asked for anew for each product is dear.
+        self._room = torch.empty(largest)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Note products and lookups; what is asked for a matrix's type is told f32."""
+        kwargs = kwargs or {}
+        found = [each for each in _flat((*args, *kwargs.values())) if id(each) in self._matrices]
+        if not found:
+            return function(*args, **kwargs)
+        if function == _GET_DTYPE:
+            return torch.float32
+        place = _PLACES.get(function)
+        if place is not None and args[place : place + 1] == (found[0],) and len(found) == 1:
+            return self._noted(function, args, kwargs)
+        copies = {id(each): self._matrices[id(each)][1].float() for each in found}
+        result = function(*_swapped(args, copies), **_swapped(kwargs, copies))
+        if isinstance(result, torch.Tensor):
+            self._others |= {self._matrices[id(each)][0] for each in found} & self._names
+        return result
+
+    def begin(self) -> None:
+        """Another pass begins, in which each matrix is used once."""
+        self._used.clear()
+        self.looked_up.clear()
+
+    def check(self) -> None:
+        """Say which matrices were used otherwise than once.
+
+        Raises:
+            OtherUseError: Some were.
+        """
+        if self._others and self._once:
+            raise OtherUseError(self._others)
+
+    def in_f32(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The values of a matrix, until the next one's are asked for."""
+        return matrix if matrix.dtype == torch.float32 else self.room(matrix.shape).copy_(matrix)
+
+    def room(self, shape: torch.Size) -> torch.Tensor:
+        """The place for values of a matrix; for one at a time."""
+        return self._room[: shape.numel()].view(shape)
+
+    def note(self, use: Use) -> None:
+        """Hand a use over."""
+        if use.name not in self._names:
+            return
+        if (use.name, use.is_lookup) in self._used:
+            self._others.add(use.name)
+        self._used.add((use.name, use.is_lookup))
+        if not (self._others and self._once):
+            self._note(use)
+
+    def _noted(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        if function == torch.nn.functional.linear:
+            given, parameter, *rest = args
+            bias = rest[0] if rest else kwargs.get("bias")
+            return _Product.apply(given.float(), self._anchor, *self._matrices[id(parameter)], bias, self)  # type: ignore[no-any-return]
+        given, parameter = args[:2] if function == torch.nn.functional.embedding else (args[1], args[0])
+        return _Lookup.apply(self._anchor, given, *self._matrices[id(parameter)], self)  # type: ignore[no-any-return]
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        given: torch.Tensor,
+        anchor: torch.Tensor,
+        name: str,
+        matrix: torch.Tensor,
+        bias: torch.Tensor | None,
+        uses: MatrixUses,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(given)
+        ctx.matrix, ctx.name, ctx.uses = matrix, name, uses
+        return torch.nn.functional.linear(given, uses.in_f32(matrix), bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        (given,) = ctx.saved_tensors
+        with torch._C.DisableTorchFunction():
+            ctx.uses.note(Use(ctx.name, given, gradient, is_lookup=False))
+            of_given = gradient @ ctx.uses.in_f32(ctx.matrix) if ctx.needs_input_grad[0] else None
+        return of_given, None, None, None, None, None
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: torch.Tensor, given: torch.Tensor, name: str, matrix: torch.Tensor, uses: MatrixUses
+    ) -> torch.Tensor:
+        # What is looked up depends on no parameter that has a gradient: the anchor has one in their place.
+        ctx.save_for_backward(given)
+        ctx.name, ctx.uses = name, uses
+        uses.looked_up[name] = given
+        return torch.nn.functional.embedding(given, matrix).float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        (given,) = ctx.saved_tensors
+        with torch._C.DisableTorchFunction():
+            ctx.uses.note(Use(ctx.name, given, gradient, is_lookup=True))
+        return None, None, None, None, None
+
+
+_GET_DTYPE = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]
+_PLACES = {torch.nn.functional.linear: 1, torch.nn.functional.embedding: 1, torch.embedding: 0}
+"""Of the matrix among the arguments."""
+
+
+def _flat(values: Collection[Any]) -> Iterator[Any]:
+    for each in values:
+        if isinstance(each, (tuple, list)):
+            yield from _flat(each)
+        else:
+            yield each
+
+
+def _swapped(values: Any, copies: Mapping[int, torch.Tensor]) -> Any:
+    if isinstance(values, dict):
+        return {name: _swapped(each, copies) for name, each in values.items()}
+    if isinstance(values, (tuple, list)):
+        return type(values)(_swapped(each, copies) for each in values)
+    return copies.get(id(values), values)

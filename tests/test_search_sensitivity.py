@@ -1,0 +1,147 @@
+"""The sensitivity of a search against gradients by autograd, and the cost of formats against stock NNCF's codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nncf
+import numpy as np
+import pytest
+import torch
+from tiny_models import ARCHITECTURES, build_checkpoint
+
+import llmcompress
+from llmcompress.compression.matrix_uses import OtherUseError, uses_noted
+from llmcompress.graph.integer_weights import integer_weights
+from llmcompress.graph.model import parameter_name
+from llmcompress.loaders.resolving import resolve
+from llmcompress.loaders.torch_model import load_torch_model
+from llmcompress.searching import sensitivity as sensitivity_room
+from llmcompress.searching.candidates import Formats, Uncompressed, data_free
+from llmcompress.searching.sensitivity import Sensitivity, sensitivity
+from llmcompress.spec.search import parse_format
+from llmcompress.system.file_memory import FileMemory
+from llmcompress.system.progress import silent
+
+
+def _squares(model: Any, windows: np.ndarray, seed: int) -> dict[str, torch.Tensor]:
+    """Gradients of the whole model in f32, window by window."""
+    model.float().requires_grad_(True)
+    found = {name: torch.zeros_like(each) for name, each in model.named_parameters() if each.ndim >= 2}
+    generator = torch.Generator().manual_seed(seed)
+    for window in windows:
+        logits = model(torch.from_numpy(window[None]), use_cache=False).logits[0]
+        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+        for name, total in found.items():
+            gradient = model.get_parameter(name).grad
+            total += 0 if gradient is None else gradient**2
+    return found
+
+
+def _same(found: Sensitivity, expected: dict[str, torch.Tensor]) -> None:
+    assert found.diagonal.keys() == expected.keys()
+    for name, squares in expected.items():
+        assert torch.allclose(found.diagonal[name], squares, rtol=1e-3, atol=1e-5 * float(squares.max())), name
+    assert any(float(each.abs().max()) > 0 for each in expected.values())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"tied": True}),
+        pytest.param("gpt2", {}, id="products by addmm, and positions that all windows share"),
+        pytest.param("mixtral", {}, id="stacks of experts"),
+        pytest.param("gemma2", {}, id="a scaled embedding"),
+    ],
+)
+@pytest.mark.parametrize("share", [0.0, 100.0], ids=["one by one", "together"])
+def test_squares_are_those_of_autograd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, changes: dict[str, Any], share: float
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "gemma2", {**ARCHITECTURES["llama"], "head_dim": 32})
+    source = resolve(build_checkpoint(tmp_path / "model", model_type, **changes))
+    windows = np.random.default_rng(0).integers(3, 100, (3, 8))
+    # A token twice, and the last one of other windows as well.
+    windows[:, :2] = 7
+    windows = windows.astype(np.int64)
+    expected = _squares(load_torch_model(source), windows, 5)
+    monkeypatch.setattr(sensitivity_room, "LOGITS_SHARE", share)
+    model = load_torch_model(source)
+    dtypes = {name: each.dtype for name, each in model.named_parameters()}
+    found = sensitivity(model, windows, 5, tmp_path, silent)
+    _same(found, expected)
+    if model_type == "llama":
+        assert all(each.dtype == dtypes[name] for name, each in model.named_parameters() if each.ndim == 2)
+
+
+class _Twice(torch.nn.Module):
+    """A layer that is gone through twice, and a matrix that is turned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(12, 8)
+        self.layer = torch.nn.Linear(8, 8)
+        self.turned = torch.nn.Parameter(torch.randn(8, 12))
+
+    def forward(self, ids: torch.Tensor, use_cache: bool) -> Any:
+        hidden = torch.tanh(self.layer(torch.tanh(self.layer(self.table(ids)))))
+        return SimpleNamespace(logits=hidden @ self.turned)
+
+
+def test_matrices_that_are_used_otherwise_have_their_gradients_too(tmp_path: Path) -> None:
+    windows = np.random.default_rng(1).integers(0, 12, (4, 6)).astype(np.int64)
+    _same(sensitivity(_Twice().bfloat16(), windows, 0, tmp_path, silent), _squares(_Twice().bfloat16(), windows, 0))
+    model = _Twice().requires_grad_(False)
+    with uses_noted(model, ["turned"], lambda use: None, once=True) as uses:
+        model(torch.from_numpy(windows), use_cache=False)
+        with pytest.raises(OtherUseError, match=r"^turned$") as refused:
+            uses.check()
+    assert refused.value.names == {"turned"}
+
+
+def test_a_disk_without_room_leaves_squares_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = np.random.default_rng(1).integers(0, 12, (2, 6)).astype(np.int64)
+    expected = sensitivity(_Twice(), windows, 0, tmp_path, silent).diagonal
+    monkeypatch.setattr(FileMemory, "block", lambda *given: None)
+    found = sensitivity(_Twice(), windows, 0, tmp_path, silent).diagonal
+    assert all(torch.equal(found[name], each) for name, each in expected.items())
+
+
+STOCK = {
+    "int8_asym": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
+    "int4_sym:64": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 64},
+    "int4_asym:32": {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": 32},
+}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mixtral", "gpt2"])
+def test_costs_are_those_of_the_codes_that_stock_nncf_makes(tmp_path: Path, model_type: str) -> None:
+    source = build_checkpoint(tmp_path / "model", model_type)
+    loaded = llmcompress.load(source, tokenizer=False)
+    model = load_torch_model(loaded.source)
+    parameters = {name: each.detach() for name, each in model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    diagonal = {name: torch.rand(each.shape, generator=generator) for name, each in parameters.items() if each.ndim > 1}
+    original = Uncompressed(loaded, model, parameters, Sensitivity(50, diagonal, {}))
+    formats = Formats(tuple(map(parse_format, STOCK)), (), frozenset())
+    found = {(each.weight, str(each.format)): each.kl_divergence for each in data_free(original, formats, silent)}
+    seen = set()
+    for name, options in STOCK.items():
+        further = {} if name == "int8_asym" else {"all_layers": True, "ratio": 1.0}
+        graph = nncf.compress_weights(loaded.clone().model, **options, **further)
+        for constant, weight in integer_weights(graph).items():
+            parameter = parameter_name(constant)
+            if (parameter, name) not in found or parameter not in diagonal:
+                continue
+            error = torch.from_numpy(weight.values()).reshape(parameters[parameter].shape) - parameters[parameter]
+            expected = float((error.double() ** 2 * diagonal[parameter]).sum()) / 100
+            assert found[parameter, name] == pytest.approx(expected, rel=1e-4), (parameter, name)
+            seen.add((parameter, name))
+    assert seen == {key for key in found if key[0] in diagonal}
+    assert {name for _, name in seen} == set(STOCK)
