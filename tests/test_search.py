@@ -16,6 +16,7 @@ from fake_hub import FakeHub, running, use
 import llmcompress
 from llmcompress import EvalSpec, SearchReport, SearchSpec
 from llmcompress.artifact import read_measurements
+from llmcompress.cli import run
 from llmcompress.cli.search import print_search
 from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
 from llmcompress.evaluation.statistics import TokenScores
@@ -272,6 +273,24 @@ def test_sizes_are_read_as_people_write_them() -> None:
     for text in ("", "0", "GB", "-3GB", "3 GiB"):
         with pytest.raises(UsageError, match="a number of bytes, or a number with kB, MB, GB or TB is accepted"):
             parse_size(text)
+
+
+def test_the_command_takes_several_sizes(
+    demo_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken: list[SearchSpec] = []
+
+    def noted(function: object, options: dict[str, Any], *, verbose: bool) -> None:
+        taken.append(options["spec"])
+        raise UsageError("enough")
+
+    monkeypatch.setattr("llmcompress.cli.search.run_watched", noted)
+    command = ["search", str(demo_checkpoint), "--size", "3MB", "-o", str(tmp_path / "out")]
+    assert run([*command, "--front", "2MB", "--front", "1.5MB"]) == 2
+    assert [(each.max_bytes, each.front) for each in taken] == [(3_000_000, (2_000_000, 1_500_000))]
+    capsys.readouterr()
+    assert run([*command, "--front", "2MB", "--front", "1XB"]) == 2
+    assert "--front: got '1XB'; a number of bytes, or a number with kB" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_default_formats_are_executed_compressed() -> None:

@@ -44,7 +44,7 @@ MAX_NAMES = 3
 
 
 def _sizes(texts: list[str]) -> tuple[int, ...]:
-    return tuple(map(parse_size, texts))
+    return tuple(parse_size(text, "`front`") for text in texts)
 
 
 @with_fields(

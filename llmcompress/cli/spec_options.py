@@ -81,6 +81,8 @@ def _record(record: type[StrictModel], values: Mapping[str, Any]) -> StrictModel
 def _option(name: str, field: FieldInfo, text: str, flag: Flag) -> tuple[inspect.Parameter, Reader]:
     """Return a field as a parameter for typer, and what makes its value of what was typed."""
     kind, implied = _implied(name, field)
+    if flag.read is not None and get_origin(_plain(field.annotation)) is tuple:
+        kind = list[str]
     if isinstance(flag.default, str) or (flag.read is not None and kind in (int, float)):
         kind = str
     default = implied.default if flag.default is None else flag.default

@@ -183,8 +183,8 @@ def _format_problem(text: str) -> str | None:
     return refusals[0].problem if refusals else None
 
 
-def parse_size(text: str) -> int:
-    """Bytes of a text such as ``3.5GB``; units are decimal.
+def parse_size(text: str, where: str = "`max_bytes`") -> int:
+    """Bytes of a text such as ``3.5GB``, which stands somewhere; units are decimal.
 
     Raises:
         UsageError: It is none.
@@ -194,7 +194,7 @@ def parse_size(text: str) -> int:
     if not 0 < size <= MAX_COUNT**2:
         raise UsageError(
             f"got {text!r}; a number of bytes, or a number with kB, MB, GB or TB is accepted",
-            where="`max_bytes`",
+            where=where,
             hint="write for example 3.5GB",
         )
     return size
