@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from llmcompress.loaders.resolving import resolve
 from llmcompress.searching.candidates import Candidate
 from llmcompress.searching.contest import Entrant, decide
 from llmcompress.searching.sensitivity import sensitivity
-from llmcompress.searching.solver import front, least_bytes, least_damage, total_bytes, total_kl
+from llmcompress.searching.solver import front, kl_per_further_byte, least_bytes, least_damage, total_bytes, total_kl
 from llmcompress.searching.windows import search_windows, stacked
 from llmcompress.spec.search import CANDIDATES, Format, parse_size
 from llmcompress.spec.validation import from_options
@@ -146,6 +147,7 @@ def test_a_person_sees_the_contenders_and_the_choice(
     shown = capsys.readouterr().out
     assert all(len(line) <= 80 for line in shown.splitlines())
     assert "at most 5.3 bits for each parameter" in shown
+    assert re.search(r"Next 1 % +[\d.]+ kB more would lose [\de.-]+ nats less, as predicted", shown)
     assert "Choice: searched: it loses less than" in shown
     for each in (*found[1].contenders, *(SimpleNamespace(name=choice.format) for choice in found[1].weights)):
         assert each.name in shown
@@ -173,6 +175,31 @@ def test_plans_are_the_best_of_all() -> None:
     assert least_damage(candidates, 1) is None
     assert least_bytes(candidates, 1e-9) is None
     assert total_bytes(front(candidates, 3)[0]) == min(map(total_bytes, every))
+
+
+def test_what_the_next_byte_buys_is_the_slope_of_the_hull_of_all_plans() -> None:
+    random = np.random.default_rng(3)
+    candidates = [
+        Candidate(name, Format("int4_sym", size), 100, int(random.integers(50, 500)), float(random.exponential(1e-4)))
+        for name in "abcd"
+        for size in (32, 64, 128, -1)
+    ]
+    by_weight = [[each for each in candidates if each.weight == name] for name in "abcd"]
+    plans = itertools.product(*by_weight)
+    points = sorted((sum(each.size_bytes for each in plan), sum(each.kl_divergence for each in plan)) for plan in plans)
+    for limit in (700, 900, 1200):
+        # Of all lines between a smaller and a larger plan the one that is lowest at the limit.
+        lines = [
+            (low + (limit - small) * (high - low) / (large - small), (low - high) / (large - small))
+            for small, low in points
+            for large, high in points
+            if small < limit < large
+        ]
+        # More bytes than the best plan takes are of no use.
+        best = min(points, key=lambda point: (point[1], point[0]))
+        expected = min(lines)[1] if best[0] > limit else 0.0
+        assert kl_per_further_byte(candidates, limit) == pytest.approx(max(expected, 0), abs=1e-12)
+    assert kl_per_further_byte(candidates, 10_000) == 0
 
 
 def test_sensitivity_is_the_fisher_information(tmp_path: Path) -> None:

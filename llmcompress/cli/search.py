@@ -149,6 +149,8 @@ def _facts(report: SearchReport) -> dict[str, str]:
         facts["Repair"] = _repair_text(report.repair)
     if report.speed is not None:
         facts["Speed"] = _speed_text(report.speed)
+    if report.kl_per_further_mb is not None:
+        facts["Next 1 %"] = _next_text(report.contenders[0].size_bytes // 100, report.kl_per_further_mb)
     if report.gain is not None:
         facts["Gain"] = f"{interval_text(report.gain, '.3g')} nats a token over the best of the others"
     return facts
@@ -164,6 +166,10 @@ def _experts_text(experts: ExpertsRecord) -> str:
 def _correction_text(correction: CorrectionRecord) -> str:
     how = f"corrected by {correction.num_measured} measured plans"
     return f"{how}; without that the plan's would be {correction.uncorrected_kl:.3g}"
+
+
+def _next_text(size_bytes: int, kl_per_mb: float) -> str:
+    return f"{size_text(size_bytes)} more would lose {size_bytes / 1e6 * kl_per_mb:.3g} nats less, as predicted"
 
 
 def _speed_text(speed: SpeedRecord) -> str:

@@ -137,6 +137,8 @@ class SearchReport(Readable):
     repair: RepairRecord | None = None
     """None: no time was given for it."""
     front: tuple[FrontPoint, ...]
+    kl_per_further_mb: float | None = None
+    """By how much the predicted KL divergence of the plan would fall with the next MB; None: it goes by time too."""
     further: tuple[FurtherSize, ...] = ()
     """The sizes that were asked for beside the limit."""
     environment: EnvironmentRecord

@@ -32,7 +32,7 @@ from llmcompress.searching.pieces import pieces
 from llmcompress.searching.planning import first_plans, further_directory, further_sizes, planned_for, speed_record
 from llmcompress.searching.repair import repaired
 from llmcompress.searching.shelf import shelf_of
-from llmcompress.searching.solver import Plan, front, total_bytes, total_kl
+from llmcompress.searching.solver import Plan, front, kl_per_further_byte, total_bytes, total_kl
 from llmcompress.searching.speed import timed
 from llmcompress.searching.windows import SearchWindows, search_windows, stacked
 from llmcompress.spec import Access, Recipe
@@ -44,6 +44,8 @@ from llmcompress.system.memory import own_bytes
 from llmcompress.system.progress import Reporter
 
 NUM_FRONT_POINTS = 16
+SLOPE = 1e-4
+"""Relative, over which a slope is taken."""
 BYTES_PER_PARAMETER = 7
 """Of the verdict: weights of the original in f32, and those of four plans."""
 BYTES_PER_STACKED = 4
@@ -161,6 +163,7 @@ def search(
         repair=repair,
         speed=speed,
         front=_front(table, planned),
+        kl_per_further_mb=_kl_per_further_mb(table, planned) if spec.phase is None else None,
         further=further,
         environment=environment_record(int(plan.scored.properties.get("INFERENCE_NUM_THREADS", 0))),
         measured=stages.measured(),
@@ -332,3 +335,10 @@ def _front(table: Table, planned: Planned) -> tuple[FrontPoint, ...]:
         FrontPoint(size_bytes=total_bytes(plan) + others, kl_divergence=table.predicted(plan))
         for plan in front(table.permitted, NUM_FRONT_POINTS)
     )
+
+
+def _kl_per_further_mb(table: Table, planned: Planned) -> float:
+    alone = total_kl(planned.plan)
+    # What is lost together may grow faster than what weights lose alone.
+    growth = (table.growth.of_sum(alone * (1 + SLOPE)) - table.growth.of_sum(alone)) / (alone * SLOPE) if alone else 1.0
+    return 1e6 * growth * kl_per_further_byte(table.permitted, total_bytes(planned.plan))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import coo_array
 
 from llmcompress.searching.candidates import Candidate
@@ -78,6 +79,26 @@ def front(candidates: Sequence[Candidate], num_points: int) -> list[Plan]:
     return [plan for size in sizes if (plan := least_damage(candidates, int(np.ceil(size)))) is not None]
 
 
+def kl_per_further_byte(candidates: Sequence[Candidate], max_bytes: int) -> float:
+    """By how much the least predicted KL divergence falls with each further byte, the dual of the limit.
+
+    It is that of the linear program in which a weight may be split among formats, whose losses lie on the lower hull of
+    the plans'. 0 where more bytes are of no use.
+    """
+    losses = np.array([each.kl_divergence for each in candidates])
+    sizes = np.array([[each.size_bytes for each in candidates]], float) / max_bytes
+    scale = max(losses.mean(), 1e-30)
+    found = linprog(
+        losses / scale,
+        A_ub=sizes,
+        b_ub=[1],
+        A_eq=(one := _one_each(candidates)),
+        b_eq=np.ones(one.shape[0]),
+        bounds=(0, 1),
+    )
+    return float(-found.ineqlin.marginals[0]) * scale / max_bytes if found.success else 0.0
+
+
 def _kl_divergence(candidate: Candidate) -> float:
     return candidate.kl_divergence
 
@@ -98,12 +119,7 @@ def _each(candidates: Sequence[Candidate], key: Callable[[Candidate], tuple[floa
 
 
 def _solved(candidates: Sequence[Candidate], objective: _Cost, limits: Sequence[tuple[_Cost, float]]) -> Plan | None:
-    names = sorted({candidate.weight for candidate in candidates})
-    rows = {name: row for row, name in enumerate(names)}
     num = len(candidates)
-    one_each = coo_array(
-        (np.ones(num), ([rows[each.weight] for each in candidates], range(num))), shape=(len(names), num)
-    )
     costs = np.array([objective(each) for each in candidates], float)
     limited = [np.array([[cost(each) for each in candidates]], float) / limit for cost, limit in limits]
     # HiGHS's tolerances are absolute: everything is brought to the order of one.
@@ -113,9 +129,20 @@ def _solved(candidates: Sequence[Candidate], objective: _Cost, limits: Sequence[
             costs / max(costs.mean(), 1e-30),
             integrality=np.ones(num),
             bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(one_each, 1, 1), *(LinearConstraint(each, ub=1) for each in limited)],
+            constraints=[
+                LinearConstraint(_one_each(candidates), 1, 1),
+                *(LinearConstraint(each, ub=1) for each in limited),
+            ],
             options={"time_limit": TIME_LIMIT_S, "mip_rel_gap": GAP},
         )
     if found.x is None:
         return None
     return {each.weight: each for each, taken in zip(candidates, found.x, strict=True) if taken > 0.5}
+
+
+def _one_each(candidates: Sequence[Candidate]) -> Any:
+    """A row for each weight, with ones where its candidates are."""
+    rows = {name: row for row, name in enumerate(sorted({each.weight for each in candidates}))}
+    num = len(candidates)
+    place = ([rows[each.weight] for each in candidates], range(num))
+    return coo_array((np.ones(num), place), shape=(len(rows), num))
