@@ -14,6 +14,8 @@ from llmcompress.artifact.placement import checked_output
 from llmcompress.compression.forecast import Forecast, forecast
 from llmcompress.compression.forecast.peak_memory import LIBRARY_BYTES
 from llmcompress.compression.layers import constants_taken_by, layer_table
+from llmcompress.compression.nncf.graph_reading import graphs_read_once
+from llmcompress.compression.output import texts_converted_once
 from llmcompress.errors import ModelError, ResourceError
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.fetching import fetch_weights
@@ -108,7 +110,7 @@ def search(
     found = fetch_weights(found, progress=progress)
     with stages.stage("load"):
         loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
-    with _place_next_to(output) as place:
+    with _place_next_to(output) as place, graphs_read_once(), texts_converted_once():
         shop = workshop(loaded, spec, windows, place, progress)
         with stages.stage("sensitivity"):
             original = uncompressed(shop)
