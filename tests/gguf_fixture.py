@@ -333,9 +333,10 @@ def _tokenizer(checkpoint: Path) -> dict[str, Any]:
         "tokenizer.ggml.merges": [" ".join(m) if isinstance(m, list) else m for m in stated["model"]["merges"]],
         "tokenizer.ggml.bos_token_id": config["bos_token_id"],
         "tokenizer.ggml.eos_token_id": config["eos_token_id"],
-        "tokenizer.ggml.padding_token_id": config["pad_token_id"],
         "tokenizer.ggml.add_bos_token": False,
     }
+    if config.get("pad_token_id") is not None:
+        found["tokenizer.ggml.padding_token_id"] = config["pad_token_id"]
     template = checkpoint / "chat_template.jinja"
     return found | ({"tokenizer.chat_template": template.read_text()} if template.is_file() else {})
 
