@@ -13,6 +13,7 @@ import torch
 from tiny_models import ARCHITECTURES, build_checkpoint
 
 import llmcompress
+from llmcompress.compression import matrix_uses
 from llmcompress.compression.matrix_uses import OtherUseError, uses_noted
 from llmcompress.graph.integer_weights import integer_weights
 from llmcompress.graph.model import parameter_name
@@ -77,6 +78,25 @@ def test_squares_are_those_of_autograd(
     _same(found, expected)
     if model_type == "llama":
         assert all(each.dtype == dtypes[name] for name, each in model.named_parameters() if each.ndim == 2)
+
+
+def test_products_in_bf16_give_squares_that_are_nearly_those(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = resolve(build_checkpoint(tmp_path / "model"))
+    windows = np.random.default_rng(0).integers(3, 100, (6, 16)).astype(np.int64)
+    expected = sensitivity(load_torch_model(source), windows, 5, tmp_path, silent).diagonal
+    asked: list[torch.device] = []
+
+    def in_bf16(device: torch.device) -> str:
+        asked.append(device)
+        return "bf16"
+
+    monkeypatch.setattr(matrix_uses, "multiplies_in", in_bf16)
+    found = sensitivity(load_torch_model(source), windows, 5, tmp_path, silent).diagonal
+    assert [each.type for each in asked] == ["cpu"]
+    for name, squares in expected.items():
+        # Not the same: products were rounded.
+        assert 0 < float((found[name] - squares).norm() / squares.norm()) < 0.1, name
+        assert float(found[name].sum()) == pytest.approx(float(squares.sum()), rel=0.05), name
 
 
 class _Twice(torch.nn.Module):

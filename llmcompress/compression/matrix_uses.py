@@ -1,7 +1,8 @@
 """What a model in torch uses its matrices for, noted while it runs forth and back.
 
-Products and sums are in f32, and matrices stay in the precision in which they were loaded, which may be mapped from the
-checkpoint: each is made f32 where it is used, in a place that all share, and has no gradient that would stay.
+Sums are in f32, products in bf16 where the processor computes in it and else in f32. Matrices stay in the precision in
+which they were loaded, which may be mapped from the checkpoint: each is made f32 where it is used, in a place that all
+share, and has no gradient that would stay.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from llmcompress.training.devices import multiplies_in
 
 
 class Use(NamedTuple):
@@ -75,6 +78,7 @@ class MatrixUses(TorchFunctionMode):
         self._others: set[str] = set()
         self._used: set[tuple[str, bool]] = set()
         self._anchor = torch.zeros((), requires_grad=True)
+        self._in_bf16 = multiplies_in(torch.device("cpu")) == "bf16"
         largest = max((each.numel() for _, each in matrices.values()), default=0)
         # Memory that is asked for anew for each product is dear.
         self._room = torch.empty(largest)
@@ -112,12 +116,35 @@ class MatrixUses(TorchFunctionMode):
         if self._others and self._once:
             raise OtherUseError(self._others)
 
-    def in_f32(self, matrix: torch.Tensor) -> torch.Tensor:
-        """The values of a matrix, until the next one's are asked for."""
-        return matrix if matrix.dtype == torch.float32 else self.room(matrix.shape).copy_(matrix)
+    def linear(self, given: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """``torch.nn.functional.linear`` of f32 and a matrix, in f32."""
+        if not self._in_bf16:
+            return torch.nn.functional.linear(given, self._in_f32(matrix), bias)
+        found = torch.nn.functional.linear(given.bfloat16(), matrix.bfloat16()).float()
+        return found if bias is None else found + bias
 
-    def room(self, shape: torch.Size) -> torch.Tensor:
-        """The place for values of a matrix; for one at a time."""
+    def of_given(self, gradient: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        """The gradient of what ``linear`` was given, by that of what came out."""
+        if not self._in_bf16:
+            return gradient @ self._in_f32(matrix)
+        return (gradient.bfloat16() @ matrix.bfloat16()).float()
+
+    def of_matrix(self, gradient: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        """The gradient of the matrix, f32, until the next product is asked for.
+
+        Args:
+            gradient: Of what came out, ``[num_tokens, num_rows]``.
+            given: ``[num_tokens, num_columns]``.
+        """
+        place = self._place(torch.Size((gradient.shape[1], given.shape[1])))
+        if not self._in_bf16:
+            return torch.mm(gradient.T, given, out=place)
+        return place.copy_(gradient.bfloat16().T @ given.bfloat16())
+
+    def _in_f32(self, matrix: torch.Tensor) -> torch.Tensor:
+        return matrix if matrix.dtype == torch.float32 else self._place(matrix.shape).copy_(matrix)
+
+    def _place(self, shape: torch.Size) -> torch.Tensor:
         return self._room[: shape.numel()].view(shape)
 
     def note(self, use: Use) -> None:
@@ -152,14 +179,14 @@ class _Product(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(given)
         ctx.matrix, ctx.name, ctx.uses = matrix, name, uses
-        return torch.nn.functional.linear(given, uses.in_f32(matrix), bias)
+        return uses.linear(given, matrix, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         (given,) = ctx.saved_tensors
         with torch._C.DisableTorchFunction():
             ctx.uses.note(Use(ctx.name, given, gradient, is_lookup=False))
-            of_given = gradient @ ctx.uses.in_f32(ctx.matrix) if ctx.needs_input_grad[0] else None
+            of_given = ctx.uses.of_given(gradient, ctx.matrix) if ctx.needs_input_grad[0] else None
         return of_given, None, None, None, None, None
 
 

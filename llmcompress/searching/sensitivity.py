@@ -193,7 +193,7 @@ class _Squares:
         rows = _by_window(looked_up, 0, together) if looked_up is not None else itertools.repeat(None)
         windows = zip(_by_window(use.given, 1, together), _by_window(use.gradient, 1, together), rows, strict=False)
         for given, gradient, of_rows in windows:
-            found = torch.mm(gradient.T, given, out=noted.room(total.shape))
+            found = noted.of_matrix(gradient, given)
             total.addcmul_(found, found)
             if of_rows is not None:
                 self._kept.setdefault(use.name, []).append(found[torch.unique(of_rows)])
