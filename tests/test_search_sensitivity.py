@@ -10,11 +10,13 @@ import nncf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import ARCHITECTURES, build_checkpoint
 
 import llmcompress
 from llmcompress.compression import matrix_uses
 from llmcompress.compression.matrix_uses import OtherUseError, uses_noted
+from llmcompress.errors import ModelError
 from llmcompress.graph.integer_weights import integer_weights
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.resolving import resolve
@@ -125,6 +127,14 @@ def test_matrices_that_are_used_otherwise_have_their_gradients_too(tmp_path: Pat
     assert refused.value.names == {"turned"}
 
 
+def test_logits_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = _Twice()
+    with torch.no_grad():
+        model.table.weight[3, 2] = torch.nan
+    with pytest.raises(ModelError, match="gives NaN or infinite logits, which have no gradient to go by"):
+        sensitivity(model, np.full((1, 4), 3, np.int64), 0, tmp_path, silent)
+
+
 def test_a_disk_without_room_leaves_squares_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     windows = np.random.default_rng(1).integers(0, 12, (2, 6)).astype(np.int64)
     expected = sensitivity(_Twice(), windows, 0, tmp_path, silent).diagonal
@@ -165,3 +175,21 @@ def test_costs_are_those_of_the_codes_that_stock_nncf_makes(tmp_path: Path, mode
             seen.add((parameter, name))
     assert seen == {key for key in found if key[0] in diagonal}
     assert {name for _, name in seen} == set(STOCK)
+
+
+def test_a_weight_whose_scales_exceed_half_precision_takes_8_bits(tmp_path: Path) -> None:
+    checkpoint = build_checkpoint(tmp_path / "model")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors[name][0, 0] = 1e30
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    loaded = llmcompress.load(checkpoint, tokenizer=False)
+    model = load_torch_model(loaded.source)
+    parameters = {key: each.detach() for key, each in model.named_parameters()}
+    diagonal = {key: torch.ones(each.shape) for key, each in parameters.items() if each.ndim > 1}
+    original = Uncompressed(loaded, model, parameters, Sensitivity(50, diagonal, {}))
+    formats = Formats(tuple(map(parse_format, STOCK)), (), frozenset())
+    found = list(data_free(original, formats, silent))
+    assert {str(each.format) for each in found if each.weight == name} == {"int8_asym"}
+    assert {str(each.format) for each in found if each.weight == name.replace("up", "gate")} == set(STOCK)
+    assert all(np.isfinite(each.kl_divergence) for each in found)

@@ -48,6 +48,7 @@ def backward_passes(
 
     Raises:
         OtherUseError: A matrix is not used as is noted.
+        ModelError: The model gives logits that are not finite.
     """
     # Activations of a layer would otherwise stay in the heap.
     return_large_blocks()
@@ -57,6 +58,12 @@ def backward_passes(
             uses.begin()
             logits = model(torch.from_numpy(batch.copy()), use_cache=False).logits
             uses.check()
+            if not torch.isfinite(logits).all():
+                raise ModelError(
+                    "the model in torch gives NaN or infinite logits, which have no gradient to go by",
+                    where=type(model).__name__,
+                    hint="check the original with `llmcompress eval`, and whether its weights are finite",
+                )
             # Of the cross entropy with labels that are drawn.
             gradient = torch.empty_like(logits, dtype=torch.float32)
             for window, of_window in zip(logits.detach(), gradient, strict=True):

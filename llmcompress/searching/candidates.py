@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.compression.coding import weighted_error, write_codes
+from llmcompress.compression.doubt import DoubtError
 from llmcompress.compression.late_codes import codes_left_for_later
 from llmcompress.compression.layers import constants_taken_by, layer_table
 from llmcompress.compression.nncf.weights import compress_weights
@@ -211,12 +212,14 @@ def data_free(original: Uncompressed, formats: Formats, progress: Reporter) -> I
                     continue
                 if len(record.shape) == 3 and wanted.mode not in OF_STACKS:
                     continue
-                cost = 0.0
+                cost: float | None = 0.0
                 if (name if piece is None else piece.stack) in original.sensitivity.diagonal:
                     cost = _cost_of_rounding(original, name, piece, _Rounded(weights, constant, noted), pool)
                 elif wanted != BACKUP:
                     continue
-                yield Candidate(name, wanted, record.num_parameters, record.size_bytes, cost)
+                if cost is None and wanted != BACKUP:
+                    continue
+                yield Candidate(name, wanted, record.num_parameters, record.size_bytes, cost or 0.0)
     progress(Progress("candidates", len(every), len(every), "formats"))
 
 
@@ -247,8 +250,17 @@ class _Rounded(NamedTuple):
 
 def _cost_of_rounding(
     original: Uncompressed, name: str, piece: Piece | None, rounded: _Rounded, pool: ThreadPoolExecutor
+) -> float | None:
+    """What a weight costs that is rounded; None where a scale of its is beyond half precision."""
+    try:
+        return _cost_of_codes(original, name, piece, rounded, pool)
+    except DoubtError:
+        return None
+
+
+def _cost_of_codes(
+    original: Uncompressed, name: str, piece: Piece | None, rounded: _Rounded, pool: ThreadPoolExecutor
 ) -> float:
-    """What a weight costs that is rounded."""
     import torch
 
     sensitivity, noted = original.sensitivity, rounded.noted.get(rounded.constant)
