@@ -84,6 +84,16 @@ def test_what_is_no_embedding_is_named() -> None:
         embedding_moments(model, ["head.weight"], np.zeros((1, 4), np.int64), 0, silent)
 
 
+def test_an_embedding_that_is_never_looked_up_is_named() -> None:
+    class Scaled(_Model):
+        def forward(self, ids: torch.Tensor, use_cache: bool) -> Any:
+            table = self.table.weight * 2
+            return SimpleNamespace(logits=self.head(self.inside(table[ids])))
+
+    with pytest.raises(ModelError, match=r"table\.weight is no embedding of the model in torch"):
+        embedding_moments(Scaled(tied=False), ["table.weight"], np.zeros((1, 4), np.int64), 0, silent)
+
+
 def _by_hand(weight: np.ndarray, hessian: np.ndarray, made: IntegerWeight, columns: np.ndarray) -> np.ndarray:
     """GPTQ of a symmetric format, a column at a time, with the scales that were found."""
     damped = hessian.astype(np.float64) + 0.1 * np.diag(hessian).mean() * np.eye(len(hessian))

@@ -75,13 +75,14 @@ def weighted_error(
         pool: Whose threads compute.
 
     Returns:
-        None: groups do not lie in one piece, or are no integers.
+        None: groups do not lie in one piece or are no integers, or there are not as many factors as values.
 
     Raises:
         DoubtError: As ``write_codes``.
     """
     codes = layout.codes
-    if layout.num_columns > 1 or not isinstance(codes, Integers):
+    is_whole = factors.size == layout.num_groups * layout.group_size
+    if layout.num_columns > 1 or not isinstance(codes, Integers) or not is_whole:
         return None
     stored = _stored(values, layout)
     made, rounded = _made(stored, layout, np.empty(layout.num_bytes, np.uint8), pool)

@@ -55,19 +55,19 @@ def backward_passes(
     generator = torch.Generator().manual_seed(seed)
     with layers_recomputed(model, uses) if recomputed else contextlib.nullcontext():
         for batch in batches:
-            uses.begin()
+            uses.begin(batch.shape)
             logits = model(torch.from_numpy(batch.copy()), use_cache=False).logits
             uses.check()
-            if not torch.isfinite(logits).all():
-                raise ModelError(
-                    "the model in torch gives NaN or infinite logits, which have no gradient to go by",
-                    where=type(model).__name__,
-                    hint="check the original with `llmcompress eval`, and whether its weights are finite",
-                )
             # Of the cross entropy with labels that are drawn.
             gradient = torch.empty_like(logits, dtype=torch.float32)
             for window, of_window in zip(logits.detach(), gradient, strict=True):
                 torch.softmax(window.float(), -1, out=of_window)
+                if not torch.isfinite(of_window).all():
+                    raise ModelError(
+                        "the model in torch gives NaN or infinite logits, which have no gradient to go by",
+                        where=type(model).__name__,
+                        hint="check the original with `llmcompress eval`, and whether its weights are finite",
+                    )
                 labels = torch.multinomial(of_window, 1, generator=generator)
                 of_window.scatter_add_(-1, labels, torch.full(labels.shape, -1.0))
             logits.backward(gradient.to(logits.dtype))
@@ -118,6 +118,32 @@ class FactorSums:
             factors.rows.add_(gradient.square().sum(0))
 
 
+@contextlib.contextmanager
+def factors_by_modules(model: Any, names: Collection[str], sums: FactorSums) -> Iterator[None]:
+    """Add the factors of matrices whose uses are not noted, where they are the weights of linear layers and embeddings.
+
+    Args:
+        model: In which they require gradients.
+        names: Of these.
+        sums: What is added to.
+    """
+    name_of = {id(parameter): name for name, parameter in model.named_parameters() if name in names}
+
+    def add(module: Any, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+        name, inputs, is_lookup = name_of[id(module.weight)], given[0].detach(), isinstance(module, torch.nn.Embedding)
+        num_rows = len(module.weight)
+        result.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: sums.add(Use(name, inputs, gradient, is_lookup), num_rows)
+        )
+
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            is_known = isinstance(module, torch.nn.Linear) or type(module) is torch.nn.Embedding
+            if is_known and id(module.weight) in name_of:
+                stack.callback(module.register_forward_hook(add).remove)
+        yield
+
+
 def embedding_names(model: Any) -> frozenset[str]:
     """Names of the parameters that are looked up."""
     name_of = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -141,15 +167,9 @@ def embedding_moments(
         of that of the rows; the mean of the diagonal is 1.
 
     Raises:
-        ModelError: torch has no such embedding.
+        ModelError: torch has no such embedding, or the model gives logits that are not finite.
     """
-    missing = sorted(set(names) - embedding_names(model))
-    if missing:
-        raise ModelError(
-            f"{missing[0]} is no embedding of the model in torch, whose gradients GPTQ of embeddings goes by",
-            where="weights.rules",
-            hint="write method: data_free into the rule of this weight",
-        )
+    _require_embeddings(names, embedding_names(model))
     model.requires_grad_(False)
     sums, num_rows = FactorSums(), {name: len(model.get_parameter(name)) for name in names}
     stage, total = "gradients of embeddings", len(token_ids)
@@ -158,12 +178,23 @@ def embedding_moments(
         progress(Progress(stage, 0, total, "windows"))
         for number, _ in enumerate(passes):
             progress(Progress(stage, number + 1, total, "windows"))
+    _require_embeddings(names, sums.found.keys())
     moments = {}
     for name, uses in sums.found.items():
         together = sum(each.columns * each.rows.sum() for each in uses)
         assert isinstance(together, torch.Tensor)
         moments[name] = (together / together.diagonal().mean()).numpy()
     return moments
+
+
+def _require_embeddings(names: Collection[str], found: Collection[str]) -> None:
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise ModelError(
+            f"{missing[0]} is no embedding of the model in torch, whose gradients GPTQ of embeddings goes by",
+            where="weights.rules",
+            hint="write method: data_free into the rule of this weight",
+        )
 
 
 def _tables(model: Any) -> list[Any]:

@@ -60,8 +60,12 @@ def uses_noted(model: Any, names: Collection[str], note: Note, *, once: bool) ->
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point():
                 module._buffers[name] = buffer.float()
-    with MatrixUses(matrices, frozenset(names), note, once=once) as uses:
-        yield uses
+    uses = MatrixUses(matrices, frozenset(names), note, once=once)
+    try:
+        with uses:
+            yield uses
+    finally:
+        uses.end()
 
 
 class MatrixUses(TorchFunctionMode):
@@ -75,6 +79,8 @@ class MatrixUses(TorchFunctionMode):
         self._matrices, self._names, self._note, self._once = matrices, names, note, once
         self.looked_up: dict[str, torch.Tensor] = {}
         """Rows of matrices, in this pass."""
+        self.shape: tuple[int, ...] = ()
+        """Of the token ids of this pass."""
         self._others: set[str] = set()
         self._used: set[tuple[str, bool]] = set()
         self._anchor = torch.zeros((), requires_grad=True)
@@ -94,17 +100,31 @@ class MatrixUses(TorchFunctionMode):
         if function == _GET_DTYPE:
             return torch.float32
         place = _PLACES.get(function)
-        if place is not None and args[place : place + 1] == (found[0],) and len(found) == 1:
+        if place is not None and len(found) == 1 and len(args) > place and args[place] is found[0]:
             return self._noted(function, args, kwargs)
-        copies = {id(each): self._matrices[id(each)][1].float() for each in found}
-        result = function(*_swapped(args, copies), **_swapped(kwargs, copies))
-        if isinstance(result, torch.Tensor):
-            self._others |= {self._matrices[id(each)][0] for each in found} & self._names
-        return result
+        matrices = {id(each): self._matrices[id(each)][1] for each in found}
+        if sum(isinstance(each, torch.Tensor) for each in _flat((*args, *kwargs.values()))) == 1:
+            # Shape, device and the like need no copy.
+            result = function(*_swapped(args, matrices), **_swapped(kwargs, matrices))
+            if not any(isinstance(each, torch.Tensor) for each in _flat((result,))):
+                return result
+        self._others |= {self._matrices[id(each)][0] for each in found} & self._names
+        copies = {key: each.float() for key, each in matrices.items()}
+        return function(*_swapped(args, copies), **_swapped(kwargs, copies))
 
-    def begin(self) -> None:
-        """Another pass begins, in which each matrix is used once."""
+    def begin(self, shape: tuple[int, ...]) -> None:
+        """Another pass begins, in which each matrix is used once.
+
+        Args:
+            shape: Of its token ids, ``(num_windows, seq_len)``.
+        """
+        self.shape = shape
         self._used.clear()
+        self.looked_up.clear()
+
+    def end(self) -> None:
+        """Let go of all memory: who notes may hold what is noted for."""
+        self._note, self._room = _ignored, torch.empty(0)
         self.looked_up.clear()
 
     def check(self) -> None:
@@ -207,6 +227,10 @@ class _Lookup(torch.autograd.Function):
         with torch._C.DisableTorchFunction():
             ctx.uses.note(Use(ctx.name, given, gradient, is_lookup=True))
         return None, None, None, None, None
+
+
+def _ignored(use: Use) -> None:
+    pass
 
 
 _GET_DTYPE = torch.Tensor.dtype.__get__  # type: ignore[attr-defined]

@@ -189,7 +189,7 @@ def uniform(wanted: Format, *, all_layers: bool = False) -> WeightCompression:
 
 
 def data_free(original: Uncompressed, formats: Formats, progress: Reporter) -> Iterator[Candidate]:
-    """Weigh each weight's error in each format by its sensitivity, with no codes made where our kernels make them.
+    """Weigh each weight's error in each format by its sensitivity; where our kernels make codes none are kept.
 
     Args:
         original: The model.
@@ -253,9 +253,10 @@ def _cost_of_rounding(
 ) -> float | None:
     """What a weight costs that is rounded; None where a scale of its is beyond half precision."""
     try:
-        return _cost_of_codes(original, name, piece, rounded, pool)
+        cost = _cost_of_codes(original, name, piece, rounded, pool)
     except DoubtError:
         return None
+    return cost if math.isfinite(cost) else None
 
 
 def _cost_of_codes(
@@ -297,6 +298,8 @@ def by_gptq(
                 before = original.parameters[name]
                 error = torch.from_numpy(weight.values()).reshape(before.shape).sub_(before)
                 cost = original.sensitivity.joint_cost(name, error)
+                if not math.isfinite(cost):
+                    continue
                 yield Candidate(name, wanted, weight.codes.size, weight.size_bytes, cost)
 
 

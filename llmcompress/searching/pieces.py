@@ -42,7 +42,7 @@ def pieces(graph: Any, constants: Collection[str], parameters: Mapping[str, torc
     Args:
         graph: The original's.
         constants: Names of weights.
-        parameters: By name, f32.
+        parameters: By name; stacks in f32.
     """
     stacks = {name: parameter for name, parameter in parameters.items() if parameter.ndim == 3}
     found = {}

@@ -91,7 +91,7 @@ def search(
 
     Raises:
         UsageError: The output exists, or no plan of these formats keeps the limit.
-        ModelError: The source is no checkpoint in floating point, or cannot be converted.
+        ModelError: The source is no checkpoint in floating point, cannot be converted, or gives no finite logits.
         DataError: A text cannot be used, is too short, or has 64 tokens in a row in common with another one.
         ResourceError: Memory will not suffice.
         HubError, SecurityError, WriteError, LockedError: as ``compress``.

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmcompress.compression.fisher import Factors, FactorSums, backward_passes
+from llmcompress.compression.fisher import Factors, FactorSums, backward_passes, factors_by_modules
 from llmcompress.compression.matrix_uses import MatrixUses, OtherUseError, Use, uses_noted
 from llmcompress.errors import ModelError
 from llmcompress.searching.pieces import Piece
@@ -51,7 +51,7 @@ class Sensitivity(NamedTuple):
         """
         diagonal = self.diagonal[name]
         found = float(error.square_().mul_(diagonal if piece is None else piece.of(diagonal)).sum())
-        forget(diagonal)
+        _forget(diagonal)
         if diagonal.ndim == 3:
             called = self.called(name)
             found *= len(called) / max(int(called.sum()), 1)
@@ -65,7 +65,7 @@ class Sensitivity(NamedTuple):
             squares: Takes a factor for each error, as the matrix lies in memory; None: it cannot tell.
         """
         found = squares(self.diagonal[name].numpy().reshape(-1))
-        forget(self.diagonal[name])
+        _forget(self.diagonal[name])
         return None if found is None else found / (2 * self.num_tokens)
 
     def called(self, stack: str) -> torch.Tensor:
@@ -93,6 +93,9 @@ def sensitivity(
         place: Existing directory, where the squares lie as long as the result does.
         progress: Told of every step.
         jointly: For errors that make up for each other as well.
+
+    Raises:
+        ModelError: The model gives logits that are not finite.
     """
     run = _Run(model, token_ids, seed, place, jointly)
     # Of stacks of experts and convolutions gradients are asked for as a whole, of one window at a time.
@@ -121,9 +124,11 @@ def _num_together(model: Any, token_ids: NDArray[np.int64]) -> int:
         layer_list(model)
     except (AttributeError, ModelError):
         return 1
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    num_parameters: int = sum(parameter.numel() for parameter in model.parameters())
     of_window: int = token_ids.shape[1] * model.config.get_text_config().vocab_size
-    return max(1, int(LOGITS_SHARE * num_parameters) // of_window)
+    # As many as a window's tokens could not be told from these.
+    num_fitting = int(LOGITS_SHARE * num_parameters) // of_window
+    return max(1, min(num_fitting, token_ids.shape[1] - 1))
 
 
 def _summed(run: _Run, wholes: frozenset[str], together: int, progress: Reporter) -> Sensitivity:
@@ -137,7 +142,7 @@ def _summed(run: _Run, wholes: frozenset[str], together: int, progress: Reporter
     squares, factors = _Squares(parameters, FileMemory(run.place)), FactorSums()
 
     def note(use: Use) -> None:
-        if together > 1 and not _has_windows(use):
+        if together > 1 and not _has_windows(use, noted.shape):
             raise OtherUseError(())
         squares.add(use, noted, together)
         if run.jointly:
@@ -149,6 +154,8 @@ def _summed(run: _Run, wholes: frozenset[str], together: int, progress: Reporter
             parameter = parameters[name].requires_grad_(True)
             handle = parameter.register_post_accumulate_grad_hook(functools.partial(squares.add_whole, name))
             stack.callback(handle.remove)
+        if run.jointly:
+            stack.enter_context(factors_by_modules(run.model, wholes, factors))
         noted = stack.enter_context(uses_noted(run.model, parameters.keys() - wholes, note, once=True))
         batches = [run.token_ids[first : first + together] for first in range(0, total, together)]
         progress(Progress("sensitivity", 0, total, "windows"))
@@ -158,10 +165,10 @@ def _summed(run: _Run, wholes: frozenset[str], together: int, progress: Reporter
     return Sensitivity(run.token_ids.size, squares.sums, factors.found)
 
 
-def _has_windows(use: Use) -> bool:
+def _has_windows(use: Use, shape: tuple[int, ...]) -> bool:
     """Whether its tensors are ``[num_windows, seq_len, ...]``."""
     given = use.given.shape if use.is_lookup else use.given.shape[:-1]
-    return len(given) == 2 and given == use.gradient.shape[:-1]
+    return given == shape and use.gradient.shape[:-1] == shape
 
 
 class _Squares:
@@ -179,13 +186,13 @@ class _Squares:
             self._add_lookup(use, total, together)
         else:
             self._add_product(use, total, noted, together)
-        forget(total)
+        _forget(total)
 
     def add_whole(self, name: str, parameter: torch.Tensor) -> None:
         """Add a parameter's gradient, and let it go: together they would take as much memory as the squares."""
         assert parameter.grad is not None
         self.sums[name].addcmul_(parameter.grad, parameter.grad)
-        forget(self.sums[name])
+        _forget(self.sums[name])
         parameter.grad = None
 
     def _add_product(self, use: Use, total: torch.Tensor, noted: MatrixUses, together: int) -> None:
@@ -222,6 +229,6 @@ def _zeros(shape: torch.Size, memory: FileMemory) -> torch.Tensor:
     return torch.zeros(shape) if block is None else torch.from_numpy(block).view(torch.float32).view(shape)
 
 
-def forget(squares: torch.Tensor) -> None:
+def _forget(squares: torch.Tensor) -> None:
     """Give the memory of squares in a file back to the system."""
     forget_file_pages(squares.data_ptr(), squares.nbytes)
