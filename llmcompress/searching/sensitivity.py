@@ -127,8 +127,8 @@ def _num_together(model: Any, token_ids: NDArray[np.int64]) -> int:
     num_parameters: int = sum(parameter.numel() for parameter in model.parameters())
     of_window: int = token_ids.shape[1] * model.config.get_text_config().vocab_size
     # As many as a window's tokens could not be told from these.
-    num_fitting = int(LOGITS_SHARE * num_parameters) // of_window
-    return max(1, min(num_fitting, token_ids.shape[1] - 1))
+    num_fitting, num_tokens = int(LOGITS_SHARE * num_parameters) // of_window, int(token_ids.shape[1])
+    return max(1, min(num_fitting, num_tokens - 1))
 
 
 def _summed(run: _Run, wholes: frozenset[str], together: int, progress: Reporter) -> Sensitivity:
