@@ -249,15 +249,22 @@ class Watched(NamedTuple):
 
 def watched(command: list[str], log: Path) -> Watched:
     """Run a command to its end and look at its memory meanwhile."""
-    peak, started = 0, time.perf_counter()
+    started = time.perf_counter()
+    samples = memory_meanwhile(command, log)
+    return Watched(time.perf_counter() - started, max(own for _, own in samples))
+
+
+def memory_meanwhile(command: list[str], log: Path) -> list[tuple[float, int]]:
+    """Seconds since the epoch, and the bytes that a command and its children have of their own."""
+    samples = []
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
         while process.poll() is None:
-            peak = max(peak, sum(own_memory(pid) for pid in family(process.pid)))
+            samples.append((time.time(), sum(own_memory(pid) for pid in family(process.pid))))
             time.sleep(0.02)
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed; its output is in {log}")
-    return Watched(time.perf_counter() - started, peak)
+    return samples
 
 
 def family(pid: int) -> list[int]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from datetime import datetime
 from pathlib import Path
 
-from compress import family, own_memory
+from compress import memory_meanwhile
 from rich.console import Console
 from rich.table import Table
 
@@ -39,26 +37,13 @@ def main() -> None:
         command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
         command += ["--num-windows", str(args.num_windows)]
         command += [text for share in SHARES for text in ("--front", str(int(share * args.size)))]
-        samples = memory_meanwhile(command, Path(folder) / "log")
+        samples = memory_meanwhile(command, Path(tempfile.gettempdir()) / "search_cost.log")
         report = json.loads((output / "search.json").read_text())
         saved = json.loads((output / "llmcompress.json").read_text())
     print_stages(report, samples)
     save_s = next(each["duration_s"] for each in saved["measured"]["stages"] if each["stage"] == "save")
     further = [each["write_s"] for each in report["further"]]
     print(f"saving {save_s:.1f} s; a further size, graph and all, {' and '.join(f'{each:.1f}' for each in further)} s")
-
-
-def memory_meanwhile(command: list[str], log: Path) -> list[tuple[float, int]]:
-    """Seconds since the epoch, and the bytes that a command and its children have of their own."""
-    samples = []
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
-        while process.poll() is None:
-            samples.append((time.time(), sum(own_memory(pid) for pid in family(process.pid))))
-            time.sleep(0.05)
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed: {log.read_text()[-500:]}")
-    return samples
 
 
 def print_stages(report: dict[str, object], samples: list[tuple[float, int]]) -> None:

@@ -42,6 +42,12 @@ GPT_NEO = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _in_f32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a processor that computes in bf16."""
+    monkeypatch.setattr(matrix_uses, "multiplies_in", lambda device: "f32")
+
+
 def _squares(model: Any, windows: np.ndarray, seed: int) -> dict[str, torch.Tensor]:
     """Gradients of the whole model in f32, window by window."""
     model.float().requires_grad_(True)

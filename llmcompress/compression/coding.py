@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from llmcompress.compression.doubt import DoubtError
-from llmcompress.compression.kernels.errors import weighted_squares
 from llmcompress.compression.kernels.floating import Floats
-from llmcompress.compression.kernels.groups import CHUNK_VALUES, packed_zero_points, quantize
+from llmcompress.compression.kernels.groups import Weighing, packed_zero_points, quantize, squared_error
 from llmcompress.compression.kernels.integers import Codes, Integers, StoredWeights
 
 if TYPE_CHECKING:
@@ -86,10 +85,7 @@ def weighted_error(
         return None
     stored = _stored(values, layout)
     made, rounded = _made(stored, layout, np.empty(layout.num_bytes, np.uint8), pool)
-    scales = rounded.astype(np.float32)
-    step = max(1, CHUNK_VALUES // layout.group_size)
-    pieces = [(first, min(first + step, layout.num_groups)) for first in range(0, layout.num_groups, step)]
-    return float(sum(pool.map(lambda piece: weighted_squares(stored, codes, made, scales, factors, piece), pieces)))
+    return squared_error(stored, codes, made, Weighing(rounded.astype(np.float32), factors), pool)
 
 
 def _stored(values: NDArray[np.uint8], layout: WeightLayout) -> StoredWeights:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,15 +35,24 @@ class Factors(NamedTuple):
 
 
 def backward_passes(
-    model: Any, batches: Iterable[NDArray[np.int64]], seed: int, uses: MatrixUses, *, recomputed: bool = False
-) -> Iterator[None]:
-    """Run batches of windows forth and back, one after the other; each is begun when the next one is asked for.
+    model: Any,
+    batches: Sequence[NDArray[np.int64]],
+    seed: int,
+    uses: MatrixUses,
+    progress: Reporter,
+    *,
+    stage: str = "sensitivity",
+    recomputed: bool = False,
+) -> None:
+    """Run batches of windows forth and back, one after the other.
 
     Args:
         model: Of which the uses are noted.
         batches: int64 ``[num_windows, seq_len]`` each.
         seed: Of the labels.
         uses: Those.
+        progress: Told of every batch.
+        stage: Its name.
         recomputed: What is inside a decoder layer is not kept for the way back, but computed again.
 
     Raises:
@@ -53,30 +62,41 @@ def backward_passes(
     # Activations of a layer would otherwise stay in the heap.
     return_large_blocks()
     generator = torch.Generator().manual_seed(seed)
-    with layers_recomputed(model, uses) if recomputed else contextlib.nullcontext():
+    done, total = 0, sum(map(len, batches))
+    with _layers_recomputed(model, uses) if recomputed else contextlib.nullcontext():
         for batch in batches:
+            progress(Progress(stage, done, total, "windows"))
             uses.begin(batch.shape)
             logits = model(torch.from_numpy(batch.copy()), use_cache=False).logits
             uses.check()
-            # Of the cross entropy with labels that are drawn.
-            gradient = torch.empty_like(logits, dtype=torch.float32)
-            for window, of_window in zip(logits.detach(), gradient, strict=True):
-                torch.softmax(window.float(), -1, out=of_window)
-                if not torch.isfinite(of_window).all():
-                    raise ModelError(
-                        "the model in torch gives NaN or infinite logits, which have no gradient to go by",
-                        where=type(model).__name__,
-                        hint="check the original with `llmcompress eval`, and whether its weights are finite",
-                    )
-                labels = torch.multinomial(of_window, 1, generator=generator)
-                of_window.scatter_add_(-1, labels, torch.full(labels.shape, -1.0))
-            logits.backward(gradient.to(logits.dtype))
+            logits.backward(_gradient(model, logits.detach(), generator))
             uses.check()
-            yield
+            done += len(batch)
+    progress(Progress(stage, total, total, "windows"))
+
+
+def _gradient(model: Any, logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Of the cross entropy with labels that the model draws, by its logits.
+
+    Raises:
+        ModelError: These are not finite.
+    """
+    gradient = torch.empty_like(logits, dtype=torch.float32)
+    for window, of_window in zip(logits, gradient, strict=True):
+        torch.softmax(window.float(), -1, out=of_window)
+        if not torch.isfinite(of_window).all():
+            raise ModelError(
+                "the model in torch gives NaN or infinite logits, which have no gradient to go by",
+                where=type(model).__name__,
+                hint="check the original with `llmcompress eval`, and whether its weights are finite",
+            )
+        labels = torch.multinomial(of_window, 1, generator=generator)
+        of_window.scatter_add_(-1, labels, torch.full(labels.shape, -1.0))
+    return gradient.to(logits.dtype)
 
 
 @contextlib.contextmanager
-def layers_recomputed(model: Any, uses: MatrixUses) -> Iterator[None]:
+def _layers_recomputed(model: Any, uses: MatrixUses) -> Iterator[None]:
     """Have decoder layers keep what they are given alone, and compute the rest again on the way back.
 
     Raises:
@@ -172,12 +192,9 @@ def embedding_moments(
     _require_embeddings(names, embedding_names(model))
     model.requires_grad_(False)
     sums, num_rows = FactorSums(), {name: len(model.get_parameter(name)) for name in names}
-    stage, total = "gradients of embeddings", len(token_ids)
     with uses_noted(model, names, lambda use: sums.add(use, num_rows[use.name]), once=False) as noted:
-        passes = backward_passes(model, (window[None] for window in token_ids), seed, noted)
-        progress(Progress(stage, 0, total, "windows"))
-        for number, _ in enumerate(passes):
-            progress(Progress(stage, number + 1, total, "windows"))
+        windows = [window[None] for window in token_ids]
+        backward_passes(model, windows, seed, noted, progress, stage="gradients of embeddings")
     _require_embeddings(names, sums.found.keys())
     moments = {}
     for name, uses in sums.found.items():

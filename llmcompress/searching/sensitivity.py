@@ -24,9 +24,8 @@ from llmcompress.compression.matrix_uses import MatrixUses, OtherUseError, Use, 
 from llmcompress.errors import ModelError
 from llmcompress.searching.pieces import Piece
 from llmcompress.system.file_memory import FileMemory
-from llmcompress.system.memory import forget_file_pages
-from llmcompress.system.progress import Progress, Reporter
-from llmcompress.training.layers import layer_list
+from llmcompress.system.progress import Reporter
+from llmcompress.training.layers import forget, layer_list
 
 LOGITS_SHARE = 1 / 16
 """Of the number of parameters, that logits of windows which go together may be."""
@@ -51,7 +50,7 @@ class Sensitivity(NamedTuple):
         """
         diagonal = self.diagonal[name]
         found = float(error.square_().mul_(diagonal if piece is None else piece.of(diagonal)).sum())
-        _forget(diagonal)
+        forget(diagonal.numpy())
         if diagonal.ndim == 3:
             called = self.called(name)
             found *= len(called) / max(int(called.sum()), 1)
@@ -65,7 +64,7 @@ class Sensitivity(NamedTuple):
             squares: Takes a factor for each error, as the matrix lies in memory; None: it cannot tell.
         """
         found = squares(self.diagonal[name].numpy().reshape(-1))
-        _forget(self.diagonal[name])
+        forget(self.diagonal[name].numpy())
         return None if found is None else found / (2 * self.num_tokens)
 
     def called(self, stack: str) -> torch.Tensor:
@@ -148,7 +147,6 @@ def _summed(run: _Run, wholes: frozenset[str], together: int, progress: Reporter
         if run.jointly:
             factors.add(use, len(parameters[use.name]))
 
-    total = len(run.token_ids)
     with contextlib.ExitStack() as stack:
         for name in wholes:
             parameter = parameters[name].requires_grad_(True)
@@ -157,11 +155,8 @@ def _summed(run: _Run, wholes: frozenset[str], together: int, progress: Reporter
         if run.jointly:
             stack.enter_context(factors_by_modules(run.model, wholes, factors))
         noted = stack.enter_context(uses_noted(run.model, parameters.keys() - wholes, note, once=True))
-        batches = [run.token_ids[first : first + together] for first in range(0, total, together)]
-        progress(Progress("sensitivity", 0, total, "windows"))
-        passes = backward_passes(run.model, batches, run.seed, noted, recomputed=together > 1)
-        for number, _ in enumerate(passes):
-            progress(Progress("sensitivity", min((number + 1) * together, total), total, "windows"))
+        batches = [run.token_ids[first : first + together] for first in range(0, len(run.token_ids), together)]
+        backward_passes(run.model, batches, run.seed, noted, progress, recomputed=together > 1)
     return Sensitivity(run.token_ids.size, squares.sums, factors.found)
 
 
@@ -186,13 +181,13 @@ class _Squares:
             self._add_lookup(use, total, together)
         else:
             self._add_product(use, total, noted, together)
-        _forget(total)
+        forget(total.numpy())
 
     def add_whole(self, name: str, parameter: torch.Tensor) -> None:
         """Add a parameter's gradient, and let it go: together they would take as much memory as the squares."""
         assert parameter.grad is not None
         self.sums[name].addcmul_(parameter.grad, parameter.grad)
-        _forget(self.sums[name])
+        forget(self.sums[name].numpy())
         parameter.grad = None
 
     def _add_product(self, use: Use, total: torch.Tensor, noted: MatrixUses, together: int) -> None:
@@ -227,8 +222,3 @@ def _by_window(values: torch.Tensor, num_further: int, together: int) -> Iterato
 def _zeros(shape: torch.Size, memory: FileMemory) -> torch.Tensor:
     block = memory.block(4 * shape.numel())
     return torch.zeros(shape) if block is None else torch.from_numpy(block).view(torch.float32).view(shape)
-
-
-def _forget(squares: torch.Tensor) -> None:
-    """Give the memory of squares in a file back to the system."""
-    forget_file_pages(squares.data_ptr(), squares.nbytes)

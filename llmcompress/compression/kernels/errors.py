@@ -23,18 +23,17 @@ def _weigh(values: Any, codes: Any, factors: Any, rounded_scale: Any, zero_point
 
 
 @compiled
-def weighted_squares(weights: Any, integers: Any, into: Any, rounded: Any, factors: Any, groups: Any) -> float:
+def weighted_squares(weights: Any, integers: Any, made: Any, weighing: Any, groups: Any) -> float:
     """The sum of the squared errors of some groups, each times a factor.
 
     Args:
         weights: ``StoredWeights`` of one column.
         integers: ``Integers``.
-        into: ``Codes`` with the scales and zero points that the codes are rounded by; only these are read.
-        rounded: float32 ``[num_groups]``, the scales as they are stored.
-        factors: float32, one for each value.
+        made: ``Codes`` with the scales and zero points that the codes are rounded by; only these are read.
+        weighing: ``Weighing``: the scales as they are stored, and a factor for each value.
         groups: The first one and the one before which to stop.
     """
-    group_size = weights.group_size
+    group_size, factors = weights.group_size, weighing.factors
     span = max(1, BLOCK_VALUES // group_size)
     values = np.empty(span * group_size, np.float32)
     bits = values.view(np.int32)
@@ -47,9 +46,9 @@ def weighted_squares(weights: Any, integers: Any, into: Any, rounded: Any, facto
         codes[:] = values
         for group in range(start, stop):
             own = slice((group - start) * group_size, (group - start + 1) * group_size)
-            zero_point, of_group = into.zero_points[group], factors[group * group_size : (group + 1) * group_size]
-            round_values(codes[own], into.scales[group], zero_point, integers)
-            _weigh(values[own], codes[own], of_group, rounded[group], zero_point)
+            zero_point, of_group = made.zero_points[group], factors[group * group_size : (group + 1) * group_size]
+            round_values(codes[own], made.scales[group], zero_point, integers)
+            _weigh(values[own], codes[own], of_group, weighing.scales[group], zero_point)
         for i in range(end - begin):
             total += codes[i]
     return total

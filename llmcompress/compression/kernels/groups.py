@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llmcompress.compression.kernels.errors import weighted_squares
 from llmcompress.compression.kernels.floating import Floats, quantize_float_groups
 from llmcompress.compression.kernels.integers import (
     Codes,
@@ -57,6 +58,34 @@ def quantize(weights: StoredWeights, codes: Integers | Floats, into: Codes, pool
         return bool(quantize_columns(weights, codes, into, first, last, *columns))
 
     return all(pool.map(one, _pieces(weights, len(into.scales))))
+
+
+class Weighing(NamedTuple):
+    """By what the errors of codes are summed."""
+
+    scales: np.ndarray
+    """float32 ``[num_groups]``, as they are stored."""
+    factors: np.ndarray
+    """float32, of each value's squared error."""
+
+
+def squared_error(
+    weights: StoredWeights, codes: Integers, made: Codes, weighing: Weighing, pool: ThreadPoolExecutor
+) -> float:
+    """The squared errors of a weight's codes, each times its factor, together.
+
+    Args:
+        weights: Of one column.
+        codes: The format.
+        made: By ``quantize``; of it only scales and zero points are read.
+        weighing: Scales and factors.
+        pool: Whose threads do it.
+    """
+
+    def one(piece: tuple[int, int, tuple[int, int]]) -> float:
+        return float(weighted_squares(weights, codes, made, weighing, piece[:2]))
+
+    return sum(pool.map(one, _pieces(weights, len(made.scales))))
 
 
 def _pieces(weights: StoredWeights, num_groups: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
