@@ -6,6 +6,9 @@ Each run gets a control group of its own with a limit on its memory, page cache 
     python benchmarks/memory.py                     # 1.1 B parameters, bf16, generated; int4
     python benchmarks/memory.py --recipes int4 int8 --layers 8 --hidden 1024 --intermediate 2816
     python benchmarks/memory.py --recipes int4-sym --sides llmcompress kept    # on the whole way, and by a kept graph
+    python benchmarks/memory.py --data-aware int4-awq-se --text TEXT --step 500 --most 6000
+
+A data-aware recipe goes by 8 windows of 128 tokens, with a cache of its own, whose statistics are collected each time.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from compress import RECIPES, generated, ours, shape_arguments, theirs
+from compress import BIN, RECIPES, generated, ours, shape_arguments, theirs
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +39,7 @@ SIDES: dict[str, Callable[[Path, Path, str], list[str]]] = {
     "kept": functools.partial(ours, graph_cache=True),
     "optimum-cli": theirs,
 }
+WINDOWS = {"num_samples": 8, "seq_len": 128}
 KILLED_FOR_MEMORY = {3, 10, 137, -9}
 """Exit codes: refused beforehand, or killed."""
 
@@ -60,7 +64,8 @@ def completes(command: list[str], output: Path, parent: ControlGroup, log: Path,
     Raises:
         SystemExit: It ended by something that is no want of memory.
     """
-    shutil.rmtree(output, ignore_errors=True)
+    for left in (output, output.with_name("cache") / "statistics"):
+        shutil.rmtree(left, ignore_errors=True)
     started = time.perf_counter()
     with limited(parent, limit_mb * 1_000_000) as group, log.open("ab") as lines:
         done = subprocess.run(["sh", "-c", ENTER, str(group), *command], stdout=lines, stderr=lines)
@@ -84,16 +89,30 @@ def smallest(passes: Callable[[int], bool], low: int, high: int, step: int) -> i
     return high
 
 
+def data_aware(text: Path, source: Path, output: Path, recipe: str) -> list[str]:
+    """Our command line for a recipe that goes by a text."""
+    changes = [f"calibration.{name}={value}" for name, value in {"dataset": text, **WINDOWS}.items()]
+    options = [part for change in changes for part in ("--set", change)]
+    return [str(BIN / "llmcompress"), "compress", str(source), "-r", recipe, *options, "-o", str(output)]
+
+
 def main() -> None:
     """Run the search for both tools and print a table, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=None, help="where checkpoint and outputs go (about 8 GB)")
     parser.add_argument("--recipes", nargs="*", default=["int4"], choices=sorted(RECIPES))
+    parser.add_argument("--data-aware", metavar="RECIPE", help="a packaged recipe, in the place of those without data")
+    parser.add_argument("--text", type=Path, help="its calibration text")
     parser.add_argument("--sides", nargs="+", default=["llmcompress", "optimum-cli"], choices=sorted(SIDES))
     parser.add_argument("--step", type=int, default=100, metavar="MB")
     parser.add_argument("--most", type=int, default=2400, metavar="MB", help="the largest limit that is tried")
     shape_arguments(parser)
     args = parser.parse_args()
+    if args.data_aware:
+        if args.text is None:
+            parser.error("--data-aware needs --text")
+        SIDES["llmcompress"] = functools.partial(data_aware, args.text)
+        args.recipes, args.sides = [args.data_aware], ["llmcompress"]
     parent = control_groups()[0]
     results = []
     with generated(args) as (source, work):

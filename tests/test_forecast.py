@@ -238,7 +238,9 @@ def test_codes_wait_on_disk_where_memory_is_short(tmp_path: Path) -> None:
     assert predicted.codes_on_disk
     assert predicted.min_memory_bytes < 3 * GIGABYTE
     assert predicted.disk_bytes > 2 * 0.95 * predicted.size_bytes
-    assert predicted.notes[-2].startswith("memory is short: codes that are done wait in a temporary file")
+    assert predicted.notes[-2].startswith(
+        "memory is short: codes that are done, and weights that AWQ has scaled, wait in a file"
+    )
     for kept in (
         forecast(source, recipe_of(mode="int4_sym"), engine="nncf"),
         forecast(source, recipe_of(mode="mxfp4")),

@@ -475,14 +475,14 @@ def test_bf16_constants_equal_openvino() -> None:
     from nncf.quantization.algorithms.weight_compression import openvino_backend
     from nncf.tensor import Tensor
 
-    from llmcompress.compression.nncf.weight_codes import bf16_constants
+    from llmcompress.compression.nncf.weight_codes import own_constants
 
     random = np.random.default_rng(0).integers(0, 2**32, 4096, dtype=np.uint32)
     halves = (random & 0xFFFF0000) | 0x8000
     for bits in (random, halves, halves + 1, halves - 1):
         values = bits.view(np.float32).reshape(64, 64)
         for weight in (values, np.where(np.abs(values) < 1e38, values, np.float32(0))):
-            with bf16_constants():
+            with own_constants():
                 ours = openvino_backend.create_ov_const_from_tensor(Tensor(weight), ov.Type.bf16, name="weight")
             stock = create_ov_const_from_tensor(Tensor(weight), ov.Type.bf16, name="weight")
             assert ours.data.tobytes() == stock.data.tobytes()
@@ -491,6 +491,33 @@ def test_bf16_constants_equal_openvino() -> None:
                 stock.get_output_shape(0),
                 stock.get_element_type(),
             )
+
+
+@pytest.mark.parametrize("element", ["bf16", "f16", "f32"])
+def test_constants_in_a_file(element: str, tmp_path: Path) -> None:
+    import openvino as ov
+    from nncf.openvino.graph.node_utils import create_ov_const_from_tensor
+    from nncf.quantization.algorithms.weight_compression import openvino_backend
+    from nncf.tensor import Tensor
+
+    from llmcompress.compression.nncf.weight_codes import own_constants
+    from llmcompress.system.file_memory import FileMemory
+
+    memory = FileMemory(tmp_path)
+    values = Tensor(np.random.default_rng(0).standard_normal((8, 48)).astype(np.float32))
+    with own_constants(memory):
+        ours = openvino_backend.create_ov_const_from_tensor(values, getattr(ov.Type, element), name="weight")
+    stock = create_ov_const_from_tensor(values, getattr(ov.Type, element), name="weight")
+    after = memory.block(64)
+    assert after is not None
+    size_bytes = 8 * 48 * (4 if element == "f32" else 2)
+    assert after.ctypes.data - ours.data.ctypes.data == size_bytes
+    assert ours.data.tobytes() == stock.data.tobytes()
+    assert (ours.get_friendly_name(), ours.get_output_shape(0), ours.get_element_type()) == (
+        stock.get_friendly_name(),
+        stock.get_output_shape(0),
+        stock.get_element_type(),
+    )
 
 
 @pytest.mark.parametrize("mode", ["int3_sym", "int2_sym"])

@@ -10,9 +10,12 @@ import pytest
 from tiny_models import build_checkpoint
 
 import llmcompress
+from llmcompress.compression.nncf import statistics
 from llmcompress.compression.nncf.statistics import check_statistics_precision, lean_statistics
 from llmcompress.errors import RecipeError
+from llmcompress.graph.segments import segments
 from llmcompress.spec import Recipe
+from llmcompress.system.file_memory import FileMemory
 
 TEXT = Path(__file__).parent.parent.parent / "shared" / "data" / "calibration-wiki.txt"
 RECIPE = {
@@ -78,6 +81,29 @@ def test_statistics_equal_nncf_and_take_no_output(ref_model: Path, tmp_path: Pat
         np.testing.assert_array_equal(lean[name], values, strict=True)
 
 
+@pytest.mark.parametrize("waits_in_a_file", [False, True])
+def test_statistics_of_segments_equal_nncf(
+    waits_in_a_file: bool, ref_model: Path, tmp_path: Path, inferred: list[set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = llmcompress.load(ref_model).model
+    stock = collected(model, tmp_path / "stock")
+    inferred.clear()
+    parts: list[Any] = []
+
+    def small_segments(graph: Any) -> Any:
+        parts.extend(segments(graph, min_bytes=1_000_000))
+        return parts
+
+    monkeypatch.setattr(statistics, "segments", small_segments)
+    with lean_statistics("f32", FileMemory(tmp_path) if waits_in_a_file else None):
+        lean = collected(model, tmp_path / "lean")
+    assert len(parts) > 5
+    assert not inferred
+    assert stock.keys() == lean.keys()
+    for name, values in stock.items():
+        np.testing.assert_array_equal(lean[name], values, strict=True)
+
+
 def test_statistics_in_bf16_lie_near_those_in_f32(ref_model: Path, tmp_path: Path) -> None:
     skip_without_bf16()
     model = llmcompress.load(ref_model).model
@@ -90,7 +116,7 @@ def test_statistics_in_bf16_lie_near_those_in_f32(ref_model: Path, tmp_path: Pat
         assert np.abs(short[name] - stock[name]).max() < 0.05 * np.abs(stock[name]).max()
 
 
-@pytest.mark.parametrize("moved", ["collect_statistics", "create"])
+@pytest.mark.parametrize("moved", ["collect_statistics", "_register_statistics", "create"])
 def test_an_nncf_that_collects_otherwise(moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from nncf.common import factory
     from nncf.openvino.statistics.aggregator import OVStatisticsAggregator

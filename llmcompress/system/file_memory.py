@@ -21,6 +21,7 @@ class FileMemory:
     """Blocks of memory in one file, which goes with the last of them, and with the process in any case."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self._file = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - as long as this object
         self._file_bytes = 0
         self._segments: list[mmap.mmap] = []

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from llmcompress.compression.forecast.precision import gives_gptq_embeddings
 from llmcompress.compression.forecast.records import Inventory, Weight
 from llmcompress.compression.forecast.stored_bytes import ELEMENT_BYTES, uncompressed_bytes
-from llmcompress.spec import Recipe, Training
+from llmcompress.graph.segments import MIN_SEGMENT_BYTES
+from llmcompress.spec import Calibration, Recipe, Training
 from llmcompress.spec.modes import INTEGER
 from llmcompress.spec.training import MAX_LOGITS
 
@@ -33,9 +34,11 @@ GRAPH_BYTES_PER_MODULE = 1_150_000
 KEPT_GRAPH_BYTES_PER_MODULE = 420_000
 """Part of it that is still there when the last weight has been compressed."""
 STATISTICS_BYTES_PER_PARAMETER = 3
-"""The model compiled in f32 to see its activations; the runtime unpacks most weights."""
+"""Of the layers that are compiled in f32 to see their activations; the runtime unpacks most weights."""
 DATA_AWARE_BYTES_PER_PARAMETER = 2
-"""Rescaled weights and what the allocator keeps of the statistics while data-aware methods work."""
+"""Weights as data-aware methods have changed them."""
+CHANGED_BYTES_PER_ELEMENT = 12
+"""Of the largest matrix, while they change it in f32."""
 
 QUANTIZE_COPIES = 3
 """Of the weights as they are stored, while activations are quantized: scaled, and compiled."""
@@ -59,7 +62,9 @@ class PeakMemory(NamedTuple):
     in_memory: int
     """The largest part at any moment that the system cannot take back under pressure."""
     required: int
-    """The same where codes that our kernels have made wait on disk."""
+    """The same where what may wait on disk does: our kernels' codes, rescaled weights and activations."""
+    waiting: int
+    """So much of them."""
 
 
 class KernelCodes(NamedTuple):
@@ -76,7 +81,7 @@ class _Moment(NamedTuple):
     own_bytes: int
     page_bytes: int
     """Of mapped files."""
-    codes_bytes: int = 0
+    waiting_bytes: int = 0
     """Part of its own that may wait on disk."""
 
 
@@ -120,13 +125,19 @@ def peak_memory(
     else:
         largest = max(inventory.weights, key=lambda w: w.num_parameters, default=None)
         read = 0 if largest is None else uncompressed_bytes(largest)
+        rescaled = 0
         worked_on = max((w.num_parameters * (4 if w.dtype == "f32" else 8) for w in by_nncf), default=0)
         if recipe.calibration is not None:
             unread = 0
-            statistics = inventory.num_parameters * STATISTICS_BYTES_PER_PARAMETER + _gptq_inputs(inventory, recipe)
-            moments.append(_Moment(traced + copies + max(statistics, _gradients(inventory, recipe)), pages))
-            worked_on += inventory.num_parameters * DATA_AWARE_BYTES_PER_PARAMETER
-        moments.append(_Moment(traced + copies + worked_on, min(pages, pages - unread + read)))
+            # NNCF alone compiles the whole model, and keeps everything in memory.
+            between, is_ours = _between_segments(inventory, recipe.calibration), codes.num_bytes > 0
+            statistics = between + _statistics(inventory, recipe.calibration, whole=not is_ours)
+            statistics = max(statistics, _gptq_inputs(inventory, recipe), _gradients(inventory, recipe))
+            moments.append(_Moment(traced + copies + statistics, pages, between if is_ours else 0))
+            changed = inventory.num_parameters * DATA_AWARE_BYTES_PER_PARAMETER
+            rescaled = changed if is_ours else 0
+            worked_on += changed + CHANGED_BYTES_PER_ELEMENT * _largest_matrix(inventory)
+        moments.append(_Moment(traced + copies + worked_on, min(pages, pages - unread + read), rescaled))
         # Where our engine takes no part, pages stay.
         left = pages - inventory.mapped_bytes if codes.num_bytes else pages
         late_bytes = codes.num_bytes if codes.are_late else 0
@@ -138,7 +149,8 @@ def peak_memory(
     return PeakMemory(
         total=max(moment.own_bytes + moment.page_bytes for moment in moments) + LIBRARY_PAGES,
         in_memory=max(moment.own_bytes for moment in moments) + HOT_LIBRARY_PAGES,
-        required=max(moment.own_bytes - moment.codes_bytes for moment in moments) + HOT_LIBRARY_PAGES,
+        required=max(moment.own_bytes - moment.waiting_bytes for moment in moments) + HOT_LIBRARY_PAGES,
+        waiting=max(moment.waiting_bytes for moment in moments),
     )
 
 
@@ -219,6 +231,30 @@ def _accuracy_control(inventory: Inventory, recipe: Recipe) -> int:
     vocabulary = max((w.shape[0] for w in inventory.weights if w.kind == "embedding"), default=0)
     by_logits = control.metric == "kl_divergence"
     return searched + by_logits * 4 * control.num_samples * recipe.calibration.seq_len * vocabulary
+
+
+def _statistics(inventory: Inventory, calibration: Calibration, *, whole: bool) -> int:
+    """The model compiled, whole or its largest segment, and what is kept of the inputs of all layers in each window."""
+    matrices = [weight for weight in inventory.weights if weight.kind == "matmul"]
+    largest = max((weight.num_parameters for weight in inventory.weights), default=0)
+    of_layer = sum(weight.num_parameters for weight in matrices) // _num_layers(matrices)
+    # The last one may take what two need, of two bytes each.
+    of_segment = 2 * MIN_SEGMENT_BYTES // 2 + of_layer + largest
+    num_compiled = inventory.num_parameters if whole else min(inventory.num_parameters, of_segment)
+    kept = 4 * calibration.num_samples * sum(weight.in_channels for weight in matrices)
+    return num_compiled * STATISTICS_BYTES_PER_PARAMETER + kept
+
+
+def _largest_matrix(inventory: Inventory) -> int:
+    """Elements of it; the output head's, which takes 8 bits, is none of these."""
+    matrices = [weight for weight in inventory.weights if weight.kind == "matmul" and not weight.is_head]
+    return max((weight.num_parameters for weight in matrices), default=0)
+
+
+def _between_segments(inventory: Inventory, calibration: Calibration) -> int:
+    """What one segment took of the one before, and what it leaves for the next."""
+    hidden = max((weight.shape[-1] for weight in inventory.weights if weight.kind == "embedding"), default=0)
+    return 2 * 4 * calibration.num_samples * calibration.seq_len * hidden
 
 
 def _gptq_inputs(inventory: Inventory, recipe: Recipe) -> int:

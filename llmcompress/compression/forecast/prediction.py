@@ -87,7 +87,7 @@ def forecast(
     available = memory().available + own_bytes()
     codes_on_disk = available < peak.in_memory and peak.required < peak.in_memory
     disk_bytes = size_bytes + SIDE_FILES_BYTES + (inventory.checkpoint_bytes if whole else 0)
-    disk_bytes += codes.num_bytes + SEGMENT_BYTES if codes_on_disk else 0
+    disk_bytes += peak.waiting + SEGMENT_BYTES if codes_on_disk else 0
     training_bytes = training_disk_bytes(inventory, recipe)
     free, free_cache_bytes = free_bytes(output_dir or Path()), free_bytes(cache_dir())
     notes += _notes_of_memory(peak, available, codes_on_disk=codes_on_disk)
@@ -123,7 +123,7 @@ def _shares(
 
 def _notes_of_memory(peak: PeakMemory, available: int, *, codes_on_disk: bool) -> Iterator[str]:
     if codes_on_disk:
-        yield "memory is short: codes that are done wait in a temporary file next to the output"
+        yield "memory is short: codes that are done, and weights that AWQ has scaled, wait in a file next to the output"
     if peak.required <= available < peak.total:
         yield "memory is short of the whole peak: pages of the checkpoint will be read again, which is slower"
 

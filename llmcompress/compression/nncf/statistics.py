@@ -6,25 +6,30 @@ Windows stay apart, since NNCF takes the mean of each; in batches of four, 256 t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 
 from llmcompress.artifact import file_records
 from llmcompress.errors import ArtifactError, RecipeError
+from llmcompress.graph.segments import Segment, infer_by_segments, segments
 from llmcompress.report.file_names import MODEL
 from llmcompress.report.record import CalibrationRecord, Provenance
 from llmcompress.spec import Recipe, StatisticsPrecision
 from llmcompress.system.cache import cache_dir, content_key, hold
 from llmcompress.system.environment import installed_versions
+from llmcompress.system.file_memory import FileMemory
 from llmcompress.system.patching import replaced
+from llmcompress.system.progress import Reporter, silent
 
 _COLLECTOR = "collect_statistics_and_statistic_points"
 _READERS = ("_awq", "_codebook_estimation", "_data_aware_mixed_precision")
@@ -51,24 +56,28 @@ def check_statistics_precision(recipe: Recipe) -> None:
 
 
 @contextlib.contextmanager
-def lean_statistics(precision: StatisticsPrecision) -> Iterator[None]:
-    """Have NNCF infer only what its statistics are of, in that precision.
+def lean_statistics(
+    precision: StatisticsPrecision, file_memory: FileMemory | None = None, progress: Reporter = silent
+) -> Iterator[None]:
+    """Have NNCF infer only what its statistics are of, in that precision, a few layers of the model at a time.
 
     In f32, which NNCF infers in, the statistics are the same bit for bit. Where NNCF has moved the names, it collects
     them in its own way.
 
+    Args:
+        precision: In which layers are computed.
+        file_memory: Next to which activations wait for the next layers; by default they do in ordinary memory.
+        progress: Told of the layers.
+
     Raises:
         RecipeError: It has moved them, and its own way is not in that precision.
     """
-    import openvino as ov
     from nncf.common import factory
-    from nncf.openvino.engine import OVCompiledModelEngine
-    from nncf.openvino.graph.model_utils import model_has_state
     from nncf.openvino.statistics.aggregator import OVStatisticsAggregator
-    from openvino.properties.hint import inference_precision
 
     collect = vars(OVStatisticsAggregator).get("collect_statistics")
-    if collect is None or "create" not in vars(factory.EngineFactory):
+    register = vars(OVStatisticsAggregator).get("_register_statistics")
+    if collect is None or register is None or "create" not in vars(factory.EngineFactory):
         if precision != "f32":
             raise RecipeError(
                 f"the installed NNCF cannot be made to collect statistics in {precision}",
@@ -79,21 +88,97 @@ def lean_statistics(precision: StatisticsPrecision) -> Iterator[None]:
         return
 
     def collect_lean(self: Any, model: Any, graph: Any) -> None:
-        outputs = {result.get_friendly_name() for result in model.get_results()}
-
-        def engine(with_statistics: Any) -> Any:
-            for result in with_statistics.get_results():
-                if result.get_friendly_name() in outputs:
-                    with_statistics.remove_result(result)
-            settings = {inference_precision: getattr(ov.Type, precision)}
-            compiled = ov.Core().compile_model(with_statistics, "CPU", settings)
-            return OVCompiledModelEngine(compiled, model_has_state(with_statistics))
-
-        with replaced(factory.EngineFactory, "create", staticmethod(engine)):
+        lean = _LeanCollection(self, model, register, precision, file_memory, progress)
+        with (
+            replaced(factory.EngineFactory, "create", staticmethod(lean.engine)),
+            replaced(OVStatisticsAggregator, "_register_statistics", lean.register),
+        ):
             collect(self, model, graph)
 
     with replaced(OVStatisticsAggregator, "collect_statistics", collect_lean):
         yield
+
+
+class _LeanCollection:
+    """One collection of NNCF's, whose windows go through the model segment by segment where it has several."""
+
+    def __init__(
+        self,
+        aggregator: Any,
+        model: Any,
+        stock_register: Any,
+        precision: StatisticsPrecision,
+        file_memory: FileMemory | None,
+        progress: Reporter,
+    ) -> None:
+        import openvino as ov
+        from openvino.properties.hint import inference_precision
+
+        self._aggregator = aggregator
+        self._outputs = {result.get_friendly_name() for result in model.get_results()}
+        self._stock_register = stock_register
+        self._properties = {inference_precision: getattr(ov.Type, precision)}
+        self._file_memory = file_memory
+        self._progress = progress
+        self._parts: Sequence[Segment] = ()
+
+    def engine(self, with_statistics: Any) -> Any:
+        """In the place of NNCF's factory: of a model with results of statistics."""
+        import openvino as ov
+        from nncf.openvino.engine import OVCompiledModelEngine
+        from nncf.openvino.graph.model_utils import model_has_state
+
+        for result in with_statistics.get_results():
+            if result.get_friendly_name() in self._outputs:
+                with_statistics.remove_result(result)
+        parts = segments(with_statistics)
+        if len(parts) > 1:
+            self._parts = parts
+            return SimpleNamespace(infer=lambda window: {})
+        compiled = ov.Core().compile_model(with_statistics, "CPU", self._properties)
+        return OVCompiledModelEngine(compiled, model_has_state(with_statistics))
+
+    def register(self, outputs: dict[str, Any], points: Any) -> None:
+        """In the place of NNCF's method: the first window brings the statistics of all, the others nothing."""
+        if outputs:
+            self._stock_register(self._aggregator, outputs, points)
+            return
+        parts, self._parts = self._parts, ()
+        if not parts:
+            return
+        aggregator, num_windows = self._aggregator, self._aggregator._get_iterations_number()
+
+        def take(found: dict[str, Any]) -> None:
+            self._stock_register(aggregator, aggregator._process_outputs(found), self._of(points, found))
+
+        infer_by_segments(
+            parts,
+            lambda: itertools.islice(aggregator.dataset.get_inference_data(), num_windows),
+            num_windows,
+            self._properties,
+            take,
+            lambda: None if self._file_memory is None else FileMemory(self._file_memory.directory),
+            self._progress,
+        )
+
+    def _of(self, points: Any, outputs: Collection[str]) -> Any:
+        """The points of NNCF's whose outputs are there."""
+        from nncf.common.tensor_statistics.statistic_point import StatisticPointsContainer
+        from nncf.openvino.graph.node_utils import get_reducer_output_node_names
+
+        found = StatisticPointsContainer()
+        for _, point, collector in points.get_tensor_collectors():
+            node, port, _ = self._aggregator._translate_to_post_layer_operation(point)
+            asked = [
+                name
+                for reducer in collector.reducers
+                for name in get_reducer_output_node_names(
+                    reducer.name, node, port, reducer.output_port_id, reducer.inplace
+                )
+            ]
+            if all(name in outputs for name in asked):
+                found.add_statistic_point(point)
+        return found
 
 
 @contextlib.contextmanager

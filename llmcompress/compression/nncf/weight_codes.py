@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -131,8 +132,13 @@ def constants(weight: CompressedWeight, config: WeightCompressionConfig) -> list
 
 
 @contextlib.contextmanager
-def bf16_constants() -> Iterator[None]:
-    """Have NNCF make its bf16 constants by us; where it has moved the name, nothing is changed."""
+def own_constants(file_memory: FileMemory | None = None) -> Iterator[None]:
+    """Have NNCF make its floating-point constants by us; where it has moved the name, nothing is changed.
+
+    Args:
+        file_memory: Where they are kept, so that the weights that AWQ scales need no memory of their own; who holds the
+            model must hold it.
+    """
     stock = vars(openvino_backend).get(_CONSTANT_MAKER)
     if stock is None:
         yield
@@ -140,20 +146,34 @@ def bf16_constants() -> Iterator[None]:
 
     def constant(tensor: Tensor, dtype: ov.Type, name: str | None = None) -> Any:
         is_ours = tensor.backend == TensorBackend.numpy and tensor.dtype == TensorDataType.float32
-        if not is_ours or dtype != ov.Type.bf16 or not np.isfinite(tensor.data).all():
-            return stock(tensor, dtype, name)
-        return opset.constant(to_bf16(tensor.data), name=name, shared_memory=True)
+        if is_ours and dtype == ov.Type.bf16 and np.isfinite(tensor.data).all():
+            return opset.constant(to_bf16(tensor.data, file_memory), name=name, shared_memory=True)
+        made = stock(tensor, dtype, name)
+        if not is_ours or file_memory is None or dtype not in (ov.Type.f16, ov.Type.f32):
+            return made
+        stored = _room(dtype, made.data.shape, file_memory)
+        stored.data[...] = made.data
+        return opset.constant(stored, name=name, shared_memory=True)
 
     with replaced(openvino_backend, _CONSTANT_MAKER, constant):
         yield
 
 
-def to_bf16(values: np.ndarray) -> ov.Tensor:
+def to_bf16(values: np.ndarray, file_memory: FileMemory | None = None) -> ov.Tensor:
     """Round finite f32 as OpenVINO does: half of the last place is added where that place is odd, the rest cut off."""
-    stored = ov.Tensor(ov.Type.bf16, ov.Shape(values.shape))
+    stored = _room(ov.Type.bf16, values.shape, file_memory)
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = bits & np.uint32(0x10000)
     rounded >>= np.uint32(1)
     rounded += bits
     np.right_shift(rounded, np.uint32(16), out=stored.data.view(np.uint16), casting="unsafe")
     return stored
+
+
+def _room(element: ov.Type, shape: tuple[int, ...], file_memory: FileMemory | None) -> ov.Tensor:
+    """A tensor to be written to; in ordinary memory where there is no other."""
+    block = None if file_memory is None else file_memory.block(math.prod(shape) * element.size)
+    if block is None:
+        return ov.Tensor(element, ov.Shape(shape))
+    as_stored = block.view({2: np.float16, 4: np.float32}[element.size]).reshape(shape)
+    return ov.Tensor(as_stored, ov.Shape(shape), element)

@@ -72,7 +72,8 @@ def compress_weights(
         samples: What it is calibrated with; None for a data-free method.
         statistics_path: Directory of NNCF's activation statistics: read when it exists, written when it does not.
         engine: Whose arithmetic makes the codes: our kernels', where they cover a weight, or NNCF's for every one.
-        file_memory: Where our kernels' codes wait for the model to be saved; by default in ordinary memory.
+        file_memory: Where our kernels' codes and scaled weights wait for the model to be saved, and activations for the
+            next layers; by default in ordinary memory.
         progress: Told of every step.
 
     Raises:
@@ -94,7 +95,9 @@ def compress_weights(
     ours: set[str] = set()
     rescaled: dict[str, Rescaling] = {}
     is_stock = engine == "nncf" and weights.statistics_precision == "f32"
-    collecting = contextlib.nullcontext() if is_stock else lean_statistics(weights.statistics_precision)
+    collecting = (
+        contextlib.nullcontext() if is_stock else lean_statistics(weights.statistics_precision, file_memory, progress)
+    )
     with contextlib.ExitStack() as stack:
         for each in (
             explained,
@@ -230,7 +233,7 @@ def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None, gpt
     from llmcompress.compression.nncf.awq import awq_search
     from llmcompress.compression.nncf.gptq import Gptq
     from llmcompress.compression.nncf.scale_estimation import ScaleEstimation
-    from llmcompress.compression.nncf.weight_codes import Lowering, bf16_constants
+    from llmcompress.compression.nncf.weight_codes import Lowering, own_constants
 
     num_threads = threads_of_torch()
     lowering, gptq = Lowering(num_threads, file_memory), Gptq(num_threads, gptq_order)
@@ -239,7 +242,7 @@ def _lowered(ours: set[str], engine: Engine, file_memory: FileMemory | None, gpt
         stack.enter_context(ScaleEstimation(num_threads).installed())
         stack.enter_context(awq_search(num_threads))
         stack.enter_context(gptq.installed())
-        stack.enter_context(bf16_constants())
+        stack.enter_context(own_constants(file_memory))
         yield
     ours |= (lowering.names | gptq.chosen) - gptq.left
 
