@@ -7,8 +7,9 @@ positions and masks are, each segment makes by itself. So the runtime sees whole
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.graph.model import is_weight
@@ -58,6 +59,7 @@ def segments(model: ov.Model, min_bytes: int = MIN_SEGMENT_BYTES) -> list[Segmen
     num_segments = max(numbers.values(), default=0) + 1
     if num_segments == 1 or not graph.are_in_order(numbers):
         return [Segment(model, (), ())]
+    graph.make_shapes_again(model, numbers)
     carried = graph.carried(numbers)
     taken: list[dict[str, ov.op.Parameter]] = [{} for _ in range(num_segments)]
     left: list[dict[str, ov.Output]] = [{} for _ in range(num_segments)]
@@ -164,16 +166,27 @@ def _segment(
     return Segment(ov.Model(outputs, list(sinks), [*given, *taken.values()]), tuple(taken), tuple(left))
 
 
-def _names_above(ends: Sequence[ov.Node]) -> set[str]:
-    """Unique names of nodes and of all that they are made of."""
+def _key(value: ov.Output) -> str:
+    return f"{value.get_node().get_name()}.{value.get_index()}"
+
+
+def _names_above(ends: Sequence[ov.Node], but: Collection[str] = ()) -> set[str]:
+    """Unique names of nodes and of all that they are made of, other than some nodes and what these are made of."""
     found: set[str] = set()
     pending = list(ends)
     while pending:
         node = pending.pop()
-        if node.get_name() not in found:
+        if node.get_name() not in found and node.get_name() not in but:
             found.add(node.get_name())
             pending += [value.get_node() for value in node.input_values()]
     return found
+
+
+def _num_covering(uses: Sequence[tuple[int, int]], num_positions: int) -> list[int]:
+    """How many values are carried from each position to the next."""
+    changes = Counter(first for first, _ in uses)
+    changes.subtract(last for _, last in uses)
+    return list(itertools.accumulate(changes[position] for position in range(num_positions)))
 
 
 class _Graph:
@@ -187,14 +200,20 @@ class _Graph:
         """What is made of constants alone: these, with the bytes of weights."""
         self.heavy: set[str] = set()
         """What is made of inputs by large constants."""
+        self._shaped_by: dict[str, set[str]] = {}
+        """What is made of inputs and of shapes alone, with what is heavy and has these shapes."""
         for name, node in self.nodes.items():
             above = self._above[name]
             if node.get_type_name() == "Constant":
                 self._fixed[name] = {name: node.get_byte_size() if is_weight(node) else 0}
             elif above and all(each in self._fixed for each in above):
                 self._fixed[name] = {key: size for each in above for key, size in self._fixed[each].items()}
+            elif node.get_type_name() == "ShapeOf" and above[0] in self.heavy:
+                self._shaped_by[name] = {above[0]}
             elif any(each in self.heavy for each in above) or self._weight_bytes(name) >= total * MATRIX_SHARE > 0:
                 self.heavy.add(name)
+            elif any(each in self._shaped_by for each in above):
+                self._shaped_by[name] = set[str]().union(*(self._shaped_by.get(each, ()) for each in above))
 
     def _weight_bytes(self, name: str) -> int:
         """Of the constants that a node takes."""
@@ -231,7 +250,65 @@ class _Graph:
 
     def are_in_order(self, numbers: Mapping[str, int]) -> bool:
         """Whether no segment takes what a later one makes."""
-        return all(numbers.get(each, 0) <= number for name, number in numbers.items() for each in self._above[name])
+        return all(
+            numbers.get(made_of, 0) <= number
+            for name, number in numbers.items()
+            for each in self._above[name]
+            for made_of in (each, *self._shaped_by.get(each, ()))
+        )
+
+    def make_shapes_again(self, model: ov.Model, numbers: dict[str, int]) -> None:
+        """Have each segment make by itself what it takes of the shapes of others' values, which the numbers then know.
+
+        A shape that is handed over as numbers says less: what the runtime knows of a size without knowing it is lost.
+        """
+        for number in range(max(numbers.values()) + 1):
+            ports = [
+                port
+                for name in [name for name, of in numbers.items() if of == number]
+                for port in self.nodes[name].inputs()
+                if self._is_of_other_shapes(port.get_source_output().get_node().get_name(), number, numbers)
+            ]
+            if ports:
+                self._copy_above(model, ports, number, numbers)
+
+    def _is_of_other_shapes(self, name: str, number: int, numbers: Mapping[str, int]) -> bool:
+        return name not in numbers and any(numbers[each] != number for each in self._shaped_by.get(name, ()))
+
+    def _copy_above(self, model: ov.Model, ports: Sequence[ov.Input], number: int, numbers: dict[str, int]) -> None:
+        """Give inputs a copy of all that is above them, down to values that have shapes."""
+        import openvino as ov
+
+        sources = {_key(port.get_source_output()): port.get_source_output() for port in ports}
+        above = _names_above([value.get_node() for value in sources.values()], self.heavy | numbers.keys())
+        asked = [self.nodes[name].input(0) for name in self.nodes if name in above and self._asks_shape(name)]
+        shaped = {_key(port.get_source_output()): port.get_source_output() for port in asked}
+        stand_ins = {
+            key: ov.opset13.parameter(value.get_partial_shape(), value.get_element_type())
+            for key, value in shaped.items()
+        }
+        for port in asked:
+            port.replace_source_output(stand_ins[_key(port.get_source_output())].output(0))
+        given = [each for each in model.get_parameters() if each.get_name() in above]
+        results = [ov.opset13.result(value) for value in sources.values()]
+        copied = ov.Model(results, [*given, *stand_ins.values()]).clone()
+        back = dict(zip((each.get_name() for each in stand_ins.values()), shaped.values(), strict=True))
+        for port in asked:
+            port.replace_source_output(back[port.get_source_output().get_node().get_name()])
+        nodes = copied.get_ordered_ops()
+        originals = [*(each.output(0) for each in given), *shaped.values()]
+        for parameter, value in zip(copied.get_parameters(), originals, strict=True):
+            parameter.output(0).replace(value)
+        made = dict(zip(sources, (each.input_value(0) for each in copied.get_results()), strict=True))
+        for port in ports:
+            port.replace_source_output(made[_key(port.get_source_output())])
+        for node in nodes:
+            if node.get_type_name() == "ShapeOf" and node.input_value(0).get_node().get_name() in self.heavy:
+                self.nodes[node.get_name()] = node
+                numbers[node.get_name()] = number
+
+    def _asks_shape(self, name: str) -> bool:
+        return self.nodes[name].get_type_name() == "ShapeOf" and self._above[name][0] in self.heavy
 
     def _spine(self) -> list[str]:
         """What the end of the longest way is made of, in order."""
@@ -246,37 +323,45 @@ class _Graph:
 
     def _cuts(self, spine: Sequence[str], min_bytes: int) -> set[int]:
         """Positions after which a segment ends."""
-        positions = {name: position for position, name in enumerate(spine)}
-        last_use: dict[tuple[str, int], int] = {}
-        for name in spine:
-            for value in self.nodes[name].input_values():
-                if (above := value.get_node().get_name()) in positions:
-                    last_use[above, value.get_index()] = positions[name]
-        changes: defaultdict[int, int] = defaultdict(int)
-        for (name, _), last in last_use.items():
-            changes[positions[name]] += 1
-            changes[last] -= 1
-        num_carried, read_bytes, seen = [], [], set[str]()
-        carried = read = 0
-        for position, name in enumerate(spine):
-            constants = {key: size for each in self._above[name] for key, size in self._fixed.get(each, {}).items()}
-            read += sum(size for key, size in constants.items() if key not in seen)
-            seen |= constants.keys()
-            carried += changes[position]
-            num_carried.append(carried)
-            read_bytes.append(read)
-        shares = [size / read if read else 0.0 for size in read_bytes]
-        middle = [position for position, share in enumerate(shares) if 0.25 < share < 0.75]
+        read_bytes, uses = self._read_bytes(spine), self._uses(spine)
+        total = read_bytes[-1] if spine else 0
+        middle = [position for position, size in enumerate(read_bytes) if total < 4 * size < 3 * total]
+        num_carried = _num_covering(uses, len(spine))
         least = min((num_carried[position] for position in middle), default=0)
-        # What ends a layer there ends one elsewhere too.
-        ends = {self._kind(spine[position]) for position in middle if num_carried[position] == least}
-        cuts, begun = set[int](), 0
-        for position, (name, count, size) in enumerate(zip(spine, num_carried, read_bytes, strict=True)):
-            is_end = 0 < count <= least and self._kind(name) in ends
-            if is_end and size - begun >= min_bytes and read - size >= min_bytes:
+        ends = [position for position in middle if num_carried[position] == least]
+        if not ends:
+            return set()
+        # What goes through all of them, as masks do, belongs to no layer; before it is made others may be as many.
+        own = [(first, last) for first, last in uses if len(ends) == 1 or not (first <= ends[0] and last > ends[-1])]
+        num_own, kinds = _num_covering(own, len(spine)), {self._kind(spine[position]) for position in ends}
+        most, cuts, begun = num_own[ends[0]], set[int](), 0
+        for position, (name, count, size) in enumerate(zip(spine, num_own, read_bytes, strict=True)):
+            is_end = 0 < count <= most and self._kind(name) in kinds
+            if is_end and size - begun >= min_bytes and total - size >= min_bytes:
                 cuts.add(position)
                 begun = size
         return cuts
+
+    def _uses(self, spine: Sequence[str]) -> list[tuple[int, int]]:
+        """Where each value is made, and where it is used for the last time."""
+        positions = {name: position for position, name in enumerate(spine)}
+        found: dict[tuple[str, int], int] = {}
+        for name in spine:
+            for value in self.nodes[name].input_values():
+                if (above := value.get_node().get_name()) in positions:
+                    found[above, value.get_index()] = positions[name]
+        return [(positions[name], last) for (name, _), last in found.items()]
+
+    def _read_bytes(self, spine: Sequence[str]) -> list[int]:
+        """Of weights, up to each position."""
+        seen: dict[str, int] = {}
+        found, total = [], 0
+        for name in spine:
+            constants = {key: size for each in self._above[name] for key, size in self._fixed.get(each, {}).items()}
+            total += sum(size for key, size in constants.items() if key not in seen)
+            seen |= constants
+            found.append(total)
+        return found
 
     def _kind(self, name: str) -> tuple[str, str]:
         node = self.nodes[name]
@@ -284,7 +369,8 @@ class _Graph:
 
     def number_of(self, node: ov.Node, numbers: Mapping[str, int]) -> int:
         """The segment of a node; of what is made of inputs alone, the first."""
-        return numbers.get(node.get_name(), 0)
+        shaped_by = self._shaped_by.get(node.get_name(), ())
+        return numbers.get(node.get_name(), max((numbers[each] for each in shaped_by), default=0))
 
     def carried(self, numbers: Mapping[str, int]) -> dict[str, tuple[ov.Output, dict[int, list[ov.Input]]]]:
         """Values that other segments than their own take, by keys: with the inputs that do, by segments."""
@@ -294,6 +380,6 @@ class _Graph:
                 value = port.get_source_output()
                 above = value.get_node().get_name()
                 if above in numbers and numbers[above] != number:
-                    readers = found.setdefault(f"{above}.{value.get_index()}", (value, {}))[1]
+                    readers = found.setdefault(_key(value), (value, {}))[1]
                     readers.setdefault(number, []).append(port)
         return found

@@ -84,6 +84,10 @@ class _Moment(NamedTuple):
     waiting_bytes: int = 0
     """Part of its own that may wait on disk."""
 
+    def beside(self, own_bytes: int, page_bytes: int) -> _Moment:
+        """With what else is resident."""
+        return self._replace(own_bytes=self.own_bytes + own_bytes, page_bytes=self.page_bytes + page_bytes)
+
 
 def peak_memory(
     inventory: Inventory,
@@ -125,19 +129,12 @@ def peak_memory(
     else:
         largest = max(inventory.weights, key=lambda w: w.num_parameters, default=None)
         read = 0 if largest is None else uncompressed_bytes(largest)
-        rescaled = 0
         worked_on = max((w.num_parameters * (4 if w.dtype == "f32" else 8) for w in by_nncf), default=0)
-        if recipe.calibration is not None:
-            unread = 0
-            # NNCF alone compiles the whole model, and keeps everything in memory.
-            between, is_ours = _between_segments(inventory, recipe.calibration), codes.num_bytes > 0
-            statistics = between + _statistics(inventory, recipe.calibration, whole=not is_ours)
-            statistics = max(statistics, _gptq_inputs(inventory, recipe), _gradients(inventory, recipe))
-            moments.append(_Moment(traced + copies + statistics, pages, between if is_ours else 0))
-            changed = inventory.num_parameters * DATA_AWARE_BYTES_PER_PARAMETER
-            rescaled = changed if is_ours else 0
-            worked_on += changed + CHANGED_BYTES_PER_ELEMENT * _largest_matrix(inventory)
-        moments.append(_Moment(traced + copies + worked_on, min(pages, pages - unread + read), rescaled))
+        if recipe.calibration is None:
+            moments.append(_Moment(traced + copies + worked_on, min(pages, pages - unread + read)))
+        else:
+            seen, changed = _data_aware(inventory, recipe, recipe.calibration, is_ours=codes.num_bytes > 0)
+            moments += [seen.beside(traced + copies, pages), changed.beside(traced + copies + worked_on, pages)]
         # Where our engine takes no part, pages stay.
         left = pages - inventory.mapped_bytes if codes.num_bytes else pages
         late_bytes = codes.num_bytes if codes.are_late else 0
@@ -231,6 +228,18 @@ def _accuracy_control(inventory: Inventory, recipe: Recipe) -> int:
     vocabulary = max((w.shape[0] for w in inventory.weights if w.kind == "embedding"), default=0)
     by_logits = control.metric == "kl_divergence"
     return searched + by_logits * 4 * control.num_samples * recipe.calibration.seq_len * vocabulary
+
+
+def _data_aware(
+    inventory: Inventory, recipe: Recipe, calibration: Calibration, *, is_ours: bool
+) -> tuple[_Moment, _Moment]:
+    """While activations are seen, and while weights are changed by them; NNCF alone keeps everything in memory."""
+    between = _between_segments(inventory, calibration)
+    statistics = between + _statistics(inventory, calibration, whole=not is_ours)
+    statistics = max(statistics, _gptq_inputs(inventory, recipe), _gradients(inventory, recipe))
+    changed = inventory.num_parameters * DATA_AWARE_BYTES_PER_PARAMETER
+    changing = changed + CHANGED_BYTES_PER_ELEMENT * _largest_matrix(inventory)
+    return _Moment(statistics, 0, between if is_ours else 0), _Moment(changing, 0, changed if is_ours else 0)
 
 
 def _statistics(inventory: Inventory, calibration: Calibration, *, whole: bool) -> int:

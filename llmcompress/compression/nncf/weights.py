@@ -94,17 +94,13 @@ def compress_weights(
     )
     ours: set[str] = set()
     rescaled: dict[str, Rescaling] = {}
-    is_stock = engine == "nncf" and weights.statistics_precision == "f32"
-    collecting = (
-        contextlib.nullcontext() if is_stock else lean_statistics(weights.statistics_precision, file_memory, progress)
-    )
     with contextlib.ExitStack() as stack:
         for each in (
             explained,
             progress_reported(progress),
             _compiled_once(),
             reading_sped_up(),
-            collecting,
+            _statistics_collected(weights, engine, file_memory, progress),
             _lowered(ours, engine, file_memory, weights.gptq_order),
             _gptq_changed(weights),
             _rules_applied(weights),
@@ -116,6 +112,14 @@ def compress_weights(
         keep_alive(model, (memory_owners(model), file_memory))
     _correct_record(model, weights, statistics_path)
     return Compressed(frozenset(ours), rescaled)
+
+
+def _statistics_collected(
+    weights: WeightCompression, engine: Engine, file_memory: FileMemory | None, progress: Reporter
+) -> contextlib.AbstractContextManager[None]:
+    if engine == "nncf" and weights.statistics_precision == "f32":
+        return contextlib.nullcontext()
+    return lean_statistics(weights.statistics_precision, file_memory, progress)
 
 
 def nncf_arguments(weights: WeightCompression, *, num_windows: int) -> dict[str, Any]:
