@@ -74,7 +74,10 @@ def test_segments_compute_what_the_graph_does(model_type: str, num_segments: int
 
 
 class Stack:
-    """Layers that multiply and add; a state that one layer reads may be written by another."""
+    """Layers that multiply, add, and divide by the number of rows of the first one's values.
+
+    A state that one layer reads may be written by another; next to the layers there is a product of the inputs.
+    """
 
     def __init__(self, *, written_by: int = 1) -> None:
         random = np.random.default_rng(0)
@@ -82,14 +85,22 @@ class Stack:
         inputs.output(0).set_names({"x"})
         variable = {"variable_id": "state", "variable_shape": ov.PartialShape([1, WIDTH]), "variable_type": ov.Type.f32}
         state = ops.read_value(ops.constant(np.zeros((1, WIDTH), np.float32)), **variable)
-        value, sinks = inputs, []
-        results = []
+        aside = ops.matmul(
+            inputs, ops.constant(random.standard_normal((WIDTH, WIDTH)).astype(np.float32)), False, False
+        )
+        aside.output(0).set_names({"aside"})
+        value, sinks, results = inputs, [], [ops.result(aside)]
+        rows: ov.Node | None = None
         for layer in range(NUM_LAYERS):
             weight = ops.constant(random.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 8)
             product = ops.matmul(value, weight, False, False)
             if layer == 1:
                 product = ops.add(product, state)
+            if rows is not None:
+                product = ops.divide(product, rows)
             value = ops.add(value, ops.tanh(product))
+            if rows is None:
+                rows = ops.convert(ops.gather(ops.shape_of(value), ops.constant(0), ops.constant(0)), "f32")
             if layer == written_by:
                 total = ops.reduce_sum(value, ops.constant([0]), True)
                 sinks.append(ops.assign(total, "state"))
@@ -105,6 +116,8 @@ def test_values_between_segments_lie_in_files(tmp_path: Path) -> None:
     whole = inferred(stack.model, stack.windows)
     parts = segments(stack.model, min_bytes=LAYER_BYTES)
     assert [len(part.left) for part in parts] == [1, 1, 1, 0]
+    # The first one's values are taken for their shape as well, and not the shape.
+    assert [len(part.taken) for part in parts] == [0, 1, 2, 2]
 
     class Noted(FileMemory):
         def __init__(self) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     """Of a graph, by names."""
 
 MIN_SEGMENT_BYTES = 256 << 20
-"""Of weights: compiling takes a tenth of a second, whatever the size."""
+"""Of weights."""
 STAGE = "statistics of segments"
 MATRIX_SHARE = 1 / 256
 """Of the weights' bytes, from which on a constant makes heavy what is computed with it."""
@@ -230,7 +230,7 @@ class _Graph:
             number += position in cuts
         for name in self.nodes:
             if name in self.heavy and name not in numbers:
-                numbers[name] = max(numbers[each] for each in self._above[name] if each in self.heavy)
+                numbers[name] = max((numbers[each] for each in self._above[name] if each in self.heavy), default=0)
         return numbers | self._numbers_of_states(numbers)
 
     def _numbers_of_states(self, numbers: Mapping[str, int]) -> dict[str, int]:
