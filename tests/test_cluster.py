@@ -13,11 +13,15 @@ import pytest
 from plan_fixture import artifact_bytes, in_process, write_plan
 from tiny_models import build_checkpoint
 
+import llmcompress
+from llmcompress import SearchSpec
 from llmcompress.errors import LlmcompressError, ResourceError, UsageError
 from llmcompress.runner import Event, run_plan
-from llmcompress.runner.executors import RayExecutor, Task
+from llmcompress.spec import Calibration
 from llmcompress.spec.plan import load_plan
+from llmcompress.system.executors import RayExecutor, Task
 
+HELD_OUT = Path(llmcompress.__file__).parent / "data" / "heldout.txt"
 PLAN = """
 output: out
 models: [llama, qwen]
@@ -121,6 +125,26 @@ def test_no_cluster_at_the_address() -> None:
     with pytest.raises(LlmcompressError, match="no Ray cluster can be used") as caught:
         RayExecutor(lambda told: None, address)
     assert "ray start --head" in caught.value.hint
+
+
+@pytest.mark.slow
+def test_nodes_search_together(cluster: Any, demo_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text((demo_checkpoint / "LICENSE-PYTHON.txt").read_text())
+    spec = SearchSpec(
+        dataset=str(tmp_path / "text.txt"),
+        seq_len=64,
+        num_samples=8,
+        num_windows=8,
+        candidates=("int4_sym:128+gptq", "int4_asym:32+gptq", "int8_asym"),
+        num_probes=2,
+        calibration=Calibration(dataset=str(HELD_OUT), num_samples=4, seq_len=64),
+        bits_per_weight=5.6,
+    )
+    together = llmcompress.search(demo_checkpoint, spec, tmp_path / "together", executor="ray")
+    alone = llmcompress.search(demo_checkpoint, spec, tmp_path / "alone")
+    for name in ("openvino_model.bin", "recipe.yaml"):
+        assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert [each.kl_divergence for each in together.contenders] == [each.kl_divergence for each in alone.contenders]
 
 
 @pytest.mark.slow

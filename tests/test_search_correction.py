@@ -12,7 +12,7 @@ import pytest
 
 from llmcompress.evaluation.statistics import TokenScores
 from llmcompress.searching.candidates import BACKUP, Candidate, Growth, Table
-from llmcompress.searching.contest import Output, Planned
+from llmcompress.searching.contest import AT_ONCE, Output, Planned
 from llmcompress.searching.correction import corrected, kind_of, probes, traits
 from llmcompress.searching.solver import Plan, least_damage, total_kl
 from llmcompress.spec.search import Format
@@ -40,6 +40,8 @@ def _table(seed: int) -> Table:
 
 class _Shop:
     """Measures what is true: factors of methods, kinds and blocks on what is predicted, and the growth of the whole."""
+
+    at_once = AT_ONCE
 
     def __init__(self, place: Path, seed: int, num_probes: int) -> None:
         random = np.random.default_rng(seed)

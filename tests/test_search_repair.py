@@ -18,7 +18,7 @@ from llmcompress.report.estimate import Estimate
 from llmcompress.report.evaluation import TextRecord
 from llmcompress.report.search import Contender, FrontPoint, WeightChoice
 from llmcompress.searching.candidates import Candidate, Table
-from llmcompress.searching.contest import Output, Planned
+from llmcompress.searching.contest import AT_ONCE, Output, Planned
 from llmcompress.searching.page import search_page
 from llmcompress.searching.repair import repaired, swaps
 from llmcompress.searching.solver import Plan, least_damage, total_bytes, total_kl
@@ -48,6 +48,8 @@ def _candidates(seed: int) -> tuple[list[Candidate], dict[tuple[str, Format], fl
 
 class _Shop:
     """Makes nothing, and measures what is true, with noise that all plans have in common."""
+
+    at_once = AT_ONCE
 
     def __init__(self, place: Path, truth: dict[tuple[str, Format], float]) -> None:
         self.place, self.truth = place, truth

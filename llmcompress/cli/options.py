@@ -145,6 +145,22 @@ def check_choice(flag: str, value: str, accepted: Collection[str]) -> None:
         raise UsageError(f"got {value!r}; accepted: {', '.join(accepted)}", where=flag)
 
 
+Address = Annotated[str | None, typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster.")]
+
+
+def check_executor_options(executor: str, address: str | None) -> None:
+    """Refuse an executor that there is not, and an address for one that has none.
+
+    Raises:
+        UsageError: Names the flag.
+    """
+    from llmcompress.system.executors import ExecutorName
+
+    check_choice("--executor", executor, get_args(ExecutorName))
+    if address is not None and executor != "ray":
+        raise UsageError("--address has no effect on the executor local", hint="add --executor ray")
+
+
 def chosen_format(output_format: str, accepted: Collection[str], *, as_json: bool) -> str:
     """Return how to print, as --format and --json together say.
 

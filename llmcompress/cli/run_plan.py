@@ -18,9 +18,9 @@ from llmcompress.cli.console import (
     table,
     write_line,
 )
-from llmcompress.cli.options import Json, Offline, Verbose, check_choice, in_panels
+from llmcompress.cli.options import Address, Json, Offline, Verbose, check_executor_options, in_panels
 from llmcompress.cli.progress import watching
-from llmcompress.errors import LlmcompressError, ResourceError, UsageError
+from llmcompress.errors import LlmcompressError, ResourceError
 from llmcompress.report.text import duration_text, size_text
 from llmcompress.system.progress import Progress
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from llmcompress.runner import Failure, Outlook, RunReport
 
 PAGE = "compare.html"
-EXECUTORS = ("local", "ray")
 
 
 _PANELS = {"Jobs": "only output_dir dry_run", "Where they run": "executor address"}
@@ -49,7 +48,7 @@ def run(
         typer.Option("--only", metavar="MODEL/RECIPE", help="Only these jobs; * allowed; may be repeated."),
     ] = None,
     executor: Annotated[str, typer.Option("--executor", metavar="local|ray", help="Where the jobs run.")] = "local",
-    address: Annotated[str | None, typer.Option("--address", metavar="HOST:PORT", help="Of a Ray cluster.")] = None,
+    address: Address = None,
     offline: Offline = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -67,9 +66,7 @@ def run(
     from llmcompress.runner import outlook, run_plan
     from llmcompress.spec.plan import load_plan
 
-    check_choice("--executor", executor, EXECUTORS)
-    if address is not None and executor != "ray":
-        raise UsageError("--address has no effect on the executor local", hint="add --executor ray")
+    check_executor_options(executor, address)
     loaded = load_plan(plan)
     common = {"output_dir": output_dir, "only": only or (), "executor": executor, "offline": offline}
     if dry_run:

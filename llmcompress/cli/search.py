@@ -11,6 +11,7 @@ import typer
 from llmcompress.cli.console import facts_table, is_quiet, print_blocks, print_note, print_report, table, write_line
 from llmcompress.cli.next_steps import after_search
 from llmcompress.cli.options import (
+    Address,
     AllowLinks,
     AllowNonfinite,
     Json,
@@ -19,6 +20,7 @@ from llmcompress.cli.options import (
     Revision,
     TrustRemoteCode,
     Verbose,
+    check_executor_options,
     place_of,
 )
 from llmcompress.cli.progress import run_watched
@@ -38,6 +40,7 @@ _PANELS = {
     "Search": "optimize_for candidates calibration budget_s seed num_samples num_probes",
     "Text and verdict": "dataset subset split text_field chat_template seq_len num_windows confidence",
     "Outcome": "output_dir overwrite front html",
+    "Where it runs": "executor address",
 }
 
 MAX_NAMES = 3
@@ -66,6 +69,10 @@ def search(
     trust_remote_code: TrustRemoteCode = False,
     allow_nonfinite: AllowNonfinite = False,
     allow_links: AllowLinks = False,
+    executor: Annotated[
+        str, typer.Option("--executor", metavar="local|ray", help="Where weights are made by GPTQ and plans measured.")
+    ] = "local",
+    address: Address = None,
     offline: Offline = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -85,11 +92,13 @@ def search(
     llmcompress search ./checkpoint --min-decode 20 -o model-ov
     llmcompress search ./checkpoint --size 4GB --front 3GB --front 5GB --calibration train.txt -o model-ov
     llmcompress search ./checkpoint --size 4GB --calibration train.txt --budget 30m -o model-ov
+    llmcompress search ./checkpoint --size 4GB --calibration train.txt --executor ray --address head:6379 -o model-ov
     """
     from llmcompress.searching.page import write_search_page
     from llmcompress.searching.search import search as search_formats
     from llmcompress.summary.page import check_page_path
 
+    check_executor_options(executor, address)
     if html is not None:
         check_page_path(html)
     options: dict[str, Any] = {
@@ -102,6 +111,8 @@ def search(
         "allow_nonfinite": allow_nonfinite,
         "allow_links": allow_links,
         "overwrite": overwrite,
+        "executor": executor,
+        "address": address,
     }
     report = run_watched(search_formats, options, verbose=verbose)
     if html is not None:

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from llmcompress.artifact import remove_leftovers
 from llmcompress.errors import GateError, WriteError
 from llmcompress.runner.compressing import recipe_at
-from llmcompress.runner.executors import Finished, TaskEvent
 from llmcompress.runner.records import MEASURED, Event, Failure, JobResult, Step, asked_steps, failure
 from llmcompress.runner.schedule import SHIPPING, Due, JobState, logits_dir
 from llmcompress.runner.state import gate_failures, remember_logged, remember_push, unlogged
 from llmcompress.runner.survey import Surveyed
 from llmcompress.runner.tuning import kept_defaults
 from llmcompress.spec.plan import Plan
+from llmcompress.system.executors import Finished, TaskEvent
 from llmcompress.system.progress import Progress
 
 Watcher = Callable[[Event], None]

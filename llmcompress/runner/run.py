@@ -5,21 +5,20 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from llmcompress.errors import UsageError
-from llmcompress.runner.executors import LocalExecutor, RayExecutor
 from llmcompress.runner.ledger import Ledger, Watcher
 from llmcompress.runner.records import Outlook, RunReport
 from llmcompress.runner.schedule import due
 from llmcompress.runner.survey import survey
 from llmcompress.spec.plan import Job, Plan, planned_jobs
 from llmcompress.spec.validation import did_you_mean, shown
+from llmcompress.system.executors import ExecutorName, LocalExecutor, RayExecutor, check_executor
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
 from llmcompress.system.process import run_supervised
 from llmcompress.system.progress import Reporter, silent
 
-ExecutorName = Literal["local", "ray"]
 Logs = Callable[[str], None] | None
 
 
@@ -83,8 +82,7 @@ def run_plan(
         InterruptedRunError: This process was told to stop; what is complete stays.
     """
     progress = reporter(progress)
-    if address is not None and executor != "ray":
-        raise UsageError("`address` has no effect on the executor local", hint="add `executor` ray")
+    check_executor(executor, address)
     plan = _with_absolute_paths(plan)
     jobs = chosen_jobs(plan, output_dir, only)
     ledger = Ledger(plan, watch)

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from llmcompress.artifact import MANIFEST, manifest_sha256
 from llmcompress.runner.compressing import CompressJob, compress_model
-from llmcompress.runner.executors import Task
 from llmcompress.runner.measuring import PlannedArtifact, benchmark_artifact, evaluate_artifact, needed_bytes
 from llmcompress.runner.records import Failure, Step
 from llmcompress.runner.survey import Surveyed
 from llmcompress.runner.tuning import tune_artifact, tuning_bytes
 from llmcompress.spec import Access
 from llmcompress.spec.plan import Job, Plan
+from llmcompress.system.executors import Task
 
 SHIPPING: tuple[Step, ...] = ("log", "card", "push")
 """Steps that the run's own process takes: they are quick, and the Hub's token and the trackers' variables are there."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmcompress.compression.coding import weighted_error, write_codes
@@ -16,10 +18,12 @@ from llmcompress.compression.nncf.weights import compress_weights
 from llmcompress.graph.integer_weights import IntegerWeight, codes_of, integer_weights
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel
+from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.search import ExpertsRecord
+from llmcompress.searching.crew import Crew, loaded_there
 from llmcompress.searching.pieces import Piece, routers
-from llmcompress.searching.shelf import Shelf
-from llmcompress.spec import WeightCompression
+from llmcompress.searching.shelf import Shelf, shelf_of
+from llmcompress.spec import Access, WeightCompression
 from llmcompress.spec.modes import INT8
 from llmcompress.spec.search import Format
 from llmcompress.system.environment import threads_of_torch
@@ -276,7 +280,12 @@ def _cost_of_codes(
 
 
 def by_gptq(
-    original: Uncompressed, formats: Formats, windows: CalibrationWindows, shelf: Shelf, progress: Reporter
+    original: Uncompressed,
+    formats: Formats,
+    windows: CalibrationWindows,
+    shelf: Shelf,
+    progress: Reporter,
+    crew: Crew | None = None,
 ) -> Iterator[Candidate]:
     """The same by GPTQ, whose errors make up for each other; what is not on the shelf is made and put there.
 
@@ -286,12 +295,18 @@ def by_gptq(
         windows: What it goes by.
         shelf: For weights that are finished.
         progress: Told of every layer.
+        crew: Machines that make it; None: this one does.
     """
     import torch
 
     of_tables = itertools.product(formats.looked_up, formats.further)
     if not (all(map(shelf.is_whole, formats.everywhere)) and all(shelf.has(*each) for each in of_tables)):
-        _fill(original, formats, windows, shelf, progress)
+        if crew is None:
+            _fill(original.loaded, original.model, formats, windows, shelf, progress)
+        else:
+            _fill_by_crew(original.loaded, formats, windows, shelf, progress, crew)
+        for each in formats.everywhere:
+            shelf.note_whole(each)
     for name in original.sensitivity.factors:
         for wanted in formats.of(name):
             if (weight := shelf.get(name, wanted)) is not None:
@@ -303,27 +318,76 @@ def by_gptq(
                 yield Candidate(name, wanted, weight.codes.size, weight.size_bytes, cost)
 
 
-def _fill(
-    original: Uncompressed, formats: Formats, windows: CalibrationWindows, shelf: Shelf, progress: Reporter
+def _fill_by_crew(
+    loaded: LoadedModel,
+    formats: Formats,
+    windows: CalibrationWindows,
+    shelf: Shelf,
+    progress: Reporter,
+    crew: Crew,
 ) -> None:
-    """Make what a killed search has not come to."""
+    """Have each machine make a part of the weights, which it puts next to the output."""
+    layers = sorted(layer_table(loaded.model), key=lambda each: -each.num_parameters)
+    names = [parameter_name(layer.name) for layer in layers]
+    missing = [name for name in names if not all(shelf.has(name, each) for each in formats.of(name))]
+    with tempfile.TemporaryDirectory(dir=crew.place, prefix="weights-") as between:
+        shares = crew.shares(missing)
+        calls = [{"share": Share(formats, windows, Path(between), frozenset(names))} for names in shares]
+        crew.carry_out("make weights", make_there, calls, progress)
+        shelf.take(Path(between))
+
+
+class Share(NamedTuple):
+    """What one of several machines makes by GPTQ."""
+
+    formats: Formats
+    windows: CalibrationWindows
+    between: Path
+    """Where the weights are put."""
+    names: frozenset[str]
+    """Of them, in the checkpoint."""
+
+
+def make_there(*, source: str, access: Access, share: Share, progress: Reporter, logs: object) -> None:
+    """Make some weights by GPTQ on another machine, whose cache keeps them too."""
+    loaded = loaded_there(source, access, progress)
+    shelf = shelf_of(loaded, share.windows.record, share.between)
+    in_torch = load_torch_model(loaded.source)
+    _fill(loaded, in_torch, share.formats, share.windows, shelf, progress, share.names)
+    for name in share.names:
+        for wanted in share.formats.of(name):
+            shelf.lend(name, wanted, share.between)
+
+
+def _fill(
+    loaded: LoadedModel,
+    in_torch: Any,
+    formats: Formats,
+    windows: CalibrationWindows,
+    shelf: Shelf,
+    progress: Reporter,
+    names: Set[str] | None = None,
+) -> None:
+    """Make what a killed search has not come to; of all weights, or of some."""
     from llmcompress.compression.fisher import embedding_moments, embedding_names
     from llmcompress.compression.nncf.gptq_formats import Statistics, gptq_in_formats
     from llmcompress.compression.nncf.runs import Samples
 
     def missing(constant: str) -> list[tuple[str, int]]:
         name = parameter_name(constant)
+        if names is not None and name not in names:
+            return []
         return [(each.mode, each.group_size) for each in formats.of(name) if not shelf.has(name, each)]
 
     def keep(made: Made) -> None:
         shelf.keep(parameter_name(made.name), Format(made.mode, made.group_size, "gptq"), made.weight)
 
     # Of a vision-language model the embeddings of text lie in another graph.
-    looked_up = set(map(parameter_name, constants_taken_by(original.loaded.model, "Gather")))
-    names, moments = embedding_names(original.model) & looked_up, {}
-    if names:
-        moments = embedding_moments(original.model, names, windows.token_ids, windows.record.seed, progress)
-    samples = Samples(list(windows.token_ids), original.loaded.text_feed())
-    gptq_in_formats(original.loaded.clone().model, Statistics(samples, moments), missing, keep, progress)
-    for each in formats.everywhere:
-        shelf.note_whole(each)
+    looked_up = set(map(parameter_name, constants_taken_by(loaded.model, "Gather")))
+    embeddings, moments = embedding_names(in_torch) & looked_up, {}
+    if names is not None:
+        embeddings &= names
+    if embeddings:
+        moments = embedding_moments(in_torch, embeddings, windows.token_ids, windows.record.seed, progress)
+    samples = Samples(list(windows.token_ids), loaded.text_feed())
+    gptq_in_formats(loaded.clone().model, Statistics(samples, moments), missing, keep, progress)

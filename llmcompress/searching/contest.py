@@ -24,6 +24,7 @@ from llmcompress.report.compression import CompressionReport
 from llmcompress.report.estimate import Estimate
 from llmcompress.report.evaluation import DivergenceRecord
 from llmcompress.searching.candidates import Table
+from llmcompress.searching.crew import Crew, loaded_there
 from llmcompress.searching.plans import Rival, plan_recipe, rivals
 from llmcompress.searching.shelf import OnShelf, Shelf
 from llmcompress.searching.solver import Plan, total_bytes
@@ -92,6 +93,8 @@ class Workshop(NamedTuple):
     held_out: EvaluationWindows
     calibrated: Calibrated | None
     progress: Reporter
+    crew: Crew | None = None
+    """Machines that measure along."""
 
     def make(self, name: str, recipe: Recipe) -> tuple[Path, int]:
         """Write a contender; returns its directory and the size of its weights' file."""
@@ -129,13 +132,60 @@ class Workshop(NamedTuple):
         size_bytes = weight_bytes(output.directory)
         return Planned(plan, recipe, output.directory, size_bytes, size_bytes)
 
+    @property
+    def at_once(self) -> int:
+        """Plans that are scored together."""
+        return AT_ONCE * (self.crew.num_machines if self.crew else 1)
+
     def score(self, directories: Sequence[Path], windows: EvaluationWindows) -> tuple[Scored, ...]:
-        """Score contenders against the original in exact execution, which runs once for all."""
-        exact = properties_of(DEVICE, "pinned")
-        models = [ModelOnDevice(load(each, tokenizer=False).reading_text(), DEVICE, exact) for each in directories]
-        reference = ModelOnDevice(self.loaded.reading_text(), DEVICE, exact)
-        chunk = recurrent_chunk(None, [self.loaded]) or self.spec.evaluation().effective_chunk
-        return score_at_once(models, reference, Feed(windows, chunk), self.progress)
+        """Score contenders against the original in exact execution, which runs once for all, on each machine."""
+        if self.crew is None or len(directories) == 1:
+            return score_contenders(self.loaded, directories, windows, self.spec, self.progress)
+        shares = self.crew.shares(directories)
+        calls = [{"directories": share, "windows": windows, "spec": self.spec} for share in shares]
+        found = self.crew.carry_out("measure", score_there, calls, self.progress)
+        by_directory = {
+            directory: scored
+            for share, of_share in zip(shares, found, strict=True)
+            for directory, scored in zip(share, of_share, strict=True)
+        }
+        return tuple(by_directory[each] for each in directories)
+
+
+def score_contenders(
+    loaded: LoadedModel, directories: Sequence[Path], windows: EvaluationWindows, spec: SearchSpec, progress: Reporter
+) -> tuple[Scored, ...]:
+    """Score artifacts against the original in exact execution.
+
+    Args:
+        loaded: The original.
+        directories: Of artifacts.
+        windows: To score.
+        spec: How they are fed.
+        progress: Told of windows.
+    """
+    exact = properties_of(DEVICE, "pinned")
+    models = [ModelOnDevice(load(each, tokenizer=False).reading_text(), DEVICE, exact) for each in directories]
+    reference = ModelOnDevice(loaded.reading_text(), DEVICE, exact)
+    chunk = recurrent_chunk(None, [loaded]) or spec.evaluation().effective_chunk
+    return score_at_once(models, reference, Feed(windows, chunk), progress)
+
+
+def score_there(
+    *,
+    source: str,
+    access: Access,
+    directories: Sequence[Path],
+    windows: EvaluationWindows,
+    spec: SearchSpec,
+    progress: Reporter,
+    logs: object,
+) -> tuple[Scored, ...]:
+    """As ``score_contenders``, on another machine."""
+    found = score_contenders(loaded_there(source, access, progress), directories, windows, spec, progress)
+    for each in found:
+        each.cache.forget()
+    return found
 
 
 def contenders(shop: Workshop, table: Table, planned: Planned) -> tuple[Entrant, list[tuple[Entrant, Rival]]]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llmcompress.report.search import CorrectionRecord
 from llmcompress.searching.candidates import BACKUP, Candidate, Growth, Table
-from llmcompress.searching.contest import AT_ONCE, Output, Workshop
+from llmcompress.searching.contest import Output, Workshop
 from llmcompress.searching.solver import Plan, key_of
 from llmcompress.system.progress import Progress
 
@@ -50,9 +50,9 @@ def corrected(shop: Workshop, table: Table, plans: Sequence[Plan]) -> tuple[Tabl
     """
     chosen = probes(table, plans, shop.spec.num_probes)
     found = []
-    for number in range(0, len(chosen), AT_ONCE):
+    for number in range(0, len(chosen), shop.at_once):
         shop.progress(Progress("measure single kinds of weights", number, len(chosen), "plans"))
-        found += _measured(shop, table, chosen[number : number + AT_ONCE], number)
+        found += _measured(shop, table, chosen[number : number + shop.at_once], number)
     shop.progress(Progress("measure single kinds of weights", len(chosen), len(chosen), "plans"))
     factors, growth = fit(found)
     after = table._replace(candidates=[_scaled(each, factors) for each in table.candidates], growth=growth)

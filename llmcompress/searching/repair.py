@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.report.search import RepairRecord
 from llmcompress.searching.candidates import Candidate, Table
-from llmcompress.searching.contest import AT_ONCE, Output, Planned, Workshop, gain_over
+from llmcompress.searching.contest import Output, Planned, Workshop, gain_over
 from llmcompress.searching.solver import Plan, key_of, least_damage, total_bytes
 from llmcompress.system.memory import memory, own_bytes
 from llmcompress.system.progress import Progress
@@ -54,7 +54,7 @@ def repaired(shop: Workshop, table: Table, planned: Planned, budget_s: float) ->
     while (passed_s := time.monotonic() - started) + longest_s <= budget_s and memory().available > 2 * grown:
         before = own_bytes()
         shop.progress(Progress("measure changes of the plan", int(passed_s), math.ceil(budget_s), "s"))
-        new = list(itertools.islice(_unseen(proposals(table, best, seed=num_measured), seen), AT_ONCE))
+        new = list(itertools.islice(_unseen(proposals(table, best, seed=num_measured), seen), shop.at_once))
         if not new:
             break
         found = _measured(shop, table, new, best.max_bytes, num_measured)

@@ -26,10 +26,20 @@ from llmcompress.loaders.source import Source
 from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.file_names import SEARCH_REPORT
 from llmcompress.report.record import Stages, environment_record
-from llmcompress.report.search import Contender, CorrectionRecord, ExpertsRecord, FrontPoint, SearchReport, WeightChoice
+from llmcompress.report.search import (
+    Contender,
+    CorrectionRecord,
+    ExpertsRecord,
+    FrontPoint,
+    RepairRecord,
+    SearchReport,
+    SpeedRecord,
+    WeightChoice,
+)
 from llmcompress.searching.candidates import BACKUP, Formats, Table, Uncompressed, by_gptq, by_name, data_free, uniform
 from llmcompress.searching.contest import Calibrated, Entrant, Output, Planned, Workshop, contenders, decide
 from llmcompress.searching.correction import corrected
+from llmcompress.searching.crew import Crew, crew_of
 from llmcompress.searching.pieces import pieces
 from llmcompress.searching.planning import first_plans, further_directory, further_sizes, planned_for, speed_record
 from llmcompress.searching.repair import repaired
@@ -41,6 +51,7 @@ from llmcompress.spec import Access, Recipe
 from llmcompress.spec.search import Format, SearchSpec
 from llmcompress.system.background import available_for
 from llmcompress.system.environment import installed_versions, quiet_libraries
+from llmcompress.system.executors import ExecutorName
 from llmcompress.system.library_call import ProgressOption, library_call, reporter
 from llmcompress.system.memory import own_bytes
 from llmcompress.system.progress import Reporter
@@ -68,6 +79,8 @@ def search(
     allow_nonfinite: bool = False,
     allow_links: bool = False,
     overwrite: bool = False,
+    executor: ExecutorName = "local",
+    address: str | None = None,
     progress: ProgressOption = "auto",
 ) -> SearchReport:
     """Give each weight the format that costs least under a limit, and write the artifact with ``search.json``.
@@ -87,10 +100,13 @@ def search(
         allow_nonfinite: Go on when a weight is NaN or infinite.
         allow_links: Follow links that leave the source's directory.
         overwrite: Replace an existing artifact, in one step.
+        executor: ``local``, or ``ray`` (the extra ``ray``): the nodes of a cluster make weights by GPTQ and measure
+            plans, each its share. Sources given as directories and the output must be at the same path on every node.
+        address: Of the cluster; None: ``RAY_ADDRESS``, or a Ray of its own on this machine.
         progress: Told of every step.
 
     Raises:
-        UsageError: The output exists, or no plan of these formats keeps the limit.
+        UsageError: The output exists, no plan of these formats keeps the limit, or there is no such executor.
         ModelError: The source is no checkpoint in floating point, cannot be converted, or gives no finite logits.
         DataError: A text cannot be used, is too short, or has 64 tokens in a row in common with another one.
         ResourceError: Memory will not suffice.
@@ -100,54 +116,49 @@ def search(
     quiet_libraries()
     stages = Stages()
     access = Access(revision, trust_remote_code, offline, allow_nonfinite, allow_links)
-    found = _checked(resolve(source, access, vision=True), spec)
+    found = resolve(source, access, vision=True)
+    needed_bytes = _require_searchable(found, spec)
     inputs = [found.path] if found.id is None else []
     output = checked_output(output_dir, inputs, overwrite=overwrite)
     for size in spec.front:
         checked_output(further_directory(output, size), inputs, overwrite=overwrite)
+    named = found.id or str(Path(source).absolute())
+    with crew_of(executor, address, named, access.at(found.revision), needed_bytes) as crew:
+        return _searched(found, spec, Output(output, overwrite, True, offline), access, crew, stages, progress)
+
+
+def _searched(
+    found: Source,
+    spec: SearchSpec,
+    output: Output,
+    access: Access,
+    crew: Crew | None,
+    stages: Stages,
+    progress: Reporter,
+) -> SearchReport:
+    """Search, where everything has been checked."""
     with stages.stage("read the text"):
-        windows = search_windows(found, spec, offline=offline)
+        windows = search_windows(found, spec, offline=access.offline)
     found = fetch_weights(found, progress=progress)
     with stages.stage("load"):
-        loaded = load(found, tokenizer=False, allow_nonfinite=allow_nonfinite, progress=progress)
-    with _place_next_to(output) as place, graphs_read_once(), texts_converted_once():
-        shop = workshop(loaded, spec, windows, place, progress)
-        with stages.stage("sensitivity"):
-            original = uncompressed(shop)
-        with stages.stage("candidates"):
-            table = predicted_table(shop, original)
-        del original
-        if spec.phase is not None:
-            with stages.stage("time products"):
-                table = timed(table, loaded, spec.phase, progress)
+        loaded = load(found, tokenizer=False, allow_nonfinite=access.allow_nonfinite, progress=progress)
+    with _place_next_to(output.directory) as place, graphs_read_once(), texts_converted_once():
+        shop = workshop(loaded, spec, windows, place, progress, crew)
+        predicted = _first_table(shop, stages)
         with stages.stage("correct predictions"):
-            table, correction = corrected_table(shop, predicted := table)
-        with stages.stage("plan"):
-            planned, repair = planned_for(shop, table), None
-        if spec.budget_s is not None:
-            with stages.stage("repair"):
-                planned, repair = repaired(shop, table, planned, spec.budget_s)
-        speed = None
-        if spec.phase is not None:
-            with stages.stage("time models"):
-                speed = speed_record(shop, table, planned)
+            table, correction = corrected_table(shop, predicted)
+        planned, repair, speed = _best_plan(shop, table, stages)
         with stages.stage("verify"):
             plan, others = contenders(shop, table, planned)
         chosen, gain, reason = decide(plan, [each for each, _ in others], spec.confidence)
         with stages.stage("write"):
-            place_of_output = Output(output, overwrite=overwrite, tokenizer=True, offline=offline)
-            manifest = shop.write(planned.plan if chosen is plan else {}, chosen.recipe, place_of_output)
+            manifest = shop.write(planned.plan if chosen is plan else {}, chosen.recipe, output)
         with stages.stage("further sizes"):
-            further = further_sizes(shop, table, planned, place_of_output)
+            further = further_sizes(shop, table, planned, output)
     report = SearchReport(
         llmcompress_version=installed_versions(("llmcompress",))["llmcompress"],
-        spec=spec.model_copy(
-            update={
-                "dataset": windows.held_out.record.dataset,
-                "calibration": spec.calibration and spec.calibration.portable(),
-            }
-        ),
-        manifest_sha256=manifest_sha256(output),
+        spec=_portable(spec, windows),
+        manifest_sha256=manifest_sha256(output.directory),
         text=windows.held_out.record,
         num_sensitivity_tokens=table.num_tokens,
         num_parameters=manifest.num_parameters,
@@ -170,12 +181,44 @@ def search(
         environment=environment_record(int(plan.scored.properties.get("INFERENCE_NUM_THREADS", 0))),
         measured=stages.measured(),
     )
-    write_report(output, SEARCH_REPORT, report)
+    write_report(output.directory, SEARCH_REPORT, report)
     return report
 
 
-def _checked(found: Source, spec: SearchSpec) -> Source:
-    """Refuse what has no floats in torch, and what does not fit."""
+def _portable(spec: SearchSpec, windows: SearchWindows) -> SearchSpec:
+    """With no path of this machine."""
+    calibration = spec.calibration and spec.calibration.portable()
+    return spec.model_copy(update={"dataset": windows.held_out.record.dataset, "calibration": calibration})
+
+
+def _first_table(shop: Workshop, stages: Stages) -> Table:
+    """What weights cost, before a plan is measured."""
+    with stages.stage("sensitivity"):
+        original = uncompressed(shop)
+    with stages.stage("candidates"):
+        table = predicted_table(shop, original)
+    if shop.spec.phase is None:
+        return table
+    del original
+    with stages.stage("time products"):
+        return timed(table, shop.loaded, shop.spec.phase, shop.progress)
+
+
+def _best_plan(shop: Workshop, table: Table, stages: Stages) -> tuple[Planned, RepairRecord | None, SpeedRecord | None]:
+    """The plan that is held against others."""
+    with stages.stage("plan"):
+        planned, repair, speed = planned_for(shop, table), None, None
+    if shop.spec.budget_s is not None:
+        with stages.stage("repair"):
+            planned, repair = repaired(shop, table, planned, shop.spec.budget_s)
+    if shop.spec.phase is not None:
+        with stages.stage("time models"):
+            speed = speed_record(shop, table, planned)
+    return planned, repair, speed
+
+
+def _require_searchable(found: Source, spec: SearchSpec) -> int:
+    """Refuse what has no floats in torch, and what does not fit; the bytes that a search takes."""
     if found.layout == "ir" or is_repacked(found.config):
         kind = "an OpenVINO model" if found.layout == "ir" else "quantized already"
         raise ModelError(
@@ -191,7 +234,8 @@ def _checked(found: Source, spec: SearchSpec) -> Source:
         )
     predicted = forecast(found, Recipe(name="original", method="none"))
     # Part of the libraries has been imported.
-    needed = needed_memory(predicted, spec) - min(own_bytes(), LIBRARY_BYTES)
+    whole = needed_memory(predicted, spec)
+    needed = whole - min(own_bytes(), LIBRARY_BYTES)
     available = available_for(needed)
     if needed > available:
         raise ResourceError(
@@ -199,7 +243,7 @@ def _checked(found: Source, spec: SearchSpec) -> Source:
             where="memory",
             hint="close other programs, or take a machine with more memory",
         )
-    return found
+    return whole
 
 
 def needed_memory(predicted: Forecast, spec: SearchSpec) -> int:
@@ -228,13 +272,19 @@ def _place_next_to(output: Path) -> Iterator[Path]:
 
 
 def workshop(
-    loaded: LoadedModel, spec: SearchSpec, windows: SearchWindows, place: Path, progress: Reporter
+    loaded: LoadedModel,
+    spec: SearchSpec,
+    windows: SearchWindows,
+    place: Path,
+    progress: Reporter,
+    crew: Crew | None = None,
 ) -> Workshop:
     """Where contenders of a search are made: with what GPTQ goes by, and the shelf of what it made by that before."""
     calibration = windows.calibration
     shelf = calibration and shelf_of(loaded, calibration.record, place / "candidates")
     calibrated = Calibrated(calibration, shelf) if calibration and shelf else None
-    return Workshop(loaded, spec, place, windows.looked_at, windows.held_out, calibrated, progress)
+    crew = crew and crew._replace(place=place)
+    return Workshop(loaded, spec, place, windows.looked_at, windows.held_out, calibrated, progress, crew)
 
 
 def uncompressed(shop: Workshop) -> Uncompressed:
@@ -256,7 +306,7 @@ def predicted_table(shop: Workshop, original: Uncompressed) -> Table:
     formats = _formats(original, spec)
     found = list(data_free(original, formats.by("data_free"), shop.progress))
     if calibrated is not None:
-        found += by_gptq(original, formats.by("gptq"), calibrated.windows, calibrated.shelf, shop.progress)
+        found += by_gptq(original, formats.by("gptq"), calibrated.windows, calibrated.shelf, shop.progress, shop.crew)
     # What NNCF gives its backup precision beside a format of fewer bits.
     predicted = forecast(loaded.source, Recipe(name="uniform", weights=uniform(Format("int4_sym", -1))))
     special = {layer.name for layer in predicted.layers if layer.mode == BACKUP.mode}

@@ -58,6 +58,18 @@ class Shelf(NamedTuple):
         """Whether a weight is there."""
         return self._path(name, wanted).is_file()
 
+    def lend(self, name: str, wanted: Format, to: Path) -> None:
+        """Put a copy of a weight that is there into another directory, whole or not at all."""
+        there = self._path(name, wanted)
+        if there.is_file() and to != self.directory:
+            replace_file(to / there.name, there.read_bytes(), durable=False)
+
+    def take(self, directory: Path) -> None:
+        """Move weights here that were lent to a directory."""
+        for there in directory.glob("*.npz"):
+            replace_file(self.directory / there.name, there.read_bytes(), durable=False)
+            there.unlink()
+
     def note_whole(self, wanted: Format) -> None:
         """Note that all weights that take a format are there."""
         (self.directory / f"{wanted}.whole".replace(":", "-")).touch()

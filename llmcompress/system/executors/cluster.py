@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from llmcompress.errors import InterruptedRunError, LlmcompressError, ResourceError, one_line
-from llmcompress.runner.executors.local import Finished, Task, TaskEvent
 from llmcompress.system.environment import quiet_libraries
+from llmcompress.system.executors.local import Finished, Task, TaskEvent
 from llmcompress.system.messages import sendable
 from llmcompress.system.progress import Progress
 
@@ -89,6 +89,11 @@ class RayExecutor:
     def busy(self) -> bool:
         """Whether there is something to wait for."""
         return bool(self._running or self._retries or self._refused)
+
+    @property
+    def num_nodes(self) -> int:
+        """That take tasks."""
+        return len(self._nodes())
 
     def has_room(self, task: Task) -> bool:
         """Whether an idle node has the memory, or no node of the cluster has it: then ``wait`` says so."""
