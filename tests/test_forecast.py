@@ -20,7 +20,7 @@ from llmcompress.compression.forecast.stored_bytes import compressed_bytes, layo
 from llmcompress.errors import ModelError, RecipeError, ResourceError
 from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.source import Source
-from llmcompress.spec import AdvancedCompression, IgnoredScope, Recipe, WeightCompression
+from llmcompress.spec import AdvancedCompression, IgnoredScope, Recipe, WeightCompression, load_recipe
 from tests.tiny_models import ARCHITECTURES, build_checkpoint
 
 GIGABYTE = 10**9
@@ -464,3 +464,17 @@ def test_what_sees_inside_a_decoder_is_no_part_of_the_language_model(path: str) 
     assert [weight.name for weight in language] == ["layers.weight", "embed_tokens.weight"]
     assert [weight.name for weight in parts["vision_embeddings_model"]] == [f"{path}.0.weight"]
     assert [weight.name for weight in parts["text_embeddings_model"]] == ["embed_tokens.weight"]
+
+
+def test_what_gptq_reads_waits_in_no_file(tmp_path: Path) -> None:
+    """Long windows: the inputs of one layer are more than all weights, whatever else may wait on disk."""
+    checkpoint = resolve(build_checkpoint(tmp_path / "tiny"))
+    (tmp_path / "text.txt").write_text("text")
+    needed = []
+    for num_samples in (128, 1024):
+        changes = [f"calibration.dataset={tmp_path / 'text.txt'}", "calibration.seq_len=256"]
+        changes += [f"calibration.num_samples={num_samples}", "weights.group_size=64"]
+        changes += [f"weights.advanced.gptq_params.subset_size={num_samples}"]
+        needed.append(forecast(checkpoint, load_recipe("int4-gptq", changes)).min_memory_bytes)
+    # 384 input channels in f32, twice; what the statistics keep is next to nothing.
+    assert needed[1] - needed[0] > 0.9 * 2 * 4 * (1024 - 128) * 256 * 384

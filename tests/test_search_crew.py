@@ -12,9 +12,10 @@ import pytest
 
 import llmcompress
 from llmcompress import SearchReport, SearchSpec
-from llmcompress.errors import DataError, UsageError
-from llmcompress.searching import crew
+from llmcompress.errors import DataError, ResourceError, UsageError
+from llmcompress.searching import candidates, crew
 from llmcompress.searching.crew import Crew, crew_of
+from llmcompress.searching.shelf import deciding_versions
 from llmcompress.spec import Access, Calibration
 from llmcompress.system.executors import LocalExecutor, TaskEvent
 from llmcompress.system.progress import Progress, silent
@@ -127,6 +128,26 @@ def test_what_fails_on_a_machine_fails_here() -> None:
     machines = Crew(_Failing(), 2, "model", Access(), 0)
     with pytest.raises(DataError, match="there are no 3"):
         machines.carry_out("count", _called, [{"number": 3}, {"number": 1}], silent)
+
+
+def test_a_cluster_without_a_node_for_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Headless(LocalExecutor):
+        num_nodes = 0
+
+    monkeypatch.setattr(crew, "RayExecutor", lambda tell, address: Headless(tell))
+    with (
+        pytest.raises(ResourceError, match="no node of the cluster takes tasks") as caught,
+        crew_of("ray", "head:6379", "model", Access(), 0),
+    ):
+        pass
+    assert caught.value.where == "head:6379"
+
+
+def test_nodes_of_other_versions_are_refused() -> None:
+    here = deciding_versions()
+    candidates._require_same_versions([here, here])
+    with pytest.raises(ResourceError, match=f"has nncf 0.1, openvino None; this machine has {here['nncf']}, "):
+        candidates._require_same_versions([here, {**{n: v for n, v in here.items() if n != "openvino"}, "nncf": "0.1"}])
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,32 @@ def test_inputs_are_asked_for_again_by_each_segment() -> None:
     assert num_asked == len(parts)
 
 
+def test_many_layers_without_an_embedding() -> None:
+    """A head that is larger than many layers together says nothing of theirs."""
+    random = np.random.default_rng(0)
+    value = inputs = ops.parameter(ov.PartialShape([-1, WIDTH]), ov.Type.f32, name="x")
+    inputs.output(0).set_names({"x"})
+    for _ in range(300):
+        weight = ops.constant(random.standard_normal((WIDTH, WIDTH)).astype(np.float32) / 8)
+        value = ops.add(value, ops.tanh(ops.matmul(value, weight, False, False)))
+    head = ops.constant(random.standard_normal((WIDTH, 16 * WIDTH)).astype(np.float32))
+    logits = ops.matmul(value, head, False, False)
+    logits.output(0).set_names({"logits"})
+    model = ov.Model([ops.result(logits)], [inputs], "deep")
+    windows = [{"x": random.standard_normal((7, WIDTH)).astype(np.float32)} for _ in range(3)]
+    whole = inferred(model, windows)
+    parts = segments(model, min_bytes=20 * LAYER_BYTES)
+    assert len(parts) == 15
+    same(by_segments(parts, windows), whole)
+
+
+def test_an_input_that_is_not_given_is_left_to_the_runtime() -> None:
+    stack = Stack()
+    whole = inferred(stack.model, [{}] * 3)
+    parts = segments(stack.model, min_bytes=LAYER_BYTES)
+    same(by_segments(parts, [{}] * 3), whole)
+
+
 @pytest.mark.parametrize(("written_by", "min_bytes"), [(3, LAYER_BYTES), (1, 3 * LAYER_BYTES)])
 def test_a_graph_that_stays_whole(written_by: int, min_bytes: int) -> None:
     """A state would be read in one segment and written in another; or there is too little for two."""

@@ -12,7 +12,7 @@ from tiny_models import build_checkpoint
 import llmcompress
 from llmcompress.compression.nncf import statistics
 from llmcompress.compression.nncf.statistics import check_statistics_precision, lean_statistics
-from llmcompress.errors import RecipeError
+from llmcompress.errors import ModelError, RecipeError
 from llmcompress.graph.segments import segments
 from llmcompress.spec import Recipe
 from llmcompress.system.file_memory import FileMemory
@@ -102,6 +102,24 @@ def test_statistics_of_segments_equal_nncf(
     assert stock.keys() == lean.keys()
     for name, values in stock.items():
         np.testing.assert_array_equal(lean[name], values, strict=True)
+
+
+def test_a_runtime_that_takes_no_part_by_itself(
+    ref_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = llmcompress.load(ref_model).model
+
+    def refusing(*arguments: Any) -> None:
+        raise RuntimeError("Exception from src/core.cpp:1:\nInvalid graph status")
+
+    monkeypatch.setattr(statistics, "segments", lambda graph: segments(graph, min_bytes=1_000_000))
+    monkeypatch.setattr(statistics, "infer_by_segments", refusing)
+    with (
+        pytest.raises(ModelError, match="does not take a part of the model by itself: Invalid graph status") as caught,
+        lean_statistics("f32"),
+    ):
+        collected(model, tmp_path / "lean")
+    assert caught.value.hint.startswith("give `engine` nncf")
 
 
 def test_statistics_in_bf16_lie_near_those_in_f32(ref_model: Path, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ positions and masks are, each segment makes by itself. So the runtime sees whole
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 MIN_SEGMENT_BYTES = 256 << 20
 """Of weights."""
 STAGE = "statistics of segments"
-MATRIX_SHARE = 1 / 256
-"""Of the weights' bytes, from which on a constant makes heavy what is computed with it."""
+MATRIX_SHARE = 1 / 4
+"""Of the median matrix, from which on a constant makes heavy what is computed with it; tables of positions are less."""
 
 
 class Segment(NamedTuple):
@@ -141,7 +143,10 @@ class _Run:
         """The graph's outputs by names, and what later segments take."""
         part, ports = self._part, self._compiled.inputs
         own = ports[: len(ports) - len(part.taken)]
-        fed: dict[Any, Any] = {port: next(given[name] for name in port.get_names() if name in given) for port in own}
+        # An input that is not given is left to the runtime.
+        fed: dict[Any, Any] = {
+            port: given[name] for port in own for name in itertools.islice(port.get_names() & given.keys(), 1)
+        }
         fed |= {port: carried[key] for port, key in zip(ports[len(own) :], part.taken, strict=True)}
         self._request.reset_state()
         found = self._request.infer(fed, share_inputs=True)
@@ -189,13 +194,18 @@ def _num_covering(uses: Sequence[tuple[int, int]], num_positions: int) -> list[i
     return list(itertools.accumulate(changes[position] for position in range(num_positions)))
 
 
+def _is_matrix(node: ov.Node) -> bool:
+    return sum(int(dimension) > 1 for dimension in node.get_output_shape(0)) > 1
+
+
 class _Graph:
     """Nodes in the order of their computation, by their unique names."""
 
     def __init__(self, model: ov.Model) -> None:
         self.nodes = {node.get_name(): node for node in model.get_ordered_ops()}
         self._above = {name: [v.get_node().get_name() for v in n.input_values()] for name, n in self.nodes.items()}
-        total = sum(node.get_byte_size() for node in self.nodes.values() if is_weight(node))
+        matrices = [node.get_byte_size() for node in self.nodes.values() if is_weight(node) and _is_matrix(node)]
+        least = statistics.median(matrices) * MATRIX_SHARE if matrices else math.inf
         self._fixed: dict[str, dict[str, int]] = {}
         """What is made of constants alone: these, with the bytes of weights."""
         self.heavy: set[str] = set()
@@ -210,7 +220,7 @@ class _Graph:
                 self._fixed[name] = {key: size for each in above for key, size in self._fixed[each].items()}
             elif node.get_type_name() == "ShapeOf" and above[0] in self.heavy:
                 self._shaped_by[name] = {above[0]}
-            elif any(each in self.heavy for each in above) or self._weight_bytes(name) >= total * MATRIX_SHARE > 0:
+            elif any(each in self.heavy for each in above) or self._weight_bytes(name) >= least:
                 self.heavy.add(name)
             elif any(each in self._shaped_by for each in above):
                 self._shaped_by[name] = set[str]().union(*(self._shaped_by.get(each, ()) for each in above))

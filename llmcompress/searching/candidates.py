@@ -15,6 +15,7 @@ from llmcompress.compression.doubt import DoubtError
 from llmcompress.compression.late_codes import codes_left_for_later
 from llmcompress.compression.layers import constants_taken_by, layer_table
 from llmcompress.compression.nncf.weights import compress_weights
+from llmcompress.errors import ResourceError
 from llmcompress.graph.integer_weights import IntegerWeight, codes_of, integer_weights
 from llmcompress.graph.model import parameter_name
 from llmcompress.loaders.loaded_model import LoadedModel
@@ -22,7 +23,7 @@ from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.report.search import ExpertsRecord
 from llmcompress.searching.crew import Crew, loaded_there
 from llmcompress.searching.pieces import Piece, routers
-from llmcompress.searching.shelf import Shelf, shelf_of
+from llmcompress.searching.shelf import Shelf, deciding_versions, shelf_of
 from llmcompress.spec import Access, WeightCompression
 from llmcompress.spec.modes import INT8
 from llmcompress.spec.search import Format
@@ -333,7 +334,8 @@ def _fill_by_crew(
     with tempfile.TemporaryDirectory(dir=crew.place, prefix="weights-") as between:
         shares = crew.shares(missing)
         calls = [{"share": Share(formats, windows, Path(between), frozenset(names))} for names in shares]
-        crew.carry_out("make weights", make_there, calls, progress)
+        made_by = crew.carry_out("make weights", make_there, calls, progress)
+        _require_same_versions(made_by)
         shelf.take(Path(between))
 
 
@@ -348,8 +350,25 @@ class Share(NamedTuple):
     """Of them, in the checkpoint."""
 
 
-def make_there(*, source: str, access: Access, share: Share, progress: Reporter, logs: object) -> None:
-    """Make some weights by GPTQ on another machine, whose cache keeps them too."""
+def _require_same_versions(made_by: Sequence[Mapping[str, str]]) -> None:
+    """Refuse weights that this machine would not make."""
+    here = deciding_versions()
+    for there in made_by:
+        other = sorted(name for name in here if there.get(name) != here[name])
+        if other:
+            raise ResourceError(
+                f"a node of the cluster has {', '.join(f'{name} {there.get(name)}' for name in other)}; this machine "
+                f"has {', '.join(here[name] for name in other)}",
+                where="`executor` ray",
+                hint="install the same versions on every node",
+            )
+
+
+def make_there(*, source: str, access: Access, share: Share, progress: Reporter, logs: object) -> Mapping[str, str]:
+    """Make some weights by GPTQ on another machine, whose cache keeps them too; the versions that decide what they are.
+
+    Raises: as ``loaded_there`` and ``compress_weights``.
+    """
     loaded = loaded_there(source, access, progress)
     shelf = shelf_of(loaded, share.windows.record, share.between)
     in_torch = load_torch_model(loaded.source)
@@ -357,6 +376,7 @@ def make_there(*, source: str, access: Access, share: Share, progress: Reporter,
     for name in share.names:
         for wanted in share.formats.of(name):
             shelf.lend(name, wanted, share.between)
+    return deciding_versions()
 
 
 def _fill(

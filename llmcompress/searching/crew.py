@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from llmcompress.errors import ResourceError
 from llmcompress.loaders.fetching import fetch_weights
 from llmcompress.loaders.loaded_model import LoadedModel, load
 from llmcompress.loaders.resolving import resolve
@@ -83,13 +84,19 @@ def crew_of(
 ) -> Iterator[Crew | None]:
     """The nodes of a Ray cluster; None: this machine does everything.
 
-    Raises: as ``check_executor`` and ``RayExecutor``.
+    Raises: as ``check_executor`` and ``RayExecutor``; ResourceError: No node takes tasks.
     """
     check_executor(executor, address)
     if executor == "local":
         yield None
         return
     with RayExecutor(_say_what_was_lost, address) as workers:
+        if not workers.num_nodes:
+            raise ResourceError(
+                "no node of the cluster takes tasks",
+                where=address or "`executor` ray",
+                hint="start one with `ray start --address HOST:6379`, or leave `executor` out",
+            )
         yield Crew(workers, workers.num_nodes, source, access, memory_bytes)
 
 

@@ -102,6 +102,11 @@ class OnShelf(Mapping[str, IntegerWeight]):
         return len(self._formats)
 
 
+def deciding_versions() -> dict[str, str]:
+    """Of what decides how weights by GPTQ come out."""
+    return installed_versions((*VERSIONED, "llmcompress"))
+
+
 def shelf_of(loaded: LoadedModel, calibration: CalibrationRecord, otherwise: Path) -> Shelf:
     """The shelf of a model and a text in the cache, or at another place where the cache cannot be written."""
     key = {
@@ -109,7 +114,7 @@ def shelf_of(loaded: LoadedModel, calibration: CalibrationRecord, otherwise: Pat
         "model_type": loaded.provenance.model_type,
         "token_ids": calibration.token_ids_sha256,
         "seed": calibration.seed,
-        "versions": installed_versions((*VERSIONED, "llmcompress")),
+        "versions": deciding_versions(),
     }
     directory = cache_dir() / KIND / content_key(key)
     try:

@@ -64,7 +64,7 @@ class PeakMemory(NamedTuple):
     required: int
     """The same where what may wait on disk does: our kernels' codes, rescaled weights and activations."""
     waiting: int
-    """So much of them."""
+    """So much of them at most: what is done with frees no room there."""
 
 
 class KernelCodes(NamedTuple):
@@ -133,8 +133,8 @@ def peak_memory(
         if recipe.calibration is None:
             moments.append(_Moment(traced + copies + worked_on, min(pages, pages - unread + read)))
         else:
-            seen, changed = _data_aware(inventory, recipe, recipe.calibration, is_ours=codes.num_bytes > 0)
-            moments += [seen.beside(traced + copies, pages), changed.beside(traced + copies + worked_on, pages)]
+            of_data = _data_aware(inventory, recipe, worked_on, is_ours=codes.num_bytes > 0)
+            moments += [each.beside(traced + copies, pages) for each in of_data]
         # Where our engine takes no part, pages stay.
         left = pages - inventory.mapped_bytes if codes.num_bytes else pages
         late_bytes = codes.num_bytes if codes.are_late else 0
@@ -147,7 +147,7 @@ def peak_memory(
         total=max(moment.own_bytes + moment.page_bytes for moment in moments) + LIBRARY_PAGES,
         in_memory=max(moment.own_bytes for moment in moments) + HOT_LIBRARY_PAGES,
         required=max(moment.own_bytes - moment.waiting_bytes for moment in moments) + HOT_LIBRARY_PAGES,
-        waiting=max(moment.waiting_bytes for moment in moments),
+        waiting=sum(moment.waiting_bytes for moment in moments),
     )
 
 
@@ -231,15 +231,21 @@ def _accuracy_control(inventory: Inventory, recipe: Recipe) -> int:
 
 
 def _data_aware(
-    inventory: Inventory, recipe: Recipe, calibration: Calibration, *, is_ours: bool
-) -> tuple[_Moment, _Moment]:
-    """While activations are seen, and while weights are changed by them; NNCF alone keeps everything in memory."""
+    inventory: Inventory, recipe: Recipe, worked_on: int, *, is_ours: bool
+) -> tuple[_Moment, _Moment, _Moment]:
+    """While activations are seen, while GPTQ reads them, and while weights are changed; NNCF alone keeps all of it."""
+    calibration = recipe.calibration
+    assert calibration is not None
     between = _between_segments(inventory, calibration)
     statistics = between + _statistics(inventory, calibration, whole=not is_ours)
-    statistics = max(statistics, _gptq_inputs(inventory, recipe), _gradients(inventory, recipe))
+    read = max(_gptq_inputs(inventory, recipe), _gradients(inventory, recipe))
     changed = inventory.num_parameters * DATA_AWARE_BYTES_PER_PARAMETER
-    changing = changed + CHANGED_BYTES_PER_ELEMENT * _largest_matrix(inventory)
-    return _Moment(statistics, 0, between if is_ours else 0), _Moment(changing, 0, changed if is_ours else 0)
+    changing = worked_on + changed + CHANGED_BYTES_PER_ELEMENT * _largest_matrix(inventory)
+    return (
+        _Moment(statistics, 0, between if is_ours else 0),
+        _Moment(read, 0),
+        _Moment(changing, 0, changed if is_ours else 0),
+    )
 
 
 def _statistics(inventory: Inventory, calibration: Calibration, *, whole: bool) -> int:

@@ -47,6 +47,8 @@ from llmcompress.system.memory import memory, own_bytes
 GRAPH_BYTES = 400
 # The IR's .xml, the tokenizer in both forms and the configuration, next to the .bin.
 SIDE_FILES_BYTES = 30_000_000
+# Of codes, and of what one segment of a model left and the next one leaves; each grows by whole segments.
+NUM_FILES = 3
 
 
 def forecast(
@@ -87,7 +89,7 @@ def forecast(
     available = memory().available + own_bytes()
     codes_on_disk = available < peak.in_memory and peak.required < peak.in_memory
     disk_bytes = size_bytes + SIDE_FILES_BYTES + (inventory.checkpoint_bytes if whole else 0)
-    disk_bytes += peak.waiting + SEGMENT_BYTES if codes_on_disk else 0
+    disk_bytes += peak.waiting + NUM_FILES * SEGMENT_BYTES if codes_on_disk else 0
     training_bytes = training_disk_bytes(inventory, recipe)
     free, free_cache_bytes = free_bytes(output_dir or Path()), free_bytes(cache_dir())
     notes += _notes_of_memory(peak, available, codes_on_disk=codes_on_disk)

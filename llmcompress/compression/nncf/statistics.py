@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from llmcompress.artifact import file_records
-from llmcompress.errors import ArtifactError, RecipeError
+from llmcompress.errors import ArtifactError, ModelError, RecipeError, last_line
 from llmcompress.graph.segments import Segment, infer_by_segments, segments
 from llmcompress.report.file_names import MODEL
 from llmcompress.report.record import CalibrationRecord, Provenance
@@ -71,6 +71,7 @@ def lean_statistics(
 
     Raises:
         RecipeError: It has moved them, and its own way is not in that precision.
+        ModelError: Where it collects: the runtime does not take a few layers by themselves.
     """
     from nncf.common import factory
     from nncf.openvino.statistics.aggregator import OVStatisticsAggregator
@@ -151,15 +152,22 @@ class _LeanCollection:
         def take(found: dict[str, Any]) -> None:
             self._stock_register(aggregator, aggregator._process_outputs(found), self._of(points, found))
 
-        infer_by_segments(
-            parts,
-            lambda: itertools.islice(aggregator.dataset.get_inference_data(), num_windows),
-            num_windows,
-            self._properties,
-            take,
-            lambda: None if self._file_memory is None else FileMemory(self._file_memory.directory),
-            self._progress,
-        )
+        try:
+            infer_by_segments(
+                parts,
+                lambda: itertools.islice(aggregator.dataset.get_inference_data(), num_windows),
+                num_windows,
+                self._properties,
+                take,
+                lambda: None if self._file_memory is None else FileMemory(self._file_memory.directory),
+                self._progress,
+            )
+        except RuntimeError as error:
+            raise ModelError(
+                f"the runtime does not take a part of the model by itself: {last_line(error)}",
+                where="statistics of activations",
+                hint="give `engine` nncf, which computes them by the whole model",
+            ) from error
 
     def _of(self, points: Any, outputs: Collection[str]) -> Any:
         """The points of NNCF's whose outputs are there."""

@@ -164,6 +164,7 @@ class RayExecutor:
                 self._gone.add(running.node)
             result, error = None, InterruptedRunError(one_line(lost, 300))
         if not isinstance(error, InterruptedRunError):
+            self._num_lost.pop(running.task.label, None)
             return Finished(running.task, running.where, result, error)
         count = self._num_lost[running.task.label] = self._num_lost.get(running.task.label, 0) + 1
         if count >= MAX_LOST:
