@@ -33,7 +33,7 @@ from llmcompress.loaders.resolving import resolve
 from llmcompress.loaders.source import Source
 from llmcompress.report.benchmark import LoadTime, shape_text
 from llmcompress.report.estimate import Estimate
-from llmcompress.searching.search import _checked
+from llmcompress.searching.search import _require_searchable
 from llmcompress.spec import Calibration, load_recipe
 from llmcompress.spec.benchmark import Setting, Shape
 from llmcompress.spec.search import SearchSpec
@@ -260,7 +260,7 @@ def test_of_code_of_a_repository_nothing_is_learned_or_searched(text: Path) -> N
         require_parts(found, learned)
     assert caught.value.where == "recipe int4-learned: training"
     with pytest.raises(ModelError, match="that of what sees is code of its repository here"):
-        _checked(found, SearchSpec(max_bytes=1000))
+        _require_searchable(found, SearchSpec(max_bytes=1000))
 
 
 def test_its_mtp_part_takes_the_format_without_the_data(text: Path) -> None:
