@@ -20,6 +20,8 @@ from llmcompress.artifact import read_measurements
 from llmcompress.cli import run
 from llmcompress.cli.search import print_search
 from llmcompress.errors import DataError, ModelError, ResourceError, UsageError
+from llmcompress.evaluation import measurement
+from llmcompress.evaluation.graph import add_scores
 from llmcompress.evaluation.statistics import TokenScores
 from llmcompress.loaders.resolving import resolve
 from llmcompress.searching.candidates import Candidate
@@ -127,16 +129,32 @@ def test_the_front_falls_from_the_smallest_to_the_best(found: tuple[Path, Search
 
 
 def test_a_limit_of_quality_gives_the_smallest_that_keeps_it(
-    demo_checkpoint: Path, text: Path, tmp_path: Path, found: tuple[Path, SearchReport]
+    demo_checkpoint: Path,
+    text: Path,
+    tmp_path: Path,
+    found: tuple[Path, SearchReport],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    kinds: list[str] = []
+
+    def watched(model: Any, kind: Any, **options: Any) -> None:
+        kinds.append(kind)
+        add_scores(model, kind, **options)
+
+    monkeypatch.setattr(measurement, "add_scores", watched)
     # What a search that was killed has left goes.
     (tmp_path / "new" / ".out.search" / "searched").mkdir(parents=True)
-    report = llmcompress.search(demo_checkpoint, _spec(text, max_kl=0.05), tmp_path / "new" / "out")
+    report = llmcompress.search(demo_checkpoint, _spec(text, max_kl=0.05, num_probes=2), tmp_path / "new" / "out")
     assert [each.name for each in (tmp_path / "new").iterdir()] == ["out"]
     plan = report.contenders[0]
     # The limit is held on the windows of the sensitivity; the verdict is on others.
     assert plan.kl_divergence.value == pytest.approx(0.05, rel=0.25)
     assert plan.size_bytes < found[1].contenders[0].size_bytes
+    # Two plans were measured for corrections, then at least one for the limit: the original answered once, and again
+    # on the windows of the verdict.
+    assert kinds[:3] == ["divergence", "divergence", "logits"]
+    assert kinds.count("divergence") > 3
+    assert kinds.count("logits") == 2
 
 
 def test_a_person_sees_the_contenders_and_the_choice(

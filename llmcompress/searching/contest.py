@@ -83,6 +83,16 @@ class Output(NamedTuple):
     offline: bool = False
 
 
+class Contest(NamedTuple):
+    """What contenders are scored on."""
+
+    windows: EvaluationWindows
+    spec: SearchSpec
+    """How they are fed."""
+    logits_dir: Path
+    """Where the original's logits wait for the next ones on these windows."""
+
+
 class Workshop(NamedTuple):
     """The original, and where contenders are made and scored."""
 
@@ -138,11 +148,12 @@ class Workshop(NamedTuple):
         return AT_ONCE * (self.crew.num_machines if self.crew else 1)
 
     def score(self, directories: Sequence[Path], windows: EvaluationWindows) -> tuple[Scored, ...]:
-        """Score contenders against the original in exact execution, which runs once for all, on each machine."""
+        """Score contenders in exact execution against the original, which runs once on each machine."""
+        contest = Contest(windows, self.spec, self.place / "logits")
         if self.crew is None or len(directories) == 1:
-            return score_contenders(self.loaded, directories, windows, self.spec, self.progress)
+            return score_contenders(self.loaded, directories, contest, self.progress)
         shares = self.crew.shares(directories)
-        calls = [{"directories": share, "windows": windows, "spec": self.spec} for share in shares]
+        calls = [{"directories": share, "contest": contest} for share in shares]
         found = self.crew.carry_out("measure", score_there, calls, self.progress)
         by_directory = {
             directory: scored
@@ -153,22 +164,21 @@ class Workshop(NamedTuple):
 
 
 def score_contenders(
-    loaded: LoadedModel, directories: Sequence[Path], windows: EvaluationWindows, spec: SearchSpec, progress: Reporter
+    loaded: LoadedModel, directories: Sequence[Path], contest: Contest, progress: Reporter
 ) -> tuple[Scored, ...]:
     """Score artifacts against the original in exact execution.
 
     Args:
         loaded: The original.
         directories: Of artifacts.
-        windows: To score.
-        spec: How they are fed.
+        contest: What on.
         progress: Told of windows.
     """
     exact = properties_of(DEVICE, "pinned")
     models = [ModelOnDevice(load(each, tokenizer=False).reading_text(), DEVICE, exact) for each in directories]
     reference = ModelOnDevice(loaded.reading_text(), DEVICE, exact)
-    chunk = recurrent_chunk(None, [loaded]) or spec.evaluation().effective_chunk
-    return score_at_once(models, reference, Feed(windows, chunk), progress)
+    chunk = recurrent_chunk(None, [loaded]) or contest.spec.evaluation().effective_chunk
+    return score_at_once(models, reference, Feed(contest.windows, chunk), progress, logits_dir=contest.logits_dir)
 
 
 def score_there(
@@ -176,13 +186,12 @@ def score_there(
     source: str,
     access: Access,
     directories: Sequence[Path],
-    windows: EvaluationWindows,
-    spec: SearchSpec,
+    contest: Contest,
     progress: Reporter,
     logs: object,
 ) -> tuple[Scored, ...]:
     """As ``score_contenders``, on another machine."""
-    found = score_contenders(loaded_there(source, access, progress), directories, windows, spec, progress)
+    found = score_contenders(loaded_there(source, access, progress), directories, contest, progress)
     for each in found:
         each.cache.forget()
     return found
