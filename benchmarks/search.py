@@ -5,7 +5,8 @@ different windows of one text; every contender is scored on the same windows, pi
 search tries GPTQ as well, and so do its rivals. With ``--grid`` the plans of one search at all sizes are held against
 the best of a fixed grid of NNCF's recipes, which are made and scored once and kept in that file; with ``--k-quants``
 against llama.cpp's mixtures, whose bytes are the limits. ``--predictions`` makes plans near each size and says how far
-off they were predicted; ``--speed`` does so for their time a token, next to plans of the same bytes chosen for size.
+off they were predicted; ``--speed`` does so for their time a token, next to plans of the same bytes chosen for size;
+``--neighbours`` measures what decoder layers of the best plan lose together over what each loses alone.
 
     python benchmarks/search.py --source ../shared/models/ref-llama-8m --text ../shared/data/wikitext2-test-part1.txt
         --calibration ../shared/data/calibration-wiki.txt --grid grid.jsonl
@@ -17,6 +18,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -33,11 +35,11 @@ from llmcompress.benchmarking.token_times import model_times
 from llmcompress.evaluation.statistics import divergence
 from llmcompress.loaders.loaded_model import load
 from llmcompress.report.estimate import interval_text
-from llmcompress.searching.candidates import uniform
-from llmcompress.searching.contest import AT_ONCE, Output, Workshop
+from llmcompress.searching.candidates import BACKUP, uniform
+from llmcompress.searching.contest import AT_ONCE, Output, Planned, Workshop
 from llmcompress.searching.repair import redrawn
 from llmcompress.searching.search import corrected_table, predicted_table, uncompressed, workshop
-from llmcompress.searching.solver import fastest, least_damage, total_kl, total_seconds
+from llmcompress.searching.solver import Plan, fastest, least_damage, total_kl, total_seconds
 from llmcompress.searching.speed import timed
 from llmcompress.searching.windows import search_windows
 from llmcompress.spec import Calibration, Recipe
@@ -58,6 +60,8 @@ GRID = (
 Point = tuple[str, int, float]
 """A recipe's name, its bytes and its KL divergence."""
 PLANS_PER_SIZE = 4
+NUM_PAIRS = 5
+"""Of neighbours, at least, where the model has so many layers."""
 QUANTILE = 0.05
 """Of the times of tokens: what other work on the machine does to most of them is not in it."""
 NUM_PROCESSES = 3
@@ -100,6 +104,7 @@ def main() -> None:
     parser.add_argument("--k-quants", action="store_true", help="take llama.cpp's mixtures as limits and rivals")
     parser.add_argument("--predictions", action="store_true", help="measure plans near each size, without searches")
     parser.add_argument("--speed", choices=("decode", "prefill"), help="the same with their time a token")
+    parser.add_argument("--neighbours", action="store_true", help="measure pairs of decoder layers of each size's plan")
     parser.add_argument("--candidates", nargs="+", help="formats that weights may take; the default of a search")
     parser.add_argument("--num-windows", type=int, default=32)
     args = parser.parse_args()
@@ -112,6 +117,8 @@ def main() -> None:
         bench = Bench(args.source, given, Path(folder))
         if args.predictions:
             predictions(bench, args.sizes)
+        elif args.neighbours:
+            neighbours(bench, args.sizes)
         elif args.speed:
             speeds(bench, args.sizes, args.speed)
         else:
@@ -206,23 +213,60 @@ def predictions(bench: Bench, names: list[str]) -> None:
         first = least_damage(better.permitted, limit.size_bytes)
         others = redrawn(better.permitted, limit.size_bytes, 0, REDRAWN_BY)
         plans = [each for each in itertools.chain([first], itertools.islice(others, PLANS_PER_SIZE - 1)) if each]
-        made = [shop.planned(each, better, Output(shop.place / f"plan-{n}")) for n, each in enumerate(plans)]
-        scored = [
-            each
-            for start in range(0, len(made), AT_ONCE)
-            for each in shop.score([one.directory for one in made[start : start + AT_ONCE]], shop.held_out)
-        ]
-        for number, (one, each) in enumerate(zip(made, scored, strict=True)):
-            true = float(each.scores.values["kl"].mean())
+        for number, (one, true) in enumerate(measured_plans(shop, better, plans)):
             guesses = [table_.predicted(table_.same(one.plan)) for table_ in (plain, better)]
             errors.append([abs(guess / true - 1) for guess in guesses])
             row = (limit.name, "best" if number == 0 else "other", f"{one.size_bytes / 1e6:.2f}")
             print(json.dumps([*row, *guesses, true]), flush=True)
             table.add_row(*row, *(f"{value:.3g}" for value in (*guesses, true)))
-            each.cache.forget()
     Console(width=140).print(table)
     before, after = np.median(errors, axis=0)
     print(f"{len(errors)} plans, median error {before:.1%} uncorrected, {after:.1%} corrected")
+
+
+def measured_plans(shop: Workshop, table: Any, plans: Iterable[Plan]) -> Iterator[tuple[Planned, float]]:
+    """Each plan as made, and its KL divergence on the windows of the verdict."""
+    waiting = iter(plans)
+    for some in iter(lambda: list(itertools.islice(waiting, AT_ONCE)), []):
+        made = [shop.planned(each, table, Output(shop.place / f"plan-{n}")) for n, each in enumerate(some)]
+        for one, scored in zip(made, shop.score([one.directory for one in made], shop.held_out), strict=True):
+            scored.cache.forget()
+            yield one, float(scored.scores.values["kl"].mean())
+
+
+def neighbours(bench: Bench, names: list[str]) -> None:
+    """Of the best plan at each size what two decoder layers lose together, over the sum of what each loses alone.
+
+    All other weights are at 8 bits, and what a model of 8 bits loses is taken off everything. Pairs next to each other,
+    and for comparison pairs that are half of the model apart.
+    """
+    plain, table = None, Table("bytes of", "layers", "each alone", "together", "over the sum")
+    for limit in uniform_limits(bench, names):
+        shop = shop_of(bench, limit.size_bytes)
+        plain = plain or predicted_table(shop, uncompressed(shop))
+        plan = least_damage(plain.permitted, limit.size_bytes)
+        assert plan is not None
+        backup = {each.weight: each for each in plain.candidates if each.format == BACKUP}
+        blocks = {name: int(found[1]) for name in plan if (found := re.search(r"\.(\d+)\.", name))}
+        num_blocks = max(blocks.values()) + 1
+        firsts = range(0, num_blocks - 1, max(1, num_blocks // NUM_PAIRS))
+        pairs = [(n, n + apart) for apart in (1, num_blocks // 2) for n in firsts if n + apart < num_blocks]
+        wanted: list[tuple[int, ...]] = [(), *((block,) for block in sorted({*itertools.chain(*pairs)})), *pairs]
+        wanted += [tuple(range(num_blocks))]
+        plans = [
+            {name: each if blocks.get(name) in some else backup.get(name, each) for name, each in plan.items()}
+            for some in wanted
+        ]
+        found = [kl for _, kl in measured_plans(shop, plain, plans)]
+        losses = {some: kl - found[0] for some, kl in zip(wanted, found, strict=True)}
+        for some in (*pairs, wanted[-1]):
+            alone = [losses[(block,)] for block in some if (block,) in losses]
+            over = losses[some] / sum(alone) if len(alone) == len(some) else float("nan")
+            print(json.dumps([limit.name, some, alone, losses[some], over]), flush=True)
+            each_alone = " + ".join(f"{value:.3g}" for value in alone) if len(some) == 2 else ""
+            label = ", ".join(map(str, some)) if len(some) == 2 else "all"
+            table.add_row(limit.name, label, each_alone, f"{losses[some]:.3g}", f"{over:.3f}")
+    Console(width=140).print(table)
 
 
 def speeds(bench: Bench, names: list[str], phase: Any) -> None:
