@@ -75,7 +75,7 @@ def test_what_was_not_measured_does_not_pass() -> None:
     assert {check.detail for check in record.checks} == {"no --reference was given"}
     bound = gate_record(threshold_checks(GATE, measured(exact=False)))
     assert bound.passed is None
-    assert bound.checks[0].detail == "only a lower bound was measured; take --reference-scores exact"
+    assert bound.checks[0].detail == "only a lower bound was measured; take --reference-scores exact or rounded"
     assert gate_record(threshold_checks(GATE, measured(kl=0.03, exact=False))).passed is False
     assert bound.status == record.status == "not_judged"
 
@@ -136,7 +136,7 @@ def test_of_two_graphs_the_worse_one_counts() -> None:
     bound, other = measured(kl=0.001, exact=False), measured(kl=0.015)
     (open_one, _) = worst_checks(gate, {"stateful": other, "paged": bound})
     assert (open_one.passed, open_one.value) == (None, 0.001)
-    assert open_one.detail == "only a lower bound was measured; take --reference-scores exact"
+    assert open_one.detail == "only a lower bound was measured; take --reference-scores exact or rounded"
     assert worst_checks(gate, {"paged": other}) == threshold_checks(gate, other)
     assert worst_checks(gate, {}) == threshold_checks(gate, None)
 

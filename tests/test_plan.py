@@ -89,6 +89,7 @@ def test_a_plan_and_its_jobs(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("- source: some/hub-model", "- source: ./checkpoint", "5:5: models[1].revision", "no effect on a", "remove"),
         ("text.txt", "missing.txt", "16:14: evaluation.dataset", "there is no file", "check the path"),
         ("seq_len: 64", "seq_len: 64, reference_scores: cached", "noise_floor", "runs two models", "remove one"),
+        ("seq_len: 64", "seq_len: 64, reference_scores: rounded", "noise_floor", "rounded scores avoid", "remove"),
         ("noise_floor: true", "split_damage: true, precision: pinned", "split_damage", "shows what the runtime", ""),
         ("noise_floor: true", "split_damage: true, chunk: 64", "16:66: evaluation.chunk", "needs chunks", "smaller"),
         ("[8]", "8", "17:13: benchmark.prompt_tokens", "got 8; accepted: a list", ""),

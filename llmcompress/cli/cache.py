@@ -34,6 +34,7 @@ KINDS = {
     "candidates": "weights that searches made by GPTQ",
     "speeds": "how long single products take on this machine",
     "reference-scores": "likeliest tokens of originals",
+    "reference-logits": "logits of originals in interrupted evaluations",
     "evaluations": "scores of interrupted evaluations",
     "durations": "how long steps took",
     "graphs": "graphs of architectures, for other checkpoints",

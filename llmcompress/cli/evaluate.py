@@ -61,8 +61,9 @@ def evaluate(
         str,
         typer.Option(
             "--reference-scores",
-            metavar="auto|exact|cached",
-            help="Both models at once, or one after the other with the reference's top tokens kept: a lower bound.",
+            metavar="auto|exact|rounded|cached",
+            help="Both models at once (exact), or one after the other: with the reference's logits rounded on disk, or "
+            "its top tokens kept (cached), a lower bound.",
         ),
     ] = "auto",
     noise_floor: Annotated[
@@ -128,7 +129,7 @@ def evaluate(
         return
     from llmcompress.evaluation.evaluate import evaluate as evaluate_model
 
-    check_choice("--reference-scores", reference_scores, ("auto", "exact", "cached"))
+    check_choice("--reference-scores", reference_scores, ("auto", "exact", "rounded", "cached"))
     task_names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     if tasks is not None and not task_names:
         raise UsageError(f"got {tasks!r}; names with commas between are accepted", where="--tasks")

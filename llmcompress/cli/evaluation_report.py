@@ -86,7 +86,7 @@ def _reason(report: EvalReport) -> str:
     if report.verdict != "cannot tell" or found is None:
         return ""
     if not found.exact:
-        return ": only a lower bound was measured; take --reference-scores exact"
+        return ": only a lower bound was measured; take --reference-scores exact or rounded"
     if found.kl_divergence.high is None:
         return ": one window has no interval; take more text"
     return ": more text would narrow the intervals"
@@ -198,6 +198,8 @@ def _divergence_table(report: EvalReport) -> Table:
     row("  median, p90, p99, p99.9, max", _percentiles)
     if first.captured_mass is not None:
         row("  mass in the top tokens", lambda record: f"{record.captured_mass:.2%}")
+    if first.logits_error:
+        row("  error of the reference's logits", lambda record: f"at most {record.logits_error:.2g}")
     if report.noise_floor is not None:
         floor = report.noise_floor
         text = interval_text(floor.kl_divergence)

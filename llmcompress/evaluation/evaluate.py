@@ -11,6 +11,7 @@ from llmcompress.errors import ResourceError
 from llmcompress.evaluation.artifact_report import store_report
 from llmcompress.evaluation.diagnostics import DiagnosticResults, diagnose
 from llmcompress.evaluation.gate import combined, gate_record, picture_checks, verdict, worst_checks, worst_verdict
+from llmcompress.evaluation.in_turn import rounded_logits, score_in_turn
 from llmcompress.evaluation.measurement import (
     ModelOnDevice,
     Scored,
@@ -85,11 +86,13 @@ def evaluate(
             ``adapters``).
         max_context: Tokens that the model's positions reach, where its configuration states another context.
         file: The GGUF or ONNX file that is meant, of the reference where there is one, that has several.
-        reference_scores: ``exact``: both models at once, over the full vocabulary. ``cached``: one after the other, the
-            reference's likeliest tokens kept for later runs, a lower bound. ``auto``: exact where memory suffices.
-        keep_logits_in: Directory for the reference's logits, where both models run at once: the next candidates find
-            them there, and the reference is scored once, exactly. They take four bytes for each scored token and each
-            token of the vocabulary; whoever gave the directory removes it.
+        reference_scores: ``exact``: both models at once, over the full vocabulary. ``rounded``: the same, one after the
+            other, the reference's logits kept on disk meanwhile, each within 1/1024 of a nat. ``cached``: one after the
+            other, the reference's likeliest tokens kept for later runs, a lower bound. ``auto``: exact where memory
+            suffices, else rounded where the disk does.
+        keep_logits_in: Directory for the reference's logits: the next candidates find them there, and the reference is
+            scored once. They take four bytes for each scored token and each token of the vocabulary, rounded ones two;
+            whoever gave the directory removes it.
         gate: Thresholds, in addition to those of the artifact's recipe.
         probe_context: Tokens after which logits must still be finite (None: ``spec.seq_len``).
         num_generations: Continuations to compare with the reference's.
@@ -155,18 +158,19 @@ def score(request: EvalRequest, prepared: Prepared, stages: Stages, progress: Re
     candidates, reference, feed = prepared.candidates, prepared.reference, prepared.feed
     how = request.reference.scores
     if reference is not None and how == "auto":
-        how = _affordable(prepared.candidate, reference, at_once=request.diagnostics.runs_pairs)
+        how = _affordable(prepared, reference, request)
+    logits_dir = request.reference.logits_dir
     with stages.stage("score"), undisturbed():
         if reference is not None and how == "exact" and _fit((*candidates, reference)):
-            logits_dir = request.reference.logits_dir
             return score_at_once(candidates, reference, feed, progress, logits_dir=logits_dir)
+        if reference is not None and how == "rounded":
+            return score_in_turn(candidates, reference, feed, progress, logits_dir=logits_dir)
         scored = []
         for number, candidate in enumerate(candidates):
             stage = f"score, {candidate.backend}" if number else "score"
             if reference is None:
                 scored.append(score_alone(candidate, feed, progress, stage=stage))
             elif how == "exact":
-                logits_dir = request.reference.logits_dir
                 scored.append(
                     score_side_by_side(candidate, reference, feed, progress, stage=stage, logits_dir=logits_dir)
                 )
@@ -181,7 +185,13 @@ def judge(request: EvalRequest, prepared: Prepared, scored: Sequence[Scored], di
     for candidate, each in zip(prepared.candidates, scored, strict=True):
         found = None
         if prepared.reference is not None:
-            found = divergence(each.scores, spec.confidence, top_k=each.top_k, captured_mass=each.captured_mass)
+            found = divergence(
+                each.scores,
+                spec.confidence,
+                top_k=each.top_k,
+                captured_mass=each.captured_mass,
+                logits_error=each.logits_error,
+            )
         record = BackendRecord(
             backend=candidate.backend,
             properties=each.properties,
@@ -245,18 +255,19 @@ def report(
     )
 
 
-def _affordable(candidate: ModelOnDevice, reference: ModelOnDevice, *, at_once: bool) -> ReferenceScores:
-    """Both models at once where memory suffices."""
-    if _fit((candidate, reference)):
+def _affordable(prepared: Prepared, reference: ModelOnDevice, request: EvalRequest) -> ReferenceScores:
+    """Both models at once where memory suffices; else one after the other, over the full vocabulary where disk does."""
+    if _fit((prepared.candidate, reference)):
         return "exact"
-    if at_once:
-        needed, available = _needed_bytes((candidate, reference)), memory().available
+    if request.diagnostics.runs_pairs:
+        needed, available = _needed_bytes((prepared.candidate, reference)), memory().available
         raise ResourceError(
             f"`noise_floor` and `split_damage` run two models at once: about {needed / 1e9:.1f} GB are needed, "
             f"{available / 1e9:.1f} GB are free",
-            hint="leave them out: the rest goes with the reference's scores cached",
+            hint="leave them out: the rest goes with one model after the other",
         )
-    return "cached"
+    kept = rounded_logits(prepared.candidates, reference, prepared.feed, request.reference.logits_dir)
+    return "rounded" if kept.has_room else "cached"
 
 
 def _fit(models: Sequence[ModelOnDevice]) -> bool:

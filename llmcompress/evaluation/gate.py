@@ -34,7 +34,7 @@ def threshold_checks(gate: Gate, divergence: DivergenceRecord | None) -> tuple[C
             # What is not a number is beyond every limit.
             passed = value >= required if name == "min_top1_agreement" else value <= required
         if name == "max_kl" and passed and divergence and not divergence.exact:
-            passed, detail = None, "only a lower bound was measured; take --reference-scores exact"
+            passed, detail = None, "only a lower bound was measured; take --reference-scores exact or rounded"
         checks.append(Check(name=name, passed=passed, value=value, required=required, detail=detail))
     return tuple(checks)
 

@@ -66,6 +66,8 @@ class Scored(NamedTuple):
     """To be forgotten when the evaluation is done."""
     top_k: int | None = None
     captured_mass: float | None = None
+    logits_error: float = 0.0
+    """Of each of the reference's logits, in nats, at most."""
 
 
 def score_alone(candidate: ModelOnDevice, feed: Feed, progress: Reporter, *, stage: str = "score") -> Scored:
@@ -108,8 +110,21 @@ def score_at_once(
     logits_dir: Path | None = None,
 ) -> tuple[Scored, ...]:
     """As ``score_side_by_side``, with several forms of one model, for which the reference runs once."""
+    kept = None if logits_dir is None else kept_logits(logits_dir, reference, feed)
+    return score_against_kept(candidates, reference, feed, progress, kept, stage=stage)
+
+
+def score_against_kept(
+    candidates: Sequence[ModelOnDevice],
+    reference: ModelOnDevice,
+    feed: Feed,
+    progress: Reporter,
+    kept: LogitsCache | None,
+    *,
+    stage: str = "score",
+) -> tuple[Scored, ...]:
+    """As ``score_at_once``; the reference is compiled only where something is not kept of it."""
     made = batches(feed, vocabulary_size(reference.loaded.model))
-    kept = None if logits_dir is None else _logits_cache(logits_dir, reference, feed, made)
     seconds = [candidate.scorer("divergence") for candidate in candidates]
     known = kept.properties() if kept else None
     compiled = None
@@ -128,7 +143,8 @@ def score_at_once(
     as_run = [
         candidate._replace(properties=effective) for candidate, (_, effective) in zip(candidates, seconds, strict=True)
     ]
-    cache = ScoreCache("evaluations", scores_key("pair", feed, *as_run, reference._replace(properties=known)))
+    kind = "rounded pair" if kept is not None and kept.is_rounded else "pair"
+    cache = ScoreCache("evaluations", scores_key(kind, feed, *as_run, reference._replace(properties=known)))
     properties = [(effective, known) for _, effective in seconds]
     return carry_out(ScoringPass(stage, feed, made, cache, run), properties, progress)
 
@@ -192,10 +208,13 @@ def scores_key(kind: str, feed: Feed, *models: ModelOnDevice) -> str:
     )
 
 
-def _logits_cache(directory: Path, reference: ModelOnDevice, feed: Feed, made: Sequence[Batch]) -> LogitsCache:
-    size = vocabulary_size(reference.loaded.model) * 4
+def kept_logits(directory: Path, reference: ModelOnDevice, feed: Feed, *, rounded: bool = False) -> LogitsCache:
+    """Where a reference's logits for a text are kept, in a directory of many."""
+    size = vocabulary_size(reference.loaded.model)
+    made = batches(feed, size)
     rows = sum(len(batch.numbers) * (call.end - call.first) for batch in made for call in calls(batch, feed.chunk))
-    return LogitsCache(directory / scores_key("logits", feed, reference), rows * size)
+    key = scores_key("rounded logits" if rounded else "logits", feed, reference)
+    return LogitsCache(directory / key, rows * size, rounded=rounded)
 
 
 def _with_kl(scores: Arrays) -> Arrays:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from llmcompress.errors import UsageError
 from llmcompress.spec import Access, EvalSpec, Gate
 
-ReferenceScores = Literal["auto", "exact", "cached"]
+ReferenceScores = Literal["auto", "exact", "rounded", "cached"]
 
 
 class Reference(NamedTuple):
@@ -68,9 +68,10 @@ def check_request(request: EvalRequest) -> None:
     """
     _check_reference(request.reference, request.diagnostics)
     _check_split(request.spec, request.diagnostics)
-    if request.reference.scores == "cached" and request.diagnostics.runs_pairs:
+    if request.reference.scores in ("rounded", "cached") and request.diagnostics.runs_pairs:
         raise UsageError(
-            '`noise_floor` and `split_damage` run two models at once, which `reference_scores="cached"` avoids',
+            "`noise_floor` and `split_damage` run two models at once, which "
+            f'`reference_scores="{request.reference.scores}"` avoids',
             hint="leave one or the other out",
         )
     tasks = request.diagnostics.tasks

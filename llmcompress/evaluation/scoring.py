@@ -226,6 +226,8 @@ def score_against(
         made: What is to be scored.
         kept: Where the reference's logits are looked for first, and kept for the next candidate.
     """
+    import openvino as ov
+
     first, others = None, [Scorer(candidate) for candidate in candidates]
     for batch in made:
         planned = list(calls(batch, feed.chunk))
@@ -244,19 +246,13 @@ def score_against(
                 if kept is not None:
                     kept.add(batch.numbers, number, logits.data)
             else:
-                logits = _tensor(known[number])
+                assert kept is not None
+                logits = ov.Tensor(kept.opened(known[number]))
             for scorer, found in zip(others, parts, strict=True):
                 scorer.start(batch, call, **{REFERENCE_LOGITS: logits})
                 found.append((call, scorer.finish()))
             batch.called(call)
         yield batch, [_by_window(batch, feed, found) for found in parts]
-
-
-def _tensor(values: NDArray[Any]) -> ov.Tensor:
-    import numpy as np
-    import openvino as ov
-
-    return ov.Tensor(np.array(values))
 
 
 def _alone(

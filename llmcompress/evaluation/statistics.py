@@ -80,13 +80,21 @@ def perplexity(
 
 
 def divergence(
-    scores: TokenScores, confidence: float, *, top_k: int | None = None, captured_mass: float | None = None
+    scores: TokenScores,
+    confidence: float,
+    *,
+    top_k: int | None = None,
+    captured_mass: float | None = None,
+    logits_error: float = 0.0,
 ) -> DivergenceRecord:
     """Statistics of the candidate against the reference, over the same tokens.
 
     Args:
         scores: With ``nll``, ``reference_nll``, ``kl`` and ``agrees``.
+        confidence: Of the intervals.
         top_k: Given when ``kl`` is a lower bound from the reference's K likeliest tokens.
+        captured_mass: Their mean probability.
+        logits_error: Of each of the reference's logits, at most.
     """
     import numpy as np
 
@@ -99,6 +107,7 @@ def divergence(
         exact=top_k is None,
         top_k=top_k,
         captured_mass=captured_mass,
+        logits_error=logits_error,
         kl_divergence=scores.mean("kl", confidence),
         kl_median=median,
         kl_p90=p90,

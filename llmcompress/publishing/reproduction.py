@@ -75,7 +75,8 @@ def _evaluate(manifest: CompressionReport, report: EvalReport, base: BaseModel, 
         words += _file(base, report.reference.provenance) if same else []
         words += ["--trust-remote-code"] if report.reference.provenance.trust_remote_code else []
     words += eval_options(report, manifest.recipe.gate)
-    words += ["--reference-scores", "cached"] if report.divergence and not report.divergence.exact else []
+    if report.divergence is not None and report.divergence.reference_scores != "exact":
+        words += ["--reference-scores", report.divergence.reference_scores]
     return command_line(["llmcompress", "eval"], [directory], words)
 
 

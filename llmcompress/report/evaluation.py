@@ -95,6 +95,8 @@ class DivergenceRecord(Record):
     top_k: int | None = None
     captured_mass: float | None = None
     """Mean probability of the top K tokens under the reference."""
+    logits_error: float = 0.0
+    """Nats by which each of the reference's logits may be off: 0, or what two bytes hold of it."""
     kl_divergence: Estimate
     """Mean of KL(reference || candidate) per token, in nats."""
     kl_median: float
@@ -111,6 +113,13 @@ class DivergenceRecord(Record):
     perplexity_ratio: Estimate
     rms_probability_change: float
     """Root mean square of the change of the true token's probability."""
+
+    @property
+    def reference_scores(self) -> Literal["exact", "rounded", "cached"]:
+        """How the reference was scored, as an evaluation is told it."""
+        if not self.exact:
+            return "cached"
+        return "rounded" if self.logits_error else "exact"
 
 
 class ModelRecord(Record):

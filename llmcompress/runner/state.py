@@ -166,12 +166,12 @@ def evaluate_reason(
 
 def answers(report: EvalReport, evaluation: Evaluation) -> bool:
     """Whether a report is of the spec and holds all else that is asked."""
-    exact = report.divergence is not None and report.divergence.exact
+    how = report.divergence.reference_scores if report.divergence is not None else None
     generations = report.generations.num_prompts if report.generations else 0
     return (
         report.spec == _with_pictures_by_name(as_reported(evaluation.spec(), report.text.dataset))
         and _backends_measured(report, evaluation)
-        and (evaluation.reference_scores == "auto" or exact == (evaluation.reference_scores == "exact"))
+        and evaluation.reference_scores in ("auto", how)
         and (not evaluation.noise_floor or report.noise_floor is not None)
         and (not evaluation.split_damage or bool(report.split_damage))
         # A text with fewer windows gives fewer prompts.

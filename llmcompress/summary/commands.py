@@ -40,7 +40,7 @@ def _eval(row: Row, report: EvalReport, rows: Sequence[Row]) -> str:
         options += ["--reference", *_reference(report.reference, rows)]
     options += eval_options(report, row.manifest.recipe.gate)
     if report.divergence is not None:
-        options += ["--reference-scores", "exact" if report.divergence.exact else "cached"]
+        options += ["--reference-scores", report.divergence.reference_scores]
     return command_line(["llmcompress", "eval"], [row.directory], options)
 
 

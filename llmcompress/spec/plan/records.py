@@ -120,9 +120,10 @@ class PlanRecipe(StrictModel):
 class Evaluation(EvalSpec):
     """What is measured of every artifact, against the original that it was made from."""
 
-    reference_scores: Literal["auto", "exact", "cached"] = "auto"
-    """``exact``: the whole vocabulary, both models at once. ``cached``: the original's likeliest tokens, scored once
-    for all its artifacts; a lower bound. ``auto``: exact where memory suffices."""
+    reference_scores: Literal["auto", "exact", "rounded", "cached"] = "auto"
+    """``exact``: the whole vocabulary, both models at once. ``rounded``: the same one after the other, the original's
+    logits kept on disk meanwhile, each within 1/1024 of a nat. ``cached``: the original's likeliest tokens, scored once
+    for all its artifacts; a lower bound. ``auto``: exact where memory suffices, else rounded where the disk does."""
     num_generations: Annotated[int, Field(ge=0, le=MAX_COUNT)] = 0
     noise_floor: bool = False
     split_damage: bool = False
@@ -133,10 +134,10 @@ class Evaluation(EvalSpec):
 
     def _refusals(self) -> Iterator[Refusal]:
         yield from super()._refusals()
-        if self.reference_scores == "cached":
+        if self.reference_scores in ("rounded", "cached"):
             for name in ("noise_floor", "split_damage"):
                 if getattr(self, name):
-                    problem = "runs two models at once, which cached scores avoid"
+                    problem = f"runs two models at once, which {self.reference_scores} scores avoid"
                     yield Refusal(name, problem, "remove one of the two")
         if self.split_damage and self.precision == "pinned":
             problem = "shows what the runtime adds, and precision pinned takes that away"
