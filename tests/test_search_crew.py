@@ -13,6 +13,8 @@ import pytest
 import llmcompress
 from llmcompress import SearchReport, SearchSpec
 from llmcompress.errors import DataError, ResourceError, UsageError
+from llmcompress.loaders.source import Source
+from llmcompress.loaders.torch_model import load_torch_model
 from llmcompress.searching import candidates, crew
 from llmcompress.searching.crew import Crew, crew_of
 from llmcompress.searching.shelf import deciding_versions
@@ -71,6 +73,13 @@ def test_machines_find_together_what_one_finds(
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache-together"))
     calls: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(crew, "RayExecutor", _two_here(calls))
+    in_torch: list[str] = []
+
+    def watched(source: Source) -> Any:
+        in_torch.append(source.name)
+        return load_torch_model(source)
+
+    monkeypatch.setattr(candidates, "load_torch_model", watched)
     together = llmcompress.search(demo_checkpoint, _spec(text), tmp_path / "together", executor="ray")
     assert _made(tmp_path / "together") == _made(tmp_path / "alone")
     assert _compared(together) == _compared(alone)
@@ -79,6 +88,8 @@ def test_machines_find_together_what_one_finds(
     assert all(shares)
     assert not shares[0] & shares[1]
     assert "model.embed_tokens.weight" in shares[0] | shares[1]
+    # The other machine has no embedding to make.
+    assert len(in_torch) == 1
     measured = [len(given["directories"]) for name, given in calls if name == "score_there"]
     # Three plans for corrections, and the plan with its rivals.
     assert measured[:2] == [2, 1]

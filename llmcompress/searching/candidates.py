@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -303,7 +304,7 @@ def by_gptq(
     of_tables = itertools.product(formats.looked_up, formats.further)
     if not (all(map(shelf.is_whole, formats.everywhere)) and all(shelf.has(*each) for each in of_tables)):
         if crew is None:
-            _fill(original.loaded, original.model, formats, windows, shelf, progress)
+            _fill(original.loaded, lambda: original.model, formats, windows, shelf, progress)
         else:
             _fill_by_crew(original.loaded, formats, windows, shelf, progress, crew)
         for each in formats.everywhere:
@@ -371,7 +372,7 @@ def make_there(*, source: str, access: Access, share: Share, progress: Reporter,
     """
     loaded = loaded_there(source, access, progress)
     shelf = shelf_of(loaded, share.windows.record, share.between)
-    in_torch = load_torch_model(loaded.source)
+    in_torch = functools.partial(load_torch_model, loaded.source)
     _fill(loaded, in_torch, share.formats, share.windows, shelf, progress, share.names)
     for name in share.names:
         for wanted in share.formats.of(name):
@@ -381,14 +382,14 @@ def make_there(*, source: str, access: Access, share: Share, progress: Reporter,
 
 def _fill(
     loaded: LoadedModel,
-    in_torch: Any,
+    in_torch: Callable[[], Any],
     formats: Formats,
     windows: CalibrationWindows,
     shelf: Shelf,
     progress: Reporter,
     names: Set[str] | None = None,
 ) -> None:
-    """Make what a killed search has not come to; of all weights, or of some."""
+    """Make what a killed search has not come to, of all weights or some; embeddings alone take the model in torch."""
     from llmcompress.compression.fisher import embedding_moments, embedding_names
     from llmcompress.compression.nncf.gptq_formats import Statistics, gptq_in_formats
     from llmcompress.compression.nncf.runs import Samples
@@ -404,10 +405,13 @@ def _fill(
 
     # Of a vision-language model the embeddings of text lie in another graph.
     looked_up = set(map(parameter_name, constants_taken_by(loaded.model, "Gather")))
-    embeddings, moments = embedding_names(in_torch) & looked_up, {}
     if names is not None:
-        embeddings &= names
-    if embeddings:
-        moments = embedding_moments(in_torch, embeddings, windows.token_ids, windows.record.seed, progress)
+        looked_up &= names
+    moments = {}
+    if looked_up:
+        model = in_torch()
+        if embeddings := embedding_names(model) & looked_up:
+            moments = embedding_moments(model, embeddings, windows.token_ids, windows.record.seed, progress)
+        del model
     samples = Samples(list(windows.token_ids), loaded.text_feed())
     gptq_in_formats(loaded.clone().model, Statistics(samples, moments), missing, keep, progress)
