@@ -85,6 +85,19 @@ def test_one_model_after_the_other_tells_what_both_at_once_do(
         assert answers(both, asked) is (how == "exact")
 
 
+def test_paged_graphs_are_given_the_likeliest_tokens_too(
+    models: tuple[Path, Path], spec: EvalSpec, kinds: list[str]
+) -> None:
+    """A further input lies in memory that nothing else may take while the call runs."""
+    stateful, paged = (
+        _evaluated(models, spec.model_copy(update={"backend": each}), reference_scores="cached").divergence
+        for each in ("stateful", "paged")
+    )
+    assert stateful is not None
+    assert paged is not None
+    assert paged.kl_divergence.value == pytest.approx(stateful.kl_divergence.value, rel=1e-3)
+
+
 def test_a_killed_evaluation_goes_on_with_what_was_kept(
     models: tuple[Path, Path], spec: EvalSpec, kinds: list[str]
 ) -> None:

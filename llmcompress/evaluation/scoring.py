@@ -129,6 +129,7 @@ class Scorer:
         self._outputs = [next(iter(port.get_names())) for port in compiled.outputs]
         self._decoder = Decoder(compiled)
         self._num_sequences = 0
+        self._given: dict[str, ov.Tensor] = {}
 
     def begin(self, batch: Batch) -> None:
         """Forget the past."""
@@ -140,6 +141,8 @@ class Scorer:
         import numpy as np
         import openvino as ov
 
+        # A paged graph reads them where they lie, for as long as the call runs.
+        self._given = more
         token_ids = batch.token_ids[:, call.start : call.end]
         targets = batch.token_ids[:, call.start + 1 : call.end + 1]
         values = self._decoder.inputs(token_ids, call.start)
