@@ -155,7 +155,9 @@ def mixtures(bench: Bench) -> Iterator[Limit]:
         table.add_row(each.name, f"{each.size_bytes / 1e6:.2f}", f"{each.as_run:.3g}", alone)
         print(json.dumps({**each._asdict(), "weights_alone": each.weights_alone.value}), flush=True)
     Console(width=140).print(table)
-    return (Limit(each.name, each.size_bytes, each.weights_alone.value) for each in found if each.name != "F16")
+    # Where widths are no multiple of 256, llama.cpp takes other formats, and two mixtures can be one file.
+    by_size = {each.size_bytes: each for each in reversed(found) if each.name != "F16"}
+    return (Limit(each.name, each.size_bytes, each.weights_alone.value) for each in by_size.values())
 
 
 def searches(bench: Bench, limits: Iterable[Limit]) -> None:
