@@ -137,6 +137,9 @@ def main() -> None:
     parser.add_argument("--speed", action="store_true", help="decode speed of the last side to that of the first")
     parser.add_argument("--repetitions", type=int, default=15, help="of the speed")
     args = parser.parse_args()
+    first = next((each for each in args.sides if each in STARTS or each in SEARCHED), None)
+    if first in SEARCHED:
+        parser.error("searched: a side before it gives the limit of bytes, one of " + ", ".join(STARTS))
     os.environ["HF_HUB_OFFLINE"] = "1"
     columns = (
         "format",
@@ -159,7 +162,7 @@ def main() -> None:
                 for side in args.sides:
                     output, started = Path(folder) / f"{mode}-{group_size}-{side}", time.perf_counter()
                     if side in SEARCHED:
-                        recipe = searched(Path(folder) / f"{mode}-{group_size}-plan", fewest, args)
+                        recipe = searched(Path(folder) / f"{mode}-{group_size}-{fewest}-plan", fewest, args)
                         recipe = with_training(recipe, side, args) if side != "searched" else recipe
                     else:
                         recipe = recipe_of(side, mode, group_size, args)
