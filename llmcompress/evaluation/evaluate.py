@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from llmcompress.errors import ResourceError
 from llmcompress.evaluation.artifact_report import store_report
 from llmcompress.evaluation.diagnostics import DiagnosticResults, diagnose
 from llmcompress.evaluation.gate import combined, gate_record, picture_checks, verdict, worst_checks, worst_verdict
-from llmcompress.evaluation.in_turn import rounded_logits, score_in_turn
+from llmcompress.evaluation.in_turn import forget_logits, rounded_logits, score_in_turn
 from llmcompress.evaluation.measurement import (
     ModelOnDevice,
     Scored,
@@ -145,6 +146,8 @@ def evaluate(
         made = store_report(found.path, made)
     for cache in (*(each.cache for each in scored), *diagnosis.caches):
         cache.forget()
+    if prepared.reference is not None and keep_logits_in is None:
+        forget_logits(prepared.candidates, prepared.reference, prepared.feed)
     return made
 
 
@@ -160,6 +163,10 @@ def score(request: EvalRequest, prepared: Prepared, stages: Stages, progress: Re
     if reference is not None and how == "auto":
         how = _affordable(prepared, reference, request)
     logits_dir = request.reference.logits_dir
+    if logits_dir is not None:
+        # A disk that refuses keeps none.
+        with contextlib.suppress(OSError):
+            logits_dir.mkdir(parents=True, exist_ok=True)
     with stages.stage("score"), undisturbed():
         if reference is not None and how == "exact" and _fit((*candidates, reference)):
             return score_at_once(candidates, reference, feed, progress, logits_dir=logits_dir)

@@ -1,11 +1,13 @@
 """The divergence over the full vocabulary where memory holds one model at a time: first the reference, then the others.
 
-The reference's logits wait on disk, rounded (``logits_cache.STEP``). Rounding errors have no sign, so that they leave a
-mean over tokens where it is; of a single token's KL divergence d they change at most about ``STEP * sqrt(2 d)``.
+The reference's logits wait on disk, rounded (``logits_cache.STEP``). Rounding errors have no sign: in a mean over
+tokens they even out but for ``STEP**2 / 24``, 4e-8 nats. Of a single token's KL divergence d, where that is small, they
+change about ``STEP * sqrt(2 d)`` at most.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +28,16 @@ def rounded_logits(
     candidates: Sequence[ModelOnDevice], reference: ModelOnDevice, feed: Feed, logits_dir: Path | None
 ) -> LogitsCache:
     """Where a reference's rounded logits are kept: in the directory of those who measure several, else in the cache."""
-    # No other evaluation removes them from there.
-    place = logits_dir or cache_dir() / KIND / scores_key("in turn", feed, *candidates, reference)
-    return kept_logits(place, reference, feed, rounded=True)
+    return kept_logits(logits_dir or _place(candidates, reference, feed), reference, feed, rounded=True)
+
+
+def forget_logits(candidates: Sequence[ModelOnDevice], reference: ModelOnDevice, feed: Feed) -> None:
+    """Remove what ``score_in_turn`` keeps in the cache, also of an earlier run that was ended."""
+    shutil.rmtree(_place(candidates, reference, feed), ignore_errors=True)
+
+
+def _place(candidates: Sequence[ModelOnDevice], reference: ModelOnDevice, feed: Feed) -> Path:
+    return cache_dir() / KIND / scores_key("in turn", feed, *candidates, reference)
 
 
 def score_in_turn(
@@ -46,23 +55,23 @@ def score_in_turn(
         reference: It runs first, and only over what is not kept of it yet.
         feed: What is scored.
         progress: Told of the tokens of each model.
-        logits_dir: Where the logits stay for the next candidates; None: in the cache, until all is done.
+        logits_dir: Where the logits stay for the next candidates; None: in the cache, until ``forget_logits``.
 
     Raises:
         ModelError: The reference's logits are not finite.
-        WriteError: The disk has no room for them.
+        WriteError: The disk has no room for them, or they were removed meanwhile.
     """
     kept = rounded_logits(candidates, reference, feed, logits_dir)
     if logits_dir is None:
         hold(kept.directory.parent)
+        with contextlib.suppress(OSError):
+            kept.directory.parent.mkdir(parents=True, exist_ok=True)
     _keep(kept, reference, feed, progress)
     found = []
     for number, candidate in enumerate(candidates):
         stage = f"score, {candidate.backend}" if number else "score"
         (scored,) = score_against_kept((candidate,), reference, feed, progress, kept, stage=stage)
         found.append(scored._replace(logits_error=STEP))
-    if logits_dir is None:
-        shutil.rmtree(kept.directory.parent, ignore_errors=True)
     return tuple(found)
 
 
@@ -87,8 +96,11 @@ def _keep(kept: LogitsCache, reference: ModelOnDevice, feed: Feed, progress: Rep
 
 
 def _no_room(kept: LogitsCache) -> WriteError:
+    needed = f"the reference's logits need {kept.num_bytes / 1e9:.2g} GB of disk"
+    message = f"{needed}, and as much again left free" if kept.refusal is None else f"{needed}: {kept.refusal.strerror}"
     return WriteError(
-        f"the reference's logits need {kept.num_bytes / 1e9:.2g} GB of disk, and as much again left free",
+        message,
         where=str(kept.directory.parent),
-        hint='free disk space, take another disk or fewer windows, or `reference_scores="cached"`',
+        hint="free disk space, take another disk (`LLMCOMPRESS_CACHE` names the one of the cache) or fewer windows, or "
+        '`reference_scores="cached"`',
     )

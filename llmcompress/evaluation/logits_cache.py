@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import ModelError
-from llmcompress.system.files import replacing
+from llmcompress.system.files import free_bytes, replacing
 from llmcompress.system.json_file import noted
 
 if TYPE_CHECKING:
@@ -21,8 +21,13 @@ _SHARE_OF_DISK = 0.5
 _PROPERTIES = "properties.json"
 STEP = 2.0**-10
 """Of rounded logits, in nats: by so much each is off at most, counted from that of the likeliest token."""
+NEAR_NATS = 48
+"""Below the likeliest token's logit; farther down, with a probability of less than 1e-20, steps are of half a nat.
+
+The last of them, 8 thousand nats down, stands for tokens that are ruled out as well.
+"""
+_NUM_NEAR = int(NEAR_NATS / STEP)
 _FARTHEST = 2**16 - 1
-"""Steps below the likeliest token's; what lies farther below, with a probability of 2e-28, is brought there."""
 
 
 class LogitsCache:
@@ -33,17 +38,19 @@ class LogitsCache:
 
         Args:
             directory: Of one reference, text and way to feed it.
-            num_logits: All that will be kept; nothing is where the disk has less than twice that free.
+            num_logits: All that will be kept; nothing is where the disk has less than twice what is missing free.
             rounded: In two bytes each in place of four, off by up to ``STEP``; the likeliest token stays the likeliest.
         """
         self.directory = directory
         self.num_bytes = num_logits * (2 if rounded else 4)
         self.is_rounded = rounded
-        existing = next((each for each in (directory, *directory.parents) if each.exists()), directory)
+        self.refusal: OSError | None = None
+        """Of the disk."""
         try:
-            self.has_room = self.num_bytes <= shutil.disk_usage(existing).free * _SHARE_OF_DISK
-        except OSError:
-            self.has_room = False
+            missing = self.num_bytes - sum(each.stat().st_size for each in directory.glob("*.npy"))
+            self.has_room = missing <= free_bytes(directory) * _SHARE_OF_DISK
+        except OSError as error:
+            self._refused(error)
 
     def properties(self) -> dict[str, str] | None:
         """The reference's effective properties; None where it was not scored yet."""
@@ -67,7 +74,7 @@ class LogitsCache:
         """The logits of one call, f32; of rounded ones the differences to the likeliest token's."""
         import numpy as np
 
-        return kept.astype(np.float32) * np.float32(-STEP) if self.is_rounded else np.array(kept)
+        return _logits_of_steps()[kept] if self.is_rounded else np.array(kept)
 
     def add(self, numbers: Sequence[int], call: int, logits: NDArray[Any]) -> None:
         """Keep the logits of one call, by one rename; a disk that refuses stops no evaluation.
@@ -85,11 +92,15 @@ class LogitsCache:
         if not self.has_room:
             return
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            # Not what it lies in: who gave that may have removed it.
+            self.directory.mkdir(exist_ok=True)
             with replacing(self.directory / name, durable=False) as file:
                 write(file)
-        except OSError:
-            self.has_room = False
+        except OSError as error:
+            self._refused(error)
+
+    def _refused(self, error: OSError) -> None:
+        self.has_room, self.refusal = False, error
 
 
 def _steps(logits: NDArray[Any]) -> NDArray[Any]:
@@ -103,10 +114,23 @@ def _steps(logits: NDArray[Any]) -> NDArray[Any]:
             where="`reference`",
             hint='look for what is wrong with it; `reference_scores="exact"` counts the tokens',
         )
+    # Of a token that is ruled out the difference is beyond f32.
+    with np.errstate(over="ignore"):
+        below = largest - logits
+        counted = np.where(below < NEAR_NATS, below / np.float32(STEP), _NUM_NEAR + 2 * (below - NEAR_NATS))
     # At least 1, for the others; the first of equally likely ones is taken for the likeliest, as greedy decoding does.
-    steps: NDArray[Any] = np.clip(np.rint((largest - logits) / np.float32(STEP)), 1, _FARTHEST).astype(np.uint16)
+    steps: NDArray[Any] = np.clip(np.rint(counted), 1, _FARTHEST).astype(np.uint16)
     np.put_along_axis(steps, logits.argmax(axis=-1)[..., None], 0, axis=-1)
     return steps
+
+
+@functools.cache
+def _logits_of_steps() -> NDArray[Any]:
+    """The logit of each number of steps, f32."""
+    import numpy as np
+
+    steps = np.arange(_FARTHEST + 1)
+    return np.where(steps < _NUM_NEAR, steps * -STEP, -NEAR_NATS - (steps - _NUM_NEAR) / 2).astype(np.float32)
 
 
 def _name(numbers: Sequence[int], call: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmcompress.errors import ModelError
+from llmcompress.errors import ModelError, WriteError
 from llmcompress.evaluation.graph import Kind, add_scores, vocabulary_size
 from llmcompress.evaluation.logits_cache import LogitsCache
 from llmcompress.evaluation.score_cache import ScoreCache, ScoringPass, all_scores
@@ -134,6 +134,12 @@ def score_against_kept(
             kept.keep_properties(known)
 
     def first() -> ov.CompiledModel:
+        if kept is not None and kept.is_rounded:
+            raise WriteError(
+                "the reference's logits were removed while models were measured against them",
+                where=str(kept.directory),
+                hint="run it again, with no other evaluation of the same models and text beside it",
+            )
         return compiled or reference.scorer("logits")[0]
 
     def run(todo: Sequence[Batch]) -> Iterator[tuple[Batch, list[Arrays]]]:

@@ -150,6 +150,7 @@ class Workshop(NamedTuple):
     def score(self, directories: Sequence[Path], windows: EvaluationWindows) -> tuple[Scored, ...]:
         """Score contenders in exact execution against the original, which runs once on each machine."""
         contest = Contest(windows, self.spec, self.place / "logits")
+        contest.logits_dir.mkdir(exist_ok=True)
         if self.crew is None or len(directories) == 1:
             return score_contenders(self.loaded, directories, contest, self.progress)
         shares = self.crew.shares(directories)

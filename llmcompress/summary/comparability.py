@@ -83,7 +83,7 @@ def _divergence_members(rows: Sequence[Row]) -> Iterable[_Member]:
         runtime = [evaluation.reference.properties.get(name, "unknown") for name in _REFERENCE_PROPERTIES]
         facts = {
             "reference": _reference_name(evaluation.reference, rows),
-            "divergence": "exact" if found.exact else f"a lower bound from the reference's top {found.top_k}",
+            "divergence": "over the whole vocabulary" if found.exact else f"a lower bound from the reference's top {found.top_k}",
             **_text_facts(evaluation),
             "runtime of the reference": "execution {}, cache {}, dynamic quantization {}".format(*runtime),
         }
