@@ -96,7 +96,7 @@ class DivergenceRecord(Record):
     captured_mass: float | None = None
     """Mean probability of the top K tokens under the reference."""
     logits_error: float = 0.0
-    """Nats by which each of the reference's logits may be off: 0, or what two bytes hold of all that have a probability."""
+    """Nats by which each of the reference's logits may be off: 0, or what two bytes hold of what is likely at all."""
     kl_divergence: Estimate
     """Mean of KL(reference || candidate) per token, in nats."""
     kl_median: float

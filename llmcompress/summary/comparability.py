@@ -81,9 +81,10 @@ def _divergence_members(rows: Sequence[Row]) -> Iterable[_Member]:
         if evaluation is None or found is None or evaluation.reference is None:
             continue
         runtime = [evaluation.reference.properties.get(name, "unknown") for name in _REFERENCE_PROPERTIES]
+        bound = f"a lower bound from the reference's top {found.top_k}"
         facts = {
             "reference": _reference_name(evaluation.reference, rows),
-            "divergence": "over the whole vocabulary" if found.exact else f"a lower bound from the reference's top {found.top_k}",
+            "divergence": "over the whole vocabulary" if found.exact else bound,
             **_text_facts(evaluation),
             "runtime of the reference": "execution {}, cache {}, dynamic quantization {}".format(*runtime),
         }
