@@ -17,16 +17,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from k_quants import k_quants
+from k_quants import KQuant, k_quants
 from rich.console import Console
 from rich.table import Table
 
@@ -147,9 +149,10 @@ def uniform_limits(bench: Bench, names: list[str]) -> Iterator[Limit]:
 
 def mixtures(bench: Bench) -> Iterator[Limit]:
     """Those of llama.cpp's mixtures, and what they lose."""
-    shop = shop_of(bench, 1)
+    # In a process of its own: what the runtimes keep of these models would lack in the search.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        found = process.submit(measured_mixtures, bench).result()
     table = Table("mixture", "MB", "KL as llama.cpp runs it", "its weights alone")
-    found = list(k_quants(shop.loaded, shop.held_out, bench.folder))
     for each in found:
         alone = interval_text(each.weights_alone, ".3g")
         table.add_row(each.name, f"{each.size_bytes / 1e6:.2f}", f"{each.as_run:.3g}", alone)
@@ -158,6 +161,12 @@ def mixtures(bench: Bench) -> Iterator[Limit]:
     # Where widths are no multiple of 256, llama.cpp takes other formats, and two mixtures can be one file.
     by_size = {each.size_bytes: each for each in reversed(found) if each.name != "F16"}
     return (Limit(each.name, each.size_bytes, each.weights_alone.value) for each in by_size.values())
+
+
+def measured_mixtures(bench: Bench) -> list[KQuant]:
+    """Make each, and measure it on the windows of the verdict."""
+    shop = shop_of(bench, 1)
+    return list(k_quants(shop.loaded, shop.held_out, bench.folder))
 
 
 def searches(bench: Bench, limits: Iterable[Limit]) -> None:
