@@ -97,7 +97,8 @@ def _keep(kept: LogitsCache, reference: ModelOnDevice, feed: Feed, progress: Rep
 
 def _no_room(kept: LogitsCache) -> WriteError:
     needed = f"the reference's logits need {kept.num_bytes / 1e9:.2g} GB of disk"
-    message = f"{needed}, and as much again left free" if kept.refusal is None else f"{needed}: {kept.refusal.strerror}"
+    refusal = kept.refusal and (kept.refusal.strerror or kept.refusal)
+    message = f"{needed}: {refusal}" if refusal else f"{needed}, and as much again left free"
     return WriteError(
         message,
         where=str(kept.directory.parent),
