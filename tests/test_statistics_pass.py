@@ -17,7 +17,6 @@ from llmcompress.graph.segments import segments
 from llmcompress.spec import Recipe
 from llmcompress.system.file_memory import FileMemory
 
-TEXT = Path(__file__).parent.parent.parent / "shared" / "data" / "calibration-wiki.txt"
 RECIPE = {
     "name": "aware",
     "weights": {"mode": "int4_sym", "group_size": 16, "awq": True, "statistics_precision": "bf16"},
@@ -167,11 +166,13 @@ def test_a_processor_without_bf16(ref_model: Path, tmp_path: Path, monkeypatch: 
     check_statistics_precision(Recipe.model_validate({**RECIPE, "weights": weights}))
 
 
-def test_a_run_in_bf16_says_so(tmp_path: Path, inferred: list[set[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_bf16_says_so(
+    tmp_path: Path, inferred: list[set[str]], calibration_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     skip_without_bf16()
     monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
     loaded = llmcompress.load(build_checkpoint(tmp_path / "tiny"))
-    (tmp_path / "text.txt").write_text(TEXT.read_text()[:50_000])
+    (tmp_path / "text.txt").write_text(calibration_text.read_text()[:50_000])
     text = {**RECIPE["calibration"], "dataset": str(tmp_path / "text.txt")}  # type: ignore[dict-item]
     recipe = Recipe.model_validate({**RECIPE, "calibration": text})
     for name in ("first", "second"):

@@ -61,9 +61,9 @@ def evaluate(
         str,
         typer.Option(
             "--reference-scores",
-            metavar="auto|exact|rounded|cached",
-            help="Both models at once (exact), or one after the other: with the reference's logits rounded on disk, or "
-            "its top tokens kept (cached), a lower bound.",
+            metavar="HOW",
+            help="exact: both models at once. rounded: one after the other, the reference's logits on disk. cached: so "
+            "with its top tokens, a lower bound. auto: what memory and disk permit.",
         ),
     ] = "auto",
     noise_floor: Annotated[
