@@ -190,6 +190,8 @@ def test_what_is_kept_needs_no_more_room(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_place_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
     kept = LogitsCache(tmp_path / "gone" / "kept", 4)
+    assert kept.has_room
+    shutil.rmtree(tmp_path / "gone")
     kept.add((0,), 0, np.zeros((1, 1, 4), np.float32))
     assert not kept.has_room
     assert not (tmp_path / "gone").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -163,10 +162,6 @@ def score(request: EvalRequest, prepared: Prepared, stages: Stages, progress: Re
     if reference is not None and how == "auto":
         how = _affordable(prepared, reference, request)
     logits_dir = request.reference.logits_dir
-    if logits_dir is not None:
-        # A disk that refuses keeps none.
-        with contextlib.suppress(OSError):
-            logits_dir.mkdir(parents=True, exist_ok=True)
     with stages.stage("score"), undisturbed():
         if reference is not None and how == "exact" and _fit((*candidates, reference)):
             return score_at_once(candidates, reference, feed, progress, logits_dir=logits_dir)

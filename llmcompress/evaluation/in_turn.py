@@ -7,7 +7,6 @@ change about ``STEP * sqrt(2 d)`` at most.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,8 +63,6 @@ def score_in_turn(
     kept = rounded_logits(candidates, reference, feed, logits_dir)
     if logits_dir is None:
         hold(kept.directory.parent)
-        with contextlib.suppress(OSError):
-            kept.directory.parent.mkdir(parents=True, exist_ok=True)
     _keep(kept, reference, feed, progress)
     found = []
     for number, candidate in enumerate(candidates):

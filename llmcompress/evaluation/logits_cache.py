@@ -49,6 +49,8 @@ class LogitsCache:
         try:
             missing = self.num_bytes - sum(each.stat().st_size for each in directory.glob("*.npy"))
             self.has_room = missing <= free_bytes(directory) * _SHARE_OF_DISK
+            if self.has_room:
+                directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             self._refused(error)
 
@@ -92,8 +94,7 @@ class LogitsCache:
         if not self.has_room:
             return
         try:
-            # Not what it lies in: who gave that may have removed it.
-            self.directory.mkdir(exist_ok=True)
+            # The directory is not made again: whoever gave it may have removed it.
             with replacing(self.directory / name, durable=False) as file:
                 write(file)
         except OSError as error:

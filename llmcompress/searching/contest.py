@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -151,9 +150,6 @@ class Workshop(NamedTuple):
     def score(self, directories: Sequence[Path], windows: EvaluationWindows) -> tuple[Scored, ...]:
         """Score contenders in exact execution against the original, which runs once on each machine."""
         contest = Contest(windows, self.spec, self.place / "logits")
-        # A disk that refuses keeps none.
-        with contextlib.suppress(OSError):
-            contest.logits_dir.mkdir(exist_ok=True)
         if self.crew is None or len(directories) == 1:
             return score_contenders(self.loaded, directories, contest, self.progress)
         shares = self.crew.shares(directories)

@@ -252,8 +252,6 @@ def _logits_dir(directory: Path) -> Iterator[Path]:
     """A directory next to the artifact, on its disk; what a killed run left there goes first."""
     place = directory.with_name(f".{directory.name}.tune-logits")
     shutil.rmtree(place, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        place.mkdir()
     try:
         yield place
     finally:
