@@ -149,7 +149,7 @@ def uniform_limits(bench: Bench, names: list[str]) -> Iterator[Limit]:
 
 def mixtures(bench: Bench) -> Iterator[Limit]:
     """Those of llama.cpp's mixtures, and what they lose."""
-    # In a process of its own: what the runtimes keep of these models would lack in the search.
+    # In a process of its own: the search needs the memory that the runtimes keep of these models.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         found = process.submit(measured_mixtures, bench).result()
     table = Table("mixture", "MB", "KL as llama.cpp runs it", "its weights alone")
