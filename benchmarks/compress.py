@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +86,7 @@ model = OVModelForCausalLM.from_pretrained(source, export=True, compile=False, q
 model.save_pretrained(output)
 """
 
+ENGINE_SIDES = ("nncf", "optimum", "bf16")
 NOT_OF_DATA = ("applying weight compression",)
 """Of NNCF's stages, what a data-free method has as well."""
 
@@ -145,8 +146,10 @@ def compare_one(source: Path, work: Path, recipe: str, runs: int) -> dict[str, o
     return {"case": recipe, "equal_bytes": equal, "bin_bytes": bin_bytes, **summarise(pairs)}
 
 
-def compare_engines(source: Path, work: Path, recipe: str, text: Path | None, runs: int) -> list[dict[str, object]]:
-    """One recipe by our kernels, by ``--engine nncf`` and by Optimum; statistics are collected in every run."""
+def compare_engines(
+    source: Path, work: Path, recipe: str, text: Path | None, runs: int, wanted: Collection[str]
+) -> list[dict[str, object]]:
+    """One recipe by our kernels and by the sides that are wanted; statistics are collected in every run."""
     windows = [f"calibration.dataset={text}", "calibration.num_samples=32", "calibration.seq_len=256"] if text else []
     short = [*windows, "weights.statistics_precision=bf16"]
     python = [sys.executable, "-c"]
@@ -161,6 +164,7 @@ def compare_engines(source: Path, work: Path, recipe: str, text: Path | None, ru
     }
     if text and collects_statistics(recipe, windows) and computes_in_bf16():
         sides["bf16"] = staged("bf16", "llmcompress", short)
+    sides = {side: command for side, command in sides.items() if side == "ours" or side in wanted}
     usages: dict[str, list[Usage]] = {side: [] for side in sides}
     stages: dict[str, list[dict[str, float]]] = {side: [] for side in sides if side != "optimum"}
     equal = dict.fromkeys(sides, 1.0)
@@ -180,9 +184,11 @@ def compare_engines(source: Path, work: Path, recipe: str, text: Path | None, ru
         side: {stage: statistics.median(run[stage] for run in found) for stage in found[0]}
         for side, found in stages.items()
     }
-    pairs = [("ours", "nncf", "against --engine nncf"), ("ours", "optimum", "against optimum's from_pretrained")]
-    if "bf16" in sides:
-        pairs.append(("bf16", "nncf", "statistics in bf16, against --engine nncf"))
+    pairs = [
+        ("ours", "nncf", "against --engine nncf"),
+        ("ours", "optimum", "against optimum's from_pretrained"),
+        ("bf16", "nncf", "statistics in bf16, against --engine nncf"),
+    ]
     return [
         {
             "case": f"{recipe}, {words}",
@@ -191,6 +197,7 @@ def compare_engines(source: Path, work: Path, recipe: str, text: Path | None, ru
             **({"stages_s": {"ours": medians[mine], "the other": medians[other]}} if other in medians else {}),
         }
         for mine, other, words in pairs
+        if mine in sides and other in sides
     ]
 
 
@@ -401,6 +408,9 @@ def main() -> None:
     parser.add_argument(
         "--engines", nargs="*", default=[], metavar="RECIPE", help="packaged recipes, by both engines and Optimum"
     )
+    parser.add_argument(
+        "--sides", nargs="+", default=ENGINE_SIDES, choices=ENGINE_SIDES, help="of --engines, besides our own kernels"
+    )
     parser.add_argument("--text", type=Path, default=None, help="calibration text for --engines: 32 windows of 256")
     parser.add_argument("--no-four", action="store_true", help="leave the four-recipe comparison out")
     shape_arguments(parser)
@@ -410,7 +420,7 @@ def main() -> None:
         results = [compare_one(source, work, recipe, args.runs) for recipe in args.recipes]
         text = args.text.resolve() if args.text else None
         for recipe in args.engines:
-            results += compare_engines(source, work, recipe, text, args.runs)
+            results += compare_engines(source, work, recipe, text, args.runs, args.sides)
         if not args.no_four:
             results.append(compare_four(source, work, args.runs))
     for way in kept:
