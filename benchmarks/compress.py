@@ -86,7 +86,12 @@ model = OVModelForCausalLM.from_pretrained(source, export=True, compile=False, q
 model.save_pretrained(output)
 """
 
-ENGINE_SIDES = ("nncf", "optimum", "bf16")
+COMPARISONS = {
+    "nncf": ("ours", "nncf", "against --engine nncf"),
+    "optimum": ("ours", "optimum", "against optimum's from_pretrained"),
+    "bf16": ("bf16", "nncf", "statistics in bf16, against --engine nncf"),
+}
+"""Of data-aware recipes: which two sides, and what a table says of them."""
 NOT_OF_DATA = ("applying weight compression",)
 """Of NNCF's stages, what a data-free method has as well."""
 
@@ -149,22 +154,28 @@ def compare_one(source: Path, work: Path, recipe: str, runs: int) -> dict[str, o
 def compare_engines(
     source: Path, work: Path, recipe: str, text: Path | None, runs: int, wanted: Collection[str]
 ) -> list[dict[str, object]]:
-    """One recipe by our kernels and by the sides that are wanted; statistics are collected in every run."""
+    """One recipe by our kernels and by what they are compared with; statistics are collected in every run."""
     windows = [f"calibration.dataset={text}", "calibration.num_samples=32", "calibration.seq_len=256"] if text else []
+    if not (text and collects_statistics(recipe, windows) and computes_in_bf16()):
+        wanted = [name for name in wanted if name != "bf16"]
+    if not wanted:
+        raise SystemExit(f"{recipe}: statistics in bf16 need --text, a recipe with data and a processor with bf16")
+    pairs = [COMPARISONS[name] for name in wanted]
     short = [*windows, "weights.statistics_precision=bf16"]
     python = [sys.executable, "-c"]
 
     def staged(name: str, engine: str, overrides: list[str]) -> list[str]:
         return [*python, STAGED, str(source), str(work / name), engine, recipe, *overrides]
 
-    sides = {
+    commands = {
         "ours": staged("ours", "llmcompress", windows),
         "nncf": staged("nncf", "nncf", windows),
         "optimum": [*python, OPTIMUM, str(source), str(work / "optimum"), recipe, *windows],
+        "bf16": staged("bf16", "llmcompress", short),
     }
-    if text and collects_statistics(recipe, windows) and computes_in_bf16():
-        sides["bf16"] = staged("bf16", "llmcompress", short)
-    sides = {side: command for side, command in sides.items() if side == "ours" or side in wanted}
+    # Bytes are compared with ours, whatever else is.
+    compared = {"ours", *(side for pair in pairs for side in pair[:2])}
+    sides = {side: command for side, command in commands.items() if side in compared}
     usages: dict[str, list[Usage]] = {side: [] for side in sides}
     stages: dict[str, list[dict[str, float]]] = {side: [] for side in sides if side != "optimum"}
     equal = dict.fromkeys(sides, 1.0)
@@ -184,11 +195,6 @@ def compare_engines(
         side: {stage: statistics.median(run[stage] for run in found) for stage in found[0]}
         for side, found in stages.items()
     }
-    pairs = [
-        ("ours", "nncf", "against --engine nncf"),
-        ("ours", "optimum", "against optimum's from_pretrained"),
-        ("bf16", "nncf", "statistics in bf16, against --engine nncf"),
-    ]
     return [
         {
             "case": f"{recipe}, {words}",
@@ -197,7 +203,6 @@ def compare_engines(
             **({"stages_s": {"ours": medians[mine], "the other": medians[other]}} if other in medians else {}),
         }
         for mine, other, words in pairs
-        if mine in sides and other in sides
     ]
 
 
@@ -409,7 +414,7 @@ def main() -> None:
         "--engines", nargs="*", default=[], metavar="RECIPE", help="packaged recipes, by both engines and Optimum"
     )
     parser.add_argument(
-        "--sides", nargs="+", default=ENGINE_SIDES, choices=ENGINE_SIDES, help="of --engines, besides our own kernels"
+        "--sides", nargs="+", default=list(COMPARISONS), choices=COMPARISONS, help="what --engines are compared with"
     )
     parser.add_argument("--text", type=Path, default=None, help="calibration text for --engines: 32 windows of 256")
     parser.add_argument("--no-four", action="store_true", help="leave the four-recipe comparison out")
